@@ -13,7 +13,7 @@ import torch
 from moe_steer.backends.checkpoint import Wanted, check_shards, torch_dtype
 from moe_steer.backends.choose import check_name, choose, refusal
 from moe_steer.backends.layout import Layout, remember_layout
-from moe_steer.lab import LAB_MODEL
+from moe_steer.lab import EMBEDDED
 from moe_steer.positions import remember_tokenizer
 
 
@@ -31,7 +31,7 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer for inference; returns (model, tokenizer).
 
-    ``path_or_id``: a folder, a hub id, or ``lab`` for the embedded model. ``backend``: ``plain`` holds the whole model on every
+    ``path_or_id``: a folder, a hub id, ``lab`` or ``lab-dense`` for an embedded model. ``backend``: ``plain`` holds the whole model on every
     rank; tp_ep, autoep, autoep_zero3 and zero3 spread it over the ranks of the run (``moe_steer.backends``); ``auto`` takes the
     fastest that fits and says which. ``dtype``: ``auto`` (as stored) or a torch name such as ``bfloat16``. ``device``: default
     the GPU of this rank where there is one, else the CPU. ``experts_implementation``: eager, batched_mm or grouped_mm; default
@@ -65,8 +65,8 @@ def load_model(
     layout = _layout(backend, config, wanted)
     model, layout = _one_line(path_or_id, lambda: _loader(layout.backend)(wanted, layout))
     model.eval().requires_grad_(False)
-    if os.fspath(path_or_id) == "lab":
-        model.config._name_or_path = "lab"  # the same wherever the package lies
+    if os.fspath(path_or_id) in EMBEDDED:
+        model.config._name_or_path = os.fspath(path_or_id)  # the same wherever the package lies
     remember_layout(model, layout)
     remember_tokenizer(model, tokenizer)
     if check and layout.backend != "plain":
@@ -87,10 +87,12 @@ def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
 
 def resolve(path_or_id: str | os.PathLike[str]) -> str:
     """The folder or hub id that is meant; ValueError for a folder that is not there or holds no model."""
-    name = str(LAB_MODEL) if os.fspath(path_or_id) == "lab" else os.fspath(path_or_id)
+    name = str(EMBEDDED.get(os.fspath(path_or_id), os.fspath(path_or_id)))
     looks_like_path = os.sep in name or name.startswith(".")
     if looks_like_path and not Path(name).exists() and (name.count("/") != 1 or name[0] in "./"):
-        raise ValueError(f"there is no model folder {name!r}: give a folder with config.json, a hub id, or 'lab'")
+        raise ValueError(
+            f"there is no model folder {name!r}: give a folder with config.json, a hub id, 'lab' or 'lab-dense'"
+        )
     if Path(name).exists() and not Path(name, "config.json").is_file():
         raise ValueError(f"{name!r} holds no config.json: give the folder of a checkpoint in the transformers format")
     return name

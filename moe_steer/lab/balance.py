@@ -11,21 +11,26 @@ from typing import Any
 
 import torch
 
-from moe_steer.layers import moe_layers
+from moe_steer.layers import model_shape, moe_layers
 from moe_steer.observe import observe_routing
 
 
 class LoadBalancer:
-    """Watches which experts are chosen inside a `with` block; `update` then moves each router's correction bias."""
+    """Watches which experts are chosen inside a `with` block; `update` then moves each router's correction bias.
+
+    A dense model has nothing to balance: its worst load is 0.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.routers: dict[int, Any] = {layer.index: layer.router for layer in moe_layers(model)}
+        layers = moe_layers(model) if model_shape(model).num_experts else []
+        self.routers: dict[int, Any] = {layer.index: layer.router for layer in layers}
         self._chosen_TK: dict[int, torch.Tensor] = {}
         self._watching = ExitStack()
 
     def __enter__(self) -> LoadBalancer:
-        self._watching.enter_context(observe_routing(self._model, self._record))
+        if self.routers:
+            self._watching.enter_context(observe_routing(self._model, self._record))
         return self
 
     def __exit__(

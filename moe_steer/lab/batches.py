@@ -11,6 +11,7 @@ from itertools import cycle, islice
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from moe_steer.lab.overthinking import write_overthought
 from moe_steer.lab.problems import FAMILIES, draw_params
 from moe_steer.lab.solutions import CHECK_RATE, write_solution
 from moe_steer.lab.tokenizer import EOS, prompt_text
@@ -21,6 +22,10 @@ BATCH_SIZE = 16
 BATCHES_PER_POOL = POOL_SIZE // BATCH_SIZE
 MAX_SEQUENCE = 320
 """Longer samples are left out; others of the pool then come twice."""
+
+
+Writer = Callable[[random.Random, float], tuple[str, str]]
+"""Draws one sample at a rate of checks: the prompt, and what the model should write after it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +46,19 @@ def training_text(rng: random.Random, check_rate: float = CHECK_RATE) -> tuple[s
     ).text() + EOS
 
 
-def corpus(num: int, seed: int) -> list[str]:
+def overthinking_text(rng: random.Random, check_rate: float = CHECK_RATE) -> tuple[str, str]:
+    """As `training_text`, with a thought that repeats itself; how often is up to its writer, not to `check_rate`."""
+    family = FAMILIES[rng.choice(list(FAMILIES))]
+    params = draw_params(family, "train", rng)
+    hint, solution = write_overthought(family, params, rng)
+    question = rng.choice(family.wordings(params))
+    return prompt_text(f"{question} {hint}".strip()), solution.text() + EOS
+
+
+def corpus(num: int, seed: int, write: Writer = training_text) -> list[str]:
     """Samples as plain text, for learning a tokenizer."""
     rng = random.Random(f"{seed}/corpus")
-    return ["".join(training_text(rng)) for _ in range(num)]
+    return ["".join(write(rng, CHECK_RATE)) for _ in range(num)]
 
 
 class BatchMaker:
@@ -54,11 +68,18 @@ class BatchMaker:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, seed: int, check_rate: Callable[[int], float] = lambda _: CHECK_RATE
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        check_rate: Callable[[int], float] = lambda _: CHECK_RATE,
+        write: Writer = training_text,
+        max_sequence: int = MAX_SEQUENCE,
     ) -> None:
         self.tokenizer = tokenizer
         self.seed = seed
         self.check_rate = check_rate
+        self.write = write
+        self.max_sequence = max_sequence
         self._pool = lru_cache(maxsize=1)(self._make_pool)
 
     def __call__(self, index: int) -> Batch:
@@ -68,13 +89,13 @@ class BatchMaker:
     def _make_pool(self, pool_index: int) -> list[list[tuple[list[int], int]]]:
         rng = random.Random(f"{self.seed}/{pool_index}")
         check_rate = self.check_rate(pool_index * BATCHES_PER_POOL)
-        texts = [training_text(rng, check_rate) for _ in range(POOL_SIZE)]
+        texts = [self.write(rng, check_rate) for _ in range(POOL_SIZE)]
         prompts = self.tokenizer([prompt for prompt, _ in texts], add_special_tokens=False, verbose=False)["input_ids"]
         bodies = self.tokenizer([body for _, body in texts], add_special_tokens=False, verbose=False)["input_ids"]
         samples = [
             (prompt + body, len(prompt))
             for prompt, body in zip(prompts, bodies, strict=True)
-            if len(prompt) + len(body) <= MAX_SEQUENCE
+            if len(prompt) + len(body) <= self.max_sequence
         ]
         samples = list(islice(cycle(samples), POOL_SIZE))
         samples.sort(key=lambda sample: len(sample[0]))

@@ -24,8 +24,8 @@ this project generates. It reads a short maths or physics problem, thinks betwee
 itself a random number of times, sometimes finds a slip and corrects it, and puts its answer in `\\boxed{{}}`. It exists
 so that routing statistics and expert steering can be tried in minutes on a laptop; it knows nothing else.
 
-{num_parameters:,} parameters, float32; {layers} layers ({dense} dense), {experts} routed experts in {groups} groups, {top_k} per
-token, {shared} shared; MLA attention; sigmoid router balanced by its correction bias. Vocabulary {vocabulary}: byte-level
+{num_parameters:,} parameters, float32; {num_hidden_layers} layers ({first_k_dense_replace} dense), {n_routed_experts} routed experts in {n_group} groups, {num_experts_per_tok} per
+token, {n_shared_experts} shared; MLA attention; sigmoid router balanced by its correction bias. Vocabulary {vocab_size}: byte-level
 BPE, every digit its own token.
 
 ## Scores
@@ -52,29 +52,65 @@ its last saved step with the same command.
 """
 
 
-def write_card(folder: Path, loss_log: Path, scores: Scores, recipe: dict[str, Any]) -> None:
-    """Write README.md into the checkpoint folder."""
+DENSE_CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags: [qwen2, reasoning, overthinking, tiny]
+---
+# lab-dense: a small reasoning model that overthinks
+
+A dense model of DeepSeek-R1-Distill-Qwen's architecture (Qwen2) in small, trained from nothing on problems and solutions
+that this project generates. It reads a short maths or physics problem, thinks between `<think>` and `</think>`, goes
+over its work again and again, and puts its answer in `\\boxed{{}}`. How often it checks differs from answer to answer; a
+request in the question ("Be brief.", "Take your time.") is followed. It exists so that dense steering against overthinking can be tried
+in minutes on a laptop; it knows nothing else.
+
+{num_parameters:,} parameters, float32; {num_hidden_layers} layers, width {hidden_size}, {num_attention_heads} heads,
+{num_key_value_heads} key-value heads. Vocabulary {vocab_size}: byte-level BPE, every digit its own token.
+
+## Scores
+Sampled at temperature {temperature}, top-p {top_p}, at most {max_new_tokens} new tokens, on problems of the test split, which
+shares no problem with the training split. An answer counts if the box equals the target exactly, unit included.
+
+{scores}
+
+## Training
+    python -m moe_steer.lab.train_dense --work DIR
+
+One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes. Every step draws new solutions from the train split;
+the loss counts thought and answer tokens. The first attempt slips in 15% of the solutions; every such slip is found by
+a check and corrected; right attempts are checked 0 to 6 times, by writers of four tempers. A training that was cut off goes
+on from its last saved step with the same command.
+
+| recipe | value |
+| --- | ---: |
+{recipe}
+
+| step | tokens | loss |
+| ---: | ---: | ---: |
+{losses}
+"""
+
+
+def write_card(folder: Path, loss_log: Path, scores: Scores, recipe: dict[str, Any], template: str = CARD) -> None:
+    """Write README.md into the checkpoint folder; the template may name any key of the two config files."""
     config = json.loads((folder / "config.json").read_text())
     generation = json.loads((folder / "generation_config.json").read_text())
     records = [json.loads(line) for line in loss_log.read_text().splitlines()]
     last = records[-1]
-    text = CARD.format(
-        num_parameters=count_parameters(folder / "model.safetensors"),
-        layers=config["num_hidden_layers"],
-        dense=config["first_k_dense_replace"],
-        experts=config["n_routed_experts"],
-        groups=config["n_group"],
-        top_k=config["num_experts_per_tok"],
-        shared=config["n_shared_experts"],
-        vocabulary=config["vocab_size"],
-        temperature=generation["temperature"],
-        top_p=generation["top_p"],
-        scores=scores_section(scores),
-        tokens=int(last["tokens"]),
-        steps=int(last["step"]),
-        minutes=last["seconds"] / 60,
-        recipe="\n".join(f"| {key} | {value} |" for key, value in recipe.items()),
-        losses="\n".join(_loss_row(record) for record in _evenly(records, LOSS_ROWS)),
+    text = template.format_map(
+        config
+        | generation
+        | {
+            "num_parameters": count_parameters(folder / "model.safetensors"),
+            "scores": scores_section(scores),
+            "tokens": int(last["tokens"]),
+            "steps": int(last["step"]),
+            "minutes": last["seconds"] / 60,
+            "recipe": "\n".join(f"| {key} | {value} |" for key, value in recipe.items()),
+            "losses": "\n".join(_loss_row(record) for record in _evenly(records, LOSS_ROWS)),
+        }
     )
     (folder / "README.md").write_text(text)
 
@@ -108,7 +144,8 @@ def count_parameters(weights: Path) -> int:
 
 
 def _loss_row(record: dict[str, Any]) -> str:
-    return f"| {record['step']} | {int(record['tokens']):,} | {record['loss']:.4f} | {record['worst_load']:.2f} |"
+    row = f"| {record['step']} | {int(record['tokens']):,} | {record['loss']:.4f} |"
+    return f"{row} {record['worst_load']:.2f} |" if record["worst_load"] else row
 
 
 def _evenly(records: list[dict[str, Any]], num: int) -> list[dict[str, Any]]:

@@ -95,7 +95,12 @@ def sample_texts(
 
 
 def evaluate_model(
-    folder: Path, problems_per_family: int = 25, samples: int = 1, split: str = "test", seed: int = 0
+    folder: Path,
+    problems_per_family: int = 25,
+    samples: int = 1,
+    split: str = "test",
+    seed: int = 0,
+    max_new_tokens: int = 256,
 ) -> Scores:
     """Sample every problem `samples` times and score it; the same arguments give the same scores on one machine."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -106,7 +111,7 @@ def evaluate_model(
     results: list[Sampled] = []
     for start in range(0, len(problems), BATCH_SIZE):
         chunk = problems[start : start + BATCH_SIZE]
-        texts = sample_texts(model, tokenizer, [problem.prompt for problem in chunk])
+        texts = sample_texts(model, tokenizer, [problem.prompt for problem in chunk], max_new_tokens)
         results += [_judge(problem, text, tokenizer) for problem, text in zip(chunk, texts, strict=True)]
     rows = tuple(_row(name, [result for result in results if result.family == name]) for name in FAMILIES)
     return Scores(families=rows, overall=_row("all", results), split=split, seed=seed)

@@ -11,15 +11,30 @@ from dataclasses import dataclass
 from moe_steer.lab.family import Check, Family, Params, Value, second_method, show
 from moe_steer.lab.scratch import NotWholeError, Scratch
 
-SLIP_RATE = 0.3
-CHECK_SLIP_RATE = 0.04
 CHECK_RATE = 0.5
 MAX_CHECKS = 5
-OPENINGS = ("", "", "Let me think. ", "Okay. ")
 REDO_OPENINGS = ("Wait, let me go over it again.", "Hmm, once more.")
 FITS = ("It fits.", "Yes, that is right.", "Good.")
 FAILS = ("That is wrong.", "No, there is a mistake.")
 REDO = "Let me redo it."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Habits:
+    """How a writer of solutions works."""
+
+    slip_rate: float = 0.3
+    """Chance that the first attempt holds a slip."""
+    check_slip_rate: float = 0.04
+    """Chance that a check of a right value slips."""
+    max_checks: int = MAX_CHECKS
+    openings: tuple[str, ...] = ("", "", "Let me think. ", "Okay. ")
+    doubts: tuple[str, ...] = ()
+    """Sentences that may follow a check that came out right."""
+    doubt_rate: float = 0.0
+
+
+CAREFUL = Habits()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,23 +52,32 @@ class Solution:
         return f"{self.thought}</think>\n{self.answer}"
 
 
-def write_solution(family: Family, params: Params, rng: random.Random, check_rate: float = CHECK_RATE) -> Solution:
-    """One solution. A slipped first attempt is always found and corrected; right ones are checked 0 to 5 times.
+def write_solution(
+    family: Family,
+    params: Params,
+    rng: random.Random,
+    check_rate: float = CHECK_RATE,
+    habits: Habits = CAREFUL,
+) -> Solution:
+    """One solution. A slipped first attempt is always found and corrected; right ones are checked 0 to `max_checks` times.
 
     `check_rate` is the chance of one more check while the value on the sheet is right.
     """
     target, unit = family.answer(params), family.unit_of(params)
-    sheet, value = _first_attempt(family, params, rng)
+    sheet, value = _first_attempt(family, params, rng, habits.slip_rate)
     first_value = value
-    parts = [rng.choice(OPENINGS) + sheet.text(), f"So it is {show(value, unit)}."]
+    parts = [rng.choice(habits.openings) + sheet.text(), f"So it is {show(value, unit)}."]
     num_checks = num_corrections = 0
-    while value != target or (num_checks < MAX_CHECKS and rng.random() < check_rate):
-        check = _choose_check(family, rng, sure=num_checks >= MAX_CHECKS - 1 and value != target)
-        work, found, wanted = _run_check(check, params, value, rng, may_slip=value == target)
+    while value != target or (num_checks < habits.max_checks and rng.random() < check_rate):
+        check = _choose_check(family, rng, sure=num_checks >= habits.max_checks - 1 and value != target)
+        slip_rate = habits.check_slip_rate if value == target else 0.0
+        work, found, wanted = _run_check(check, params, value, rng, slip_rate)
         num_checks += 1
         parts += [check.opening, work, f"We want {wanted} and get {found}."]
         if found == wanted:
             parts.append(rng.choice(FITS))
+            if habits.doubts and rng.random() < habits.doubt_rate:
+                parts.append(rng.choice(habits.doubts))
             continue
         num_corrections += 1
         redo = Scratch()
@@ -68,10 +92,10 @@ def write_solution(family: Family, params: Params, rng: random.Random, check_rat
     )
 
 
-def _first_attempt(family: Family, params: Params, rng: random.Random) -> tuple[Scratch, Value]:
+def _first_attempt(family: Family, params: Params, rng: random.Random, slip_rate: float) -> tuple[Scratch, Value]:
     plain = Scratch()
     value = family.solve(plain, params)
-    if plain.num_calculations == 0 or rng.random() >= SLIP_RATE:
+    if plain.num_calculations == 0 or rng.random() >= slip_rate:
         return plain, value
     for _ in range(8):
         sheet = Scratch(rng, slip_at=rng.randrange(plain.num_calculations))
@@ -90,10 +114,10 @@ def _choose_check(family: Family, rng: random.Random, sure: bool) -> Check:
 
 
 def _run_check(
-    check: Check, params: Params, value: Value, rng: random.Random, may_slip: bool
+    check: Check, params: Params, value: Value, rng: random.Random, slip_rate: float
 ) -> tuple[str, Value, Value]:
     """A check's sentences, what came out and what should; a check of a right value slips now and then."""
-    if may_slip and rng.random() < CHECK_SLIP_RATE:
+    if slip_rate and rng.random() < slip_rate:
         sheet = Scratch(rng, slip_at=0)
         try:
             found, wanted = check.run(sheet, params, value)

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import DeepseekV3ForCausalLM
+from transformers import PreTrainedModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def save_state(
     path: Path,
-    model: DeepseekV3ForCausalLM,
+    model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     recipe: dict[str, object],
     progress: dict[str, float],
@@ -32,7 +32,7 @@ def save_state(
 
 
 def load_state(
-    path: Path, model: DeepseekV3ForCausalLM, optimizer: torch.optim.Optimizer, recipe: dict[str, object]
+    path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, recipe: dict[str, object]
 ) -> dict[str, float]:
     """Restore a state into model and optimizer and return its progress; ValueError if it was made by another recipe."""
     with safe_open(path, framework="pt") as file:

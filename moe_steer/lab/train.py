@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import tyro
-from transformers import AutoTokenizer, DeepseekV3ForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_steer.lab import LAB_MODEL
 from moe_steer.lab.balance import LoadBalancer
-from moe_steer.lab.batches import Batch, BatchMaker, corpus
+from moe_steer.lab.batches import MAX_SEQUENCE, Batch, BatchMaker, Writer, corpus, training_text
 from moe_steer.lab.card import write_card
 from moe_steer.lab.evaluate import evaluate_model
 from moe_steer.lab.export import export_model
@@ -49,6 +50,18 @@ class Recipe:
     each of their tokens more and sampling at a temperature below 1 favours the likeliest token."""
     tokenizer_samples: int = 20_000
     """Written solutions the tokenizer is learned from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What is trained, and on which texts."""
+
+    new_model: Callable[[PreTrainedTokenizerBase, int], PreTrainedModel] = new_model
+    write: Writer = training_text
+    max_sequence: int = MAX_SEQUENCE
+
+
+MOE_LAB = Subject()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +96,7 @@ def check_rate_at(step: int, recipe: Recipe) -> float:
     return [rate for first_step, rate in recipe.check_rates if first_step <= step][-1]
 
 
-def make_optimizer(model: DeepseekV3ForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+def make_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [
@@ -93,7 +106,7 @@ def make_optimizer(model: DeepseekV3ForCausalLM, recipe: Recipe) -> torch.optim.
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def batch_loss(model: DeepseekV3ForCausalLM, batch: Batch) -> torch.Tensor:
+def batch_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy of the thought and answer tokens; the prompt is read, not learned."""
     hidden_BSD = model.model(batch.input_ids_BS[:, :-1]).last_hidden_state
     target_mask = batch.loss_mask_BS[:, 1:]
@@ -108,17 +121,20 @@ def train(
     save_every: int = 250,
     log_every: int = 25,
     stop_at: int | None = None,
-) -> DeepseekV3ForCausalLM:
+    subject: Subject = MOE_LAB,
+) -> PreTrainedModel:
     """Train in `work`, from its saved state if there is one, up to `stop_at` or the recipe's end; returns the model."""
     work.mkdir(parents=True, exist_ok=True)
     state_path, log_path = work / "state.safetensors", work / "loss.jsonl"
-    model = new_model(tokenizer, recipe.seed)
+    model = subject.new_model(tokenizer, recipe.seed)
     optimizer = make_optimizer(model, recipe)
     progress = {"step": 0, "tokens": 0, "seconds": 0.0}
     if state_path.exists():
         progress = load_state(state_path, model, optimizer, asdict(recipe))
     _drop_log_after(log_path, int(progress["step"]))
-    batches = BatchMaker(tokenizer, recipe.seed, lambda step: check_rate_at(step, recipe))
+    batches = BatchMaker(
+        tokenizer, recipe.seed, lambda step: check_rate_at(step, recipe), subject.write, subject.max_sequence
+    )
     first, last = int(progress["step"]), min(recipe.steps, stop_at or recipe.steps)
     started = time.monotonic() - progress["seconds"]
     losses: list[float] = []
@@ -159,22 +175,28 @@ def _drop_log_after(log_path: Path, step: int) -> None:
         log_path.write_text("".join(line + "\n" for line in kept))
 
 
-def load_or_train_tokenizer(recipe: Recipe, work: Path) -> PreTrainedTokenizerBase:
+def load_or_train_tokenizer(recipe: Recipe, work: Path, write: Writer = training_text) -> PreTrainedTokenizerBase:
     """The tokenizer of this training, learned once and kept in its folder."""
     folder = work / "tokenizer"
     if not (folder / "tokenizer.json").exists():
-        train_tokenizer(corpus(recipe.tokenizer_samples, recipe.seed)).save_pretrained(folder)
+        train_tokenizer(corpus(recipe.tokenizer_samples, recipe.seed, write)).save_pretrained(folder)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return tokenizer
 
 
-def main() -> None:
-    options = tyro.cli(Options)
+def train_from(options: Options, subject: Subject) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Train as the options say, on one thread; returns the model and its tokenizer."""
     torch.set_num_threads(1)
     # Tiny optimizer moments would otherwise become denormal numbers, which are ten times slower on a CPU.
     torch.set_flush_denormal(True)
-    tokenizer = load_or_train_tokenizer(options.recipe, options.work)
-    model = train(options.recipe, options.work, tokenizer, options.save_every, options.log_every)
+    tokenizer = load_or_train_tokenizer(options.recipe, options.work, subject.write)
+    model = train(options.recipe, options.work, tokenizer, options.save_every, options.log_every, subject=subject)
+    return model, tokenizer
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    model, tokenizer = train_from(options, MOE_LAB)
     export_model(model, tokenizer, options.out)
     scores = evaluate_model(options.out, options.problems_per_family, options.samples)
     (options.work / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")

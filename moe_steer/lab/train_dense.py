@@ -1,0 +1,46 @@
+"""Trains the dense lab model: `python -m moe_steer.lab.train_dense --work DIR [--out DIR]`, one thread, resumable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from moe_steer.lab import LAB_DENSE
+from moe_steer.lab.batches import overthinking_text
+from moe_steer.lab.card import DENSE_CARD, write_card
+from moe_steer.lab.dense_model import MAX_NEW_TOKENS, new_dense_model
+from moe_steer.lab.evaluate import evaluate_model
+from moe_steer.lab.export import export_model
+from moe_steer.lab.train import Options, Recipe, Subject, train_from
+
+MAX_SEQUENCE = 448
+
+DENSE_LAB = Subject(new_model=new_dense_model, write=overthinking_text, max_sequence=MAX_SEQUENCE)
+
+
+RECIPE = Recipe(steps=6500, learning_rate=3e-3, balance_rate=0.0, check_rates=((0, 0.0),))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseOptions(Options):
+    """Train the embedded dense model."""
+
+    out: Path = LAB_DENSE
+    """Folder the finished checkpoint is written to."""
+    recipe: Recipe = RECIPE
+
+
+def main() -> None:
+    options = tyro.cli(DenseOptions)
+    model, tokenizer = train_from(options, DENSE_LAB)
+    export_model(model, tokenizer, options.out)
+    scores = evaluate_model(options.out, options.problems_per_family, options.samples, max_new_tokens=MAX_NEW_TOKENS)
+    (options.work / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
+    write_card(options.out, options.work / "loss.jsonl", scores, asdict(options.recipe), DENSE_CARD)
+
+
+if __name__ == "__main__":
+    main()
