@@ -14,6 +14,7 @@ from moe_steer.baking.edits import Change
 from moe_steer.baking.files import (
     Place,
     copy_file,
+    copy_with_edits,
     data_size,
     hard_link,
     refuse_full_disk,
@@ -31,7 +32,7 @@ from moe_steer.baking.residual import plan_residual
 from moe_steer.baking.shards import Checkpoint, open_checkpoint, open_shard
 from moe_steer.baking.staging import refuse_target, staged, staging
 from moe_steer.baking.target_layout import NEW_INDEX, TargetLayout, read_text, target_layout
-from moe_steer.baking.textpatch import apply_patches
+from moe_steer.baking.textpatch import Patch, apply_patches, byte_edits, keeps_length
 from moe_steer.plan import SteeringPlan
 
 HASH_LIMIT = 4 << 30
@@ -57,6 +58,7 @@ def bake(
     ``model_dir``: a folder with config.json and safetensors files; it is only read. ``out_dir`` must not exist, or be empty; it
     appears when all is done, or not at all. ``overlay``: put the changed tensors into a small shard of their own instead of
     rewriting the shards that hold them. Unchanged shards are hard-linked; ``copy`` copies them, ``symlink`` points to them.
+    Every copy shares its source's blocks where the file system can (XFS, btrfs), so that only changes are written.
     ``round_gains``: where a format holds only powers of two, take the nearest one. ``hash_all``: hash unchanged shards as well,
     however large. ValueError for plans and checkpoints that cannot be baked, OSError when writing failed; nothing is left then.
     """
@@ -74,7 +76,7 @@ def bake(
     layout = target_layout(source, changes, created, overlay)
     taken, left_out = side_files(source.folder, source.shards)
     place: Place = copy_file if copy else symbolic_link if symlink else hard_link
-    refuse_full_disk(existing_parent(target), _needed(source, layout, copy))
+    refuse_full_disk(existing_parent(target), _needed(source, layout, copy), source.path(source.shards[0]))
     verdict, bound = overall(work.entries)
     certificate = Certificate(
         verdict=verdict,
@@ -93,7 +95,7 @@ def bake(
         files.update(_write_side_files(source, layout, taken, folder))
         written = tuple(sorted(name for name, file in files.items() if "link" not in file.made))
         certificate = replace(
-            certificate, files_written=written, bytes_written=sum(files[name].size for name in written)
+            certificate, files_written=written, bytes_written=sum(files[name].written for name in written)
         )
         record = Record(
             plan=plan,
@@ -135,9 +137,11 @@ def _place_shards(
     kept = [shard for shard in source.shards if shard not in layout.rewritten]
     hashed = place is copy_file or hash_all or sum(source.path(shard).stat().st_size for shard in kept) <= HASH_LIMIT
     made = "copied" if place is copy_file else "symlinked" if place is symbolic_link else "linked"
+    files = {}
     for shard in kept:
-        place(source.path(shard), folder / layout.names[shard])
-    return {layout.names[shard]: recorded(folder / layout.names[shard], made, shard, hashed) for shard in kept}
+        path = folder / layout.names[shard]
+        files[path.name] = recorded(path, made, shard, hashed, place(source.path(shard), path))
+    return files
 
 
 def _write_shards(source: Checkpoint, layout: TargetLayout, folder: Path) -> dict[str, RecordedFile]:
@@ -145,17 +149,18 @@ def _write_shards(source: Checkpoint, layout: TargetLayout, folder: Path) -> dic
     files = {}
     for shard, changes in layout.rewritten.items():
         path = folder / layout.names[shard]
-        copy_file(source.path(shard), path)
+        size = copy_file(source.path(shard), path)
         with open(path, "r+b") as file:
             for change in changes:
                 for edit in change.edits:
                     for offset, piece in change.edited(source, edit):
                         write_at(file.fileno(), piece, change.tensor.begin + offset)
+                        size += len(piece)
             os.fsync(file.fileno())
-        files[path.name] = recorded(path, "rewritten", shard, True)
+        files[path.name] = recorded(path, "rewritten", shard, True, size)
     if layout.extra:
-        write_overlay(folder / layout.extra, source, layout.extra_changes, layout.created)
-        files[layout.extra] = recorded(folder / layout.extra, "new", None, True)
+        size = write_overlay(folder / layout.extra, source, layout.extra_changes, layout.created)
+        files[layout.extra] = recorded(folder / layout.extra, "new", None, True, size)
     return files
 
 
@@ -168,22 +173,35 @@ def _write_side_files(
         path = staged(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if name in layout.patches:
-            text = apply_patches(read_text(source.folder / name), layout.patches[name], name)
-            write_text(path, text)
+            size = _write_patched(source.folder / name, path, layout.patches[name])
         else:
-            copy_file(source.folder / name, path)
-        files[name] = recorded(path, "patched" if name in layout.patches else "copied", name, True)
+            size = copy_file(source.folder / name, path)
+        files[name] = recorded(path, "patched" if name in layout.patches else "copied", name, True, size)
     if layout.index_text is not None:
-        write_text(folder / NEW_INDEX, layout.index_text)
-        files[NEW_INDEX] = recorded(folder / NEW_INDEX, "new", None, True)
+        size = write_text(folder / NEW_INDEX, layout.index_text)
+        files[NEW_INDEX] = recorded(folder / NEW_INDEX, "new", None, True, size)
     return files
 
 
-def recorded(path: Path, made: str, source: str | None, hashed: bool) -> RecordedFile:
+def _write_patched(source: Path, target: Path, patches: Sequence[Patch]) -> int:
+    """The source's text with its patches: changed in a copy where nothing moves, else written anew; the bytes written."""
+    text = read_text(source)
+    if keeps_length(patches):
+        return copy_with_edits(source, target, byte_edits(text, patches, source.name))
+    return write_text(target, apply_patches(text, patches, source.name))
+
+
+def recorded(path: Path, made: str, source: str | None, hashed: bool, written: int) -> RecordedFile:
     """What steering.json says about a file."""
     status = path.stat()
-    digest = sha256_file(path) if hashed else None
-    return RecordedFile(made=made, source=source, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest)
+    return RecordedFile(
+        made=made,
+        source=source,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        sha256=sha256_file(path) if hashed else None,
+        written=written,
+    )
 
 
 def _proven(

@@ -37,7 +37,8 @@ class Certificate:
     """The verdict over a whole plan and checkpoint. A plan that cannot be baked has none: ``bake`` raises instead.
 
     ``family``: how the layout was recognised, 'verified' (the family is compared with the hooked model in the tests) or
-    'by structure' (only the tensor names speak for it).
+    'by structure' (only the tensor names speak for it). ``bytes_written``: data written for ``files_written``; where the file
+    system lets a copy share its source's blocks, only what differs counts. steering.json, which holds this, comes on top.
     """
 
     verdict: Verdict

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from moe_steer.baking.shards import INDEX_SUFFIX, PIECE
 
-Place = Callable[[Path, Path], None]
-"""(source, target): makes the target hold what the source holds."""
+Place = Callable[[Path, Path], int]
+"""(source, target): makes the target hold what the source holds; returns the bytes of data that were written for it."""
+
+FICLONE = 0x40049409
+"""Linux's request to share all blocks of a file (ioctl_ficlone(2)): XFS, btrfs, bcachefs, OCFS2, NFS 4.2 know it."""
 
 OTHER_WEIGHTS = (
     ".safetensors",
@@ -29,7 +34,7 @@ OTHER_WEIGHTS = (
 )
 
 
-def hard_link(source: Path, target: Path) -> None:
+def hard_link(source: Path, target: Path) -> int:
     """A second name for the same data: no bytes are written. ValueError where the file system has none."""
     try:
         os.link(os.path.realpath(source), target)
@@ -39,21 +44,61 @@ def hard_link(source: Path, target: Path) -> None:
         raise ValueError(
             f"{source.name} cannot be hard-linked into {target.parent.parent.parent} ({os.strerror(error.errno or 0)}): choose a folder of your own on the same file system, or give --copy or --symlink"
         ) from None
+    return 0
 
 
-def symbolic_link(source: Path, target: Path) -> None:
+def symbolic_link(source: Path, target: Path) -> int:
     """A pointer to the source's file: the source must stay where it is."""
     os.symlink(os.path.realpath(source), target)
+    return 0
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy the data, leave holes holes, and put it on the disk."""
+def copy_file(source: Path, target: Path) -> int:
+    """A file of its own with the source's data, on the disk; holes stay holes. Returns the bytes written for it.
+
+    Where the file system can share blocks the two share them, nothing is written, and a later change of either file takes only
+    the blocks it touches.
+    """
+    written = 0
     with open(source, "rb") as reader, open(target, "xb") as writer:
-        size = os.fstat(reader.fileno()).st_size
-        for begin, end in _extents(reader.fileno(), size):
-            _copy_range(reader.fileno(), writer.fileno(), begin, end)
-        writer.truncate(size)
+        if not clone(reader.fileno(), writer.fileno()):
+            size = os.fstat(reader.fileno()).st_size
+            for begin, end in _extents(reader.fileno(), size):
+                _copy_range(reader.fileno(), writer.fileno(), begin, end)
+                written += end - begin
+            writer.truncate(size)
         os.fsync(writer.fileno())
+    return written
+
+
+def copy_with_edits(source: Path, target: Path, edits: Sequence[tuple[int, bytes]]) -> int:
+    """``copy_file``, then other bytes at some offsets; returns the bytes written for both."""
+    written = copy_file(source, target)
+    with open(target, "r+b") as file:
+        for offset, data in edits:
+            write_at(file.fileno(), data, offset)
+            written += len(data)
+        os.fsync(file.fileno())
+    return written
+
+
+def clone(reader: int, writer: int) -> bool:
+    """Let an empty file share all blocks of another one; False where the file system cannot do that."""
+    try:
+        fcntl.ioctl(writer, FICLONE, reader)
+    except OSError:  # whatever was amiss, a plain copy works or says why it does not
+        os.ftruncate(writer, 0)
+        return False
+    return True
+
+
+def can_clone(source: Path, folder: Path) -> bool:
+    """Whether a new file in ``folder`` can share the blocks of ``source``."""
+    try:
+        with open(source, "rb") as reader, tempfile.TemporaryFile(dir=folder) as writer:
+            return clone(reader.fileno(), writer.fileno())
+    except OSError:  # no file can be made there: the writing itself will say why
+        return False
 
 
 def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
@@ -89,12 +134,13 @@ def write_at(descriptor: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def write_text(target: Path, text: str) -> None:
-    """A new file with this text, on the disk."""
-    with open(target, "x", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
+def write_text(target: Path, text: str) -> int:
+    """A new file with this text, on the disk; returns its size in bytes."""
+    data = text.encode("utf-8")
+    with open(target, "xb") as file:
+        write_at(file.fileno(), data, 0)
         os.fsync(file.fileno())
+    return len(data)
 
 
 def sha256_file(path: Path) -> str:
@@ -124,10 +170,10 @@ def side_files(folder: Path, shards: tuple[str, ...]) -> tuple[list[str], list[s
     return taken, left
 
 
-def refuse_full_disk(parent: Path, needed: int) -> None:
-    """ValueError when the target's file system has less room than will be written."""
+def refuse_full_disk(parent: Path, needed: int, source: Path) -> None:
+    """ValueError when the target's file system has less room than will be written, and cannot share ``source``'s blocks."""
     free = shutil.disk_usage(parent).free
-    if needed > free:
+    if needed > free and not can_clone(source, parent):
         raise ValueError(
             f"{parent} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB would be written: make room, or bake with --overlay"
         )

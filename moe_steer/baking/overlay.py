@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from moe_steer.baking.edits import Change
@@ -16,20 +16,30 @@ from moe_steer.baking.shards import SINGLE_FILE, Checkpoint
 SINGLE_AS_FIRST = "model-00001-of-00002.safetensors"
 """What a single file is called beside an overlay: under its own name engines would load it alone."""
 
-_NAMES = ("model-steered.safetensors", "steered.safetensors", "zz-steered.safetensors")
+_NAMES = ("model-steered{}.safetensors", "steered{}.safetensors", "zz-steered{}.safetensors")
 
 
-def overlay_name(source: Checkpoint) -> str:
+def overlay_name(source: Checkpoint, replaced: Collection[str] = ()) -> str:
     """A file name behind all shards of the source, in plain and in natural order.
 
     An engine that loads whole files, not by the index, loads them in one of these orders, and the last copy of a tensor stays.
+    The name is filled up to the length of the ``replaced`` shards' names, if they have one length: then an entry of the index
+    that moves here keeps its length, and the index can be changed in place.
     """
     if source.index is None:
         return "model-00002-of-00002.safetensors"
-    for name in _NAMES:
+    lengths = {len(shard.encode()) for shard in replaced}
+    filled = [_filled(name, *lengths) for name in _NAMES] if len(lengths) == 1 else []
+    for name in [*filter(None, filled), *(name.format("") for name in _NAMES)]:
         if all(name > shard and _natural(name) > _natural(shard) for shard in source.shards):
             return name
     raise ValueError(f"no overlay can come after {max(source.shards)} in the order of names: bake without --overlay")
+
+
+def _filled(name: str, length: int) -> str:
+    """``model-steered-0000.safetensors`` of the given length; '' where the name alone is longer."""
+    missing = length - len(name.format(""))
+    return name.format("-" * bool(missing) + "0" * (missing - 1)) if missing >= 0 else ""
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

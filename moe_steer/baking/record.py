@@ -42,7 +42,8 @@ class RecordedFile:
     """One file of the baked folder. ``made``: linked, symlinked, copied, rewritten, patched or new.
 
     ``source`` is its name in the source, None if there is none; ``sha256`` is None for large linked shards, whose identity
-    rests on ``size``, ``mtime_ns`` and the comparison with the source.
+    rests on ``size``, ``mtime_ns`` and the comparison with the source. ``written``: bytes of data written for it, 0 for a link;
+    a file that shares its source's blocks counts what was changed in it.
     """
 
     made: str
@@ -50,6 +51,7 @@ class RecordedFile:
     size: int
     mtime_ns: int
     sha256: str | None
+    written: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

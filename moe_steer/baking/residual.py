@@ -90,11 +90,11 @@ def plan_residual(source: Checkpoint, shape: CheckpointShape, plan: SteeringPlan
 
 
 def _summed(plan: SteeringPlan, entries: tuple[ResidualVector, ...]) -> dict[int, np.ndarray[Any, Any]]:
-    """Layer -> the sum of its vectors times their strengths, float64."""
+    """Layer -> the sum of what its entries add, float64."""
     sums: dict[int, np.ndarray[Any, Any]] = {}
     for entry in entries:
-        vector_D = plan.load_vector(entry).double().numpy() * entry.strength
-        sums[entry.layer] = sums[entry.layer] + vector_D if entry.layer in sums else vector_D
+        shift_D = plan.load_shift(entry).numpy()
+        sums[entry.layer] = sums[entry.layer] + shift_D if entry.layer in sums else shift_D
     return sums
 
 

@@ -44,7 +44,7 @@ def unbake(
     undone = _undone(baked, record)
     place: Place = copy_file if copy else symbolic_link if symlink else hard_link
     copied = [name for name in record.files if name in undone or (copy and name.endswith(".safetensors"))]
-    refuse_full_disk(existing_parent(target), sum(data_size(folder / name) for name in copied))
+    refuse_full_disk(existing_parent(target), sum(data_size(folder / name) for name in copied), folder / "config.json")
     with staging(target) as restored:
         for name, file in record.files.items():
             if file.source is None:

@@ -43,7 +43,8 @@ def target_layout(
     rewritten: dict[str, list[Change]] = {}
     for change in () if overlay else changes:
         rewritten.setdefault(change.tensor.shard, []).append(change)
-    extra = overlay_name(source) if extra_changes or created else None
+    replaced = {change.tensor.shard for change in extra_changes}
+    extra = overlay_name(source, replaced) if extra_changes or created else None
     names = {shard: kept_name(source, shard) if extra else shard for shard in source.shards}
     patches: dict[str, list[Patch]] = {}
     index_text = None

@@ -21,6 +21,26 @@ def apply_patches(text: str, patches: Iterable[Patch], where: str) -> str:
     return text
 
 
+def keeps_length(patches: Iterable[Patch]) -> bool:
+    """Whether every patch puts as many bytes as it takes, so that nothing behind it moves."""
+    return all(len(old.encode()) == len(new.encode()) for old, new in patches)
+
+
+def byte_edits(text: str, patches: Iterable[Patch], where: str) -> list[tuple[int, bytes]]:
+    """(offset, bytes) of the patches in the file; ValueError when one does not fit or does not keep its length."""
+    data = text.encode()
+    edits: list[tuple[int, bytes]] = []
+    for old, new in ((old.encode(), new.encode()) for old, new in patches):
+        if len(old) != len(new):
+            raise ValueError(f"{where}: {old[:80]!r} cannot become {new[:80]!r} in place, for they differ in length")
+        if data.count(old) != 1:
+            raise ValueError(
+                f"{where} holds {old[:80]!r} {data.count(old)} times instead of once: it was changed by hand"
+            )
+        edits.append((data.index(old), new))
+    return edits
+
+
 def reverse_patches(patches: Iterable[Patch]) -> list[Patch]:
     """What takes the patches back."""
     return [(new, old) for old, new in reversed(list(patches))]

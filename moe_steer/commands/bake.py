@@ -57,7 +57,8 @@ class Bake:
         print(certificate.summary())
         print(
             f"wrote {self.out}: {certificate.changed_tensors} tensors changed, {len(certificate.files_written)} files written "
-            f"({certificate.bytes_written:,} bytes), the rest {'copied' if self.copy else 'linked'}"
+            f"({certificate.bytes_written:,} bytes, and {(Path(self.out) / 'steering.json').stat().st_size:,} of steering.json), "
+            f"{'no shard linked' if self.copy else 'the rest linked'}"
         )
         print(f"next: moe-steer verify --baked {self.out} --model {self.model} --forward")
         return 0
@@ -77,6 +78,17 @@ class Bake:
                 raise ValueError(
                     f"--{name.replace('_', '-')} is for checkpoint folders, and {self.model} is a GGUF file"
                 )
+        if plan.active_residual and self.control_vector is None:
+            raise ValueError(
+                f"a GGUF model has no place for the plan's {len(plan.active_residual)} residual vectors: give --control-vector FILE to write them beside it"
+            )
+        if self.control_vector is not None and not plan.active_experts and self.out is None and not self.in_place:
+            self._export(plan)
+            return 0
+        if self.in_place == (self.out is not None):
+            raise ValueError(
+                "give either --out, the GGUF file to write, or --in-place" + (", not both" if self.in_place else "")
+            )
         from moe_steer.bake_gguf import bake_gguf
 
         certificate = bake_gguf(
@@ -88,9 +100,30 @@ class Bake:
             copy=self.copy,
             control_vector=self.control_vector,
         )
-        print(f"{certificate['verdict']}: {len(certificate['slices'])} slices changed in {self.out or self.model}")
+        # A split model's parts have names of their own: the one to load is the first.
+        written = Path(self.out or self.model).with_name(certificate["files"][0]["name"])
+        parts = len(certificate["files"])
+        print(
+            f"{certificate['verdict']}: {len(certificate['slices'])} slices changed in {written}"
+            + (f" (the first of {parts} files)" if parts > 1 else "")
+        )
+        for piece in certificate["slices"]:
+            if piece["gain"] != piece["asked"]:
+                print(
+                    f"  layer {piece['layer']} expert {piece['expert']}: {piece['asked']:g} asked, {piece['gain']:g} baked"
+                )
+        print(f"  bound: {certificate['bound']:.3g} ({certificate['bound_of']})")
+        print(f"  undo: {certificate['undo'].replace('NAME', written.name)}")
+        vector = certificate["control_vector"]
+        if vector is not None:
+            print(
+                f"  control vector: {self.control_vector}, layers {', '.join(map(str, vector['layers']))}; serve with"
+            )
+            print(f"    llama-server --model {written} --control-vector {self.control_vector}")
         for note in certificate["notes"]:
             print(f"  note: {note}")
+        against = "" if self.in_place else f" --model {self.model}"
+        print(f"next: moe-steer verify --baked {written}{against}")
         return 0
 
 

@@ -1,9 +1,14 @@
 """Bake RICE's plan into a checkpoint of DeepSeek-R1's shape: time, memory and bytes written, as an overlay and rewritten.
 
 The checkpoint has R1's tensors in FP8 blocks (61 layers and one of multi-token prediction, 256 experts, 163 shards, 688 GB) but
-its files are holes: only headers, index and the scales of the steered experts take room on the disk.
+its files are holes: only headers, index, tokenizer and the scales of the steered experts take room on the disk.
 
-    python tests/bench/bake_r1.py [--folder DIR] [--repeats 3]
+Bytes written are counted four ways: what the certificate says, what the process gave the page cache to write (write_bytes of
+/proc/self/io: whole pages of data), how much fuller the file system became, and what reached its block device (with journal and
+metadata, and with what anybody else wrote there: run it on a file system of its own). To compare file systems that share blocks:
+
+    truncate -s 4G xfs.img && mkfs.xfs -m reflink=1 xfs.img && mount -o loop xfs.img /mnt
+    python tests/bench/bake_r1.py [--folder /mnt] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import json
 import math
 import os
 import platform
+import random
 import resource
 import shutil
 import statistics
@@ -28,6 +34,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 NUM_LAYERS, NUM_EXPERTS, NUM_SHARDS, WIDTH, INNER, DENSE_INNER = 61, 256, 163, 7168, 2048, 18432
 STEERED = ((39, 182), (29, 126))
+TOKENIZER_BYTES = 7_847_602
 Entry = tuple[str, str, tuple[int, ...]]
 
 
@@ -106,6 +113,7 @@ def write_sparse(folder: Path) -> None:
         weight_map.update({name: path.name for name, _, _ in shard})
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    (folder / "tokenizer.json").write_bytes(random.Random(0).randbytes(TOKENIZER_BYTES))
 
 
 def write_shard(path: Path, shard: list[Entry]) -> None:
@@ -137,7 +145,10 @@ if verify:
     result = {}
 else:
     certificate = bake(source, preset_plan("rice-r1-math", 2, 64.0), target, overlay=bool(overlay))
-    result = {"verdict": certificate.verdict, "changed_bytes": certificate.changed_bytes, "files": certificate.files_written}
+    result = {"verdict": certificate.verdict, "changed_bytes": certificate.changed_bytes, "files": certificate.files_written,
+              "certified_bytes": certificate.bytes_written}
+with open("/proc/self/io") as io:
+    result["write_bytes"] = int(next(line for line in io if line.startswith("write_bytes")).split()[1])
 result["seconds"] = time.perf_counter() - started
 result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps(result))
@@ -152,6 +163,21 @@ def run(source: Path, target: Path, overlay: bool, verify: bool = False) -> dict
     if done.returncode:
         raise RuntimeError(done.stderr)
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def used_bytes(folder: Path) -> int:
+    """Bytes that are taken on a folder's file system."""
+    os.sync()
+    status = os.statvfs(folder)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def device_bytes(folder: Path) -> int | None:
+    """Bytes that a folder's block device was given to write so far; None where it has none (btrfs, overlays)."""
+    os.sync()
+    number = folder.stat().st_dev
+    path = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
+    return int(path.read_text().split()[6]) * 512 if path.exists() else None
 
 
 def new_files(source: Path, target: Path) -> dict[str, tuple[int, int]]:
@@ -179,10 +205,14 @@ def main() -> None:
             f"{sum(1 for _ in tensors())} tensors, index {(source / 'model.safetensors.index.json').stat().st_size / 1e6:.1f} MB"
         )
         for how, overlay in (("overlay", True), ("rewrite", False)):
-            runs = []
+            runs, grown, device = [], [], []
             for _ in range(arguments.repeats):
                 shutil.rmtree(target, ignore_errors=True)
+                used, before = used_bytes(Path(name)), device_bytes(Path(name))
                 runs.append(run(source, target, overlay))
+                after = device_bytes(Path(name))
+                grown.append(used_bytes(Path(name)) - used)
+                device.append(None if after is None or before is None else after - before)
             seconds = [float(str(it["seconds"])) for it in runs]
             peak = max(float(str(it["peak_mb"])) for it in runs)
             written = new_files(source, target)
@@ -191,9 +221,14 @@ def main() -> None:
             print(
                 f"{how}: {runs[0]['verdict']}, median {statistics.median(seconds):.2f} s ({min(seconds):.2f}-{max(seconds):.2f}), peak {peak:.0f} MB, "
                 f"{runs[0]['changed_bytes']} bytes of scales changed; weights written: {len(weights)} file(s), {sum(weights.values()):,} bytes; "
-                f"index, config and record: {others:,} bytes"
+                f"sizes of index, config, tokenizer and record: {others:,} bytes"
             )
             checked = run(source, target, overlay, verify=True)
+            record = (target / "steering.json").stat().st_size
+            print(
+                f"  written: {runs[0]['certified_bytes']:,} bytes by the certificate and {record:,} of steering.json; by the kernel's count for the "
+                f"process {[it['write_bytes'] for it in runs]}, the file system grew by {grown}, its device wrote {device}"
+            )
             print(
                 f"  verified against the source in {float(str(checked['seconds'])):.2f} s, peak {float(str(checked['peak_mb'])):.0f} MB"
             )

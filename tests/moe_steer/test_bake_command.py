@@ -184,3 +184,51 @@ def test_baking_needs_no_model_library(tmp_path: Path) -> None:
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_what_a_gguf_bake_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf")
+    from gguf_files import WIDTH, write_gguf
+
+    parts = write_gguf(tmp_path / "m.gguf", "MXFP4", split=4)
+    assert parts.name.startswith("m-00001-of-")
+    save_file({"vector": torch.ones(WIDTH)}, tmp_path / "v.safetensors")
+    plan = gains((1, 2, 3.0), (2, 0, 4.0), residual=[ResidualVector(1, "v.safetensors", 0.5)])
+    plan.save(tmp_path / "plan.json")
+    words = ["bake", "--model", str(parts), "--plan", str(tmp_path / "plan.json"), "--round"]
+    target, vector = tmp_path / "out.gguf", tmp_path / "cv.gguf"
+    assert main([*words, "--out", str(target), "--control-vector", str(vector)]) == 0
+    out = capsys.readouterr().out
+    first = tmp_path / parts.name.replace("m-", "out-")
+    assert first.exists()
+    assert f"2 slices changed in {first} (the first of" in out
+    assert "layer 1 expert 2: 3 asked, 4 baked" in out or "layer 1 expert 2: 3 asked, 2 baked" in out
+    assert "bound: 0.333 (relative error of a block scale)" in out
+    assert "undo: " in out
+    assert f"control vector: {vector}, layers 1" in out
+    assert f"llama-server --model {first} --control-vector {vector}" in out
+    assert f"next: moe-steer verify --baked {first} --model {parts}" in out
+    assert main(["verify", "--baked", str(first), "--model", str(parts)]) == 0
+
+
+def test_a_gguf_bake_speaks_of_options_when_it_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf")
+    from gguf_files import WIDTH, write_gguf
+
+    source = str(write_gguf(tmp_path / "m.gguf", "F16"))
+    save_file({"vector": torch.ones(WIDTH)}, tmp_path / "v.safetensors")
+    gains(residual=[ResidualVector(1, "v.safetensors", 0.5)]).save(tmp_path / "v.json")
+    gains((1, 2, 3.0)).save(tmp_path / "g.json")
+    vector, words = tmp_path / "cv.gguf", ["bake", "--model", source, "--plan"]
+    assert main([*words, str(tmp_path / "v.json"), "--out", str(tmp_path / "o.gguf")]) == 1
+    assert "give --control-vector FILE" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "g.json")]) == 1
+    assert "give either --out, the GGUF file to write, or --in-place" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "g.json"), "--out", "o.gguf", "--in-place"]) == 1
+    assert "or --in-place, not both" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "v.json"), "--control-vector", str(vector)]) == 0, "vectors alone need no model"
+    assert f"wrote {vector}: 1 residual vectors" in capsys.readouterr().out
+    assert main([*words, str(tmp_path / "g.json"), "--in-place"]) == 0
+    out = capsys.readouterr().out
+    assert "undo: unbake restores the original from the kept file m.gguf.steering.undo" in out
+    assert out.endswith(f"next: moe-steer verify --baked {source}\n")

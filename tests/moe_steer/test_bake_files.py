@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,10 +80,14 @@ def test_a_source_of_symbolic_links_as_in_the_hubs_cache(tmp_path: Path) -> None
 def test_an_overlay_holds_nothing_but_the_change(tmp_path: Path) -> None:
     source = qwen(tmp_path / "source", 3)
     certificate = bake(source, PLAN, tmp_path / "baked", overlay=True)
-    shard = read_shard(tmp_path / "baked" / "model-steered.safetensors")
+    (name,) = {path.name for path in (tmp_path / "baked").glob("*.safetensors")} - {
+        path.name for path in source.iterdir()
+    }
+    assert name == "model-steered-000000.safetensors"
+    shard = read_shard(tmp_path / "baked" / name)
     assert list(shard) == [DOWN]
     assert all(inode(path) == inode(tmp_path / "baked" / path.name) for path in source.glob("*.safetensors"))
-    assert any("take model-steered.safetensors" in note for note in certificate.notes)
+    assert any(f"take {name}" in note for note in certificate.notes)
     old, new = (
         (folder / "model.safetensors.index.json").read_text().splitlines() for folder in (source, tmp_path / "baked")
     )
@@ -126,6 +131,26 @@ def test_an_overlays_name_comes_last_in_plain_and_natural_order(tmp_path: Path) 
         "weights-{}": "zz-steered.safetensors",
         "z{}": "zz-steered.safetensors",
     }
+
+
+@pytest.mark.parametrize(
+    ("shard", "expected"),
+    [
+        ("model-00001-of-000163.safetensors", "model-steered-0000000.safetensors"),  # as DeepSeek-R1's are called
+        ("model-00001-of-2.safetensors", "model-steered-00.safetensors"),
+        ("model-0001-of-2.safetensors", "model-steered-0.safetensors"),
+        ("model-001-of-2.safetensors", "model-steered-.safetensors"),
+        ("model-01-of-2.safetensors", "model-steered.safetensors"),
+        ("model-1-of-2.safetensors", "steered-0000.safetensors"),
+        ("model-1.safetensors", "steered.safetensors"),
+        ("m-1.safetensors", "model-steered.safetensors"),  # no name of that length
+    ],
+)
+def test_an_overlays_name_is_as_long_as_the_names_it_replaces(shard: str, expected: str, tmp_path: Path) -> None:
+    source = replace(open_checkpoint(qwen(tmp_path / "source", 3)), shards=(shard,))
+    assert overlay_name(source, {shard}) == expected
+    assert len(expected) == len(shard) or shard == "m-1.safetensors"
+    assert overlay_name(source, {shard, shard + "x"}) == "model-steered.safetensors"
 
 
 def test_side_files_come_along_and_other_weights_do_not(tmp_path: Path) -> None:

@@ -78,6 +78,31 @@ def test_a_vector_becomes_a_bias(name: str, tmp_path: Path) -> None:
     assert snapshot(tmp_path / "restored") == before == snapshot(source)
 
 
+def in_norms(folder: Path, layer: int, strength: float, residual_norm: float | None) -> ResidualVector:
+    """A direction whose strength counts residual norms."""
+    head = {} if residual_norm is None else {"direction": json.dumps({"layer": layer, "residual_norm": residual_norm})}
+    save_file({"vector": torch.arange(16.0)}, folder / "d.safetensors", head)
+    return ResidualVector(layer=layer, file="d.safetensors", strength=strength, unit="residual_norm")
+
+
+def test_a_strength_in_residual_norms_is_baked_as_the_length_that_steering_adds(tmp_path: Path) -> None:
+    source = model("llama", tmp_path / "source")
+    plan = SteeringPlan(residual=[in_norms(tmp_path, 1, -0.25, 6.0)], base_dir=str(tmp_path))
+    bake(source, plan, tmp_path / "baked")
+    old, new = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (source, tmp_path / "baked"))
+    name = "model.layers.1.mlp.down_proj.bias"
+    added_D = new.state_dict()[name].double() - old.state_dict()[name].double()
+    vector_D = torch.arange(16.0).double()
+    torch.testing.assert_close(added_D, -0.25 * 6.0 * vector_D / vector_D.norm(), atol=1e-7, rtol=1e-6)
+    ids_BS = torch.arange(3, 23).reshape(2, 10)
+    with steer(old, plan):
+        hooked_BSV = logits(old, ids_BS)
+    torch.testing.assert_close(logits(new, ids_BS), hooked_BSV, atol=1e-5, rtol=1e-5)
+    plan = SteeringPlan(residual=[in_norms(tmp_path, 1, -0.25, None)], base_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="has no residual_norm in its header"):
+        bake(source, plan, tmp_path / "again")
+
+
 def test_biases_that_are_new_stand_in_config_and_index(tmp_path: Path) -> None:
     source = model("llama without biases", tmp_path / "source", torch.bfloat16)
     certificate = bake(source, vectors(tmp_path, 2), tmp_path / "baked")
@@ -125,9 +150,10 @@ def test_other_refusals(tmp_path: Path) -> None:
             tmp_path / "baked",
         )
     source = model("llama", tmp_path / "source")
-    scoped = SteeringPlan(residual=[ResidualVector(1, "v0.safetensors", scope="thought")], base_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="a plan with scope 'thought' cannot be baked"):
-        bake(source, scoped, tmp_path / "baked")
+    for scope in ("thought", "step_end:paragraph", "after:0"):
+        scoped = SteeringPlan(residual=[ResidualVector(1, "v0.safetensors", scope=scope)], base_dir=str(tmp_path))
+        with pytest.raises(ValueError, match=f"a plan with scope '{scope}' cannot be baked"):
+            bake(source, scoped, tmp_path / "baked")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
     with pytest.raises(ValueError, match="has no place in a quantised checkpoint"):
