@@ -1,0 +1,167 @@
+"""From contrast pairs to the directions of the safety experiment, in the run's folder; and how well the SAE fits the model."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from expert_stats.contrast_sequences import MarkedSequence, batches, padded
+from expert_stats.contrast_texts import answer_pairs
+from expert_stats.contrasts import collect_contrast
+from launch.ranks import Ranks
+from launch.safety_options import VECTOR_ARMS, SafetyOptions
+from launch.safety_prompts import is_chat
+from launch.sharded import refuse_different
+from moe_steer.backends.in_step import in_step
+from moe_steer.backends.layout import layout_of
+from moe_steer.directions import Direction, all_atoms, caa, sta
+from moe_steer.layers import decoder, unwrap
+from moe_steer.observe import observe_residual
+from moe_steer.saes import SAE, check_fits, load_sae, measure_fit
+from reasoning_evals.run_folder import digest, write_whole
+from reasoning_evals.tasks.files import read_rows
+
+FOLDER = "directions"
+INDEX = "index.json"
+FIT_PAIRS = 64
+"""Pairs whose answers the SAE's fit is measured on."""
+FIT_TOKENS = 4096
+"""Tokens of one forward of that, padding included."""
+_COLUMNS = (
+    ("question", "matching", "not_matching"),
+    ("adversarial prompt", "safe generation", "unsafe generation"),
+)
+
+
+class SafetyPair(NamedTuple):
+    """A question with a safe (matching) and an unsafe (not matching) answer."""
+
+    question: str
+    matching: str
+    not_matching: str
+
+
+class MadeDirections(NamedTuple):
+    """What ``make_directions`` left in the folder."""
+
+    files: dict[str, Path]
+    """Arm -> direction file."""
+    fit: Mapping[str, Any] | None
+    """Of the SAE on the answers of the pairs: ``SAEFit`` as plain values."""
+    warnings: list[str]
+    """What the making of the directions warned of."""
+
+
+def read_pairs(path: str, num: int | None = None) -> list[SafetyPair]:
+    """The pairs of a file: the paper's columns (question, matching, not_matching) or SafeEdit's own. ValueError names what is wrong."""
+    if not Path(path).is_file():
+        raise ValueError(
+            f"there is no file of pairs {path!r}: give a CSV, JSON or JSONL file with {', '.join(_COLUMNS[0])}"
+        )
+    pairs = []
+    for where, row in read_rows(Path(path)):
+        columns = next((names for names in _COLUMNS if all(name in row for name in names)), None)
+        if columns is None:
+            raise ValueError(f"{where}: pairs need the columns {', '.join(_COLUMNS[0])}, the row has {', '.join(row)}")
+        values = [row[name] for name in columns]
+        if not all(isinstance(value, str) for value in values) or not values[0].strip():
+            raise ValueError(f"{where}: question and answers have to be texts, and the question not empty")
+        pairs.append(SafetyPair(*values))
+        if len(pairs) == num:
+            return pairs
+    if num is not None or not pairs:
+        raise ValueError(
+            f"{path} holds {len(pairs)} pairs, {num or 'at least 1'} are wanted: give more, or lower --num-pairs"
+        )
+    return pairs
+
+
+def read_sae(options: SafetyOptions, model: Any) -> SAE | None:
+    """The SAE of --sae where an arm needs it; ValueError when it does not fit the model at the layer."""
+    if not options.needs_sae:
+        return None
+    assert options.sae is not None
+    sae = load_sae(options.sae)
+    check_fits(sae, model, options.layer)
+    return sae.to(device=unwrap(model).get_input_embeddings().weight.device)
+
+
+def make_directions(
+    options: SafetyOptions,
+    ranks: Ranks,
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[SafetyPair],
+    sae: SAE | None,
+    folder: Path,
+) -> MadeDirections:
+    """The directions of the vector arms, made once and read again on a later start; the same on every rank.
+
+    Where the whole model lies on every rank, rank 0 makes them; where it stretches over the ranks, all do. ValueError as the
+    directions raise it.
+    """
+    home = folder / FOLDER
+    wanted = [arm for arm in options.arms if arm in VECTOR_ARMS]
+    layout = layout_of(model)
+    if wanted and not ranks.agree((home / INDEX).is_file()):
+        if ranks.is_main or layout.same_tokens or layout.in_step:
+            sequences = answer_pairs(pairs, tokenizer, chat=is_chat(options.prompt_style, tokenizer))
+            with in_step(model), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                made = _directions(options, model, sequences, sae, wanted)
+                fit = None if sae is None else measure_fit(sae, _answer_tokens(model, sequences, options.layer))
+            if ranks.is_main:
+                home.mkdir(parents=True, exist_ok=True)
+                for arm, direction in made.items():
+                    direction.save(home / f"{arm}.safetensors")
+                said = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+                index = {"arms": list(made), "fit": fit and fit.to_dict(), "warnings": list(dict.fromkeys(said))}
+                write_whole(home / INDEX, json.dumps(index, indent=1) + "\n")
+        ranks.barrier()
+    if not wanted:
+        return MadeDirections({}, None, [])
+    index = json.loads((home / INDEX).read_text(encoding="utf-8"))
+    files = {arm: home / f"{arm}.safetensors" for arm in wanted}
+    refuse_different("the directions", [digest(path.read_bytes().hex()) for path in files.values()], ranks)
+    return MadeDirections(files, index["fit"], index["warnings"])
+
+
+def pairs_digest(pairs: Sequence[SafetyPair]) -> str:
+    """16 hexadecimal digits over all texts, in order."""
+    return digest([list(pair) for pair in pairs])
+
+
+def _directions(
+    options: SafetyOptions, model: Any, sequences: Sequence[MarkedSequence], sae: SAE | None, wanted: Sequence[str]
+) -> dict[str, Direction]:
+    layer = options.layer
+    contrast = collect_contrast(model, sequences, [layer], saes={} if sae is None else {layer: sae})[layer]
+    made = {}
+    for arm in wanted:
+        if arm == "caa":
+            made[arm] = caa(contrast)
+            continue
+        assert sae is not None
+        made[arm] = (
+            all_atoms(contrast, sae) if arm == "sae" else sta(contrast, sae, keep=options.keep, parity=options.parity)
+        )
+    return made
+
+
+def _answer_tokens(model: Any, sequences: Sequence[MarkedSequence], layer: int) -> Iterator[Tensor]:
+    """Residual stream [T, D] at the answers' tokens of the first pairs, batch by batch."""
+    device = unwrap(model).get_input_embeddings().weight.device
+    body, stop = decoder(model), not layout_of(model).in_step
+    found: list[Tensor] = []
+    for batch in batches(sequences[: 2 * FIT_PAIRS], FIT_TOKENS):
+        marked = [(row, at) for row, item in enumerate(batch) for at in (*item.positive, *item.negative)]
+        rows_T, places_T = torch.tensor(marked).to(device).T
+        with torch.no_grad(), observe_residual(model, [layer], lambda _, hidden: found.append(hidden), stop=stop):
+            body(**padded(batch, device), use_cache=False)
+        yield found.pop()[rows_T, places_T]
