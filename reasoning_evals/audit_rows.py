@@ -11,7 +11,7 @@ from typing import Any
 from reasoning_evals.completions import JsonLinesWriter, complete_lines, json_line
 from reasoning_evals.run_folder import digest
 
-SUMS = ("tokens", "weight_added")
+SUMS = ("tokens", "weight_added", "samples", "retried_samples", "retokenized", "retries")
 """The fields of a row that add up; all others say what the row is about."""
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 FINISH_REASONS = ("stop", "length")
+_LINE_ENDS = (("\x85", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
 
 
 class CompletionKey(NamedTuple):
@@ -69,8 +70,13 @@ class Completion:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """A JSON object on one line, readable where its text is valid Unicode, escaped where it has lone surrogates."""
+    """A JSON object on one line, readable where its text is valid Unicode, escaped where it has lone surrogates.
+
+    Characters that ``str.splitlines`` takes for line ends are escaped, because many readers of such files split by it.
+    """
     line = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    for character, escaped in _LINE_ENDS:
+        line = line.replace(character, escaped)
     try:
         line.encode()
     except UnicodeEncodeError:

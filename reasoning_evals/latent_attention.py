@@ -57,6 +57,10 @@ def _is_latent_attention(module: Any) -> bool:
         return False
     if not all(hasattr(module, name) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "config")):
         return False
+    # A weight that is gathered for the call of its layer (DeepSpeed's ZeRO-3) must not be read without the call: a rank that skips
+    # a layer leaves the order of layers that all ranks share, and the others wait for ever.
+    if hasattr(projection.weight, "ds_id"):
+        return False
     # A sharded or quantised weight has another shape: such a layer keeps the library's own way.
     rows, rank = projection.weight.shape if projection.weight.ndim == 2 else (0, 0)
     heads, left = divmod(rows, module.qk_nope_head_dim + module.v_head_dim)

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 ANSWER_TYPES = ("integer", "number", "quantity", "expression", "choice", "list")
+"""The types that a grader decides."""
+LABEL = "label"
+"""Nothing but a classifier decides (``reasoning_evals.safety``); the target names the label that a good answer gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,9 @@ class Problem:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{name} is {value!r}: expected a text that is not empty")
-        if self.answer_type not in ANSWER_TYPES:
+        if self.answer_type not in (*ANSWER_TYPES, LABEL):
             raise ValueError(
-                f"problem {self.problem_id!r}: answer_type is {self.answer_type!r}, expected one of {', '.join(ANSWER_TYPES)}"
+                f"problem {self.problem_id!r}: answer_type is {self.answer_type!r}, expected one of {', '.join((*ANSWER_TYPES, LABEL))}"
             )
         for name in ("unit", "cluster_id", "domain"):
             value = getattr(self, name)

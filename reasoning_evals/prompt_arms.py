@@ -46,6 +46,15 @@ def prompt_inside_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callab
     return render
 
 
+def prompt_with_request(tokenizer: Any, text: str) -> Callable[[str], RenderedPrompt]:
+    """Renders a question followed by ``text`` in the user's own turn, such as "Be brief.".
+
+    ValueError as ``prompt_before_thought``.
+    """
+    words = _checked(text)
+    return lambda question: render_prompt(tokenizer, f"{question} {words}")
+
+
 def _checked(text: str) -> str:
     if not text.strip() or OPEN_TAG in text or CLOSE_TAG in text:
         raise ValueError(f"the thinking prompt is {text!r}: give words, and neither {OPEN_TAG} nor {CLOSE_TAG}")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reasoning_evals.completions import Completion
-from reasoning_evals.grading_pass import GradeRow, grade_run
+from reasoning_evals.grading_pass import GradeRow, grade_run, opens_thought
 from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.run_folder import PROBLEMS_FILE, read_generations, read_run
 from reasoning_evals.statistics import mean_estimate
 from reasoning_evals.tasks.loading import SPECS
+from reasoning_evals.thinking import Thought, split_thought
 
 
 class ProblemSamples(NamedTuple):
@@ -68,6 +69,10 @@ class GradedRun:
     def model(self, arm: str) -> str:
         """What the arm's engine calls its model."""
         return str(self.config["arms"][arm]["sampler"].get("model") or "unknown")
+
+    def thought(self, completion: Completion) -> Thought:
+        """Thought and answer of a sample, told apart as in grading."""
+        return split_thought(completion.text, opens_thought(self.config["arms"][completion.arm], completion.prompt))
 
     def samples(self, arm: str) -> Iterator[ProblemSamples]:
         """By problem, in the order of the run, whatever order they were made in. Holds the texts of one arm in memory."""

@@ -8,8 +8,6 @@ from typing import Any
 from reasoning_evals.completions import Completion
 from reasoning_evals.exports.graded_run import GradedRun, ProblemSamples, clean, file_name, open_graded_run
 from reasoning_evals.grading_pass import GradeRow
-from reasoning_evals.prompts import prompt_opens_thought
-from reasoning_evals.thinking import split_thought
 
 SCORER = "reasoning_evals"
 
@@ -90,7 +88,7 @@ def _samples(run: GradedRun, arm: str, one: ProblemSamples) -> list[Any]:
 
     made = []
     for completion, grade in one.samples:
-        output = _output(run.model(arm), completion, grade)
+        output = _output(run, completion, grade)
         score = Score(
             value="C" if grade.correct else "I",
             answer=None if grade.extracted is None else clean(grade.extracted),
@@ -112,7 +110,7 @@ def _samples(run: GradedRun, arm: str, one: ProblemSamples) -> list[Any]:
     return made
 
 
-def _output(model: str, completion: Completion, grade: GradeRow) -> Any:
+def _output(run: GradedRun, completion: Completion, grade: GradeRow) -> Any:
     from inspect_ai.model import (
         ChatCompletionChoice,
         ChatMessageAssistant,
@@ -122,7 +120,7 @@ def _output(model: str, completion: Completion, grade: GradeRow) -> Any:
         ModelUsage,
     )
 
-    thought = split_thought(completion.text, prompt_opens_thought(completion.prompt))
+    model, thought = run.model(completion.arm), run.thought(completion)
     content: list[Any] = [ContentReasoning(reasoning=clean(thought.thought))] if thought.thought else []
     message = ChatMessageAssistant(content=[*content, ContentText(text=clean(thought.answer))], model=model)
     stop = "stop" if completion.finish_reason == "stop" else "max_tokens"

@@ -75,7 +75,7 @@ def _generation(run: GradedRun) -> dict[str, Any]:
 def _results(run: GradedRun, arm: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     task = run.task
     names: list[str] = lines[0]["metrics"]
-    numbers: dict[str, Any] = {"alias": task}
+    numbers: dict[str, Any] = {"name": task, "alias": task, "sample_len": len(lines)}
     for name in names:
         values = [line[name] for line in lines]
         error = run.standard_error(values)

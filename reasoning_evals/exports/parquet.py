@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_evals.exports.graded_run import GradedRun, clean, open_graded_run
-from reasoning_evals.prompts import prompt_opens_thought
-from reasoning_evals.thinking import split_thought
 
 _COLUMNS = {
     "arm": "string",
@@ -74,7 +72,7 @@ def export_parquet(run_folder: Path | str, path: Path | str, private: bool = Fal
 def _rows(run: GradedRun, arm: str) -> Iterator[dict[str, Any]]:
     for _, problem, samples in run.samples(arm):
         for completion, grade in samples:
-            thought = split_thought(completion.text, prompt_opens_thought(completion.prompt))
+            thought = run.thought(completion)
             row: dict[str, Any] = {
                 **grade.to_dict(),
                 "model": run.model(arm),

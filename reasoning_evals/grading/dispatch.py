@@ -14,7 +14,7 @@ from reasoning_evals.grading.numbers import grade_number
 from reasoning_evals.grading.quantities import grade_quantity
 from reasoning_evals.grading.verdict import Grade, Verdict
 from reasoning_evals.grading.workers import WorkerPool
-from reasoning_evals.problems import Problem
+from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.thinking import split_thought
 
 TIME_LIMIT = 5.0
@@ -35,6 +35,10 @@ def grade(
     otherwise the final answer is taken from the answer part alone. ``timeout`` limits a comparison that needs a worker
     process; ``pool`` brings own workers. No text makes this function raise.
     """
+    if problem.answer_type == LABEL:
+        return Grade(
+            "grader_error", None, "no grader decides a label: judge the run by a classifier, reasoning_evals.safety"
+        )
     thought = split_thought(text, opened)
     if thought.state == "truncated":
         return Grade("truncated", None, "the thought never closes")

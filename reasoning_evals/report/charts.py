@@ -42,25 +42,39 @@ def accuracy_against_tokens(report: Report) -> str | None:
             line(cx, y(100 * arm.accuracy.low), cx, y(100 * arm.accuracy.high), f"whisker {colour}"),
             dot(cx, cy, 6, f"mark {colour}", tip),
         ]
-    # Labels last and beside the mark, on the side with more room, each on its own height.
-    taken: list[tuple[float, float]] = []
-    for arm, tokens in sorted(measured, key=lambda pair: -pair[0].accuracy.mean):
-        cx, cy = x(tokens.mean), y(100 * arm.accuracy.mean)
-        label_y = cy - 10
-        while any(abs(label_y - other_y) < 16 and abs(cx - other_x) < 120 for other_x, other_y in taken):
-            label_y += 16
-        taken.append((cx, label_y))
-        to_left = cx > (left + right) * 0.6
-        parts.append(
-            text(
-                cx + (-10 if to_left else 10),
-                label_y,
-                visible(arm.name),
-                f"name {arm_class(report, arm.name)}",
-                "end" if to_left else "start",
-            )
-        )
+    # Labels last, beside their marks.
+    ordered = sorted(measured, key=lambda pair: -pair[0].accuracy.mean)
+    names = [_short(arm.name, 24) for arm, _ in ordered]
+    marks = [(x(tokens.mean), y(100 * arm.accuracy.mean)) for arm, tokens in ordered]
+    for (arm, _), name, place in zip(ordered, names, _beside(marks, names, (left, right)), strict=True):
+        parts.append(text(place[0], place[1], name, f"name {arm_class(report, arm.name)}", place[2]))
     return drawing(HALF, height, "Accuracy against thinking tokens by arm, with 95% intervals", parts)
+
+
+def _beside(
+    marks: Sequence[tuple[float, float]], names: Sequence[str], frame: tuple[float, float]
+) -> list[tuple[float, float, str]]:
+    """(x, y, anchor) of a label for each mark: near it, inside the frame, and off the other marks and labels if it can be."""
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in marks]
+    places = []
+    for (x, y), name in zip(marks, names, strict=True):
+        width = 8.5 * len(name)
+        choices = [(side, y + shift) for shift in (-11, 21, -27, 37, -43, 53) for side in (1, -1)]
+
+        def box(choice: tuple[int, float], x: float = x, width: float = width) -> tuple[float, float, float, float]:
+            start = x + 10 if choice[0] > 0 else x - 10 - width
+            return start, choice[1] - 13, start + width, choice[1] + 4
+
+        inside = [choice for choice in choices if frame[0] <= box(choice)[0] and box(choice)[2] <= frame[1]] or choices
+        free = [choice for choice in inside if not any(_overlap(box(choice), other) for other in taken)] or inside
+        side, label_y = free[0]
+        taken.append(box(free[0]))
+        places.append((x + 10 * side, label_y, "start" if side > 0 else "end"))
+    return places
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def difference_forest(report: Report) -> str | None:
@@ -138,7 +152,7 @@ def dumbbells(report: Report) -> tuple[str, int] | None:
         y = top + step * (index + 0.5)
         kind = "good" if b.accuracy > a.accuracy else "bad"
         parts += [
-            text(left - 14, y + 4, _short(a.problem_id, 28), "row-name", "end"),
+            text(left - 14, y + 4, _short(a.problem_id, 25), "row-name", "end"),
             line(x(100 * a.accuracy), y, x(100 * b.accuracy), y, f"bridge {kind}"),
             dot(x(100 * a.accuracy), y, 4.5, f"mark {arm_class(report, pair[0])}", f"{pair[0]}: {percent(a.accuracy)}"),
             dot(x(100 * b.accuracy), y, 4.5, f"mark {arm_class(report, pair[1])}", f"{pair[1]}: {percent(b.accuracy)}"),

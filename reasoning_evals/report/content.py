@@ -46,6 +46,14 @@ class ProblemOutcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table that the caller made; the first column names the row."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """Everything that is rendered."""
 
@@ -67,6 +75,11 @@ class Report:
     """run.json."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Further lines for the head, such as model and plan, made by the caller."""
+
+    headline: Sequence[str] = ()
+    """Sentences that stand first, before those of the pairs, for a question other than accuracy alone."""
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    """Title -> table, made by the caller; they stand before the table of arms."""
 
     def audit_columns(self) -> list[str]:
         """The fields of the audit rows, in the order of their first appearance."""

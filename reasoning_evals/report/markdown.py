@@ -25,6 +25,11 @@ def render_markdown(report: Report) -> str:
         **report.facts,
     }
     parts.append("\n".join(f"- {_inline(name)}: {_inline(value)}" for name, value in facts.items()))
+    for title, table in report.tables.items():
+        parts += [
+            f"## {_inline(title)}",
+            _table([*map(_inline, table.head)], [[*map(_inline, row)] for row in table.rows]),
+        ]
     parts += ["## Arms", _arms(report), "## Paired differences", _pairs(report)]
     parts += ["## Accuracy by domain", _domains(report)]
     if rows := report.audit_rows():
@@ -45,8 +50,9 @@ def render_markdown(report: Report) -> str:
 
 def _verdicts(report: Report) -> list[str]:
     pairs = report.comparison.pairs
-    lines = [f"**{_inline(pairs[0].sentence)}**"] if pairs else []
-    lines += [_inline(pair.sentence) for pair in pairs[1:]]
+    sentences = [*report.headline, *(pair.sentence for pair in pairs)]
+    lines = [f"**{_inline(sentences[0])}**"] if sentences else []
+    lines += [_inline(sentence) for sentence in sentences[1:]]
     lines += [f"Note: {_inline(note)}" for note in report.comparison.notes]
     return lines
 

@@ -31,7 +31,7 @@ def _paper(row: Row, year: int) -> str:
     return f"aime{year}{part and '-' + part}"
 
 
-def _spec(year: int, hub_id: str, revision: str | None, split: str, id_column: str, licence: str) -> TaskSpec:
+def _spec(year: int, hub_id: str, revision: str, split: str, id_column: str, licence: str) -> TaskSpec:
     return TaskSpec(
         name=f"aime{year}",
         family=f"aime{year}",
@@ -49,7 +49,14 @@ def _spec(year: int, hub_id: str, revision: str | None, split: str, id_column: s
 
 SPECS = (
     _spec(2024, "HuggingFaceH4/aime_2024", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a", "train", "id", "none stated"),
-    _spec(2025, "MathArena/aime_2025", None, "train", "problem_idx", "CC BY-NC-SA 4.0"),
+    _spec(
+        2025,
+        "MathArena/aime_2025",
+        "c94da77eb22bbd6439e62a323bec18493a421302",
+        "train",
+        "problem_idx",
+        "CC BY-NC-SA 4.0",
+    ),
     _spec(
         2026,
         "MathArena/aime_2026",

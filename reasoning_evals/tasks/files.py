@@ -34,11 +34,12 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path} is not a data file: expected a name that ends in {', '.join(SUFFIXES)}")
 
 
-def find_files(data_dir: Path, family: str, split: str, config: str | None) -> list[Path]:
+def find_files(data_dir: Path, family: str, split: str, config: str | None, name: str | None = None) -> list[Path]:
     """The data files of a task under a file or folder that the user named.
 
     A folder called like the data set is looked into; files named after the split, and then after the configuration, are
-    preferred to others. ValueError where nothing, or nothing certain, is found.
+    preferred to others. ``name`` is the file's name as published, where others could be taken for it. ValueError where nothing,
+    or nothing certain, is found.
     """
     if data_dir.is_file():
         return [data_dir]
@@ -48,6 +49,7 @@ def find_files(data_dir: Path, family: str, split: str, config: str | None) -> l
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
     if not found:
         raise ValueError(f"{folder} holds no data file: expected names that end in {', '.join(SUFFIXES)}")
+    found = [path for path in found if path.name == name] or found
     for word in (config, split):
         named = [path for path in found if word and word.lower() in str(path.relative_to(folder)).lower()]
         found = named or found

@@ -36,6 +36,7 @@ def _spec(name: str, mapping: Callable[[Row, str], Problem | None], note: str) -
         hub_id="Idavidrein/gpqa",
         config="gpqa_diamond",
         split="train",
+        revision="633f5ee89ab8ad4522a9f850766b73f62147ffdd",
         columns=("Question", *_ANSWERS, "High-level domain", "Subdomain", "Record ID"),
         answer_type="choice",
         to_problem=mapping,

@@ -16,10 +16,13 @@ from reasoning_evals.tasks import (
     gpqa,
     gsm8k,
     math500,
+    mmlu,
     mmlu_pro,
     olympiadbench,
     phybench,
     physics,
+    real_toxicity,
+    safeedit,
     scibench,
     theoremqa,
     tpbench,
@@ -32,6 +35,7 @@ from reasoning_evals.tasks.spec import Row, TaskSpec
 
 _FAMILIES = (
     aime, math500, gsm8k, olympiadbench, gpqa, mmlu_pro, scibench, ugphysics, phybench, tpbench, physics, theoremqa,
+    mmlu, safeedit, real_toxicity,
 )  # fmt: skip
 SPECS: dict[str, TaskSpec] = {spec.name: spec for family in _FAMILIES for spec in family.SPECS}
 GYM = "reasoning_gym"
@@ -109,7 +113,8 @@ def _load_data_set(
     config = options.get("config", spec.config)
     split = split or spec.split
     if data_dir is not None:
-        files = find_files(Path(data_dir), spec.family, split, config)
+        name = spec.file_name.format(split=split) if spec.file_name else None
+        files = find_files(Path(data_dir), spec.family, split, config, name)
         rows: Iterable[tuple[str, Row]] = (row for path in files for row in read_rows(path))
     else:
         rows = _hub_rows(spec, config, split, options.get("revision", spec.revision))
@@ -144,7 +149,7 @@ def _hub_rows(spec: TaskSpec, config: str | None, split: str, revision: str | No
     import datasets
 
     try:
-        rows = datasets.load_dataset(spec.hub_id, config, split=split, revision=revision)
+        rows = datasets.load_dataset(spec.hub_id, config, data_files=spec.data_file, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(

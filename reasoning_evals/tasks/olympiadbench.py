@@ -44,6 +44,7 @@ def _spec(name: str, config: str, note: str) -> TaskSpec:
         hub_id="Hothan/OlympiadBench",
         config=config,
         split="train",
+        revision="91184b52131e7fc9455fef848035173aea8cc01a",
         columns=("id", "question", "final_answer", "is_multiple_answer", "unit", "answer_type", "error"),
         answer_type="expression, number, quantity or list",
         to_problem=to_problem,

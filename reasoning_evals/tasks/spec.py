@@ -22,6 +22,7 @@ class Sampling:
     """How a task is sampled unless the user says otherwise: the protocol of DeepSeek-R1 (arXiv 2501.12948, section 3)."""
 
     temperature: float = 0.6
+    """0 is the most likely token at each step."""
     top_p: float = 0.95
     max_new_tokens: int = 32_768
     forced: str = "<think>\n"
@@ -41,6 +42,10 @@ class TaskSpec:
     split: str
     revision: str | None = None
     """Commit of the hub's repository; None has to be given by the caller, so that no result rests on a moving target."""
+    data_file: str | None = None
+    """The one file of that repository that holds the rows, where loading all of its files would repeat them."""
+    file_name: str | None = None
+    """Name of a split's file, with {split} in it, where the data set has other files that look like it."""
     columns: tuple[str, ...]
     """Columns that a row must have."""
     answer_type: str

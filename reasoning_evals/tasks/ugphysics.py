@@ -38,6 +38,7 @@ SPECS = (
         family="ugphysics",
         hub_id="UGPhysics/ugphysics",
         split="en",
+        revision="523e71bc4e33356bb19de4af38c128796e8a8770",
         columns=("problem", "answers", "answer_type", "unit", "is_multiple_answer"),
         answer_type="number, quantity, expression, choice or list",
         to_problem=to_problem,

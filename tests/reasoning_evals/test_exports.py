@@ -108,6 +108,7 @@ def test_lm_eval_results(run_folder: Path, grades: list[GradeRow], tmp_path: Pat
     numbers = results["results"]["demo"]
     assert numbers["avg@3,none"] == pytest.approx(sum(means) / 6)
     assert numbers["avg@3_stderr,none"] == pytest.approx(mean_estimate(means).se)
+    assert (numbers.pop("name"), numbers.pop("sample_len")) == ("demo", 6)
     assert set(numbers) == {"alias"} | {f"{m}@3{e},none" for m in ("avg", "pass", "maj") for e in ("", "_stderr")}
     assert results["versions"] == {"demo": 1}
     assert results["n-shot"] == {"demo": 0}

@@ -6,12 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from local_endpoint import Handler, Say, Server, serving
 from reasoning_evals.grading_pass import grade_run
 from reasoning_evals.http_reply import Reply, short
 from reasoning_evals.http_sampler import EndpointError, HttpSampler, HttpStats
@@ -22,64 +23,6 @@ from reasoning_evals.sampling import Request, Sample, SamplingConfig
 from tiny_reasoners import tiny_tokenizer
 
 CONFIG = SamplingConfig(max_new_tokens=50, batch_size=32)
-Say = Callable[["Handler", dict[str, Any]], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Hands each request's body to the server's ``say``."""
-
-    server: Server
-    protocol_version = "HTTP/1.0"  # the end of the connection ends the answer
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with self.server.lock:
-            self.server.bodies.append(body)
-            self.server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
-            self.server.under_way += 1
-            self.server.most_under_way = max(self.server.most_under_way, self.server.under_way)
-        try:
-            self.server.say(self, body)
-        except OSError:
-            pass  # the client has gone
-        finally:
-            with self.server.lock:
-                self.server.under_way -= 1
-
-    def start(self, status: int = 200, kind: str = "text/event-stream", **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-
-    def event(self, text: str, finish: str | None = None, **more: Any) -> None:
-        choice = {"index": 0, "text": text, "finish_reason": finish, **more}
-        self.write(b"data: " + json.dumps({"choices": [choice]}, ensure_ascii=False).encode() + b"\n\n")
-
-    def write(self, data: bytes) -> None:
-        self.wfile.write(data)
-        self.wfile.flush()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, say: Say) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.say = say
-        self.lock = threading.Lock()
-        self.bodies: list[dict[str, Any]] = []
-        self.headers_seen: list[dict[str, str]] = []
-        self.under_way = self.most_under_way = 0
-        self.released = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
 @pytest.fixture(autouse=True)
@@ -89,19 +32,8 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Say], Server]]:
-    servers: list[Server] = []
-
-    def start(say: Say) -> Server:
-        server = Server(say)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.released.set()
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield lambda say: servers.enter_context(serving(say))
 
 
 def echo(handler: Handler, body: dict[str, Any]) -> None:

@@ -16,6 +16,8 @@ from reasoning_evals.tasks.options import LETTERS, shuffled
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "gsm8k").is_dir(), reason=f"the published data are not at {DATA}")
 
+SHORT_ANSWERS = {"mmlu", "safeedit", "real_toxicity"}
+"""Data sets that are not asked for a thought; their rows are in test_safety_tasks.py."""
 ROWS = {
     "aime2024": {"id": 61, "problem": "Find x.", "answer": "025", "url": "https://x/2024_AIME_I_Problems/Problem_2"},
     "aime2025": {"problem_idx": 3, "problem": "Find x.", "answer": 82},
@@ -78,7 +80,7 @@ def test_a_row_of_every_data_set_becomes_a_problem(name, tmp_path):
 
 def test_every_table_entry_is_complete():
     families = {spec.family for spec in SPECS.values()}
-    assert families == {task_spec(name).family for name in ROWS}
+    assert families == {task_spec(name).family for name in ROWS} | SHORT_ANSWERS
     for name, spec in SPECS.items():
         assert spec.name == name
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", spec.hub_id)
@@ -86,7 +88,8 @@ def test_every_table_entry_is_complete():
         assert spec.k >= 1
         assert spec.licence
         assert "{problem}" in spec.prompt
-        assert (spec.sampling.temperature, spec.sampling.top_p, spec.sampling.forced) == (0.6, 0.95, "<think>\n")
+        rule = (0.0, 1.0, "") if spec.family in SHORT_ANSWERS else (0.6, 0.95, "<think>\n")
+        assert (spec.sampling.temperature, spec.sampling.top_p, spec.sampling.forced) == rule
     assert not task_spec("gpqa_diamond").publish_items
     with pytest.raises(ValueError, match="unknown data set 'lab': expected one of aime2024"):
         task_spec("lab")
@@ -140,7 +143,7 @@ def test_drawing_depends_on_seed_and_ids_alone(tmp_path):
         ("gsm8k", {"shots": 5}, "task 'gsm8k' has no option shots: it takes config, overrides, prompt, revision"),
         ("gsm8k", {"data_dir": "/nowhere/at/all"}, "data_dir /nowhere/at/all does not exist"),
         ("gsm8k", {"prompt": "Say it."}, "expected a template with {problem} in it"),
-        ("gpqa_diamond", {}, "no commit of Idavidrein/gpqa is on record, give revision="),
+        ("scibench", {}, "no commit of xw27/scibench is on record, give revision="),
         ("problems.jsonl", {}, "problems.jsonl does not exist: give a file of problems, or the name of a task"),
         ("problems.jsonl", {"revision": "x"}, "has no option revision: it takes answer_type, columns"),
         ("reasoning_gym", {"dataset": "coin_flip"}, "reasoning_gym dataset is 'coin_flip': expected one of basic_arithmetic"),
