@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expert_stats.collect import collect_counts
+    from expert_stats.contrast_sequences import MarkedSequence
+    from expert_stats.contrast_sites import concise_and_verbose, decision_sites, thought_pairs
+    from expert_stats.contrast_texts import answer_pairs, prompt_pairs
+    from expert_stats.contrasts import collect_contrast
     from expert_stats.counter import RoutingCounter
     from expert_stats.counts import RoutingCounts
     from expert_stats.markers import Marker, MarkerSet
@@ -17,32 +21,46 @@ if TYPE_CHECKING:
 _HOME = {
     "ExpertScores": "scores",
     "Marker": "markers",
+    "MarkedSequence": "contrast_sequences",
     "MarkerSet": "markers",
     "RoutingCounter": "counter",
     "RoutingCounts": "counts",
     "Trace": "traces",
+    "answer_pairs": "contrast_texts",
+    "collect_contrast": "contrasts",
     "collect_counts": "collect",
+    "concise_and_verbose": "contrast_sites",
+    "decision_sites": "contrast_sites",
+    "prompt_pairs": "contrast_texts",
     "read_traces": "traces",
     "reduce_counts": "reduce",
     "score_experts": "npmi",
     "select_experts": "select",
     "select_placebo": "select",
+    "thought_pairs": "contrast_sites",
     "trace_from_ids": "traces",
     "write_traces": "traces",
 }
 __all__ = [
     "ExpertScores",
+    "MarkedSequence",
     "Marker",
     "MarkerSet",
     "RoutingCounter",
     "RoutingCounts",
     "Trace",
+    "answer_pairs",
+    "collect_contrast",
     "collect_counts",
+    "concise_and_verbose",
+    "decision_sites",
+    "prompt_pairs",
     "read_traces",
     "reduce_counts",
     "score_experts",
     "select_experts",
     "select_placebo",
+    "thought_pairs",
     "trace_from_ids",
     "write_traces",
 ]

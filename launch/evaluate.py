@@ -2,7 +2,7 @@
 
     deepspeed launch/evaluate.py                                   the embedded model, RICE's baselines
     deepspeed launch/evaluate.py --arms baseline plan:plan.json tip nowait budget:64 prompt-before prompt-after
-    deepspeed --num_accelerators 2 launch/evaluate.py --model PATH_OR_HUB_ID --problems aime24 --samples 16
+    deepspeed --num_accelerators 2 launch/evaluate.py --model PATH_OR_HUB_ID --problems aime2024 --samples 16
 
 An arm is baseline, plan:FILE, preset:NAME, prompt-before, prompt-after, tip[:ALPHA,BETA], tip-close[:ALPHA,BETA], nowait, budget:N,
 or several of them joined by +. All arms are compared with the baseline (without one: with the first arm).
@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: EvaluateOptions, ranks: Ranks) -> None:
     """Sample every arm, grade, compare, report, in the folder of the options."""
+    from launch.sharded import record_start
     from launch.steps import Bench
     from moe_steer import load_model
     from reasoning_evals import load_task
@@ -144,6 +145,7 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     names = ", ".join(one.arm.name for one in built)
     ranks.say(f"{len(problems)} problems x {options.num_samples} samples in {len(built)} arms: {names}")
     rows = bench.sample("", [one.arm for one in built], problems, options.num_samples)
+    record_start(bench.folder, model, ranks)
     silent: list[str] = []
     if ranks.is_main:
         silent = publish(options, built, rows, bench.folder)

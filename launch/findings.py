@@ -11,6 +11,7 @@ from typing import Any
 from expert_stats import ExpertScores
 from launch.firing import nothing_fired
 from launch.options import Options
+from launch.rounding import rounded
 from launch.steps import gain_name, num_correct
 from moe_steer import SteeringPlan
 from reasoning_evals import compare_arms
@@ -79,7 +80,7 @@ class Findings:
             if sweep
             else None,
             "scores": self._scores(),
-            "firing": _rounded(self.firing),
+            "firing": rounded(self.firing),
             "comparison": comparison.to_dict(),
         }
 
@@ -102,7 +103,7 @@ class Findings:
     def _scores(self) -> dict[str, Any] | None:
         if self.scores is None:
             return None
-        return _rounded(
+        return rounded(
             {
                 "markers": dict(zip(self.scores.marker_names, self.scores.occurrences, strict=True)),
                 "coefficients": dict(zip(self.scores.marker_names, self.scores.coefficients, strict=True)),
@@ -121,13 +122,3 @@ def sweep_points(findings: Findings) -> list[tuple[float, str]]:
 
 def _without_provenance(plan: SteeringPlan) -> dict[str, Any]:
     return {key: value for key, value in plan.to_dict().items() if key not in ("provenance", "model")}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if value == value else None
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
-    return value

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
+
+from moe_steer.scopes import parse_scope
 
 LAB_SIZES = {"identification": 240, "tuning": 120, "test": 240}
 QUICK_SIZES = {"identification": 72, "tuning": 24, "test": 48}
@@ -47,8 +49,9 @@ class Options:
     """How many experts to turn up."""
     gains: tuple[float, ...] = (2.0, 4.0, 16.0, 64.0)
     """Gains tried on the tuning problems; one value is used as it is. A preset takes 64, or the one value given here."""
-    scope: Literal["all", "prompt", "thought", "answer", "generated", "step_end"] = "all"
-    """Tokens at which the plan acts (plans and presets keep their own)."""
+    scope: str = "all"
+    """Tokens at which the plan acts (plans and presets keep their own): all, prompt, thought, answer, generated, step_end,
+    step_end:CLASS (sentence, line, paragraph) or after:N."""
     renormalize: bool = False
     """Rescale a token's weights to their former sum after the gain."""
     markers: tuple[str, ...] = ("<think>", "</think>", "Alternatively", "Wait")
@@ -66,7 +69,9 @@ class Options:
     batch_size: int | None = None
     """Samples decoded together; default 256 for the lab, 64 else. Part of the run's identity: it decides the last bits."""
     backend: str = "auto"
-    """How the model is held; see moe_steer.load_model."""
+    """How the model is held; see moe_steer.load_model. A run may go on under another backend and on other ranks."""
+    offload: str = ""
+    """For --backend zero3: where shards rest, 'cpu' or a folder on a local NVMe disk."""
     dtype: str = "auto"
     """Precision: auto (as stored), float32, bfloat16 or float16."""
     revision: str | None = None
@@ -75,9 +80,16 @@ class Options:
     """Run model code that comes with the checkpoint."""
     strict: bool = False
     """Fail when a plan changed nothing in a whole arm."""
+    dry_run: bool = False
+    """Everything but loading weights: check options, plan, problems and memory, say what would be done, and end."""
+    gpus: int | None = None
+    """With --dry-run: so many GPUs instead of those of this start."""
+    gpu_gib: float | None = None
+    """With --dry-run: memory of one of them in GiB, as its maker states it."""
     local_rank: Annotated[int, tyro.conf.arg(help="Given by the launcher.")] = 0
 
     def __post_init__(self) -> None:
+        parse_scope(self.scope)
         if self.plan and self.preset:
             raise ValueError("give --plan or --preset, not both")
         if not self.gains:
@@ -90,6 +102,14 @@ class Options:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field} is {value}: give a whole number >= 1")
+        if (self.gpus is not None or self.gpu_gib is not None) and not self.dry_run:
+            raise ValueError(
+                "--gpus and --gpu-gib describe a machine for --dry-run: give --dry-run too, or leave them out"
+            )
+        if (self.gpus is None) != (self.gpu_gib is None):
+            raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib}: give both, or none")
+        if self.gpus is not None and self.gpu_gib is not None and not (self.gpus >= 1 and self.gpu_gib > 0):
+            raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib:g}: give positive numbers")
         if self.greedy and self.samples not in (None, 1):
             raise ValueError(f"--greedy gives the same answer every time: leave --samples {self.samples} out")
 
@@ -141,8 +161,8 @@ class Options:
         return LAB_SIZES[part] if self.problems == "lab" else None
 
     def config(self) -> dict[str, Any]:
-        """What decides the results: everything but where they are written and who writes them."""
-        left_out = {"out", "name", "local_rank", "strict"}
+        """What decides the results: everything but where they are written, and on how many ranks and how spread they are made."""
+        left_out = {"out", "name", "local_rank", "strict", "backend", "offload", "dry_run", "gpus", "gpu_gib"}
         return {key: _plain(value) for key, value in self.__dict__.items() if key not in left_out}
 
 

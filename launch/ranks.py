@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-_WAIT_MINUTES = float(os.environ.get("MOE_STEER_WAIT_MINUTES", "60"))
+from launch.failure import end_with_the_launcher, what_to_say
+
+_WAIT_SECONDS = 3600.0
 """How long a rank waits for another before it takes it for dead: one may sample long while another has finished its share."""
 
 
@@ -50,9 +52,14 @@ class Ranks:
 
 @contextmanager
 def ranks_of_this_run() -> Iterator[Ranks]:
-    """Join the process group that the launcher prepared, if there is one, and leave it at the end."""
+    """Join the process group that the launcher prepared, if there is one, and leave it at the end.
+
+    An error comes through on the rank that had it first; the other ranks end without a word. MOE_STEER_WAIT_SECONDS sets
+    how long a rank waits for the others.
+    """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    end_with_the_launcher()
     if world_size == 1:
         yield Ranks()
         return
@@ -61,14 +68,43 @@ def ranks_of_this_run() -> Iterator[Ranks]:
     _without_compiled_shared_memory(deepspeed)
     sys.stdout.flush()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    waited = wait_seconds()
     deepspeed.init_distributed(
-        dist_backend=backend, timeout=datetime.timedelta(minutes=_WAIT_MINUTES), verbose=False, auto_mpi_discovery=False
+        dist_backend=backend, timeout=datetime.timedelta(seconds=waited), verbose=False, auto_mpi_discovery=False
     )
+    rank = dist.get_rank()
     try:
-        yield Ranks(dist.get_rank(), world_size)
+        yield Ranks(rank, world_size)
         dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        said = what_to_say(error, rank, waited)
+        if said is None:
+            leave(1)
+        if said is error:
+            raise
+        raise said from error
+    dist.destroy_process_group()
+
+
+def wait_seconds() -> float:
+    """How long a rank waits for another; ValueError when MOE_STEER_WAIT_SECONDS is no positive number."""
+    given = os.environ.get("MOE_STEER_WAIT_SECONDS", str(_WAIT_SECONDS))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"MOE_STEER_WAIT_SECONDS is {given!r}: give a positive number of seconds")
+    return seconds
+
+
+def refuse_several_ranks(program: str, instead: str) -> None:
+    """ValueError when a launcher started several ranks of a program that is one process: all would write the same files."""
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    if number > 1:
+        raise ValueError(
+            f"{program} is one process, and this is one of {number} ranks: start it without a launcher, or use {instead}"
+        )
 
 
 def _without_compiled_shared_memory(deepspeed: Any) -> None:

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.dry_run import Fit, Machine, fit
+from launch.options import Options
 from moe_steer.errors import one_line
 
 FOLDER = Path(__file__).parent / "configs"
 HOSTS = "hosts-2x8"
+SCRIPTS = ("steer_r1", "safety")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class Recipe:
     """One published model on one kind of machine.
 
     ``shape``: the part of the model's config.json that decides sizes, so that a dry run needs no download. ``expected_gib``: memory
-    of the fullest GPU with ``batch`` sequences of ``context`` tokens. ``options``: of launch/steer_r1.py.
+    of the fullest GPU with ``batch`` sequences of ``context`` tokens. ``options``: of the script in launch/.
     """
 
     name: str
@@ -41,8 +44,13 @@ class Recipe:
     options: tuple[str, ...]
     expected_gib: float
     shape: Mapping[str, Any]
+    script: str = "steer_r1"
 
     def __post_init__(self) -> None:
+        if self.script not in SCRIPTS:
+            raise ValueError(
+                f"recipe {self.name!r} names the script {self.script!r}: choose one of {', '.join(SCRIPTS)}"
+            )
         if self.gpus < 1 or self.nodes < 1 or self.gpus % self.nodes:
             raise ValueError(
                 f"recipe {self.name!r} has {self.gpus} GPUs on {self.nodes} nodes: give a multiple of the nodes"
@@ -50,7 +58,7 @@ class Recipe:
 
     @property
     def job(self) -> list[str]:
-        """Options of launch/steer_r1.py."""
+        """Options of the script. The safety experiment limits every task's answers by options of its own."""
         chosen = [
             "--model",
             self.model,
@@ -61,7 +69,8 @@ class Recipe:
             "--batch-size",
             str(self.batch),
         ]
-        return [*chosen, "--max-new-tokens", str(self.context - 1024), *self.options]
+        limit = ["--max-new-tokens", str(self.context - 1024)] if self.script == "steer_r1" else []
+        return [*chosen, *limit, *self.options]
 
     @property
     def command(self) -> list[str]:
@@ -71,28 +80,28 @@ class Recipe:
             launcher += ["--hostfile", f"launch/configs/{HOSTS}"]
         elif self.gpus > 1:
             launcher += ["--num_gpus", str(self.gpus)]
-        return [*launcher, "launch/steer_r1.py", *self.job]
+        return [*launcher, f"launch/{self.script}.py", *self.job]
 
     def node_command(self, node_rank: int, address: str, port: int = 29500) -> list[str]:
         """The start of one node by hand or by Slurm (``node_rank`` is then $SLURM_NODEID), without ssh between nodes."""
         where = ["--no_ssh", "--node_rank", str(node_rank), "--master_addr", address, "--master_port", str(port)]
-        return ["deepspeed", "--hostfile", f"launch/configs/{HOSTS}", *where, "launch/steer_r1.py", *self.job]
+        return ["deepspeed", "--hostfile", f"launch/configs/{HOSTS}", *where, f"launch/{self.script}.py", *self.job]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What a dry run found. ``total_gib`` and ``limit_gib``: memory of the fullest GPU, and what tensors may fill of it."""
+    """What a dry run found: the recipe, and how its model lies on its machine."""
 
     recipe: Recipe
-    total_gib: float
-    limit_gib: float
-    layers_with_experts: int
+    fit: Fit
+
+    @property
+    def total_gib(self) -> float:
+        """Memory of the fullest GPU."""
+        return self.fit.total / 2**30
 
     def __str__(self) -> str:
-        return (
-            f"{self.recipe.name}: {self.recipe.backend} on {self.recipe.gpus} x {self.recipe.gpu} holds {self.total_gib:.1f} of "
-            f"{self.limit_gib:.1f} GiB a GPU, {self.layers_with_experts} layers with experts"
-        )
+        return f"{self.recipe.name}: {self.recipe.gpus} x {self.recipe.gpu}, {self.fit}"
 
 
 def names() -> list[str]:
@@ -107,8 +116,8 @@ def load_recipe(name: str) -> Recipe:
         raise ValueError(f"there is no recipe {name!r}: choose one of {', '.join(names())}")
     data = json.loads(path.read_text(encoding="utf-8"))
     expected = {field.name for field in dataclasses.fields(Recipe)} - {"name"}
-    if set(data) != expected:
-        odd = sorted(set(data) ^ expected)
+    if set(data) | {"script"} != expected:
+        odd = sorted((set(data) | {"script"}) ^ expected)
         raise ValueError(
             f"the recipe {path} has a missing or unknown key {odd[0]!r}: it holds {', '.join(sorted(expected))}"
         )
@@ -116,36 +125,52 @@ def load_recipe(name: str) -> Recipe:
 
 
 def dry_run(recipe: Recipe) -> DryRun:
-    """Everything but loading weights: options, backend, plan against the model's shape, memory. ValueError where one is wrong."""
-    import tyro
+    """What a start checks before it loads weights (``launch/steer_r1.py --dry-run``), on the recipe's machine and with its shape
+    instead of a download: options, task, plan against the model's shape (a plan file of the user's own, where it is there),
+    backend, memory; and the host file. ValueError where one is wrong."""
     from transformers import CONFIG_MAPPING
 
-    from launch.options import Options
-    from moe_steer.backends.skeleton import skeleton
-    from moe_steer.layers import model_shape
-    from moe_steer.memory import GPU_SHARE, plan_memory
-    from moe_steer.presets import preset_plan
+    from launch.steps import given_plan
+    from reasoning_evals.tasks import task_names
+    from reasoning_evals.tasks.own_file import is_file_name
 
-    options = tyro.cli(Options, args=recipe.job)
     values = dict(recipe.shape)
     config = CONFIG_MAPPING[values.pop("model_type")](**values)
-    shape = model_shape(skeleton(config, "bfloat16"))
-    if options.preset:
-        preset_plan(options.preset, options.top, 64.0).check(shape)
-    limit = int(recipe.gpu_gib * GPU_SHARE * 2**30)
-    dtype = recipe.dtype
-    plan = plan_memory(config, recipe.gpus, limit, dtype=dtype, context=recipe.context, batch=recipe.batch)
-    found = next(item for item in plan.footprints if item.backend == recipe.backend)
-    if found.why_not:
-        raise ValueError(f"recipe {recipe.name!r} cannot run: {found.why_not}")
-    result = DryRun(
-        recipe=recipe, total_gib=found.total / 2**30, limit_gib=limit / 2**30, layers_with_experts=len(shape.moe_layers)
-    )
-    if not found.fits:
+    options = _job_options(recipe, config.num_hidden_layers)
+    if options.problems not in task_names() and not is_file_name(options.problems):
+        raise ValueError(f"recipe {recipe.name!r} names the unknown task {options.problems!r}")
+    if recipe.nodes > 1 and (slots := host_slots()) != [recipe.gpus // recipe.nodes] * recipe.nodes:
         raise ValueError(
-            f"recipe {recipe.name!r} does not fit: {result.total_gib:.1f} of {result.limit_gib:.1f} GiB a GPU"
+            f"recipe {recipe.name!r} needs {recipe.gpus} GPUs on {recipe.nodes} nodes, {HOSTS} has {slots}"
         )
-    return result
+    machine = Machine.of_gpus(recipe.gpus, recipe.gpu_gib, recipe.gpu)
+    try:
+        plan = given_plan(options) if options.preset or Path(options.plan or "").is_file() else None
+        return DryRun(recipe=recipe, fit=fit(options, plan, config, machine, recipe.context - options.token_limit))
+    except ValueError as error:
+        raise ValueError(f"recipe {recipe.name!r}: {error}") from error
+
+
+def _job_options(recipe: Recipe, num_layers: int) -> Options:
+    """What the recipe's script makes of its options, where all scripts have them."""
+    import tyro
+
+    if recipe.script == "steer_r1":
+        return tyro.cli(Options, args=recipe.job)
+    from launch.safety_experiment.options import SafetyOptions
+
+    options = tyro.cli(SafetyOptions, args=recipe.job)
+    if options.layer >= num_layers:
+        raise ValueError(
+            f"recipe {recipe.name!r} steers layer {options.layer}: the model has layers 0-{num_layers - 1}"
+        )
+    return options.job()
+
+
+def host_slots() -> list[int]:
+    """GPUs of each node in the host file of the recipes on several nodes."""
+    lines = (FOLDER / HOSTS).read_text(encoding="utf-8").split("\n")
+    return [int(line.partition("slots=")[2]) for line in lines if "slots=" in line]
 
 
 def main(arguments: list[str]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.ranks import Ranks, leave
-from launch.safety_options import SafetyOptions
+from launch.safety_experiment.options import SafetyOptions
 from launch.start import start
 
 
@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: SafetyOptions, ranks: Ranks) -> None:
     """The whole experiment, step by step, in the folder of the options."""
-    from launch.safety_arms import safety_arms
-    from launch.safety_directions import make_directions, pairs_digest, read_pairs, read_sae
-    from launch.safety_findings import SafetyFindings
-    from launch.safety_report import publish
-    from launch.safety_tasks import judge, safety_tasks, sample
+    from launch.safety_experiment.arms import safety_arms
+    from launch.safety_experiment.directions import make_directions, pairs_digest, read_pairs, read_sae
+    from launch.safety_experiment.findings import SafetyFindings
+    from launch.safety_experiment.report import publish
+    from launch.safety_experiment.tasks import judge, safety_tasks, sample
     from moe_steer import load_model
     from moe_steer.directions import Direction
     from reasoning_evals.run_folder import open_run

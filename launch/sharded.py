@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from launch.ranks import Ranks
 from moe_steer.backends.in_step import in_step
 from moe_steer.backends.layout import layout_of
 from moe_steer.plan import SteeringPlan
+from reasoning_evals.run_folder import RUN_FILE, read_run, write_whole
 
 _FOLDERS: list[
     tempfile.TemporaryDirectory[str]
@@ -72,6 +75,21 @@ def collect_over_ranks(
     with in_step(model):
         counts = collect_counts(model, own, markers, tokens_per_batch=tokens_per_batch, allow_empty=True, **options)
     return reduce_counts(counts)
+
+
+def record_start(folder: Path, model: Any, ranks: Ranks) -> None:
+    """Add to the ``history`` of run.json, on rank 0, how this start holds the model and on how many ranks.
+
+    Backend and ranks are not part of what a run is: the plan, the problems and the seeds are, and a run may be continued on
+    another machine. Which samples came from where can be read from the times.
+    """
+    if not ranks.is_main:
+        return
+    run = read_run(folder)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    entry = {"backend": layout_of(model).backend, "ranks": ranks.world_size, "started": now}
+    run["history"] = [*run.get("history", []), entry]
+    write_whole(folder / RUN_FILE, json.dumps(run, indent=1, sort_keys=True) + "\n")
 
 
 def refuse_different(what: str, value: Any, ranks: Ranks) -> None:

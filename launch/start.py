@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from typing import TypeVar
 
 import tyro
 
+from launch.failure import OUT_OF_MEMORY
 from launch.ranks import Ranks, ranks_of_this_run
 from moe_steer.errors import exit_code
 
 OptionsT = TypeVar("OptionsT")
+_FIRST_SPEAKS = 2.0
+"""Seconds: the launcher ends all ranks as soon as one has ended."""
 
 
 def start(
@@ -22,13 +28,28 @@ def start(
     program: str,
     description: str | None,
 ) -> int:
-    """Parse the options (wrong usage exits with 2), join the ranks, run; returns the exit code."""
+    """Parse the options (wrong usage exits with 2), join the ranks, run; returns the exit code. Of several ranks, one speaks."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*NVML.*")
-    options = tyro.cli(options_type, args=argv, prog=program, description=description)
+    options = _parsed_once(lambda: tyro.cli(options_type, args=argv, prog=program, description=description))
 
     def work() -> None:
-        with ranks_of_this_run() as ranks:
-            run(options, ranks)
+        try:
+            with ranks_of_this_run() as ranks:
+                run(options, ranks)
+        except MemoryError as error:
+            raise RuntimeError(OUT_OF_MEMORY) from error
 
     return exit_code(program, work)
+
+
+def _parsed_once(parse: Callable[[], OptionsT]) -> OptionsT:
+    """The options; of several ranks, only the first says what is wrong with them, and the others give it the time to."""
+    if os.environ.get("RANK", "0") == "0":
+        return parse()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return parse()
+    except SystemExit:
+        time.sleep(_FIRST_SPEAKS)
+        raise

@@ -3,6 +3,7 @@
     deepspeed launch/steer_r1.py                                  the embedded model, no argument needed
     deepspeed --num_accelerators 2 launch/steer_r1.py             two processes share the work
     deepspeed launch/steer_r1.py --model PATH_OR_HUB_ID --preset rice-r1-math --problems problems.jsonl
+    deepspeed launch/steer_r1.py ... --dry-run                    everything but loading weights
 
 Exit code 0: done; 1: the work failed, one line says why; 2: wrong usage.
 """
@@ -25,15 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options, ranks: Ranks) -> None:
     """The whole job, step by step, in the folder of the options."""
     from expert_stats import ExpertScores
-    from launch import steps
+    from launch import dry_run, steps
     from launch.findings import Findings
     from launch.problem_sets import problem_sets
     from launch.publish import publish
-    from launch.sharded import agree_on_plan
+    from launch.sharded import agree_on_plan, record_start
     from moe_steer import load_model
     from reasoning_evals.grading_pass import GradeRow
     from reasoning_evals.run_folder import open_run
 
+    if options.dry_run:
+        ranks.say(dry_run.report(options, ranks) if ranks.is_main else "")
+        return
     plan = steps.given_plan(options)
     sets = problem_sets(options)
     model, tokenizer = load_model(
@@ -42,6 +46,7 @@ def run(options: Options, ranks: Ranks) -> None:
         dtype=options.dtype,
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
+        offload=options.offload,
     )
     if plan is not None:
         plan.check(model)
@@ -49,6 +54,7 @@ def run(options: Options, ranks: Ranks) -> None:
     config = options.config() | {"given_plan": plan.digest() if plan else None}
     if ranks.is_main:
         open_run(folder, config)
+        record_start(folder, model, ranks)
     ranks.barrier()
     bench = steps.Bench(options=options, ranks=ranks, model=model, tokenizer=tokenizer, folder=folder)
     k = options.num_samples

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moe_steer.baking import bake, unbake, verify_bake
+    from moe_steer.directions import Direction
     from moe_steer.loading import load_model
     from moe_steer.observe import observe_residual, observe_routing
     from moe_steer.plan import ExpertGain, ResidualVector, SteeringPlan
     from moe_steer.steering import steer
 
 _HOME = {
+    "Direction": "directions",
     "SteeringPlan": "plan",
     "ExpertGain": "plan",
     "ResidualVector": "plan",
@@ -23,6 +25,7 @@ _HOME = {
     "unbake": "baking",
 }
 __all__ = [
+    "Direction",
     "ExpertGain",
     "ResidualVector",
     "SteeringPlan",

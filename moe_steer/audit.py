@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moe_steer.plan import ExpertGain, ResidualVector
+from moe_steer.plan_entries import ExpertGain, ResidualVector
 
 _ADD_UP_AT = 8192  # selections that may wait on the device
 
@@ -149,6 +149,8 @@ class Audit:
                 "layer": entry.layer,
                 "file": entry.file,
                 "strength": entry.strength,
+                "unit": entry.unit,
+                "scope": entry.scope,
                 "tokens": self.residual[index],
             }
             for index, entry in self._residual.items()
@@ -171,7 +173,9 @@ def row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"weight added {row['weight_added']:.4g}"
             )
         else:
+            unit = " of the residual norm" if row.get("unit") == "residual_norm" else ""
+            scope = f" in scope {row['scope']}" if "scope" in row else ""
             lines.append(
-                f"layer {row['layer']} vector {row['file']} x{row['strength']:g}: added to {row['tokens']} tokens"
+                f"layer {row['layer']} vector {row['file']} x{row['strength']:g}{unit}{scope}: added to {row['tokens']} tokens"
             )
     return lines

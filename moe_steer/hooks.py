@@ -74,6 +74,30 @@ def call_hooks(
         yield
 
 
+@contextmanager
+def stop_after(module: nn.Module) -> Iterator[None]:
+    """End the forward that runs inside, and the with-block with it, once ``module`` has returned: what comes later never runs.
+
+    Enter it after the hooks that are to see that module's output.
+    """
+    reached = _ReachedError()
+
+    def stop(_: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
+        raise reached
+
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_hook(stop).remove)
+        try:
+            yield
+        except _ReachedError as error:
+            if error is not reached:
+                raise
+
+
+class _ReachedError(Exception):
+    """Carries a forward that has gone far enough out of the model."""
+
+
 def _experts_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Families differ in argument order and names, so the two are told apart by dtype: ids are whole numbers.

@@ -51,7 +51,6 @@ def load_model(
         trust_remote_code=trust_remote_code,
         offload=offload,
     )
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     if _rank() == 0 and sys.stderr.isatty():
@@ -60,7 +59,7 @@ def load_model(
         logging.disable_progress_bar()
     if Path(name).is_dir():
         check_shards(name)
-    tokenizer = _one_line(path_or_id, lambda: AutoTokenizer.from_pretrained(name, **wanted.hub_options))
+    tokenizer = read_tokenizer(path_or_id, **wanted.hub_options)
     config = _one_line(path_or_id, wanted.config)
     layout = _layout(backend, config, wanted)
     model, layout = _one_line(path_or_id, lambda: _loader(layout.backend)(wanted, layout))
@@ -83,6 +82,14 @@ def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
     given = Path(os.fspath(path_or_id))
     name = str(given.parent) if given.name == "config.json" else resolve(path_or_id)
     return _one_line(path_or_id, lambda: AutoConfig.from_pretrained(name, **options))
+
+
+def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
+    """The tokenizer alone, of anything ``load_model`` takes."""
+    from transformers import AutoTokenizer
+
+    name = resolve(path_or_id)
+    return _one_line(path_or_id, lambda: AutoTokenizer.from_pretrained(name, **options))
 
 
 def resolve(path_or_id: str | os.PathLike[str]) -> str:

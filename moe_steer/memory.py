@@ -139,7 +139,7 @@ class _Work:
             return Footprint(backend=backend, why_not=why_not)
         keeps_fp8 = backend in ("plain", "tp_ep")
         model = self.stored if keeps_fp8 else self.expanded
-        shard = shard_of(model, backend, world_size, self.offload, self.fp8 and is_fp8(self.config) and not keeps_fp8)
+        shard = shard_of(model, backend, world_size, self.offload)
         cache = self.cache // self._cache_parts(world_size) if backend == "tp_ep" else self.cache
         found = Footprint(
             backend=backend,

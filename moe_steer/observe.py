@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
 
-from moe_steer.hooks import RoutingFn, output_hooks, routing_hooks
+from moe_steer.hooks import RoutingFn, output_hooks, routing_hooks, stop_after
 from moe_steer.layers import MoELayer, decoder_layers, moe_layers
 
 RoutingSink = Callable[[int, Tensor, Tensor], None]
@@ -36,10 +36,11 @@ def observe_routing(model: Any, sink: RoutingSink) -> Iterator[None]:
 
 
 @contextmanager
-def observe_residual(model: Any, layers: Sequence[int], sink: ResidualSink) -> Iterator[None]:
+def observe_residual(model: Any, layers: Sequence[int], sink: ResidualSink, *, stop: bool = False) -> Iterator[None]:
     """Call ``sink(layer, hidden_BSD)`` with the residual stream at the output of each named decoder layer, once per forward.
 
-    ValueError when a layer does not exist.
+    ``stop``: one forward a with-block; it ends, and the block with it, at the highest of the layers, so that neither the layers
+    above nor the head run. ValueError when a layer does not exist.
     """
     _, modules = decoder_layers(model)
     for layer in layers:
@@ -53,4 +54,5 @@ def observe_residual(model: Any, layers: Sequence[int], sink: ResidualSink) -> I
         return function
 
     with output_hooks({modules[layer]: watch(layer) for layer in layers}):
-        yield
+        with stop_after(modules[max(layers)]) if stop else nullcontext():
+            yield

@@ -5,70 +5,31 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_steer.plan_check import check_plan
+from moe_steer.plan_entries import UNITS, ExpertGain, ResidualVector
+from moe_steer.residual_files import read_vector, shift_of
+from moe_steer.scopes import SCOPES, parse_scope
+
 if TYPE_CHECKING:
-    from moe_steer.layers import ModelShape
+    from torch import Tensor
 
+__all__ = ["PLAN_VERSION", "SCOPES", "UNITS", "ExpertGain", "ResidualVector", "SteeringPlan"]
 PLAN_VERSION = 1
-SCOPES = ("all", "prompt", "thought", "answer", "generated", "step_end")
 _MODEL_KEYS = {"model_type", "num_layers", "num_experts", "name"}
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertGain:
-    """Multiply the final gate weight of one expert, wherever the router selected it (RICE, arXiv 2505.14681, Eq. 7).
-
-    ``layer`` is the absolute 0-based index among the decoder layers, ``expert`` the global expert id, ``gain`` a finite
-    factor >= 0 (0 silences the expert's contribution; the selection itself never changes).
-    """
-
-    layer: int
-    expert: int
-    gain: float
-
-    def __post_init__(self) -> None:
-        _check_index("layer", self.layer, self)
-        _check_index("expert", self.expert, self)
-        if not _is_number(self.gain) or not math.isfinite(self.gain) or self.gain < 0:
-            raise ValueError(
-                f"gain of layer {self.layer} expert {self.expert} is {self.gain!r}: give a finite number >= 0"
-            )
-        object.__setattr__(self, "gain", float(self.gain))
-
-
-@dataclass(frozen=True, slots=True)
-class ResidualVector:
-    """Add ``strength`` times a vector to the residual stream at the output of one decoder layer.
-
-    ``file`` is a safetensors file that holds one tensor ``vector`` of shape [D]; a relative path is taken from the
-    folder of the plan file. ``scope`` says at which tokens.
-    """
-
-    layer: int
-    file: str
-    strength: float = 1.0
-    scope: str = "all"
-
-    def __post_init__(self) -> None:
-        _check_index("layer", self.layer, self)
-        if not _is_number(self.strength) or not math.isfinite(self.strength):
-            raise ValueError(
-                f"strength of the residual vector at layer {self.layer} is {self.strength!r}: give a finite number"
-            )
-        _check_scope(self.scope)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringPlan:
     """Which experts get which gain, which directions are added, at which tokens.
 
-    ``scope``: all | prompt | thought | answer | generated | step_end (see ``moe_steer.positions``).
+    ``scope``: at which tokens the gains act (forms: ``moe_steer.scopes``; meanings: ``moe_steer.positions``); each residual entry
+    has its own.
     ``renormalize``: rescale the selected weights of a token to their former sum after the gains.
     ``model``: what the plan was made for (model_type, num_layers, num_experts, name), compared by ``check``.
     ``provenance``: free-form: who made it, from which counts, when.
@@ -85,7 +46,7 @@ class SteeringPlan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "experts", tuple(self.experts))
         object.__setattr__(self, "residual", tuple(self.residual))
-        _check_scope(self.scope)
+        parse_scope(self.scope)
         if not isinstance(self.renormalize, bool):
             raise ValueError(f"renormalize is {self.renormalize!r}: give true or false")
         seen: set[tuple[int, int]] = set()
@@ -167,9 +128,16 @@ class SteeringPlan:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     def digest(self) -> str:
-        """sha256 over what the plan does (not over its provenance), for run configs and for comparing ranks."""
+        """sha256 over what the plan does (not over its provenance, nor over where its vectors lie, which differs between ranks),
+        for run configs and for comparing ranks.
+
+        The default unit is left out, so that plans written before there were units keep their digest.
+        """
         payload = {key: value for key, value in self.to_dict().items() if key != "provenance"}
         for entry, item in zip(payload["residual"], self.residual, strict=True):
+            if item.unit == UNITS[0]:
+                del entry["unit"]
+            del entry["file"]
             entry["sha256"] = hashlib.sha256(self.vector_path(item).read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
@@ -184,72 +152,21 @@ class SteeringPlan:
 
     def check(self, model: Any) -> None:
         """Refuse a plan that does not fit ``model`` (a transformers model or a ``ModelShape``); ValueError names the entry."""
-        shape: ModelShape
-        if hasattr(model, "moe_layers") and hasattr(model, "num_experts"):
-            shape = model
-        else:
-            from moe_steer.layers import model_shape
+        check_plan(self, model)
 
-            shape = model_shape(model)
-        for key in ("model_type", "num_layers", "num_experts"):
-            wanted = (self.model or {}).get(key)
-            if wanted is not None and wanted != getattr(shape, key):
-                raise ValueError(f"the plan was made for {key} {wanted!r}, this model has {getattr(shape, key)!r}")
-        if self.experts and not shape.moe_layers:
-            raise ValueError(
-                f"the plan names experts, but {shape.model_type} is a dense model: use residual vectors, or a mixture-of-experts model"
-            )
-        for entry in self.experts:
-            if entry.layer not in shape.moe_layers:
-                raise ValueError(
-                    f"layer {entry.layer} (expert {entry.expert}) has no experts in this model: layers with experts are {_ranges(shape.moe_layers)}"
-                )
-            if entry.expert >= shape.num_experts:
-                raise ValueError(
-                    f"expert {entry.expert} at layer {entry.layer} does not exist: this model has experts 0-{shape.num_experts - 1}"
-                )
-        for item in self.residual:
-            if item.layer >= shape.num_layers:
-                raise ValueError(
-                    f"residual layer {item.layer} does not exist: this model has layers 0-{shape.num_layers - 1}"
-                )
-            width = len(self.load_vector(item))
-            if width != shape.hidden_size:
-                raise ValueError(
-                    f"the vector {item.file!r} has width {width}, the model's residual stream has {shape.hidden_size}"
-                )
+    def load_vector(self, entry: ResidualVector) -> Tensor:
+        """The tensor [D], float32, of a residual entry as it stands in the file.
 
-    def load_vector(self, entry: ResidualVector) -> Any:
-        """The tensor [D], float32, of a residual entry; ValueError when the file holds no such finite vector."""
-        import torch
-        from safetensors import SafetensorError, safe_open
+        ValueError when the file holds no such finite vector, or was made for another layer or site.
+        """
+        return read_vector(self.vector_path(entry), entry).vector_D
 
-        path = self.vector_path(entry)
-        try:
-            with safe_open(str(path), framework="pt") as reader:
-                names = list(reader.keys())
-                vector_D = reader.get_tensor("vector").float() if "vector" in names else None
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
-        if vector_D is None or vector_D.ndim != 1:
-            raise ValueError(f"{path} holds {names}: a residual file needs one 1-D tensor named 'vector'")
-        if not bool(torch.isfinite(vector_D).all()):
-            raise ValueError(f"{path} holds NaN or infinite numbers: make the direction again")
-        return vector_D
+    def load_shift(self, entry: ResidualVector) -> Tensor:
+        """The tensor [D], float64, that a residual entry adds to a token: the vector times its strength in its unit.
 
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_index(name: str, value: object, owner: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} of {type(owner).__name__} is {value!r}: give a whole number >= 0")
-
-
-def _check_scope(scope: object) -> None:
-    if scope not in SCOPES:
-        raise ValueError(f"scope {scope!r} is unknown: choose one of {', '.join(SCOPES)}")
+        ValueError as for ``load_vector``, and when the file does not say what the unit needs.
+        """
+        return shift_of(self.vector_path(entry), entry)
 
 
 def _refuse_unknown(where: str, data: Mapping[str, Any], allowed: set[str]) -> None:
@@ -273,16 +190,3 @@ def _entry(kind: Any, where: str, position: int, item: Any) -> Any:
         return kind(**item)
     except TypeError as error:
         raise ValueError(f"{where}[{position}] is not complete: {error}") from error
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """'1-3, 5' for (1, 2, 3, 5)."""
-    parts: list[str] = []
-    start = previous = numbers[0]
-    for number in [*numbers[1:], -1]:
-        if number == previous + 1:
-            previous = number
-            continue
-        parts.append(str(start) if start == previous else f"{start}-{previous}")
-        start = previous = number
-    return ", ".join(parts)

@@ -14,7 +14,7 @@ from moe_steer.audit import Audit, NothingFired, SteeringWarning
 from moe_steer.hooks import RoutingFn, call_hooks, output_hooks, routing_hooks
 from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config
 from moe_steer.plan import SteeringPlan
-from moe_steer.positions import TAG_SCOPES, PositionTracker, SpecialTokens, special_tokens, tokenizer_of
+from moe_steer.positions import PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
 
 
 @contextmanager
@@ -30,7 +30,8 @@ def steer(
     """Apply ``plan`` to every forward inside the with-block; yields the audit of what fired.
 
     Gains multiply the final weights of experts that the router selected (RICE, Eq. 7: after top-k and normalisation); with
-    ``plan.renormalize`` the weights of a token are then rescaled to their former sum. Layers that the plan does not name, and
+    ``plan.renormalize`` the weights of a token are then rescaled to their former sum. Residual entries are added at the outputs of
+    their layers, in the plan's order, each in its own unit and scope. Layers that the plan does not name, and
     a neutral plan altogether, are not hooked: their outputs are bit for bit the unsteered ones.
 
     ``tokenizer``: needed by the scopes thought, answer and step_end, unless the model came from ``load_model``.
@@ -63,13 +64,13 @@ def steer(
 
 
 def _special(model: Any, tokenizer: Any, scopes: set[str]) -> SpecialTokens | None:
-    if not scopes & TAG_SCOPES:
+    named = tag_scopes(scopes)
+    if not named:
         return None
     tokenizer = tokenizer if tokenizer is not None else tokenizer_of(model)
     if tokenizer is None:
-        named = ", ".join(sorted(scopes & TAG_SCOPES))
         raise ValueError(
-            f"scope {named} needs the ids of <think> and </think>: pass tokenizer=, or load the model with load_model"
+            f"scope {', '.join(named)} needs the ids of <think> and </think>: pass tokenizer=, or load the model with load_model"
         )
     return special_tokens(tokenizer)
 
@@ -106,7 +107,7 @@ def _gain_function(
         mask_T = tracker.mask(plan.scope)
         in_scope_TK = None
         if mask_T is not None:
-            in_scope_TK = mask_T[:, None].expand_as(here_TK)
+            in_scope_TK = mask_T.to(here_TK.device)[:, None].expand_as(here_TK)
             gain_TK = torch.where(in_scope_TK, gain_TK, 1.0)
         old_TK = weights_TK.to(dtype)
         new_TK = old_TK * gain_TK
@@ -130,23 +131,28 @@ def _residual_functions(
     _, modules = decoder_layers(model)
     by_layer: dict[int, list[tuple[int, Tensor, str]]] = {}
     for index, entry in enumerate(plan.active_residual):
-        vector_D = plan.load_vector(entry) * entry.strength
-        by_layer.setdefault(entry.layer, []).append((index, vector_D, entry.scope))
+        by_layer.setdefault(entry.layer, []).append((index, plan.load_shift(entry), entry.scope))
+    return {modules[layer]: _shift_function(entries, tracker, audit) for layer, entries in by_layer.items()}
 
-    def add(entries: list[tuple[int, Tensor, str]]) -> Callable[[Tensor], Tensor]:
-        def function(hidden_BSD: Tensor) -> Tensor:
-            for index, vector_D, scope in entries:
-                shift_D = vector_D.to(hidden_BSD)
-                mask_T = tracker.mask(scope)
-                if mask_T is None:
-                    audit.count_residual(index, hidden_BSD.shape[:-1].numel())
-                    hidden_BSD = hidden_BSD + shift_D
-                else:
-                    audit.count_residual(index, mask_T.sum())
-                    mask = mask_T.reshape(hidden_BSD.shape[:-1])[..., None]
-                    hidden_BSD = torch.where(mask, hidden_BSD + shift_D, hidden_BSD)
-            return hidden_BSD
 
-        return function
+def _shift_function(
+    entries: list[tuple[int, Tensor, str]], tracker: PositionTracker, audit: Audit
+) -> Callable[[Tensor], Tensor]:
+    ready: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
-    return {modules[layer]: add(entries) for layer, entries in by_layer.items()}
+    def function(hidden_BSD: Tensor) -> Tensor:
+        for index, shift_D, scope in entries:
+            key = (index, hidden_BSD.device, hidden_BSD.dtype)
+            if key not in ready:
+                ready[key] = shift_D.to(hidden_BSD)
+            mask_T = tracker.mask(scope)
+            if mask_T is None:
+                audit.count_residual(index, hidden_BSD.shape[:-1].numel())
+                hidden_BSD = hidden_BSD + ready[key]
+            else:
+                audit.count_residual(index, mask_T.sum())
+                mask = mask_T.to(hidden_BSD.device).reshape(hidden_BSD.shape[:-1])[..., None]
+                hidden_BSD = torch.where(mask, hidden_BSD + ready[key], hidden_BSD)
+        return hidden_BSD
+
+    return function

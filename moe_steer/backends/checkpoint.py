@@ -88,29 +88,32 @@ def dequantised(config: Any) -> dict[str, Any]:
 
 
 def check_shards(folder: str | os.PathLike[str]) -> None:
-    """ValueError that names the first weight file of a local checkpoint that is missing, cut short or no safetensors file.
+    """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, or without
+    a tensor that the index promises.
 
     Reads headers only, so a terabyte takes a second; a rank that fails later, in the middle of loading, would leave the others
     waiting and name no file.
     """
     index = Path(folder, "model.safetensors.index.json")
+    promised: dict[str, set[str]] = {}
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            for tensor, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+                promised.setdefault(name, set()).add(tensor)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{index} is no index of weight files: fetch it again") from error
     else:
-        names = sorted(path.name for path in Path(folder).glob("*.safetensors"))
-    for name in names:
+        promised = {path.name: set() for path in Path(folder).glob("*.safetensors")}
+    for name, tensors in sorted(promised.items()):
         path = Path(folder, name)
         if not path.is_file():
             raise ValueError(f"the weight file {name} is missing in {os.fspath(folder)!r}: fetch the checkpoint again")
-        problem = _problem(path)
+        problem = _problem(path, tensors)
         if problem:
             raise ValueError(f"the weight file {name} in {os.fspath(folder)!r} is damaged ({problem}): fetch it again")
 
 
-def _problem(path: Path) -> str:
+def _problem(path: Path, promised: set[str]) -> str:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
@@ -119,7 +122,10 @@ def _problem(path: Path) -> str:
             return "it has no safetensors header"
         try:
             entries = json.loads(file.read(length))
-        except ValueError:
+            end = max((item["data_offsets"][1] for key, item in entries.items() if key != "__metadata__"), default=0)
+        except (ValueError, KeyError, AttributeError, TypeError):
             return "its header cannot be read"
-    end = max((item["data_offsets"][1] for key, item in entries.items() if key != "__metadata__"), default=0)
-    return "" if size == 8 + length + end else f"{size} bytes, {8 + length + end} expected"
+    if size != 8 + length + end:
+        return f"{size} bytes, {8 + length + end} expected"
+    absent = sorted(promised - set(entries))
+    return f"the tensor {absent[0]} is not in it" if absent else ""

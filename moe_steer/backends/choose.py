@@ -37,11 +37,15 @@ def check_name(backend: str) -> None:
         raise ValueError(f"backend {backend!r} is unknown: choose one of auto, {', '.join(BACKENDS)}")
 
 
-def choose(config: Any, world_size: int, dtype: str, offload: str) -> tuple[str, str]:
-    """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU."""
+def choose(
+    config: Any, world_size: int, dtype: str, offload: str, limit: int | None = None, on_gpu: bool | None = None
+) -> tuple[str, str]:
+    """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU;
+    with ``limit``, of a machine of which each rank may fill so many bytes."""
     from moe_steer.memory import available_bytes, gib, host_bytes, plan_memory
 
-    limit, where = available_bytes(world_size)
+    elsewhere = limit is not None
+    limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
     plan = plan_memory(
         config,
         world_size,
@@ -49,8 +53,8 @@ def choose(config: Any, world_size: int, dtype: str, offload: str) -> tuple[str,
         dtype=dtype,
         context=_context(config),
         offload=offload,
-        host_limit=host_bytes(world_size),
-        on_gpu=torch.cuda.is_available(),
+        host_limit=None if elsewhere else host_bytes(world_size),
+        on_gpu=torch.cuda.is_available() if on_gpu is None else on_gpu,
     )
     best = plan.fastest
     if best is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ KEEP_WHOLE_BELOW = 100_000
 """Parameters of fewer elements stay whole on every rank (norms, biases, routers of small models): gathering them costs more."""
 
 
-def zero3_section(offload: str) -> dict[str, Any]:
-    """The ``zero_optimization`` section: shards at rest, one layer at a time whole; ``offload`` as in ``Wanted``."""
+_BUFFERS = 5
+"""Shards that are on their way from NVMe at once."""
+
+
+def zero3_section(offload: str, largest: int = 0) -> dict[str, Any]:
+    """The ``zero_optimization`` section: shards at rest, one layer at a time whole; ``offload`` as in ``Wanted``; ``largest``: elements
+    of the largest shard of a parameter, which must fit into a buffer on its way from NVMe."""
     section: dict[str, Any] = {
         "stage": 3,
         "stage3_param_persistence_threshold": KEEP_WHOLE_BELOW,
@@ -32,13 +38,27 @@ def zero3_section(offload: str) -> dict[str, Any]:
             raise ValueError(
                 f"offload names no folder: {offload!r}: give 'cpu' or an existing folder on a local NVMe disk"
             )
+        _refuse_without_async_io()
         section["offload_param"] = {
             "device": "nvme",
             "nvme_path": str(folder),
-            "buffer_count": 5,
-            "buffer_size": 100_000_000,
+            "buffer_count": _BUFFERS,
+            "buffer_size": max(largest, 1_000_000),
         }
     return section
+
+
+def _refuse_without_async_io() -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    missing = [name for name, there in (("g++", shutil.which("g++")), ("ninja", shutil.which("ninja"))) if not there]
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        missing.insert(0, "libaio-dev")
+    if missing:
+        raise ValueError(
+            f"offload to NVMe needs DeepSpeed's operator async_io, which is compiled here: {', '.join(missing)} missing; "
+            "install it, or use offload 'cpu'"
+        )
 
 
 def settings(dtype: torch.dtype, **sections: Any) -> dict[str, Any]:

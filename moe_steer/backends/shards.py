@@ -22,8 +22,12 @@ class Shard(NamedTuple):
     loading: int = 0
 
 
-def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "", from_fp8: bool = False) -> Shard:
-    """The shard of one rank for a model on the meta device. ``from_fp8``: the checkpoint is FP8 and is expanded while reading."""
+_COPIES = 3
+"""Copies of a parameter that live while it is read: the checkpoint's tensors, those stacked, those joined."""
+
+
+def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "") -> Shard:
+    """The shard of one rank for a model on the meta device."""
     whole = _bytes(model)
     if backend == "plain":
         return Shard(whole, loading=whole)
@@ -45,11 +49,26 @@ def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "",
             parts = 1
         weights += math.ceil(parameter.numel() / parts) * parameter.element_size()
     gathered = max(_own(module, name, cut_by_expert) for name, module in model.named_modules())
-    # transformers 5.22 puts the experts of a checkpoint together on every rank, all layers at once, before it hands out shards.
-    loading = weights + _largest(model) + (whole if experts or from_fp8 else 0)
+    loading = weights + _COPIES * _read_at_once(model, world_size, experts)
+    if cut_by_expert:  # DeepSpeed gathers a layer's experts to hand them out
+        loading = max(loading, weights + (_COPIES + 1) * _largest(model))
     if offload:
         return Shard(gathered, gathered, host=weights if offload == "cpu" else 0, loading=loading)
     return Shard(weights, gathered, loading=loading)
+
+
+def _read_at_once(model: Any, world_size: int, experts: set[str]) -> int:
+    """Bytes of the largest parameter, or of a rank's experts of it where a checkpoint has one tensor an expert
+    (``moe_steer.backends.streaming``)."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    operations = [op for entry in get_model_conversion_mapping(model) for op in getattr(entry, "operations", [])]
+    by_expert = any(type(op).__name__ == "MergeModulelist" for op in operations)
+
+    def parts(name: str, parameter: nn.Parameter) -> int:
+        return world_size if by_expert and name in experts and parameter.shape[0] % world_size == 0 else 1
+
+    return max(p.numel() * p.element_size() // parts(name, p) for name, p in model.named_parameters())
 
 
 def _largest(model: nn.Module) -> int:

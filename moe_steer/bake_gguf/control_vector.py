@@ -16,7 +16,7 @@ from moe_steer.plan import SteeringPlan
 
 
 def export_control_vector(plan: SteeringPlan, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Write the residual vectors of a plan, times their strengths, as a GGUF control vector; returns what was written.
+    """Write the residual vectors of a plan, times their strengths in their units, as a GGUF control vector; returns what was written.
 
     ``direction.N`` is added to the output of decoder block N at every token, which is what a residual entry of layer N and
     scope "all" means; several entries of one layer are summed. Layers in between get zeros, since some readers stop at the
@@ -79,7 +79,7 @@ def _directions(plan: SteeringPlan) -> dict[int, npt.NDArray[np.float32]]:
             raise ValueError(
                 "the residual entry of layer 0 cannot be exported: llama.cpp's control vectors begin at layer 1"
             )
-        vector_D = np.asarray((plan.load_vector(entry) * entry.strength).numpy(), dtype=np.float32)
+        vector_D = np.asarray(plan.load_shift(entry).numpy(), dtype=np.float32)
         before_D = directions.get(entry.layer)
         widths = {len(vector) for vector in directions.values()} | {len(vector_D)}
         if len(widths) > 1:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launch.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collect:
-    """Count which experts the router selects at reasoning markers, over traces run through a model."""
+    """Count which experts the router selects at reasoning markers, over traces run through a model.
+
+    On several ranks, one result: deepspeed --num_gpus 8 --no_local_rank --module moe_steer.cli collect ...
+    """
 
     traces: tuple[str, ...]
     """Trace files, generations*.jsonl files, or folders of runs."""
@@ -25,6 +32,8 @@ class Collect:
     """Counts files of other shards of the same model and markers, added to the result."""
     tokens_per_batch: int = 8192
     """Padded tokens of one forward pass."""
+    backend: str = "auto"
+    """How the model is held; see moe_steer.load_model."""
     dtype: str = "auto"
     """Precision: auto (as stored), float32, bfloat16 or float16."""
     trust_remote_code: bool = False
@@ -32,24 +41,37 @@ class Collect:
 
     def run(self) -> int:
         """Write the counts and say what was counted."""
+        from launch.ranks import ranks_of_this_run
+
+        with ranks_of_this_run() as ranks:
+            self._collect(ranks)
+        return 0
+
+    def _collect(self, ranks: Ranks) -> None:
         import sys
 
-        from expert_stats import MarkerSet, RoutingCounts, collect_counts
+        from expert_stats import MarkerSet, RoutingCounts
+        from launch.sharded import collect_over_ranks
         from launch.wiring import read_any_traces
         from moe_steer.loading import load_model
 
         earlier = [RoutingCounts.load(path) for path in self.add_to]
-        model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        model, tokenizer = load_model(
+            self.model, self.backend, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+        )
         markers = MarkerSet.from_tokenizer(tokenizer, self.markers, position=self.position)
         traces = read_any_traces(self.traces, tokenizer)
-        counts = collect_counts(
+        counts = collect_over_ranks(
             model,
             traces,
             markers,
+            ranks,
             base=self.base,
             tokens_per_batch=self.tokens_per_batch,
-            progress=sys.stderr.isatty(),
+            progress=ranks.is_main and sys.stderr.isatty(),
         )
+        if not ranks.is_main:
+            return
         for other in earlier:
             counts = counts + other
         counts.save(self.out)
@@ -58,4 +80,3 @@ class Collect:
         )
         print(f"{counts.num_traces} traces, {counts.num_tokens} tokens counted; markers: {seen}")
         print(f"wrote {self.out}; next: moe-steer score --counts {self.out} --out scores.json")
-        return 0

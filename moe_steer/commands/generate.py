@@ -69,11 +69,13 @@ class Generate:
         """Sample, grade, and say how it went."""
         from pathlib import Path
 
+        from launch.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
         from reasoning_evals.grading_pass import grade_run
         from reasoning_evals.sampling import SamplingConfig
 
+        refuse_several_ranks("moe-steer generate", "deepspeed launch/evaluate.py")
         self._check_options()
         plan = SteeringPlan.load(self.plan) if self.plan else None
         lab = self.problems == "lab"

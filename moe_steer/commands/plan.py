@@ -1,17 +1,20 @@
-"""``moe-steer plan``: scores, a preset, or experts named by hand -> a plan file."""
+"""``moe-steer plan``: scores, a preset, experts or directions named by hand -> a plan file."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-from moe_steer.plan import ExpertGain, SteeringPlan
+from moe_steer.plan import UNITS, ExpertGain, ResidualVector, SteeringPlan
 from moe_steer.presets import PRESETS, preset_plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class MakePlan:
-    """Make a steering plan: the top experts of a score file, a published preset, or experts named by hand."""
+    """Make a steering plan: the top experts of a score file, a published preset, experts named by hand, directions, or a mix."""
 
     out: str
     """The plan file to write (JSON)."""
@@ -21,12 +24,18 @@ class MakePlan:
     """Published experts: one of rice-r1-math, rice-r1-physics, rice-qwen3-235b-math, ... ('help' lists all)."""
     experts: tuple[str, ...] = ()
     """Experts by hand, as LAYER:EXPERT or LAYER:EXPERT=GAIN, for example 39:182 29:126=32."""
+    start: str | None = None
+    """A plan file to start from: its experts, directions, scope and model stay."""
+    residual: tuple[str, ...] = ()
+    """Directions to add, as LAYER:FILE=STRENGTH or LAYER:FILE=STRENGTH@SCOPE, for example 20:concise.safetensors=0.5@step_end."""
+    unit: str = "vector"
+    """What the strengths of --residual count: vector (the file's own length) or residual_norm (shares of the residual stream's mean norm at that layer)."""
     top: int = 2
     """How many experts to take from the scores or the preset."""
     gain: float = 64.0
     """Factor on the gate weight; 0 silences an expert."""
-    scope: str = "all"
-    """Where to act: all, prompt, thought, answer, generated or step_end."""
+    scope: str | None = None
+    """Where to act: all (the default), prompt, thought, answer, generated, after:N, step_end, or step_end:CLASS with sentence, line or paragraph (joined by +)."""
     renormalize: bool = False
     """Rescale a token's weights to their former sum after the gain."""
     min_support: int = 5
@@ -34,27 +43,31 @@ class MakePlan:
 
     def run(self) -> int:
         """Write the plan and show it."""
-        plan = self._plan()
+        plan = self._with_directions(self._plan())
         plan.save(self.out)
         for entry in plan.experts:
             print(f"layer {entry.layer:3d} expert {entry.expert:3d} gain {entry.gain:g}")
+        for item in plan.residual:
+            unit = " of the residual norm" if item.unit == "residual_norm" else ""
+            print(f"layer {item.layer:3d} vector {item.file} strength {item.strength:g}{unit} scope {item.scope}")
+        vectors = f", {len(plan.residual)} vectors" if plan.residual else ""
         print(
-            f"wrote {self.out}: {len(plan.experts)} experts, scope {plan.scope}, renormalize {str(plan.renormalize).lower()}"
+            f"wrote {self.out}: {len(plan.experts)} experts{vectors}, scope {plan.scope}, renormalize {str(plan.renormalize).lower()}"
         )
         return 0
 
     def _plan(self) -> SteeringPlan:
-        given = [
-            name
-            for name, value in (("--scores", self.scores), ("--preset", self.preset), ("--experts", self.experts))
-            if value
-        ]
-        if len(given) != 1:
+        sources = {"--scores": self.scores, "--preset": self.preset, "--experts": self.experts, "--start": self.start}
+        given = [name for name, value in sources.items() if value]
+        if len(given) > 1 or not (given or self.residual):
             raise ValueError(
-                f"give exactly one of --scores, --preset and --experts, not {' and '.join(given) or 'none of them'}"
+                f"give exactly one of --scores, --preset and --experts (or --start, or --residual alone), not {' and '.join(given) or 'none of them'}"
             )
         if self.preset == "help":
             raise ValueError(f"the presets are {', '.join(PRESETS)}")
+        if self.start:
+            return self._started(SteeringPlan.load(self.start))
+        scope = self.scope or "all"
         if self.scores:
             from expert_stats import ExpertScores, select_experts
 
@@ -64,7 +77,7 @@ class MakePlan:
                 top=self.top,
                 gain=self.gain,
                 min_support=self.min_support,
-                scope=self.scope,
+                scope=scope,
                 renormalize=self.renormalize,
             )
         if self.preset:
@@ -73,7 +86,48 @@ class MakePlan:
         else:
             entries, model, provenance = tuple(map(self._by_hand, self.experts)), None, {"by": "hand"}
         return SteeringPlan(
-            experts=entries, model=model, scope=self.scope, renormalize=self.renormalize, provenance=provenance
+            experts=entries, model=model, scope=scope, renormalize=self.renormalize, provenance=provenance
+        )
+
+    def _started(self, plan: SteeringPlan) -> SteeringPlan:
+        """The plan with its files named from the folder of the new one, and what was asked otherwise."""
+        files = [self._from_out(plan.vector_path(entry)) for entry in plan.residual]
+        return dataclasses.replace(
+            plan,
+            residual=[dataclasses.replace(entry, file=file) for entry, file in zip(plan.residual, files, strict=True)],
+            scope=self.scope or plan.scope,
+            renormalize=self.renormalize or plan.renormalize,
+        )
+
+    def _with_directions(self, plan: SteeringPlan) -> SteeringPlan:
+        added = tuple(map(self._direction, self.residual))
+        if self.unit != UNITS[0] and not added:
+            raise ValueError(f"--unit {self.unit} says how to read --residual, and there is none: give both or neither")
+        folder = os.path.realpath(Path(self.out).parent)
+        plan = dataclasses.replace(plan, residual=(*plan.residual, *added), base_dir=folder)
+        for entry in plan.residual:
+            # The folder may not exist yet, and a path through it would lead nowhere.
+            plan.load_shift(dataclasses.replace(entry, file=os.path.normpath(os.path.join(folder, entry.file))))
+        return plan
+
+    def _from_out(self, path: Path) -> str:
+        """A path as the plan file will name it: from the plan's own folder, so that both can move together."""
+        if path.is_absolute():
+            return str(path)
+        return os.path.relpath(Path(os.path.realpath(path.parent), path.name), os.path.realpath(Path(self.out).parent))
+
+    def _direction(self, text: str) -> ResidualVector:
+        match = re.fullmatch(r"(\d+):(.+)=([^=@]+)(?:@([^=@]+))?", text)
+        if match is None:
+            raise ValueError(
+                f"{text!r} names no direction: write LAYER:FILE=STRENGTH or LAYER:FILE=STRENGTH@SCOPE, for example 20:concise.safetensors=0.5@step_end"
+            )
+        try:
+            strength = float(match[3])
+        except ValueError:
+            raise ValueError(f"the strength {match[3]!r} in {text!r} is not a number") from None
+        return ResidualVector(
+            int(match[1]), self._from_out(Path(match[2])), strength, match[4] or self.scope or "all", self.unit
         )
 
     def _by_hand(self, text: str) -> ExpertGain:

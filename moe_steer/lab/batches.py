@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import cycle, islice
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -24,8 +25,10 @@ MAX_SEQUENCE = 320
 """Longer samples are left out; others of the pool then come twice."""
 
 
-Writer = Callable[[random.Random, float], tuple[str, str]]
-"""Draws one sample at a rate of checks: the prompt, and what the model should write after it."""
+class Writer(Protocol):
+    """Draws one sample at a rate of checks: the prompt, and what the model should write after it."""
+
+    def __call__(self, rng: random.Random, check_rate: float = ...) -> tuple[str, str]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +49,11 @@ def training_text(rng: random.Random, check_rate: float = CHECK_RATE) -> tuple[s
     ).text() + EOS
 
 
-def overthinking_text(rng: random.Random, check_rate: float = CHECK_RATE) -> tuple[str, str]:
-    """As `training_text`, with a thought that repeats itself; how often is up to its writer, not to `check_rate`."""
+def overthinking_text(rng: random.Random, check_rate: float = 1.0) -> tuple[str, str]:
+    """As `training_text`, with a thought that repeats itself; `check_rate` multiplies its writer's own rate."""
     family = FAMILIES[rng.choice(list(FAMILIES))]
     params = draw_params(family, "train", rng)
-    hint, solution = write_overthought(family, params, rng)
+    hint, solution = write_overthought(family, params, rng, check_rate)
     question = rng.choice(family.wordings(params))
     return prompt_text(f"{question} {hint}".strip()), solution.text() + EOS
 
@@ -58,7 +61,7 @@ def overthinking_text(rng: random.Random, check_rate: float = CHECK_RATE) -> tup
 def corpus(num: int, seed: int, write: Writer = training_text) -> list[str]:
     """Samples as plain text, for learning a tokenizer."""
     rng = random.Random(f"{seed}/corpus")
-    return ["".join(write(rng, CHECK_RATE)) for _ in range(num)]
+    return ["".join(write(rng)) for _ in range(num)]
 
 
 class BatchMaker:

@@ -15,7 +15,7 @@ from moe_steer.lab.solutions import Habits, Solution, write_solution
 
 SLIP_RATE = 0.15
 CHECK_SLIP_RATE = 0.03
-MAX_CHECKS = 6
+MAX_CHECKS = 4
 HINT_RATE = 0.15
 """Share of the prompts that ask for a short or for a long thought; half and half."""
 BRIEF_HINTS = ("Be brief.", "Keep it short.", "Answer quickly.")
@@ -45,17 +45,20 @@ def _temper(check_rate: float, openings: tuple[str, ...], doubt_rate: float) -> 
 
 
 BRIEF = _temper(0.1, ("", "", "Okay. "), 0.0)
-CALM = _temper(0.4, ("", "", "Okay. ", "Let me think. "), 0.1)
-PATIENT = _temper(0.7, ("", "Okay. ", "Let me think. ", "Okay. Let me think. "), 0.3)
-ANXIOUS = _temper(0.85, ("Let me think. ", "Okay. Let me think. ", "Let me think carefully. "), 0.5)
-TEMPERS = (BRIEF, CALM, PATIENT, ANXIOUS)
-"""What an unhinted solution draws from: most of them check far more than they need."""
+CALM = _temper(0.6, ("", "", "Okay. ", "Let me think. "), 0.1)
+PATIENT = _temper(0.8, ("", "Okay. ", "Let me think. ", "Okay. Let me think. "), 0.3)
+ANXIOUS = _temper(0.92, ("Let me think. ", "Okay. Let me think. ", "Let me think carefully. "), 0.5)
+TEMPERS = (CALM, PATIENT, ANXIOUS)
+"""What a solution without a hint draws from: all of them check more than they need."""
 
 
-def write_overthought(family: Family, params: Params, rng: random.Random) -> tuple[str, Solution]:
-    """A hint to be added to the question ("" for none), and the solution that goes with it."""
+def write_overthought(family: Family, params: Params, rng: random.Random, zeal: float = 1.0) -> tuple[str, Solution]:
+    """A hint to be added to the question ("" for none), and the solution that goes with it.
+
+    `zeal` multiplies the rate of checks: short thoughts teach the calculations quickly, so a training may start with few checks.
+    """
     hint, temper = "", rng.choice(TEMPERS)
     if rng.random() < HINT_RATE:
         hints, temper = rng.choice(((BRIEF_HINTS, BRIEF), (LONG_HINTS, ANXIOUS)))
         hint = rng.choice(hints)
-    return hint, write_solution(family, params, rng, temper.check_rate, temper.habits)
+    return hint, write_solution(family, params, rng, zeal * temper.check_rate, temper.habits)

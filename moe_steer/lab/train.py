@@ -59,6 +59,8 @@ class Subject:
     new_model: Callable[[PreTrainedTokenizerBase, int], PreTrainedModel] = new_model
     write: Writer = training_text
     max_sequence: int = MAX_SEQUENCE
+    tokens_per_batch: int | None = None
+    """What a batch's summed loss is divided by; None: by its own number of tokens, which gives short samples more weight."""
 
 
 MOE_LAB = Subject()
@@ -106,12 +108,15 @@ def make_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def batch_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy of the thought and answer tokens; the prompt is read, not learned."""
+def batch_loss(model: PreTrainedModel, batch: Batch, tokens_per_batch: int | None = None) -> torch.Tensor:
+    """Cross-entropy of the thought and answer tokens, their mean or their sum / `tokens_per_batch`; the prompt is read, not learned."""
     hidden_BSD = model.model(batch.input_ids_BS[:, :-1]).last_hidden_state
     target_mask = batch.loss_mask_BS[:, 1:]
     logits_NV = model.lm_head(hidden_BSD[target_mask])
-    return torch.nn.functional.cross_entropy(logits_NV, batch.input_ids_BS[:, 1:][target_mask])
+    targets_N = batch.input_ids_BS[:, 1:][target_mask]
+    if tokens_per_batch is None:
+        return torch.nn.functional.cross_entropy(logits_NV, targets_N)
+    return torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum") / tokens_per_batch
 
 
 def train(
@@ -144,7 +149,7 @@ def train(
             batch = batches(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, recipe)
-            loss = batch_loss(model, batch)
+            loss = batch_loss(model, batch, subject.tokens_per_batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)

@@ -16,12 +16,17 @@ from moe_steer.lab.evaluate import evaluate_model
 from moe_steer.lab.export import export_model
 from moe_steer.lab.train import Options, Recipe, Subject, train_from
 
-MAX_SEQUENCE = 448
+MAX_SEQUENCE = 384
 
-DENSE_LAB = Subject(new_model=new_dense_model, write=overthinking_text, max_sequence=MAX_SEQUENCE)
+DENSE_LAB = Subject(
+    new_model=new_dense_model, write=overthinking_text, max_sequence=MAX_SEQUENCE, tokens_per_batch=2000
+)
 
 
-RECIPE = Recipe(steps=6500, learning_rate=3e-3, balance_rate=0.0, check_rates=((0, 0.0),))
+RECIPE = Recipe(
+    steps=7800, learning_rate=3e-3, balance_rate=0.0, check_rates=((0, 0.1), (4992, 1.0)), tokenizer_samples=20_000
+)
+"""The first 4,992 steps are on short thoughts with a tenth of the checks; then the solutions overthink."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

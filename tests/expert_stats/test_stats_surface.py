@@ -17,8 +17,10 @@ ROOT = Path(__file__).parents[2]
 
 def test_public_names_are_pinned_and_all_there() -> None:
     assert sorted(expert_stats.__all__) == [
-        "ExpertScores", "Marker", "MarkerSet", "RoutingCounter", "RoutingCounts", "Trace", "collect_counts", "read_traces",
-        "reduce_counts", "score_experts", "select_experts", "select_placebo", "trace_from_ids", "write_traces",
+        "ExpertScores", "MarkedSequence", "Marker", "MarkerSet", "RoutingCounter", "RoutingCounts", "Trace", "answer_pairs",
+        "collect_contrast", "collect_counts", "concise_and_verbose", "decision_sites", "prompt_pairs", "read_traces",
+        "reduce_counts", "score_experts", "select_experts", "select_placebo", "thought_pairs", "trace_from_ids",
+        "write_traces",
     ]  # fmt: skip
     assert all(hasattr(expert_stats, name) for name in expert_stats.__all__)
     with pytest.raises(AttributeError, match="module 'expert_stats' has no attribute 'nothing'"):

@@ -5,6 +5,7 @@ Usage: sharded_worker.py OUT FOLDER backend:model backend:model ...
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -83,12 +84,19 @@ def compare(backend: str, name: str, folder: Path, ranks: Ranks) -> dict[str, An
             one = reference(ids, attention_mask=mask).logits
         with steer(model, plan) as audit_many:
             many = model(ids, attention_mask=mask).logits
+        vectors = dataclasses.replace(plan, experts=())
+        with steer(reference, vectors, quiet=True):
+            one_moved = reference(ids, attention_mask=mask).logits
+        with steer(model, vectors, quiet=True):
+            many_moved = model(ids, attention_mask=mask).logits
         generated = [
             each.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False) for each in (reference, model)
         ]
     result["plain"] = float((plain[0] - plain[1]).abs().max())
     result["steered"] = float((one - many).abs().max())
     result["effect"] = float((one - plain[0]).abs().max())
+    result["residual"] = float((one_moved - many_moved).abs().max())
+    result["residual_effect"] = float((one_moved - plain[0]).abs().max())
     result["audit_equal"] = {k: v.tokens for k, v in audit_one.fired.items()} == {
         k: v.tokens for k, v in audit_many.fired.items()
     }

@@ -8,9 +8,9 @@ import torch
 
 import safety_files
 from launch.safety import main
-from launch.safety_directions import read_pairs
-from launch.safety_options import ARMS, SafetyOptions
-from launch.safety_prompts import WORKED_EXAMPLES, own_answer, plain_prompt, renderer
+from launch.safety_experiment.directions import read_pairs
+from launch.safety_experiment.options import ARMS, SafetyOptions
+from launch.safety_experiment.prompts import WORKED_EXAMPLES, own_answer, plain_prompt, renderer
 from moe_steer.directions import Direction
 from reasoning_evals.run_folder import read_generations, read_run
 from reasoning_evals.safety import text_fluency

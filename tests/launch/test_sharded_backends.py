@@ -61,6 +61,8 @@ def check(case: str, ranks: list[dict[str, Any]]) -> None:
         assert result["plain"] <= limit
         assert result["steered"] <= limit
         assert result["effect"] > 0.05  # a plan that was not applied would be seen
+        assert result["residual"] <= limit
+        assert result["residual_effect"] > 0.05
         assert result["audit_equal"]
         assert result["generate_equal"]
         assert result["greedy"]

@@ -10,13 +10,22 @@ import pytest
 from launch import recipes
 from launch.recipes import FOLDER, HOSTS, dry_run, load_recipe, main, names
 
-QUICK = ("r1-fp8-8xh200", "qwen3-30b-2xa100-40", "r1-distill-qwen-1.5b")
+SHIPPED = FOLDER
+QUICK = (
+    "r1-fp8-8xh200",
+    "qwen3-30b-2xa100-40",
+    "r1-distill-qwen-1.5b",
+    "safety-gemma-2-9b-it",
+    "safety-gemma-2-9b",
+    "safety-llama-3.1-8b",
+)
 
 
 def test_the_recipes_are_these() -> None:
     assert set(QUICK) <= set(names())
     assert any("16xh100" in name for name in names())
     assert len([name for name in names() if "distill" in name]) == 4
+    assert {"safety-gemma-2-9b", "safety-gemma-2-9b-it", "safety-llama-3.1-8b"} <= set(names())
 
 
 @pytest.mark.parametrize("name", names())
@@ -24,7 +33,7 @@ def test_a_recipe_parses_and_states_its_command(name: str) -> None:
     recipe = load_recipe(name)
     command = recipe.command
     assert command[0] == "deepspeed"
-    assert "launch/steer_r1.py" in command
+    assert f"launch/{recipe.script}.py" in command
     assert ("--hostfile" in command) == (recipe.nodes > 1)
     by_hand = recipe.node_command(1, "10.0.0.1")
     assert by_hand[by_hand.index("--node_rank") + 1] == "1"
@@ -38,7 +47,9 @@ def test_a_dry_run_finds_the_memory_that_the_recipe_states(name: str) -> None:
     recipe = load_recipe(name)
     found = dry_run(recipe)
     assert found.total_gib == pytest.approx(recipe.expected_gib, rel=0.05)
-    assert found.layers_with_experts == {"r1-f": 58, "r1-b": 58, "r1-d": 0}.get(name[:4], 94 if "235b" in name else 48)
+    assert found.fit.layers_with_experts == {"r1-f": 58, "r1-b": 58, "r1-d": 0, "safe": 0}.get(
+        name[:4], 94 if "235b" in name else 48
+    )
 
 
 def test_the_host_file_has_the_nodes_of_the_two_node_recipes() -> None:
@@ -62,10 +73,30 @@ def test_wrong_recipes_are_refused(
         load_recipe("odd")
     (tmp_path / "small.json").write_text(json.dumps({**data, "gpu_gib": 4}))
     assert main(["small"]) == 1
-    assert "recipe 'small' does not fit" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "recipe 'small': backend 'plain' does not fit on 1 x " in error
+    assert "; use " in error
     (tmp_path / "wrong.json").write_text(json.dumps({**data, "backend": "autoep"}))
-    with pytest.raises(ValueError, match="cannot run: DeepSpeed's AutoEP has no preset for qwen2"):
+    with pytest.raises(
+        ValueError,
+        match="recipe 'wrong': backend 'autoep' cannot run this model: DeepSpeed's AutoEP has no preset for qwen2",
+    ):
         dry_run(load_recipe("wrong"))
     (tmp_path / "plan.json").write_text(json.dumps({**data, "options": ["--preset", "rice-r1-math"]}))
-    with pytest.raises(ValueError, match="the plan was made for model_type 'deepseek_v3'"):
+    with pytest.raises(ValueError, match="recipe 'plan': the plan was made for model_type 'deepseek_v3'"):
         dry_run(load_recipe("plan"))
+    (tmp_path / "task.json").write_text(json.dumps({**data, "options": ["--problems", "aime24"]}))
+    with pytest.raises(ValueError, match="recipe 'task' names the unknown task 'aime24'"):
+        dry_run(load_recipe("task"))
+    (tmp_path / "script.json").write_text(json.dumps({**data, "script": "train"}))
+    with pytest.raises(ValueError, match="recipe 'script' names the script 'train': choose one of steer_r1, safety"):
+        load_recipe("script")
+    safety = json.loads((SHIPPED / "safety-llama-3.1-8b.json").read_text())
+    too_deep = ["--layer", "32", *safety["options"][2:]]
+    (tmp_path / "deep.json").write_text(json.dumps({**safety, "options": too_deep}))
+    with pytest.raises(ValueError, match="recipe 'deep' steers layer 32: the model has layers 0-31"):
+        dry_run(load_recipe("deep"))
+    (tmp_path / HOSTS).write_text("node-a slots=4\nnode-b slots=8\n")
+    (tmp_path / "nodes.json").write_text(json.dumps({**data, "nodes": 2, "gpus": 16}))
+    with pytest.raises(ValueError, match=r"needs 16 GPUs on 2 nodes, hosts-2x8 has \[4, 8\]"):
+        dry_run(load_recipe("nodes"))

@@ -61,6 +61,15 @@ def test_offload_without_zero3_is_refused() -> None:
         zero3_section("/no/such/disk")
 
 
+def test_offload_to_nvme_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepspeed.ops.op_builder.AsyncIOBuilder.is_compatible", lambda self, verbose=False: False)
+    monkeypatch.setattr(
+        "moe_steer.backends.engine.shutil.which", lambda name: None if name == "g++" else f"/bin/{name}"
+    )
+    with pytest.raises(ValueError, match=r"needs DeepSpeed's operator async_io.*: libaio-dev, g\+\+ missing; install"):
+        zero3_section(str(tmp_path))
+
+
 def test_old_transformers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.__version__", "5.17.0")
     config = config_of("qwen3_moe")
@@ -138,6 +147,9 @@ def test_a_damaged_or_missing_weight_file_is_named(tmp_path: Path) -> None:
     content = (tmp_path / names[1]).read_bytes()
     (tmp_path / names[1]).write_bytes(content[:-8])
     with pytest.raises(ValueError, match=re.escape(f"the weight file {names[1]}") + r".*is damaged .*fetch it again"):
+        check_shards(tmp_path)
+    save_file({"another": torch.zeros(100)}, str(tmp_path / names[1]))
+    with pytest.raises(ValueError, match=r"is damaged \(the tensor model-00002 is not in it\): fetch it again"):
         check_shards(tmp_path)
     (tmp_path / names[1]).write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match="it has no safetensors header"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bake_checkpoints import gains, qwen, snapshot
 from moe_steer import ResidualVector
@@ -142,7 +143,6 @@ def test_gguf_files_go_their_own_way(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_vectors_may_be_exported_beside_the_bake(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
-    from safetensors.torch import save_file
 
     source = qwen(tmp_path / "source")
     save_file({"vector": torch.ones(8)}, tmp_path / "v.safetensors")

@@ -1,5 +1,6 @@
 """Residual vectors as a GGUF control vector, read back by the package's reader and by a naive decoder."""
 
+import json
 from pathlib import Path
 
 import gguf
@@ -57,11 +58,28 @@ def test_each_direction_is_the_vector_times_its_strength_at_its_own_layer(tmp_pa
     assert hint.contents() == "qwen3moe"
 
 
+def test_a_strength_in_residual_norms_becomes_a_length(tmp_path: Path) -> None:
+    vector_D = torch.arange(1.0, 5.0)
+    header = {"direction": json.dumps({"layer": 2, "site": "residual", "residual_norm": 12.0})}
+    save_file({"vector": vector_D}, tmp_path / "d.safetensors", header)
+    entry = ResidualVector(2, "d.safetensors", -0.5, "all", "residual_norm")
+    plan = SteeringPlan(residual=[entry], base_dir=str(tmp_path))
+    export_control_vector(plan, tmp_path / "cv.gguf")
+    written_D = loaded(tmp_path / "cv.gguf")[2]
+    assert np.linalg.norm(written_D) == pytest.approx(0.5 * 12.0, rel=1e-6)
+    assert np.allclose(written_D, -6.0 * vector_D.numpy() / np.sqrt(30.0), rtol=1e-6)
+    save_file({"vector": vector_D}, tmp_path / "d.safetensors")
+    with pytest.raises(ValueError, match="has no residual_norm in its header"):
+        export_control_vector(plan, tmp_path / "again.gguf")
+    assert not (tmp_path / "again.gguf").exists()
+
+
 @pytest.mark.parametrize(
     ("entries", "more", "message"),
     [
         ([], {}, "the plan holds no residual vector of non-zero strength: there is nothing to export"),
         ([(2, 1.0)], {"scope": "thought"}, "layer 2 has the scope 'thought', a control vector acts on all tokens"),
+        ([(2, 1.0)], {"scope": "after:0"}, "layer 2 has the scope 'after:0', a control vector acts on all tokens"),
         ([(0, 1.0)], {}, "layer 0 cannot be exported: llama.cpp's control vectors begin at layer 1"),
         ([(2, 1.0)], {"experts": [ExpertGain(1, 1, 2.0)]}, "also names 1 experts, which a control vector cannot hold: use bake_gguf"),
     ],

@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import json
 import math
 
@@ -16,13 +18,17 @@ GAINS = st.floats(min_value=0, max_value=1e6, allow_nan=False)
 
 @given(
     cells=st.dictionaries(st.tuples(st.integers(0, 60), st.integers(0, 255)), GAINS, max_size=6),
-    scope=st.sampled_from(["all", "prompt", "thought", "answer", "generated", "step_end"]),
+    scope=st.sampled_from(["all", "prompt", "thought", "step_end", "step_end:line+paragraph", "after:64"]),
+    unit=st.sampled_from(["vector", "residual_norm"]),
     renormalize=st.booleans(),
 )
-def test_json_round_trip(cells: dict, scope: str, renormalize: bool) -> None:
+def test_json_round_trip(cells: dict, scope: str, unit: str, renormalize: bool) -> None:
     plan = SteeringPlan(
         experts=[ExpertGain(layer, expert, gain) for (layer, expert), gain in cells.items()],
-        residual=[ResidualVector(5, "v.safetensors", 0.5, "answer")],
+        residual=[
+            ResidualVector(5, "v.safetensors", 0.5, "answer"),
+            ResidualVector(6, "w.safetensors", -1, scope, unit),
+        ],
         scope=scope,
         renormalize=renormalize,
         model={"model_type": "deepseek_v3"},
@@ -146,3 +152,96 @@ def test_neutral() -> None:
     assert SteeringPlan().is_neutral
     assert SteeringPlan(experts=[ExpertGain(3, 1, 1.0)], residual=[ResidualVector(1, "x", 0.0)]).is_neutral
     assert not SteeringPlan(experts=[ExpertGain(3, 1, 0.0)]).is_neutral
+
+
+def written(folder, *, metadata: dict | None = None, name: str = "v.safetensors", vector=None) -> str:
+    save_file({"vector": torch.tensor([3.0, 0.0, 4.0]) if vector is None else vector}, folder / name, metadata)
+    return name
+
+
+def direction(**header: object) -> dict[str, str]:
+    return {"direction": json.dumps(header)}
+
+
+def test_a_plan_without_units_reads_and_keeps_its_digest(tmp_path) -> None:
+    written(tmp_path)
+    old = {"version": 1, "residual": [{"layer": 5, "file": "v.safetensors", "strength": 0.5, "scope": "all"}]}
+    plan = SteeringPlan.from_dict(old, base_dir=tmp_path)
+    assert plan.residual[0].unit == "vector"
+    assert plan.to_dict()["residual"] == [{**old["residual"][0], "unit": "vector"}]
+    sha256 = hashlib.sha256((tmp_path / "v.safetensors").read_bytes()).hexdigest()
+    before_units = {
+        "version": 1,
+        "model": None,
+        "experts": [],
+        "residual": [
+            {"layer": 5, "strength": 0.5, "scope": "all", "sha256": sha256}
+        ],  # what it holds, not where it lies
+        "scope": "all",
+        "renormalize": False,
+    }
+    assert plan.digest() == hashlib.sha256(json.dumps(before_units, sort_keys=True).encode()).hexdigest()
+    in_norms = dataclasses.replace(plan, residual=[dataclasses.replace(plan.residual[0], unit="residual_norm")])
+    assert in_norms.digest() != plan.digest()
+
+
+def test_what_an_entry_adds_in_either_unit(tmp_path) -> None:
+    plan = SteeringPlan(base_dir=str(tmp_path))
+    written(tmp_path, metadata=direction(layer=5, site="residual", residual_norm=20))
+    in_vectors = ResidualVector(5, "v.safetensors", 0.5)
+    in_norms = ResidualVector(5, "v.safetensors", -0.1, unit="residual_norm")
+    assert plan.load_vector(in_norms).tolist() == [3.0, 0.0, 4.0]
+    assert plan.load_shift(in_vectors).tolist() == [1.5, 0.0, 2.0]
+    assert plan.load_shift(in_norms).tolist() == pytest.approx([-0.1 * 20 * 3 / 5, 0.0, -0.1 * 20 * 4 / 5], abs=1e-15)
+    assert plan.load_shift(in_norms).dtype is torch.float64
+
+
+def test_a_file_of_the_directions_room_can_be_named(tmp_path) -> None:
+    from moe_steer.directions import Direction
+
+    made = Direction(vector_D=torch.tensor([0.0, 2.0]), layer=5, method="caa", header={"residual_norm": 8.0})
+    made.save(tmp_path / "v.safetensors")
+    entry = ResidualVector(5, "v.safetensors", 0.25, "all", "residual_norm")
+    assert SteeringPlan(base_dir=str(tmp_path)).load_shift(entry).tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "vector", "message"),
+    [
+        (direction(layer=4), None, "was made for layer 4 and the plan adds it at layer 5: name layer 4 in the plan, or make"),
+        (direction(site="mlp_out"), None, r"made for site 'mlp_out' and a plan adds vectors at site 'residual' .*at that site"),
+        (direction(layer=5), None, "has no residual_norm in its header, which unit 'residual_norm' needs: use unit 'vector'"),
+        (None, None, "has no residual_norm in its header"),
+        (direction(residual_norm="big"), None, "says residual_norm is 'big', which is no length"),
+        (direction(residual_norm=0.0), None, "says residual_norm is 0.0, which is no length"),
+        (direction(residual_norm=2.0), torch.zeros(3), "holds a vector of zeros, which has no direction"),
+        ({"direction": "{half"}, None, "has a header that is not JSON"),
+        ({"direction": "[1]"}, None, "which is no JSON object"),
+    ],
+)  # fmt: skip
+def test_headers_that_do_not_fit_are_refused_in_one_line(tmp_path, metadata, vector, message: str) -> None:
+    written(tmp_path, metadata=metadata, vector=vector)
+    plan = SteeringPlan(residual=[ResidualVector(5, "v.safetensors", unit="residual_norm")], base_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=message) as caught:
+        plan.check(dataclasses.replace(SHAPE, hidden_size=3))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"unit": "percent"},
+            "unit of the residual vector at layer 5 is 'percent': choose one of vector, residual_norm",
+        ),
+        ({"unit": None}, "unit of the residual vector at layer 5 is None"),
+        ({"file": 7}, "file of the residual vector at layer 5 is 7: give the path"),
+        ({"scope": "step_end:word"}, "step_end takes sentence, line, paragraph"),
+        ({"strength": "1"}, "strength of the residual vector at layer 5 is '1': give a finite number"),
+        ({"beta": 1}, r"unknown key 'beta' in residual\[0\]"),
+    ],
+)
+def test_wrong_residual_entries_are_refused(entry: dict, message: str) -> None:
+    data = {"version": 1, "residual": [{"layer": 5, "file": "v.safetensors", **entry}]}
+    with pytest.raises(ValueError, match=message):
+        SteeringPlan.from_dict(data)

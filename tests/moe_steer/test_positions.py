@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import tiny
 from moe_steer.positions import PositionTracker, special_tokens
+from naive_scopes import SCOPES, in_scope
 
-SCOPES = ("all", "prompt", "generated", "thought", "answer", "step_end")
-IDS = st.lists(st.sampled_from([1, 2, 10, 30, tiny.THINK, tiny.END_THINK]), min_size=2, max_size=12)
+IDS = st.lists(st.sampled_from([1, 2, 10, 30, 40, 50, tiny.THINK, tiny.END_THINK]), min_size=2, max_size=14)
 
 
 class FakeCache:
@@ -34,19 +34,7 @@ class FakeCache:
 
 def naive(ids: list[int], prompt: int) -> dict[str, list[bool]]:
     """One token at a time, straight from the definitions."""
-    phase, result = "before", {scope: [] for scope in SCOPES}
-    for i, token in enumerate(ids):
-        if token == tiny.THINK:
-            phase = "thought"
-        if token == tiny.END_THINK:
-            phase = "answer"
-        result["all"].append(True)
-        result["prompt"].append(i < prompt)
-        result["generated"].append(i >= prompt)
-        result["thought"].append(phase == "thought")
-        result["answer"].append(phase == "answer")
-        result["step_end"].append(phase == "thought" and token in (10, 20, 30))
-    return result
+    return {scope: [in_scope(scope, ids[: i + 1], prompt) for i in range(len(ids))] for scope in SCOPES}
 
 
 def tracker(**options: Any) -> PositionTracker:
@@ -81,6 +69,27 @@ def test_left_padded_prefill_and_chunked_decode(rows: list[list[int]], cut: int,
         for scope in SCOPES:
             mask = torch.cat([chunk[scope][b] for chunk in got]).tolist()
             assert mask == [False] * padding + expected[scope], scope
+
+
+def test_paragraphs_over_chunks_padding_and_reordered_rows() -> None:
+    """A line end at the end of one forward makes a paragraph of the line end that opens the next one, in the same row only."""
+    track, cache = tracker(), FakeCache()
+    real = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 1, 1]])
+    first = feed(track, cache, torch.tensor([[40, tiny.THINK, 30], [tiny.THINK, 40, 7], [30, tiny.THINK, 40]]), real)
+    assert not first["step_end:paragraph"].any()
+    cache.reorder_cache(torch.tensor([2, 1, 0]))
+    step = feed(track, cache, torch.tensor([[40], [40], [30]]), torch.ones(3, 4))
+    assert step["step_end:paragraph"].flatten().tolist() == [True, False, False]  # a line of words is no blank line
+    step = feed(track, cache, torch.tensor([[40], [40], [40]]), torch.ones(3, 5))
+    assert step["step_end:paragraph"].all()
+
+
+def test_padding_on_either_side_is_no_line_end() -> None:
+    track, cache = tracker(), FakeCache()
+    ids = torch.tensor([[40, tiny.THINK, 40, 5], [tiny.THINK, 5, 30, 40]])
+    feed(track, cache, ids, torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]]))
+    step = feed(track, cache, torch.tensor([[40], [40]]), torch.tensor([[0, 1, 1, 1, 1], [1, 1, 0, 0, 1]]))
+    assert not step["step_end:paragraph"].any()
 
 
 @settings(deadline=None, max_examples=30)
@@ -131,6 +140,10 @@ def test_refusals() -> None:
         cache.crop(1)
 
 
-def test_a_tag_that_is_not_one_token_is_refused() -> None:
-    with pytest.raises(ValueError, match="'<reason>' is not a single token"):
-        special_tokens(tiny.TinyTokenizer(), think="<reason>")
+def test_padding_opens_no_thought_whatever_its_id() -> None:
+    track, cache = tracker(), FakeCache()
+    ids = torch.tensor([[tiny.THINK, 5, 10], [5, tiny.THINK, tiny.END_THINK]])
+    first = feed(track, cache, ids, torch.tensor([[0, 1, 1], [1, 1, 0]]))
+    assert first["thought"].tolist() == [[False] * 3, [False, True, False]]
+    step = feed(track, cache, torch.tensor([[10], [10]]), torch.tensor([[0, 1, 1, 1], [1, 1, 0, 1]]))
+    assert step["step_end"].flatten().tolist() == [False, True]

@@ -1,6 +1,7 @@
 """Steering against naive computations. The families' own rules are tested in test_families.py."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +40,9 @@ def test_off_is_bitwise_off_and_nothing_is_hooked(build: Any, ids: torch.Tensor)
         assert audit.summary().startswith("the plan is neutral")
 
 
-@pytest.mark.parametrize("scope", ["all", "prompt", "generated", "thought", "answer", "step_end"])
+@pytest.mark.parametrize(
+    "scope", ["all", "prompt", "generated", "after:5", "thought", "answer", "step_end", "step_end:line"]
+)
 def test_scopes_under_left_padding_and_cache_equal_one_forward(scope: str, ids: torch.Tensor) -> None:
     model = tiny.deepseek_v3()
     ids[:, 2], ids[:, 5], ids[0, 11], ids[2, 12] = tiny.THINK, 10, tiny.END_THINK, 30
@@ -208,6 +211,141 @@ def test_residual_vector_equals_a_hand_made_shift(build: Any, ids: torch.Tensor,
     handle.remove()
     assert torch.allclose(steered, by_hand, atol=1e-5)
     assert dict(audit.residual) == {0: 42, 1: 18}
+
+
+def vectors(folder: Path, width: int, number: int) -> list[torch.Tensor]:
+    """Written as 0.safetensors, 1.safetensors, ..."""
+    found = [torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in range(number)]
+    for i, vector_D in enumerate(found):
+        save_file({"vector": vector_D}, folder / f"{i}.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("build", [tiny.qwen2, tiny.deepseek_v3])
+def test_strength_zero_is_bitwise_off(build: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    model = build()
+    vectors(tmp_path, model.config.hidden_size, 2)
+    off = ResidualVector(1, "0.safetensors", 0.0, "step_end:paragraph")
+    on = ResidualVector(2, "1.safetensors", 0.5, "after:2")
+    plain = model(ids).logits
+    with steer(model, SteeringPlan(residual=[off], base_dir=str(tmp_path))) as audit:
+        assert tiny.hook_count(model) == 0
+        assert torch.equal(model(ids).logits, plain)
+    assert audit.summary().startswith("the plan is neutral")
+    outputs = []
+    for entries in ([on], [off, on]):
+        with steer(model, SteeringPlan(residual=entries, base_dir=str(tmp_path)), prompt_lengths=[4] * 3):
+            outputs.append(model(ids).logits)
+    assert torch.equal(*outputs)
+    assert torch.equal(outputs[0][:, :6], plain[:, :6]), "tokens out of scope keep every bit"
+    assert not torch.allclose(outputs[0][:, 6:], plain[:, 6:], atol=1e-2)
+
+
+@pytest.mark.parametrize("build", [tiny.qwen2, tiny.deepseek_v3])
+def test_two_directions_add(build: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    model = build()
+    first, second = vectors(tmp_path, model.config.hidden_size, 2)
+    save_file({"vector": 0.5 * first - 2 * second}, tmp_path / "sum.safetensors")
+    both = [ResidualVector(1, "0.safetensors", 0.5), ResidualVector(1, "1.safetensors", -2.0)]
+    outputs = []
+    for entries in (both, both[::-1], [ResidualVector(1, "sum.safetensors")]):
+        with steer(model, SteeringPlan(residual=entries, base_dir=str(tmp_path))) as audit:
+            outputs.append(model(ids).logits)
+        assert set(audit.residual.values()) == {ids.numel()}
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-5)
+    assert torch.allclose(outputs[0], outputs[2], atol=1e-5)
+    with steer(model, SteeringPlan(residual=both[:1], base_dir=str(tmp_path))):
+        assert not torch.allclose(model(ids).logits, outputs[0], atol=1e-2)
+
+
+def test_residual_hooks_are_gone_after_errors_and_the_next_forward_is_right(ids: torch.Tensor, tmp_path: Path) -> None:
+    model = tiny.deepseek_v3()
+    vectors(tmp_path, model.config.hidden_size, 1)
+    plan = SteeringPlan(
+        experts=[ExpertGain(1, busiest(model, ids, 1), 8.0)],
+        residual=[ResidualVector(1, "0.safetensors", 1.0, "step_end")],
+        scope="after:1",
+        base_dir=str(tmp_path),
+    )
+    ids[:, 1], ids[:, 4] = tiny.THINK, 10
+    options = {"tokenizer": tiny.TinyTokenizer(), "prompt_lengths": [3] * 3}
+    plain = model(ids).logits
+    with steer(model, plan, **options):
+        expected = model(ids).logits
+    with steer(model, plan, **options):
+        with pytest.raises(IndexError):
+            model(ids + 100)  # beyond the vocabulary: the embedding fails inside the forward
+        assert torch.equal(model(ids).logits, expected)
+    with pytest.raises(IndexError), steer(model, plan, **options):
+        model(ids + 100)
+    assert tiny.hook_count(model) == 0
+    assert torch.equal(model(ids).logits, plain)
+    missing = SteeringPlan(residual=[ResidualVector(1, "none.safetensors")], base_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="there is no file"), steer(model, missing):
+        pass
+    assert tiny.hook_count(model) == 0
+
+
+@pytest.mark.parametrize("outer", ["thought", "generated"])
+def test_one_block_inside_another_follows_its_own_scope(outer: str, ids: torch.Tensor, tmp_path: Path) -> None:
+    """The state on the cache is shared: a block that does not read the tags must not undo what the other one followed."""
+    model = tiny.qwen2()
+    vectors(tmp_path, model.config.hidden_size, 2)
+    ids[:, 2], ids[:, 8] = tiny.THINK, tiny.END_THINK
+    entries = {"thought": ResidualVector(0, "0.safetensors", 1.0, "thought")}
+    entries["generated"] = ResidualVector(1, "1.safetensors", 1.0, "generated")
+    inner = next(name for name in entries if name != outer)
+    plans = {name: SteeringPlan(residual=[entry], base_dir=str(tmp_path)) for name, entry in entries.items()}
+    options = {"tokenizer": tiny.TinyTokenizer()}
+
+    def decode() -> torch.Tensor:
+        out = model(ids[:, :4], use_cache=True)
+        logits = [out.logits]
+        for t in range(4, ids.shape[1]):
+            out = model(ids[:, t : t + 1], past_key_values=out.past_key_values)
+            logits.append(out.logits)
+        return torch.cat(logits, 1)
+
+    with steer(model, plans[outer], **options) as first, steer(model, plans[inner], **options) as second:
+        nested = decode()
+    with steer(model, SteeringPlan(residual=list(entries.values()), base_dir=str(tmp_path)), **options):
+        assert torch.allclose(decode(), nested, atol=1e-5)
+    counts = {outer: first.residual[0], inner: second.residual[0]}
+    assert counts == {"thought": 3 * 6, "generated": 3 * 10}
+
+
+def test_a_cache_whose_tags_were_not_followed_is_refused(ids: torch.Tensor, tmp_path: Path) -> None:
+    model = tiny.qwen2()
+    vectors(tmp_path, model.config.hidden_size, 1)
+    generated, thought = (
+        SteeringPlan(residual=[ResidualVector(0, "0.safetensors", 1.0, scope)], base_dir=str(tmp_path))
+        for scope in ("generated", "thought")
+    )
+    with steer(model, generated, quiet=True):
+        cache = model(ids[:, :4], use_cache=True).past_key_values
+    with steer(model, thought, tokenizer=tiny.TinyTokenizer(), quiet=True):
+        with pytest.raises(ValueError, match=r"filled before steer\(\) was entered"):
+            model(ids[:, 4:5], past_key_values=cache)
+
+
+def test_the_audit_names_unit_and_scope_of_a_vector(ids: torch.Tensor, tmp_path: Path) -> None:
+    model = tiny.qwen2()
+    head = {"direction": '{"layer": 1, "residual_norm": 2.0}'}
+    save_file({"vector": torch.ones(model.config.hidden_size)}, tmp_path / "v.safetensors", metadata=head)
+    entries = [
+        ResidualVector(1, "v.safetensors", 0.5, scope, unit)
+        for scope, unit in (("all", "residual_norm"), ("generated", "vector"))
+    ]
+    with steer(model, SteeringPlan(residual=entries, base_dir=str(tmp_path)), prompt_lengths=[10] * 3) as audit:
+        model(ids)
+    assert [(row["unit"], row["scope"], row["tokens"]) for row in audit.to_rows()] == [
+        ("residual_norm", "all", 42),
+        ("vector", "generated", 12),
+    ]
+    assert audit.summary().splitlines() == [
+        "layer 1 vector v.safetensors x0.5 of the residual norm in scope all: added to 42 tokens",
+        "layer 1 vector v.safetensors x0.5 in scope generated: added to 12 tokens",
+    ]
 
 
 def test_observe_residual_sees_the_layer_outputs(ids: torch.Tensor) -> None:

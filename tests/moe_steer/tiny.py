@@ -9,6 +9,8 @@ import torch
 
 VOCAB = 100
 THINK, END_THINK, STOP = 97, 98, 99
+TEXTS = {10: "so.", 20: "really?", 30: "line\n", 40: "\n", 50: "end.\n\n"}
+SENTENCE_ENDS, LINE_ENDS = (10, 20, 50), (30, 40, 50)
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> Any:
@@ -97,7 +99,7 @@ def qwen2() -> Any:
 
 
 class TinyTokenizer:
-    """As much of a tokenizer as the scopes need: two tags, and tokens 10, 20 and 30 that end a step."""
+    """As much of a tokenizer as the scopes need: two tags, and a few tokens that end a sentence, a line or a paragraph."""
 
     unk_token_id = None
 
@@ -108,7 +110,10 @@ class TinyTokenizer:
         return {"<think>": THINK, "</think>": END_THINK}.get(token)
 
     def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
-        return ["so." if row[0] in (10, 20) else "line\n" if row[0] == 30 else f"w{row[0]}" for row in rows]
+        return [TEXTS.get(row[0], f"w{row[0]}") for row in rows]
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        return " ".join(self.batch_decode([[int(i)] for i in ids]))
 
 
 def hook_count(model: torch.nn.Module) -> int:

@@ -103,6 +103,15 @@ def test_other_attention_implementations_are_left_alone() -> None:
     assert AbsorbedLatents(model).layers == []
 
 
+def test_weights_that_are_gathered_for_their_call_are_left_alone() -> None:
+    """DeepSpeed's ZeRO-3 marks its parameters with ``ds_id``; read outside of the layer's call they may lie in pieces."""
+    model = tiny_model("deepseek_v3")
+    layers = AbsorbedLatents(model).layers
+    assert len(layers) > 1
+    layers[0].kv_b_proj.weight.ds_id = 7
+    assert AbsorbedLatents(model).layers == layers[1:]
+
+
 def test_growing_cache_keeps_layers_of_other_kinds() -> None:
     model = tiny_model("qwen2")
     model.config.layer_types = ["full_attention", "sliding_attention"]

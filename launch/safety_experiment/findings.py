@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from launch.firing import nothing_fired
 from launch.rounding import rounded
-from launch.safety_arms import SafetyArm
-from launch.safety_options import SafetyOptions
-from launch.safety_tasks import SafetyTask
+from launch.safety_experiment.arms import SafetyArm
+from launch.safety_experiment.options import SafetyOptions
+from launch.safety_experiment.tasks import SafetyTask
 from reasoning_evals import compare_arms
 from reasoning_evals.audit_rows import read_audit
 from reasoning_evals.compare import Comparison

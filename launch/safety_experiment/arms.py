@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.safety_options import VECTOR_ARMS, SafetyOptions
-from launch.safety_tasks import SafetyTask
+from launch.safety_experiment.options import VECTOR_ARMS, SafetyOptions
+from launch.safety_experiment.tasks import SafetyTask
 from moe_steer import ResidualVector, SteeringPlan, steer
 from reasoning_evals.run import Arm
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from launch.options import Options
-from launch.safety_prompts import AUTOMATIC_PROMPT, HAND_PROMPT
+from launch.safety_experiment.prompts import AUTOMATIC_PROMPT, HAND_PROMPT
 
 VANILLA = "vanilla"
 PROMPT_ARMS = ("hand-prompt", "auto-prompt")

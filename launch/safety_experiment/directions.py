@@ -15,8 +15,8 @@ from expert_stats.contrast_sequences import MarkedSequence, batches, padded
 from expert_stats.contrast_texts import answer_pairs
 from expert_stats.contrasts import collect_contrast
 from launch.ranks import Ranks
-from launch.safety_options import VECTOR_ARMS, SafetyOptions
-from launch.safety_prompts import is_chat
+from launch.safety_experiment.options import VECTOR_ARMS, SafetyOptions
+from launch.safety_experiment.prompts import is_chat
 from launch.sharded import refuse_different
 from moe_steer.backends.in_step import in_step
 from moe_steer.backends.layout import layout_of

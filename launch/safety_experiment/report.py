@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from launch.safety_chart import trade_off
-from launch.safety_findings import Change, SafetyFindings
-from launch.safety_prompts import AUTOMATIC_PROMPT, HAND_PROMPT
-from launch.safety_tasks import SafetyTask
+from launch.safety_experiment.chart import trade_off
+from launch.safety_experiment.findings import Change, SafetyFindings
+from launch.safety_experiment.prompts import AUTOMATIC_PROMPT, HAND_PROMPT
+from launch.safety_experiment.tasks import SafetyTask
 from reasoning_evals.comparison import Measure
 from reasoning_evals.report import build_report, render_html, render_markdown
 from reasoning_evals.report.content import Report, Table

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.ranks import Ranks
-from launch.safety_options import ATTACKS, SafetyOptions
-from launch.safety_prompts import Render, is_chat, own_answer, renderer
+from launch.safety_experiment.options import ATTACKS, SafetyOptions
+from launch.safety_experiment.prompts import Render, is_chat, own_answer, renderer
 from launch.steps import own_folder
 from moe_steer.backends.in_step import in_step
 from moe_steer.backends.layout import layout_of

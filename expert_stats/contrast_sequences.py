@@ -1,0 +1,127 @@
+"""``MarkedSequence``: tokens for one row of a forward, and which of them count for either side of a contrast; and their
+batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moe_steer.layers import text_config, unwrap
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedSequence:
+    """Tokens as the model reads them, with the positions that count for the wanted and for the unwanted side.
+
+    A pair of answers is two sequences with the same ``pair``, one with positive and one with negative positions; a
+    contrast of decisions is one sequence with both.
+    """
+
+    name: str
+    token_ids: tuple[int, ...]
+    positive: tuple[int, ...] = ()
+    negative: tuple[int, ...] = ()
+    pair: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", tuple(int(token) for token in self.token_ids))
+        if not self.name or not self.token_ids:
+            raise ValueError(f"the sequence {self.name!r} has {len(self.token_ids)} tokens: give a name and tokens")
+        for side in ("positive", "negative"):
+            positions = tuple(int(position) for position in getattr(self, side))
+            ordered = sorted(set(positions))
+            if len(ordered) != len(positions) or (ordered and not 0 <= ordered[0] <= ordered[-1] < len(self.token_ids)):
+                raise ValueError(
+                    f"the {side} positions of {self.name!r} are {list(positions)[:8]}: give distinct ones from 0 to {len(self.token_ids) - 1}"
+                )
+            object.__setattr__(self, side, tuple(ordered))
+
+    def digest(self) -> int:
+        """sha256 over everything but the name, as a number."""
+        content = json.dumps([self.token_ids, self.positive, self.negative, self.pair is not None])
+        return int.from_bytes(hashlib.sha256(content.encode()).digest(), "big")
+
+
+def check_sequences(model: Any, sequences: Sequence[MarkedSequence]) -> None:
+    """ValueError for a name that stands twice, tokens outside the vocabulary, and sequences longer than the model's
+    context."""
+    inner = unwrap(model)
+    embeddings = inner.get_input_embeddings()
+    num_tokens = getattr(embeddings, "num_embeddings", None) or text_config(inner).vocab_size
+    limit = getattr(text_config(inner), "max_position_embeddings", None)
+    seen: set[str] = set()
+    for item in sequences:
+        if item.name in seen:
+            raise ValueError(f"the sequence {item.name!r} stands twice: it would be counted twice")
+        seen.add(item.name)
+        if not 0 <= min(item.token_ids) <= max(item.token_ids) < num_tokens:
+            raise ValueError(
+                f"the sequence {item.name!r} holds the token ids {min(item.token_ids)} to {max(item.token_ids)}, this model has 0-{num_tokens - 1}: it was made with another tokenizer"
+            )
+        if limit is not None and len(item.token_ids) > limit:
+            raise ValueError(
+                f"the sequence {item.name!r} has {len(item.token_ids)} tokens, this model's context {limit}: leave it out or cut it"
+            )
+
+
+def whole_pairs(sequences: Sequence[MarkedSequence]) -> tuple[list[MarkedSequence], int]:
+    """The sequences without the pairs of which one side is empty, and how many pairs those are.
+
+    The mean over no tokens is no number: in the released code of STA one empty answer makes the whole vector NaN.
+    """
+    sides: dict[str, list[int]] = {}
+    for item in sequences:
+        if item.pair is not None:
+            count = sides.setdefault(item.pair, [0, 0])
+            count[0] += len(item.positive)
+            count[1] += len(item.negative)
+    empty = {pair for pair, count in sides.items() if 0 in count}
+    return [item for item in sequences if item.pair not in empty], len(empty)
+
+
+def batches(
+    sequences: Iterable[MarkedSequence], batch_tokens: int, *, keep_pairs: bool = False
+) -> Iterator[list[MarkedSequence]]:
+    """Sequences of about one length together, longest first (so that memory runs out at once or never), at most
+    ``batch_tokens`` padded tokens or one sequence each. ``keep_pairs``: the sequences of a pair follow one another."""
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens is {batch_tokens}: give at least 1")
+    items = [item for item in sequences if item.positive or item.negative]
+    longest: dict[str, int] = {}
+    for item in items if keep_pairs else ():
+        key = item.pair or item.name
+        longest[key] = max(longest.get(key, 0), _length(item))
+    batch: list[MarkedSequence] = []
+    width = 0
+    for item in sorted(
+        items, key=lambda item: (-longest.get(item.pair or item.name, _length(item)), item.pair or "", item.name)
+    ):
+        wider = max(width, _length(item))
+        if batch and wider * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch, wider = [], _length(item)
+        batch.append(item)
+        width = wider
+    if batch:
+        yield batch
+
+
+def _length(item: MarkedSequence) -> int:
+    """Tokens up to the last that counts: those behind it cannot change it."""
+    return max(item.positive[-1:] + item.negative[-1:]) + 1
+
+
+def padded(batch: Sequence[MarkedSequence], device: torch.device) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask [B, S], filled up on the right, each row cut behind its last marked position."""
+    lengths = [_length(item) for item in batch]
+    input_ids = torch.zeros((len(batch), max(lengths)), dtype=torch.int64)
+    mask = torch.zeros((len(batch), max(lengths)), dtype=torch.int64)
+    for row, (item, length) in enumerate(zip(batch, lengths, strict=True)):
+        input_ids[row, :length] = torch.tensor(item.token_ids[:length])
+        mask[row, :length] = 1
+    return {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}

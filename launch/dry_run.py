@@ -1,0 +1,203 @@
+"""A start without the model: options, plan, problems, memory and machine are checked; no weight is read, nothing is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.options import Options
+from launch.ranks import Ranks
+from moe_steer import SteeringPlan
+
+USUAL_PROMPT = 1024
+"""Tokens that are set aside for a prompt where the problems are not at hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run gets: ``gpus`` ranks, one a GPU; ``limit``: bytes that tensors may fill on each; ``what``: in words; ``on_gpu``:
+    whether it computes with the kernels of a GPU."""
+
+    gpus: int
+    limit: int
+    what: str
+    on_gpu: bool = True
+
+    @classmethod
+    def of_gpus(cls, gpus: int, gpu_gib: float, name: str = "GPUs") -> Machine:
+        """So many GPUs of the size that their maker states."""
+        from moe_steer.memory import GPU_SHARE
+
+        return cls(gpus=gpus, limit=int(gpu_gib * GPU_SHARE * 2**30), what=f"{gpus} x {name} of {gpu_gib:g} GiB")
+
+    @classmethod
+    def here(cls, world_size: int) -> Machine:
+        """The ranks of this start, on this machine."""
+        import torch
+
+        from moe_steer.memory import available_bytes
+
+        limit, where = available_bytes(world_size)
+        what = f"{world_size} rank{'s' * (world_size > 1)} here, {where}"
+        return cls(gpus=world_size, limit=limit, what=what, on_gpu=torch.cuda.is_available())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a model lies on a machine. ``total``, ``limit``: bytes on the fullest rank, and what tensors may fill there."""
+
+    backend: str
+    reason: str
+    total: int
+    loading: int
+    limit: int
+    layers_with_experts: int
+    experts_a_layer: int
+
+    def __str__(self) -> str:
+        from moe_steer.memory import gib
+
+        experts = (
+            f"{self.layers_with_experts} layers of {self.experts_a_layer} experts"
+            if self.layers_with_experts
+            else "a dense model"
+        )
+        return (
+            f"{self.backend} ({self.reason}): {gib(self.total)} of {gib(self.limit)} GiB a rank, "
+            f"{gib(self.loading)} GiB of CPU memory while loading; {experts}"
+        )
+
+
+def fit(
+    options: Options,
+    plan: SteeringPlan | None,
+    config: Any,
+    machine: Machine,
+    prompt: int = USUAL_PROMPT,
+    rows: int = 0,
+) -> Fit:
+    """The plan against the model's shape, and the backend against the machine's memory, from the configuration alone.
+
+    ``prompt``: tokens of the longest prompt; ``rows``: samples decoded together where there are fewer than ``options.rows``.
+    ValueError says what does not fit.
+    """
+    from moe_steer.backends.choose import check_name, choose, refusal
+    from moe_steer.backends.skeleton import skeleton
+    from moe_steer.layers import model_shape
+    from moe_steer.memory import gib, plan_memory
+
+    check_name(options.backend)
+    shape = model_shape(skeleton(config, "bfloat16"))
+    if plan is not None:
+        plan.check(shape)
+    backend, reason = options.backend, "asked for"
+    if backend == "auto":
+        backend, reason = (
+            choose(config, machine.gpus, options.dtype, options.offload, machine.limit, machine.on_gpu)[0],
+            "the fastest that fits",
+        )
+    if why_not := refusal(backend, config, machine.gpus):
+        raise ValueError(f"backend {backend!r} cannot run this model: {why_not}")
+    found = plan_memory(
+        config,
+        machine.gpus,
+        machine.limit,
+        dtype=options.dtype,
+        context=prompt + options.token_limit,
+        batch=rows or options.rows,
+        prompt=prompt,
+        offload=options.offload,
+        on_gpu=machine.on_gpu,
+    )
+    footprint = next(item for item in found.footprints if item.backend == backend)
+    if footprint.why_not:
+        raise ValueError(f"backend {backend!r} cannot run this job: {footprint.why_not}")
+    if not footprint.fits:
+        others = [item.backend for item in found.footprints if item.fits]
+        change = f"use --backend {others[0]}" if others else found.advice
+        raise ValueError(
+            f"backend {backend!r} does not fit on {machine.what}: {gib(footprint.total)} of {gib(machine.limit)} GiB a rank; {change}"
+        )
+    return Fit(
+        backend=backend,
+        reason=reason,
+        total=footprint.total,
+        loading=footprint.loading,
+        limit=machine.limit,
+        layers_with_experts=len(shape.moe_layers),
+        experts_a_layer=shape.num_experts,
+    )
+
+
+def report(options: Options, ranks: Ranks) -> str:
+    """What a start with these options would do, as lines; ValueError, as the start itself would raise it, where it cannot."""
+    from launch import steps
+    from launch.problem_sets import problem_sets
+    from launch.wiring import markers_for, parse_coefficients
+    from moe_steer.backends.checkpoint import check_shards
+    from moe_steer.loading import read_config, read_tokenizer, resolve
+    from reasoning_evals.prompts import render_prompt
+    from reasoning_evals.run_folder import RUN_FILE, open_run
+
+    plan = steps.given_plan(options)
+    sets = problem_sets(options)
+    hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+    config = read_config(options.model, **hub)
+    tokenizer = read_tokenizer(options.model, **hub)
+    if Path(resolve(options.model)).is_dir():
+        check_shards(resolve(options.model))
+    if plan is None or plan.experts:
+        markers_for(tokenizer, options.markers, parse_coefficients(options.coefficients))
+    problems = [problem for part in sets for problem in part]
+    prompt = max(len(render_prompt(tokenizer, problem.prompt).token_ids) for problem in problems)
+    work = _work(options, plan, [len(part) for part in sets])
+    machine = (
+        Machine.of_gpus(options.gpus, options.gpu_gib)
+        if options.gpus and options.gpu_gib
+        else Machine.here(ranks.world_size)
+    )
+    found = fit(options, plan, config, machine, prompt, min(options.rows, max(work.values())))
+    folder = Path(options.folder)
+    started = (folder / RUN_FILE).exists()
+    if started:
+        open_run(folder, options.config() | {"given_plan": plan.digest() if plan else None})
+    experts = f"{len(plan.experts)} experts, {len(plan.residual)} vectors, fits the model" if plan else "to be found"
+    return "\n".join(
+        [
+            f"model     {options.model} ({config.model_type})",
+            f"machine   {machine.what}",
+            f"backend   {found}",
+            f"plan      {experts}",
+            f"problems  {options.problems}: "
+            + ", ".join(f"{len(part)} {name}" for name, part in sets._asdict().items()),
+            f"prompts   at most {prompt} tokens, answers at most {options.token_limit}",
+            "samples   " + ", ".join(f"{number} {step}" for step, number in work.items()),
+            f"folder    {folder}, {'which is continued' if started else 'new'}",
+            f"start     {_start(ranks)}",
+            "dry run: nothing was loaded or written",
+        ]
+    )
+
+
+def _work(options: Options, plan: SteeringPlan | None, sizes: list[int]) -> dict[str, int]:
+    """Samples of each step."""
+    from launch.steps import CALIBRATION
+
+    identification, tuning, test = sizes
+    k = options.num_samples
+    if plan is not None:
+        arms = 3 if plan.experts else 2
+        return {"calibration": min(CALIBRATION, test), "test": test * arms * k}
+    sweep = tuning * (len(options.gains) + 1) * k if len(options.gains) > 1 else 0
+    return {"identification": identification, "tuning": sweep, "test": test * 3 * k}
+
+
+def _start(ranks: Ranks) -> str:
+    """Who started this process, in words."""
+    if ranks.world_size == 1:
+        return "one process"
+    nodes, node = os.environ.get("CROSS_SIZE", "1"), os.environ.get("CROSS_RANK", "0")
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return f"{ranks.world_size} ranks on {nodes} node{'s' * (nodes != '1')} (this is node {node}), meeting at {where}"

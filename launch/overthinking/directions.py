@@ -1,0 +1,129 @@
+"""From unsteered answers to directions: pairs of concise and verbose right thoughts, and the decisions to stop or go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expert_stats import Trace
+from expert_stats.contrast_sequences import MarkedSequence
+from expert_stats.contrast_sites import concise_and_verbose, decision_sites, thought_pairs
+from expert_stats.contrasts import collect_contrast
+from launch.overthinking.options import OverthinkingOptions
+from launch.steps import Bench
+from launch.wiring import traces_of
+from moe_steer.backends.in_step import in_step
+from moe_steer.directions import Contrast, Direction, all_atoms, caa, single_atom, sta
+from moe_steer.saes import SAE
+from reasoning_evals.grading_pass import GradeRow
+from reasoning_evals.run_folder import read_generations, write_whole
+
+FOLDER = "directions"
+LENGTH_RATIO = 1.5
+"""A verbose thought is at least so many times as long as the concise one of the same problem."""
+_PAIR_METHODS = ("caa", "sta", "sae", "atom")
+
+
+def make_directions(
+    bench: Bench,
+    rows: Sequence[GradeRow],
+    methods: Sequence[str],
+    layers: Sequence[int],
+    sae: SAE | None,
+    options: OverthinkingOptions,
+) -> dict[str, list[tuple[int, str]]]:
+    """Method -> (layer, file name), files in the run's folder of directions; made once, read again on a later start.
+
+    caa and decision for every layer, the methods that need an SAE for the SAE's layer. ValueError when the answers hold no pair
+    or no decision.
+    """
+    folder = bench.folder / FOLDER
+    index = folder / "index.json"
+    if bench.ranks.agree(index.is_file()):
+        found = json.loads(index.read_text(encoding="utf-8"))
+        return {method: [(int(layer), str(file)) for layer, file in entries] for method, entries in found.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    traces = _right_traces(bench, rows)
+    made: list[tuple[str, Direction]] = []
+    with in_step(bench.model):
+        if any(method in _PAIR_METHODS for method in methods):
+            made += _from_pairs(bench, traces, methods, layers, sae, options)
+        if "decision" in methods:
+            sequences = decision_sites(traces, bench.tokenizer, switch_words=options.switch_words)
+            _refuse_empty(
+                sequences, f"no thought stops and goes on at {', '.join(options.switch_words)}: name its words"
+            )
+            contrasts = collect_contrast(bench.model, sequences, layers, weight="token")
+            made += [("decision", caa(contrasts[layer])) for layer in layers]
+    files: dict[str, list[tuple[int, str]]] = {}
+    for method, direction in made:
+        name = f"{method}-L{direction.layer}.safetensors"
+        if bench.ranks.is_main:
+            direction.save(folder / name)
+        files.setdefault(method, []).append((direction.layer, name))
+    ordered = {method: files[method] for method in methods if method in files}
+    if bench.ranks.is_main:
+        write_whole(index, json.dumps(ordered, indent=1) + "\n")
+    bench.ranks.barrier()
+    return ordered
+
+
+def _from_pairs(
+    bench: Bench,
+    traces: Sequence[Trace],
+    methods: Sequence[str],
+    layers: Sequence[int],
+    sae: SAE | None,
+    options: OverthinkingOptions,
+) -> list[tuple[str, Direction]]:
+    sequences = thought_pairs(concise_and_verbose(traces, min_ratio=LENGTH_RATIO))
+    _refuse_empty(
+        sequences,
+        f"no problem has two right thoughts of which one is {LENGTH_RATIO:g} times as long: raise --samples-identification",
+    )
+    wanted = set(layers) if "caa" in methods else set()
+    saes: dict[int, SAE] = {}
+    if sae is not None:
+        assert sae.about.layer is not None
+        saes[sae.about.layer] = sae
+        wanted.add(sae.about.layer)
+    contrasts = collect_contrast(bench.model, sequences, sorted(wanted), saes=saes)
+    made = [("caa", caa(contrasts[layer])) for layer in layers] if "caa" in methods else []
+    for layer, one in saes.items():
+        contrast: Contrast = contrasts[layer]
+        if "sta" in methods:
+            made.append(("sta", sta(contrast, one, keep=options.keep)))
+        if "sae" in methods:
+            made.append(("sae", all_atoms(contrast, one)))
+        if "atom" in methods:
+            made.append(("atom", single_atom(contrast, one)))
+    return made
+
+
+def _right_traces(bench: Bench, rows: Sequence[GradeRow]) -> list[Trace]:
+    """The right answers whose thought is closed, in the order of the problems' names."""
+    right = {(row.problem_id, row.sample_idx) for row in rows if row.correct and row.state == "closed"}
+    completions = [
+        item
+        for item in read_generations(bench.folder / "identification")
+        if (item.problem_id, item.sample_idx) in right
+    ]
+    completions.sort(key=lambda item: (item.problem_id, item.sample_idx))
+    return traces_of(completions, bench.tokenizer)
+
+
+def _refuse_empty(sequences: Sequence[MarkedSequence], why: str) -> None:
+    if not any(sequence.positive for sequence in sequences) or not any(sequence.negative for sequence in sequences):
+        raise ValueError(why)
+
+
+def files_digest(folder: Path, files: Mapping[str, Any]) -> str:
+    """sha256 over the direction files, for comparing ranks."""
+    digest = hashlib.sha256()
+    for entries in files.values():
+        for _, name in entries:
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,239 @@
+"""What a finished overthinking job has to say: results.json, the pages, the summary for the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launch.firing import nothing_fired
+from launch.overthinking.options import OverthinkingOptions
+from launch.overthinking.settings import BASELINE, Choice, Setting
+from launch.rounding import rounded
+from moe_steer.directions import Direction
+from reasoning_evals import compare_arms
+from reasoning_evals.audit_rows import read_audit
+from reasoning_evals.compare import Comparison, Tuning
+from reasoning_evals.comparison import ArmSummary
+from reasoning_evals.efficiency import Efficiency, Thoughts, efficiency, percent_change, thoughts_of
+from reasoning_evals.grading_pass import GradeRow
+from reasoning_evals.report import build_report, render_html, render_markdown
+from reasoning_evals.report.content import Table
+from reasoning_evals.report.frontier import Place, frontier
+from reasoning_evals.report.text import percent
+from reasoning_evals.run_folder import read_generations, read_run, write_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverthinkingFindings:
+    """Everything that the steps made."""
+
+    options: OverthinkingOptions
+    choices: Mapping[str, Choice]
+    """Method -> what was chosen."""
+    settings: Sequence[Setting]
+    """All that were tried."""
+    tuning: Sequence[GradeRow]
+    test: Sequence[GradeRow]
+    folder: Path
+    left_out: Sequence[str] = ()
+    """One sentence for every method that could not take part."""
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The arms of the test."""
+        num = len({row.problem_id for row in self.tuning})
+        tuned = Tuning(num_settings=len(self.settings), on=f"{num} tuning problems") if self.tuning else None
+        return compare_arms(self.test, tuned=tuned)
+
+    @cached_property
+    def sweep(self) -> Comparison | None:
+        """The settings on the tuning problems."""
+        return compare_arms(self.tuning) if self.tuning else None
+
+    @cached_property
+    def efficiencies(self) -> list[Efficiency]:
+        """Every arm against the baseline."""
+        return [efficiency(pair.b, self.test, pair.accuracy) for pair in self.comparison.pairs if pair.a == BASELINE]
+
+    @cached_property
+    def thoughts(self) -> dict[str, Thoughts]:
+        """Arm -> how its thoughts look."""
+        token_ids: dict[str, list[Sequence[int]]] = {}
+        for item in read_generations(self.folder / "test"):
+            token_ids.setdefault(item.arm, []).append(item.token_ids)
+        return {arm.name: thoughts_of(arm, self.test, token_ids[arm.name]) for arm in self.comparison.arms}
+
+    @cached_property
+    def directions(self) -> dict[str, Direction]:
+        """Method -> the direction that was tested."""
+        folder = self.folder / "directions"
+        files = {method: choice.setting.file for method, choice in self.choices.items()}
+        return {method: Direction.load(folder / file) for method, file in files.items() if file}
+
+    def silent_arms(self) -> list[str]:
+        """One sentence for every arm that changed nothing."""
+        firing = read_audit(self.folder / "test")
+        samples: dict[str, dict[tuple[str, int], int]] = {}
+        for item in read_generations(self.folder / "test"):
+            key = (item.problem_id, item.sample_idx)
+            samples.setdefault(item.arm, {})[key] = hash((item.prompt, item.token_ids))
+        found = []
+        for method, choice in self.choices.items():
+            plan = choice.setting.plan(self.folder / "directions")
+            if plan and (problem := nothing_fired(plan, firing.get(method, []))):
+                found.append(f"{method}: {problem}")
+            elif samples[method] == samples[BASELINE]:
+                found.append(f"{method}: every sample equals the baseline's, token by token; the arm changed nothing")
+        return found
+
+    def results(self) -> dict[str, Any]:
+        """The content of results.json: no time, path or machine in it, so that equal seeds give equal bytes."""
+        return {
+            "version": 1,
+            "sentences": [one.sentence for one in self.efficiencies],
+            "verdicts": {one.arm: one.verdict for one in self.efficiencies},
+            "thinking_tokens_ratio": {one.arm: dataclasses.asdict(one.tokens) for one in self.efficiencies},
+            "thoughts": {arm: dataclasses.asdict(one) for arm, one in self.thoughts.items()},
+            "chosen": {
+                method: dataclasses.asdict(choice.setting) | {"within_margin": choice.within_margin}
+                for method, choice in self.choices.items()
+            },
+            "left_out": list(self.left_out),
+            "warnings": self.silent_arms(),
+            "directions": {method: direction.header for method, direction in self.directions.items()},
+            "tuning": self.sweep.to_dict() if self.sweep else None,
+            "comparison": self.comparison.to_dict(),
+        }
+
+
+def publish(findings: OverthinkingFindings) -> str:
+    """Write results.json, report.md and report.html; returns the summary."""
+    folder = findings.folder
+    text = json.dumps(rounded(findings.results()), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_whole(folder / "results.json", text + "\n")
+    report = build_report(
+        folder / "test",
+        findings.comparison,
+        title=f"Shorter thoughts for {findings.options.model}: what they cost",
+        figures=figures(findings),
+        facts=facts(findings),
+    )
+    run = read_run(folder)
+    report = dataclasses.replace(
+        report,
+        run=run | {"config": {"options": run["config"], "test": report.run["config"]}},
+        headline=[one.sentence for one in findings.efficiencies],
+        tables={"Length and cost": length_table(findings), "What was chosen": choice_table(findings)},
+    )
+    write_whole(folder / "report.md", render_markdown(report))
+    write_whole(folder / "report.html", render_html(report))
+    return summary(findings)
+
+
+def figures(findings: OverthinkingFindings) -> dict[str, str]:
+    """Title -> SVG."""
+    comparison = findings.comparison
+    curves = {arm.name: [_place(arm)] for arm in comparison.arms if arm.name != BASELINE}
+    result = {"Accuracy against thinking, test problems": frontier(curves, _place(comparison.arm(BASELINE)))}
+    sweep = findings.sweep
+    if sweep is not None:
+        tried: dict[str, list[Place]] = {}
+        for setting in findings.settings:
+            layer = f" L{setting.layer}" if setting.layer is not None else ""
+            tried.setdefault(setting.method + layer, []).append(_place(sweep.arm(setting.label)))
+        chosen = [choice.setting.label for choice in findings.choices.values()]
+        title = "All settings that were tried, tuning problems (the chosen ones are ringed)"
+        result[title] = frontier(tried, _place(sweep.arm(BASELINE)), chosen)
+    return result
+
+
+def _place(arm: ArmSummary) -> Place:
+    tokens = arm.thinking_tokens or arm.total_tokens
+    assert tokens is not None
+    accuracy = arm.accuracy
+    return Place(arm.name, tokens.mean, tokens.low, tokens.high, accuracy.mean, accuracy.low, accuracy.high)
+
+
+def facts(findings: OverthinkingFindings) -> dict[str, str]:
+    """Lines for the head of the report."""
+    options = findings.options
+    rule = "greedy" if options.greedy else f"temperature {options.temperature:g}, top-p {options.top_p:g}"
+    result = {
+        "Model": options.model,
+        "Sampling": f"{rule}, at most {options.token_limit} new tokens, seed {options.seed}",
+        "Choice": f"fewest thinking tokens among the settings that lose at most {options.margin:g} points on the tuning problems",
+    }
+    for number, sentence in enumerate(findings.left_out, 1):
+        result[f"Left out {number}"] = sentence
+    for number, warning in enumerate(findings.silent_arms(), 1):
+        result[f"Warning {number}"] = warning
+    return result
+
+
+def length_table(findings: OverthinkingFindings) -> Table:
+    """Every arm: length, change, accuracy, truncation, repetition, verdict."""
+    found = {one.arm: one for one in findings.efficiencies}
+    rows = []
+    for arm in findings.comparison.arms:
+        thoughts, one = findings.thoughts[arm.name], found.get(arm.name)
+        change = "–"
+        if one:
+            low, high = percent_change(one.tokens.low), percent_change(one.tokens.high)
+            change = f"{percent_change(one.tokens.value)} ({low} to {high})"
+        rows.append(
+            (
+                arm.name,
+                f"{thoughts.thinking_tokens:.1f}",
+                change,
+                percent(arm.accuracy.mean),
+                percent(thoughts.closed),
+                percent(thoughts.truncated),
+                percent(thoughts.loops),
+                percent(thoughts.repetition),
+                one.verdict if one else "reference",
+            )
+        )
+    head = ("arm", "thinking", "change (95%)", "accuracy", "closed", "truncated", "loops", "repeated", "verdict")
+    return Table(head=head, rows=tuple(rows))
+
+
+def choice_table(findings: OverthinkingFindings) -> Table:
+    """Every method: its setting, and what the direction is made of."""
+    rows = []
+    for method, choice in findings.choices.items():
+        setting, direction = choice.setting, findings.directions.get(method)
+        header = direction.header if direction else {}
+        cosine = header.get("cosine_with_caa") if "sae" in header else None
+        rows.append(
+            (
+                method,
+                setting.label
+                if choice.within_margin
+                else f"{setting.label} (no setting kept the accuracy; this one lost least)",
+                setting.scope or "–",
+                "–" if cosine is None else f"{cosine:.3f}",
+                str(len(header.get("atoms") or ()) or "–"),
+            )
+        )
+    return Table(head=("method", "setting", "tokens", "cosine with CAA", "atoms"), rows=tuple(rows))
+
+
+def summary(findings: OverthinkingFindings) -> str:
+    """The quiet end of the job."""
+    lines = [""]
+    for arm in findings.comparison.arms:
+        accuracy, thoughts = arm.accuracy, findings.thoughts[arm.name]
+        lines.append(
+            f"{arm.name:15} {thoughts.thinking_tokens:7.1f} thinking tokens  {100 * accuracy.mean:5.1f}% correct "
+            f"({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})  {100 * thoughts.truncated:4.1f}% truncated  "
+            f"{100 * thoughts.repetition:4.1f}% repeated"
+        )
+    lines += [one.sentence for one in findings.efficiencies]
+    lines += [*findings.left_out, *(f"WARNING: {warning}" for warning in findings.silent_arms())]
+    lines.append(f"report: {Path(findings.folder, 'report.html')}")
+    return "\n".join(lines)

@@ -1,0 +1,190 @@
+"""The command line of the overthinking job."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from launch.options import Options
+from moe_steer.scopes import parse_scope
+
+METHODS = ("caa", "sta", "sae", "atom", "decision", "concise-prompt", "nowait", "budget")
+SAE_METHODS = frozenset({"sta", "sae", "atom"})
+RESIDUAL_METHODS = (*("caa", "sta", "sae", "atom"), "decision")
+LAB_SIZES = {"identification": 120, "tuning": 64, "test": 240}
+QUICK_SIZES = {"identification": 48, "tuning": 16, "test": 24}
+LAB_NAMES = ("lab", "lab-dense")
+CONCISE_PROMPT = "Be brief."
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverthinkingOptions:
+    """Make thoughts shorter without losing answers: dense steering against its plain rivals."""
+
+    model: str = "lab-dense"
+    """Model folder, hub id, or 'lab-dense' or 'lab' for an embedded model."""
+    problems: Annotated[str, tyro.conf.arg(aliases=["--task"])] = "lab"
+    """A JSONL file of problems, or the name of a task."""
+    data_dir: str | None = None
+    """Folder or file with the task's data, instead of the hub."""
+    methods: tuple[str, ...] | None = None
+    """Among caa, sta, sae, atom, decision, concise-prompt, nowait, budget; default all that the model and the SAE allow."""
+    sae: str | None = None
+    """Sparse autoencoder of one layer's residual stream (file or folder), for sta, sae and atom; lab-dense has its own."""
+    sae_layer: int | None = None
+    """Layer of the SAE, where its file does not say it."""
+    layers: tuple[int, ...] = ()
+    """Layers tried by caa and decision; default the ones at 60% and 80% of the depth."""
+    strengths: tuple[float, ...] = (0.1, 0.2)
+    """Strengths tried of the directions from pairs, as shares of the residual stream's mean norm at the layer."""
+    decision_strengths: tuple[float, ...] = (0.1, 0.2, 0.4)
+    """Strengths tried of the decision direction, in the same unit."""
+    scope: str = "thought"
+    """Tokens at which the directions from pairs act."""
+    decision_scope: str = "step_end"
+    """Tokens at which the decision direction acts."""
+    keep: float = 0.02
+    """Share of the SAE's atoms that STA keeps."""
+    switch_words: tuple[str, ...] = ("Wait", "Alternatively", "Hmm")
+    """Words that open another attempt: the decision direction contrasts them with </think>."""
+    concise_prompt: str = CONCISE_PROMPT
+    """What the concise-prompt arm adds to the question."""
+    budgets: tuple[float, ...] = (0.5, 0.7, 0.85)
+    """Thinking budgets tried, as quantiles of the unsteered thoughts' lengths on the identification problems."""
+    margin: float = 1.0
+    """Accuracy, in points, that a setting may lose on the tuning problems and still be chosen."""
+    samples_identification: int = 4
+    """Unsteered answers an identification problem: pairs are made of them."""
+    samples: int | None = None
+    """Samples a test problem and arm; default 3 for the lab, 4 else, with --quick 2."""
+    samples_tuning: int = 2
+    """Samples a tuning problem and setting."""
+    num_identification: int | None = None
+    """Problems that directions are made on."""
+    num_tuning: int | None = None
+    """Problems that layer and strength are chosen on."""
+    num_test: int | None = None
+    """Problems of the comparison; default all of a file or task, 240 of the lab."""
+    quick: bool = False
+    """Every step on few problems and fewer settings, in under a minute on the lab model."""
+    greedy: bool = False
+    """One greedy answer a problem instead of samples; the identification answers stay sampled, pairs need several."""
+    out: str | None = None
+    """Folder of the run; default runs/NAME-overthinking."""
+    name: str | None = None
+    """Name of the run; default the model's name, with -quick and -greedy where asked."""
+    seed: int = 0
+    """Decides problems and samples."""
+    temperature: float = 0.6
+    """Divides the logits."""
+    top_p: float = 0.95
+    """Smallest set of tokens with at least this probability."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens, thought included; default 384 for lab-dense, 256 for lab, 32768 else."""
+    batch_size: int | None = None
+    """Samples decoded together; default 256 for the lab, 64 else. Part of the run's identity: it decides the last bits."""
+    backend: str = "auto"
+    """How the model is held; see moe_steer.load_model."""
+    dtype: str = "auto"
+    """Precision: auto (as stored), float32, bfloat16 or float16."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+    strict: bool = False
+    """Fail when an arm changed nothing at all."""
+    local_rank: Annotated[int, tyro.conf.arg(help="Given by the launcher.")] = 0
+
+    def __post_init__(self) -> None:
+        for name in self.methods or ():
+            if name not in METHODS:
+                raise ValueError(f"methods hold {name!r}: choose among {', '.join(METHODS)}")
+        if self.methods is not None and len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods {list(self.methods)} hold a name twice: give each once")
+        if not self.methods and self.methods is not None:
+            raise ValueError(f"methods is empty: give at least one of {', '.join(METHODS)}")
+        needing = sorted(SAE_METHODS.intersection(self.methods or ()))
+        if needing and self.sae is None and self.model != "lab-dense":
+            raise ValueError(
+                f"method {needing[0]} reads a direction by an SAE: give --sae, or train one with 'moe-steer train-sae'"
+            )
+        for field in ("strengths", "decision_strengths"):
+            values = getattr(self, field)
+            if not values or len(set(values)) != len(values) or any(not value or value != value for value in values):
+                raise ValueError(f"{field} are {list(values)}: give different numbers other than 0")
+        if not self.budgets or any(not 0 < share < 1 for share in self.budgets):
+            raise ValueError(f"budgets are {list(self.budgets)}: give quantiles between 0 and 1")
+        if self.margin < 0:
+            raise ValueError(f"margin is {self.margin}: give the points that may be lost, 0 or more")
+        if not self.concise_prompt.strip():
+            raise ValueError("concise_prompt is empty: give words")
+        if self.samples_identification < 2:
+            raise ValueError(
+                f"samples_identification is {self.samples_identification}: pairs of answers need at least 2 a problem"
+            )
+        for field in ("samples_tuning", "num_identification", "num_tuning", "num_test", "samples", "batch_size"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} is {value}: give a whole number >= 1")
+        for text in (self.scope, self.decision_scope):
+            parse_scope(text)
+        self.job()
+
+    @property
+    def is_lab(self) -> bool:
+        """Whether an embedded model is asked for."""
+        return self.model in LAB_NAMES
+
+    @property
+    def token_limit(self) -> int:
+        """Longest answer in tokens."""
+        return self.max_new_tokens or {"lab-dense": 384, "lab": 256}.get(self.model, 32768)
+
+    @property
+    def run_name(self) -> str:
+        """The folder's name under runs/."""
+        base = self.name or self.model.rstrip("/").split("/")[-1] + "-overthinking"
+        words = [word for word, on in (("quick", self.quick), ("greedy", self.greedy)) if on and not self.name]
+        return "-".join([base, *words])
+
+    @property
+    def tried_strengths(self) -> tuple[float, ...]:
+        """Of the directions from pairs."""
+        return self.strengths[-2:] if self.quick else self.strengths
+
+    @property
+    def tried_decision_strengths(self) -> tuple[float, ...]:
+        """Of the decision direction."""
+        return self.decision_strengths[-2:] if self.quick else self.decision_strengths
+
+    def tried_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layers for the methods that may choose theirs; ValueError for one that does not exist."""
+        if self.layers:
+            for layer in self.layers:
+                if not 0 <= layer < num_layers:
+                    raise ValueError(f"layer {layer} does not exist: this model has layers 0-{num_layers - 1}")
+            return tuple(dict.fromkeys(self.layers))
+        shares = (0.8,) if self.quick else (0.6, 0.8)
+        return tuple(dict.fromkeys(min(num_layers - 1, int(share * num_layers)) for share in shares))
+
+    def job(self) -> Options:
+        """The same settings as the main job's, where it has them; ValueError as there."""
+        shared = {field.name for field in dataclasses.fields(Options)} & {f.name for f in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in shared} | {"name": self.run_name, "scope": "all"}
+        sizes = QUICK_SIZES if self.quick else LAB_SIZES if self.problems == "lab" else {}
+        for part, size in sizes.items():
+            values[f"num_{part}"] = getattr(self, f"num_{part}") or size
+        values["max_new_tokens"] = self.token_limit
+        if self.is_lab and not self.quick and not self.greedy:
+            values["samples"] = self.samples or 3
+        values["batch_size"] = self.batch_size or (256 if self.is_lab else 64)
+        return Options(**values)
+
+    def config(self) -> dict[str, Any]:
+        """What decides the results: everything but where they are written and who writes them."""
+        left_out = {"out", "name", "local_rank", "strict", "backend"}
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -1,0 +1,151 @@
+"""The settings that the overthinking job tries, and the choice among them. Plain values; only ``build`` touches a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.arm_specs import Words, build_arm
+from launch.overthinking.options import OverthinkingOptions
+from launch.steps import Bench
+from moe_steer import ResidualVector, SteeringPlan
+from reasoning_evals.grading_pass import GradeRow
+from reasoning_evals.in_process import InProcessSampler
+from reasoning_evals.prompt_arms import prompt_with_request
+from reasoning_evals.run import Arm
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One way to make thoughts shorter."""
+
+    method: str
+    label: str
+    """Its name among the settings that are tried."""
+    layer: int | None = None
+    strength: float | None = None
+    """Share of the residual stream's mean norm."""
+    scope: str | None = None
+    file: str | None = None
+    """Of the direction, in the run's folder of directions."""
+    budget: int | None = None
+
+    def plan(self, folder: Path) -> SteeringPlan | None:
+        """The steering plan of a direction; None for prompts and decoding rules."""
+        if self.file is None:
+            return None
+        assert self.layer is not None
+        assert self.strength is not None
+        assert self.scope is not None
+        vector = ResidualVector(
+            layer=self.layer, file=self.file, strength=self.strength, scope=self.scope, unit="residual_norm"
+        )
+        return SteeringPlan(residual=[vector], base_dir=str(folder))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What became of one method on the tuning problems."""
+
+    setting: Setting
+    within_margin: bool
+    """Whether the setting kept the accuracy; else it is the one that lost least."""
+
+
+def direction_settings(files: Mapping[str, Sequence[tuple[int, str]]], options: OverthinkingOptions) -> list[Setting]:
+    """Every layer and strength of every direction: ``files`` is method -> (layer, file name)."""
+    settings = []
+    for method, entries in files.items():
+        decision = method == "decision"
+        strengths = options.tried_decision_strengths if decision else options.tried_strengths
+        scope = options.decision_scope if decision else options.scope
+        settings += [
+            Setting(
+                method=method,
+                label=f"{method} L{layer} x{strength:g}",
+                layer=layer,
+                strength=strength,
+                scope=scope,
+                file=file,
+            )
+            for layer, file in entries
+            for strength in strengths
+        ]
+    return settings
+
+
+def budget_settings(thinking_tokens: Sequence[int], shares: Sequence[float]) -> list[Setting]:
+    """Thinking budgets at quantiles of the unsteered lengths, shortest first; equal ones once."""
+    ordered = sorted(thinking_tokens)
+    budgets = sorted({max(1, ordered[min(len(ordered) - 1, int(share * len(ordered)))]) for share in shares})
+    return [Setting(method="budget", label=f"budget:{number}", budget=number) for number in budgets]
+
+
+def build(setting: Setting, name: str, bench: Bench, options: OverthinkingOptions, folder: Path) -> Arm:
+    """The arm of a setting, under a name."""
+    plan = setting.plan(folder)
+    if plan is not None:
+        plan.check(bench.model)
+        return bench.arm(name, plan)
+    if setting.method == "concise-prompt":
+        return Arm(
+            name,
+            InProcessSampler(bench.model, bench.tokenizer),
+            details={"plan": None, "request": options.concise_prompt},
+            render=prompt_with_request(bench.tokenizer, options.concise_prompt),
+        )
+    word = f"budget:{setting.budget}" if setting.method == "budget" else setting.method
+    built: Any = build_arm(word, bench.model, bench.tokenizer, None, Words(switch=options.switch_words)).arm
+    arm: Arm = dataclasses.replace(built, name=name)
+    return arm
+
+
+def choose(settings: Sequence[Setting], rows: Sequence[GradeRow], margin: float) -> dict[str, Choice]:
+    """For each method the setting with the fewest thinking tokens among those that lose at most ``margin`` points of accuracy
+    on these graded samples and cut off no more thoughts than the baseline does plus the margin; where none does, the one that loses least.
+
+    A method with one setting has nothing to choose: it stands as it is.
+    """
+    outcomes = {arm: _outcome([row for row in rows if row.arm == arm]) for arm in {row.arm for row in rows}}
+    result: dict[str, Choice] = {}
+    for method in dict.fromkeys(setting.method for setting in settings):
+        own = [setting for setting in settings if setting.method == method]
+        if len(own) == 1 and own[0].label not in outcomes:
+            result[method] = Choice(setting=own[0], within_margin=True)
+            continue
+        base = outcomes[BASELINE]
+        kept = [
+            setting
+            for setting in own
+            if outcomes[setting.label].accuracy >= base.accuracy - margin / 100 - 1e-12
+            and outcomes[setting.label].truncated <= base.truncated + margin / 100 + 1e-12
+        ]
+        best = (
+            min(kept, key=lambda setting: outcomes[setting.label].tokens)
+            if kept
+            else max(own, key=lambda setting: (outcomes[setting.label].accuracy, -outcomes[setting.label].tokens))
+        )
+        result[method] = Choice(setting=best, within_margin=bool(kept))
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    accuracy: float
+    truncated: float
+    tokens: float
+
+
+def _outcome(rows: Sequence[GradeRow]) -> _Outcome:
+    num = len(rows)
+    lengths = [row.total_tokens if row.thinking_tokens is None else row.thinking_tokens for row in rows]
+    return _Outcome(
+        sum(row.correct for row in rows) / num,
+        sum(row.outcome == "truncated" for row in rows) / num,
+        sum(lengths) / num,
+    )

@@ -1,0 +1,141 @@
+"""Make thoughts shorter without losing answers: directions from the model's own answers, against the plain rivals.
+
+    deepspeed launch/reduce_overthinking.py                        the embedded dense model, no argument needed
+    deepspeed launch/reduce_overthinking.py --model lab            the embedded mixture-of-experts model
+    deepspeed launch/reduce_overthinking.py --model deepseek-ai/DeepSeek-R1-Distill-Qwen-7B --task gsm8k --sae SAE_FOLDER
+
+Steps: sample unsteered answers; make directions from concise against verbose right thoughts (CAA, STA, all SAE atoms, one atom)
+and from the decisions to stop or go on; choose layer and strength on tuning problems; compare all arms on test problems, by
+accuracy, thinking tokens, truncation and repetition.
+
+Exit code 0: done; 1: the work failed, one line says why; 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.overthinking.options import METHODS, RESIDUAL_METHODS, SAE_METHODS, OverthinkingOptions
+from launch.ranks import Ranks, leave
+from launch.start import start
+
+if TYPE_CHECKING:
+    from moe_steer.saes import SAE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, report; returns the exit code."""
+    return start(OverthinkingOptions, run, argv, "reduce_overthinking.py", __doc__)
+
+
+def run(options: OverthinkingOptions, ranks: Ranks) -> None:
+    """The whole job, step by step, in the folder of the options."""
+    from launch.overthinking import settings as trying
+    from launch.overthinking.directions import FOLDER, files_digest, make_directions
+    from launch.overthinking.findings import OverthinkingFindings, publish
+    from launch.problem_sets import problem_sets
+    from launch.sharded import record_start, refuse_different
+    from launch.steps import Bench
+    from moe_steer import load_model
+    from moe_steer.layers import model_shape
+    from reasoning_evals.run_folder import open_run
+
+    job = options.job()
+    sets = problem_sets(job)
+    model, tokenizer = load_model(
+        options.model,
+        options.backend,
+        dtype=options.dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+    layers = options.tried_layers(model_shape(model).num_layers)
+    sae = read_sae(options, model)
+    methods, left_out = methods_of(options, sae)
+    folder = Path(job.folder)
+    if ranks.is_main:
+        open_run(folder, options.config() | {"sae": sae.about.sha256 if sae else None})
+    record_start(folder, model, ranks)
+    ranks.barrier()
+    bench = Bench(options=job, ranks=ranks, model=model, tokenizer=tokenizer, folder=folder)
+
+    sampled = Bench(options=_sampled(job), ranks=ranks, model=model, tokenizer=tokenizer, folder=folder)
+    ranks.say(f"1/4  {len(sets.identification)} problems x {options.samples_identification}: unsteered answers")
+    found = sampled.sample(
+        "identification", [sampled.arm(trying.BASELINE)], sets.identification, options.samples_identification
+    )
+    ranks.say(f"2/4  directions at layers {', '.join(map(str, layers))}")
+    files = make_directions(bench, found, [m for m in methods if m in RESIDUAL_METHODS], layers, sae, options)
+    refuse_different("the directions", files_digest(folder / FOLDER, files), ranks)
+    settings = trying.direction_settings(files, options)
+    if "budget" in methods:
+        lengths = [row.thinking_tokens for row in found if row.correct and row.thinking_tokens is not None]
+        settings += trying.budget_settings(lengths, options.budgets)
+    ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing among {len(settings)} settings")
+    arms = [bench.arm(trying.BASELINE)]
+    arms += [trying.build(setting, setting.label, bench, options, folder / FOLDER) for setting in settings]
+    tuning = bench.sample("tuning", arms, sets.tuning, 1 if options.greedy else options.samples_tuning)
+    settings += [trying.Setting(method=m, label=m) for m in methods if m in ("concise-prompt", "nowait")]
+    choices = trying.choose(settings, tuning, options.margin)
+    choices = {method: choices[method] for method in methods}
+    arms = [bench.arm(trying.BASELINE)]
+    arms += [trying.build(one.setting, name, bench, options, folder / FOLDER) for name, one in choices.items()]
+    k = job.num_samples
+    ranks.say(
+        f"4/4  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {', '.join(a.name for a in arms)}"
+    )
+    test = bench.sample("test", arms, sets.test, k)
+    findings = OverthinkingFindings(
+        options=options,
+        choices=choices,
+        settings=[one for one in settings if one.label not in ("concise-prompt", "nowait")],
+        tuning=tuning,
+        test=test,
+        folder=folder,
+        left_out=left_out,
+    )
+    if ranks.is_main:
+        print(publish(findings))
+    if options.strict and (silent := ranks.agree(findings.silent_arms() if ranks.is_main else [])):
+        raise RuntimeError("; ".join(silent))
+
+
+def read_sae(options: OverthinkingOptions, model: Any) -> SAE | None:
+    """The SAE of --sae, or the dense lab model's own; ValueError when it does not fit the model."""
+    from moe_steer.lab import LAB_SAE
+    from moe_steer.saes import check_fits, load_sae
+
+    wanted = SAE_METHODS.intersection(options.methods or METHODS)
+    path = options.sae or (str(LAB_SAE) if options.model == "lab-dense" else None)
+    if path is None or not wanted:
+        return None
+    sae = load_sae(path)
+    layer = sae.about.layer if options.sae_layer is None else options.sae_layer
+    if layer is None:
+        raise ValueError(f"{path} does not say which layer its SAE reads: give --sae-layer")
+    check_fits(sae, model, layer)
+    return load_sae(path, layer=layer)
+
+
+def methods_of(options: OverthinkingOptions, sae: SAE | None) -> tuple[list[str], list[str]]:
+    """The methods that take part, and a sentence about those that cannot."""
+    if options.methods is not None:
+        return list(options.methods), []
+    if sae is not None:
+        return list(METHODS), []
+    missing = ", ".join(method for method in METHODS if method in SAE_METHODS)
+    why = f"{missing} take no part: no SAE for {options.model} is given (--sae; 'moe-steer train-sae' makes one)"
+    return [method for method in METHODS if method not in SAE_METHODS], [why]
+
+
+def _sampled(job: Any) -> Any:
+    """The same job with sampling, even where the comparison is greedy: pairs need answers that differ."""
+    import dataclasses
+
+    return dataclasses.replace(job, greedy=False)
+
+
+if __name__ == "__main__":
+    leave(main())

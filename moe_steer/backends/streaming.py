@@ -1,0 +1,110 @@
+"""A checkpoint read one parameter at a time, each cut among the ranks before the next is read.
+
+transformers 5.22 under its own ZeRO-3 switch first puts the experts of all layers together, on every rank, and reads an FP8
+checkpoint whole. Its ordinary way of loading makes one parameter after the other (experts stacked, FP8 blocks expanded, names
+translated) and sets it in a model that has no weights yet: here each is handed to DeepSpeed at that moment. Of stacked experts,
+which are nearly all of a large model, a rank reads only those that its shard holds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"
+
+
+@contextmanager
+def cut_while_reading(settings: dict[str, Any]) -> Iterator[None]:
+    """While it lasts, ``from_pretrained`` leaves this rank its part of every parameter: ``settings`` is the DeepSpeed configuration.
+
+    All ranks must read the same checkpoint together. A rank holds its shard and at most a few copies of one parameter.
+    """
+    import deepspeed
+    from transformers import core_model_loading
+    from transformers.core_model_loading import WeightConverter
+
+    cutter = deepspeed.zero.Init(config_dict_or_path=settings)
+    to_nvme = str(settings["zero_optimization"].get("offload_param", {}).get("device")) == "nvme"
+    set_whole, convert_all = core_model_loading.set_param_for_module, WeightConverter.convert
+    own: set[str] = set()
+
+    def convert(self: Any, layer_name: str, model: Any = None, *rest: Any, **named: Any) -> dict[str, Any]:
+        mine = not to_nvme and _keep_own_experts(self, model.get_parameter_or_buffer(layer_name))
+        found = convert_all(self, layer_name, model, *rest, **named)
+        if mine:
+            own.update(found)
+        return found
+
+    def set_and_cut(model: Any, target_name: str, value: Any, loading_info: Any, *rest: Any) -> None:
+        path, _, name = target_name.rpartition(".")
+        module = model.get_submodule(path)
+        if target_name in own:
+            module._parameters[name] = _cut_already(cutter, module._parameters[name].shape, value)
+            loading_info.missing_keys.discard(target_name)
+            return
+        set_whole(model, target_name, value, loading_info, *rest)
+        parameter = module._parameters.get(name)
+        if parameter is not None and not parameter.is_meta:
+            cutter._convert_to_zero_parameters([parameter])
+
+    before = os.environ.get(_SEQUENTIAL)
+    os.environ[_SEQUENTIAL] = "1"  # the library's threads would read far ahead, up to the whole checkpoint
+    core_model_loading.set_param_for_module = set_and_cut  # type: ignore[assignment]
+    WeightConverter.convert = convert  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        core_model_loading.set_param_for_module = set_whole
+        WeightConverter.convert = convert_all  # type: ignore[method-assign]
+        if before is None:
+            del os.environ[_SEQUENTIAL]
+        else:
+            os.environ[_SEQUENTIAL] = before
+
+
+def _keep_own_experts(converter: Any, whole: Tensor) -> bool:
+    """Drop, unread, the experts of other ranks from a conversion that stacks one tensor an expert; whether it was possible.
+
+    ZeRO-3 cuts a parameter [E, ...] in memory order, so a rank's part is E / ranks experts, where that is a whole number.
+    """
+    ranks, num_experts = dist.get_world_size(), whole.shape[0] if whole.ndim else 0
+    lists = list(converter.collected_tensors.values())
+    if num_experts % ranks or any(len(items) != num_experts for items in lists):
+        return False
+    operations: dict[str, Any] = {type(op).__name__: getattr(op, "dim", None) for op in converter.operations}
+    if operations.pop("MergeModulelist", None) != 0 or operations.pop("Concatenate", 1) < 1:
+        return False
+    if set(operations) - {"Fp8Dequantize"} or converter.quantization_operation is not None:
+        return False
+    each = num_experts // ranks
+    first = dist.get_rank() * each
+    for items in lists:
+        items[:] = items[first : first + each]
+    return True
+
+
+def _cut_already(cutter: Any, shape: torch.Size, part: Tensor) -> nn.Parameter:
+    """A parameter of ``shape`` as ZeRO-3 leaves it, of which this rank holds ``part``: its share in memory order."""
+    from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus
+
+    nothing = torch.empty(1, dtype=part.dtype, device=cutter.local_device)
+    parameter: Any = nn.Parameter(nothing.expand(shape), requires_grad=part.is_floating_point())
+    cutter._convert_to_deepspeed_param(parameter)
+    kept: Any = part.detach().flatten().to(cutter.local_device if parameter.ds_persist else cutter.remote_device)
+    if cutter.pin_memory and kept.device.type == "cpu":
+        kept = kept.pin_memory()
+    parameter.ds_tensor = kept
+    kept.ds_numel = kept.numel()
+    kept.status = PartitionedParamStatus.AVAILABLE
+    kept.final_location = None
+    parameter.ds_numel_aligned = shape.numel()
+    parameter.partition()  # the part is there: lets go of the rest
+    parameter._is_hf_initialized = True
+    return parameter

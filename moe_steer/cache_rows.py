@@ -1,0 +1,98 @@
+"""What is known of each row of a batch, kept with the cache and carried along whatever happens to the cache's rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Per row of a cache: [B] each."""
+
+    seen_B: Tensor
+    """Real tokens so far."""
+    prompt_B: Tensor
+    """Real tokens of the prompt."""
+    phase_B: Tensor
+    """Before the thought, in it, or in the answer."""
+    line_B: Tensor
+    """Whether the last real token ended a line."""
+    forwards: int = 0
+    """How many forwards this state has seen."""
+    follows_tags: bool = False
+    """Whether phase and line were followed from the first token on."""
+
+    def select(self, index: Tensor) -> Rows:
+        """The state of other rows, in their order."""
+        index = index.to(self.seen_B.device)
+        return dataclasses.replace(
+            self,
+            seen_B=self.seen_B[index],
+            prompt_B=self.prompt_B[index],
+            phase_B=self.phase_B[index],
+            line_B=self.line_B[index],
+        )
+
+
+class FollowsRows:
+    """Mixed into a cache object, so that the rows' state follows whatever happens to the rows of the cache."""
+
+    steering_rows: Rows | None = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._keep(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._keep(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        if self.steering_rows is not None:
+            num_rows = len(self.steering_rows.seen_B)
+            self._keep(torch.arange(num_rows).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise ValueError(
+                "a plan with a scope cannot follow a cache that is cropped: turn assisted decoding off, or use scope all"
+            )
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.steering_rows = None
+
+    def _keep(self, index: Tensor) -> None:
+        if self.steering_rows is not None:
+            self.steering_rows = self.steering_rows.select(index)
+
+
+@functools.cache
+def _following(kind: type) -> type:
+    return type(kind.__name__, (FollowsRows, kind), {})
+
+
+def leave_rows(cache: Any, rows: Rows) -> None:
+    """Put the state of a finished forward on its cache.
+
+    With one ``steer`` block inside another both do so: one that does not follow the tags must not undo the other's work.
+    """
+    if not isinstance(cache, FollowsRows):
+        cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
+    others = cache.steering_rows
+    if not rows.follows_tags and others is not None and others.follows_tags and others.forwards == rows.forwards:
+        rows = dataclasses.replace(rows, phase_B=others.phase_B, line_B=others.line_B, follows_tags=True)
+    cache.steering_rows = rows
+
+
+def rows_on(cache: Any) -> Rows | None:
+    """The state that an earlier forward left, or None."""
+    return getattr(cache, "steering_rows", None)

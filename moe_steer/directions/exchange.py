@@ -1,0 +1,119 @@
+"""Directions from and to other tools: EasyEdit2's bare tensors, and the GGUF control vectors of repeng and
+llama.cpp."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_steer.directions.direction import Direction
+
+
+def import_easyedit(path: str | os.PathLike[str], layer: int | None = None) -> Direction:
+    """A file of ``torch.save(tensor[D])``, opened without running any code in it.
+
+    EasyEdit names it ``layer_L.pt`` or ``layer_L_....pt``: ``layer`` is needed where the name does not say it, and wins
+    where it does. Its vectors are added to the output of decoder block L, positive side first, as here. ValueError for
+    anything but one vector.
+    """
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {name!r}: give a vector that EasyEdit wrote")
+    found = re.search(r"layer_(\d+)", Path(path).name)
+    if layer is None and found is None:
+        raise ValueError(f"the name of {name!r} does not say the layer (layer_20.pt): give it")
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler's own errors have no common kind
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name} is no file of plain tensors, and other pickles are not opened: {first}") from error
+    if not isinstance(value, Tensor) or value.ndim != 1:
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"{name} holds {what}: a vector of EasyEdit is one tensor [D]")
+    header = _origin("easyedit", path, value)
+    chosen = layer if layer is not None else int(found[1]) if found else 0
+    return Direction(vector_D=value, layer=chosen, method="imported", header=header)
+
+
+def export_easyedit(direction: Direction, folder: str | os.PathLike[str]) -> Path:
+    """Write ``layer_L.pt`` into a folder, the bare tensor that EasyEdit's vector applier reads; the header does not fit
+    into it.
+
+    ValueError when the file is there already.
+    """
+    target = Path(folder) / f"layer_{direction.layer}.pt"
+    if target.exists():
+        raise ValueError(f"{str(target)!r} exists: give another folder, or remove it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(direction.vector_D.clone(), aside)
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return target
+
+
+def import_gguf(path: str | os.PathLike[str]) -> list[Direction]:
+    """The directions of a GGUF control vector, by layer; layers of zeros, which fill gaps, are left out.
+
+    ``direction.N`` belongs to the output of decoder block N. ValueError for another kind of file, and where nothing is
+    left.
+    """
+    from moe_steer.bake_gguf.header import gguf_package, read_header
+
+    header = read_header(Path(path))
+    kind = header.metadata.get("general.architecture")
+    if kind != "controlvector":
+        raise ValueError(f"{os.fspath(path)!r} is a GGUF file of {kind!r}: a control vector is needed")
+    found = []
+    for item in gguf_package().GGUFReader(os.fspath(path)).tensors:
+        match = re.fullmatch(r"direction\.(\d+)", item.name)
+        if match is None or item.tensor_type.name != "F32" or len(item.shape) != 1:
+            raise ValueError(
+                f"{os.fspath(path)!r} holds {item.name!r}: a control vector holds direction.N, float32 vectors"
+            )
+        vector_D = torch.tensor(item.data, dtype=torch.float32)
+        if bool(vector_D.any()):
+            more = {"model_hint": str(header.metadata.get("controlvector.model_hint", ""))}
+            origin = _origin("gguf", path, vector_D, more)
+            found.append(Direction(vector_D=vector_D, layer=int(match[1]), method="imported", header=origin))
+    if not found:
+        raise ValueError(f"{os.fspath(path)!r} holds no vector that is not 0: there is nothing to import")
+    return sorted(found, key=lambda direction: direction.layer)
+
+
+def export_gguf(files: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write the directions in ``files`` as one GGUF control vector; directions of one layer add up. Returns what was
+    written.
+
+    ValueError for layer 0 (llama.cpp has no direction there), different widths or models, and a file that is there
+    already.
+    """
+    from moe_steer.bake_gguf.control_vector import export_control_vector
+    from moe_steer.plan import ResidualVector, SteeringPlan
+
+    directions = [Direction.load(file) for file in files]
+    types = {str(one.header["model"]["model_type"]) for one in directions if one.header.get("model")}
+    if len(types) > 1:
+        raise ValueError(f"the directions belong to {', '.join(sorted(types))}: a control vector is for one model")
+    entries = [
+        ResidualVector(one.layer, str(Path(file).resolve())) for one, file in zip(directions, files, strict=True)
+    ]
+    model = {"model_type": types.pop()} if types else None
+    return export_control_vector(SteeringPlan(residual=entries, model=model), path)
+
+
+def _origin(
+    format: str, path: str | os.PathLike[str], vector_D: Tensor, more: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    origin = {"format": format, "file": Path(path).name, "sha256": digest, **(more or {})}
+    return {"imported_from": origin, "norm": float(vector_D.double().norm())}

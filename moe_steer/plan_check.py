@@ -1,0 +1,69 @@
+"""Whether a steering plan fits a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_steer.layers import ModelShape
+    from moe_steer.plan import SteeringPlan
+
+
+def check_plan(plan: SteeringPlan, model: Any) -> None:
+    """Refuse a plan that does not fit ``model`` (a transformers model or a ``ModelShape``); ValueError names the entry."""
+    shape: ModelShape
+    if hasattr(model, "moe_layers") and hasattr(model, "num_experts"):
+        shape = model
+    else:
+        from moe_steer.layers import model_shape
+
+        shape = model_shape(model)
+    for key in ("model_type", "num_layers", "num_experts"):
+        wanted = (plan.model or {}).get(key)
+        if wanted is not None and wanted != getattr(shape, key):
+            raise ValueError(f"the plan was made for {key} {wanted!r}, this model has {getattr(shape, key)!r}")
+    _check_experts(plan, shape)
+    _check_residual(plan, shape)
+
+
+def _check_experts(plan: SteeringPlan, shape: ModelShape) -> None:
+    if plan.experts and not shape.moe_layers:
+        raise ValueError(
+            f"the plan names experts, but {shape.model_type} is a dense model: use residual vectors, or a mixture-of-experts model"
+        )
+    for entry in plan.experts:
+        if entry.layer not in shape.moe_layers:
+            raise ValueError(
+                f"layer {entry.layer} (expert {entry.expert}) has no experts in this model: layers with experts are {_ranges(shape.moe_layers)}"
+            )
+        if entry.expert >= shape.num_experts:
+            raise ValueError(
+                f"expert {entry.expert} at layer {entry.layer} does not exist: this model has experts 0-{shape.num_experts - 1}"
+            )
+
+
+def _check_residual(plan: SteeringPlan, shape: ModelShape) -> None:
+    for entry in plan.residual:
+        if entry.layer >= shape.num_layers:
+            raise ValueError(
+                f"residual layer {entry.layer} does not exist: this model has layers 0-{shape.num_layers - 1}"
+            )
+        width = len(plan.load_shift(entry))
+        if width != shape.hidden_size:
+            raise ValueError(
+                f"the vector {entry.file!r} has width {width}, the model's residual stream has {shape.hidden_size}"
+            )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """'1-3, 5' for (1, 2, 3, 5)."""
+    parts: list[str] = []
+    start = previous = numbers[0]
+    for number in [*numbers[1:], -1]:
+        if number == previous + 1:
+            previous = number
+            continue
+        parts.append(str(start) if start == previous else f"{start}-{previous}")
+        start = previous = number
+    return ", ".join(parts)

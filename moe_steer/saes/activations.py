@@ -1,0 +1,177 @@
+"""A model's activations as shuffled batches, made again from any batch on without running what came before it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_steer.backends.layout import layout_of
+from moe_steer.layers import decoder, model_shape, text_config, unwrap
+from moe_steer.observe import observe_residual
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ActivationBatches:
+    """The residual stream after ``layer``, in batches [batch_size, D] of tokens from everywhere; call it with the number of
+    batches to leave out. Endless: each pass over the sequences has an order of its own.
+
+    Sequences are run ``buffer_tokens`` at a time, in an order that the seed decides; the tokens of such a round are mixed,
+    and what does not fill a batch is dropped. How many batches a round gives follows from the lengths alone, so leaving
+    out rounds costs nothing. Sequences that all fit into one round are run only once.
+    """
+
+    model: Any
+    sequences: Sequence[Sequence[int]]
+    layer: int
+    batch_size: int = 2048
+    buffer_tokens: int = 1 << 19
+    skip_first: int = 1
+    """Positions at the start of each sequence that are left out: the first token's activations are of another size."""
+    tokens_per_forward: int = 8192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.buffer_tokens, self.tokens_per_forward) < 1 or self.skip_first < 0:
+            raise ValueError(
+                f"batch_size {self.batch_size}, buffer_tokens {self.buffer_tokens}, tokens_per_forward {self.tokens_per_forward}, skip_first {self.skip_first}: give at least 1, and 0 for the last"
+            )
+        check_sequences(self.model, self.sequences)
+        if self._num_tokens < self.batch_size:
+            raise ValueError(
+                f"the sequences hold {self._num_tokens} tokens after the first {self.skip_first} of each: a batch of {self.batch_size} needs more"
+            )
+
+    def __call__(self, done: int) -> Iterator[Tensor]:
+        """Batches from number ``done`` on, float32, on the model's device."""
+        kept: Tensor | None = None
+        for number, chosen in self._rounds():
+            num_batches = sum(map(self._length, chosen)) // self.batch_size
+            if done >= num_batches:
+                done -= num_batches
+                continue
+            if kept is None or not self._fits_one_round:
+                kept = torch.cat(list(residual_of(self.model, self._pick(chosen), self.layer, **self._how())))
+            order_T = torch.randperm(len(kept), generator=self._generator(2 * number + 1)).to(kept.device)
+            for batch in range(done, num_batches):
+                yield kept[order_T[batch * self.batch_size : (batch + 1) * self.batch_size]].float()
+            done = 0
+
+    def digest(self) -> str:
+        """Of everything but the model that decides the batches."""
+        settings = [
+            self.layer,
+            self.batch_size,
+            self.buffer_tokens,
+            self.skip_first,
+            self.tokens_per_forward,
+            self.seed,
+        ]
+        content = json.dumps([settings, [list(item) for item in self.sequences]]).encode()
+        return hashlib.sha256(content).hexdigest()
+
+    @property
+    def _num_tokens(self) -> int:
+        return sum(self._length(index) for index in range(len(self.sequences)))
+
+    @property
+    def _fits_one_round(self) -> bool:
+        return self._num_tokens <= self.buffer_tokens
+
+    def _length(self, index: int) -> int:
+        return max(0, len(self.sequences[index]) - self.skip_first)
+
+    def _rounds(self) -> Iterator[tuple[int, list[int]]]:
+        """(number of the round, its sequences); one round holds everything where everything fits."""
+        if self._fits_one_round:
+            number = 0
+            while True:
+                yield number, list(range(len(self.sequences)))
+                number += 1
+        number, epoch, chosen, held = 0, 0, [], 0
+        while True:
+            for index in torch.randperm(len(self.sequences), generator=self._generator(2 * epoch)).tolist():
+                chosen.append(index)
+                held += self._length(index)
+                if held >= max(self.buffer_tokens, self.batch_size):
+                    yield number, chosen
+                    number, chosen, held = number + 1, [], 0
+            epoch += 1
+
+    def _pick(self, chosen: Sequence[int]) -> list[Sequence[int]]:
+        return [self.sequences[index] for index in chosen]
+
+    def _how(self) -> dict[str, int]:
+        return {"skip_first": self.skip_first, "tokens_per_forward": self.tokens_per_forward}
+
+    def _generator(self, purpose: int) -> torch.Generator:
+        return torch.Generator().manual_seed(1_000_003 * self.seed + purpose)
+
+
+def residual_of(
+    model: Any, sequences: Sequence[Sequence[int]], layer: int, *, skip_first: int = 1, tokens_per_forward: int = 8192
+) -> Iterator[Tensor]:
+    """The residual stream [T, D] after ``layer`` at all but the first positions of each sequence, forward by forward.
+
+    Sequences of about one length run together, the longest first, padded on the right; nothing above the layer runs.
+    """
+    inner, body = unwrap(model), decoder(model)
+    device = inner.get_input_embeddings().weight.device
+    stop = not layout_of(model).in_step  # ranks that keep one another company expect whole forwards
+    for batch in _by_length(sequences, tokens_per_forward):
+        input_ids, mask = _padded(batch)
+        real_BS = mask.bool()
+        real_BS[:, :skip_first] = False
+        found: list[Tensor] = []
+
+        def sink(_: int, hidden_BSD: Tensor, real_BS: Tensor = real_BS, found: list[Tensor] = found) -> None:
+            found.append(hidden_BSD[real_BS.to(hidden_BSD.device)])
+
+        with torch.no_grad(), observe_residual(model, [layer], sink, stop=stop):
+            body(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        yield found[0]
+
+
+def check_sequences(model: Any, sequences: Sequence[Sequence[int]]) -> None:
+    """ValueError for no sequences, an empty one, and tokens or lengths that the model does not have."""
+    inner = unwrap(model)
+    vocabulary = getattr(inner.get_input_embeddings(), "num_embeddings", None) or text_config(inner).vocab_size
+    limit = getattr(text_config(inner), "max_position_embeddings", None)
+    name = model_shape(model).model_type
+    if not sequences:
+        raise ValueError("there are no sequences to run: give texts or traces")
+    for number, item in enumerate(sequences):
+        if not item or max(item) >= vocabulary or min(item) < 0:
+            raise ValueError(
+                f"sequence {number} is empty or holds ids outside 0-{vocabulary - 1} of {name}: it was made with another tokenizer"
+            )
+        if limit is not None and len(item) > limit:
+            raise ValueError(
+                f"sequence {number} has {len(item)} tokens, the context of {name} {limit}: cut it or leave it out"
+            )
+
+
+def _by_length(sequences: Sequence[Sequence[int]], tokens_per_forward: int) -> Iterator[list[Sequence[int]]]:
+    batch: list[Sequence[int]] = []
+    for item in sorted(sequences, key=len, reverse=True):
+        if batch and len(batch[0]) * (len(batch) + 1) > tokens_per_forward:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _padded(batch: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    width = max(map(len, batch))
+    input_ids = torch.zeros((len(batch), width), dtype=torch.int64)
+    mask = torch.zeros((len(batch), width), dtype=torch.int64)
+    for row, item in enumerate(batch):
+        input_ids[row, : len(item)] = torch.tensor(item)
+        mask[row, : len(item)] = 1
+    return input_ids, mask

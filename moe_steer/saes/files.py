@@ -1,0 +1,110 @@
+"""Reading the files SAEs come in: safetensors, npz, and torch files, whose pickles may hold nothing but tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """What the caller says about an SAE, for what its files leave open."""
+
+    layer: int | None = None
+    site: str | None = None
+    k: int | None = None
+    model_name: str | None = None
+
+    def agreed_layer(self, found: int | None, path: Path) -> int | None:
+        """The layer that is given or found; ValueError where both are and differ."""
+        if None not in (self.layer, found) and self.layer != found:
+            raise ValueError(
+                f"{path} says that it belongs to layer {found}, not {self.layer}: take the SAE of that layer"
+            )
+        return found if self.layer is None else self.layer
+
+    def agreed_site(self, found: str | None, path: Path) -> str | None:
+        """The site that is given or found; ValueError where both are and differ."""
+        if None not in (self.site, found) and self.site != found:
+            raise ValueError(f"{path} says that it reads {found}, not {self.site}: take an SAE of that site")
+        return self.site or found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; ValueError, in one line, for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}: a JSON object is expected")
+    return value
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; ValueError where there is no such file or it is damaged."""
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): download it again") from error
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """All arrays of an npz file, without the pickles that the format allows."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as npz: {error}") from error
+
+
+def read_torch(path: Path) -> dict[str, Tensor]:
+    """The tensors of a torch file, also where they lie one level down (``state_dict``). No code in the file is run."""
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # the unpickler's own errors have no common kind
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is no file of plain tensors, and other pickles are not opened: {first}") from error
+    if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
+        value = value["state_dict"]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path} holds a {type(value).__name__}: a mapping of names to tensors is expected")
+    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+
+
+def pick(tensors: Mapping[str, Tensor], path: Path, *names: str) -> Tensor:
+    """The tensor of the first name that is there, in 32 bits where it was stored in 16; ValueError names what is missing."""
+    for name in names:
+        if name in tensors:
+            return widen(tensors[name])
+    raise ValueError(f"{path} has no tensor {' or '.join(names)}, it has {', '.join(sorted(tensors))}: another format?")
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """16-bit numbers as float32: sums over thousands of atoms need the digits, and no value changes."""
+    return tensor.contiguous() if tensor.dtype in (torch.float32, torch.float64) else tensor.float().contiguous()
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,65 @@
+"""dictionary_learning (andyrdt's SAEs and others): trainer_*/config.json and ae.pt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe_steer.saes.files import Given, pick, read_json, read_torch, sha256_of
+from moe_steer.saes.sae import SAE, SAEAbout
+
+CONFIG, WEIGHTS = "config.json", "ae.pt"
+# A BatchTopK SAE is used with the threshold it learned, so it is read as JumpReLU (arXiv 2412.06410).
+_KINDS = {
+    "BatchTopKSAE": "jumprelu",
+    "MatryoshkaBatchTopKSAE": "jumprelu",
+    "AutoEncoderTopK": "topk",
+    "AutoEncoder": "relu",
+}
+_SITES = {"resid_post": "residual", "mlp_out": "mlp_out", "attn_out": "attention_out"}
+
+
+def recognises(path: Path) -> bool:
+    """A folder with both files."""
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def read(path: Path, given: Given) -> SAE:
+    """All of these subtract b_dec from their input. ValueError for the library's other dictionaries."""
+    trainer = read_json(path / CONFIG).get("trainer") or {}
+    weights_path = path / WEIGHTS
+    dictionary = trainer.get("dict_class")
+    if dictionary not in _KINDS:
+        raise ValueError(f"{path} holds a {dictionary!r}: {', '.join(_KINDS)} are read")
+    kind = _KINDS[dictionary]
+    tensors = read_torch(weights_path)
+    bias = pick(tensors, weights_path, "encoder.bias", "b_enc")
+    matrices = "W_enc" in tensors  # the Matryoshka class keeps plain matrices, the others linear layers
+    encoder = pick(tensors, weights_path, "W_enc") if matrices else pick(tensors, weights_path, "encoder.weight").T
+    decoder = pick(tensors, weights_path, "W_dec") if matrices else pick(tensors, weights_path, "decoder.weight").T
+    return SAE(
+        kind=kind,
+        W_enc_DF=encoder.contiguous(),
+        b_enc_F=bias,
+        W_dec_FD=decoder.contiguous(),
+        b_dec_D=pick(tensors, weights_path, "b_dec", "bias"),
+        threshold_F=bias.new_zeros(len(bias)) + pick(tensors, weights_path, "threshold")
+        if kind == "jumprelu"
+        else None,
+        k=given.k or int(tensors["k"] if "k" in tensors else trainer["k"]) if kind == "topk" else None,
+        apply_b_dec_to_input=True,
+        about=SAEAbout(
+            format="dictionary-learning",
+            source=str(path),
+            sha256=sha256_of(weights_path),
+            model_name=given.model_name or trainer.get("lm_name"),
+            layer=given.agreed_layer(trainer.get("layer"), path),
+            site=given.agreed_site(_site(trainer.get("submodule_name")), path),
+        ),
+    )
+
+
+def _site(submodule: str | None) -> str:
+    # The library's own example trains on the residual stream and then names no submodule.
+    if not submodule:
+        return "residual"
+    return next((site for name, site in _SITES.items() if submodule.startswith(name)), submodule)

@@ -1,0 +1,48 @@
+"""Gemma Scope (Gemma 2): params.npz alone; model, layer and site stand in the path it was downloaded to."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from moe_steer.saes.files import Given, pick, read_npz, sha256_of
+from moe_steer.saes.sae import SAE, SAEAbout
+
+WEIGHTS = "params.npz"
+# The attention SAEs read the concatenated heads before the output projection, which is not the attention's output.
+_SITES = {"res": "residual", "mlp": "mlp_out", "att": "blocks.{}.attn.hook_z"}
+_REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)")
+
+
+def recognises(path: Path) -> bool:
+    """A folder with params.npz."""
+    return (path / WEIGHTS).is_file()
+
+
+def read(path: Path, given: Given) -> SAE:
+    """JumpReLU; b_dec is not subtracted from the input (arXiv 2408.05147)."""
+    weights_path = path / WEIGHTS
+    tensors = read_npz(weights_path)
+    where = path.absolute().as_posix()
+    repository, layer = _REPOSITORY.search(where), re.search(r"/layer_(\d+)(?:/|$)", where)
+    model_name, site = None, None
+    if repository:
+        site = _SITES[repository[3]].format(layer[1] if layer else "?")
+        model_name = f"google/gemma-2-{repository[1]}{'-it' if repository[2] == 'it' else ''}"
+    return SAE(
+        kind="jumprelu",
+        W_enc_DF=pick(tensors, weights_path, "w_enc", "W_enc"),
+        b_enc_F=pick(tensors, weights_path, "b_enc"),
+        W_dec_FD=pick(tensors, weights_path, "w_dec", "W_dec"),
+        b_dec_D=pick(tensors, weights_path, "b_dec"),
+        threshold_F=pick(tensors, weights_path, "threshold"),
+        apply_b_dec_to_input=False,
+        about=SAEAbout(
+            format="gemma-scope",
+            source=str(path),
+            sha256=sha256_of(weights_path),
+            model_name=given.model_name or model_name,
+            layer=given.agreed_layer(int(layer[1]) if layer else None, path),
+            site=given.agreed_site(site, path),
+        ),
+    )

@@ -1,0 +1,48 @@
+"""Gemma Scope 2 (Gemma 3): params.safetensors and config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe_steer.saes.files import Given, pick, read_json, read_safetensors, sha256_of
+from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.sites import place_of_hook
+
+CONFIG, WEIGHTS = "config.json", "params.safetensors"
+
+
+def recognises(path: Path) -> bool:
+    """A folder with both files."""
+    return (path / WEIGHTS).is_file() and (path / CONFIG).is_file()
+
+
+def read(path: Path, given: Given) -> SAE:
+    """JumpReLU; ValueError for the transcoders of the same collection, whose output is another site than their input."""
+    config = read_json(path / CONFIG)
+    weights_path = path / WEIGHTS
+    hook_in = config.get("hf_hook_point_in")
+    if config.get("architecture", "jump_relu") != "jump_relu":
+        raise ValueError(f"{path} has the architecture {config['architecture']!r}: jump_relu is expected")
+    if config.get("affine_connection") or config.get("hf_hook_point_out", hook_in) not in (None, hook_in):
+        raise ValueError(
+            f"{path} is a transcoder from {hook_in} to {config.get('hf_hook_point_out')}: take an SAE (resid_post, mlp_out)"
+        )
+    tensors = read_safetensors(weights_path)
+    layer, site = place_of_hook(hook_in)
+    return SAE(
+        kind="jumprelu",
+        W_enc_DF=pick(tensors, weights_path, "w_enc"),
+        b_enc_F=pick(tensors, weights_path, "b_enc"),
+        W_dec_FD=pick(tensors, weights_path, "w_dec"),
+        b_dec_D=pick(tensors, weights_path, "b_dec"),
+        threshold_F=pick(tensors, weights_path, "threshold"),
+        apply_b_dec_to_input=False,
+        about=SAEAbout(
+            format="gemma-scope-2",
+            source=str(path),
+            sha256=sha256_of(weights_path),
+            model_name=given.model_name or config.get("model_name"),
+            layer=given.agreed_layer(layer, path),
+            site=given.agreed_site(site, path),
+        ),
+    )

@@ -1,0 +1,39 @@
+"""A torch file with two linear layers: Goodfire (encoder_linear, decoder_linear), qresearch (encoder, decoder)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from moe_steer.saes.files import Given, pick, read_torch, sha256_of
+from moe_steer.saes.sae import SAE, SAEAbout
+
+_LAYER = re.compile(r"[-_]l(?:ayer)?[-_]?(\d+)(?=[-_.]|$)")
+
+
+def recognises(path: Path) -> bool:
+    """Any torch file: what is in it is seen when it is read."""
+    return path.is_file() and path.suffix in (".pt", ".pth")
+
+
+def read(path: Path, given: Given) -> SAE:
+    """ReLU on the plain input, or TopK where ``k`` is given (Goodfire's SAEs of R1 have k 128)."""
+    tensors = read_torch(path)
+    layer = _LAYER.search(path.name)
+    return SAE(
+        kind="relu" if given.k is None else "topk",
+        W_enc_DF=pick(tensors, path, "encoder_linear.weight", "encoder.weight").T.contiguous(),
+        b_enc_F=pick(tensors, path, "encoder_linear.bias", "encoder.bias"),
+        W_dec_FD=pick(tensors, path, "decoder_linear.weight", "decoder.weight").T.contiguous(),
+        b_dec_D=pick(tensors, path, "decoder_linear.bias", "decoder.bias"),
+        k=given.k,
+        apply_b_dec_to_input=False,
+        about=SAEAbout(
+            format="linear-pair",
+            source=str(path),
+            sha256=sha256_of(path),
+            model_name=given.model_name,
+            layer=given.agreed_layer(int(layer[1]) if layer else None, path),
+            site=given.site or "residual",
+        ),
+    )

@@ -1,0 +1,68 @@
+"""Qwen-Scope (Qwen3, Qwen3.5): one layer{n}.sae.pt a layer, with or without the repository's config.json beside it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from moe_steer.saes.files import Given, pick, read_json, read_torch, sha256_of
+from moe_steer.saes.sae import SAE, SAEAbout
+
+_FILE = re.compile(r"layer(\d+)\.sae\.pt$")
+_REPOSITORY = re.compile(r"SAE-Res-(.+?)-W\d+K-L0_(\d+)")
+
+
+def recognises(path: Path) -> bool:
+    """Such a file, or a folder with some."""
+    return bool(_FILE.search(path.name)) if not path.is_dir() else bool(_files(path))
+
+
+def read(path: Path, given: Given) -> SAE:
+    """TopK on the plain input; k from the repository's configuration or name. Both matrices are stored transposed."""
+    weights_path = _choose(path, given.layer)
+    tensors = read_torch(weights_path)
+    config_path = weights_path.with_name("config.json")
+    config = read_json(config_path) if config_path.is_file() else {}
+    repository = _REPOSITORY.search(weights_path.absolute().as_posix())
+    k = given.k or config.get("k") or (int(repository[2]) if repository else None)
+    if type(k) is not int:
+        raise ValueError(
+            f"the k of {weights_path} is not known: pass k, the number behind L0_ in the repository's name"
+        )
+    found = _FILE.search(weights_path.name)
+    model_name = config.get("base_model") or (f"Qwen/{repository[1]}" if repository else None)
+    return SAE(
+        kind="topk",
+        W_enc_DF=pick(tensors, weights_path, "W_enc").T.contiguous(),
+        b_enc_F=pick(tensors, weights_path, "b_enc"),
+        W_dec_FD=pick(tensors, weights_path, "W_dec").T.contiguous(),
+        b_dec_D=pick(tensors, weights_path, "b_dec"),
+        k=k,
+        apply_b_dec_to_input=False,
+        about=SAEAbout(
+            format="qwen-scope",
+            source=str(weights_path),
+            sha256=sha256_of(weights_path),
+            model_name=given.model_name or model_name,
+            layer=given.agreed_layer(int(found[1]) if found else None, path),
+            site=given.agreed_site("residual", path),
+        ),
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(item for item in folder.glob("layer*.sae.pt") if _FILE.search(item.name))
+
+
+def _choose(path: Path, layer: int | None) -> Path:
+    if path.is_file():
+        return path
+    files = _files(path)
+    if layer is not None:
+        wanted = path / f"layer{layer}.sae.pt"
+        if wanted not in files:
+            raise ValueError(f"{path} has no {wanted.name}: it has {', '.join(item.name for item in files)}")
+        return wanted
+    if len(files) != 1:
+        raise ValueError(f"{path} holds the SAEs of {len(files)} layers: pass layer, or the file of one")
+    return files[0]

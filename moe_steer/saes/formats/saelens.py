@@ -1,0 +1,94 @@
+"""SAELens folders: cfg.json and sae_weights.safetensors, of version 6 and of the versions before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_steer.saes.files import Given, pick, read_json, read_safetensors, sha256_of
+from moe_steer.saes.folding import fold_decoder_norm
+from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.sites import place_of_hook
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_KINDS = {"standard": "relu", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
+
+
+def recognises(path: Path) -> bool:
+    """A folder with both files."""
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def read(path: Path, given: Given) -> SAE:
+    """ValueError for architectures and for normalisations that a file of weights alone cannot carry."""
+    config = read_json(path / CONFIG)
+    weights_path = path / WEIGHTS
+    tensors = read_safetensors(weights_path)
+    architecture = _architecture(config)
+    if architecture not in _KINDS:
+        raise ValueError(
+            f"{path} holds a {architecture!r} SAE: {', '.join(_KINDS)} are read; export a training checkpoint for inference first"
+        )
+    kind = _KINDS[architecture]
+    _refuse_normalisation(path, config)
+    bias = pick(tensors, weights_path, "b_gate" if kind == "gated" else "b_enc")
+    encoder, decoder = pick(tensors, weights_path, "W_enc"), pick(tensors, weights_path, "W_dec")
+    if kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
+        encoder, bias, decoder = fold_decoder_norm(encoder, bias, decoder)
+    finetuned = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
+    if finetuned is not None and not torch.equal(finetuned, torch.ones_like(finetuned)):
+        decoder = decoder * finetuned.to(decoder.dtype)[:, None]  # it stretched activations just before decoding
+    layer, site = place_of_hook(_metadata(config, "hook_name", "hook_point"))
+    return SAE(
+        kind=kind,
+        W_enc_DF=encoder,
+        b_enc_F=bias,
+        W_dec_FD=decoder,
+        b_dec_D=pick(tensors, weights_path, "b_dec"),
+        apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
+        threshold_F=pick(tensors, weights_path, "threshold") if kind == "jumprelu" else None,
+        k=(given.k or _k(path, config)) if kind == "topk" else None,
+        r_mag_F=pick(tensors, weights_path, "r_mag") if kind == "gated" else None,
+        b_mag_F=pick(tensors, weights_path, "b_mag") if kind == "gated" else None,
+        about=SAEAbout(
+            format="saelens",
+            source=str(path),
+            sha256=sha256_of(weights_path),
+            model_name=given.model_name or _metadata(config, "model_name"),
+            layer=given.agreed_layer(layer, path),
+            site=given.agreed_site(site, path),
+        ),
+    )
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    # Before version 6 a TopK SAE was a standard one with another activation function.
+    if config.get("activation_fn_str", config.get("activation_fn")) == "topk":
+        return "topk"
+    return str(config.get("architecture", "standard"))
+
+
+def _k(path: Path, config: dict[str, Any]) -> int:
+    k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
+    if type(k) is not int:
+        raise ValueError(f"{path / CONFIG} gives k as {k!r}: pass k, the number of active atoms a token")
+    return k
+
+
+def _metadata(config: dict[str, Any], *names: str) -> str | None:
+    places = (config.get("metadata") or {}, config)
+    return next((str(place[name]) for place in places for name in names if place.get(name)), None)
+
+
+def _refuse_normalisation(path: Path, config: dict[str, Any]) -> None:
+    found = config.get("normalize_activations") or "none"
+    if found is True or found == "expected_average_only_in":
+        raise ValueError(
+            f"{path} was trained on scaled activations (expected_average_only_in) and its scale is not in the files: fold it in with sae_lens and save the SAE again"
+        )
+    if found != "none":
+        raise ValueError(
+            f"{path} normalises every token by itself ({found}), which no weights can express: take an SAE without it"
+        )

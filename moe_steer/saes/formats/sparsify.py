@@ -1,0 +1,50 @@
+"""EleutherAI's sparsify: cfg.json and sae.safetensors in a folder named like the module it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe_steer.saes.files import Given, pick, read_json, read_safetensors, sha256_of
+from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.sites import place_of_hook
+
+CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+
+
+def recognises(path: Path) -> bool:
+    """A folder with both files."""
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def read(path: Path, given: Given) -> SAE:
+    """TopK on x - b_dec. The rows of W_dec are atoms. ValueError for transcoders and for other activations."""
+    config = read_json(path / CONFIG)
+    weights_path = path / WEIGHTS
+    unusual = [key for key in ("transcode", "skip_connection", "signed") if config.get(key)]
+    if unusual or config.get("activation", "topk") != "topk":
+        what = f"{unusual[0]} set" if unusual else f"the activation {config['activation']!r}"
+        raise ValueError(f"{path} has {what}: TopK autoencoders without it are read")
+    k = given.k or config.get("k")
+    if type(k) is not int:
+        raise ValueError(f"{path / CONFIG} gives k as {k!r}: pass k, the number of active atoms a token")
+    tensors = read_safetensors(weights_path)
+    layer, site = place_of_hook(path.absolute().name)
+    run_config = path.absolute().parent / "config.json"
+    model_name = read_json(run_config).get("model") if run_config.is_file() else None
+    return SAE(
+        kind="topk",
+        W_enc_DF=pick(tensors, weights_path, "encoder.weight").T.contiguous(),
+        b_enc_F=pick(tensors, weights_path, "encoder.bias"),
+        W_dec_FD=pick(tensors, weights_path, "W_dec"),
+        b_dec_D=pick(tensors, weights_path, "b_dec"),
+        k=k,
+        apply_b_dec_to_input=True,
+        about=SAEAbout(
+            format="sparsify",
+            source=str(path),
+            sha256=sha256_of(weights_path),
+            model_name=given.model_name or model_name,
+            layer=given.agreed_layer(layer, path),
+            site=given.agreed_site(site, path),
+        ),
+    )

@@ -1,0 +1,80 @@
+"""``load_sae``: any published format to an ``SAE``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from moe_steer.saes.files import Given
+from moe_steer.saes.formats import (
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    linear_pair,
+    llama_scope,
+    llama_scope_r1,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
+from moe_steer.saes.sae import SAE
+
+
+class Format(NamedTuple):
+    """How a published format is told from the others, and how it is read."""
+
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, Given], SAE]
+
+
+# The order matters: Llama Scope R1 uses SAELens' file name, and any torch file may hold a pair of linear layers.
+FORMATS = {
+    "saelens": Format(saelens.recognises, saelens.read),
+    "sparsify": Format(sparsify.recognises, sparsify.read),
+    "gemma-scope": Format(gemma_scope.recognises, gemma_scope.read),
+    "gemma-scope-2": Format(gemma_scope_2.recognises, gemma_scope_2.read),
+    "llama-scope": Format(llama_scope.recognises, llama_scope.read),
+    "llama-scope-r1": Format(llama_scope_r1.recognises, llama_scope_r1.read),
+    "dictionary-learning": Format(dictionary_learning.recognises, dictionary_learning.read),
+    "qwen-scope": Format(qwen_scope.recognises, qwen_scope.read),
+    "linear-pair": Format(linear_pair.recognises, linear_pair.read),
+}
+
+
+def load_sae(
+    path: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    layer: int | None = None,
+    site: str | None = None,
+    k: int | None = None,
+    model_name: str | None = None,
+) -> SAE:
+    """Read an SAE from the folder or file in which it was published, already on this disk.
+
+    ``format``: a name of ``FORMATS``, or ``auto`` to tell by the files. ``layer`` and ``site`` (residual, mlp_out,
+    attention_out) are for files that do not say, and must not contradict those that do; ``k`` and ``model_name`` win over the
+    files. Numbers stored in 16 bits are widened to float32. ValueError, in one line, when the files are not there, damaged,
+    of no known format, or hold an SAE whose arithmetic cannot be expressed here.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise ValueError(f"there is no SAE at {str(place)!r}: give the folder or file of a downloaded one")
+    if format not in ("auto", *FORMATS):
+        raise ValueError(f"SAE format {format!r} is unknown: choose auto, {', '.join(FORMATS)}")
+    chosen = format if format != "auto" else _recognise(place)
+    if not FORMATS[chosen].recognises(place) and FORMATS[chosen].recognises(place.parent):
+        place = place.parent  # a file of the folder was named
+    return FORMATS[chosen].read(place, Given(layer=layer, site=site, k=k, model_name=model_name))
+
+
+def _recognise(place: Path) -> str:
+    for name, format in FORMATS.items():
+        if format.recognises(place) or (place.is_file() and format.recognises(place.parent)):
+            return name
+    content = ", ".join(sorted(item.name for item in place.iterdir())[:6]) if place.is_dir() else place.name
+    raise ValueError(
+        f"{str(place)!r} is no SAE of a known format (found: {content or 'nothing'}): give the folder of one layer, or name the format: {', '.join(FORMATS)}"
+    )

@@ -1,0 +1,78 @@
+"""What a tokenizer's single tokens mean to scopes: the thinking tags, and the tokens that end a sentence, a line or a paragraph."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SENTENCE, LINE, BLANK_LINE, ONLY_SPACE = 1, 2, 4, 8
+"""Bits of a token's class. ``BLANK_LINE``: it holds a whole blank line; ``ONLY_SPACE``: it holds nothing but white space."""
+_CLOSERS = "\"'\u2019\u201d)]*"  # quotes, brackets and Markdown emphasis that may follow the full stop
+_ENDS_LINE = re.compile(r"\n[ \t\r]*\Z")
+_ENDS_BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r]*\Z")
+_ENDS_SENTENCE = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # the last three: full-width, in Chinese and Japanese
+_TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The token ids that scopes depend on; ``classes[id]`` holds the bits of a token."""
+
+    think: int
+    end_think: int
+    classes: tuple[int, ...]
+
+    @property
+    def step_end(self) -> tuple[int, ...]:
+        """The tokens that scope ``step_end`` means: sentence and line ends."""
+        return tuple(i for i, bits in enumerate(self.classes) if bits & (SENTENCE | LINE))
+
+    def can_end(self, classes: Sequence[str] | frozenset[str]) -> bool:
+        """Whether any token of this tokenizer can end a step of these classes."""
+        bits = 0
+        for one in self.classes:
+            bits |= one
+        # A paragraph may also end by two line ends in a row.
+        return any(bits & (SENTENCE if name == "sentence" else LINE) for name in classes)
+
+
+def special_tokens(tokenizer: Any, think: str = "<think>", end_think: str = "</think>") -> SpecialTokens:
+    """Read the ids of the thinking tags and the class of every token; ValueError when a tag is not one token.
+
+    A token is judged by its own text alone, so the dot of "3.14" ends a sentence where it is a token of its own.
+    """
+    ids = []
+    for tag in (think, end_think):
+        token_id = tokenizer.convert_tokens_to_ids(tag)
+        if not isinstance(token_id, int) or token_id < 0 or token_id == tokenizer.unk_token_id:
+            raise ValueError(
+                f"{tag!r} is not a single token of this tokenizer: use scope all, prompt, generated or after:N"
+            )
+        ids.append(token_id)
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], skip_special_tokens=True)
+    return SpecialTokens(think=ids[0], end_think=ids[1], classes=tuple(map(token_class, texts)))
+
+
+def token_class(text: str) -> int:
+    """The bits of one token's text.
+
+    >>> token_class('so."') == SENTENCE, token_class(".\\n\\n") == SENTENCE | LINE | BLANK_LINE
+    (True, True)
+    """
+    bits = SENTENCE if text.rstrip().rstrip(_CLOSERS).endswith(_ENDS_SENTENCE) else 0
+    bits |= LINE if _ENDS_LINE.search(text) else 0
+    bits |= BLANK_LINE if _ENDS_BLANK_LINE.search(text) else 0
+    return bits | (ONLY_SPACE if text.isspace() else 0)
+
+
+def remember_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Let ``steer`` find the tokenizer of a model that ``load_model`` loaded."""
+    _TOKENIZERS[model] = tokenizer
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The remembered tokenizer, or None."""
+    return _TOKENIZERS.get(model)

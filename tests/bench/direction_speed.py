@@ -1,0 +1,208 @@
+"""The statistics pass against the way STA's release goes about it, on the same pairs, with the same vectors at the end.
+
+    .venv/bin/python tests/bench/direction_speed.py            about 5 minutes on one thread
+    .venv/bin/python tests/bench/direction_speed.py --quick    fewer pairs and repeats
+
+The released way, written down again: one answer at a time; a forward of the whole network with the SAE spliced in at
+the layer, head and loss included, keeps the mean activations of the answer; a second one keeps the mean residual stream
+for CAA. That makes four whole forwards a pair at batch 1; the N x F means are stacked at the end. Ours: one batched
+pass up to the layer, no head, atoms of answer tokens alone, sums; and the same pass serves several layers, of which the
+release does one a run.
+
+Two shapes, random weights: the embedded dense model, where batching counts, and a decoder of 24 million parameters,
+where one CPU thread is bound by arithmetic alone, so that one layer gains what is not computed (layers above, head,
+second pass) and little more. A layer in the middle is read, as in the paper (layer 20 of 42). Times are CPU time of the
+one thread; a repeat runs both ways, and the table shows medians with the quartiles of their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import subprocess
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expert_stats import MarkedSequence, collect_contrast
+from moe_steer.directions import DirectionWarning, caa, sta
+from moe_steer.directions.released import select_released
+from moe_steer.saes import SAE
+from moe_steer.saes.sae import SAEAbout
+
+KEEP = 0.35
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model of Qwen2's architecture and the layers whose directions are wanted."""
+
+    name: str
+    width: int
+    inner: int
+    num_layers: int
+    vocab: int
+    atoms: int
+    layers: tuple[int, ...]
+    num_pairs: int
+
+    def model(self) -> Any:
+        """Random weights, float32."""
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        torch.manual_seed(0)
+        config = Qwen2Config(
+            vocab_size=self.vocab,
+            hidden_size=self.width,
+            intermediate_size=self.inner,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+        )
+        return Qwen2ForCausalLM(config).eval().requires_grad_(False)
+
+
+LAB = Shape(
+    name="lab-dense", width=128, inner=416, num_layers=5, vocab=966, atoms=1024, layers=(0, 1, 2, 3), num_pairs=32
+)
+SMALL = Shape(
+    name="24 M", width=256, inner=1024, num_layers=16, vocab=16384, atoms=2048, layers=(4, 6, 7, 9), num_pairs=12
+)
+
+
+def random_sae(width: int, atoms: int, layer: int, seed: int = 0) -> SAE:
+    """JumpReLU with thresholds at which a minority of the atoms fires."""
+    generator = torch.Generator().manual_seed(seed)
+    decoder_FD = torch.randn(atoms, width, generator=generator) / width**0.5
+    return SAE(
+        kind="jumprelu",
+        W_enc_DF=decoder_FD.T.contiguous(),
+        b_enc_F=torch.zeros(atoms),
+        W_dec_FD=decoder_FD,
+        b_dec_D=torch.zeros(width),
+        apply_b_dec_to_input=False,
+        about=SAEAbout(format="trained", source="random", sha256="", layer=layer, site="residual"),
+        threshold_F=torch.full((atoms,), 0.05),
+    )
+
+
+def pairs(number: int, prompt: tuple[int, int], answer: tuple[int, int], vocab: int) -> list[MarkedSequence]:
+    """Answers to common prompts, of lengths drawn between the given ones."""
+    draw = random.Random(0)
+    found = []
+    for index in range(number):
+        question = [draw.randrange(vocab) for _ in range(draw.randint(*prompt))]
+        for side in ("positive", "negative"):
+            ids = (*question, *(draw.randrange(vocab) for _ in range(draw.randint(*answer))))
+            marked = {side: tuple(range(len(question), len(ids)))}
+            found.append(MarkedSequence(f"{index}{side}", ids, pair=str(index), **marked))
+    return found
+
+
+def released_way(model: Any, sequences: list[MarkedSequence], layer: int, sae: SAE) -> tuple[Tensor, Tensor]:
+    """(CAA vector, STA vector) after four whole forwards a pair."""
+    acts: dict[str, list[Tensor]] = {"positive": [], "negative": []}
+    hidden: dict[str, list[Tensor]] = {"positive": [], "negative": []}
+    seen: list[Tensor] = []
+
+    def splice(_: Any, __: Any, output: Any) -> Any:
+        h = output[0] if isinstance(output, tuple) else output
+        acts_TF = sae.encode(h[0])
+        seen.append(acts_TF)
+        rebuilt = sae.decode(acts_TF)[None]
+        return (rebuilt, *output[1:]) if isinstance(output, tuple) else rebuilt
+
+    def watch(_: Any, __: Any, output: Any) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output)[0])
+
+    for hook, kept in ((splice, acts), (watch, hidden)):
+        handle = model.model.layers[layer].register_forward_hook(hook)
+        for item in sequences:
+            side = "positive" if item.positive else "negative"
+            ids = torch.tensor([item.token_ids])
+            logits = model(ids, use_cache=False).logits
+            torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
+            kept[side].append(seen.pop()[min(item.positive + item.negative) :].mean(0))
+        handle.remove()
+    p_NF, n_NF = (torch.stack(acts[side]) for side in ("positive", "negative"))
+    caa_D = (torch.stack(hidden["positive"]) - torch.stack(hidden["negative"])).mean(0)
+    amplitude_F = (p_NF - n_NF).mean(0)
+    kept_F = select_released(amplitude_F, (p_NF > 0).sum(0) - (n_NF > 0).sum(0), KEEP).kept_F
+    vector_D = torch.where(kept_F, amplitude_F, 0) @ sae.W_dec_FD
+    return caa_D, vector_D * caa_D.norm() / vector_D.norm()
+
+
+def our_way(model: Any, sequences: list[MarkedSequence], saes: dict[int, SAE]) -> list[tuple[Tensor, Tensor]]:
+    """The same two vectors for every layer."""
+    contrasts = collect_contrast(model, sequences, list(saes), saes=saes, batch_tokens=1024)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DirectionWarning)
+        return [
+            (caa(contrasts[layer]).vector_D, sta(contrasts[layer], sae, keep=KEEP, parity=True).vector_D)
+            for layer, sae in saes.items()
+        ]
+
+
+def row(shape: Shape, model: Any, layers: tuple[int, ...], answer: tuple[int, int], repeats: int) -> str:
+    """Measure both ways; one line of the table."""
+    sequences = pairs(shape.num_pairs, (16, 48), answer, shape.vocab)
+    saes = {layer: random_sae(shape.width, shape.atoms, layer) for layer in layers}
+    seconds: dict[str, list[float]] = {"released": [], "ours": []}
+    for repeat in range(repeats + 1):
+        start = time.process_time()
+        theirs = [released_way(model, sequences, layer, sae) for layer, sae in saes.items()]
+        between = time.process_time()
+        mine = our_way(model, sequences, saes)
+        if repeat:  # the first round warms up
+            seconds["released"].append(between - start)
+            seconds["ours"].append(time.process_time() - between)
+    ratios = [slow / fast for slow, fast in zip(seconds["released"], seconds["ours"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    apart = [
+        max(
+            float((one[kind] - other[kind]).norm() / other[kind].norm())
+            for one, other in zip(mine, theirs, strict=True)
+        )
+        for kind in (0, 1)
+    ]
+    tokens = sum(len(item.token_ids) for item in sequences)
+    released_s, ours_s = (statistics.median(seconds[name]) for name in ("released", "ours"))
+    return (
+        f"{shape.name:<11}{len(layers):>6}{answer[0]:>6}-{answer[1]:<5}{tokens:>7}{released_s:>12.2f}{ours_s:>8.2f}{middle:>8.1f}x"
+        f"   {low:>5.1f} - {high:<5.1f}{apart[0]:>13.1e}{apart[1]:>13.1e}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the lab's shape only, fewer repeats")
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_grad_enabled(False)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    print(
+        f"commit {commit}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread"
+    )
+    for shape in (LAB,) if options.quick else (LAB, SMALL):
+        print(
+            f"{shape.name}: width {shape.width}, {shape.num_layers} layers, {shape.atoms} atoms, vocabulary {shape.vocab}, {shape.num_pairs} pairs; "
+            f"one layer: {shape.layers[2]}, four: {', '.join(map(str, shape.layers))}"
+        )
+    print("model      layers    answer tokens  released s  ours s  faster   quartiles     CAA differs  STA differs")
+    for shape in (LAB,) if options.quick else (LAB, SMALL):
+        model = shape.model()
+        for layers in (shape.layers[2:3], shape.layers):
+            for answer in ((4, 12), (40, 160)):
+                print(row(shape, model, layers, answer, 3 if options.quick else 5), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What ranks do when the plan is not the same everywhere. Usage: plan_worker.py OUT, on every rank."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from launch import sharded
+from launch.ranks import Ranks, ranks_of_this_run
+from launch.sharded import agree_on_plan, refuse_different
+from moe_steer.plan import ExpertGain, ResidualVector, SteeringPlan
+
+
+def said(work: Callable[[], object]) -> str:
+    """What a ValueError says; "" where there is none."""
+    try:
+        work()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def cases(ranks: Ranks, folder: Path) -> dict[str, str]:
+    """Name -> what this rank was told."""
+    vector = folder / "vector.safetensors"
+    if ranks.is_main:
+        save_file({"vector": torch.arange(8.0)}, str(vector))
+    ranks.barrier()
+    plan = SteeringPlan(
+        experts=[ExpertGain(2, 3, 4.0)], residual=[ResidualVector(layer=1, file=str(vector), strength=0.5)]
+    )
+    own = dataclasses.replace(plan, experts=[ExpertGain(2, 3, 4.0 + ranks.rank)])
+    result = {
+        "own plans": said(lambda: refuse_different("the steering plan", own.digest(), ranks)),
+        "one plan": said(lambda: refuse_different("the steering plan", plan.digest(), ranks)),
+    }
+    received = agree_on_plan(own if ranks.is_main else None, ranks)
+    result["received"] = received.digest()
+    result["rank 0's"] = dataclasses.replace(own, experts=[ExpertGain(2, 3, 4.0)]).digest()
+    unpack = sharded._unpack
+
+    def torn(data: dict[str, object], vectors: list[bytes]) -> SteeringPlan:
+        arrived = unpack(data, vectors)
+        return dataclasses.replace(arrived, experts=()) if ranks.rank == 1 else arrived
+
+    sharded._unpack = torn
+    result["torn on its way"] = said(lambda: agree_on_plan(plan if ranks.is_main else None, ranks))
+    return result
+
+
+def main() -> None:
+    """Write what this rank was told to OUT/rank<k>.json."""
+    folder = Path(sys.argv[1])
+    with ranks_of_this_run() as ranks:
+        (folder / f"rank{ranks.rank}.json").write_text(json.dumps(cases(ranks, folder)))
+
+
+if __name__ == "__main__":
+    main()

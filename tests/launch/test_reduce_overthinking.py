@@ -1,0 +1,160 @@
+"""The overthinking job as its users start it, on the embedded models; small, but every step is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.overthinking.options import METHODS
+from launch.reduce_overthinking import main
+from moe_steer.directions import Direction
+from rank_processes import environment, free_port
+from reasoning_evals.run_folder import read_generations
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = "launch/reduce_overthinking.py"
+SMALL = [
+    "--num-identification",
+    "24",
+    "--num-tuning",
+    "4",
+    "--num-test",
+    "6",
+    "--samples",
+    "1",
+    "--samples-tuning",
+    "1",
+]
+SMALL += ["--batch-size", "32", "--strengths", "0.1", "--decision-strengths", "0.2", "--budgets", "0.5"]
+MOE = [*SMALL, "--model", "lab", "--layers", "2", "--methods", "caa", "decision", "budget"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished job on the dense model, with all methods."""
+    folder = tmp_path_factory.mktemp("job") / "dense"
+    assert main([*SMALL, "--layers", "3", "--samples-identification", "2", "--out", str(folder)]) == 0
+    return folder
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def test_every_method_is_compared_with_the_baseline(finished: Path) -> None:
+    results = results_of(finished)
+    assert [arm["name"] for arm in results["comparison"]["arms"]] == ["baseline", *METHODS]
+    assert set(results["verdicts"]) == set(METHODS)
+    assert results["left_out"] == []
+    assert set(results["thoughts"]) == {"baseline", *METHODS}
+    assert results["chosen"]["decision"]["scope"] == "step_end"
+    assert results["chosen"]["caa"]["scope"] == "thought"
+
+
+def test_directions_are_files_with_their_history(finished: Path) -> None:
+    for method in ("caa", "sta", "sae", "atom", "decision"):
+        (file,) = (finished / "directions").glob(f"{method}-L*.safetensors")
+        direction = Direction.load(file)
+        assert direction.header["residual_norm"] > 0
+        assert ("sae" in direction.header) == (method in ("sta", "sae", "atom"))
+    assert len(Direction.load(next((finished / "directions").glob("atom-*.safetensors"))).header["atoms"]) == 1
+
+
+def test_the_pages_say_what_was_found(finished: Path) -> None:
+    results, page = results_of(finished), (finished / "report.html").read_text()
+    markdown = (finished / "report.md").read_text()
+    for sentence in results["sentences"]:
+        assert sentence in markdown
+        assert sentence in page
+    for title in ("Length and cost", "What was chosen", "Accuracy against thinking, test problems"):
+        assert title in page
+    assert "<script" not in page
+    assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp"))]
+
+
+def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")}
+    results = (finished / "results.json").read_bytes()
+    assert main([*SMALL, "--layers", "3", "--samples-identification", "2", "--out", str(finished)]) == 0
+    assert {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")} == before
+    assert (finished / "results.json").read_bytes() == results
+
+
+def test_a_folder_of_other_options_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--layers", "2", "--samples-identification", "2", "--out", str(finished)]) == 1
+    assert "layers" in capsys.readouterr().err
+
+
+def test_two_ranks_give_the_same_directions_and_greedy_tokens(tmp_path: Path) -> None:
+    assert main([*MOE, "--greedy", "--out", str(tmp_path / "one")]) == 0
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
+    command += ["--master_port", str(free_port()), SCRIPT, *MOE, "--greedy", "--out", str(tmp_path / "two")]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(PATH=path), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("report:") == 1, "only rank 0 talks"
+    for name in ("caa-L2.safetensors", "decision-L2.safetensors"):
+        one, two = ((tmp_path / run / "directions" / name).read_bytes() for run in ("one", "two"))
+        assert one == two, name
+    for step in ("identification", "tuning", "test"):
+        tokens = [
+            {completion.key[:4]: completion.token_ids for completion in read_generations(tmp_path / name / step)}
+            for name in ("one", "two")
+        ]
+        assert tokens[0] == tokens[1], step
+
+
+def test_killed_and_started_again_it_continues(tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *MOE, "--out", str(folder)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("tuning/generations*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results.json").exists()
+    kept = (folder / "identification" / "generations.jsonl").read_bytes()
+    assert main([*MOE, "--out", str(folder)]) == 0
+    assert (folder / "identification" / "generations.jsonl").read_bytes() == kept, "nothing was sampled again"
+    assert main([*MOE, "--out", str(tmp_path / "whole")]) == 0
+    assert (folder / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layers", "9"], "layer 9 does not exist: this model has layers 0-3"),
+        (["--switch-words", "Zebra", "--methods", "decision"], "no thought stops and goes on at Zebra: name its words"),
+        (["--sae", "nowhere", "--methods", "sta"], "nowhere"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--model", "lab", *options, "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert message in error[-1]
+
+
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--methods", "magic"])
+    assert caught.value.code == 2
+    assert "methods hold 'magic'" in capsys.readouterr().err

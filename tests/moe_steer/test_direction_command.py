@@ -1,0 +1,183 @@
+"""``moe-steer direction`` and ``convert-direction`` on the embedded model; what wrong input says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expert_stats import Trace, write_traces
+from moe_steer.cli import main
+from moe_steer.directions import Direction
+from moe_steer.lab import LAB_MODEL
+from moe_steer.saes import SAE, save_sae
+from moe_steer.saes.sae import SAEAbout
+
+THOUGHTS = {
+    "p#0": "It is 7.",
+    "p#1": "3 + 4 = 7. Wait, let me go over it again. 3 + 4 = 7. It fits.",
+    "q#0": "So it is 9. Good.",
+    "q#1": "4 + 5 = 9. Hmm, once more. 4 + 5 = 9. Alternatively, 5 + 4 = 9. It fits. Good.",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Traces, pairs and an SAE of the embedded model's layer 2, with random weights."""
+    from expert_stats import trace_from_ids
+    from moe_steer.lab.tokenizer import prompt_text
+    from moe_steer.loading import read_tokenizer
+
+    place, tokenizer = tmp_path_factory.mktemp("direction"), read_tokenizer("lab")
+    prompt = tokenizer.encode(prompt_text("What is 3 + 4?"), add_special_tokens=False)
+    tags = [tokenizer.convert_tokens_to_ids(tag) for tag in ("<think>", "</think>")]
+    traces: list[Trace] = []
+    for name, thought in THOUGHTS.items():
+        ids = tokenizer.encode(f"{thought}</think>\nThe answer is 7.", add_special_tokens=False)
+        traces.append(trace_from_ids(name, prompt, ids, *tags))
+    write_traces(place / "traces.jsonl", traces)
+    rows = [
+        {"question": f"{n} + 1 =", "matching": str(n + 1), "not_matching": "Wait, no.", "answer": "2"} for n in range(4)
+    ]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    width = json.loads((LAB_MODEL / "config.json").read_text())["hidden_size"]
+    generator = torch.Generator().manual_seed(0)
+    sae = SAE(
+        kind="relu",
+        W_enc_DF=torch.randn(width, 64, generator=generator) / width**0.5,
+        b_enc_F=torch.zeros(64),
+        W_dec_FD=torch.randn(64, width, generator=generator),
+        b_dec_D=torch.zeros(width),
+        apply_b_dec_to_input=False,
+        about=SAEAbout(format="trained", source="random", sha256="", model_name="lab", layer=2, site="residual"),
+    )
+    save_sae(sae, place / "sae")
+    return place
+
+
+def test_every_method_writes_a_file_and_a_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["direction", "--contrast", "decisions", "--traces", str(folder / "traces.jsonl"), "--layers", "2"]
+    methods = ["caa", "sta", "all_atoms", "single_atom", "pca"]
+    more = ["--method", *methods, "--sae", str(folder / "sae"), "--num-atoms", "5", "--out", str(tmp_path / "d")]
+    assert main([*given, *more]) == 0
+    shown = capsys.readouterr().out
+    for method in methods:
+        direction = Direction.load(tmp_path / "d" / f"{method}-L2.safetensors")
+        assert (direction.layer, direction.method) == (2, method)
+        assert direction.header["contrast"]["weight"] == "token"
+        assert direction.header["notes"]["switch_words"] == ["Wait", "Alternatively", "Hmm"]
+        assert f"{method} layer 2: norm " in shown
+    assert "SAE of layer 2 on this model: variance unexplained" in shown
+    assert "4 samples (4 tokens) against 2 samples (3 tokens)" in shown
+    assert (tmp_path / "d" / "atoms.md").read_text().count("# ") == 3
+    assert Direction.load(tmp_path / "d" / "sta-L2.safetensors").header["num_atoms"] == 5
+
+
+@pytest.mark.parametrize("contrast", ["thoughts", "answers", "prompts"])
+def test_every_contrast_gives_directions_at_several_layers(contrast: str, folder: Path, tmp_path: Path) -> None:
+    given = ["direction", "--contrast", contrast, "--layers", "0", "2", "--out", str(tmp_path)]
+    source = (
+        ["--traces", str(folder / "traces.jsonl")]
+        if contrast == "thoughts"
+        else ["--pairs", str(folder / "pairs.jsonl")]
+    )
+    prompt = ["--prompt", "Be brief."] if contrast == "prompts" else []
+    assert main([*given, *source, *prompt]) == 0
+    found = [Direction.load(tmp_path / f"caa-L{layer}.safetensors") for layer in (0, 2)]
+    assert [direction.layer for direction in found] == [0, 2]
+    assert found[0].header["contrast"]["weight"] == "sample"
+    assert found[0].header["contrast"]["positive"]["samples"] == (2 if contrast == "thoughts" else 4)
+    assert len(found[0].header["notes"]["template_sha256"]) == 64
+
+
+def test_a_direction_goes_through_the_other_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    direction = Direction(vector_D=torch.randn(8), layer=2, method="caa")
+    direction.save(tmp_path / "d.safetensors")
+    convert = ["convert-direction", str(tmp_path / "d.safetensors"), "--to"]
+    assert main([*convert, "gguf", "--out", str(tmp_path / "cv.gguf")]) == 0
+    assert main([*convert, "easyedit", "--out", str(tmp_path / "ee")]) == 0
+    assert "llama-server --control-vector cv.gguf" in capsys.readouterr().out
+    for source, out in (("cv.gguf", "from_gguf"), ("ee/layer_2.pt", "from_pt")):
+        assert main(["convert-direction", str(tmp_path / source), "--out", str(tmp_path / out)]) == 0
+        again = Direction.load(tmp_path / out / "imported-L2.safetensors")
+        assert torch.equal(again.vector_D, direction.vector_D)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--contrast", "decisions"], "--contrast decisions reads --traces: give it"),
+        (["--contrast", "answers"], "--contrast answers reads --pairs: give it"),
+        (
+            ["--contrast", "answers", "--pairs", "p", "--prompt", "x"],
+            "--prompt goes with --contrast prompts and only with it",
+        ),
+        (["--contrast", "prompts", "--pairs", "p"], "--prompt goes with --contrast prompts"),
+        (
+            ["--contrast", "answers", "--pairs", "p", "--method", "sta"],
+            "--method sta needs --sae with an SAE for each of the layers",
+        ),
+        (["--contrast", "answers", "--pairs", "p", "--method", "sta", "--sae", "none"], "there is no SAE at 'none'"),
+        (["--contrast", "answers", "--pairs", "none"], "there is no file 'none'"),
+        (["--contrast", "decisions", "--traces", "none"], "no traces at 'none'"),
+        (
+            ["--contrast", "decisions", "--traces", "t", "--first-tokens", "3"],
+            "go with --contrast answers and thoughts only",
+        ),
+        (
+            ["--contrast", "decisions", "--traces", "t", "--layers", "1", "1"],
+            r"--layers is [1, 1]: give distinct layers",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_written(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    layers: list[Any] = [] if "--layers" in arguments else ["--layers", "1"]
+    assert main(["direction", *arguments, *layers, "--out", "d"]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_sae_of_another_layer_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [
+        "direction",
+        "--contrast",
+        "decisions",
+        "--traces",
+        str(folder / "traces.jsonl"),
+        "--sae",
+        str(folder / "sae"),
+    ]
+    assert main([*given, "--layers", "1", "--method", "sta", "--out", str(tmp_path / "d")]) == 1
+    assert "there is no SAE for layer 1: give one, or name only layers [2]" in capsys.readouterr().err
+    assert main([*given, "--layers", "1", "--out", str(tmp_path / "d")]) == 1
+    assert "the SAEs belong to layers [2], --layers names [1]: name theirs" in capsys.readouterr().err
+    words = ["--layers", "2", "--switch-words", "Maybe", "--out", str(tmp_path / "d")]
+    assert main([*given, *words]) == 1
+    assert "the decisions have a side without tokens" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
+def test_conversions_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert-direction", "x.bin", "--out", str(tmp_path)]) == 1
+    assert "'x.bin' is neither .safetensors nor .pt nor .gguf" in capsys.readouterr().err
+    for name in ("a", "b"):
+        Direction(vector_D=torch.ones(8), layer=2, method="caa").save(tmp_path / f"{name}.safetensors")
+    assert (
+        main(["convert-direction", *(str(tmp_path / f"{n}.safetensors") for n in "ab"), "--out", str(tmp_path / "d")])
+        == 1
+    )
+    assert "two of the files would both become caa-L2" in capsys.readouterr().err

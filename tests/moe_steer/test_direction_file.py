@@ -1,0 +1,214 @@
+"""Direction files: what is written is read back, plans take them, other tools' formats go in and out; the atom
+report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from direction_cases import contrast_of, plain_sae, random_sides
+from moe_steer import directions
+from moe_steer.directions import (
+    Direction,
+    caa,
+    export_easyedit,
+    export_gguf,
+    import_easyedit,
+    import_gguf,
+    report_atoms,
+    single_atom,
+    sta,
+)
+from moe_steer.plan import ResidualVector, SteeringPlan
+
+
+def some_direction(layer: int = 3, width: int = 8) -> Direction:
+    vector_D = torch.randn(width, generator=torch.Generator().manual_seed(layer))
+    return Direction(vector_D=vector_D, layer=layer, method="caa", header={"residual_norm": 2.5})
+
+
+def test_public_names_are_all_there_and_no_module_hides_a_function() -> None:
+    from moe_steer.directions import atom_report, decoded_atoms, mean_difference, principal, target_atoms
+
+    assert all(callable(getattr(directions, name)) for name in directions.__all__)
+    modules = (atom_report, decoded_atoms, mean_difference, principal, target_atoms)
+    assert not {module.__name__.rpartition(".")[2] for module in modules} & set(directions.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = directions.nothing
+
+
+def test_a_direction_is_read_back_whole(tmp_path: Path) -> None:
+    sae = plain_sae(12)
+    direction = sta(contrast_of(*random_sides(3, 12, 4), sae), sae, keep=0.3)
+    direction.save(tmp_path / "new" / "d.safetensors")
+    again = Direction.load(tmp_path / "new" / "d.safetensors")
+    assert torch.equal(again.vector_D, direction.vector_D)
+    assert again.vector_D.dtype == torch.float32
+    assert (again.layer, again.site, again.method) == (3, "residual", "sta")
+    assert dict(again.header) == json.loads(json.dumps(direction.header))
+    assert again.header["sae"]["sha256"] == "0"
+    assert again.header["residual_norm"] > 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["d.safetensors"]
+
+
+def test_equal_directions_are_equal_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        some_direction().save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_plan_takes_the_file(tmp_path: Path) -> None:
+    direction = some_direction()
+    direction.save(tmp_path / "d.safetensors")
+    entry = ResidualVector(3, "d.safetensors")
+    assert torch.equal(SteeringPlan(residual=[entry], base_dir=str(tmp_path)).load_vector(entry), direction.vector_D)
+
+
+def test_the_header_lists_the_heaviest_atoms_first(tmp_path: Path) -> None:
+    sae = plain_sae(12)
+    atoms = sta(contrast_of(*random_sides(3, 12, 4), sae), sae, num_atoms=4).header["atoms"]
+    sizes = [abs(weight) for _, weight in atoms]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) == 4
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({"vector": torch.ones(3)}, None, r"holds \['vector'\] and no direction: give a file of 'moe-steer direction'"),
+        ({"other": torch.ones(3)}, {"direction": "{}"}, r"holds \['other'\] and no direction"),
+        ({"vector": torch.ones(3)}, {"direction": '{"version": 2}'}, "its version is 2, this program reads version 1"),
+        ({"vector": torch.ones(3)}, {"direction": '{"version": 1}'}, "cannot be used: 'layer'"),
+        ({"vector": torch.ones(3)}, {"direction": "{"}, "cannot be used: "),
+        (
+            {"vector": torch.ones(2, 2)},
+            {"direction": '{"version": 1, "layer": 1, "site": "residual", "method": "x"}'},
+            "shape",
+        ),
+    ],
+)
+def test_other_files_are_refused(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "d.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match=message):
+        Direction.load(path)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        Direction.load(path)
+    with pytest.raises(ValueError, match="there is no direction file"):
+        Direction.load(tmp_path / "none")
+
+
+def test_what_is_no_direction_is_refused() -> None:
+    with pytest.raises(ValueError, match="for layer 3: give one finite vector"):
+        Direction(vector_D=torch.tensor([1.0, float("nan")]), layer=3, method="caa")
+    with pytest.raises(ValueError, match="layer of a direction is -1: give a whole number >= 0"):
+        Direction(vector_D=torch.ones(2), layer=-1, method="caa")
+    with pytest.raises(ValueError, match="the header of a direction may not hold 'layer'"):
+        Direction(vector_D=torch.ones(2), layer=1, method="caa", header={"layer": 2})
+
+
+def test_easyedit_vectors_go_in_and_out(tmp_path: Path) -> None:
+    """The format is what its code writes: torch.save of one bare tensor [D], the layer in the file's name."""
+    vector_D = torch.randn(8)
+    torch.save(vector_D, tmp_path / "layer_20_act_and_freq_trim0.65.pt")
+    direction = import_easyedit(tmp_path / "layer_20_act_and_freq_trim0.65.pt")
+    assert (direction.layer, direction.method) == (20, "imported")
+    assert torch.equal(direction.vector_D, vector_D)
+    assert direction.header["imported_from"]["format"] == "easyedit"
+    path = export_easyedit(direction, tmp_path / "out")
+    assert path.name == "layer_20.pt"
+    assert torch.equal(torch.load(path, weights_only=True), vector_D)
+    with pytest.raises(ValueError, match="layer_20.pt' exists: give another folder, or remove it first"):
+        export_easyedit(direction, tmp_path / "out")
+
+
+def test_half_precision_easyedit_vectors_are_widened(tmp_path: Path) -> None:
+    torch.save(torch.ones(4, dtype=torch.bfloat16), tmp_path / "v.pt")
+    assert import_easyedit(tmp_path / "v.pt", layer=2).vector_D.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"does not say the layer \(layer_20.pt\): give it"):
+        import_easyedit(tmp_path / "v.pt")
+
+
+def test_a_pickle_with_code_is_not_opened(tmp_path: Path) -> None:
+    torch.save(Path, tmp_path / "layer_1.pt")
+    with pytest.raises(ValueError, match="is no file of plain tensors, and other pickles are not opened"):
+        import_easyedit(tmp_path / "layer_1.pt")
+    torch.save({"layer_1": torch.ones(3)}, tmp_path / "layer_2.pt")
+    with pytest.raises(ValueError, match=r"holds a dict: a vector of EasyEdit is one tensor \[D\]"):
+        import_easyedit(tmp_path / "layer_2.pt")
+    torch.save(torch.ones(2, 2), tmp_path / "layer_3.pt")
+    with pytest.raises(ValueError, match=r"holds a tensor of shape \(2, 2\)"):
+        import_easyedit(tmp_path / "layer_3.pt")
+    with pytest.raises(ValueError, match="there is no file"):
+        import_easyedit(tmp_path / "layer_4.pt")
+
+
+def test_control_vectors_go_in_and_out(tmp_path: Path) -> None:
+    files = []
+    for layer in (2, 5):
+        files.append(tmp_path / f"{layer}.safetensors")
+        some_direction(layer).save(files[-1])
+    assert export_gguf(files, tmp_path / "cv.gguf")["layers"] == [2, 5]
+    first, second = import_gguf(tmp_path / "cv.gguf")
+    assert (first.layer, second.layer) == (2, 5), "the zeros in between are no directions"
+    assert torch.equal(first.vector_D, some_direction(2).vector_D)
+    assert second.header["imported_from"]["format"] == "gguf"
+
+
+def test_a_control_vector_as_repeng_writes_it(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "cv.gguf"), "controlvector")
+    writer.add_string("controlvector.model_hint", "mistral")
+    writer.add_uint32("controlvector.layer_count", 1)
+    writer.add_tensor("direction.7", torch.arange(4.0).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (direction,) = import_gguf(tmp_path / "cv.gguf")
+    assert direction.layer == 7
+    assert direction.vector_D.tolist() == [0, 1, 2, 3]
+    assert direction.header["imported_from"]["model_hint"] == "mistral"
+
+
+def test_other_gguf_files_and_mixed_models_are_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "model.gguf"), "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="is a GGUF file of 'llama': a control vector is needed"):
+        import_gguf(tmp_path / "model.gguf")
+    files = []
+    for name in ("qwen2", "llama"):
+        files.append(tmp_path / name)
+        Direction(vector_D=torch.ones(4), layer=2, method="caa", header={"model": {"model_type": name}}).save(files[-1])
+    with pytest.raises(ValueError, match="the directions belong to llama, qwen2: a control vector is for one model"):
+        export_gguf(files, tmp_path / "cv.gguf")
+
+
+def test_the_report_names_the_atoms_and_what_they_do() -> None:
+    sae = plain_sae(3)
+    positive = [torch.tensor([[4.0, 1.0, 0.0], [2.0, 0.0, 0.0]]).double()]
+    negative = [torch.tensor([[0.0, 0.0, 2.0]]).double()]
+    contrast = contrast_of(positive, negative, sae)
+    report = report_atoms(sta(contrast, sae, num_atoms=2), contrast, sae, labels={0: "ends"})
+    assert report.startswith("# sta, layer 3\n\n2 of 3 atoms of made with seed 0; norm ")
+    rows = [line for line in report.splitlines() if line.startswith("| 0") or line.startswith("| 2")]
+    assert rows[0].startswith("| 0 | 3 | 3 | 0 | - | 100.0% | 0.0% | 100.0% | 0.0% |")
+    assert rows[0].endswith("| ends |")
+    assert rows[1].startswith("| 2 | -2 | 0 | 2 | - | 0.0% | 100.0% | 0.0% | 100.0% |")
+    assert "1 of the listed atoms fire at more than half of the tokens" in report
+    short = report_atoms(sta(contrast, sae, num_atoms=2), contrast, sae, top=1)
+    assert "1 of 2 atoms are shown." in short
+    assert len({line.count("|") for line in report.splitlines() if line.startswith("|")}) == 1
+    assert report_atoms(single_atom(contrast, sae), contrast, sae).startswith("# single_atom, layer 3")
+    with pytest.raises(ValueError, match="the direction of method 'caa' has no atoms"):
+        report_atoms(caa(contrast), contrast, sae)

@@ -1,0 +1,93 @@
+"""``moe-steer plan`` with directions, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from moe_steer.cli import main
+from moe_steer.plan import SteeringPlan
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    head = {"direction": json.dumps({"layer": 20, "site": "residual", "residual_norm": 10.0})}
+    save_file({"vector": torch.ones(4)}, tmp_path / "made" / "d.safetensors", head)
+    save_file({"vector": torch.ones(4)}, tmp_path / "plain.safetensors")
+    return tmp_path
+
+
+def test_directions_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--residual",
+        "20:made/d.safetensors=0.5@step_end:paragraph",
+        "3:plain.safetensors=-2e-1",
+        "--scope",
+        "after:8",
+    ]
+    assert main(["plan", "--out", "plans/p.json", *words]) == 0
+    plan = SteeringPlan.load("plans/p.json")
+    first, second = plan.residual
+    assert (first.layer, first.strength, first.scope, first.unit) == (20, 0.5, "step_end:paragraph", "vector")
+    assert (second.layer, second.strength, second.scope) == (3, -0.2, "after:8")
+    assert first.file == "../made/d.safetensors", "named from the plan's folder"
+    assert plan.load_shift(first).tolist() == [0.5] * 4
+    out = capsys.readouterr().out
+    assert "layer  20 vector ../made/d.safetensors strength 0.5 scope step_end:paragraph" in out
+    assert "0 experts, 2 vectors, scope after:8" in out
+
+
+def test_directions_beside_experts_and_added_to_a_plan(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experts = ["--experts", "39:182=4", "--scope", "thought"]
+    assert main(["plan", "--out", "a.json", *experts, "--residual", "3:plain.safetensors=1"]) == 0
+    words = ["--residual", f"20:{here}/made/d.safetensors=0.1@generated", "--unit", "residual_norm"]
+    assert main(["plan", "--out", "plans/b.json", "--start", "a.json", *words]) == 0
+    plan = SteeringPlan.load("plans/b.json")
+    assert plan.scope == "thought"
+    assert [(e.layer, e.expert, e.gain) for e in plan.experts] == [(39, 182, 4.0)]
+    assert [(e.layer, e.scope, e.unit) for e in plan.residual] == [
+        (3, "thought", "vector"),
+        (20, "generated", "residual_norm"),
+    ]
+    assert plan.load_shift(plan.residual[0]).tolist() == [1.0] * 4, "its file is still found from the new folder"
+    assert plan.load_shift(plan.residual[1]).tolist() == pytest.approx([0.5] * 4)
+    assert "strength 0.1 of the residual norm scope generated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--residual", "plain.safetensors=1"],
+            "names no direction: write LAYER:FILE=STRENGTH or LAYER:FILE=STRENGTH@SCOPE",
+        ),
+        (["--residual", "3:plain.safetensors"], "names no direction"),
+        (
+            ["--residual", "3:plain.safetensors=much"],
+            "the strength 'much' in '3:plain.safetensors=much' is not a number",
+        ),
+        (["--residual", "3:plain.safetensors=nan"], "strength of the residual vector at layer 3 is nan"),
+        (["--residual", "3:plain.safetensors=1@mind"], "scope 'mind' is unknown: choose one of all, prompt"),
+        (["--residual", "3:none.safetensors=1"], "there is no file"),
+        (["--residual", "3:made/d.safetensors=1"], "was made for layer 20 and the plan adds it at layer 3"),
+        (["--residual", "3:plain.safetensors=1", "--unit", "residual_norm"], "has no residual_norm in its header"),
+        (["--residual", "3:plain.safetensors=1", "--unit", "miles"], "'miles': choose one of vector, residual_norm"),
+        (["--experts", "1:2", "--unit", "residual_norm"], "says how to read --residual, and there is none"),
+        (["--experts", "1:2", "--start", "a.json"], "give exactly one of --scores, --preset and --experts"),
+        (["--start", "a.json"], "no plan file at 'a.json'"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    arguments: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--out", "p.json", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (here / "p.json").exists()

@@ -1,0 +1,95 @@
+"""The classes of tokens, by hand and on the lab's tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+from moe_steer.positions import PositionTracker
+from moe_steer.special_tokens import (
+    BLANK_LINE,
+    LINE,
+    ONLY_SPACE,
+    SENTENCE,
+    SpecialTokens,
+    special_tokens,
+    token_class,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        ("", 0),
+        (" word", 0),
+        (",", 0),
+        (")", 0),
+        ("**", 0),
+        (":", 0),
+        (".", SENTENCE),
+        (" really?", SENTENCE),
+        ("! ", SENTENCE),
+        ('."', SENTENCE),
+        (".)", SENTENCE),
+        (".**", SENTENCE),
+        ("\u3002", SENTENCE),
+        ("\uff1f\n", SENTENCE | LINE),
+        (".\n", SENTENCE | LINE),
+        (".\n\n", SENTENCE | LINE | BLANK_LINE),
+        (".\n  \n", SENTENCE | LINE | BLANK_LINE),
+        ("}\n", LINE),
+        (":\n\n", LINE | BLANK_LINE),
+        ("\n", LINE | ONLY_SPACE),
+        ("\r\n", LINE | ONLY_SPACE),
+        ("\n    ", LINE | ONLY_SPACE),
+        ("\n\n", LINE | BLANK_LINE | ONLY_SPACE),
+        ("\r\n\r\n", LINE | BLANK_LINE | ONLY_SPACE),
+        ("  ", ONLY_SPACE),
+        ("\nWait", 0),
+        ("a\n\nb\n", LINE),
+    ],
+)
+def test_classes_by_hand(text: str, bits: int) -> None:
+    assert token_class(text) == bits
+
+
+@given(text=st.text(alphabet="a.\n \t)", max_size=8))
+def test_a_blank_line_is_two_line_ends_with_nothing_between(text: str) -> None:
+    lines = text.split("\n")
+    ends_line = len(lines) > 1 and not lines[-1].strip()
+    ends_blank = ends_line and len(lines) > 2 and not lines[-2].strip()
+    assert bool(token_class(text) & LINE) == ends_line
+    assert bool(token_class(text) & BLANK_LINE) == ends_blank
+
+
+def test_the_lab_tokenizer() -> None:
+    from transformers import AutoTokenizer
+
+    from moe_steer.lab import LAB_MODEL
+
+    tokenizer = AutoTokenizer.from_pretrained(LAB_MODEL)
+    special = special_tokens(tokenizer)
+    ends = {tokenizer.decode([i]).strip(" ") for i in special.step_end}
+    assert {".", "?", "!", "\n"} <= ends
+    assert all(text.strip()[-1:] in (".", "?", "!", "") for text in ends), "no other token ends a step"
+    assert special.can_end({"paragraph"})
+
+
+def test_a_class_that_no_token_can_end_is_refused() -> None:
+    words = SpecialTokens(think=1, end_think=2, classes=(0, 0, 0, SENTENCE))
+    PositionTracker({"step_end", "step_end:sentence"}, words)
+    with pytest.raises(
+        ValueError, match="'step_end:paragraph': no token of this tokenizer ends a paragraph, use another"
+    ):
+        PositionTracker({"step_end:paragraph"}, words)
+    one_by_one = SpecialTokens(think=1, end_think=2, classes=(LINE | ONLY_SPACE,))
+    PositionTracker({"step_end:paragraph"}, one_by_one)  # two line ends in a row
+
+
+def test_a_tag_that_is_not_one_token_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="'<reason>' is not a single token.*use scope all, prompt, generated or after:N"
+    ):
+        special_tokens(tiny.TinyTokenizer(), think="<reason>")
