@@ -1,4 +1,4 @@
-# make steer: the main job on the embedded model.   make test: all tests.   make check: format, lint, types, rules, fast tests.
+# make steer: the main job on the embedded model.   make overthinking: shorter thoughts on the dense one.   make test: all tests.   make check: format, lint, types, rules, fast tests.
 PYTHON ?= python3
 # The build of PyTorch to install; on a machine with GPUs: make setup TORCH="torch==2.13.0 --index-url <your CUDA wheel index>"
 TORCH ?= torch==2.13.0
@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup steer test check bench clean
+.PHONY: setup steer overthinking test check bench clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,9 @@ $(STAMP): pyproject.toml Makefile
 steer: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/steer_r1.py $(ARGS)
 
+overthinking: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/reduce_overthinking.py $(ARGS)
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
@@ -35,6 +38,8 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/steering_cost.py
+	$(BIN)/python tests/bench/direction_speed.py
+	$(BIN)/python tests/bench/direction_memory.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

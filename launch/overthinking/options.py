@@ -14,7 +14,7 @@ from moe_steer.scopes import parse_scope
 METHODS = ("caa", "sta", "sae", "atom", "decision", "concise-prompt", "nowait", "budget")
 SAE_METHODS = frozenset({"sta", "sae", "atom"})
 RESIDUAL_METHODS = (*("caa", "sta", "sae", "atom"), "decision")
-LAB_SIZES = {"identification": 120, "tuning": 64, "test": 240}
+LAB_SIZES = {"identification": 120, "tuning": 48, "test": 200}
 QUICK_SIZES = {"identification": 48, "tuning": 16, "test": 24}
 LAB_NAMES = ("lab", "lab-dense")
 CONCISE_PROMPT = "Be brief."
@@ -52,7 +52,7 @@ class OverthinkingOptions:
     """Words that open another attempt: the decision direction contrasts them with </think>."""
     concise_prompt: str = CONCISE_PROMPT
     """What the concise-prompt arm adds to the question."""
-    budgets: tuple[float, ...] = (0.5, 0.7, 0.85)
+    budgets: tuple[float, ...] = (0.25, 0.5, 0.75)
     """Thinking budgets tried, as quantiles of the unsteered thoughts' lengths on the identification problems."""
     margin: float = 1.0
     """Accuracy, in points, that a setting may lose on the tuning problems and still be chosen."""

@@ -80,7 +80,7 @@ shares no problem with the training split. An answer counts if the box equals th
 
 One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes. Every step draws new solutions from the train split;
 the loss counts thought and answer tokens. The first attempt slips in 15% of the solutions; every such slip is found by
-a check and corrected; right attempts are checked 0 to 6 times, by writers of four tempers. A training that was cut off goes
+a check and corrected; right attempts are checked 0 to 4 times, by writers of three tempers (of few words or many, where the question asks for it). A training that was cut off goes
 on from its last saved step with the same command.
 
 | recipe | value |

@@ -42,7 +42,7 @@ class Options:
     out: Path = LAB_SAE
     """Folder the finished SAE is written to."""
     model: Path = LAB_DENSE
-    layer: int = 3
+    layer: int = 4
     """Decoder layer whose output is read."""
     width: int = 2048
     k: int = 24
