@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -40,6 +40,11 @@ class MarkedSequence:
                     f"the {side} positions of {self.name!r} are {list(positions)[:8]}: give distinct ones from 0 to {len(self.token_ids) - 1}"
                 )
             object.__setattr__(self, side, tuple(ordered))
+
+    @property
+    def needed(self) -> int:
+        """Tokens up to the last that counts: those behind it cannot change it. 0 where none counts."""
+        return max(self.positive[-1:] + self.negative[-1:], default=-1) + 1
 
     def digest(self) -> int:
         """sha256 over everything but the name, as a number."""
@@ -84,41 +89,48 @@ def whole_pairs(sequences: Sequence[MarkedSequence]) -> tuple[list[MarkedSequenc
     return [item for item in sequences if item.pair not in empty], len(empty)
 
 
-def batches(
-    sequences: Iterable[MarkedSequence], batch_tokens: int, *, keep_pairs: bool = False
-) -> Iterator[list[MarkedSequence]]:
-    """Sequences of about one length together, longest first (so that memory runs out at once or never), at most
-    ``batch_tokens`` padded tokens or one sequence each. ``keep_pairs``: the sequences of a pair follow one another."""
+class Batchable(Protocol):
+    """What ``batches`` goes by: a sequence, or several that share a row."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pair(self) -> str | None: ...
+    @property
+    def needed(self) -> int: ...
+
+
+_Item = TypeVar("_Item", bound=Batchable)
+
+
+def batches(items: Iterable[_Item], batch_tokens: int, *, keep_pairs: bool = False) -> Iterator[list[_Item]]:
+    """Items of about one length together, longest first (so that memory runs out at once or never), at most
+    ``batch_tokens`` padded tokens or one item each. ``keep_pairs``: the items of a pair follow one another."""
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens is {batch_tokens}: give at least 1")
-    items = [item for item in sequences if item.positive or item.negative]
+    items = [item for item in items if item.needed]
     longest: dict[str, int] = {}
     for item in items if keep_pairs else ():
         key = item.pair or item.name
-        longest[key] = max(longest.get(key, 0), _length(item))
-    batch: list[MarkedSequence] = []
+        longest[key] = max(longest.get(key, 0), item.needed)
+    batch: list[_Item] = []
     width = 0
     for item in sorted(
-        items, key=lambda item: (-longest.get(item.pair or item.name, _length(item)), item.pair or "", item.name)
+        items, key=lambda item: (-longest.get(item.pair or item.name, item.needed), item.pair or "", item.name)
     ):
-        wider = max(width, _length(item))
+        wider = max(width, item.needed)
         if batch and wider * (len(batch) + 1) > batch_tokens:
             yield batch
-            batch, wider = [], _length(item)
+            batch, wider = [], item.needed
         batch.append(item)
         width = wider
     if batch:
         yield batch
 
 
-def _length(item: MarkedSequence) -> int:
-    """Tokens up to the last that counts: those behind it cannot change it."""
-    return max(item.positive[-1:] + item.negative[-1:]) + 1
-
-
 def padded(batch: Sequence[MarkedSequence], device: torch.device) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask [B, S], filled up on the right, each row cut behind its last marked position."""
-    lengths = [_length(item) for item in batch]
+    lengths = [item.needed for item in batch]
     input_ids = torch.zeros((len(batch), max(lengths)), dtype=torch.int64)
     mask = torch.zeros((len(batch), max(lengths)), dtype=torch.int64)
     for row, (item, length) in enumerate(zip(batch, lengths, strict=True)):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from expert_stats.contrast_sequences import MarkedSequence, batches, check_sequences, padded, whole_pairs
+from expert_stats.contrast_rows import Marks, Row, arguments, can_share, marks, packed
+from expert_stats.contrast_sequences import MarkedSequence, batches, check_sequences, whole_pairs
 from moe_steer.backends.layout import layout_of
 from moe_steer.directions.accumulate import Accumulator
 from moe_steer.directions.contrast import HASH_MODULUS, Contrast, describe_sae
@@ -39,7 +40,8 @@ def collect_contrast(
     """Layer -> what the positive and the negative positions of the sequences look like at its output.
 
     One pass for all layers: rows padded on the right, no gradients, and nothing above the highest layer runs (except
-    under backends whose ranks must run whole forwards together). Works on dense and mixture-of-experts models.
+    under backends whose ranks must run whole forwards together). A prompt that both answers of a pair start with runs
+    once, where the model can do that (see ``can_share``). Works on dense and mixture-of-experts models.
     ``saes``: also measure the atoms of these layers, over the marked tokens alone and chunk by chunk; memory grows with
     the number of atoms, never with the number of samples. ``weight``: "sample" counts every sequence's side once,
     "token" every token. ``second_moments``: also what ``pca`` needs, D x D numbers a side. ``notes``: goes into the
@@ -58,23 +60,26 @@ def collect_contrast(
     if num_left_out:
         warnings.warn(f"{num_left_out} pairs are left out: one of their sides holds no tokens", stacklevel=2)
     pairing = second_moments and any(item.pair is not None for item in kept)
-    todo = list(batches(kept, batch_tokens, keep_pairs=pairing))
+    rows = packed(kept)
+    if any(row.saved for row in rows) and not can_share(model, rows, max(layers)):
+        rows = [Row((item,)) for item in kept]
+    todo = list(batches(rows, batch_tokens, keep_pairs=pairing))
     if not todo:
         raise ValueError("no sequence marks a position: there is nothing to contrast")
     sums = {
         layer: _LayerSums(shape.hidden_size, weight, saes.get(layer), second_moments, pairing) for layer in set(layers)
     }
     inner, body = unwrap(model), decoder(model)
-    device = inner.get_input_embeddings().weight.device
+    embeddings = inner.get_input_embeddings().weight
     stop = not layout_of(model).in_step  # ranks that keep one another company expect whole forwards
     done = 0
     with torch.no_grad(), _evaluating(inner):
         for batch in todo:
             with observe_residual(model, sorted(sums), _sink(sums, batch, shape.hidden_size), stop=stop):
-                body(**padded(batch, device), use_cache=False)
-            done += len(batch)
+                body(**arguments(batch, embeddings.device, embeddings.dtype), use_cache=False)
+            done += sum(len(row.members) for row in batch)
             if progress is not None:
-                progress(done, sum(map(len, todo)))
+                progress(done, sum(len(row.members) for batch in todo for row in batch))
     data = sum(item.digest() for item in kept) % HASH_MODULUS
     return {
         layer: Contrast(
@@ -101,18 +106,15 @@ class _LayerSums:
         self._waiting: dict[str, tuple[int, Tensor]] = {}
         self._num_pairs = 0
 
-    def add(self, hidden_BSD: Tensor, batch: Sequence[MarkedSequence]) -> None:
-        """The marked tokens of one forward."""
-        for side, name in enumerate(("positive", "negative")):
-            rows = [(row, item, getattr(item, name)) for row, item in enumerate(batch) if getattr(item, name)]
-            if not rows:
+    def add(self, hidden_BSD: Tensor, sides: Sequence[Marks]) -> None:
+        """The marked tokens of one forward, the positive side's and the negative side's."""
+        for side, found in enumerate(sides):
+            if not found.members:
                 continue
-            row_T = torch.tensor([row for row, _, positions in rows for _ in positions])
-            position_T = torch.tensor([position for _, _, positions in rows for position in positions])
-            x_TD = hidden_BSD[row_T.to(hidden_BSD.device), position_T.to(hidden_BSD.device)]
-            means_ND = self.sides[side].add(x_TD, [len(positions) for _, _, positions in rows])
+            x_TD = hidden_BSD[found.row_T.to(hidden_BSD.device), found.slot_T.to(hidden_BSD.device)]
+            means_ND = self.sides[side].add(x_TD, found.sizes)
             if self._second_DD is not None:
-                for (_, item, _), mean_D in zip(rows, means_ND.cpu(), strict=True):
+                for item, mean_D in zip(found.members, means_ND.cpu(), strict=True):
                     self._meet(item.pair, side, mean_D)
 
     def _meet(self, pair: str | None, side: int, mean_D: Tensor) -> None:
@@ -135,13 +137,15 @@ class _LayerSums:
         return PairMoments(num_pairs=self._num_pairs, second_DD=self._second_DD)
 
 
-def _sink(sums: Mapping[int, _LayerSums], batch: Sequence[MarkedSequence], width: int) -> Callable[[int, Tensor], None]:
+def _sink(sums: Mapping[int, _LayerSums], batch: Sequence[Row], width: int) -> Callable[[int, Tensor], None]:
+    sides = [marks(batch, side) for side in ("positive", "negative")]
+
     def sink(layer: int, hidden_BSD: Tensor) -> None:
         if hidden_BSD.ndim != 3 or hidden_BSD.shape[-1] != width:
             raise ValueError(
                 f"layer {layer} returns {list(hidden_BSD.shape)} and not [rows, tokens, {width}]: this family has no single residual stream to take a direction from"
             )
-        sums[layer].add(hidden_BSD, batch)
+        sums[layer].add(hidden_BSD, sides)
 
     return sink
 

@@ -18,9 +18,9 @@ def test_the_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_commands_exist() -> None:
-    named = set(re.findall(r"^    moe-steer (\w+)", README, re.M))
+    named = set(re.findall(r"^    moe-steer ([\w-]+)", README, re.M))
     assert named <= set(COMMANDS)
-    assert {"collect", "score", "plan", "generate", "compare", "report"} <= named
+    assert {"collect", "score", "plan", "generate", "compare", "report", "direction", "train-sae"} <= named
 
 
 def test_the_links_lead_somewhere() -> None:

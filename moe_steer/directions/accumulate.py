@@ -104,7 +104,7 @@ class Accumulator:
             parts_NF = parts_NF[:-1] if unfinished else parts_NF
             units = parts_NF if self._weight == "sample" else acts_TF
             self._sums_2F[0] += units.sum(0)
-            self._sums_2F[1] += torch.linalg.vector_norm(units, dim=0).double().square()
+            self._sums_2F[1] += units.square().sum(0)
             # In place, and added as they are: counting a mask of booleans would first widen it to 8 bytes an entry.
             self._fired_2F[0] += parts_NF.gt_(0).sum(0).long()
             self._fired_2F[1] += acts_TF.gt_(0).sum(0).long()

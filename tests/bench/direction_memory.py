@@ -1,6 +1,6 @@
 """Peak memory of making directions: 4 layers, 131,072 atoms each, 4,000 pairs, above the model and its SAEs.
 
-    .venv/bin/python tests/bench/direction_memory.py            about 10 minutes on one thread
+    .venv/bin/python tests/bench/direction_memory.py            about 2 minutes on one thread
     .venv/bin/python tests/bench/direction_memory.py --quick    400 pairs
 
 Counted as the model's side, and there before the measurement starts: the weights of the model and of the 4 SAEs

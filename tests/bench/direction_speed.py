@@ -1,18 +1,22 @@
 """The statistics pass against the way STA's release goes about it, on the same pairs, with the same vectors at the end.
 
-    .venv/bin/python tests/bench/direction_speed.py            about 5 minutes on one thread
+    .venv/bin/python tests/bench/direction_speed.py            about 4 minutes on one thread
     .venv/bin/python tests/bench/direction_speed.py --quick    fewer pairs and repeats
 
-The released way, written down again: one answer at a time; a forward of the whole network with the SAE spliced in at
-the layer, head and loss included, keeps the mean activations of the answer; a second one keeps the mean residual stream
-for CAA. That makes four whole forwards a pair at batch 1; the N x F means are stacked at the end. Ours: one batched
-pass up to the layer, no head, atoms of answer tokens alone, sums; and the same pass serves several layers, of which the
-release does one a run.
+The released way, written down again: one answer at a time, prompt included, in float32; a forward of the whole network
+with the SAE spliced in at the layer (encoded and decoded at every token), head over all tokens and loss included, keeps
+the mean activations of the answer and of the question; a second one, without the SAE, keeps the mean residual stream for
+CAA. That makes four whole forwards a pair at batch 1, for one layer a run; the N x F means are stacked at the end. It is
+called on the same transformers model, so what the release loses to the library that it hooks models with is not counted.
+Ours: one batched pass up to the layer, every prompt once for both answers, no head, atoms of answer tokens alone, sums;
+and the same pass serves several layers.
 
-Two shapes, random weights: the embedded dense model, where batching counts, and a decoder of 24 million parameters,
-where one CPU thread is bound by arithmetic alone, so that one layer gains what is not computed (layers above, head,
-second pass) and little more. A layer in the middle is read, as in the paper (layer 20 of 42). Times are CPU time of the
-one thread; a repeat runs both ways, and the table shows medians with the quartiles of their ratio.
+Two shapes, random weights: the embedded dense model and a decoder of 24 million parameters. Prompts of 30-100 tokens, 8
+atoms a dimension (Gemma Scope's smallest on Gemma-2-9b: 4.6), one layer in the middle, as in the paper (layer 20 of 42),
+and four around it, as in its sweep. "Arithmetic" is the ratio of the multiplications with weights alone: one CPU thread
+is bound by them, so the measured ratio stays near it, and what one layer can gain ends there: half the layers, one pass
+for two, one prompt for two. Times are CPU time of the one thread; a repeat runs both ways, and the table shows medians
+with the quartiles of their ratio.
 """
 
 from __future__ import annotations
@@ -38,6 +42,8 @@ from moe_steer.saes import SAE
 from moe_steer.saes.sae import SAEAbout
 
 KEEP = 0.35
+PROMPT = (30, 100)
+ANSWERS = ((4, 12), (40, 160))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,17 @@ class Shape:
     atoms: int
     layers: tuple[int, ...]
     num_pairs: int
+
+    def arithmetic(self, sequences: list[MarkedSequence], layers: tuple[int, ...]) -> float:
+        """How many times more multiplications with weights the released way takes."""
+        one_layer = 3 * self.width**2 + 3 * self.width * self.inner  # 4 heads for queries, 2 for keys and values
+        encode = self.width * self.atoms
+        tokens = sum(len(item.token_ids) for item in sequences)
+        answers = sum(len(item.positive + item.negative) for item in sequences)
+        once = answers + (tokens - answers) // 2
+        whole = self.num_layers * one_layer + self.width * self.vocab
+        released = len(layers) * tokens * (2 * whole + 2 * encode)
+        return released / (once * (max(layers) + 1) * one_layer + len(layers) * answers * encode)
 
     def model(self) -> Any:
         """Random weights, float32."""
@@ -71,7 +88,7 @@ class Shape:
 
 
 LAB = Shape(
-    name="lab-dense", width=128, inner=416, num_layers=5, vocab=966, atoms=1024, layers=(0, 1, 2, 3), num_pairs=32
+    name="lab-dense", width=128, inner=416, num_layers=5, vocab=998, atoms=1024, layers=(0, 1, 2, 3), num_pairs=32
 )
 SMALL = Shape(
     name="24 M", width=256, inner=1024, num_layers=16, vocab=16384, atoms=2048, layers=(4, 6, 7, 9), num_pairs=12
@@ -130,7 +147,10 @@ def released_way(model: Any, sequences: list[MarkedSequence], layer: int, sae: S
             ids = torch.tensor([item.token_ids])
             logits = model(ids, use_cache=False).logits
             torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
-            kept[side].append(seen.pop()[min(item.positive + item.negative) :].mean(0))
+            states_T = seen.pop()
+            start = min(item.positive + item.negative)
+            states_T[:start].mean(0)  # of the question: computed, never used
+            kept[side].append(states_T[start:].mean(0))
         handle.remove()
     p_NF, n_NF = (torch.stack(acts[side]) for side in ("positive", "negative"))
     caa_D = (torch.stack(hidden["positive"]) - torch.stack(hidden["negative"])).mean(0)
@@ -153,7 +173,7 @@ def our_way(model: Any, sequences: list[MarkedSequence], saes: dict[int, SAE]) -
 
 def row(shape: Shape, model: Any, layers: tuple[int, ...], answer: tuple[int, int], repeats: int) -> str:
     """Measure both ways; one line of the table."""
-    sequences = pairs(shape.num_pairs, (16, 48), answer, shape.vocab)
+    sequences = pairs(shape.num_pairs, PROMPT, answer, shape.vocab)
     saes = {layer: random_sae(shape.width, shape.atoms, layer) for layer in layers}
     seconds: dict[str, list[float]] = {"released": [], "ours": []}
     for repeat in range(repeats + 1):
@@ -177,7 +197,7 @@ def row(shape: Shape, model: Any, layers: tuple[int, ...], answer: tuple[int, in
     released_s, ours_s = (statistics.median(seconds[name]) for name in ("released", "ours"))
     return (
         f"{shape.name:<11}{len(layers):>6}{answer[0]:>6}-{answer[1]:<5}{tokens:>7}{released_s:>12.2f}{ours_s:>8.2f}{middle:>8.1f}x"
-        f"   {low:>5.1f} - {high:<5.1f}{apart[0]:>13.1e}{apart[1]:>13.1e}"
+        f"   {low:>5.1f} - {high:<5.1f}{shape.arithmetic(sequences, layers):>11.1f}x{apart[0]:>13.1e}{apart[1]:>13.1e}"
     )
 
 
@@ -196,11 +216,13 @@ def main() -> None:
             f"{shape.name}: width {shape.width}, {shape.num_layers} layers, {shape.atoms} atoms, vocabulary {shape.vocab}, {shape.num_pairs} pairs; "
             f"one layer: {shape.layers[2]}, four: {', '.join(map(str, shape.layers))}"
         )
-    print("model      layers    answer tokens  released s  ours s  faster   quartiles     CAA differs  STA differs")
+    print(
+        "model      layers    answer tokens  released s  ours s  faster   quartiles     arithmetic  CAA differs  STA differs"
+    )
     for shape in (LAB,) if options.quick else (LAB, SMALL):
         model = shape.model()
         for layers in (shape.layers[2:3], shape.layers):
-            for answer in ((4, 12), (40, 160)):
+            for answer in ANSWERS:
                 print(row(shape, model, layers, answer, 3 if options.quick else 5), flush=True)
 
 

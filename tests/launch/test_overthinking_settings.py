@@ -83,7 +83,7 @@ def test_every_layer_and_strength_of_a_direction_is_a_setting() -> None:
     found = direction_settings(files, options)
     assert len(found) == 2 * len(options.strengths) + len(options.decision_strengths)
     assert found[0] == Setting(
-        method="caa", label="caa L2 x0.05", layer=2, strength=0.05, scope="thought", file="caa-L2.safetensors"
+        method="caa", label="caa L2 x0.1", layer=2, strength=0.1, scope="thought", file="caa-L2.safetensors"
     )
     assert {one.scope for one in found if one.method == "decision"} == {"step_end"}
     assert len({one.label for one in found}) == len(found)
@@ -110,7 +110,7 @@ def test_wrong_options_are_refused_in_one_line(given: dict[str, Any], message: s
 
 
 def test_layers_follow_the_depth() -> None:
-    assert OverthinkingOptions().tried_layers(28) == (11, 16, 22)
+    assert OverthinkingOptions().tried_layers(28) == (16, 22)
     assert OverthinkingOptions(layers=(3, 3, 1)).tried_layers(5) == (3, 1)
     with pytest.raises(ValueError, match="layer 5 does not exist: this model has layers 0-4"):
         OverthinkingOptions(layers=(5,)).tried_layers(5)
