@@ -17,6 +17,10 @@ and four around it, as in its sweep. "Arithmetic" is the ratio of the multiplica
 is bound by them, so the measured ratio stays near it, and what one layer can gain ends there: half the layers, one pass
 for two, one prompt for two. Times are CPU time of the one thread; a repeat runs both ways, and the table shows medians
 with the quartiles of their ratio.
+
+"Apart" is the difference of both ways' vectors as a share of their norm. An activation within rounding of its JumpReLU
+threshold may fire one way only; STA's ranks then gain or lose a whole atom, which shows as some 1e-2 in float32. Whether
+the two ways are the same computation is therefore settled once more in float64, unmeasured.
 """
 
 from __future__ import annotations
@@ -171,6 +175,18 @@ def our_way(model: Any, sequences: list[MarkedSequence], saes: dict[int, SAE]) -
         ]
 
 
+def apart(mine: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Of the CAA and of the STA vectors, the largest difference over the layers, as a share of the norm."""
+    caa_apart, sta_apart = (
+        max(
+            float((one[kind] - other[kind]).norm() / other[kind].norm())
+            for one, other in zip(mine, theirs, strict=True)
+        )
+        for kind in (0, 1)
+    )
+    return caa_apart, sta_apart
+
+
 def row(shape: Shape, model: Any, layers: tuple[int, ...], answer: tuple[int, int], repeats: int) -> str:
     """Measure both ways; one line of the table."""
     sequences = pairs(shape.num_pairs, PROMPT, answer, shape.vocab)
@@ -186,18 +202,21 @@ def row(shape: Shape, model: Any, layers: tuple[int, ...], answer: tuple[int, in
             seconds["ours"].append(time.process_time() - between)
     ratios = [slow / fast for slow, fast in zip(seconds["released"], seconds["ours"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    apart = [
-        max(
-            float((one[kind] - other[kind]).norm() / other[kind].norm())
-            for one, other in zip(mine, theirs, strict=True)
+    caa_apart, sta_apart = apart(mine, theirs)
+    exact_saes = {layer: sae.to(dtype=torch.float64) for layer, sae in saes.items()}
+    model.double()
+    exact = max(
+        apart(
+            our_way(model, sequences, exact_saes),
+            [released_way(model, sequences, layer, sae) for layer, sae in exact_saes.items()],
         )
-        for kind in (0, 1)
-    ]
+    )
+    model.float()
     tokens = sum(len(item.token_ids) for item in sequences)
     released_s, ours_s = (statistics.median(seconds[name]) for name in ("released", "ours"))
     return (
         f"{shape.name:<11}{len(layers):>6}{answer[0]:>6}-{answer[1]:<5}{tokens:>7}{released_s:>12.2f}{ours_s:>8.2f}{middle:>8.1f}x"
-        f"   {low:>5.1f} - {high:<5.1f}{shape.arithmetic(sequences, layers):>11.1f}x{apart[0]:>13.1e}{apart[1]:>13.1e}"
+        f"   {low:>5.1f} - {high:<5.1f}{shape.arithmetic(sequences, layers):>11.1f}x{caa_apart:>10.1e}{sta_apart:>10.1e}{exact:>14.1e}"
     )
 
 
@@ -217,7 +236,7 @@ def main() -> None:
             f"one layer: {shape.layers[2]}, four: {', '.join(map(str, shape.layers))}"
         )
     print(
-        "model      layers    answer tokens  released s  ours s  faster   quartiles     arithmetic  CAA differs  STA differs"
+        "model      layers    answer tokens  released s  ours s  faster   quartiles     arithmetic  CAA apart STA apart  both, float64"
     )
     for shape in (LAB,) if options.quick else (LAB, SMALL):
         model = shape.model()

@@ -33,7 +33,7 @@ SMALL = [
     "--samples-tuning",
     "1",
 ]
-SMALL += ["--batch-size", "32", "--strengths", "0.1", "--decision-strengths", "0.2", "--budgets", "0.5"]
+SMALL += ["--samples", "1", "--batch-size", "32", "--strengths", "0.1", "--decision-strengths", "0.2", "--budgets", "0.5"]
 MOE = [*SMALL, "--model", "lab", "--layers", "2", "--methods", "caa", "decision", "budget"]
 
 
@@ -94,47 +94,74 @@ def test_a_folder_of_other_options_is_refused(finished: Path, capsys: pytest.Cap
     assert "layers" in capsys.readouterr().err
 
 
-def test_two_ranks_give_the_same_directions_and_greedy_tokens(tmp_path: Path) -> None:
-    assert main([*MOE, "--greedy", "--out", str(tmp_path / "one")]) == 0
+def two_ranks(*options: str) -> list[str]:
+    """The command that starts the job on two ranks."""
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
-    command += ["--master_port", str(free_port()), SCRIPT, *MOE, "--greedy", "--out", str(tmp_path / "two")]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return [*command, "--master_port", str(free_port()), SCRIPT, *MOE, "--greedy", *options]
+
+
+def tokens_of(folder: Path) -> dict[Any, Any]:
+    """Sample -> token ids, in all steps; no sample may stand twice."""
+    found = [
+        (step, completion.key[:4], completion.token_ids)
+        for step in ("identification", "tuning", "test")
+        for completion in read_generations(folder / step)
+    ]
+    assert len({item[:2] for item in found}) == len(found)
+    return {item[:2]: item[2] for item in found}
+
+
+@pytest.fixture(scope="module")
+def on_one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished greedy job on the mixture-of-experts model."""
+    folder = tmp_path_factory.mktemp("job") / "moe"
+    assert main([*MOE, "--greedy", "--out", str(folder)]) == 0
+    return folder
+
+
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+def test_two_ranks_give_the_same_directions_and_greedy_tokens(on_one_rank: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(PATH=path), capture_output=True, text=True, timeout=240, check=False
+        two_ranks("--out", str(tmp_path / "two")),
+        cwd=ROOT,
+        env=environment(PATH=PATH),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("report:") == 1, "only rank 0 talks"
     for name in ("caa-L2.safetensors", "decision-L2.safetensors"):
-        one, two = ((tmp_path / run / "directions" / name).read_bytes() for run in ("one", "two"))
+        one, two = ((run / "directions" / name).read_bytes() for run in (on_one_rank, tmp_path / "two"))
         assert one == two, name
-    for step in ("identification", "tuning", "test"):
-        tokens = [
-            {completion.key[:4]: completion.token_ids for completion in read_generations(tmp_path / name / step)}
-            for name in ("one", "two")
-        ]
-        assert tokens[0] == tokens[1], step
+    assert tokens_of(tmp_path / "two") == tokens_of(on_one_rank)
 
 
-def test_killed_and_started_again_it_continues(tmp_path: Path) -> None:
+def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, *MOE, "--out", str(folder)],
+        two_ranks("--out", str(folder)),
         cwd=ROOT,
-        env=environment(),
+        env=environment(PATH=PATH),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not list(folder.glob("tuning/generations*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "results.json").exists()
-    kept = (folder / "identification" / "generations.jsonl").read_bytes()
-    assert main([*MOE, "--out", str(folder)]) == 0
-    assert (folder / "identification" / "generations.jsonl").read_bytes() == kept, "nothing was sampled again"
-    assert main([*MOE, "--out", str(tmp_path / "whole")]) == 0
-    assert (folder / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+    kept = {path: path.read_bytes() for path in (folder / "identification").glob("generations*.jsonl")}
+    assert kept
+    assert main([*MOE, "--greedy", "--out", str(folder)]) == 0
+    assert {path: path.read_bytes() for path in kept} == kept, "nothing was sampled again"
+    assert tokens_of(folder) == tokens_of(on_one_rank)
+    assert (folder / "results.json").read_bytes() == (on_one_rank / "results.json").read_bytes()
 
 
 @pytest.mark.parametrize(
