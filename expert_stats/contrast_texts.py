@@ -63,11 +63,14 @@ def read_rows(path: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"there is no file {path!r}: give CSV or JSON lines with {', '.join(columns)}")
-    with file.open(encoding="utf-8", newline="") as lines:
-        if file.suffix == ".csv":
-            records: list[Any] = list(csv.DictReader(lines))
-        else:
-            records = [_json(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            if file.suffix == ".csv":
+                records: list[Any] = list(csv.DictReader(lines))
+            else:
+                records = [_json(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path!r} is no text in UTF-8 ({error}): give CSV or JSON lines") from error
     rows: list[tuple[str, ...]] = []
     for number, record in enumerate(records, 1):
         given = record if isinstance(record, Mapping) else {}

@@ -39,7 +39,7 @@ class EvaluateOptions:
     """baseline, plan:FILE, preset:NAME, prompt-before, prompt-after, tip[:ALPHA,BETA], tip-close[:ALPHA,BETA], nowait,
     budget:N, or several joined by +."""
     model: str = "lab"
-    """Model folder, hub id, or 'lab' for the embedded model."""
+    """Model folder, hub id, or 'lab' or 'lab-dense' for an embedded model."""
     problems: str = "lab"
     """A JSONL file of problems, or the name of a task."""
     data_dir: str | None = None
@@ -67,7 +67,7 @@ class EvaluateOptions:
     top_p: float = 0.95
     """Smallest set of tokens with at least this probability."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens, thought included; default 256 for the lab, 32768 else."""
+    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."""
     batch_size: int = 64
     """Samples decoded together."""
     backend: str = "auto"

@@ -7,10 +7,19 @@ from typing import Annotated, Any
 
 import tyro
 
+from moe_steer.lab import EMBEDDED
 from moe_steer.scopes import parse_scope
 
 LAB_SIZES = {"identification": 240, "tuning": 120, "test": 240}
 QUICK_SIZES = {"identification": 72, "tuning": 24, "test": 48}
+
+
+_ANSWER_LIMITS = {"lab": 256, "lab-dense": 384}
+
+
+def answer_limit(model: str) -> int:
+    """The default longest answer in tokens, thought included: what the embedded models need, plenty for any other."""
+    return _ANSWER_LIMITS.get(model, 32768)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +27,7 @@ class Options:
     """Find the experts that think, turn them up, and see whether it helped."""
 
     model: str = "lab"
-    """Model folder, hub id, or 'lab' for the embedded model."""
+    """Model folder, hub id, or 'lab' or 'lab-dense' for an embedded model (lab-dense: with --plan)."""
     problems: str = "lab"
     """A JSONL file of problems, or the name of a task."""
     data_dir: str | None = None
@@ -65,9 +74,9 @@ class Options:
     top_p: float = 0.95
     """Smallest set of tokens with at least this probability."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens, thought included; default 256 for the lab, 32768 else."""
+    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."""
     batch_size: int | None = None
-    """Samples decoded together; default 256 for the lab, 64 else. Part of the run's identity: it decides the last bits."""
+    """Samples decoded together; default 256 for lab and lab-dense, 64 else. Part of the run's identity: it decides the last bits."""
     backend: str = "auto"
     """How the model is held; see moe_steer.load_model. A run may go on under another backend and on other ranks."""
     offload: str = ""
@@ -115,8 +124,8 @@ class Options:
 
     @property
     def is_lab(self) -> bool:
-        """Whether the embedded model is asked for."""
-        return self.model == "lab"
+        """Whether an embedded model is asked for."""
+        return self.model in EMBEDDED
 
     @property
     def given_plan(self) -> bool:
@@ -144,7 +153,7 @@ class Options:
     @property
     def token_limit(self) -> int:
         """Longest answer in tokens."""
-        return self.max_new_tokens or (256 if self.is_lab else 32768)
+        return self.max_new_tokens or answer_limit(self.model)
 
     @property
     def rows(self) -> int:

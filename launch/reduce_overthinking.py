@@ -72,13 +72,13 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     settings = trying.direction_settings(files, options)
     if "budget" in methods:
         lengths = [row.thinking_tokens for row in found if row.correct and row.thinking_tokens is not None]
-        settings += trying.budget_settings(lengths, options.budgets)
+        settings += trying.budget_settings(lengths, options.tried_budgets)
     ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing among {len(settings)} settings")
     arms = [bench.arm(trying.BASELINE)]
     arms += [trying.build(setting, setting.label, bench, options, folder / FOLDER) for setting in settings]
     tuning = bench.sample("tuning", arms, sets.tuning, 1 if options.greedy else options.samples_tuning)
-    settings += [trying.Setting(method=m, label=m) for m in methods if m in ("concise-prompt", "nowait")]
-    choices = trying.choose(settings, tuning, options.margin)
+    untuned = [trying.Setting(method=m, label=m) for m in methods if m in ("concise-prompt", "nowait")]
+    choices = trying.choose([*settings, *untuned], tuning, options.margin)
     choices = {method: choices[method] for method in methods}
     arms = [bench.arm(trying.BASELINE)]
     arms += [trying.build(one.setting, name, bench, options, folder / FOLDER) for name, one in choices.items()]
@@ -90,7 +90,7 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     findings = OverthinkingFindings(
         options=options,
         choices=choices,
-        settings=[one for one in settings if one.label not in ("concise-prompt", "nowait")],
+        settings=settings,
         tuning=tuning,
         test=test,
         folder=folder,

@@ -12,7 +12,7 @@ from expert_stats import Trace
 from expert_stats.contrast_sequences import MarkedSequence
 from expert_stats.contrast_sites import concise_and_verbose, decision_sites, thought_pairs
 from expert_stats.contrasts import collect_contrast
-from launch.overthinking.options import OverthinkingOptions
+from launch.overthinking.options import PAIR_METHODS, OverthinkingOptions
 from launch.steps import Bench
 from launch.wiring import traces_of
 from moe_steer.backends.in_step import in_step
@@ -24,7 +24,6 @@ from reasoning_evals.run_folder import read_generations, write_whole
 FOLDER = "directions"
 LENGTH_RATIO = 1.5
 """A verbose thought is at least so many times as long as the concise one of the same problem."""
-_PAIR_METHODS = ("caa", "sta", "sae", "atom")
 
 
 def make_directions(
@@ -49,7 +48,7 @@ def make_directions(
     traces = _right_traces(bench, rows)
     made: list[tuple[str, Direction]] = []
     with in_step(bench.model):
-        if any(method in _PAIR_METHODS for method in methods):
+        if any(method in PAIR_METHODS for method in methods):
             made += _from_pairs(bench, traces, methods, layers, sae, options)
         if "decision" in methods:
             sequences = decision_sites(traces, bench.tokenizer, switch_words=options.switch_words)

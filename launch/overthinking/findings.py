@@ -19,7 +19,7 @@ from reasoning_evals import compare_arms
 from reasoning_evals.audit_rows import read_audit
 from reasoning_evals.compare import Comparison, Tuning
 from reasoning_evals.comparison import ArmSummary
-from reasoning_evals.efficiency import Efficiency, Thoughts, efficiency, percent_change, thoughts_of
+from reasoning_evals.efficiency import MARGIN, Efficiency, Thoughts, efficiency, percent_change, thoughts_of
 from reasoning_evals.grading_pass import GradeRow
 from reasoning_evals.report import build_report, render_html, render_markdown
 from reasoning_evals.report.content import Table
@@ -166,13 +166,30 @@ def facts(findings: OverthinkingFindings) -> dict[str, str]:
     result = {
         "Model": options.model,
         "Sampling": f"{rule}, at most {options.token_limit} new tokens, seed {options.seed}",
-        "Choice": f"fewest thinking tokens among the settings that lose at most {options.margin:g} points on the tuning problems",
+        "Choice": choice_rule(findings),
+        "Strengths": "x0.1: a tenth of the residual stream's mean norm at the layer (L)",
+        "Verdicts": f"held: accuracy interval above -{100 * MARGIN:g} points; lost: below 0; not settled: neither",
+        "Columns": "loops: end in a loop; repeated: longest stretch that occurs twice, as a share of the answer",
     }
+    unmoved = [one.arm for one in findings.efficiencies if one.accuracy.low == one.accuracy.high]
+    if unmoved:
+        result["Read with care"] = (
+            f"{', '.join(unmoved)}: every problem was solved as often as by the baseline; an interval of no width does not rule out small losses"
+        )
     for number, sentence in enumerate(findings.left_out, 1):
         result[f"Left out {number}"] = sentence
     for number, warning in enumerate(findings.silent_arms(), 1):
         result[f"Warning {number}"] = warning
     return result
+
+
+def choice_rule(findings: OverthinkingFindings) -> str:
+    """How settings were chosen, and how fine the tuning answers can tell them apart."""
+    margin = findings.options.margin
+    num = sum(row.arm == BASELINE for row in findings.tuning)
+    grain = f" (one answer of {num} is {100 / num:.1f} points)" if num else ""
+    points = f"{margin:g} point" + "s" * (margin != 1)
+    return f"fewest thinking tokens at a loss of at most {points} in accuracy and in closed thoughts on the tuning problems{grain}"
 
 
 def length_table(findings: OverthinkingFindings) -> Table:
@@ -214,13 +231,13 @@ def choice_table(findings: OverthinkingFindings) -> Table:
                 method,
                 setting.label
                 if choice.within_margin
-                else f"{setting.label} (no setting kept the accuracy; this one lost least)",
+                else f"{setting.label} (no setting met the rule; of all, this one is most often right)",
                 setting.scope or "–",
                 "–" if cosine is None else f"{cosine:.3f}",
                 str(len(header.get("atoms") or ()) or "–"),
             )
         )
-    return Table(head=("method", "setting", "tokens", "cosine with CAA", "atoms"), rows=tuple(rows))
+    return Table(head=("method", "setting", "acts at", "cosine with CAA", "atoms"), rows=tuple(rows))
 
 
 def summary(findings: OverthinkingFindings) -> str:

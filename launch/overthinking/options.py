@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from math import isfinite
 from typing import Annotated, Any
 
 import tyro
 
-from launch.options import Options
+from launch.options import Options, answer_limit
+from moe_steer.lab import EMBEDDED
 from moe_steer.scopes import parse_scope
 
 METHODS = ("caa", "sta", "sae", "atom", "decision", "concise-prompt", "nowait", "budget")
 SAE_METHODS = frozenset({"sta", "sae", "atom"})
-RESIDUAL_METHODS = (*("caa", "sta", "sae", "atom"), "decision")
+PAIR_METHODS = ("caa", "sta", "sae", "atom")
+"""Directions from pairs of thoughts."""
+RESIDUAL_METHODS = (*PAIR_METHODS, "decision")
 LAB_SIZES = {"identification": 120, "tuning": 48, "test": 200}
-QUICK_SIZES = {"identification": 48, "tuning": 16, "test": 24}
-LAB_NAMES = ("lab", "lab-dense")
+QUICK_SIZES = {"identification": 36, "tuning": 12, "test": 20}
 CONCISE_PROMPT = "Be brief."
 
 
@@ -67,9 +70,9 @@ class OverthinkingOptions:
     num_tuning: int | None = None
     """Problems that layer and strength are chosen on."""
     num_test: int | None = None
-    """Problems of the comparison; default all of a file or task, 240 of the lab."""
+    """Problems of the comparison; default all of a file or task, 200 of the lab."""
     quick: bool = False
-    """Every step on few problems and fewer settings, in under a minute on the lab model."""
+    """Every step on few problems and fewer settings, in about a minute on an embedded model."""
     greedy: bool = False
     """One greedy answer a problem instead of samples; the identification answers stay sampled, pairs need several."""
     out: str | None = None
@@ -111,13 +114,23 @@ class OverthinkingOptions:
             raise ValueError(
                 f"method {needing[0]} reads a direction by an SAE: give --sae, or train one with 'moe-steer train-sae'"
             )
+        if self.sae is not None and self.methods is not None and not needing:
+            raise ValueError(f"--sae is for {', '.join(sorted(SAE_METHODS))}, and none is asked for: leave it out")
+        if self.sae_layer is not None and self.sae is None:
+            raise ValueError(f"--sae-layer {self.sae_layer} says where the SAE of --sae belongs: give --sae too")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep is {self.keep}: give a share above 0, at most 1")
         for field in ("strengths", "decision_strengths"):
             values = getattr(self, field)
-            if not values or len(set(values)) != len(values) or any(not value or value != value for value in values):
+            if (
+                not values
+                or len(set(values)) != len(values)
+                or any(not value or not isfinite(value) for value in values)
+            ):
                 raise ValueError(f"{field} are {list(values)}: give different numbers other than 0")
         if not self.budgets or any(not 0 < share < 1 for share in self.budgets):
             raise ValueError(f"budgets are {list(self.budgets)}: give quantiles between 0 and 1")
-        if self.margin < 0:
+        if not self.margin >= 0:
             raise ValueError(f"margin is {self.margin}: give the points that may be lost, 0 or more")
         if not self.concise_prompt.strip():
             raise ValueError("concise_prompt is empty: give words")
@@ -136,12 +149,12 @@ class OverthinkingOptions:
     @property
     def is_lab(self) -> bool:
         """Whether an embedded model is asked for."""
-        return self.model in LAB_NAMES
+        return self.model in EMBEDDED
 
     @property
     def token_limit(self) -> int:
         """Longest answer in tokens."""
-        return self.max_new_tokens or {"lab-dense": 384, "lab": 256}.get(self.model, 32768)
+        return self.max_new_tokens or answer_limit(self.model)
 
     @property
     def run_name(self) -> str:
@@ -153,12 +166,17 @@ class OverthinkingOptions:
     @property
     def tried_strengths(self) -> tuple[float, ...]:
         """Of the directions from pairs."""
-        return self.strengths[-2:] if self.quick else self.strengths
+        return self.strengths[-1:] if self.quick else self.strengths
 
     @property
     def tried_decision_strengths(self) -> tuple[float, ...]:
         """Of the decision direction."""
         return self.decision_strengths[-2:] if self.quick else self.decision_strengths
+
+    @property
+    def tried_budgets(self) -> tuple[float, ...]:
+        """Quantiles of the unsteered lengths."""
+        return self.budgets[:2] if self.quick else self.budgets
 
     def tried_layers(self, num_layers: int) -> tuple[int, ...]:
         """Layers for the methods that may choose theirs; ValueError for one that does not exist."""

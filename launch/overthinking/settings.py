@@ -54,7 +54,7 @@ class Choice:
 
     setting: Setting
     within_margin: bool
-    """Whether the setting kept the accuracy; else it is the one that lost least."""
+    """Whether the setting met the rule of ``choose``; else it is the one that is most often right."""
 
 
 def direction_settings(files: Mapping[str, Sequence[tuple[int, str]]], options: OverthinkingOptions) -> list[Setting]:
@@ -80,9 +80,13 @@ def direction_settings(files: Mapping[str, Sequence[tuple[int, str]]], options: 
 
 
 def budget_settings(thinking_tokens: Sequence[int], shares: Sequence[float]) -> list[Setting]:
-    """Thinking budgets at quantiles of the unsteered lengths, shortest first; equal ones once."""
+    """Thinking budgets at quantiles of the unsteered lengths, longest first; equal ones once. ValueError without lengths."""
+    if not thinking_tokens:
+        raise ValueError("no unsteered answer with a thought is right, so no budget can be read off: leave budget out")
     ordered = sorted(thinking_tokens)
-    budgets = sorted({max(1, ordered[min(len(ordered) - 1, int(share * len(ordered)))]) for share in shares})
+    budgets = sorted(
+        {max(1, ordered[min(len(ordered) - 1, int(share * len(ordered)))]) for share in shares}, reverse=True
+    )
     return [Setting(method="budget", label=f"budget:{number}", budget=number) for number in budgets]
 
 

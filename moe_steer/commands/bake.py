@@ -15,7 +15,7 @@ class Bake:
     """Write a plan into a checkpoint, so that any engine serves the steered model at no cost."""
 
     model: str
-    """A model folder (config.json and safetensors), 'lab' for the embedded model, or a GGUF file."""
+    """A model folder (config.json and safetensors), 'lab' or 'lab-dense' for an embedded model, or a GGUF file."""
     plan: str
     """Plan file (JSON)."""
     out: str | None = None
@@ -128,9 +128,7 @@ class Bake:
 
 
 def model_folder(name: str) -> str:
-    """The folder of ``lab``, the embedded model; any other name is a folder already."""
-    if name == "lab" and not Path(name).exists():
-        from moe_steer.lab import LAB_MODEL
+    """The folder of an embedded model; any other name is a folder already."""
+    from moe_steer.lab import EMBEDDED
 
-        return str(LAB_MODEL)
-    return name
+    return str(EMBEDDED[name]) if name in EMBEDDED and not Path(name).exists() else name

@@ -21,7 +21,7 @@ class Collect:
     out: str
     """Counts file to write (safetensors)."""
     model: str = "lab"
-    """Model folder, hub id, or 'lab' for the embedded model."""
+    """Model folder, hub id, or 'lab' for the embedded mixture-of-experts model."""
     markers: tuple[str, ...] = ("<think>", "</think>", "Alternatively")
     """Tags and words whose routing is counted, in all their token forms."""
     base: str = "generated"

@@ -29,8 +29,13 @@ class ConvertDirection:
         from pathlib import Path
         from tempfile import TemporaryDirectory
 
+        from moe_steer.commands.notes import check_folder
         from moe_steer.directions import export_easyedit, export_gguf
 
+        if not self.files:
+            raise ValueError("there is nothing to convert: give files (.safetensors, .pt or .gguf)")
+        if self.to != "gguf":
+            check_folder(self.out)
         directions = [direction for name in self.files for direction in self._read(name)]
         if self.to == "gguf":
             with TemporaryDirectory() as folder:
@@ -38,9 +43,13 @@ class ConvertDirection:
                 for file, direction in zip(files, directions, strict=True):
                     direction.save(file)
                 written = export_gguf(files, self.out)
-            print(f"wrote {self.out}: layers {written['layers']}; use: {written['use']}")
+            layers = [direction.layer for direction in directions]
+            sums = sorted({layer for layer in layers if layers.count(layer) > 1})
+            added = "".join(f", layer {layer} the sum of {layers.count(layer)} files" for layer in sums)
+            print(f"wrote {self.out}: layers {', '.join(map(str, written['layers']))}{added}; use: {written['use']}")
             return 0
-        names = [f"{direction.method}-L{direction.layer}" for direction in directions]
+        stems = {"easyedit": "layer_{0.layer}", "safetensors": "{0.method}-L{0.layer}"}
+        names = [stems[self.to].format(direction) for direction in directions]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two of the files would both become {twice[0]}: convert them into different folders")
@@ -54,11 +63,19 @@ class ConvertDirection:
         return 0
 
     def _read(self, name: str) -> list[Direction]:
+        import re
         from pathlib import Path
 
         from moe_steer.directions import Direction, import_easyedit, import_gguf
 
         kind = Path(name).suffix
+        if self.layer is not None and kind != ".pt":
+            raise ValueError(f"--layer is for .pt files, and {name!r} says its layer itself: leave it out")
+        stated = re.search(r"layer_(\d+)", Path(name).name)
+        if self.layer is not None and stated and int(stated[1]) != self.layer:
+            raise ValueError(f"--layer is {self.layer} and the name of {name!r} says {stated[1]}: leave --layer out")
+        if kind == ".pt" and self.layer is None and stated is None and Path(name).is_file():
+            raise ValueError(f"the name of {name!r} does not say its layer as layer_20.pt does: give --layer")
         if kind == ".pt":
             return [import_easyedit(name, self.layer)]
         if kind == ".gguf":

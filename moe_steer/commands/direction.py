@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 _NEED_SAE = ("sta", "all_atoms", "single_atom")
+_OF_STA = ("keep", "trim", "num_atoms", "parity", "by", "sides", "max_density")
+_REMEDIES = {
+    "decisions": "give more traces, other --switch-words, or traces that this model's tokenizer wrote",
+    "thoughts": "give traces with several right answers a problem, one 1.5 times as long as another, written by this model",
+    "answers": "give answers that are not empty",
+    "prompts": "give answers that are not empty",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,14 @@ class MakeDirection:
 
     def run(self) -> int:
         """Write the directions and one line about each."""
+        from moe_steer.commands.notes import plain_warnings
+
         self._check()
+        with plain_warnings():
+            self._make_all()
+        return 0
+
+    def _make_all(self) -> None:
         from pathlib import Path
 
         from expert_stats import collect_contrast
@@ -107,13 +121,20 @@ class MakeDirection:
         if reports:
             Path(self.out, "atoms.md").write_text("\n".join(reports), encoding="utf-8")
             print(f"wrote {Path(self.out, 'atoms.md')}")
-        return 0
+        first = Path(self.out, f"{self.method[0]}-L{self.layers[0]}.safetensors")
+        print(f"next: moe-steer plan --residual {self.layers[0]}:{first}=0.1 --unit residual_norm --out plan.json")
 
     def _check(self) -> None:
         """ValueError for options that do not go together, before anything is loaded."""
+        from moe_steer.commands.notes import check_folder
+
         needs = {"decisions": "traces", "thoughts": "traces", "answers": "pairs", "prompts": "pairs"}
-        if not getattr(self, needs[self.contrast]):
-            raise ValueError(f"--contrast {self.contrast} reads --{needs[self.contrast]}: give it")
+        reads = needs[self.contrast]
+        if not getattr(self, reads):
+            raise ValueError(f"--contrast {self.contrast} reads --{reads}: give it")
+        other = "pairs" if reads == "traces" else "traces"
+        if getattr(self, other):
+            raise ValueError(f"--contrast {self.contrast} reads --{reads} and not --{other}: leave --{other} out")
         if (self.contrast == "prompts") != (self.prompt is not None):
             raise ValueError(f"--prompt goes with --contrast prompts and only with it; contrast is {self.contrast}")
         if not self.layers or len(set(self.layers)) != len(self.layers):
@@ -122,6 +143,36 @@ class MakeDirection:
             raise ValueError(f"--method {' '.join(self.method)} needs --sae with an SAE for each of the layers")
         if (self.first_tokens is not None or self.match_lengths) and self.contrast not in ("answers", "thoughts"):
             raise ValueError("--first-tokens and --match-lengths go with --contrast answers and thoughts only")
+        if self.first_tokens is not None and self.first_tokens < 1:
+            raise ValueError(f"--first-tokens is {self.first_tokens}: give a whole number >= 1")
+        if self.chat and reads == "traces":
+            raise ValueError(f"--chat is for questions, and --contrast {self.contrast} reads traces: leave it out")
+        if self.switch_words != MakeDirection.switch_words and self.contrast != "decisions":
+            raise ValueError(f"--switch-words goes with --contrast decisions only; contrast is {self.contrast}")
+        if not all(word.strip() for word in self.switch_words) or not self.switch_words:
+            raise ValueError(f"--switch-words are {list(self.switch_words)}: give at least one word, and no empty one")
+        if not self.method or len(set(self.method)) != len(self.method):
+            raise ValueError(f"--method is {list(self.method)}: give at least one, and each once")
+        if self.tokens_per_batch < 1:
+            raise ValueError(f"--tokens-per-batch is {self.tokens_per_batch}: give a whole number >= 1")
+        self._check_atoms()
+        check_folder(self.out)
+
+    def _check_atoms(self) -> None:
+        """ValueError for options about atoms that no method of the call would follow, or that contradict each other."""
+        given = [name for name in _OF_STA if getattr(self, name) != getattr(MakeDirection, name)]
+        if given and "sta" not in self.method:
+            raise ValueError(f"--{given[0].replace('_', '-')} goes with --method sta: add it, or leave the option out")
+        if self.atom is not None and "single_atom" not in self.method:
+            raise ValueError("--atom goes with --method single_atom: add it, or leave the option out")
+        amounts = [name for name in ("keep", "trim", "num_atoms") if getattr(self, name) is not None]
+        if len(amounts) > 1:
+            raise ValueError("--keep, --trim and --num-atoms all say how many atoms: give one of them")
+        for name in ("keep", "trim"):
+            if (share := getattr(self, name)) is not None and not 0 <= share <= 1:
+                raise ValueError(f"--{name} is {share:g}: give a share from 0 to 1 (keep: kept, trim: dropped)")
+        if self.num_atoms is not None and self.num_atoms < 1:
+            raise ValueError(f"--num-atoms is {self.num_atoms}: give a whole number >= 1")
 
     def _saes(self) -> dict[int, Any]:
         from moe_steer.saes import load_sae
@@ -143,6 +194,9 @@ class MakeDirection:
             raise ValueError(
                 f"the SAEs belong to layers {sorted(found)}, --layers names {list(self.layers)}: name theirs"
             )
+        for layer, sae in found.items():
+            if self.atom is not None and not 0 <= self.atom < sae.width:
+                raise ValueError(f"--atom {self.atom} does not exist: the SAE of layer {layer} has 0-{sae.width - 1}")
         return found
 
     def _sequences(self, tokenizer: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -171,9 +225,7 @@ class MakeDirection:
             notes["prompt"] = self.prompt
             sequences = prompt_pairs(rows, str(self.prompt), tokenizer, chat=self.chat)
         if not any(item.positive for item in sequences) or not any(item.negative for item in sequences):
-            raise ValueError(
-                f"the {self.contrast} have a side without tokens: give more traces or pairs, or other switch words"
-            )
+            raise ValueError(f"the {self.contrast} have a side without tokens: {_REMEDIES[self.contrast]}")
         notes |= {"chat": self.chat, "first_tokens": self.first_tokens, "match_lengths": self.match_lengths}
         return sequences, notes
 

@@ -17,7 +17,7 @@ class Generate:
     out: str
     """Folder of the run: generations.jsonl, grades.jsonl, run.json."""
     model: str = "lab"
-    """Model folder, hub id, or 'lab' for the embedded model; with --endpoint the name it is served under."""
+    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model; with --endpoint the name it is served under."""
     endpoint: str | None = None
     """Sample from a server with OpenAI's completions (vLLM, SGLang, ...) at http://HOST:8000/v1 instead of loading the model."""
     tokenizer: str | None = None
@@ -53,7 +53,7 @@ class Generate:
     top_p: float = 0.95
     """Smallest set of tokens with at least this probability."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens, thought included; default 256 for the lab model, 32768 else."""
+    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."""
     batch_size: int | None = None
     """Samples decoded together, default 64; with --endpoint those asked for together, default 256: some times --concurrency."""
     seed: int = 0
@@ -69,6 +69,7 @@ class Generate:
         """Sample, grade, and say how it went."""
         from pathlib import Path
 
+        from launch.options import answer_limit
         from launch.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
@@ -89,7 +90,7 @@ class Generate:
         config = SamplingConfig(
             temperature=self.temperature,
             top_p=self.top_p,
-            max_new_tokens=self.max_new_tokens or (256 if self.model == "lab" else 32768),
+            max_new_tokens=self.max_new_tokens or answer_limit(self.model),
             greedy=self.greedy,
             batch_size=self.batch_size or (256 if self.endpoint else 64),
         )
@@ -110,6 +111,9 @@ class Generate:
 
     def _check_options(self) -> None:
         """ValueError for options that would not be followed."""
+        for name in ("num", "samples", "max_new_tokens", "batch_size", "concurrency"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}: give a whole number >= 1, or leave it out")
         if not self.endpoint:
             for name in (
                 "tokenizer", "concurrency", "server", "api_key_variable", "plain_endpoint", "prompt_as_ids",
@@ -182,8 +186,13 @@ class Generate:
 
         assert isinstance(plan, SteeringPlan)
         rows = [row for arm in read_audit(self.out).values() for row in arm]
-        print("\n".join(row_lines(rows)))
+        for line in row_lines(rows):
+            print(line)
         problem = nothing_fired(plan, rows)
+        if plan.is_neutral:
+            problem = (
+                "the plan changes nothing, every gain in it is 1 and every strength 0: the arm equals the baseline"
+            )
         if problem and self.strict:
             raise RuntimeError(problem)
         if problem:

@@ -10,7 +10,7 @@ class Memory:
     """Say which backend fits, which is fastest, and what to change if none fits; reads the configuration, no weights."""
 
     model: str
-    """Model folder, config.json, hub id, or 'lab'."""
+    """Model folder, config.json, hub id, 'lab' or 'lab-dense'."""
     gpus: int
     """Ranks, one a GPU."""
     gpu_gib: float

@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moe_steer.plan import UNITS, ExpertGain, ResidualVector, SteeringPlan
 from moe_steer.presets import PRESETS, preset_plan
+from moe_steer.residual_files import read_vector
+
+_COMPARED = ("model_type", "num_layers", "num_experts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +49,38 @@ class MakePlan:
 
     def run(self) -> int:
         """Write the plan and show it."""
+        if Path(self.out).is_dir():
+            raise ValueError(f"--out {self.out} is a folder: name the plan file in it")
         plan = self._with_directions(self._plan())
+        self._refuse_unused(plan)
         plan.save(self.out)
         for entry in plan.experts:
             print(f"layer {entry.layer:3d} expert {entry.expert:3d} gain {entry.gain:g}")
         for item in plan.residual:
             unit = " of the residual norm" if item.unit == "residual_norm" else ""
-            print(f"layer {item.layer:3d} vector {item.file} strength {item.strength:g}{unit} scope {item.scope}")
-        vectors = f", {len(plan.residual)} vectors" if plan.residual else ""
-        print(
-            f"wrote {self.out}: {len(plan.experts)} experts{vectors}, scope {plan.scope}, renormalize {str(plan.renormalize).lower()}"
-        )
+            nothing = "" if item.strength else " (adds nothing)"
+            print(
+                f"layer {item.layer:3d} vector {item.file} strength {item.strength:g}{unit} scope {item.scope}{nothing}"
+            )
+        vectors = f", {len(plan.residual)} vector{'s' * (len(plan.residual) > 1)}" if plan.residual else ""
+        gains = f", scope {plan.scope}, renormalize {str(plan.renormalize).lower()}" if plan.experts else ""
+        print(f"wrote {self.out}: {len(plan.experts)} experts{vectors}{gains}")
+        if plan.is_neutral:
+            print("NOTE: the plan changes nothing: every gain in it is 1 and every strength 0", file=sys.stderr)
         return 0
+
+    def _refuse_unused(self, plan: SteeringPlan) -> None:
+        """ValueError for options that nothing in the plan follows."""
+        if plan.experts:
+            return
+        if self.renormalize:
+            raise ValueError("--renormalize is for the gains of experts, and the plan has none: leave it out")
+        if self.gain != MakePlan.gain or self.top != MakePlan.top or self.min_support != MakePlan.min_support:
+            raise ValueError("--gain, --top and --min-support are for experts, and the plan has none: leave them out")
+        if self.scope and not self.residual:
+            raise ValueError(
+                f"--scope {self.scope} would change nothing: the vectors of {self.start} keep their own, name them again with --residual"
+            )
 
     def _plan(self) -> SteeringPlan:
         sources = {"--scores": self.scores, "--preset": self.preset, "--experts": self.experts, "--start": self.start}
@@ -67,7 +93,7 @@ class MakePlan:
             raise ValueError(f"the presets are {', '.join(PRESETS)}")
         if self.start:
             return self._started(SteeringPlan.load(self.start))
-        scope = self.scope or "all"
+        scope = "all" if self.scope is None else self.scope
         if self.scores:
             from expert_stats import ExpertScores, select_experts
 
@@ -100,15 +126,21 @@ class MakePlan:
         )
 
     def _with_directions(self, plan: SteeringPlan) -> SteeringPlan:
+        """The plan with --residual, and with the model that its directions were made on, where they say it."""
         added = tuple(map(self._direction, self.residual))
         if self.unit != UNITS[0] and not added:
             raise ValueError(f"--unit {self.unit} says how to read --residual, and there is none: give both or neither")
         folder = os.path.realpath(Path(self.out).parent)
         plan = dataclasses.replace(plan, residual=(*plan.residual, *added), base_dir=folder)
+        model = plan.model
         for entry in plan.residual:
             # The folder may not exist yet, and a path through it would lead nowhere.
-            plan.load_shift(dataclasses.replace(entry, file=os.path.normpath(os.path.join(folder, entry.file))))
-        return plan
+            placed = dataclasses.replace(entry, file=os.path.normpath(os.path.join(folder, entry.file)))
+            plan.load_shift(placed)
+            made_on = read_vector(plan.vector_path(placed), placed).header.get("model")
+            if isinstance(made_on, Mapping):
+                model = _same_model(model, made_on, entry.file)
+        return dataclasses.replace(plan, model=model)
 
     def _from_out(self, path: Path) -> str:
         """A path as the plan file will name it: from the plan's own folder, so that both can move together."""
@@ -126,9 +158,12 @@ class MakePlan:
             strength = float(match[3])
         except ValueError:
             raise ValueError(f"the strength {match[3]!r} in {text!r} is not a number") from None
-        return ResidualVector(
-            int(match[1]), self._from_out(Path(match[2])), strength, match[4] or self.scope or "all", self.unit
-        )
+        if Path(match[2]).suffix in (".pt", ".gguf"):
+            raise ValueError(
+                f"{match[2]!r} is of another tool: read it with 'moe-steer convert-direction {match[2]} --out FOLDER' first"
+            )
+        scope = match[4] or ("all" if self.scope is None else self.scope)
+        return ResidualVector(int(match[1]), self._from_out(Path(match[2])), strength, scope, self.unit)
 
     def _by_hand(self, text: str) -> ExpertGain:
         match = re.fullmatch(r"(\d+):(\d+)(?:=(.+))?", text)
@@ -141,3 +176,15 @@ class MakePlan:
         except ValueError:
             raise ValueError(f"the gain {match[3]!r} in {text!r} is not a number") from None
         return ExpertGain(int(match[1]), int(match[2]), gain)
+
+
+def _same_model(model: Mapping[str, Any] | None, other: Mapping[str, Any], file: str) -> Mapping[str, Any]:
+    """What a plan says about its model, from a direction's header where it said nothing; ValueError where they differ."""
+    if model is None:
+        return {key: other[key] for key in (*_COMPARED, "name") if key in other}
+    for key in _COMPARED:
+        if key in model and key in other and model[key] != other[key]:
+            raise ValueError(
+                f"{file} was made on a model with {key} {other[key]!r}, the rest of the plan with {model[key]!r}: a plan is for one model"
+            )
+    return model

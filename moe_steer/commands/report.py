@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -19,8 +20,6 @@ class Report:
 
     def run(self) -> int:
         """Write the pages."""
-        from pathlib import Path
-
         from launch.publish import publish
         from launch.rebuild import findings_of, is_main_job
         from reasoning_evals.grading_pass import grade_run
@@ -29,6 +28,7 @@ class Report:
 
         folder = Path(self.folder)
         if is_main_job(folder):
+            _refuse_other_job(folder)
             print(publish(findings_of(folder)).lstrip())
             return 0
         grade_run(folder)
@@ -37,3 +37,17 @@ class Report:
         write_whole(folder / "report.html", render_html(report))
         print(f"report: {folder / 'report.html'}")
         return 0
+
+
+def _refuse_other_job(folder: Path) -> None:
+    """ValueError for the folder of a job in several steps that is not launch/steer_r1.py."""
+    import dataclasses
+
+    from launch.options import Options
+    from reasoning_evals.run_folder import read_run
+
+    known = {field.name for field in dataclasses.fields(Options)} | {"given_plan"}
+    if set(read_run(folder)["config"]) - known:
+        raise ValueError(
+            f"{folder} is not a folder of launch/steer_r1.py: start its own job again (launch/reduce_overthinking.py) with the same options and --out, it samples nothing and writes the pages again"
+        )

@@ -16,7 +16,7 @@ class FitSAE:
     texts: tuple[str, ...] = ()
     """Plain text files, one text a line."""
     model: str = "lab"
-    """Model folder, hub id, or 'lab' for the embedded model."""
+    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model."""
     layer: int | None = None
     """Decoder layer it belongs to, where its files do not say."""
     site: str | None = None
@@ -51,12 +51,20 @@ class FitSAE:
         from moe_steer.saes import check_fits, load_sae, measure_fit
         from moe_steer.saes.activations import check_sequences, residual_of
 
+        if self.max_tokens < 1:
+            raise ValueError(f"--max-tokens is {self.max_tokens}: give a whole number >= 1")
         sae = load_sae(self.sae, format=self.format, layer=self.layer, site=self.site, k=self.k)
         layer = sae.about.layer
         if layer is None:
             raise ValueError(f"the layer of {self.sae} is not known: give it with --layer")
+        if self.k is not None and sae.k != self.k:
+            raise ValueError(f"--k is {self.k}, and this {sae.kind} SAE does not take it: leave --k out")
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
-        check_fits(sae, model, layer)
+        try:
+            check_fits(sae, model, layer)
+        except ValueError as error:
+            made_for = f"; the SAE is of {sae.about.model_name}" if sae.about.model_name else ""
+            raise ValueError(f"{error}; --model is {self.model}{made_for}") from error
         sequences = at_most(token_sequences(self.traces, self.texts, model, tokenizer), self.max_tokens)
         check_sequences(model, sequences)
         sae = sae.to(device=unwrap(model).get_input_embeddings().weight.device)
@@ -69,10 +77,11 @@ class FitSAE:
         print(str(fit))
         if fit.fraction_variance_unexplained > 0.5:
             print(
-                "WARNING: more than half of the variance is unexplained: the SAE was made for another model, layer or scale",
+                "WARNING: more than half of the variance is unexplained: the SAE is small, little trained, or made for another model, layer or scale",
                 file=sys.stderr,
             )
         if self.json is not None:
             content = {"sae": dataclasses.asdict(about), "model": self.model, "fit": fit.to_dict()}
+            Path(self.json).parent.mkdir(parents=True, exist_ok=True)
             Path(self.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return 0

@@ -24,7 +24,7 @@ class TrainSAE:
     texts: tuple[str, ...] = ()
     """Plain text files, one text a line."""
     model: str = "lab"
-    """Model folder, hub id, or 'lab' for the embedded model."""
+    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model."""
     seed: int = 0
     """Decides the first weights and the order of the activations."""
     batch_size: int = 2048
@@ -50,6 +50,7 @@ class TrainSAE:
         from pathlib import Path
 
         from moe_steer.commands.activation_texts import hold_out, token_sequences
+        from moe_steer.commands.notes import check_folder
         from moe_steer.layers import model_shape
         from moe_steer.loading import load_model
         from moe_steer.saes import SAEAbout, TrainRecipe, measure_fit, save_sae, train_sae
@@ -58,6 +59,12 @@ class TrainSAE:
         from moe_steer.saes.training_progress import TrainingProgress
         from moe_steer.saes.training_state import remember_data
 
+        for name in ("tokens", "save_every", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number >= 1")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise ValueError(f"--learning-rate is {self.learning_rate:g}: give a number above 0, at most 1")
+        check_folder(self.out)
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
         shape = model_shape(model)
         check_layer(shape, self.layer)

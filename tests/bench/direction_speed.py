@@ -1,6 +1,6 @@
 """The statistics pass against the way STA's release goes about it, on the same pairs, with the same vectors at the end.
 
-    .venv/bin/python tests/bench/direction_speed.py            about 4 minutes on one thread
+    .venv/bin/python tests/bench/direction_speed.py            about 8 minutes on one thread
     .venv/bin/python tests/bench/direction_speed.py --quick    fewer pairs and repeats
 
 The released way, written down again: one answer at a time, prompt included, in float32; a forward of the whole network
@@ -242,7 +242,7 @@ def main() -> None:
         model = shape.model()
         for layers in (shape.layers[2:3], shape.layers):
             for answer in ANSWERS:
-                print(row(shape, model, layers, answer, 3 if options.quick else 5), flush=True)
+                print(row(shape, model, layers, answer, 3 if options.quick or shape is SMALL else 5), flush=True)
 
 
 if __name__ == "__main__":

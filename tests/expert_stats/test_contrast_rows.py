@@ -54,7 +54,7 @@ def test_a_shared_prompt_changes_nothing_in_any_family(name: str, monkeypatch: p
 
 def test_pairs_are_packed_and_every_answer_is_blind_to_the_other() -> None:
     alone, first, second = packed(PAIRS)
-    assert [row.prefix for row in (alone, first, second)] == [0, 8, 6]  # 30 stands behind the last mark of 1a
+    assert [row.prefix for row in (alone, first, second)] == [0, 8, 8]  # 30 is common as well
     assert (first.needed, first.saved, first.starts()) == (5 + 2 + 8, 8, [8, 13])
     call = arguments([first, alone], torch.device("cpu"), torch.float32)
     assert call["input_ids"][0].tolist() == [*PROMPT, 20, 21, 22, 23, 24, 40, 41]
@@ -87,8 +87,8 @@ def test_every_mark_finds_its_token(common: list[int], own: list[list[int]], dat
     assert sorted(item.name for item in where.members) == sorted(item.name for item in items)
     assert sum(row.needed for row in rows) == sum(item.needed for item in items) - sum(row.saved for row in rows)
     if "position_ids" in call:
-        positions = [position for item in where.members for position in item.positive]
-        assert call["position_ids"][where.row_T, where.slot_T].tolist() == positions
+        places = [position for item in where.members for position in item.positive]
+        assert call["position_ids"][where.row_T, where.slot_T].tolist() == places
 
 
 def test_little_in_common_and_very_long_rows_stay_apart() -> None:

@@ -8,6 +8,8 @@ def test_defaults() -> None:
     assert (options.folder, options.num_samples, options.token_limit, options.size("test")) == ("runs/lab", 4, 256, 240)
     quick = Options(quick=True, greedy=True)
     assert (quick.folder, quick.num_samples, quick.size("test")) == ("runs/lab-quick-greedy", 1, 48)
+    dense = Options(model="lab-dense", plan="p.json")
+    assert (dense.folder, dense.token_limit, dense.rows) == ("runs/lab-dense", 384, 256)
     real = Options(model="deepseek-ai/DeepSeek-R1", problems="aime2024", preset="rice-r1-math", samples=16)
     assert (real.folder, real.num_samples, real.token_limit, real.size("test")) == ("runs/DeepSeek-R1", 16, 32768, None)
 

@@ -73,8 +73,10 @@ def test_a_single_setting_needs_no_tuning_and_methods_are_chosen_apart() -> None
 
 
 def test_budgets_are_quantiles_of_the_unsteered_lengths() -> None:
-    assert [one.budget for one in budget_settings(list(range(1, 101)), (0.5, 0.85))] == [51, 86]
+    assert [one.budget for one in budget_settings(list(range(1, 101)), (0.5, 0.85))] == [86, 51]
     assert [one.budget for one in budget_settings([7, 7, 7], (0.5, 0.85))] == [7]
+    with pytest.raises(ValueError, match="no unsteered answer with a thought is right"):
+        budget_settings([], (0.5,))
 
 
 def test_every_layer_and_strength_of_a_direction_is_a_setting() -> None:
@@ -100,6 +102,11 @@ def test_every_layer_and_strength_of_a_direction_is_a_setting() -> None:
         ({"budgets": (1.5,)}, "budgets are \\[1.5\\]: give quantiles between 0 and 1"),
         ({"samples_identification": 1}, "pairs of answers need at least 2"),
         ({"margin": -1}, "margin is -1"),
+        ({"margin": float("nan")}, "margin is nan"),
+        ({"strengths": (float("inf"),)}, "strengths are \\[inf\\]"),
+        ({"keep": 0.0}, "keep is 0.0: give a share above 0, at most 1"),
+        ({"methods": ("caa",), "sae": "folder"}, "--sae is for atom, sae, sta, and none is asked for"),
+        ({"sae_layer": 3}, "--sae-layer 3 says where the SAE of --sae belongs"),
         ({"concise_prompt": "  "}, "concise_prompt is empty"),
     ],
 )

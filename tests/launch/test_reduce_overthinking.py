@@ -33,7 +33,18 @@ SMALL = [
     "--samples-tuning",
     "1",
 ]
-SMALL += ["--samples", "1", "--batch-size", "32", "--strengths", "0.1", "--decision-strengths", "0.2", "--budgets", "0.5"]
+SMALL += [
+    "--samples",
+    "1",
+    "--batch-size",
+    "32",
+    "--strengths",
+    "0.1",
+    "--decision-strengths",
+    "0.2",
+    "--budgets",
+    "0.5",
+]
 MOE = [*SMALL, "--model", "lab", "--layers", "2", "--methods", "caa", "decision", "budget"]
 
 
@@ -87,6 +98,15 @@ def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> N
     assert main([*SMALL, "--layers", "3", "--samples-identification", "2", "--out", str(finished)]) == 0
     assert {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")} == before
     assert (finished / "results.json").read_bytes() == results
+
+
+def test_the_pages_are_not_written_by_another_jobs_code(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from moe_steer.cli import main as moe_steer
+
+    assert moe_steer(["report", str(finished)]) == 1
+    error = capsys.readouterr().err
+    assert "start its own job again (launch/reduce_overthinking.py)" in error
+    assert error.count("\n") == 1
 
 
 def test_a_folder_of_other_options_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

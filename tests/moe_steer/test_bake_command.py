@@ -232,3 +232,13 @@ def test_a_gguf_bake_speaks_of_options_when_it_refuses(tmp_path: Path, capsys: p
     out = capsys.readouterr().out
     assert "undo: unbake restores the original from the kept file m.gguf.steering.undo" in out
     assert out.endswith(f"next: moe-steer verify --baked {source}\n")
+
+
+def test_an_embedded_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moe_steer.commands.bake import model_folder
+    from moe_steer.lab import EMBEDDED
+
+    monkeypatch.chdir(tmp_path)
+    assert {name: model_folder(name) for name in EMBEDDED} == {name: str(path) for name, path in EMBEDDED.items()}
+    (tmp_path / "lab-dense").mkdir()
+    assert model_folder("lab-dense") == "lab-dense", "a folder of that name comes first"

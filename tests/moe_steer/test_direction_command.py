@@ -133,6 +133,36 @@ def test_a_direction_goes_through_the_other_formats(tmp_path: Path, capsys: pyte
             ["--contrast", "decisions", "--traces", "t", "--layers", "1", "1"],
             r"--layers is [1, 1]: give distinct layers",
         ),
+        (["--contrast", "answers", "--pairs", "p", "--traces", "t"], "reads --pairs and not --traces"),
+        (["--contrast", "answers", "--pairs", "p", "--keep", "0.1"], "--keep goes with --method sta"),
+        (["--contrast", "answers", "--pairs", "p", "--atom", "1"], "--atom goes with --method single_atom"),
+        (["--contrast", "answers", "--pairs", "p", "--switch-words", "So"], "--switch-words goes with --contrast dec"),
+        (["--contrast", "answers", "--pairs", "p", "--first-tokens", "0"], "--first-tokens is 0: give a whole number"),
+        (["--contrast", "answers", "--pairs", "p", "--method", "caa", "caa"], "give at least one, and each once"),
+        (["--contrast", "answers", "--pairs", "p", "--tokens-per-batch", "0"], "--tokens-per-batch is 0"),
+        (["--contrast", "decisions", "--traces", "t", "--chat"], "--chat is for questions"),
+        (["--contrast", "decisions", "--traces", "t", "--switch-words", " "], "give at least one word, and no empty"),
+        (
+            ["--contrast", "answers", "--pairs", "p", "--sae", "s", "--method", "sta", "--keep", "2"],
+            "--keep is 2: give a share from 0 to 1",
+        ),
+        (
+            [
+                "--contrast",
+                "answers",
+                "--pairs",
+                "p",
+                "--sae",
+                "s",
+                "--method",
+                "sta",
+                "--keep",
+                "0.1",
+                "--trim",
+                "0.1",
+            ],
+            "--keep, --trim and --num-atoms all say how many atoms",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_written(
@@ -181,3 +211,48 @@ def test_conversions_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixtur
         == 1
     )
     assert "two of the files would both become caa-L2" in capsys.readouterr().err
+    capsys.readouterr()
+    one = str(tmp_path / "a.safetensors")
+    for arguments, message in (
+        ([], "there is nothing to convert: give files"),
+        ([one, "--layer", "1"], "--layer is for .pt files"),
+        ([one, str(tmp_path / "b.safetensors"), "--to", "easyedit"], "two of the files would both become layer_2"),
+    ):
+        assert main(["convert-direction", *arguments, "--out", str(tmp_path / "d")]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["convert-direction", one, "--out", one]) == 1
+    assert "is a file: name a folder" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+    torch.save(torch.ones(8), tmp_path / "layer_4.pt")
+    assert main(["convert-direction", str(tmp_path / "layer_4.pt"), "--layer", "2", "--out", str(tmp_path / "d")]) == 1
+    assert "--layer is 2 and the name of" in capsys.readouterr().err
+    (tmp_path / "layer_4.pt").rename(tmp_path / "plain.pt")
+    assert main(["convert-direction", str(tmp_path / "plain.pt"), "--out", str(tmp_path / "d")]) == 1
+    assert "does not say its layer as layer_20.pt does: give --layer" in capsys.readouterr().err
+
+
+def test_two_directions_of_a_layer_are_summed_in_a_control_vector_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        Direction(vector_D=torch.ones(8), layer=2, method="caa").save(tmp_path / f"{name}.safetensors")
+    files = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
+    assert main(["convert-direction", *files, "--to", "gguf", "--out", str(tmp_path / "cv.gguf")]) == 0
+    assert "layers 2, layer 2 the sum of 2 files; use: " in capsys.readouterr().out
+
+
+def test_warnings_are_one_line_each(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": "1 + 1 =", "matching": "2", "not_matching": right} for right in ("", "Wait, no.")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["direction", "--contrast", "answers", "--pairs", str(tmp_path / "pairs.jsonl"), "--layers", "2"]
+    assert main([*given, "--out", str(tmp_path / "d")]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "NOTE: 1 pairs are left out: one of their sides holds no tokens\n"
+    assert "next: moe-steer plan --residual 2:" in shown.out
+
+
+def test_pairs_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pairs.csv").write_bytes(b"\xff\xfe\x00abc")
+    given = ["direction", "--contrast", "answers", "--pairs", str(tmp_path / "pairs.csv"), "--layers", "2"]
+    assert main([*given, "--out", str(tmp_path / "d")]) == 1
+    assert "is no text in UTF-8" in capsys.readouterr().err

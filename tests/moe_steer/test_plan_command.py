@@ -40,7 +40,7 @@ def test_directions_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert plan.load_shift(first).tolist() == [0.5] * 4
     out = capsys.readouterr().out
     assert "layer  20 vector ../made/d.safetensors strength 0.5 scope step_end:paragraph" in out
-    assert "0 experts, 2 vectors, scope after:8" in out
+    assert out.splitlines()[-1] == "wrote plans/p.json: 0 experts, 2 vectors"
 
 
 def test_directions_beside_experts_and_added_to_a_plan(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +81,10 @@ def test_directions_beside_experts_and_added_to_a_plan(here: Path, capsys: pytes
         (["--experts", "1:2", "--unit", "residual_norm"], "says how to read --residual, and there is none"),
         (["--experts", "1:2", "--start", "a.json"], "give exactly one of --scores, --preset and --experts"),
         (["--start", "a.json"], "no plan file at 'a.json'"),
+        (["--residual", "3:plain.safetensors=1", "--scope", ""], "scope '' is unknown"),
+        (["--residual", "3:plain.safetensors=1", "--gain", "3"], "--gain, --top and --min-support are for experts"),
+        (["--residual", "3:plain.safetensors=1", "--renormalize"], "--renormalize is for the gains of experts"),
+        (["--residual", "3:layer_3.pt=1"], "read it with 'moe-steer convert-direction layer_3.pt --out FOLDER' first"),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -91,3 +95,31 @@ def test_wrong_input_is_one_line(
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (here / "p.json").exists()
+
+
+def test_a_scope_that_no_entry_would_follow_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--out", "a.json", "--residual", "3:plain.safetensors=1"]) == 0
+    assert main(["plan", "--out", "b.json", "--start", "a.json", "--scope", "answer"]) == 1
+    assert "--scope answer would change nothing: the vectors of a.json keep their own" in capsys.readouterr().err
+    assert not (here / "b.json").exists()
+
+
+def test_strength_zero_is_written_and_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--out", "a.json", "--residual", "3:plain.safetensors=0"]) == 0
+    shown = capsys.readouterr()
+    assert "strength 0 scope all (adds nothing)" in shown.out
+    assert "NOTE: the plan changes nothing" in shown.err
+
+
+def test_the_plan_says_which_model_its_directions_were_made_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("qwen2", "llama"):
+        model = {"model_type": kind, "num_layers": 5, "num_experts": 0, "name": kind, "hidden_size": 4, "top_k": 0}
+        head = {"direction": json.dumps({"layer": 2, "site": "residual", "model": model})}
+        save_file({"vector": torch.ones(4)}, here / f"{kind}.safetensors", head)
+    assert main(["plan", "--out", "a.json", "--residual", "2:qwen2.safetensors=1", "3:plain.safetensors=1"]) == 0
+    expected = {"model_type": "qwen2", "num_layers": 5, "num_experts": 0, "name": "qwen2"}
+    assert SteeringPlan.load("a.json").model == expected
+    assert main(["plan", "--out", "b.json", "--residual", "2:qwen2.safetensors=1", "2:llama.safetensors=1"]) == 1
+    assert "llama.safetensors was made on a model with model_type 'llama'" in capsys.readouterr().err
+    assert main(["plan", "--out", ".", "--residual", "2:qwen2.safetensors=1"]) == 1
+    assert "--out . is a folder: name the plan file in it" in capsys.readouterr().err

@@ -56,6 +56,10 @@ def test_trained_measured_and_continued(texts: Path, tmp_path: Path, capsys: pyt
     assert "holds a training on another model, layer, texts or batches" in capsys.readouterr().err
     assert main(["sae-fit", "--sae", str(out), "--texts", str(texts), "--layer", "2"]) == 1
     assert "belongs to layer 1, not 2" in capsys.readouterr().err
+    assert main(["sae-fit", "--sae", str(out), "--texts", str(texts), "--k", "3"]) == 1
+    assert "--k is 3, and this jumprelu SAE does not take it" in capsys.readouterr().err
+    assert main(["sae-fit", "--sae", str(out), "--texts", str(texts), "--max-tokens", "0"]) == 1
+    assert "--max-tokens is 0" in capsys.readouterr().err
 
 
 def test_a_foreign_sae_is_warned_about_or_refused(
@@ -82,7 +86,9 @@ def test_a_foreign_sae_is_warned_about_or_refused(
         (["--layer", "9"], "layer 9 does not exist"),
         (["--k", "97"], "k is 97 and width 96"),
         (["--texts", "none.txt"], "the texts 'none.txt' cannot be read"),
-        (["--tokens", "0"], "steps is 0"),
+        (["--tokens", "0"], "--tokens is 0: give a whole number >= 1"),
+        (["--save-every", "0"], "--save-every is 0"),
+        (["--learning-rate", "-1"], "--learning-rate is -1: give a number above 0"),
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_written(
