@@ -82,7 +82,8 @@ def efficiency(
     """Judge an arm of graded samples by length and by accuracy.
 
     "Held" means that the 95% interval of the paired accuracy difference stays above -``margin``; "lost" that it stays below 0;
-    "not settled" is neither. The interval of the length must exclude 1 for shorter or longer.
+    "not settled" is neither. Where no problem changed at all, the interval has no width: then the 95% bound on the share of problems that
+    may change, 1 - 0.05^(1/n), takes its place (100 problems or more can hold 3 points). The interval of the length must exclude 1 for shorter or longer.
     """
     a_P, b_P = (_tokens_by_problem(rows, name) for name in (baseline, arm))
     ratio = paired_ratio(a_P, b_P)
@@ -93,7 +94,10 @@ def efficiency(
     elif accuracy.high < 0:
         verdict = SHORTER_LOST
     else:
-        verdict = SHORTER_HELD if accuracy.low > -margin else SHORTER_OPEN
+        low = accuracy.low
+        if accuracy.high == low:  # no problem changed: that says little about few problems
+            low = accuracy.mean - (1 - 0.05 ** (1 / len(a_P)))
+        verdict = SHORTER_HELD if low > -margin else SHORTER_OPEN
     sentence = (
         f"{arm}: {verdict}. Thinking tokens {percent_change(ratio.value)} ({percent_change(ratio.low)} to "
         f"{percent_change(ratio.high)}), accuracy {points(accuracy.mean)} points ({points(accuracy.low)} to "

@@ -91,6 +91,17 @@ def test_verdicts(factor: float, broken: int, word: str) -> None:
     assert found.sentence.startswith(f"x: {word}. Thinking tokens {percent_change(found.tokens.value)} (")
 
 
+@pytest.mark.parametrize(("num", "word"), [(20, "shorter, accuracy not settled"), (200, "shorter, accuracy held")])
+def test_no_change_on_few_problems_settles_nothing(num: int, word: str) -> None:
+    """1 - 0.05^(1/20) = 13.9 points, 1 - 0.05^(1/200) = 1.5 points."""
+    correct = [i % 5 > 0 for i in range(num)]
+    rows = rows_of("baseline", [100 + i % 7 for i in range(num)], correct)
+    rows += rows_of("x", [50 + i % 5 for i in range(num)], correct)
+    found = efficiency("x", rows, compare_arms(rows).pair("baseline", "x").accuracy)
+    assert found.accuracy.low == found.accuracy.high == 0
+    assert found.verdict == word
+
+
 def test_repetition_and_loops() -> None:
     rows = rows_of("baseline", [40, 40], [True, False]) + rows_of("x", [40, 40], [True, True])
     arm = compare_arms(rows).arm("baseline")
