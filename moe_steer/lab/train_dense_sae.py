@@ -46,7 +46,7 @@ class Options:
     """Decoder layer whose output is read."""
     width: int = 2048
     k: int = 24
-    steps: int = 1500
+    steps: int = 1200
     batch_size: int = 2048
     samples: int = 8000
     """Written solutions that activations are taken from."""
