@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from launch.failure import end_with_the_launcher, what_to_say
 
 _WAIT_SECONDS = 3600.0
 """How long a rank waits for another before it takes it for dead: one may sample long while another has finished its share."""
+_STORE_STAYS = 1.0
+"""Seconds that rank 0 outlives its failure: ranks that fail at the same moment ask its store who speaks."""
 
 
 @dataclass(frozen=True)
@@ -121,4 +124,6 @@ def leave(code: int) -> NoReturn:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
+    if code and os.environ.get("RANK") == "0":
+        time.sleep(_STORE_STAYS)
     os._exit(code)

@@ -12,6 +12,7 @@ import torch
 from moe_steer.backends import BACKENDS
 from moe_steer.backends.checkpoint import is_fp8
 from moe_steer.backends.choose import refusal
+from moe_steer.backends.layout import local_ranks
 from moe_steer.backends.shards import shard_of
 from moe_steer.backends.skeleton import skeleton
 from moe_steer.backends.tp_ep import parallel_rules
@@ -102,9 +103,8 @@ def available_bytes(world_size: int) -> tuple[int, str]:
 
 def host_bytes(world_size: int) -> int:
     """CPU memory of this machine that one of its ranks may fill."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(total * GPU_SHARE) // max(1, local)
+    return int(total * GPU_SHARE) // local_ranks(world_size)
 
 
 def gib(number: int) -> str:

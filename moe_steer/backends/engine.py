@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,48 +15,16 @@ KEEP_WHOLE_BELOW = 100_000
 """Parameters of fewer elements stay whole on every rank (norms, biases, routers of small models): gathering them costs more."""
 
 
-_BUFFERS = 5
-"""Shards that are on their way from NVMe at once."""
-
-
-def zero3_section(offload: str, largest: int = 0) -> dict[str, Any]:
-    """The ``zero_optimization`` section: shards at rest, one layer at a time whole; ``offload`` as in ``Wanted``; ``largest``: elements
-    of the largest shard of a parameter, which must fit into a buffer on its way from NVMe."""
+def zero3_section(offload_param: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The ``zero_optimization`` section: shards at rest, one layer at a time whole; ``offload_param``: where shards rest, if not
+    on the device."""
     section: dict[str, Any] = {
         "stage": 3,
         "stage3_param_persistence_threshold": KEEP_WHOLE_BELOW,
         "stage3_prefetch_bucket_size": GATHER_AHEAD,
         "stage3_max_reuse_distance": 0,
     }
-    if offload == "cpu":
-        section["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    elif offload:
-        folder = Path(offload)
-        if not folder.is_dir():
-            raise ValueError(
-                f"offload names no folder: {offload!r}: give 'cpu' or an existing folder on a local NVMe disk"
-            )
-        _refuse_without_async_io()
-        section["offload_param"] = {
-            "device": "nvme",
-            "nvme_path": str(folder),
-            "buffer_count": _BUFFERS,
-            "buffer_size": max(largest, 1_000_000),
-        }
-    return section
-
-
-def _refuse_without_async_io() -> None:
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    missing = [name for name, there in (("g++", shutil.which("g++")), ("ninja", shutil.which("ninja"))) if not there]
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        missing.insert(0, "libaio-dev")
-    if missing:
-        raise ValueError(
-            f"offload to NVMe needs DeepSpeed's operator async_io, which is compiled here: {', '.join(missing)} missing; "
-            "install it, or use offload 'cpu'"
-        )
+    return section if offload_param is None else {**section, "offload_param": offload_param}
 
 
 def settings(dtype: torch.dtype, **sections: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,11 @@ class Layout:
     def writes(self) -> bool:
         """Whether what this rank sampled and counted goes into the results: exactly once over all ranks."""
         return self.rank == 0 or not self.same_tokens
+
+
+def local_ranks(world_size: int) -> int:
+    """How many of a run's ranks are on this machine: what the launcher says, else all."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size))
 
 
 def layout_of(model: Any) -> Layout:

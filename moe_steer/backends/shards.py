@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from moe_steer.backends.engine import KEEP_WHOLE_BELOW
+from moe_steer.backends.offload import BUFFERS, SMALLEST
 from moe_steer.backends.tp_ep import parallel_rules
 
 
@@ -52,9 +53,18 @@ def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "")
     loading = weights + _COPIES * _read_at_once(model, world_size, experts)
     if cut_by_expert:  # DeepSpeed gathers a layer's experts to hand them out
         loading = max(loading, weights + (_COPIES + 1) * _largest(model))
+    if offload == "cpu":
+        return Shard(gathered, gathered, host=weights, loading=loading)
     if offload:
-        return Shard(gathered, gathered, host=weights if offload == "cpu" else 0, loading=loading)
+        host = _beside_nvme(model, world_size)
+        return Shard(gathered, gathered, host=host, loading=host + loading - weights)
     return Shard(weights, gathered, loading=loading)
+
+
+def _beside_nvme(model: nn.Module, world_size: int) -> int:
+    """Bytes of a rank's shard that stay in memory when the rest lies on NVMe, and of the buffers between."""
+    parts = [-(-parameter.numel() // world_size) * parameter.element_size() for parameter in model.parameters()]
+    return _buffers(model) + sum(part for part in parts if part < SMALLEST) + BUFFERS * max(parts)
 
 
 def _read_at_once(model: Any, world_size: int, experts: set[str]) -> int:

@@ -31,12 +31,11 @@ def cut_while_reading(settings: dict[str, Any]) -> Iterator[None]:
     from transformers.core_model_loading import WeightConverter
 
     cutter = deepspeed.zero.Init(config_dict_or_path=settings)
-    to_nvme = str(settings["zero_optimization"].get("offload_param", {}).get("device")) == "nvme"
     set_whole, convert_all = core_model_loading.set_param_for_module, WeightConverter.convert
     own: set[str] = set()
 
     def convert(self: Any, layer_name: str, model: Any = None, *rest: Any, **named: Any) -> dict[str, Any]:
-        mine = not to_nvme and _keep_own_experts(self, model.get_parameter_or_buffer(layer_name))
+        mine = _keep_own_experts(self, model.get_parameter_or_buffer(layer_name))
         found = convert_all(self, layer_name, model, *rest, **named)
         if mine:
             own.update(found)
@@ -92,19 +91,33 @@ def _keep_own_experts(converter: Any, whole: Tensor) -> bool:
 
 def _cut_already(cutter: Any, shape: torch.Size, part: Tensor) -> nn.Parameter:
     """A parameter of ``shape`` as ZeRO-3 leaves it, of which this rank holds ``part``: its share in memory order."""
+    from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
     from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus
 
     nothing = torch.empty(1, dtype=part.dtype, device=cutter.local_device)
     parameter: Any = nn.Parameter(nothing.expand(shape), requires_grad=part.is_floating_point())
     cutter._convert_to_deepspeed_param(parameter)
-    kept: Any = part.detach().flatten().to(cutter.local_device if parameter.ds_persist else cutter.remote_device)
-    if cutter.pin_memory and kept.device.type == "cpu":
-        kept = kept.pin_memory()
+    disk = None if parameter.ds_persist else cutter.param_swapper
+    if disk is not None and not disk.swappable_tensor(numel=part.numel()):
+        disk = None
+    kept: Any
+    if disk is not None:
+        buffer = disk.get_buffer(parameter, part.numel())
+        buffer.copy_(part.detach().flatten())
+        kept = torch.empty(0, dtype=part.dtype)
+        kept.data = buffer
+    else:
+        rest = "cpu" if cutter.param_swapper is not None else cutter.remote_device
+        kept = part.detach().flatten().to(cutter.local_device if parameter.ds_persist else rest)
+        if cutter.pin_memory and kept.device.type == "cpu":
+            kept = kept.pin_memory()
     parameter.ds_tensor = kept
     kept.ds_numel = kept.numel()
     kept.status = PartitionedParamStatus.AVAILABLE
-    kept.final_location = None
+    kept.final_location = OffloadDeviceEnum.nvme if disk is not None else None
     parameter.ds_numel_aligned = shape.numel()
+    if disk is not None:
+        disk.swap_out_and_release([parameter])
     parameter.partition()  # the part is there: lets go of the rest
     parameter._is_hf_initialized = True
     return parameter

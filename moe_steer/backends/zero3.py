@@ -7,11 +7,14 @@ CPU memory or on NVMe. Every rank has tokens of its own, but all must run the sa
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from typing import Any
 
-from moe_steer.backends import engine
+import torch
+
+from moe_steer.backends import engine, offload
 from moe_steer.backends.checkpoint import Wanted, dequantised, stored_dtype, torch_dtype
-from moe_steer.backends.layout import Layout
+from moe_steer.backends.layout import Layout, local_ranks
 from moe_steer.backends.skeleton import skeleton
 from moe_steer.backends.streaming import cut_while_reading
 
@@ -26,16 +29,24 @@ def load_with(wanted: Wanted, layout: Layout, more: dict[str, Any]) -> tuple[Any
     config = wanted.config()
     dtype = stored_dtype(config) if wanted.dtype == "auto" else torch_dtype(wanted.dtype)
     assert not isinstance(dtype, str)
-    largest = _largest_shard(config, layout.world_size) if wanted.offload not in ("", "cpu") else 0
-    settings = engine.settings(dtype, zero_optimization=engine.zero3_section(wanted.offload, largest), **more)
+    rest = _rest(wanted, config, dtype, layout.world_size)
+    settings = engine.settings(dtype, zero_optimization=engine.zero3_section(rest), **more)
     with cut_while_reading(settings):
         model = wanted.model(**dequantised(config))
+    if rest and "nvme_path" in rest:
+        weakref.finalize(model, offload.delete, rest["nvme_path"])
     started = engine.start(model, settings)
     return started.module, dataclasses.replace(layout, in_step=True, engine=started)
 
 
-def _largest_shard(config: Any, world_size: int) -> int:
-    return max(-(-parameter.numel() // world_size) for parameter in skeleton(config, "bfloat16").parameters())
+def _rest(wanted: Wanted, config: Any, dtype: torch.dtype, world_size: int) -> dict[str, Any] | None:
+    """Where shards rest; None: on the device."""
+    if not wanted.offload:
+        return None
+    if wanted.offload == "cpu":
+        return offload.in_cpu_memory()
+    parts = [-(-parameter.numel() // world_size) for parameter in skeleton(config, "bfloat16").parameters()]
+    return offload.on_nvme(wanted.offload, parts, dtype, local_ranks(world_size))
 
 
 def refusal(config: Any, world_size: int) -> str:

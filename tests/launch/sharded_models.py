@@ -82,6 +82,8 @@ MID = {
     "vocab_size": 4000,
 }
 """About 110 million parameters, 430 MiB: large enough to see what loading takes."""
+WIDE = {**_DEEPSEEK, "hidden_size": 256, "moe_intermediate_size": 128}
+"""Stacked experts of 2 and 4 MiB, so that half of one is enough for a file on NVMe."""
 PRESET_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("deepseek_v2", {**_DEEPSEEK, "topk_method": "group_limited_greedy", "n_shared_experts": 1}),
     "mixtral": ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2, "num_key_value_heads": 2}),
@@ -105,7 +107,9 @@ def save_checkpoint(name: str, folder: Path) -> Path:
     target = folder / name
     if (target / "tokenizer.json").exists():
         return target
-    model_type, overrides = {**CONFIGS, **PRESET_CONFIGS, "mid": ("deepseek_v3", MID)}[name]
+    model_type, overrides = {**CONFIGS, **PRESET_CONFIGS, "mid": ("deepseek_v3", MID), "wide": ("deepseek_v3", WIDE)}[
+        name
+    ]
     torch.manual_seed(0)
     config = CONFIG_MAPPING[model_type](**{**_BASE, **overrides})
     model = randomise(

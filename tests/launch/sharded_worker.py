@@ -1,12 +1,13 @@
 """What every rank does in tests/launch/test_sharded_*.py: load under a backend, compare with one unsharded process, write down.
 
-Usage: sharded_worker.py OUT FOLDER backend:model backend:model ...
+Usage: sharded_worker.py OUT FOLDER backend:model backend+cpu:model backend+nvme:model ...
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,14 @@ def compare(backend: str, name: str, folder: Path, ranks: Ranks) -> dict[str, An
     """Everything the tests look at, as JSON values."""
     checkpoint = folder / name
     reference, tokenizer = load_model(checkpoint, backend="plain")
-    model, _ = load_model(checkpoint, backend=backend)
+    backend, _, place = backend.partition("+")
+    (folder / "disk").mkdir(exist_ok=True)
+    model, _ = load_model(checkpoint, backend=backend, offload=str(folder / "disk") if place == "nvme" else place)
     layout = layout_of(model)
     plan = agree_on_plan(plan_for(reference, folder) if ranks.is_main else None, ranks)
     result: dict[str, Any] = {"same_tokens": layout.same_tokens, "share": layout.share, "digest": plan.digest()}
     result["bytes"] = held_bytes(model)
+    result["files"] = sum(path.stat().st_size for path in (folder / "disk").glob(f"zero3-*-{os.getpid()}-*/**/*.swp"))
     result["shape_equal"] = model_shape(model).to_dict() == model_shape(reference).to_dict()
     ids = torch.randint(2, 90, (2, 11), generator=torch.Generator().manual_seed(1 + layout.share[0]))
     mask = torch.ones_like(ids)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.cpp_extension import get_default_build_root
 
 from rank_processes import ROOT, run_ranks
 from sharded_models import CONFIGS, PRESET_CONFIGS
 
 WORKER = ROOT / "tests" / "launch" / "sharded_worker.py"
 BACKENDS = ("tp_ep", "autoep", "autoep_zero3", "zero3")
-FAST = [*(f"{backend}:deepseek_v3" for backend in BACKENDS), "tp_ep:qwen3_moe", "autoep:qwen3_moe"]
+ASYNC_IO = [*Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()).glob("**/async_io/*.so")]
+OFFLOADED = ["zero3+cpu:wide", *(["zero3+nvme:wide"] if ASYNC_IO else [])]
+FAST = [*(f"{backend}:deepseek_v3" for backend in BACKENDS), "tp_ep:qwen3_moe", "autoep:qwen3_moe", *OFFLOADED]
 REFUSED = {
     f"{backend}:{model}": f"AutoEP has no preset for {CONFIGS[model][0]}"
     for backend in ("autoep", "autoep_zero3")
@@ -55,7 +59,7 @@ def check(case: str, ranks: list[dict[str, Any]]) -> None:
         return
     assert all("refused" not in result for result in results), results
     backend, _, model = case.partition(":")
-    limit = 0.0 if backend == "zero3" else 1e-5
+    limit = 0.0 if backend.startswith("zero3") else 1e-5
     for result in results:
         assert result["shape_equal"]
         assert result["plain"] <= limit
@@ -78,6 +82,14 @@ def check(case: str, ranks: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("case", FAST)
 def test_two_ranks_equal_one_process(case: str, fast: list[dict[str, Any]]) -> None:
     check(case, fast)
+
+
+@pytest.mark.skipif(not ASYNC_IO, reason="DeepSpeed's operator async_io takes minutes to compile, and has not been")
+def test_what_is_sent_to_nvme_lies_there_while_it_is_used(fast: list[dict[str, Any]]) -> None:
+    experts = 2 * 16 * 3 * 256 * 128 * 4  # two layers of experts in float32
+    assert all(rank["zero3+nvme:wide"]["files"] == experts // 2 for rank in fast)
+    assert all(rank["zero3+nvme:wide"]["bytes"] < rank["zero3+cpu:wide"]["bytes"] - 0.9 * experts // 2 for rank in fast)
+    assert not any(rank["zero3+cpu:wide"]["files"] for rank in fast)
 
 
 @pytest.mark.slow

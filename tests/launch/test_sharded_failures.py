@@ -74,6 +74,7 @@ def test_a_rank_that_fails_ends_the_run_and_the_first_cause_is_said_once(mode: s
     assert text.count(SAID[mode]) == 1, text[-3000:]
     assert text.count("job: ") == 1
     assert "Traceback" not in text
+    assert mode == "kill" or "frame #" not in text
     if mode != "refuse":
         assert ended - float((tmp_path / "failed_at").read_text()) < 30
         assert (tmp_path / "kept.jsonl").read_text() == "a finished sample\n"
