@@ -12,6 +12,7 @@ from typing import Any
 from moe_steer.backends import engine, zero3
 from moe_steer.backends.checkpoint import Wanted, dequantised
 from moe_steer.backends.layout import Layout
+from moe_steer.backends.streaming import own_experts_while_reading
 
 PRESETS = {
     "deepseek_v2": "deepseek_v2",
@@ -24,9 +25,10 @@ PRESETS = {
 
 
 def load(wanted: Wanted, layout: Layout) -> tuple[Any, Layout]:
-    """Experts cut, everything else whole. Each rank first holds the whole model in CPU memory: DeepSpeed cuts it there."""
+    """Experts cut, everything else whole. Of experts a rank reads its own; DeepSpeed then takes them layer by layer."""
     config = wanted.config()
-    model = wanted.model(**dequantised(config))
+    with own_experts_while_reading():
+        model = wanted.model(**dequantised(config))
     settings = engine.settings(model.dtype, **expert_section(config, layout.world_size))
     started = engine.start(model, settings)
     return started.module, dataclasses.replace(layout, in_step=True, engine=started)

@@ -41,7 +41,11 @@ def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "")
         held = sum(
             p.numel() * p.element_size() // world_size for name, p in model.named_parameters() if name in experts
         )
-        return Shard(rest + held + _buffers(model), loading=whole)
+        weights = rest + held + _buffers(model)
+        return Shard(
+            weights,
+            loading=weights + _COPIES * max(_largest(model) // world_size, _read_at_once(model, world_size, experts)),
+        )
     cut_by_expert = experts if backend == "autoep_zero3" else set()
     weights = _buffers(model)
     for name, parameter in model.named_parameters():

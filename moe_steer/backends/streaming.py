@@ -3,11 +3,12 @@
 transformers 5.22 under its own ZeRO-3 switch first puts the experts of all layers together, on every rank, and reads an FP8
 checkpoint whole. Its ordinary way of loading makes one parameter after the other (experts stacked, FP8 blocks expanded, names
 translated) and sets it in a model that has no weights yet: here each is handed to DeepSpeed at that moment. Of stacked experts,
-which are nearly all of a large model, a rank reads only those that its shard holds.
+which are nearly all of a large model, a rank reads only those that its shard holds; so it does for DeepSpeed's AutoEP.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,14 +54,55 @@ def cut_while_reading(settings: dict[str, Any]) -> Iterator[None]:
         if parameter is not None and not parameter.is_meta:
             cutter._convert_to_zero_parameters([parameter])
 
-    before = os.environ.get(_SEQUENTIAL)
-    os.environ[_SEQUENTIAL] = "1"  # the library's threads would read far ahead, up to the whole checkpoint
     core_model_loading.set_param_for_module = set_and_cut  # type: ignore[assignment]
+    try:
+        with _one_after_the_other(convert):
+            yield
+    finally:
+        core_model_loading.set_param_for_module = set_whole
+
+
+@contextmanager
+def own_experts_while_reading() -> Iterator[None]:
+    """While it lasts, of stacked experts ``from_pretrained`` reads this rank's; the others are zeros that take no memory.
+
+    For what then cuts them itself, as DeepSpeed's AutoEP does: rank r of n has experts r * E / n and on.
+    """
+    from transformers.core_model_loading import WeightConverter
+
+    convert_all = WeightConverter.convert
+
+    def convert(self: Any, layer_name: str, model: Any = None, *rest: Any, **named: Any) -> dict[str, Any]:
+        whole = model.get_parameter_or_buffer(layer_name)
+        mine = _keep_own_experts(self, whole)
+        found = convert_all(self, layer_name, model, *rest, **named)
+        return {name: _among_zeros(part, whole.shape) for name, part in found.items()} if mine else found
+
+    with _one_after_the_other(convert):
+        yield
+
+
+def _among_zeros(part: Any, shape: torch.Size) -> Tensor:
+    """This rank's experts at their place in a tensor of ``shape``, whose other pages nobody writes: they stay virtual."""
+    part = part[0] if isinstance(part, list) else part
+    pages = mmap.mmap(-1, shape.numel() * part.element_size())
+    whole = torch.frombuffer(pages, dtype=part.dtype).view(shape)
+    first = dist.get_rank() * part.shape[0]
+    whole[first : first + part.shape[0]] = part
+    return whole
+
+
+@contextmanager
+def _one_after_the_other(convert: Any) -> Iterator[None]:
+    """Conversions by ``convert``; the library's threads would read far ahead, up to the whole checkpoint."""
+    from transformers.core_model_loading import WeightConverter
+
+    before, convert_all = os.environ.get(_SEQUENTIAL), WeightConverter.convert
+    os.environ[_SEQUENTIAL] = "1"
     WeightConverter.convert = convert  # type: ignore[method-assign]
     try:
         yield
     finally:
-        core_model_loading.set_param_for_module = set_whole
         WeightConverter.convert = convert_all  # type: ignore[method-assign]
         if before is None:
             del os.environ[_SEQUENTIAL]

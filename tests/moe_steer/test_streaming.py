@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import core_model_loading
 from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose, WeightConverter
 
 from moe_steer.backends.engine import settings, zero3_section
-from moe_steer.backends.streaming import _keep_own_experts, cut_while_reading
+from moe_steer.backends.streaming import _among_zeros, _keep_own_experts, cut_while_reading, own_experts_while_reading
 
 E, F, D = 6, 4, 3
 
@@ -63,6 +64,40 @@ def test_other_conversions_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
         before = [len(items) for items in odd.collected_tensors.values()]
         assert not _keep_own_experts(odd, whole)
         assert [len(items) for items in odd.collected_tensors.values()] == before
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_own_experts_lie_among_zeros_at_their_place(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = torch.nn.Module()
+    holder.gate_up = torch.nn.Parameter(torch.empty(E, 2 * F, D, device="meta"))
+    vars(holder)["get_parameter_or_buffer"] = holder.get_parameter  # as transformers' models have it
+    whole = converter(MergeModulelist(dim=0), Concatenate(dim=1)).convert("gate_up")["experts.gate_up"]
+    pieces = []
+    for rank in range(number):
+        ranks(monkeypatch, rank, number)
+        made = converter(MergeModulelist(dim=0), Concatenate(dim=1))
+        with own_experts_while_reading():
+            found = made.convert("gate_up", holder)["experts.gate_up"]
+        own = slice(rank * E // number, (rank + 1) * E // number)
+        assert torch.equal(found[own], whole[own])
+        assert found[own].count_nonzero() == found.count_nonzero()
+        pieces.append(found)
+    assert torch.equal(sum(pieces[1:], pieces[0]), whole)
+
+
+def test_the_zeros_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks(monkeypatch, 1, 4)
+    before = resident_bytes()
+    whole = _among_zeros(torch.ones(1, 16, 2**20), torch.Size([4, 16, 2**20]))
+    assert whole.numel() * 4 == 2**28
+    assert resident_bytes() - before < 2**27 + 2**22  # the part twice: as made here, and in its place
+    assert whole[1].all()
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is not a file's pages."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssShmem")))
 
 
 @pytest.fixture
