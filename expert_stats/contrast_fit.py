@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from expert_stats.contrast_sequences import MarkedSequence, batches, padded
+from expert_stats.contrast_sequences import MarkedSequence, batches, padded, tokens_of_a_forward
 from moe_steer.backends.layout import layout_of
 from moe_steer.layers import decoder, unwrap
 from moe_steer.observe import observe_residual
@@ -24,7 +24,7 @@ def measure_contrast_fit(
     sae: SAE,
     *,
     max_tokens: int = 4096,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
 ) -> SAEFit:
     """``measure_fit`` over the marked tokens of the first sequences at one layer, about ``max_tokens`` of them.
 
@@ -41,11 +41,13 @@ def measure_contrast_fit(
     return measure_fit(sae, _marked_tokens(model, chosen, layer, batch_tokens))
 
 
-def _marked_tokens(model: Any, sequences: Sequence[MarkedSequence], layer: int, batch_tokens: int) -> Iterator[Tensor]:
+def _marked_tokens(
+    model: Any, sequences: Sequence[MarkedSequence], layer: int, batch_tokens: int | None
+) -> Iterator[Tensor]:
     body = decoder(model)
     device = unwrap(model).get_input_embeddings().weight.device
     seen: list[Tensor] = []
-    for batch in batches(sequences, batch_tokens):
+    for batch in batches(sequences, tokens_of_a_forward(batch_tokens, device)):
         with (
             torch.no_grad(),
             observe_residual(

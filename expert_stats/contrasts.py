@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from expert_stats.contrast_rows import Marks, Row, arguments, can_share, marks, packed
-from expert_stats.contrast_sequences import MarkedSequence, batches, check_sequences, whole_pairs
+from expert_stats.contrast_sequences import (
+    MarkedSequence,
+    batches,
+    check_sequences,
+    tokens_of_a_forward,
+    whole_pairs,
+)
 from moe_steer.backends.layout import layout_of
 from moe_steer.directions.accumulate import Accumulator
 from moe_steer.directions.contrast import HASH_MODULUS, Contrast, describe_sae
@@ -32,7 +38,7 @@ def collect_contrast(
     *,
     saes: Mapping[int, SAE] | None = None,
     weight: str = "sample",
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     second_moments: bool = False,
     notes: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -44,7 +50,7 @@ def collect_contrast(
     once, where the model can do that (see ``can_share``). Works on dense and mixture-of-experts models.
     ``saes``: also measure the atoms of these layers, over the marked tokens alone and chunk by chunk; memory grows with
     the number of atoms, never with the number of samples. ``weight``: "sample" counts every sequence's side once,
-    "token" every token. ``second_moments``: also what ``pca`` needs, D x D numbers a side. ``notes``: goes into the
+    "token" every token. ``batch_tokens``: of one forward, padding included; default ``tokens_of_a_forward``. ``second_moments``: also what ``pca`` needs, D x D numbers a side. ``notes``: goes into the
     header of every direction. ``progress(done, of)``: after every batch, in sequences. The result depends on the
     batches only by rounding.
 
@@ -63,14 +69,14 @@ def collect_contrast(
     rows = packed(kept)
     if any(row.saved for row in rows) and not can_share(model, rows, max(layers)):
         rows = [Row((item,)) for item in kept]
-    todo = list(batches(rows, batch_tokens, keep_pairs=pairing))
+    inner, body = unwrap(model), decoder(model)
+    embeddings = inner.get_input_embeddings().weight
+    todo = list(batches(rows, tokens_of_a_forward(batch_tokens, embeddings.device), keep_pairs=pairing))
     if not todo:
         raise ValueError("no sequence marks a position: there is nothing to contrast")
     sums = {
         layer: _LayerSums(shape.hidden_size, weight, saes.get(layer), second_moments, pairing) for layer in set(layers)
     }
-    inner, body = unwrap(model), decoder(model)
-    embeddings = inner.get_input_embeddings().weight
     stop = not layout_of(model).in_step  # ranks that keep one another company expect whole forwards
     done = 0
     with torch.no_grad(), _evaluating(inner):

@@ -5,10 +5,10 @@
 
 The released way, written down again: one answer at a time, prompt included, in float32; a forward of the whole network
 with the SAE spliced in at the layer (encoded and decoded at every token), head over all tokens and loss included, keeps
-the mean activations of the answer and of the question; a second one, without the SAE, keeps the mean residual stream for
-CAA. That makes four whole forwards a pair at batch 1, for one layer a run; the N x F means are stacked at the end. It is
-called on the same transformers model, so what the release loses to the library that it hooks models with is not counted.
-Ours: one batched pass up to the layer, every prompt once for both answers, no head, atoms of answer tokens alone, sums;
+the mean activations of the answer and of the question, for one layer a run; another one, without SAEs, keeps the mean
+residual stream of every layer for CAA. That makes four whole forwards a pair at batch 1 for one layer, ten for four; the
+N x F means are stacked at the end. It is called on the same transformers model, so what the release loses to the library
+that it hooks models with is not counted. Ours: one batched pass up to the layer, every prompt once for both answers, no head, atoms of answer tokens alone, sums;
 and the same pass serves several layers.
 
 Two shapes, random weights: the embedded dense model and a decoder of 24 million parameters. Prompts of 30-100 tokens, 8
@@ -26,6 +26,7 @@ the two ways are the same computation is therefore settled once more in float64,
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
 import random
@@ -33,6 +34,7 @@ import statistics
 import subprocess
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +49,7 @@ from moe_steer.saes.sae import SAEAbout
 
 KEEP = 0.35
 PROMPT = (30, 100)
+SIDES = ("positive", "negative")
 ANSWERS = ((4, 12), (40, 160))
 
 
@@ -71,7 +74,7 @@ class Shape:
         answers = sum(len(item.positive + item.negative) for item in sequences)
         once = answers + (tokens - answers) // 2
         whole = self.num_layers * one_layer + self.width * self.vocab
-        released = len(layers) * tokens * (2 * whole + 2 * encode)
+        released = tokens * ((len(layers) + 1) * whole + len(layers) * 2 * encode)
         return released / (once * (max(layers) + 1) * one_layer + len(layers) * answers * encode)
 
     def model(self) -> Any:
@@ -128,45 +131,63 @@ def pairs(number: int, prompt: tuple[int, int], answer: tuple[int, int], vocab: 
     return found
 
 
-def released_way(model: Any, sequences: list[MarkedSequence], layer: int, sae: SAE) -> tuple[Tensor, Tensor]:
-    """(CAA vector, STA vector) after four whole forwards a pair."""
-    acts: dict[str, list[Tensor]] = {"positive": [], "negative": []}
-    hidden: dict[str, list[Tensor]] = {"positive": [], "negative": []}
-    seen: list[Tensor] = []
+def released_way(model: Any, sequences: list[MarkedSequence], saes: dict[int, SAE]) -> list[tuple[Tensor, Tensor]]:
+    """(CAA vector, STA vector) for every layer: two whole forwards a pair for each layer's atoms, and two for CAA."""
+    watchers = dict.fromkeys(saes, _watch)
+    hidden = _answer_means(model, sequences, watchers)
+    found = []
+    for layer, sae in saes.items():
+        acts = _answer_means(model, sequences, {layer: functools.partial(_splice, sae)})
+        p_NF, n_NF = (torch.stack(acts[side, layer]) for side in SIDES)
+        caa_D = (torch.stack(hidden["positive", layer]) - torch.stack(hidden["negative", layer])).mean(0)
+        amplitude_F = (p_NF - n_NF).mean(0)
+        kept_F = select_released(amplitude_F, (p_NF > 0).sum(0) - (n_NF > 0).sum(0), KEEP).kept_F
+        vector_D = torch.where(kept_F, amplitude_F, 0) @ sae.W_dec_FD
+        found.append((caa_D, vector_D * caa_D.norm() / vector_D.norm()))
+    return found
 
-    def splice(_: Any, __: Any, output: Any) -> Any:
-        h = output[0] if isinstance(output, tuple) else output
-        acts_TF = sae.encode(h[0])
-        seen.append(acts_TF)
-        rebuilt = sae.decode(acts_TF)[None]
-        return (rebuilt, *output[1:]) if isinstance(output, tuple) else rebuilt
 
-    def watch(_: Any, __: Any, output: Any) -> None:
-        seen.append((output[0] if isinstance(output, tuple) else output)[0])
+def _watch(h_TD: Tensor) -> tuple[Tensor, Tensor]:
+    return h_TD, h_TD
 
-    for hook, kept in ((splice, acts), (watch, hidden)):
-        handle = model.model.layers[layer].register_forward_hook(hook)
-        for item in sequences:
-            side = "positive" if item.positive else "negative"
-            ids = torch.tensor([item.token_ids])
-            logits = model(ids, use_cache=False).logits
-            torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
-            states_T = seen.pop()
-            start = min(item.positive + item.negative)
+
+def _splice(sae: SAE, h_TD: Tensor) -> tuple[Tensor, Tensor]:
+    acts_TF = sae.encode(h_TD)
+    return acts_TF, sae.decode(acts_TF)
+
+
+def _answer_means(
+    model: Any, sequences: list[MarkedSequence], at: dict[int, Callable[[Tensor], tuple[Tensor, Tensor]]]
+) -> dict[tuple[str, int], list[Tensor]]:
+    """(side, layer) -> of every sequence, the mean over its answer of what ``at[layer]`` sees there, which also says what
+    the layer hands on."""
+    means: dict[tuple[str, int], list[Tensor]] = {(side, layer): [] for side in SIDES for layer in at}
+    seen: dict[int, Tensor] = {}
+
+    def hook_of(layer: int) -> Callable[[Any, Any, Any], Any]:
+        def hook(_: Any, __: Any, output: Any) -> Any:
+            seen[layer], passed_on = at[layer]((output[0] if isinstance(output, tuple) else output)[0])
+            return (passed_on[None], *output[1:]) if isinstance(output, tuple) else passed_on[None]
+
+        return hook
+
+    handles = [model.model.layers[layer].register_forward_hook(hook_of(layer)) for layer in at]
+    for item in sequences:
+        ids = torch.tensor([item.token_ids])
+        logits = model(ids, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
+        start = min(item.positive + item.negative)
+        for layer, states_T in seen.items():
             states_T[:start].mean(0)  # of the question: computed, never used
-            kept[side].append(states_T[start:].mean(0))
+            means["positive" if item.positive else "negative", layer].append(states_T[start:].mean(0))
+    for handle in handles:
         handle.remove()
-    p_NF, n_NF = (torch.stack(acts[side]) for side in ("positive", "negative"))
-    caa_D = (torch.stack(hidden["positive"]) - torch.stack(hidden["negative"])).mean(0)
-    amplitude_F = (p_NF - n_NF).mean(0)
-    kept_F = select_released(amplitude_F, (p_NF > 0).sum(0) - (n_NF > 0).sum(0), KEEP).kept_F
-    vector_D = torch.where(kept_F, amplitude_F, 0) @ sae.W_dec_FD
-    return caa_D, vector_D * caa_D.norm() / vector_D.norm()
+    return means
 
 
 def our_way(model: Any, sequences: list[MarkedSequence], saes: dict[int, SAE]) -> list[tuple[Tensor, Tensor]]:
     """The same two vectors for every layer."""
-    contrasts = collect_contrast(model, sequences, list(saes), saes=saes, batch_tokens=1024)
+    contrasts = collect_contrast(model, sequences, list(saes), saes=saes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DirectionWarning)
         return [
@@ -194,7 +215,7 @@ def row(shape: Shape, model: Any, layers: tuple[int, ...], answer: tuple[int, in
     seconds: dict[str, list[float]] = {"released": [], "ours": []}
     for repeat in range(repeats + 1):
         start = time.process_time()
-        theirs = [released_way(model, sequences, layer, sae) for layer, sae in saes.items()]
+        theirs = released_way(model, sequences, saes)
         between = time.process_time()
         mine = our_way(model, sequences, saes)
         if repeat:  # the first round warms up
@@ -205,12 +226,7 @@ def row(shape: Shape, model: Any, layers: tuple[int, ...], answer: tuple[int, in
     caa_apart, sta_apart = apart(mine, theirs)
     exact_saes = {layer: sae.to(dtype=torch.float64) for layer, sae in saes.items()}
     model.double()
-    exact = max(
-        apart(
-            our_way(model, sequences, exact_saes),
-            [released_way(model, sequences, layer, sae) for layer, sae in exact_saes.items()],
-        )
-    )
+    exact = max(apart(our_way(model, sequences, exact_saes), released_way(model, sequences, exact_saes)))
     model.float()
     tokens = sum(len(item.token_ids) for item in sequences)
     released_s, ours_s = (statistics.median(seconds[name]) for name in ("released", "ours"))
