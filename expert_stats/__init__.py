@@ -1,7 +1,8 @@
 """Measures routing: which experts fire at reasoning markers, how sure that is, and which ones to steer."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moe_steer.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from expert_stats.collect import collect_counts
@@ -65,9 +66,4 @@ __all__ = [
     "write_traces",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use, so that reading counts does not import transformers."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'expert_stats' has no attribute {name!r}")
-    return getattr(import_module(f"expert_stats.{_HOME[name]}"), name)
+__getattr__ = lazy_exports(__name__, _HOME)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from expert_stats.uncertainty import rank_agreement, top_overlap
+from moe_steer.write_aside import write_text
 
 Array = np.ndarray[Any, Any]
 
@@ -163,14 +164,7 @@ class ExpertScores:
             "stability": {key: None if np.isnan(value) else value for key, value in self.stability.items()},
             "tables": {name: _listed(getattr(self, name)) for name in _TABLES},
         }
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            aside.write_text(json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n", encoding="utf-8")
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_text(path, json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ExpertScores:

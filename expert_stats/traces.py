@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_steer.write_aside import written_aside
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -98,16 +100,9 @@ def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
     """
     traces = list(traces)
     check_traces(traces)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            for trace in traces:
-                file.write(json.dumps(dataclasses.asdict(trace), separators=(",", ":")) + "\n")
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+        for trace in traces:
+            file.write(json.dumps(dataclasses.asdict(trace), separators=(",", ":")) + "\n")
 
 
 def read_traces(path: str | os.PathLike[str], *, strict: bool = False) -> list[Trace]:

@@ -13,17 +13,30 @@ Exit code 0: done; 1: the work failed, one line says why; 2: wrong usage.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from launch.arm_specs import BASELINE, BuiltArm, Words, build_arm, check_arms, load_plans
 from launch.options import Options
 from launch.ranks import Ranks, leave
+from launch.shared_options import (
+    Backend,
+    DataDir,
+    Dtype,
+    Greedy,
+    LocalRank,
+    MaxNewTokens,
+    Out,
+    Revision,
+    StrictArms,
+    Temperature,
+    TopP,
+    TrustRemoteCode,
+    check_num_problems,
+    load_asked,
+)
 from launch.start import start
 from reasoning_evals.decoding.ban import NOWAIT_WORDS
 from reasoning_evals.prompt_arms import THINKING_PROMPT
@@ -42,50 +55,38 @@ class EvaluateOptions:
     """Model folder, hub id, or 'lab' or 'lab-dense' for an embedded model."""
     problems: str = "lab"
     """A JSONL file of problems, or the name of a task."""
-    data_dir: str | None = None
-    """Folder or file with the task's data, instead of the hub."""
+    data_dir: DataDir = None
     num_problems: int | None = None
     """The first so many problems; default all of a file or task, 240 of the lab."""
     samples: int = 4
     """Samples a problem and arm."""
-    greedy: bool = False
-    """One greedy answer a problem instead of samples."""
+    greedy: Greedy = False
     switch_words: tuple[str, ...] = ("Alternatively",)
     """Words that tip penalises."""
     ban_words: tuple[str, ...] = NOWAIT_WORDS
     """Words that nowait bans."""
     thinking_prompt: str = THINKING_PROMPT
     """Text of prompt-before and prompt-after."""
-    out: str | None = None
-    """Folder of the run; default runs/NAME."""
+    out: Out = None
     name: str | None = None
     """Name of the run; default the model's name with -evaluate."""
     seed: int = 0
     """Decides the samples, and the problems of the lab."""
-    temperature: float = 0.6
-    """Divides the logits."""
-    top_p: float = 0.95
-    """Smallest set of tokens with at least this probability."""
-    max_new_tokens: int | None = None
-    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."""
+    temperature: Temperature = 0.6
+    top_p: TopP = 0.95
+    max_new_tokens: MaxNewTokens = None
     batch_size: int = 64
     """Samples decoded together."""
-    backend: str = "auto"
-    """How the model is held; see moe_steer.load_model."""
-    dtype: str = "auto"
-    """Precision: auto (as stored), float32, bfloat16 or float16."""
-    revision: str | None = None
-    """Revision of a hub model."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
-    strict: bool = False
-    """Fail when an arm changed nothing at all."""
-    local_rank: Annotated[int, tyro.conf.arg(help="Given by the launcher.")] = 0
+    backend: Backend = "auto"
+    dtype: Dtype = "auto"
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
+    strict: StrictArms = False
+    local_rank: LocalRank = 0
 
     def __post_init__(self) -> None:
         check_arms(self.arms)
-        if self.num_problems is not None and self.num_problems < 2:
-            raise ValueError(f"num_problems is {self.num_problems}: give at least 2, a comparison needs them")
+        check_num_problems(self.num_problems)
         for field in ("switch_words", "ban_words"):
             if not getattr(self, field) or not all(word.strip() for word in getattr(self, field)):
                 raise ValueError(f"{field} are {list(getattr(self, field))}: give at least one word, and no empty one")
@@ -103,9 +104,7 @@ class EvaluateOptions:
 
     def job(self) -> Options:
         """The same settings as the main job's, where it has them; ValueError as there."""
-        shared = {field.name for field in dataclasses.fields(Options)} & {f.name for f in dataclasses.fields(self)}
-        values = {name: getattr(self, name) for name in shared} | {"name": self.name or self._default_name}
-        return Options(**values | {"samples": None if self.greedy else self.samples})
+        return Options.like(self, name=self.name or self._default_name, samples=None if self.greedy else self.samples)
 
     @property
     def _default_name(self) -> str:
@@ -121,7 +120,6 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     """Sample every arm, grade, compare, report, in the folder of the options."""
     from launch.sharded import record_start
     from launch.steps import Bench
-    from moe_steer import load_model
     from reasoning_evals import load_task
 
     plans = load_plans(options.arms)
@@ -129,13 +127,7 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
         problems = load_task("lab", split="test", num=options.num_problems or LAB_PROBLEMS, seed=options.seed)
     else:
         problems = load_task(options.problems, data_dir=options.data_dir)[: options.num_problems]
-    model, tokenizer = load_model(
-        options.model,
-        options.backend,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
+    model, tokenizer = load_asked(options)
     words = Words(options.switch_words, options.ban_words, options.thinking_prompt)
     built = [build_arm(word, model, tokenizer, plans.get(word), words) for word in options.arms]
     built = [one._replace(arm=_with_revision(one.arm, options.revision)) for one in built]
@@ -155,15 +147,14 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
 
 def publish(options: EvaluateOptions, built: Sequence[BuiltArm], rows: Sequence[Any], folder: Path) -> list[str]:
     """Write results.json, report.md and report.html, print the summary; returns what is said about arms without effect."""
+    from launch.firing import silent_arms
+    from launch.results_file import write_results
     from reasoning_evals import compare_arms
-    from reasoning_evals.audit_rows import read_audit
-    from reasoning_evals.report import build_report, render_html, render_markdown
-    from reasoning_evals.run_folder import write_whole
+    from reasoning_evals.report import build_report, write_pages
 
     reference = built[options.reference].arm.name
     comparison = compare_arms(rows, baseline=reference)
-    firing = read_audit(folder)
-    silent = silent_arms(built, reference, folder, firing)
+    silent = silent_arms({one.arm.name: one.plan for one in built}, reference, folder)
     sentences = [pair.sentence for pair in comparison.pairs]
     results: dict[str, Any] = {
         "version": 1,
@@ -173,8 +164,7 @@ def publish(options: EvaluateOptions, built: Sequence[BuiltArm], rows: Sequence[
         "warnings": silent,
         "comparison": comparison.to_dict(),
     }
-    text = json.dumps(results, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(folder / "results.json", text)
+    write_results(folder, results)
     job = options.job()
     rule = "greedy" if job.greedy else f"temperature {job.temperature:g}, top-p {job.top_p:g}"
     facts = {
@@ -184,8 +174,7 @@ def publish(options: EvaluateOptions, built: Sequence[BuiltArm], rows: Sequence[
         **{f"Warning {number}": warning for number, warning in enumerate(silent, 1)},
     }
     report = build_report(folder, comparison, title=f"Ways to control the reasoning of {options.model}", facts=facts)
-    write_whole(folder / "report.md", render_markdown(report))
-    write_whole(folder / "report.html", render_html(report))
+    write_pages(report, folder)
     print()
     for arm in comparison.arms:
         tokens = f"  {arm.thinking_tokens.mean:8.1f} thinking tokens" if arm.thinking_tokens else ""
@@ -194,24 +183,6 @@ def publish(options: EvaluateOptions, built: Sequence[BuiltArm], rows: Sequence[
     print("\n".join([*sentences, *(f"WARNING: {warning}" for warning in silent)]))
     print(f"report: {folder / 'report.html'}")
     return silent
-
-
-def silent_arms(built: Sequence[BuiltArm], reference: str, folder: Path, firing: Any) -> list[str]:
-    """One sentence for every arm that did nothing: its plan never fired, or every sample equals the reference's."""
-    from launch.firing import nothing_fired
-    from reasoning_evals.run_folder import read_generations
-
-    samples: dict[str, dict[tuple[str, int], int]] = {one.arm.name: {} for one in built}
-    for item in read_generations(folder):
-        samples[item.arm][item.problem_id, item.sample_idx] = hash((item.prompt, item.token_ids))
-    found = []
-    for one in built:
-        name = one.arm.name
-        if one.plan and (problem := nothing_fired(one.plan, firing.get(name, []))):
-            found.append(f"{name}: {problem}")
-        elif name != reference and samples[name] == samples[reference]:
-            found.append(f"{name}: every sample equals the one of {reference}, token by token; the arm changed nothing")
-    return found
 
 
 def _with_revision(arm: Any, revision: str | None) -> Any:

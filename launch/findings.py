@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from expert_stats import ExpertScores
 from launch.firing import nothing_fired
 from launch.options import Options
+from launch.results_file import write_results
 from launch.rounding import rounded
 from launch.steps import gain_name, num_correct
 from moe_steer import SteeringPlan
@@ -86,13 +86,10 @@ class Findings:
 
     def write(self) -> None:
         """results.json, plan.json and placebo.json in the folder."""
-        from reasoning_evals.run_folder import write_whole
-
         self.plan.save(self.folder / "plan.json")
         if self.placebo:
             self.placebo.save(self.folder / "placebo.json")
-        text = json.dumps(self.results(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        write_whole(self.folder / "results.json", text)
+        write_results(self.folder, self.results())
 
     def _tuning_note(self) -> Tuning | None:
         if not self.tuning:

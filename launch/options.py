@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
+from launch.shared_options import (
+    ELSEWHERE,
+    DataDir,
+    Dtype,
+    Greedy,
+    LocalRank,
+    MaxNewTokens,
+    Out,
+    Revision,
+    Temperature,
+    TopP,
+    TrustRemoteCode,
+    check_counts,
+    config_of,
+)
 from moe_steer.lab import EMBEDDED
 from moe_steer.scopes import parse_scope
 
@@ -30,22 +44,19 @@ class Options:
     """Model folder, hub id, or 'lab' or 'lab-dense' for an embedded model (lab-dense: with --plan)."""
     problems: str = "lab"
     """A JSONL file of problems, or the name of a task."""
-    data_dir: str | None = None
-    """Folder or file with the task's data, instead of the hub."""
+    data_dir: DataDir = None
     plan: str | None = None
     """Use this plan file instead of finding experts."""
     preset: str | None = None
     """Use published experts, for example rice-r1-math, instead of finding experts."""
-    out: str | None = None
-    """Folder of the run; default runs/NAME."""
+    out: Out = None
     name: str | None = None
     """Name of the run; default the model's name, with -quick and -greedy where asked."""
     seed: int = 0
     """Decides problems, samples and the placebo."""
     quick: bool = False
     """Every step on few problems, in under a minute on the lab model."""
-    greedy: bool = False
-    """One greedy answer a problem instead of samples."""
+    greedy: Greedy = False
     samples: int | None = None
     """Samples a test problem and arm; default 4, with --quick 2."""
     num_identification: int | None = None
@@ -69,24 +80,18 @@ class Options:
     """What each marker counts for, as NAME=NUMBER; default <think>=1 </think>=-1 Alternatively=-1, others 0."""
     min_support: int | None = None
     """Least number of joint selections at <think>; default a tenth of the traces."""
-    temperature: float = 0.6
-    """Divides the logits."""
-    top_p: float = 0.95
-    """Smallest set of tokens with at least this probability."""
-    max_new_tokens: int | None = None
-    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."""
+    temperature: Temperature = 0.6
+    top_p: TopP = 0.95
+    max_new_tokens: MaxNewTokens = None
     batch_size: int | None = None
     """Samples decoded together; default 256 for lab and lab-dense, 64 else. Part of the run's identity: it decides the last bits."""
     backend: str = "auto"
     """How the model is held; see moe_steer.load_model. A run may go on under another backend and on other ranks."""
     offload: str = ""
     """For --backend zero3: where shards rest, 'cpu' or a folder on a local NVMe disk."""
-    dtype: str = "auto"
-    """Precision: auto (as stored), float32, bfloat16 or float16."""
-    revision: str | None = None
-    """Revision of a hub model."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
+    dtype: Dtype = "auto"
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
     strict: bool = False
     """Fail when a plan changed nothing in a whole arm."""
     dry_run: bool = False
@@ -95,7 +100,7 @@ class Options:
     """With --dry-run: so many GPUs instead of those of this start."""
     gpu_gib: float | None = None
     """With --dry-run: memory of one of them in GiB, as its maker states it."""
-    local_rank: Annotated[int, tyro.conf.arg(help="Given by the launcher.")] = 0
+    local_rank: LocalRank = 0
 
     def __post_init__(self) -> None:
         parse_scope(self.scope)
@@ -107,10 +112,9 @@ class Options:
             raise ValueError(f"gains are {list(self.gains)}: give numbers >= 0 other than 1 (1 is the baseline)")
         if len(set(self.gains)) != len(self.gains):
             raise ValueError(f"gains {list(self.gains)} hold a number twice")
-        for field in ("samples", "num_identification", "num_tuning", "num_test", "top", "max_new_tokens", "batch_size"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} is {value}: give a whole number >= 1")
+        check_counts(
+            self, ("samples", "num_identification", "num_tuning", "num_test", "top", "max_new_tokens", "batch_size")
+        )
         if (self.gpus is not None or self.gpu_gib is not None) and not self.dry_run:
             raise ValueError(
                 "--gpus and --gpu-gib describe a machine for --dry-run: give --dry-run too, or leave them out"
@@ -121,6 +125,12 @@ class Options:
             raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib:g}: give positive numbers")
         if self.greedy and self.samples not in (None, 1):
             raise ValueError(f"--greedy gives the same answer every time: leave --samples {self.samples} out")
+
+    @classmethod
+    def like(cls, options: Any, **changes: Any) -> Options:
+        """Another job's options as this one's, where both have them, but for the ``changes``; ValueError as here."""
+        both = {one.name for one in dataclasses.fields(cls)} & {one.name for one in dataclasses.fields(options)}
+        return cls(**{name: getattr(options, name) for name in both} | changes)
 
     @property
     def is_lab(self) -> bool:
@@ -171,9 +181,4 @@ class Options:
 
     def config(self) -> dict[str, Any]:
         """What decides the results: everything but where they are written, and on how many ranks and how spread they are made."""
-        left_out = {"out", "name", "local_rank", "strict", "backend", "offload", "dry_run", "gpus", "gpu_gib"}
-        return {key: _plain(value) for key, value in self.__dict__.items() if key not in left_out}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+        return config_of(self, ELSEWHERE | {"offload", "dry_run", "gpus", "gpu_gib"})

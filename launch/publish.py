@@ -9,8 +9,8 @@ from pathlib import Path
 from expert_stats.plots import DosePoint, dose_response, heat_map, rank_stability
 from launch.findings import Findings, sweep_points
 from reasoning_evals.compare import Comparison
-from reasoning_evals.report import build_report, render_html, render_markdown
-from reasoning_evals.run_folder import read_run, write_whole
+from reasoning_evals.report import build_report, write_pages
+from reasoning_evals.run_folder import read_run
 
 
 def publish(findings: Findings) -> str:
@@ -27,8 +27,7 @@ def publish(findings: Findings) -> str:
     )
     run = read_run(folder)
     report = dataclasses.replace(report, run=run | {"config": {"options": run["config"], "test": report.run["config"]}})
-    write_whole(folder / "report.md", render_markdown(report))
-    write_whole(folder / "report.html", render_html(report))
+    write_pages(report, folder)
     return summary(findings)
 
 

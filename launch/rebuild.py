@@ -1,28 +1,46 @@
-"""A finished main job, read back from its folder."""
+"""The pages of a finished job of several steps, written again from its folder, without a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from expert_stats import ExpertScores
 from launch.findings import Findings
 from launch.options import Options
+from launch.stored_options import options_from, stored_config
 from moe_steer import SteeringPlan
 from reasoning_evals.grading_pass import GradeRow, grade_run
-from reasoning_evals.run_folder import read_run
+
+# An option that no other job has.
+_MAIN, _OVERTHINKING, _SAFETY = "gains", "decision_strengths", "attack_tokens"
 
 
-def is_main_job(folder: Path) -> bool:
-    """Whether the folder is one of ``launch/steer_r1.py``."""
-    return (folder / "test" / "run.json").is_file()
+def rebuild(folder: Path) -> str | None:
+    """Grade again, write results.json and the pages; returns the summary, or None for a folder of anything else.
+
+    ValueError for a folder without run.json, and for a job that is not finished.
+    """
+    config = stored_config(folder)
+    if _MAIN in config:
+        from launch.publish import publish
+
+        return publish(findings_of(folder))
+    if _OVERTHINKING in config:
+        from launch.overthinking import findings as overthinking
+        from launch.overthinking.rebuild import findings_of as overthinking_findings
+
+        return overthinking.publish(overthinking_findings(folder))
+    if _SAFETY in config:
+        from launch.safety_experiment import report as safety
+        from launch.safety_experiment.rebuild import findings_of as safety_findings
+
+        return safety.publish(safety_findings(folder))
+    return None
 
 
 def findings_of(folder: Path) -> Findings:
-    """Grade again and collect what the steps left; ValueError when the job is not finished."""
-    config: dict[str, Any] = {key: value for key, value in read_run(folder)["config"].items() if key != "given_plan"}
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    options = Options(**values)
+    """What the steps of a main job left; ValueError when it is not finished."""
+    options = options_from(stored_config(folder), Options, ["given_plan"])
     if not (folder / "plan.json").is_file():
         raise ValueError(f"{folder} holds an unfinished job: start launch/steer_r1.py again, it continues where it was")
     placebo = folder / "placebo.json"

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.overthinking.options import METHODS, RESIDUAL_METHODS, SAE_METHODS, OverthinkingOptions
+from launch.overthinking.options import METHODS, RESIDUAL_METHODS, SAE_METHODS, OverthinkingOptions, methods_of
 from launch.ranks import Ranks, leave
+from launch.shared_options import load_asked
 from launch.start import start
 
 if TYPE_CHECKING:
@@ -38,22 +39,15 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     from launch.problem_sets import problem_sets
     from launch.sharded import record_start, refuse_different
     from launch.steps import Bench
-    from moe_steer import load_model
     from moe_steer.layers import model_shape
     from reasoning_evals.run_folder import open_run
 
     job = options.job()
     sets = problem_sets(job)
-    model, tokenizer = load_model(
-        options.model,
-        options.backend,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
+    model, tokenizer = load_asked(options)
     layers = options.tried_layers(model_shape(model).num_layers)
     sae = read_sae(options, model)
-    methods, left_out = methods_of(options, sae)
+    methods, left_out = methods_of(options, sae is not None)
     folder = Path(job.folder)
     if ranks.is_main:
         open_run(folder, options.config() | {"sae": sae.about.sha256 if sae else None})
@@ -69,17 +63,12 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     ranks.say(f"2/4  directions at layers {', '.join(map(str, layers))}")
     files = make_directions(bench, found, [m for m in methods if m in RESIDUAL_METHODS], layers, sae, options)
     refuse_different("the directions", files_digest(folder / FOLDER, files), ranks)
-    settings = trying.direction_settings(files, options)
-    if "budget" in methods:
-        lengths = [row.thinking_tokens for row in found if row.correct and row.thinking_tokens is not None]
-        settings += trying.budget_settings(lengths, options.tried_budgets)
+    settings = trying.all_settings(methods, files, found, options)
     ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing among {len(settings)} settings")
     arms = [bench.arm(trying.BASELINE)]
     arms += [trying.build(setting, setting.label, bench, options, folder / FOLDER) for setting in settings]
     tuning = bench.sample("tuning", arms, sets.tuning, 1 if options.greedy else options.samples_tuning)
-    untuned = [trying.Setting(method=m, label=m) for m in methods if m in ("concise-prompt", "nowait")]
-    choices = trying.choose([*settings, *untuned], tuning, options.margin)
-    choices = {method: choices[method] for method in methods}
+    choices = trying.choices_of(methods, settings, tuning, options.margin)
     arms = [bench.arm(trying.BASELINE)]
     arms += [trying.build(one.setting, name, bench, options, folder / FOLDER) for name, one in choices.items()]
     k = job.num_samples
@@ -117,17 +106,6 @@ def read_sae(options: OverthinkingOptions, model: Any) -> SAE | None:
         raise ValueError(f"{path} does not say which layer its SAE reads: give --sae-layer")
     check_fits(sae, model, layer)
     return load_sae(path, layer=layer)
-
-
-def methods_of(options: OverthinkingOptions, sae: SAE | None) -> tuple[list[str], list[str]]:
-    """The methods that take part, and a sentence about those that cannot."""
-    if options.methods is not None:
-        return list(options.methods), []
-    if sae is not None:
-        return list(METHODS), []
-    missing = ", ".join(method for method in METHODS if method in SAE_METHODS)
-    why = f"{missing} take no part: no SAE for {options.model} is given (--sae; 'moe-steer train-sae' makes one)"
-    return [method for method in METHODS if method not in SAE_METHODS], [why]
 
 
 def _sampled(job: Any) -> Any:

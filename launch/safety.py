@@ -18,6 +18,7 @@ from typing import Any
 
 from launch.ranks import Ranks, leave
 from launch.safety_experiment.options import SafetyOptions
+from launch.shared_options import load_asked
 from launch.start import start
 
 
@@ -33,18 +34,11 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
     from launch.safety_experiment.findings import SafetyFindings
     from launch.safety_experiment.report import publish
     from launch.safety_experiment.tasks import judge, safety_tasks, sample
-    from moe_steer import load_model
     from moe_steer.directions import Direction
     from reasoning_evals.run_folder import open_run
 
     pairs = read_pairs(options.pairs, options.num_pairs)
-    model, tokenizer = load_model(
-        options.model,
-        options.backend,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
+    model, tokenizer = load_asked(options)
     tasks = safety_tasks(options, tokenizer)
     sae = read_sae(options, model)
     folder = Path(options.folder)

@@ -17,7 +17,8 @@ from launch.ranks import Ranks
 from moe_steer.backends.in_step import in_step
 from moe_steer.backends.layout import layout_of
 from moe_steer.plan import SteeringPlan
-from reasoning_evals.run_folder import RUN_FILE, read_run, write_whole
+from reasoning_evals.run_folder import RUN_FILE, read_run
+from reasoning_evals.whole_files import write_whole
 
 _FOLDERS: list[
     tempfile.TemporaryDirectory[str]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from launch.options import Options
 from launch.ranks import Ranks, leave
+from launch.shared_options import load_asked
 from launch.start import start
 
 
@@ -31,7 +32,6 @@ def run(options: Options, ranks: Ranks) -> None:
     from launch.problem_sets import problem_sets
     from launch.publish import publish
     from launch.sharded import agree_on_plan, record_start
-    from moe_steer import load_model
     from reasoning_evals.grading_pass import GradeRow
     from reasoning_evals.run_folder import open_run
 
@@ -40,14 +40,7 @@ def run(options: Options, ranks: Ranks) -> None:
         return
     plan = steps.given_plan(options)
     sets = problem_sets(options)
-    model, tokenizer = load_model(
-        options.model,
-        options.backend,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-        offload=options.offload,
-    )
+    model, tokenizer = load_asked(options)
     if plan is not None:
         plan.check(model)
     folder = Path(options.folder)

@@ -1,7 +1,8 @@
 """Changes models at inference and knows their insides: observe routing, steer experts and the residual stream."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moe_steer.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from moe_steer.baking import bake, unbake, verify_bake
@@ -38,11 +39,4 @@ __all__ = [
     "verify_bake",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use, so that reading a plan does not import transformers."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'moe_steer' has no attribute {name!r}")
-    value = getattr(import_module(f"moe_steer.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_exports(__name__, _HOME)

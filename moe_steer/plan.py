@@ -15,6 +15,7 @@ from moe_steer.plan_check import check_plan
 from moe_steer.plan_entries import UNITS, ExpertGain, ResidualVector
 from moe_steer.residual_files import read_vector, shift_of
 from moe_steer.scopes import SCOPES, parse_scope
+from moe_steer.write_aside import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,11 +90,11 @@ class SteeringPlan:
     def from_dict(cls, data: Mapping[str, Any], base_dir: str | os.PathLike[str] = ".") -> SteeringPlan:
         """Read plain JSON values. Unknown keys, wrong types and other versions raise ValueError."""
         if not isinstance(data, Mapping):
-            raise ValueError(f"a plan is a JSON object, not {type(data).__name__}")
+            raise ValueError(f"a plan is a JSON object, not {type(data).__name__}: make one with 'moe-steer plan'")
         _refuse_unknown("plan", data, {"version", "model", "experts", "residual", "scope", "renormalize", "provenance"})
         if data.get("version") != PLAN_VERSION:
             raise ValueError(
-                f"plan version {data.get('version')!r} cannot be read: this program reads version {PLAN_VERSION}"
+                f"plan version {data.get('version')!r} cannot be read: this program reads version {PLAN_VERSION}, make the plan again with 'moe-steer plan'"
             )
         return cls(
             experts=[_entry(ExpertGain, "experts", i, item) for i, item in enumerate(_list(data, "experts"))],
@@ -107,11 +108,7 @@ class SteeringPlan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON: aside first, then renamed, so that no reader sees half a file."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        aside.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(aside, target)
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringPlan:
@@ -121,9 +118,15 @@ class SteeringPlan:
         except FileNotFoundError:
             raise ValueError(f"no plan file at {os.fspath(path)!r}: make one with 'moe-steer plan'") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"the plan file {os.fspath(path)!r} cannot be read: {error}") from error
+            raise ValueError(
+                f"the plan file {os.fspath(path)!r} cannot be read ({error}): give a file of 'moe-steer plan'"
+            ) from error
         try:
             return cls.from_dict(json.loads(text), base_dir=Path(path).parent)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{os.fspath(path)} is not JSON ({error}): mend it there, or make a plan with 'moe-steer plan'"
+            ) from error
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
@@ -146,7 +149,7 @@ class SteeringPlan:
         path = Path(self.base_dir, entry.file)
         if not path.is_file():
             raise ValueError(
-                f"the residual entry of layer {entry.layer} names {entry.file!r}, and there is no file {str(path)!r}"
+                f"the residual entry of layer {entry.layer} names {entry.file!r}, and there is no file {str(path)!r}: put it there, or name another"
             )
         return path
 
@@ -189,4 +192,5 @@ def _entry(kind: Any, where: str, position: int, item: Any) -> Any:
     try:
         return kind(**item)
     except TypeError as error:
-        raise ValueError(f"{where}[{position}] is not complete: {error}") from error
+        needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+        raise ValueError(f"{where}[{position}] is not complete: give {', '.join(needed)}") from error

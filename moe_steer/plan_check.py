@@ -22,7 +22,9 @@ def check_plan(plan: SteeringPlan, model: Any) -> None:
     for key in ("model_type", "num_layers", "num_experts"):
         wanted = (plan.model or {}).get(key)
         if wanted is not None and wanted != getattr(shape, key):
-            raise ValueError(f"the plan was made for {key} {wanted!r}, this model has {getattr(shape, key)!r}")
+            raise ValueError(
+                f"the plan was made for {key} {wanted!r}, this model has {getattr(shape, key)!r}: give that model, or a plan for this one"
+            )
     _check_experts(plan, shape)
     _check_residual(plan, shape)
 
@@ -35,11 +37,11 @@ def _check_experts(plan: SteeringPlan, shape: ModelShape) -> None:
     for entry in plan.experts:
         if entry.layer not in shape.moe_layers:
             raise ValueError(
-                f"layer {entry.layer} (expert {entry.expert}) has no experts in this model: layers with experts are {_ranges(shape.moe_layers)}"
+                f"layer {entry.layer} (expert {entry.expert}) has no experts in this model: layers with experts are {_ranges(shape.moe_layers)}, name one of them"
             )
         if entry.expert >= shape.num_experts:
             raise ValueError(
-                f"expert {entry.expert} at layer {entry.layer} does not exist: this model has experts 0-{shape.num_experts - 1}"
+                f"expert {entry.expert} at layer {entry.layer} does not exist: this model has experts 0-{shape.num_experts - 1}, name one of them"
             )
 
 
@@ -47,12 +49,12 @@ def _check_residual(plan: SteeringPlan, shape: ModelShape) -> None:
     for entry in plan.residual:
         if entry.layer >= shape.num_layers:
             raise ValueError(
-                f"residual layer {entry.layer} does not exist: this model has layers 0-{shape.num_layers - 1}"
+                f"residual layer {entry.layer} does not exist: this model has layers 0-{shape.num_layers - 1}, name one of them"
             )
         width = len(plan.load_shift(entry))
         if width != shape.hidden_size:
             raise ValueError(
-                f"the vector {entry.file!r} has width {width}, the model's residual stream has {shape.hidden_size}"
+                f"the vector {entry.file!r} has width {width}, the model's residual stream has {shape.hidden_size}: make a direction on this model with 'moe-steer direction'"
             )
 
 

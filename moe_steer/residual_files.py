@@ -37,7 +37,7 @@ def read_vector(path: Path, entry: ResidualVector) -> VectorFile:
             vector_D = reader.get_tensor("vector").float() if "vector" in names else None
             text = (reader.metadata() or {}).get(HEADER_KEY)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a safetensors file ({error}): make the direction again") from error
     if vector_D is None or vector_D.ndim != 1:
         raise ValueError(f"{path} holds {names}: a residual file needs one 1-D tensor named 'vector'")
     if not bool(torch.isfinite(vector_D).all()):

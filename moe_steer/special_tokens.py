@@ -25,11 +25,6 @@ class SpecialTokens:
     end_think: int
     classes: tuple[int, ...]
 
-    @property
-    def step_end(self) -> tuple[int, ...]:
-        """The tokens that scope ``step_end`` means: sentence and line ends."""
-        return tuple(i for i, bits in enumerate(self.classes) if bits & (SENTENCE | LINE))
-
     def can_end(self, classes: Sequence[str] | frozenset[str]) -> bool:
         """Whether any token of this tokenizer can end a step of these classes."""
         bits = 0

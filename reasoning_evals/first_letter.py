@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reasoning_evals.prompts import RenderedPrompt, render_prompt, tag_ids
-from reasoning_evals.sampling import Request, Sample, SamplingConfig
+from reasoning_evals.sampling import Request, Sample, SamplingConfig, model_identity
 
 _MASS = re.compile(r"mass of the letters: ([0-9.]+)")
 
@@ -35,13 +35,9 @@ class FirstLetterSampler:
 
     def describe(self) -> dict[str, Any]:
         """What identifies this engine in run.json."""
-        config = self.model.config
         return {
             "engine": "first_letter",
-            "model": config.name_or_path,
-            "model_type": config.model_type,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "device": self.model.device.type,
+            **model_identity(self.model),
             "letters": {letter: list(forms) for letter, forms in self._forms.items()},
             "tag_ids": [list(ids) for ids in tag_ids(self.tokenizer)],
         }

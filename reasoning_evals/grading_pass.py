@@ -12,9 +12,10 @@ from typing import Any, Protocol
 from reasoning_evals.completions import Completion, json_line
 from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.prompts import prompt_opens_thought
-from reasoning_evals.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, write_whole
+from reasoning_evals.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run
 from reasoning_evals.thinking import split_thought
 from reasoning_evals.token_counts import TokenCounts, count_tokens
+from reasoning_evals.whole_files import write_whole
 
 
 class Judgement(Protocol):

@@ -6,8 +6,6 @@ from typing import Any
 
 from reasoning_evals.http_sampler import HttpSampler
 
-KINDS = ("endpoint", "retry")
-
 
 class HttpAudit:
     """The context of an arm that samples over HTTP: ``Arm(name, sampler, context=lambda: HttpAudit(sampler))``.

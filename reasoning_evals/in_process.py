@@ -14,7 +14,7 @@ from reasoning_evals.drawing import UniformStreams, draw, take_most_likely
 from reasoning_evals.kv_cache import growing_cache
 from reasoning_evals.latent_attention import AbsorbedLatents
 from reasoning_evals.prompts import RenderedPrompt, render_prompt, tag_ids
-from reasoning_evals.sampling import Request, Sample, SamplingConfig
+from reasoning_evals.sampling import Request, Sample, SamplingConfig, model_identity
 
 
 class InProcessSampler:
@@ -52,13 +52,9 @@ class InProcessSampler:
 
     def describe(self) -> dict[str, Any]:
         """What identifies this engine in run.json."""
-        config = self.model.config
         return {
             "engine": "in_process",
-            "model": config.name_or_path,
-            "model_type": config.model_type,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "device": self.model.device.type,
+            **model_identity(self.model),
             "batch_size": self._batch_size,
             "processors": [type(processor).__name__ for processor in self._processors or ()],
             "stop_ids": list(self.stop_ids),

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reasoning_evals.whole_files import write_whole
+
 ANSWER_TYPES = ("integer", "number", "quantity", "expression", "choice", "list")
 """The types that a grader decides."""
 LABEL = "label"
@@ -91,11 +93,8 @@ def write_problems(path: str | os.PathLike[str], problems: Iterable[Problem]) ->
     """One JSON object a line; the file appears whole or not at all."""
     problems = list(problems)
     check_unique(problems, str(path))
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
     text = "".join(json.dumps(problem.to_dict(), ensure_ascii=False) + "\n" for problem in problems)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    write_whole(Path(path), text)
 
 
 def read_problems(path: str | os.PathLike[str], torn_tail: bool = False) -> list[Problem]:

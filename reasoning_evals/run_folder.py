@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from reasoning_evals.completions import Completion, read_completions
 from reasoning_evals.provenance import provenance
+from reasoning_evals.whole_files import create_whole
 
 RUN_FILE = "run.json"
 PROBLEMS_FILE = "problems.jsonl"
@@ -34,7 +33,7 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> None:
     path = folder / RUN_FILE
     if not path.exists():
         text = json.dumps({"version": 1, "config": wanted, **provenance()}, indent=1, sort_keys=True) + "\n"
-        _create(path, text)
+        create_whole(path, text)
     found = read_run(folder)["config"]
     if differences := dict(_differences(found, wanted)):
         # Settings before the hashes that follow from them.
@@ -93,26 +92,6 @@ def read_generations(folder: Path) -> Iterator[Completion]:
 def content_digest(completion: Completion) -> bytes:
     """Equal for equal completions."""
     return hashlib.sha256(completion.to_json().encode()).digest()[:16]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def _create(path: Path, text: str) -> None:
-    """As ``write_whole``, but a file that another rank made in the meantime stays."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    partial.write_text(text, encoding="utf-8")
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        partial.replace(path)
-    partial.unlink(missing_ok=True)
 
 
 def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[tuple[str, str]]:

@@ -102,3 +102,14 @@ class Sampler(Protocol):
         tokens of thoughts.
         """
         ...
+
+
+def model_identity(model: Any) -> dict[str, Any]:
+    """What a sampler of a loaded model says of it in run.json."""
+    config = model.config
+    return {
+        "model": config.name_or_path,
+        "model_type": config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+    }

@@ -13,7 +13,7 @@ HELPED, HURT, NOTHING = "helped", "hurt", "no effect shown"
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How the plan under test was chosen."""
+    """How what is under test was chosen."""
 
     num_settings: int
     """Settings that were tried: experts, gains, strengths."""
@@ -21,6 +21,17 @@ class Tuning:
     """On what, in words: "120 tuning problems"."""
     num_shared: int = 0
     """Problems that were used for the choice and are compared here too."""
+    num_arms: int | None = None
+    """Arms that were tuned, each among settings of its own; None where one plan was chosen for the run."""
+
+    @property
+    def choice(self) -> str:
+        """What was chosen, among what."""
+        if self.num_arms is None:
+            return f"The plan was chosen among {self.num_settings} settings on {self.on}"
+        if self.num_arms == 1:
+            return f"1 arm was tuned, among {self.num_settings} settings, on {self.on}"
+        return f"{self.num_arms} arms were tuned, each among settings of its own ({self.num_settings} in all), on {self.on}"
 
 
 def verdict_on(
@@ -68,15 +79,13 @@ def notes_on(num_pairs: int, clustered: bool, tuned: Tuning | None) -> tuple[str
     if clustered:
         notes.append("Some problems share a cluster: standard errors and bootstrap are over clusters.")
     if tuned is not None and tuned.num_shared:
+        its = "its" if tuned.num_arms is None else "their"
         notes.append(
-            f"The plan was chosen among {tuned.num_settings} settings on {tuned.on}, and {tuned.num_shared} of those problems "
-            "are compared here: its p-values are too small and its effect too large."
+            f"{tuned.choice}, and {tuned.num_shared} of those problems are compared here: "
+            f"{its} p-values are too small and {its} effect too large."
         )
     elif tuned is not None:
-        notes.append(
-            f"The plan was chosen among {tuned.num_settings} settings on {tuned.on}, none of which is compared here: the "
-            "choice needs no correction."
-        )
+        notes.append(f"{tuned.choice}, none of which is compared here: the choice needs no correction.")
     return tuple(notes)
 
 

@@ -19,9 +19,11 @@ from moe_steer.backends.in_step import in_step
 from moe_steer.directions import Contrast, Direction, all_atoms, caa, single_atom, sta
 from moe_steer.saes import SAE
 from reasoning_evals.grading_pass import GradeRow
-from reasoning_evals.run_folder import read_generations, write_whole
+from reasoning_evals.run_folder import read_generations
+from reasoning_evals.whole_files import write_whole
 
 FOLDER = "directions"
+INDEX = "index.json"
 LENGTH_RATIO = 1.5
 """A verbose thought is at least so many times as long as the concise one of the same problem."""
 
@@ -40,10 +42,9 @@ def make_directions(
     or no decision.
     """
     folder = bench.folder / FOLDER
-    index = folder / "index.json"
+    index = folder / INDEX
     if bench.ranks.agree(index.is_file()):
-        found = json.loads(index.read_text(encoding="utf-8"))
-        return {method: [(int(layer), str(file)) for layer, file in entries] for method, entries in found.items()}
+        return read_index(folder)
     folder.mkdir(parents=True, exist_ok=True)
     traces = _right_traces(bench, rows)
     made: list[tuple[str, Direction]] = []
@@ -68,6 +69,12 @@ def make_directions(
         write_whole(index, json.dumps(ordered, indent=1) + "\n")
     bench.ranks.barrier()
     return ordered
+
+
+def read_index(folder: Path) -> dict[str, list[tuple[int, str]]]:
+    """What ``make_directions`` returned, from its folder."""
+    found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    return {method: [(int(layer), str(file)) for layer, file in entries] for method, entries in found.items()}
 
 
 def _from_pairs(

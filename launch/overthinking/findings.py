@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launch.firing import nothing_fired
+from launch.firing import silent_arms
 from launch.overthinking.options import OverthinkingOptions
 from launch.overthinking.settings import BASELINE, Choice, Setting
+from launch.results_file import write_results
 from launch.rounding import rounded
 from moe_steer.directions import Direction
 from reasoning_evals import compare_arms
-from reasoning_evals.audit_rows import read_audit
 from reasoning_evals.compare import Comparison, Tuning
 from reasoning_evals.comparison import ArmSummary
-from reasoning_evals.efficiency import MARGIN, Efficiency, Thoughts, efficiency, percent_change, thoughts_of
+from reasoning_evals.efficiency import MARGIN, Efficiency, Thoughts, efficiency, thoughts_of
 from reasoning_evals.grading_pass import GradeRow
-from reasoning_evals.report import build_report, render_html, render_markdown
+from reasoning_evals.report import build_report, write_pages
 from reasoning_evals.report.content import Table
 from reasoning_evals.report.frontier import Place, frontier
-from reasoning_evals.report.text import percent
-from reasoning_evals.run_folder import read_generations, read_run, write_whole
+from reasoning_evals.report.text import minus, percent, signed_percent
+from reasoning_evals.run_folder import read_generations, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +45,7 @@ class OverthinkingFindings:
     @cached_property
     def comparison(self) -> Comparison:
         """The arms of the test."""
-        num = len({row.problem_id for row in self.tuning})
-        tuned = Tuning(num_settings=len(self.settings), on=f"{num} tuning problems") if self.tuning else None
-        return compare_arms(self.test, tuned=tuned)
+        return compare_arms(self.test, tuned=self._tuning_note())
 
     @cached_property
     def sweep(self) -> Comparison | None:
@@ -75,21 +72,20 @@ class OverthinkingFindings:
         files = {method: choice.setting.file for method, choice in self.choices.items()}
         return {method: Direction.load(folder / file) for method, file in files.items() if file}
 
+    def _tuning_note(self) -> Tuning | None:
+        if not self.tuning or not self.settings:
+            return None
+        problems = {row.problem_id for row in self.tuning}
+        return Tuning(
+            num_settings=len(self.settings),
+            on=f"{len(problems)} tuning problems",
+            num_arms=len({setting.method for setting in self.settings}),
+        )
+
     def silent_arms(self) -> list[str]:
         """One sentence for every arm that changed nothing."""
-        firing = read_audit(self.folder / "test")
-        samples: dict[str, dict[tuple[str, int], int]] = {}
-        for item in read_generations(self.folder / "test"):
-            key = (item.problem_id, item.sample_idx)
-            samples.setdefault(item.arm, {})[key] = hash((item.prompt, item.token_ids))
-        found = []
-        for method, choice in self.choices.items():
-            plan = choice.setting.plan(self.folder / "directions")
-            if plan and (problem := nothing_fired(plan, firing.get(method, []))):
-                found.append(f"{method}: {problem}")
-            elif samples[method] == samples[BASELINE]:
-                found.append(f"{method}: every sample equals the baseline's, token by token; the arm changed nothing")
-        return found
+        plans = {method: choice.setting.plan(self.folder / "directions") for method, choice in self.choices.items()}
+        return silent_arms({BASELINE: None, **plans}, BASELINE, self.folder / "test")
 
     def results(self) -> dict[str, Any]:
         """The content of results.json: no time, path or machine in it, so that equal seeds give equal bytes."""
@@ -114,8 +110,7 @@ class OverthinkingFindings:
 def publish(findings: OverthinkingFindings) -> str:
     """Write results.json, report.md and report.html; returns the summary."""
     folder = findings.folder
-    text = json.dumps(rounded(findings.results()), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "results.json", text + "\n")
+    write_results(folder, rounded(findings.results()))
     report = build_report(
         folder / "test",
         findings.comparison,
@@ -130,8 +125,7 @@ def publish(findings: OverthinkingFindings) -> str:
         headline=[one.sentence for one in findings.efficiencies],
         tables={"Length and cost": length_table(findings), "What was chosen": choice_table(findings)},
     )
-    write_whole(folder / "report.md", render_markdown(report))
-    write_whole(folder / "report.html", render_html(report))
+    write_pages(report, folder)
     return summary(findings)
 
 
@@ -200,8 +194,8 @@ def length_table(findings: OverthinkingFindings) -> Table:
         thoughts, one = findings.thoughts[arm.name], found.get(arm.name)
         change = "–"
         if one:
-            low, high = percent_change(one.tokens.low), percent_change(one.tokens.high)
-            change = f"{percent_change(one.tokens.value)} ({low} to {high})"
+            low, high = signed_percent(one.tokens.low), signed_percent(one.tokens.high)
+            change = f"{signed_percent(one.tokens.value)} ({low} to {high})"
         rows.append(
             (
                 arm.name,
@@ -233,7 +227,7 @@ def choice_table(findings: OverthinkingFindings) -> Table:
                 if choice.within_margin
                 else f"{setting.label} (no setting met the rule; of all, this one is most often right)",
                 setting.scope or "–",
-                "–" if cosine is None else f"{cosine:.3f}",
+                "–" if cosine is None else minus(f"{cosine:.3f}"),
                 str(len(header.get("atoms") or ()) or "–"),
             )
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from math import isfinite
 from typing import Annotated, Any
@@ -10,6 +9,19 @@ from typing import Annotated, Any
 import tyro
 
 from launch.options import Options, answer_limit
+from launch.shared_options import (
+    Backend,
+    DataDir,
+    Dtype,
+    LocalRank,
+    Revision,
+    StrictArms,
+    Temperature,
+    TopP,
+    TrustRemoteCode,
+    check_counts,
+    config_of,
+)
 from moe_steer.lab import EMBEDDED
 from moe_steer.scopes import parse_scope
 
@@ -31,8 +43,7 @@ class OverthinkingOptions:
     """Model folder, hub id, or 'lab-dense' or 'lab' for an embedded model."""
     problems: Annotated[str, tyro.conf.arg(aliases=["--task"])] = "lab"
     """A JSONL file of problems, or the name of a task."""
-    data_dir: str | None = None
-    """Folder or file with the task's data, instead of the hub."""
+    data_dir: DataDir = None
     methods: tuple[str, ...] | None = None
     """Among caa, sta, sae, atom, decision, concise-prompt, nowait, budget; default all that the model and the SAE allow."""
     sae: str | None = None
@@ -81,25 +92,18 @@ class OverthinkingOptions:
     """Name of the run; default the model's name, with -quick and -greedy where asked."""
     seed: int = 0
     """Decides problems and samples."""
-    temperature: float = 0.6
-    """Divides the logits."""
-    top_p: float = 0.95
-    """Smallest set of tokens with at least this probability."""
+    temperature: Temperature = 0.6
+    top_p: TopP = 0.95
     max_new_tokens: int | None = None
     """Longest answer in tokens, thought included; default 384 for lab-dense, 256 for lab, 32768 else."""
     batch_size: int | None = None
     """Samples decoded together; default 256 for the lab, 64 else. Part of the run's identity: it decides the last bits."""
-    backend: str = "auto"
-    """How the model is held; see moe_steer.load_model."""
-    dtype: str = "auto"
-    """Precision: auto (as stored), float32, bfloat16 or float16."""
-    revision: str | None = None
-    """Revision of a hub model."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
-    strict: bool = False
-    """Fail when an arm changed nothing at all."""
-    local_rank: Annotated[int, tyro.conf.arg(help="Given by the launcher.")] = 0
+    backend: Backend = "auto"
+    dtype: Dtype = "auto"
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
+    strict: StrictArms = False
+    local_rank: LocalRank = 0
 
     def __post_init__(self) -> None:
         for name in self.methods or ():
@@ -138,10 +142,7 @@ class OverthinkingOptions:
             raise ValueError(
                 f"samples_identification is {self.samples_identification}: pairs of answers need at least 2 a problem"
             )
-        for field in ("samples_tuning", "num_identification", "num_tuning", "num_test", "samples", "batch_size"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} is {value}: give a whole number >= 1")
+        check_counts(self, ("samples_tuning", "num_identification", "num_tuning", "num_test", "samples", "batch_size"))
         for text in (self.scope, self.decision_scope):
             parse_scope(text)
         self.job()
@@ -190,19 +191,27 @@ class OverthinkingOptions:
 
     def job(self) -> Options:
         """The same settings as the main job's, where it has them; ValueError as there."""
-        shared = {field.name for field in dataclasses.fields(Options)} & {f.name for f in dataclasses.fields(self)}
-        values = {name: getattr(self, name) for name in shared} | {"name": self.run_name, "scope": "all"}
+        changes: dict[str, Any] = {"name": self.run_name, "scope": "all"}
         sizes = QUICK_SIZES if self.quick else LAB_SIZES if self.problems == "lab" else {}
         for part, size in sizes.items():
-            values[f"num_{part}"] = getattr(self, f"num_{part}") or size
-        values["max_new_tokens"] = self.token_limit
+            changes[f"num_{part}"] = getattr(self, f"num_{part}") or size
+        changes["max_new_tokens"] = self.token_limit
         if self.is_lab and not self.quick and not self.greedy:
-            values["samples"] = self.samples or 3
-        values["batch_size"] = self.batch_size or (256 if self.is_lab else 64)
-        return Options(**values)
+            changes["samples"] = self.samples or 3
+        changes["batch_size"] = self.batch_size or (256 if self.is_lab else 64)
+        return Options.like(self, **changes)
 
     def config(self) -> dict[str, Any]:
         """What decides the results: everything but where they are written and who writes them."""
-        left_out = {"out", "name", "local_rank", "strict", "backend"}
-        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return config_of(self)
+
+
+def methods_of(options: OverthinkingOptions, has_sae: bool) -> tuple[list[str], list[str]]:
+    """The methods that take part, and a sentence about those that cannot."""
+    if options.methods is not None:
+        return list(options.methods), []
+    if has_sae:
+        return list(METHODS), []
+    missing = ", ".join(method for method in METHODS if method in SAE_METHODS)
+    why = f"{missing} take no part: no SAE for {options.model} is given (--sae; 'moe-steer train-sae' makes one)"
+    return [method for method in METHODS if method not in SAE_METHODS], [why]

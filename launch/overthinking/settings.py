@@ -18,6 +18,8 @@ from reasoning_evals.prompt_arms import prompt_with_request
 from reasoning_evals.run import Arm
 
 BASELINE = "baseline"
+UNTUNED = ("concise-prompt", "nowait")
+"""Methods without a setting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +90,29 @@ def budget_settings(thinking_tokens: Sequence[int], shares: Sequence[float]) -> 
         {max(1, ordered[min(len(ordered) - 1, int(share * len(ordered)))]) for share in shares}, reverse=True
     )
     return [Setting(method="budget", label=f"budget:{number}", budget=number) for number in budgets]
+
+
+def all_settings(
+    methods: Sequence[str],
+    files: Mapping[str, Sequence[tuple[int, str]]],
+    unsteered: Sequence[GradeRow],
+    options: OverthinkingOptions,
+) -> list[Setting]:
+    """All that is tried. ``files``: method -> (layer, file name); ``unsteered``: graded answers that budgets are read off."""
+    settings = direction_settings(files, options)
+    if "budget" in methods:
+        lengths = [row.thinking_tokens for row in unsteered if row.correct and row.thinking_tokens is not None]
+        settings += budget_settings(lengths, options.tried_budgets)
+    return settings
+
+
+def choices_of(
+    methods: Sequence[str], settings: Sequence[Setting], tuning: Sequence[GradeRow], margin: float
+) -> dict[str, Choice]:
+    """For every method what is tested: the choice among its settings, or itself where it has nothing to tune."""
+    untuned = [Setting(method=method, label=method) for method in methods if method in UNTUNED]
+    choices = choose([*settings, *untuned], tuning, margin)
+    return {method: choices[method] for method in methods}
 
 
 def build(setting: Setting, name: str, bench: Bench, options: OverthinkingOptions, folder: Path) -> Arm:

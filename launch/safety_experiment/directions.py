@@ -24,8 +24,9 @@ from moe_steer.directions import Direction, all_atoms, caa, sta
 from moe_steer.layers import decoder, unwrap
 from moe_steer.observe import observe_residual
 from moe_steer.saes import SAE, check_fits, load_sae, measure_fit
-from reasoning_evals.run_folder import digest, write_whole
+from reasoning_evals.run_folder import digest
 from reasoning_evals.tasks.files import read_rows
+from reasoning_evals.whole_files import write_whole
 
 FOLDER = "directions"
 INDEX = "index.json"
@@ -124,11 +125,19 @@ def make_directions(
                 index = {"arms": list(made), "fit": fit and fit.to_dict(), "warnings": list(dict.fromkeys(said))}
                 write_whole(home / INDEX, json.dumps(index, indent=1) + "\n")
         ranks.barrier()
+    found = read_made(options, folder)
+    refuse_different("the directions", [digest(path.read_bytes().hex()) for path in found.files.values()], ranks)
+    return found
+
+
+def read_made(options: SafetyOptions, folder: Path) -> MadeDirections:
+    """What ``make_directions`` left in a run's folder."""
+    home = folder / FOLDER
+    wanted = [arm for arm in options.arms if arm in VECTOR_ARMS]
     if not wanted:
         return MadeDirections({}, None, [])
     index = json.loads((home / INDEX).read_text(encoding="utf-8"))
     files = {arm: home / f"{arm}.safetensors" for arm in wanted}
-    refuse_different("the directions", [digest(path.read_bytes().hex()) for path in files.values()], ranks)
     return MadeDirections(files, index["fit"], index["warnings"])
 
 

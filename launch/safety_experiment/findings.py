@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -195,10 +194,6 @@ class SafetyFindings:
                 "sae_fit": self.sae_fit,
             }
         )
-
-    def write(self) -> str:
-        """results.json as text."""
-        return json.dumps(self.results(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
     def _task_results(self, task: SafetyTask) -> dict[str, Any]:
         result = task.describe() | {"comparison": self.comparisons[task.name].to_dict()}

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from launch.options import Options
 from launch.safety_experiment.prompts import AUTOMATIC_PROMPT, HAND_PROMPT
+from launch.shared_options import (
+    ELSEWHERE,
+    Backend,
+    LocalRank,
+    Out,
+    Revision,
+    StrictArms,
+    TrustRemoteCode,
+    check_counts,
+    check_num_problems,
+    config_of,
+)
 
 VANILLA = "vanilla"
 PROMPT_ARMS = ("hand-prompt", "auto-prompt")
@@ -75,8 +84,7 @@ class SafetyOptions:
     """Divides the logits, with --samples."""
     top_p: float = 1.0
     """Smallest set of tokens with at least this probability, with --samples."""
-    out: str | None = None
-    """Folder of the run; default runs/NAME."""
+    out: Out = None
     name: str | None = None
     """Name of the run; default the model's name with -safety."""
     seed: int = 0
@@ -85,17 +93,13 @@ class SafetyOptions:
     """Samples decoded together. Part of the run's identity: it decides the last bits."""
     classifier_batch: int = 32
     """Texts judged together."""
-    backend: str = "auto"
-    """How the model is held; see moe_steer.load_model."""
+    backend: Backend = "auto"
     dtype: str = "auto"
     """Precision: auto (as stored), float32 (the paper's), bfloat16 or float16."""
-    revision: str | None = None
-    """Revision of a hub model."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
-    strict: bool = False
-    """Fail when an arm changed nothing at all."""
-    local_rank: Annotated[int, tyro.conf.arg(help="Given by the launcher.")] = 0
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
+    strict: StrictArms = False
+    local_rank: LocalRank = 0
 
     def __post_init__(self) -> None:
         for field, known in (("arms", ARMS), ("tasks", TASKS)):
@@ -124,12 +128,8 @@ class SafetyOptions:
         for field in ("hand_prompt", "auto_prompt"):
             if not getattr(self, field).strip():
                 raise ValueError(f"{field} is empty: give words, or a file with them")
-        for field in ("attack_tokens", "gsm8k_tokens", "num_pairs", "batch_size", "classifier_batch"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} is {value}: give a whole number >= 1")
-        if self.num_problems is not None and self.num_problems < 2:
-            raise ValueError(f"num_problems is {self.num_problems}: give at least 2, a comparison needs them")
+        check_counts(self, ("attack_tokens", "gsm8k_tokens", "num_pairs", "batch_size", "classifier_batch"))
+        check_num_problems(self.num_problems)
         self.job()
 
     @property
@@ -150,10 +150,8 @@ class SafetyOptions:
     def job(self, max_new_tokens: int | None = None) -> Options:
         """The same settings as the main job's, where it has them; ValueError as there. By default with the longest answer."""
         name = self.name or self.model.rstrip("/").split("/")[-1] + "-safety"
-        shared = {field.name for field in dataclasses.fields(Options)} & {f.name for f in dataclasses.fields(self)}
-        values = {field: getattr(self, field) for field in shared} | {"name": name, "greedy": self.samples is None}
         limit = max_new_tokens or max(self.attack_tokens, self.gsm8k_tokens or 1024)
-        return Options(**values | {"max_new_tokens": limit})
+        return Options.like(self, name=name, greedy=self.samples is None, max_new_tokens=limit)
 
     def prompt(self, arm: str) -> str:
         """The text of a prompt arm, "" for the others; ValueError for an empty file."""
@@ -167,7 +165,5 @@ class SafetyOptions:
 
     def config(self) -> dict[str, Any]:
         """What decides the results: everything but where they are written and who writes them."""
-        left_out = {"out", "name", "local_rank", "strict", "backend", "classifier_batch"}
-        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
-        values |= {f"{arm.partition('-')[0]}_prompt": self.prompt(arm) for arm in PROMPT_ARMS}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        prompts = {f"{arm.partition('-')[0]}_prompt": self.prompt(arm) for arm in PROMPT_ARMS}
+        return config_of(self, ELSEWHERE | {"classifier_batch"}) | prompts

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
+from launch.results_file import write_results
 from launch.safety_experiment.chart import trade_off
 from launch.safety_experiment.findings import Change, SafetyFindings
 from launch.safety_experiment.prompts import AUTOMATIC_PROMPT, HAND_PROMPT
 from launch.safety_experiment.tasks import SafetyTask
 from reasoning_evals.comparison import Measure
-from reasoning_evals.report import build_report, render_html, render_markdown
+from reasoning_evals.report import build_report, write_pages
 from reasoning_evals.report.content import Report, Table
-from reasoning_evals.report.text import percent
-from reasoning_evals.run_folder import read_run, write_whole
+from reasoning_evals.report.text import percent, signed_points
+from reasoning_evals.run_folder import read_run
 from reasoning_evals.tasks import task_spec
 from reasoning_evals.verdicts import p_text, points
 
@@ -22,9 +22,9 @@ def publish(findings: SafetyFindings) -> str:
     """Write results.json and the pages (report.md, report.html: of the whole in the run's folder, of each task in the task's);
     returns the summary."""
     folder = findings.folder
-    write_whole(folder / "results.json", findings.write())
+    write_results(folder, findings.results())
     for task in findings.tasks:
-        _write(_task_report(findings, task), folder / task.name)
+        write_pages(_task_report(findings, task), folder / task.name)
     whole = _task_report(findings, next(task for task in findings.tasks if task.is_attack))
     run = read_run(folder)
     whole = dataclasses.replace(
@@ -40,13 +40,8 @@ def publish(findings: SafetyFindings) -> str:
         figures={"Safety against capability": trade_off(_places(findings))} if findings.mean_capability else {},
         run=run | {"config": {"options": run["config"], "tasks": {t.name: t.describe() for t in findings.tasks}}},
     )
-    _write(whole, folder)
+    write_pages(whole, folder)
     return summary(findings)
-
-
-def _write(report: Report, folder: Path) -> None:
-    write_whole(folder / "report.md", render_markdown(report))
-    write_whole(folder / "report.html", render_html(report))
 
 
 def _task_report(findings: SafetyFindings, task: SafetyTask) -> Report:
@@ -156,9 +151,9 @@ def changes_table(findings: SafetyFindings) -> Table:
             [
                 change.arm,
                 change.task,
-                points(found.mean),
-                f"{points(found.low)} to {points(found.high)}",
-                f"{points(found.bootstrap_low)} to {points(found.bootstrap_high)}",
+                signed_points(found.mean),
+                f"{signed_points(found.low)} to {signed_points(found.high)}",
+                f"{signed_points(found.bootstrap_low)} to {signed_points(found.bootstrap_high)}",
                 p_text(found.p_value).removeprefix("p = "),
                 p_text(found.sign_flip_p).removeprefix("p = "),
                 p_text(change.holm_p).removeprefix("p = "),

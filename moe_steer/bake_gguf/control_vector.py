@@ -13,6 +13,7 @@ from moe_steer.bake_gguf.byte_files import sha256_of_file
 from moe_steer.bake_gguf.fitting import architectures_of
 from moe_steer.bake_gguf.header import gguf_package
 from moe_steer.plan import SteeringPlan
+from moe_steer.write_aside import written_aside
 
 
 def export_control_vector(plan: SteeringPlan, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -36,9 +37,7 @@ def export_residual(plan: SteeringPlan, path: Path, architecture: str) -> dict[s
     package = gguf_package()
     if os.path.lexists(path):
         raise ValueError(f"{str(path)!r} exists: give the control vector another name, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_aside(path) as aside:
         writer = package.GGUFWriter(str(aside), "controlvector")
         writer.add_string("controlvector.model_hint", architecture)
         writer.add_uint32("controlvector.layer_count", max(directions))
@@ -51,9 +50,6 @@ def export_residual(plan: SteeringPlan, path: Path, architecture: str) -> dict[s
             writer.write_tensors_to_file()
         finally:
             writer.close()
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return {
         "file": path.name,
         "sha256": sha256_of_file(path),

@@ -24,7 +24,7 @@ class Compare:
 
         from reasoning_evals import compare_arms
         from reasoning_evals.grading_pass import grade_run
-        from reasoning_evals.run_folder import write_whole
+        from reasoning_evals.whole_files import write_whole
 
         rows = [row for folder in (self.baseline, *self.arm) for row in grade_run(folder)]
         comparison = compare_arms(rows, baseline=self.baseline_arm)

@@ -157,7 +157,9 @@ class MakePlan:
         try:
             strength = float(match[3])
         except ValueError:
-            raise ValueError(f"the strength {match[3]!r} in {text!r} is not a number") from None
+            raise ValueError(
+                f"the strength {match[3]!r} in {text!r} is not a number: write one, for example 0.5"
+            ) from None
         if Path(match[2]).suffix in (".pt", ".gguf"):
             raise ValueError(
                 f"{match[2]!r} is of another tool: read it with 'moe-steer convert-direction {match[2]} --out FOLDER' first"
@@ -174,7 +176,7 @@ class MakePlan:
         try:
             gain = float(match[3]) if match[3] else self.gain
         except ValueError:
-            raise ValueError(f"the gain {match[3]!r} in {text!r} is not a number") from None
+            raise ValueError(f"the gain {match[3]!r} in {text!r} is not a number: write one, for example 64") from None
         return ExpertGain(int(match[1]), int(match[2]), gain)
 
 
@@ -185,6 +187,6 @@ def _same_model(model: Mapping[str, Any] | None, other: Mapping[str, Any], file:
     for key in _COMPARED:
         if key in model and key in other and model[key] != other[key]:
             raise ValueError(
-                f"{file} was made on a model with {key} {other[key]!r}, the rest of the plan with {model[key]!r}: a plan is for one model"
+                f"{file} was made on a model with {key} {other[key]!r}, the rest of the plan with {model[key]!r}: give directions of one model"
             )
     return model

@@ -46,7 +46,7 @@ class Power:
         from pathlib import Path
 
         from reasoning_evals.planning import plan_power
-        from reasoning_evals.run_folder import write_whole
+        from reasoning_evals.whole_files import write_whole
 
         assumptions, size = self._assumptions()
         plan = plan_power(

@@ -4,8 +4,9 @@ here.
 Letters: N samples, T tokens, D model width, F atoms of a sparse autoencoder (SAE).
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moe_steer.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from moe_steer.directions.accumulate import Accumulator
@@ -59,9 +60,4 @@ __all__ = [
     "sta",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'moe_steer.directions' has no attribute {name!r}")
-    return getattr(import_module(f"moe_steer.directions.{_HOME[name]}"), name)
+__getattr__ = lazy_exports(__name__, _HOME)

@@ -6,16 +6,25 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from moe_steer.headed_file import HeadedKind, read_headed
+from moe_steer.residual_files import HEADER_KEY
+from moe_steer.write_aside import write_bytes
+
 VERSION = 1
-KEY = "direction"
+_KIND = HeadedKind(
+    key=HEADER_KEY,
+    version=VERSION,
+    noun="direction",
+    content="direction",
+    command="moe-steer direction",
+    again="make the direction again",
+)
 _PLACE = ("version", "layer", "site", "method")
 
 
@@ -55,39 +64,18 @@ class Direction:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one tensor ``vector`` and the header: aside first, then renamed, so that no reader sees half a file."""
         head = {"version": VERSION, "layer": self.layer, "site": self.site, "method": self.method, **self.header}
-        content = save({"vector": self.vector_D}, metadata={KEY: json.dumps(head, sort_keys=True, allow_nan=False)})
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            aside.write_bytes(content)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
+        content = save(
+            {"vector": self.vector_D}, metadata={HEADER_KEY: json.dumps(head, sort_keys=True, allow_nan=False)}
+        )
+        write_bytes(path, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Direction:
         """Read a file of ``save``; ValueError in one line says what is wrong with it."""
-        name = os.fspath(path)
-        if not Path(path).is_file():
-            raise ValueError(f"there is no direction file {name!r}: make one with 'moe-steer direction'")
-        try:
-            with safe_open(name, framework="pt") as reader:
-                metadata = reader.metadata() or {}
-                tensors = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{name} is not a whole safetensors file ({error}): make the direction again") from error
-        if KEY not in metadata or set(tensors) != {"vector"}:
-            raise ValueError(
-                f"{name} holds {sorted(tensors)[:6]} and no direction: give a file of 'moe-steer direction'"
-            )
-        try:
-            head = json.loads(metadata[KEY])
-            if head.get("version") != VERSION:
-                raise ValueError(f"its version is {head.get('version')!r}, this program reads version {VERSION}")
-            rest = {key: value for key, value in head.items() if key not in _PLACE}
-            return cls(
-                vector_D=tensors["vector"], layer=head["layer"], site=head["site"], method=head["method"], header=rest
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{name} cannot be used: {error}") from error
+
+        def build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Direction:
+            rest = {key: value for key, value in header.items() if key not in _PLACE}
+            place = {key: header[key] for key in ("layer", "site", "method")}
+            return cls(vector_D=tensors["vector"], header=rest, **place)
+
+        return read_headed(path, _KIND, {"vector"}, build)

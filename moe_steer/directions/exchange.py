@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_steer.directions.direction import Direction
+from moe_steer.write_aside import written_aside
 
 
 def import_easyedit(path: str | os.PathLike[str], layer: int | None = None) -> Direction:
@@ -51,13 +52,8 @@ def export_easyedit(direction: Direction, folder: str | os.PathLike[str]) -> Pat
     target = Path(folder) / f"layer_{direction.layer}.pt"
     if target.exists():
         raise ValueError(f"{str(target)!r} exists: give another folder, or remove it first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with written_aside(target) as aside:
         torch.save(direction.vector_D.clone(), aside)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
     return target
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from moe_steer.lab.generation_defaults import generation_defaults, special_ids
 from moe_steer.lab.tokenizer import MAX_LENGTH
 
 MAX_NEW_TOKENS = 384
@@ -22,10 +23,8 @@ def dense_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:
         max_position_embeddings=MAX_LENGTH,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.05,
+        **special_ids(tokenizer),
     )
 
 
@@ -33,13 +32,5 @@ def new_dense_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCa
     """A freshly initialised model with its generation defaults set, in float32."""
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM._from_config(dense_config(tokenizer), attn_implementation="sdpa")
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=0.6,
-        top_p=0.95,
-        max_new_tokens=MAX_NEW_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    model.generation_config = generation_defaults(tokenizer, MAX_NEW_TOKENS)
     return model.float()

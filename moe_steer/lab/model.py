@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerBase
 
+from moe_steer.lab.generation_defaults import generation_defaults, special_ids
 from moe_steer.lab.tokenizer import MAX_LENGTH
 
 
@@ -34,10 +35,8 @@ def lab_config(tokenizer: PreTrainedTokenizerBase) -> DeepseekV3Config:
         max_position_embeddings=MAX_LENGTH,
         num_mtp_layers=0,
         tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.05,
+        **special_ids(tokenizer),
     )
 
 
@@ -47,13 +46,5 @@ def new_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> DeepseekV3ForCau
     model = DeepseekV3ForCausalLM._from_config(
         lab_config(tokenizer), attn_implementation="sdpa", experts_implementation="grouped_mm"
     )
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=0.6,
-        top_p=0.95,
-        max_new_tokens=256,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    model.generation_config = generation_defaults(tokenizer, 256)
     return model.float()

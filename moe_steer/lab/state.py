@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
+
+from moe_steer.headed_file import read_tensors
+from moe_steer.write_aside import written_aside
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -26,18 +27,15 @@ def save_state(
     for name, parameter in model.named_parameters():
         for moment, value in optimizer.state[parameter].items():
             tensors[f"{moment}.{name}"] = value.detach().clone()
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"recipe": json.dumps(recipe), "progress": json.dumps(progress)})
-    os.replace(partial, path)
+    with written_aside(path) as aside:
+        save_file(tensors, aside, metadata={"recipe": json.dumps(recipe), "progress": json.dumps(progress)})
 
 
 def load_state(
     path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, recipe: dict[str, object]
 ) -> dict[str, float]:
     """Restore a state into model and optimizer and return its progress; ValueError if it was made by another recipe."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    metadata, tensors = read_tensors(path)
     found, recipe = json.loads(metadata["recipe"]), json.loads(json.dumps(recipe))
     if found != recipe:
         changed = sorted(key for key in found.keys() | recipe.keys() if found.get(key) != recipe.get(key))

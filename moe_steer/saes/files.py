@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from moe_steer.saes.sae import SAEAbout
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Given:
@@ -38,6 +40,26 @@ class Given:
         if None not in (self.site, found) and self.site != found:
             raise ValueError(f"{path} says that it reads {found}, not {self.site}: take an SAE of that site")
         return self.site or found
+
+    def about(
+        self,
+        format: str,
+        weights: Path,
+        *,
+        source: Path,
+        model_name: str | None = None,
+        layer: int | None = None,
+        site: str | None = None,
+    ) -> SAEAbout:
+        """Where an SAE comes from: what its files say (``model_name``, ``layer``, ``site``), completed by the caller's words."""
+        return SAEAbout(
+            format=format,
+            source=str(source),
+            sha256=sha256_of(weights),
+            model_name=self.model_name or model_name,
+            layer=self.agreed_layer(layer, source),
+            site=self.agreed_site(site, source),
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

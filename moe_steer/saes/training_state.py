@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from moe_steer.headed_file import read_tensors
 from moe_steer.saes.files import read_json
 from moe_steer.saes.training_step import Weights
+from moe_steer.write_aside import write_text, written_aside
 
 if TYPE_CHECKING:
     from moe_steer.saes.training import TrainRecipe
@@ -52,12 +53,8 @@ def save_state(path: Path, state: TrainingState, recipe: TrainRecipe) -> None:
     progress = {"step": state.step, "threshold": state.threshold, "scale": state.scale}
     # One entry: the order of several would change from file to file.
     header = {"training": json.dumps({"recipe": dataclasses.asdict(recipe), "progress": progress})}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_aside(path) as aside:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside, metadata=header)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def load_state(path: Path, recipe: TrainRecipe, d_in: int, device: torch.device) -> TrainingState:
@@ -96,19 +93,14 @@ def remember_data(work: Path, data: dict[str, Any]) -> None:
         raise ValueError(
             f"{work} holds a training on another model, layer, texts or batches: use another folder, or the same options"
         )
-    work.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("training")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        metadata, tensors = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it to begin the training again") from error
-    if header is None:
+    if "training" not in metadata:
         raise ValueError(f"{path} holds no training: use another folder")
-    return json.loads(header), tensors
+    return json.loads(metadata["training"]), tensors

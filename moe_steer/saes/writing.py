@@ -12,6 +12,7 @@ from safetensors.torch import save
 from moe_steer.saes.formats.saelens import CONFIG, WEIGHTS
 from moe_steer.saes.sae import SAE
 from moe_steer.saes.sites import hook_of_place
+from moe_steer.write_aside import write_bytes, write_text
 
 _ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
 _KEYS = {
@@ -28,11 +29,10 @@ _KEYS = {
 def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     """Write the folder and return it; ``load_sae`` reads back every number as it is. A file appears complete or not at all."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     keys = {**_KEYS, "b_enc_F": "b_gate"} if sae.kind == "gated" else _KEYS
     tensors = {keys[name]: tensor.detach().cpu().contiguous() for name, tensor in sae.tensors().items()}
-    _write(target / WEIGHTS, save(tensors))
-    _write(target / CONFIG, (json.dumps(_config(sae), indent=2) + "\n").encode())
+    write_bytes(target / WEIGHTS, save(tensors))
+    write_text(target / CONFIG, json.dumps(_config(sae), indent=2) + "\n")
     return target
 
 
@@ -54,12 +54,3 @@ def _config(sae: SAE) -> dict[str, Any]:
         **({"k": sae.k, "rescale_acts_by_decoder_norm": False} if sae.kind == "topk" else {}),
         "metadata": metadata,
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -48,7 +48,7 @@ def _log(run: GradedRun, arm: str) -> Any:
     metrics = {"accuracy": sum(values) / len(values)}
     if (error := run.standard_error(values)) is not None:
         metrics["stderr"] = error
-    samples = [sample for one in run.samples(arm) for sample in _samples(run, arm, one)]
+    samples = [sample for one in run.samples(arm) for sample in _samples(run, one)]
     return EvalLog(
         version=2,
         status="success",
@@ -81,7 +81,7 @@ def _log(run: GradedRun, arm: str) -> Any:
     )
 
 
-def _samples(run: GradedRun, arm: str, one: ProblemSamples) -> list[Any]:
+def _samples(run: GradedRun, one: ProblemSamples) -> list[Any]:
     from inspect_ai.log import EvalSample
     from inspect_ai.model import ChatMessageUser
     from inspect_ai.scorer import Score

@@ -10,8 +10,8 @@ from typing import Any
 
 from reasoning_evals.completions import json_line
 from reasoning_evals.exports.graded_run import GradedRun, ProblemSamples, clean, file_name, open_graded_run
-from reasoning_evals.run_folder import write_whole
 from reasoning_evals.statistics import majority_correct, pass_at_k
+from reasoning_evals.whole_files import write_whole
 
 FILTER = "none"
 NO_ANSWER = "[invalid]"

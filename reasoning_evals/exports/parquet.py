@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_evals.exports.graded_run import GradedRun, clean, open_graded_run
+from reasoning_evals.whole_files import written_aside
 
 _COLUMNS = {
     "arm": "string",
@@ -54,9 +55,11 @@ def export_parquet(run_folder: Path | str, path: Path | str, private: bool = Fal
     schema = Features({**{name: Value(kind) for name, kind in _COLUMNS.items()}, "token_ids": List(Value("int32"))})
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
     rows = chain.from_iterable(_rows(run, arm) for arm in run.arms)
-    with pyarrow.parquet.ParquetWriter(partial, schema.arrow_schema) as writer:
+    with (
+        written_aside(target) as aside,
+        pyarrow.parquet.ParquetWriter(aside, schema.arrow_schema) as writer,
+    ):
         batch: list[dict[str, Any]] = []
         for row in rows:
             batch.append(row)
@@ -65,7 +68,6 @@ def export_parquet(run_folder: Path | str, path: Path | str, private: bool = Fal
                 batch = []
         if batch:
             writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema.arrow_schema))
-    partial.replace(target)
     return target
 
 

@@ -10,7 +10,8 @@ from reasoning_evals.grading.latex import clean
 from reasoning_evals.grading.limits import Unreadable
 from reasoning_evals.grading.numbers import show, tolerance_of, within
 from reasoning_evals.grading.structure import parse_answer, same_answer
-from reasoning_evals.grading.units import Unit, parse_unit, unit_surface
+from reasoning_evals.grading.unit_names import Unit
+from reasoning_evals.grading.units import parse_unit, unit_surface
 from reasoning_evals.grading.verdict import Verdict, bad_target, correct, short, wrong
 from reasoning_evals.problems import Problem
 

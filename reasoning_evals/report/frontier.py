@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from reasoning_evals.report.plotting import MUTED, finished_svg, style, whiskers
+
 _COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4d7c0f", "#44403c")
-_MUTED = "#8a8a8a"
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.edgecolor": _MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "reasoning_evals",
-    "svg.fonttype": "path",
-}
 
 
 class Place(NamedTuple):
@@ -42,11 +32,11 @@ def frontier(curves: Mapping[str, Sequence[Place]], baseline: Place, chosen: Seq
     """
     if not curves:
         raise ValueError("there is no curve to draw: give the settings of at least one method")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(style("reasoning_evals", **{"axes.edgecolor": MUTED})):
         figure = Figure(figsize=(8.6, 4.9), layout="constrained")
         axes = figure.subplots()
-        axes.axhline(100 * baseline.accuracy, color=_MUTED, linewidth=0.8, linestyle="--", zorder=1)
-        axes.axvline(baseline.tokens, color=_MUTED, linewidth=0.8, linestyle="--", zorder=1)
+        axes.axhline(100 * baseline.accuracy, color=MUTED, linewidth=0.8, linestyle="--", zorder=1)
+        axes.axvline(baseline.tokens, color=MUTED, linewidth=0.8, linestyle="--", zorder=1)
         for number, (method, places) in enumerate(curves.items()):
             colour = _COLOURS[number % len(_COLOURS)]
             x = [baseline.tokens, *(place.tokens for place in places)]
@@ -55,8 +45,8 @@ def frontier(curves: Mapping[str, Sequence[Place]], baseline: Place, chosen: Seq
             axes.errorbar(
                 x[1:],
                 y[1:],
-                xerr=_whiskers([(p.tokens, p.tokens_low, p.tokens_high) for p in places], 1),
-                yerr=_whiskers([(p.accuracy, p.accuracy_low, p.accuracy_high) for p in places], 100),
+                xerr=whiskers([(p.tokens, p.tokens_low, p.tokens_high) for p in places], 1),
+                yerr=whiskers([(p.accuracy, p.accuracy_low, p.accuracy_high) for p in places], 100),
                 fmt="o",
                 color=colour,
                 markersize=4,
@@ -72,16 +62,4 @@ def frontier(curves: Mapping[str, Sequence[Place]], baseline: Place, chosen: Seq
         )
         axes.set_xlabel("thinking tokens per answer")
         axes.set_ylabel("accuracy (%)")
-        axes.grid(color="#ececec", linewidth=0.6)
-        axes.set_axisbelow(True)
-        figure.legend(loc="outside right upper", frameon=False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()
-
-
-def _whiskers(values: Sequence[tuple[float, float, float]], factor: float) -> list[list[float]]:
-    """Lower and upper arm lengths; an interval that was cut at 0 or 1 may end on the mean's other side by rounding."""
-    low = [max(0.0, factor * (mean - low)) for mean, low, _ in values]
-    high = [max(0.0, factor * (high - mean)) for mean, _, high in values]
-    return [low, high]
+        return finished_svg(figure, axes)

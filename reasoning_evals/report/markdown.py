@@ -105,7 +105,7 @@ def _pairs(report: Report) -> str:
         found = pair.accuracy
         rows.append(
             [
-                f"{_inline(pair.b)} - {_inline(pair.a)}",
+                f"{_inline(pair.b)} − {_inline(pair.a)}",
                 form.signed_points(found.mean),
                 form.points_interval(found),
                 f"{form.signed_points(found.bootstrap_low)} to {form.signed_points(found.bootstrap_high)}",

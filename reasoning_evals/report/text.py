@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 from reasoning_evals.comparison import Difference, DomainAccuracy, Measure
+from reasoning_evals.efficiency import percent_change
+from reasoning_evals.verdicts import points
 
 # Control characters, and marks that reorder or hide the text around them.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
@@ -66,8 +68,21 @@ def signed_count(value: float) -> str:
 
 def signed_points(value: float) -> str:
     """A difference of shares in percentage points, with a real minus sign."""
-    text = f"{100 * value:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
+    return minus(points(value))
+
+
+def signed_percent(ratio: float) -> str:
+    """A ratio as a change in percent, with a real minus sign.
+
+    >>> signed_percent(0.734), signed_percent(1.05)
+    ('−26.6%', '+5.0%')
+    """
+    return minus(percent_change(ratio))
+
+
+def minus(number: str) -> str:
+    """A number in a table or a drawing: its hyphen becomes a real minus sign."""
+    return number.replace("-", "−")
 
 
 def points_interval(difference: Difference) -> str:

@@ -32,11 +32,6 @@ class Defence(NamedTuple):
     """Share of answers that ended at the token limit."""
     num_problems: int
 
-    @property
-    def success(self) -> float:
-        """Attack success rate."""
-        return 1.0 - self.rate.mean
-
 
 class DefencePair(NamedTuple):
     """Arm b against arm a, paired by attack."""

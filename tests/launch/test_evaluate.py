@@ -162,7 +162,7 @@ def test_words() -> None:
         (["baseline", "baseline+tip"], "baseline is the model without any rule"),
     ],
 )
-def test_wrong_words_are_wrong_usage(arms: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_words_are_wrong_usage(arms: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         check_arms(arms)
     with pytest.raises(SystemExit) as stopped:

@@ -1,6 +1,9 @@
+import json
+
 import pytest
 
 from launch.options import Options
+from launch.stored_options import options_from
 
 
 def test_defaults() -> None:
@@ -34,3 +37,11 @@ def test_where_it_is_written_is_not_part_of_the_config() -> None:
 def test_wrong_options_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Options(**wrong)
+
+
+def test_stored_options_read_back() -> None:
+    options = Options(gains=(2.0, 8.0), markers=("<think>", "</think>"), seed=3)
+    stored = json.loads(json.dumps(options.config())) | {"given_plan": None}
+    assert options_from(stored, Options, ["given_plan"]) == options
+    with pytest.raises(ValueError, match="setting 'given_plan', which this version does not know: use the one it had"):
+        options_from(stored, Options, [])

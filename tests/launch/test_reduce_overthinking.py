@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 from launch.overthinking.options import METHODS
 from launch.reduce_overthinking import main
+from moe_steer.cli import main as moe_steer
 from moe_steer.directions import Direction
 from rank_processes import environment, free_port
 from reasoning_evals.run_folder import read_generations
@@ -45,6 +48,7 @@ SMALL += [
     "--budgets",
     "0.5",
 ]
+PAGES = ("results.json", "report.md", "report.html")
 MOE = [*SMALL, "--model", "lab", "--layers", "2", "--methods", "caa", "decision", "budget"]
 
 
@@ -59,6 +63,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return found
+
+
+def tried_settings(folder: Path) -> set[str]:
+    """Labels of all that was tried on the tuning problems."""
+    return {arm["name"] for arm in results_of(folder)["tuning"]["arms"]} - {"baseline"}
 
 
 def test_every_method_is_compared_with_the_baseline(finished: Path) -> None:
@@ -88,6 +97,14 @@ def test_the_pages_say_what_was_found(finished: Path) -> None:
         assert sentence in page
     for title in ("Length and cost", "What was chosen", "Accuracy against thinking, test problems"):
         assert title in page
+    methods = {setting.partition(" ")[0].partition(":")[0] for setting in tried_settings(finished)}
+    assert (
+        f"{len(methods)} arms were tuned, each among settings of its own ({len(tried_settings(finished))} in all)"
+        in page
+    )
+    assert "The plan was chosen" not in page
+    table = markdown.split("## Length and cost")[1].split("##")[0]
+    assert not re.search(r"-\d", table), "tables have a real minus sign"
     assert "<script" not in page
     assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp"))]
 
@@ -100,12 +117,22 @@ def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> N
     assert (finished / "results.json").read_bytes() == results
 
 
-def test_the_pages_are_not_written_by_another_jobs_code(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from moe_steer.cli import main as moe_steer
+def test_the_report_command_builds_the_same_pages(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {name: (finished / name).read_bytes() for name in PAGES}
+    for name in PAGES[1:]:
+        (finished / name).unlink()
+    assert moe_steer(["report", str(finished)]) == 0
+    assert f"report: {finished / 'report.html'}" in capsys.readouterr().out
+    assert {name: (finished / name).read_bytes() for name in PAGES} == before
 
-    assert moe_steer(["report", str(finished)]) == 1
+
+def test_the_report_command_refuses_an_unfinished_job(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(finished / "run.json", tmp_path)
+    assert moe_steer(["report", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert "start its own job again (launch/reduce_overthinking.py)" in error
+    assert "holds an unfinished job: start launch/reduce_overthinking.py again, it continues where it was" in error
     assert error.count("\n") == 1
 
 

@@ -1,6 +1,7 @@
 """The safety experiment from end to end on tiny random stand-ins: its numbers mean nothing, its arithmetic and pages are real."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from launch.safety import main
 from launch.safety_experiment.directions import read_pairs
 from launch.safety_experiment.options import ARMS, SafetyOptions
 from launch.safety_experiment.prompts import WORKED_EXAMPLES, own_answer, plain_prompt, renderer
+from moe_steer.cli import main as moe_steer
 from moe_steer.directions import Direction
 from reasoning_evals.run_folder import read_generations, read_run
 from reasoning_evals.safety import text_fluency
@@ -50,6 +52,9 @@ def test_all_arms_and_tasks_are_in_the_results_and_on_the_pages(made: tuple[list
         assert "Safety and capability" in text
         assert "variance unexplained" in text
         assert all((folder / task / page).is_file() for task in results["tasks"])
+    changes = (folder / "report.md").read_text().split("## Differences from vanilla")[1].split("##")[0]
+    assert "−" in changes
+    assert not re.search(r"-\d", changes), "tables have a real minus sign"
     assert "Attack 1" not in (folder / "safeedit" / "report.html").read_text()  # harmful texts stay out
     assert not list(folder.rglob("*.partial"))
 
@@ -114,6 +119,20 @@ def test_a_run_that_was_cut_off_ends_the_same(made: tuple[list[str], Path], caps
     error = capsys.readouterr().err
     assert "holds a run of another config (keep: 0.35 there, 0.5 now)" in error
     assert error.count("\n") == 1
+
+
+def test_the_report_command_builds_the_same_pages(
+    made: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = made[1]
+    written = [folder / "results.json", *folder.rglob("report.*")]
+    assert len(written) == 1 + 2 * 5
+    before = {path: path.read_bytes() for path in written}
+    for path in written[1:]:
+        path.unlink()
+    assert moe_steer(["report", str(folder)]) == 0
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in written} == before
 
 
 def test_a_base_model_is_asked_in_plain_text(tmp_path: Path) -> None:

@@ -161,12 +161,14 @@ def _plain_jump(w: dict[str, Array]) -> Naive:
     return naive
 
 
+_GEMMA_NAMES = {"w_enc": "enc", "w_dec": "dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
+
+
 def gemma_scope(root: Path, repository: str = "gemma-scope-9b-it-res") -> Published:
     w = draw(3)
     folder = root / f"models--google--{repository}" / "layer_20/width_16k/average_l0_91"
     folder.mkdir(parents=True)
-    names = {"w_enc": "enc", "w_dec": "dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
-    np.savez(folder / "params.npz", **{name: w[key].astype(np.float32) for name, key in names.items()})
+    np.savez(folder / "params.npz", **{name: w[key].astype(np.float32) for name, key in _GEMMA_NAMES.items()})
     return Published(folder, _plain_jump(w))
 
 
@@ -185,8 +187,7 @@ def gemma_scope_2(root: Path, **changes: Any) -> Published:
         **changes,
     }
     _json(folder / "config.json", config)
-    names = {"w_enc": "enc", "w_dec": "dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
-    save_file({name: tensor(w[key]) for name, key in names.items()}, folder / "params.safetensors")
+    save_file({name: tensor(w[key]) for name, key in _GEMMA_NAMES.items()}, folder / "params.safetensors")
     return Published(folder, _plain_jump(w))
 
 

@@ -159,7 +159,8 @@ def test_the_command_line_says_what_failed_in_one_line(tmp_path: Path, capsys: p
     source = qwen(tmp_path / "source")
     plan = plan_file(tmp_path, (1, 9, 2.0))
     assert main(["bake", "--model", str(source), "--plan", plan, "--out", str(tmp_path / "baked")]) == 1
-    assert capsys.readouterr().err == "moe-steer: expert 9 at layer 1 does not exist: this model has experts 0-3\n"
+    error = capsys.readouterr().err
+    assert error == "moe-steer: expert 9 at layer 1 does not exist: this model has experts 0-3, name one of them\n"
     plan = plan_file(tmp_path, (1, 2, 2.0))
     assert main(["bake", "--model", str(source), "--plan", plan, "--out", str(tmp_path / "baked"), "--overlay"]) == 0
     assert main(["verify", "--baked", str(tmp_path / "baked"), "--model", str(source)]) == 0

@@ -72,10 +72,10 @@ def test_the_published_example_reads() -> None:
     ("change", "message"),
     [
         ({"gains": 3}, "unknown key 'gains' in plan"),
-        ({"version": 2}, "plan version 2 cannot be read"),
+        ({"version": 2}, "plan version 2 cannot be read: .*make the plan again with 'moe-steer plan'"),
         ({"scope": "thinking"}, "scope 'thinking' is unknown: choose one of all, prompt"),
         ({"experts": {"layer": 1}}, "'experts' is dict: give a JSON list"),
-        ({"experts": [{"layer": 1, "expert": 2}]}, r"experts\[0\] is not complete"),
+        ({"experts": [{"layer": 1, "expert": 2}]}, r"experts\[0\] is not complete: give layer, expert, gain"),
         ({"experts": [{"layer": 1, "expert": 2, "gain": 2, "beta": 1}]}, r"unknown key 'beta' in experts\[0\]"),
         ({"experts": [{"layer": 1, "expert": 2, "gain": math.nan}]}, "gain of layer 1 expert 2 is nan"),
         ({"experts": [{"layer": 1, "expert": 2, "gain": -1}]}, "give a finite number >= 0"),
@@ -95,22 +95,25 @@ def test_wrong_plans_are_refused(change: dict, message: str) -> None:
     [
         (
             SteeringPlan(experts=[ExpertGain(2, 0, 2)]),
-            r"layer 2 \(expert 0\) has no experts in this model: layers with experts are 3-60",
+            r"layer 2 \(expert 0\) has no experts in this model: layers with experts are 3-60, name one of them",
         ),
         (
             SteeringPlan(experts=[ExpertGain(3, 256, 2)]),
-            "expert 256 at layer 3 does not exist: this model has experts 0-255",
+            "expert 256 at layer 3 does not exist: this model has experts 0-255, name one of them",
         ),
         (
             SteeringPlan(model={"model_type": "qwen3_moe"}),
             "made for model_type 'qwen3_moe', this model has 'deepseek_v3'",
         ),
-        (SteeringPlan(model={"num_experts": 128}), "made for num_experts 128, this model has 256"),
+        (SteeringPlan(model={"num_experts": 128}), "this model has 256: give that model, or a plan for this one"),
         (
             SteeringPlan(residual=[ResidualVector(61, "v.safetensors")]),
-            "residual layer 61 does not exist: this model has layers 0-60",
+            "residual layer 61 does not exist: this model has layers 0-60, name one of them",
         ),
-        (SteeringPlan(residual=[ResidualVector(5, "nowhere.safetensors")]), "there is no file 'nowhere.safetensors'"),
+        (
+            SteeringPlan(residual=[ResidualVector(5, "nowhere.safetensors")]),
+            "no file 'nowhere.safetensors': put it there",
+        ),
     ],
 )
 def test_plans_that_do_not_fit_are_refused(plan: SteeringPlan, message: str) -> None:
@@ -128,7 +131,10 @@ def test_dense_model_is_refused_for_experts() -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"vector": torch.zeros(8)}, "has width 8, the model's residual stream has 7168"),
+        (
+            {"vector": torch.zeros(8)},
+            "has width 8, the model's residual stream has 7168: make a direction on this model",
+        ),
         ({"other": torch.zeros(7168)}, "needs one 1-D tensor named 'vector'"),
         ({"vector": torch.full((7168,), math.inf)}, "NaN or infinite"),
     ],
@@ -144,8 +150,19 @@ def test_broken_files(tmp_path) -> None:
     with pytest.raises(ValueError, match="no plan file at"):
         SteeringPlan.load(tmp_path / "none.json")
     (tmp_path / "torn.json").write_text('{"version": 1, "experts": [')
-    with pytest.raises(ValueError, match="torn.json"):
+    with pytest.raises(ValueError, match="torn.json is not JSON .*: mend it there, or make a plan"):
         SteeringPlan.load(tmp_path / "torn.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(
+        ValueError, match="list.json: a plan is a JSON object, not list: make one with 'moe-steer plan'"
+    ):
+        SteeringPlan.load(tmp_path / "list.json")
+    with pytest.raises(ValueError, match="cannot be read .*: give a file of 'moe-steer plan'"):
+        SteeringPlan.load(tmp_path)
+    (tmp_path / "v.safetensors").write_text("no tensors")
+    plan = SteeringPlan(residual=[ResidualVector(5, "v.safetensors")], base_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="v.safetensors is not a safetensors file .*: make the direction again"):
+        plan.check(SHAPE)
 
 
 def test_neutral() -> None:

@@ -147,6 +147,20 @@ def test_multiplicity_note_of_a_tuned_plan() -> None:
     assert "2 of those problems are compared here: its p-values are too small" in shared[0]
 
 
+def test_multiplicity_note_of_arms_with_a_setting_each() -> None:
+    rows = table({"baseline": ["10", "01"], "caa": ["11", "01"], "budget": ["11", "11"]})
+    note = compare_arms(rows, tuned=Tuning(7, "60 tuning problems", num_arms=2)).notes[-1]
+    assert note == (
+        "2 arms were tuned, each among settings of its own (7 in all), on 60 tuning problems, none of which is compared "
+        "here: the choice needs no correction."
+    )
+    one = compare_arms(rows, tuned=Tuning(7, "60 tuning problems", num_arms=1, num_shared=3)).notes[-1]
+    assert one == (
+        "1 arm was tuned, among 7 settings, on 60 tuning problems, and 3 of those problems are compared here: "
+        "their p-values are too small and their effect too large."
+    )
+
+
 def test_unmeasured_tokens_stay_unmeasured() -> None:
     rows = [dataclasses.replace(r, thinking_tokens=None) for r in table({"baseline": ["10", "01"], "b": ["10", "11"]})]
     found = compare_arms(rows)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_json, read_torch, sha256_of
-from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.files import Given, pick, read_json, read_torch
+from moe_steer.saes.sae import SAE
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 # A BatchTopK SAE is used with the threshold it learned, so it is read as JumpReLU (arXiv 2412.06410).
@@ -47,13 +47,13 @@ def read(path: Path, given: Given) -> SAE:
         else None,
         k=given.k or int(tensors["k"] if "k" in tensors else trainer["k"]) if kind == "topk" else None,
         apply_b_dec_to_input=True,
-        about=SAEAbout(
-            format="dictionary-learning",
-            source=str(path),
-            sha256=sha256_of(weights_path),
-            model_name=given.model_name or trainer.get("lm_name"),
-            layer=given.agreed_layer(trainer.get("layer"), path),
-            site=given.agreed_site(_site(trainer.get("submodule_name")), path),
+        about=given.about(
+            "dictionary-learning",
+            weights_path,
+            source=path,
+            model_name=trainer.get("lm_name"),
+            layer=trainer.get("layer"),
+            site=_site(trainer.get("submodule_name")),
         ),
     )
 

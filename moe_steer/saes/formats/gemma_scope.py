@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_npz, sha256_of
-from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.files import Given, pick, read_npz
+from moe_steer.saes.sae import SAE
 
 WEIGHTS = "params.npz"
 # The attention SAEs read the concatenated heads before the output projection, which is not the attention's output.
@@ -37,12 +37,12 @@ def read(path: Path, given: Given) -> SAE:
         b_dec_D=pick(tensors, weights_path, "b_dec"),
         threshold_F=pick(tensors, weights_path, "threshold"),
         apply_b_dec_to_input=False,
-        about=SAEAbout(
-            format="gemma-scope",
-            source=str(path),
-            sha256=sha256_of(weights_path),
-            model_name=given.model_name or model_name,
-            layer=given.agreed_layer(int(layer[1]) if layer else None, path),
-            site=given.agreed_site(site, path),
+        about=given.about(
+            "gemma-scope",
+            weights_path,
+            source=path,
+            model_name=model_name,
+            layer=int(layer[1]) if layer else None,
+            site=site,
         ),
     )

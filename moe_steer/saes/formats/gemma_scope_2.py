@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_json, read_safetensors, sha256_of
-from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.files import Given, pick, read_json, read_safetensors
+from moe_steer.saes.sae import SAE
 from moe_steer.saes.sites import place_of_hook
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
@@ -37,12 +37,7 @@ def read(path: Path, given: Given) -> SAE:
         b_dec_D=pick(tensors, weights_path, "b_dec"),
         threshold_F=pick(tensors, weights_path, "threshold"),
         apply_b_dec_to_input=False,
-        about=SAEAbout(
-            format="gemma-scope-2",
-            source=str(path),
-            sha256=sha256_of(weights_path),
-            model_name=given.model_name or config.get("model_name"),
-            layer=given.agreed_layer(layer, path),
-            site=given.agreed_site(site, path),
+        about=given.about(
+            "gemma-scope-2", weights_path, source=path, model_name=config.get("model_name"), layer=layer, site=site
         ),
     )

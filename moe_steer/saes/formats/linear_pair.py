@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_torch, sha256_of
-from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.files import Given, pick, read_torch
+from moe_steer.saes.sae import SAE
 
 _LAYER = re.compile(r"[-_]l(?:ayer)?[-_]?(\d+)(?=[-_.]|$)")
 
@@ -28,12 +28,7 @@ def read(path: Path, given: Given) -> SAE:
         b_dec_D=pick(tensors, path, "decoder_linear.bias", "decoder.bias"),
         k=given.k,
         apply_b_dec_to_input=False,
-        about=SAEAbout(
-            format="linear-pair",
-            source=str(path),
-            sha256=sha256_of(path),
-            model_name=given.model_name,
-            layer=given.agreed_layer(int(layer[1]) if layer else None, path),
-            site=given.site or "residual",
+        about=given.about(
+            "linear-pair", path, source=path, layer=int(layer[1]) if layer else None, site=given.site or "residual"
         ),
     )

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_steer.saes.files import Given, pick, read_json, read_safetensors, sha256_of
+from moe_steer.saes.files import Given, pick, read_json, read_safetensors
 from moe_steer.saes.folding import fold_decoder_norm, fold_input_scale
-from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.sae import SAE
 from moe_steer.saes.sites import place_of_hook
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
@@ -91,12 +91,5 @@ def build(
         b_dec_D=b_dec,
         threshold_F=threshold_F,
         apply_b_dec_to_input=False,
-        about=SAEAbout(
-            format=format,
-            source=str(path),
-            sha256=sha256_of(weights_path),
-            model_name=given.model_name or model_name,
-            layer=given.agreed_layer(layer, path),
-            site=given.agreed_site(site, path),
-        ),
+        about=given.about(format, weights_path, source=path, model_name=model_name, layer=layer, site=site),
     )

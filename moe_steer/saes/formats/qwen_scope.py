@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_json, read_torch, sha256_of
-from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.files import Given, pick, read_json, read_torch
+from moe_steer.saes.sae import SAE
 
 _FILE = re.compile(r"layer(\d+)\.sae\.pt$")
 _REPOSITORY = re.compile(r"SAE-Res-(.+?)-W\d+K-L0_(\d+)")
@@ -39,13 +39,13 @@ def read(path: Path, given: Given) -> SAE:
         b_dec_D=pick(tensors, weights_path, "b_dec"),
         k=k,
         apply_b_dec_to_input=False,
-        about=SAEAbout(
-            format="qwen-scope",
-            source=str(weights_path),
-            sha256=sha256_of(weights_path),
-            model_name=given.model_name or model_name,
-            layer=given.agreed_layer(int(found[1]) if found else None, path),
-            site=given.agreed_site("residual", path),
+        about=given.about(
+            "qwen-scope",
+            weights_path,
+            source=weights_path,
+            model_name=model_name,
+            layer=int(found[1]) if found else None,
+            site="residual",
         ),
     )
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from moe_steer.saes.files import Given, pick, read_json, read_safetensors, sha256_of
+from moe_steer.saes.files import Given, pick, read_json, read_safetensors
 from moe_steer.saes.folding import fold_decoder_norm
-from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.sae import SAE
 from moe_steer.saes.sites import place_of_hook
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -52,13 +52,8 @@ def read(path: Path, given: Given) -> SAE:
         k=(given.k or _k(path, config)) if kind == "topk" else None,
         r_mag_F=pick(tensors, weights_path, "r_mag") if kind == "gated" else None,
         b_mag_F=pick(tensors, weights_path, "b_mag") if kind == "gated" else None,
-        about=SAEAbout(
-            format="saelens",
-            source=str(path),
-            sha256=sha256_of(weights_path),
-            model_name=given.model_name or _metadata(config, "model_name"),
-            layer=given.agreed_layer(layer, path),
-            site=given.agreed_site(site, path),
+        about=given.about(
+            "saelens", weights_path, source=path, model_name=_metadata(config, "model_name"), layer=layer, site=site
         ),
     )
 

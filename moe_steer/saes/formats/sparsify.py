@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_json, read_safetensors, sha256_of
-from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.files import Given, pick, read_json, read_safetensors
+from moe_steer.saes.sae import SAE
 from moe_steer.saes.sites import place_of_hook
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -39,12 +39,5 @@ def read(path: Path, given: Given) -> SAE:
         b_dec_D=pick(tensors, weights_path, "b_dec"),
         k=k,
         apply_b_dec_to_input=True,
-        about=SAEAbout(
-            format="sparsify",
-            source=str(path),
-            sha256=sha256_of(weights_path),
-            model_name=given.model_name or model_name,
-            layer=given.agreed_layer(layer, path),
-            site=given.agreed_site(site, path),
-        ),
+        about=given.about("sparsify", weights_path, source=path, model_name=model_name, layer=layer, site=site),
     )

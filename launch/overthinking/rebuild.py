@@ -1,0 +1,33 @@
+"""A finished overthinking job, read back from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch.overthinking.directions import FOLDER, read_index
+from launch.overthinking.findings import OverthinkingFindings
+from launch.overthinking.options import OverthinkingOptions, methods_of
+from launch.overthinking.settings import all_settings, choices_of
+from launch.results_file import read_results
+from launch.stored_options import options_from, stored_config
+from reasoning_evals.grading_pass import grade_run
+
+
+def findings_of(folder: Path) -> OverthinkingFindings:
+    """Grade again, choose again, and collect what the steps left; ValueError when the job is not finished."""
+    config = stored_config(folder)
+    read_results(folder, "reduce_overthinking.py")
+    # The SAE stands there by its sha256: which file it came from is not part of what the run is.
+    options = options_from(config, OverthinkingOptions, [])
+    methods, left_out = methods_of(options, config["sae"] is not None)
+    settings = all_settings(methods, read_index(folder / FOLDER), grade_run(folder / "identification"), options)
+    tuning = grade_run(folder / "tuning")
+    return OverthinkingFindings(
+        options=options,
+        choices=choices_of(methods, settings, tuning, options.margin),
+        settings=settings,
+        tuning=tuning,
+        test=grade_run(folder / "test"),
+        folder=folder,
+        left_out=left_out,
+    )

@@ -1,0 +1,64 @@
+"""Options that several scripts of this folder have: their types and their help, said once; each script has its own defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+DataDir = Annotated[str | None, arg(help="Folder or file with the task's data, instead of the hub.")]
+Greedy = Annotated[bool, arg(help="One greedy answer a problem instead of samples.")]
+Out = Annotated[str | None, arg(help="Folder of the run; default runs/NAME.")]
+Temperature = Annotated[float, arg(help="Divides the logits.")]
+TopP = Annotated[float, arg(help="Smallest set of tokens with at least this probability.")]
+MaxNewTokens = Annotated[
+    int | None,
+    arg(help="Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."),
+]
+Backend = Annotated[str, arg(help="How the model is held; see moe_steer.load_model.")]
+Dtype = Annotated[str, arg(help="Precision: auto (as stored), float32, bfloat16 or float16.")]
+Revision = Annotated[str | None, arg(help="Revision of a hub model.")]
+TrustRemoteCode = Annotated[bool, arg(help="Run model code that comes with the checkpoint.")]
+StrictArms = Annotated[bool, arg(help="Fail when an arm changed nothing at all.")]
+LocalRank = Annotated[int, arg(help="Given by the launcher.")]
+
+ELSEWHERE = frozenset({"out", "name", "local_rank", "strict", "backend"})
+"""Options that decide where a run is written and who writes it, not what it finds."""
+
+
+def check_counts(options: Any, names: Collection[str]) -> None:
+    """ValueError for a number below 1 among the named options; None is no number."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: give a whole number >= 1")
+
+
+def check_num_problems(num_problems: int | None) -> None:
+    """ValueError for fewer problems than a comparison needs."""
+    if num_problems is not None and num_problems < 2:
+        raise ValueError(f"num_problems is {num_problems}: give at least 2, a comparison needs them")
+
+
+def config_of(options: Any, left_out: Collection[str] = ELSEWHERE) -> dict[str, Any]:
+    """The options that decide the results, as plain JSON values."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if key not in left_out
+    }
+
+
+def load_asked(options: Any) -> tuple[Any, Any]:
+    """The model that the options ask for, with its tokenizer."""
+    from moe_steer import load_model
+
+    return load_model(
+        options.model,
+        options.backend,
+        dtype=options.dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        offload=getattr(options, "offload", ""),
+    )

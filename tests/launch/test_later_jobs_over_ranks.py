@@ -1,0 +1,119 @@
+"""The jobs beside the main one on two ranks: what one rank finds, and killed there, continued on one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import safety_files
+from launch.evaluate import main as evaluate
+from launch.safety import main as safety
+from moe_steer import ExpertGain, SteeringPlan
+from rank_processes import ROOT, environment, free_port
+from reasoning_evals.run_folder import read_generations
+
+LAUNCHER = Path(sys.executable).with_name("deepspeed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A script, its options but for the folder, and a finished run of it on one rank."""
+
+    script: str
+    run: Callable[[list[str]], int]
+    options: list[str]
+    finished: Path
+
+    def on_two_ranks(self, folder: Path, *more: str) -> subprocess.Popen[str]:
+        """Start it as the README says."""
+        command = [str(LAUNCHER), "--num_accelerators", "2", "--master_port", str(free_port()), self.script]
+        return subprocess.Popen(
+            [*command, *self.options, *more, "--out", str(folder)],
+            cwd=ROOT,
+            env=environment(PATH=f"{LAUNCHER.parent}{os.pathsep}{os.environ['PATH']}"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+
+@pytest.fixture(scope="module", params=["evaluate", "safety"])
+def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "evaluate":
+        SteeringPlan(experts=[ExpertGain(2, 3, 16.0)], scope="thought").save(folder / "turned.json")
+        arms = ["--arms", "baseline", f"plan:{folder / 'turned.json'}", "nowait", "budget:20"]
+        options = [*arms, "--greedy", "--num-problems", "10", "--max-new-tokens", "80", "--batch-size", "4"]
+        run: Callable[[list[str]], int] = evaluate
+    else:
+        options = [*safety_files.write_all(folder), "--attack-tokens", "6", "--gsm8k-tokens", "5", "--batch-size", "8"]
+        run = safety
+    assert run([*options, "--out", str(folder / "one")]) == 0
+    return Job(f"launch/{request.param}.py", run, options, folder / "one")
+
+
+def tokens_of(folder: Path) -> dict[Any, Any]:
+    """Sample -> token ids, of every part of the run; no sample may stand twice."""
+    found = [
+        (where.parent.relative_to(folder).as_posix(), item.key[:4], item.token_ids)
+        for where in sorted(folder.rglob("run.json"))
+        if list(where.parent.glob("generations*.jsonl"))
+        for item in read_generations(where.parent)
+    ]
+    assert len({item[:2] for item in found}) == len(found)
+    return {item[:2]: item[2] for item in found}
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Its output; the test fails when it fails, and nothing is left running when it hangs."""
+    try:
+        stdout, stderr = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, stderr[-3000:]
+    return stdout
+
+
+def test_two_ranks_find_what_one_finds(job: Job, tmp_path: Path) -> None:
+    said = finish(job.on_two_ranks(tmp_path / "two"))
+    assert said.count("report:") == 1, "only rank 0 talks"
+    tokens = tokens_of(job.finished)
+    assert len(tokens) >= 20
+    assert tokens_of(tmp_path / "two") == tokens
+    assert (tmp_path / "two" / "results.json").read_bytes() == (job.finished / "results.json").read_bytes()
+
+
+def test_one_model_over_two_ranks_finds_it_too(job: Job, tmp_path: Path) -> None:
+    if job.script != "launch/evaluate.py":
+        pytest.skip("the stand-ins of the safety experiment are dense and smaller than what ranks can share")
+    finish(job.on_two_ranks(tmp_path / "two", "--backend", "tp_ep"))
+    assert tokens_of(tmp_path / "two") == tokens_of(job.finished)
+
+
+def test_killed_on_two_ranks_it_continues_on_one(job: Job, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    process = job.on_two_ranks(folder)
+    deadline = time.monotonic() + 120
+    while not any(path.stat().st_size for path in folder.rglob("generations*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results.json").exists()
+    kept = {path: path.read_bytes() for path in folder.rglob("generations*.jsonl")}
+    whole = {path: text[: text.rfind(b"\n") + 1] for path, text in kept.items()}  # the kill may tear the last line
+    assert any(whole.values())
+    assert job.run([*job.options, "--out", str(folder)]) == 0
+    assert all(path.read_bytes().startswith(text) for path, text in whole.items()), "nothing was sampled again"
+    assert tokens_of(folder) == tokens_of(job.finished)
+    assert (folder / "results.json").read_bytes() == (job.finished / "results.json").read_bytes()
