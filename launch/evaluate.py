@@ -28,6 +28,7 @@ from launch.shared_options import (
     Greedy,
     LocalRank,
     MaxNewTokens,
+    Offload,
     Out,
     Revision,
     StrictArms,
@@ -78,6 +79,7 @@ class EvaluateOptions:
     batch_size: int = 64
     """Samples decoded together."""
     backend: Backend = "auto"
+    offload: Offload = ""
     dtype: Dtype = "auto"
     revision: Revision = None
     trust_remote_code: TrustRemoteCode = False

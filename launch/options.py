@@ -13,6 +13,7 @@ from launch.shared_options import (
     Greedy,
     LocalRank,
     MaxNewTokens,
+    Offload,
     Out,
     Revision,
     Temperature,
@@ -87,8 +88,7 @@ class Options:
     """Samples decoded together; default 256 for lab and lab-dense, 64 else. Part of the run's identity: it decides the last bits."""
     backend: str = "auto"
     """How the model is held; see moe_steer.load_model. A run may go on under another backend and on other ranks."""
-    offload: str = ""
-    """For --backend zero3: where shards rest, 'cpu' or a folder on a local NVMe disk."""
+    offload: Offload = ""
     dtype: Dtype = "auto"
     revision: Revision = None
     trust_remote_code: TrustRemoteCode = False
@@ -181,4 +181,4 @@ class Options:
 
     def config(self) -> dict[str, Any]:
         """What decides the results: everything but where they are written, and on how many ranks and how spread they are made."""
-        return config_of(self, ELSEWHERE | {"offload", "dry_run", "gpus", "gpu_gib"})
+        return config_of(self, ELSEWHERE | {"dry_run", "gpus", "gpu_gib"})

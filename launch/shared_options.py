@@ -18,13 +18,14 @@ MaxNewTokens = Annotated[
     arg(help="Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."),
 ]
 Backend = Annotated[str, arg(help="How the model is held; see moe_steer.load_model.")]
+Offload = Annotated[str, arg(help="For --backend zero3: where shards rest, 'cpu' or a folder on a local NVMe disk.")]
 Dtype = Annotated[str, arg(help="Precision: auto (as stored), float32, bfloat16 or float16.")]
 Revision = Annotated[str | None, arg(help="Revision of a hub model.")]
 TrustRemoteCode = Annotated[bool, arg(help="Run model code that comes with the checkpoint.")]
 StrictArms = Annotated[bool, arg(help="Fail when an arm changed nothing at all.")]
 LocalRank = Annotated[int, arg(help="Given by the launcher.")]
 
-ELSEWHERE = frozenset({"out", "name", "local_rank", "strict", "backend"})
+ELSEWHERE = frozenset({"out", "name", "local_rank", "strict", "backend", "offload"})
 """Options that decide where a run is written and who writes it, not what it finds."""
 
 
@@ -60,5 +61,5 @@ def load_asked(options: Any) -> tuple[Any, Any]:
         dtype=options.dtype,
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
-        offload=getattr(options, "offload", ""),
+        offload=options.offload,
     )

@@ -14,6 +14,7 @@ from launch.shared_options import (
     DataDir,
     Dtype,
     LocalRank,
+    Offload,
     Revision,
     StrictArms,
     Temperature,
@@ -99,6 +100,7 @@ class OverthinkingOptions:
     batch_size: int | None = None
     """Samples decoded together; default 256 for the lab, 64 else. Part of the run's identity: it decides the last bits."""
     backend: Backend = "auto"
+    offload: Offload = ""
     dtype: Dtype = "auto"
     revision: Revision = None
     trust_remote_code: TrustRemoteCode = False

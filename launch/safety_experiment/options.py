@@ -13,6 +13,7 @@ from launch.shared_options import (
     ELSEWHERE,
     Backend,
     LocalRank,
+    Offload,
     Out,
     Revision,
     StrictArms,
@@ -94,6 +95,7 @@ class SafetyOptions:
     classifier_batch: int = 32
     """Texts judged together."""
     backend: Backend = "auto"
+    offload: Offload = ""
     dtype: str = "auto"
     """Precision: auto (as stored), float32 (the paper's), bfloat16 or float16."""
     revision: Revision = None

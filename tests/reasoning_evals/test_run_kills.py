@@ -30,8 +30,10 @@ def test_fifty_kills_at_random_moments_change_nothing(world_size: int, tmp_path:
 
     history = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(history) == NUM_KILLS
-    ended = [code for entry in history for code in entry["ended"]]
-    assert set(ended) == {-signal.SIGKILL}, "every process was killed at work: none had finished, none had failed"
+    assert all(-signal.SIGKILL in entry["ended"] for entry in history), "every kill met a process at work"
+    ended = {code for entry in history for code in entry["ended"]}
+    # On a busy machine one of two ranks may come to the end of its share while the other has still some to do.
+    assert ended <= ({-signal.SIGKILL} if world_size == 1 else {-signal.SIGKILL, 0}), "none had failed"
     assert sum(entry["torn"] for entry in history) >= 5
     assert len({entry["bytes"] for entry in history}) > 10, "the kills came at many stages of the run"
     final = sum(path.stat().st_size for path in killed.glob("generations*.jsonl"))
