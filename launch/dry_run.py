@@ -159,6 +159,8 @@ def report(options: Options, ranks: Ranks) -> str:
         else Machine.here(ranks.world_size)
     )
     found = fit(options, plan, config, machine, prompt, min(options.rows, max(work.values())))
+    if plan is None:
+        steps.check_has_experts(options.model, found.layers_with_experts)
     folder = Path(options.folder)
     started = (folder / RUN_FILE).exists()
     if started:

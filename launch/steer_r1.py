@@ -32,6 +32,7 @@ def run(options: Options, ranks: Ranks) -> None:
     from launch.problem_sets import problem_sets
     from launch.publish import publish
     from launch.sharded import agree_on_plan, record_start
+    from moe_steer.layers import model_shape
     from reasoning_evals.grading_pass import GradeRow
     from reasoning_evals.run_folder import open_run
 
@@ -43,6 +44,8 @@ def run(options: Options, ranks: Ranks) -> None:
     model, tokenizer = load_asked(options)
     if plan is not None:
         plan.check(model)
+    else:
+        steps.check_has_experts(options.model, len(model_shape(model).moe_layers))
     folder = Path(options.folder)
     config = options.config() | {"given_plan": plan.digest() if plan else None}
     if ranks.is_main:

@@ -140,6 +140,15 @@ def given_plan(options: Options) -> SteeringPlan | None:
     return None
 
 
+def check_has_experts(model: str, num_layers_with_experts: int) -> None:
+    """ValueError, with what to do, for a model in which there are no experts to find."""
+    if not num_layers_with_experts:
+        raise ValueError(
+            f"{model} is a dense model and has no experts to find: give --plan with directions ('moe-steer direction', "
+            "'moe-steer plan --residual'), or use launch/reduce_overthinking.py"
+        )
+
+
 def with_gain(plan: SteeringPlan, gain: float) -> SteeringPlan:
     """The same experts, all at another gain."""
     return dataclasses.replace(plan, experts=[ExpertGain(entry.layer, entry.expert, gain) for entry in plan.experts])

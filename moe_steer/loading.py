@@ -59,8 +59,8 @@ def load_model(
         logging.disable_progress_bar()
     if Path(name).is_dir():
         check_shards(name)
+    config = _one_line(path_or_id, wanted.config)  # first: of a name that is wrong, the tokenizer's reader asks the hub twice
     tokenizer = read_tokenizer(path_or_id, **wanted.hub_options)
-    config = _one_line(path_or_id, wanted.config)
     layout = _layout(backend, config, wanted)
     model, layout = _one_line(path_or_id, lambda: _loader(layout.backend)(wanted, layout))
     model.eval().requires_grad_(False)
@@ -87,9 +87,17 @@ def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
 def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
     """The tokenizer alone, of anything ``load_model`` takes."""
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     name = resolve(path_or_id)
-    return _one_line(path_or_id, lambda: AutoTokenizer.from_pretrained(name, **options))
+    before = logging.get_verbosity()
+    if os.fspath(path_or_id) in EMBEDDED:
+        # lab-dense names the class that R1-Distill-Qwen names, on purpose (lab/export.py); transformers advises against it
+        logging.set_verbosity_error()
+    try:
+        return _one_line(path_or_id, lambda: AutoTokenizer.from_pretrained(name, **options))
+    finally:
+        logging.set_verbosity(before)
 
 
 def resolve(path_or_id: str | os.PathLike[str]) -> str:

@@ -212,3 +212,14 @@ def test_a_plan_of_which_nothing_fired_is_loud_and_with_strict_an_error(
     assert "WARNING: steered: nothing of the plan fired in the whole run" in capsys.readouterr().out
     assert main([*options, "--out", str(tmp_path / "strict"), "--strict"]) == 1
     assert "nothing of the plan fired in the whole run" in capsys.readouterr().err
+
+
+def test_a_dense_model_without_a_plan_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--model", "lab-dense", "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err == (
+        "steer_r1.py: lab-dense is a dense model and has no experts to find: give --plan with directions "
+        "('moe-steer direction', 'moe-steer plan --residual'), or use launch/reduce_overthinking.py\n"
+    )
+    assert not (tmp_path / "run").exists()
