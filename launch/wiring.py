@@ -10,6 +10,8 @@ from expert_stats import MarkerSet, Trace, read_traces, trace_from_ids
 from reasoning_evals.completions import Completion, read_completions
 from reasoning_evals.thinking import CLOSE_TAG, OPEN_TAG
 
+_ANOTHER = "they were made with another tokenizer; give that model, or sample again with this one"
+
 
 def traces_of(completions: Iterable[Completion], tokenizer: Any) -> list[Trace]:
     """Completions as traces: prompt and generated ids, with the span of the thought."""
@@ -40,12 +42,38 @@ def read_any_traces(paths: Sequence[str], tokenizer: Any) -> list[Trace]:
             raise ValueError(f"no traces at {name!r}: give trace files, generations*.jsonl, or the folder of a run")
         for file in files:
             if file.name.startswith("generations"):
-                found += traces_of(read_completions(file), tokenizer)
+                completions = list(read_completions(file))
+                _check_completions(file, completions, tokenizer)
+                found += traces_of(completions, tokenizer)
             else:
-                found += read_traces(file, strict=True)
+                traces = read_traces(file, strict=True)
+                _check_traces(file, traces, tokenizer)
+                found += traces
     if not found:
         raise ValueError(f"{', '.join(paths)} hold no traces: there is nothing to count")
     return found
+
+
+def _check_traces(file: Path, traces: Iterable[Trace], tokenizer: Any) -> None:
+    """ValueError for token ids of another tokenizer: the end of a thought is where they show."""
+    close = _token_id(tokenizer, CLOSE_TAG)
+    for trace in traces:
+        end = trace.thought_end
+        if close >= 0 and end is not None and end < len(trace.token_ids) and trace.token_ids[end] != close:
+            raise ValueError(
+                f"{file}: the thought of trace {trace.trace_id!r} ends in token {trace.token_ids[end]}, and this model's "
+                f"{CLOSE_TAG} is {close}: {_ANOTHER}"
+            )
+
+
+def _check_completions(file: Path, completions: Iterable[Completion], tokenizer: Any) -> None:
+    close = _token_id(tokenizer, CLOSE_TAG)
+    for item in completions:
+        if close >= 0 and item.token_ids and CLOSE_TAG in item.text and close not in item.token_ids:
+            raise ValueError(
+                f"{file}: the answer to {item.problem_id!r} holds {CLOSE_TAG}, and its tokens do not hold this model's "
+                f"({close}): {_ANOTHER}"
+            )
 
 
 def markers_for(tokenizer: Any, names: Sequence[str], coefficients: Mapping[str, float]) -> MarkerSet:

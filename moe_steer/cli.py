@@ -43,9 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     chosen: Any = _command(arguments[0])
-    command = tyro.cli(
-        chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)
-    )
+    try:
+        command = tyro.cli(
+            chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)
+        )
+    except BrokenPipeError:  # of "--help | head", which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return exit_code("moe-steer", command.run, "started again")
 
 

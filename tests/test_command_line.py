@@ -1,6 +1,9 @@
 """The single steps from the command line, one after another, on the embedded model; and what wrong input says."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +128,15 @@ def test_a_dense_model_is_refused_for_experts(tmp_path: Path, capsys: pytest.Cap
     SteeringPlan.from_dict({"version": 1, "experts": [{"layer": 1, "expert": 2, "gain": 4}]}).save(plan)
     assert main(["generate", "--model", str(folder), "--plan", str(plan), "--out", str(tmp_path / "g")]) == 1
     assert "qwen2 is a dense model" in capsys.readouterr().err
+
+
+def test_help_whose_reader_has_read_enough() -> None:
+    script = "import os, sys; os.close(1); os.dup2(int(sys.argv[1]), 1); from moe_steer.cli import main; sys.exit(main(['direction', '--help']))"
+    reader, writer = os.pipe()
+    os.close(reader)  # nobody reads
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(writer)], pass_fds=[writer], stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 0
+    assert done.stderr == ""

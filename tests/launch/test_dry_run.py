@@ -63,7 +63,10 @@ def test_another_machine_decides_backend_and_verdict(tmp_path: Path, capsys: pyt
         (["--backend", "tp_ep", "--offload", "cpu"], "offload is a feature of zero3"),
         (["--gpus", "3", "--gpu-gib", "24", "--backend", "autoep"], "16 experts cannot be shared evenly by 3 ranks"),
         (["--model", "./nowhere"], "there is no model folder './nowhere'"),
-        (["--model", "lab-dense"], "lab-dense is a dense model and has no experts to find: give --plan with directions"),
+        (
+            ["--model", "lab-dense"],
+            "lab-dense is a dense model and has no experts to find: give --plan with directions",
+        ),
         (["--problems", "none.jsonl"], "none.jsonl"),
         (["--coefficients", "Wait=x"], "'Wait=x' is no coefficient"),
     ],

@@ -1,5 +1,8 @@
+import dataclasses
+
 import pytest
 
+from expert_stats import Trace, write_traces
 from launch.firing import nothing_fired
 from launch.steps import distance_from_one, gain_name, num_correct, with_gain
 from launch.wiring import parse_coefficients, read_any_traces, traces_of
@@ -50,6 +53,31 @@ def test_a_tokenizer_without_the_tags_gives_no_thought() -> None:
 
     (trace,) = traces_of([completion((50, 51))], Plain())
     assert trace.thought_start is None
+
+
+def test_traces_of_another_tokenizer_are_refused(tmp_path) -> None:
+    path = tmp_path / "traces.jsonl"
+    write_traces(path, [Trace("a", (97, 1, 50, 2, 51), 2, 2, 3), Trace("b", (97, 1, 50, 7, 51), 2, 2, 3)])
+    with pytest.raises(
+        ValueError, match="the thought of trace 'b' ends in token 7, and this model's </think> is 2: they"
+    ):
+        read_any_traces([str(path)], TagTokenizer())
+    write_traces(path, [Trace("a", (97, 1, 50, 2, 51), 2, 2, 3), Trace("b", (97, 1, 50), 2, 2, None)])
+    assert [trace.trace_id for trace in read_any_traces([str(path)], TagTokenizer())] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("ids", "fits"), [((50, 2, 52), True), ((50, 7, 52), False)])
+def test_generations_of_another_tokenizer_are_refused(tmp_path, ids: tuple[int, ...], fits: bool) -> None:
+    item = dataclasses.replace(completion(ids), text="2</think>4")
+    path = tmp_path / "generations.jsonl"
+    path.write_text(item.to_json() + "\n")
+    if fits:
+        assert len(read_any_traces([str(path)], TagTokenizer())) == 1
+    else:
+        with pytest.raises(
+            ValueError, match=r"the answer to 'p' holds </think>, .* this model's \(2\): they were made"
+        ):
+            read_any_traces([str(path)], TagTokenizer())
 
 
 def test_no_traces(tmp_path) -> None:
