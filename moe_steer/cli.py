@@ -20,6 +20,7 @@ COMMANDS = {
     "convert-direction": "moe_steer.commands.convert_direction:ConvertDirection",
     "generate": "moe_steer.commands.generate:Generate",
     "compare": "moe_steer.commands.compare:Compare",
+    "thinking": "moe_steer.commands.thinking:Thinking",
     "report": "moe_steer.commands.report:Report",
     "export": "moe_steer.commands.export:Export",
     "train-sae": "moe_steer.commands.train_sae:TrainSAE",

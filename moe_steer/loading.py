@@ -59,7 +59,8 @@ def load_model(
         logging.disable_progress_bar()
     if Path(name).is_dir():
         check_shards(name)
-    config = _one_line(path_or_id, wanted.config)  # first: of a name that is wrong, the tokenizer's reader asks the hub twice
+    # The configuration first: of a name that is wrong, the tokenizer's reader would ask the hub twice.
+    config = _one_line(path_or_id, wanted.config)
     tokenizer = read_tokenizer(path_or_id, **wanted.hub_options)
     layout = _layout(backend, config, wanted)
     model, layout = _one_line(path_or_id, lambda: _loader(layout.backend)(wanted, layout))
