@@ -119,9 +119,8 @@ def test_the_command_prints_a_table_and_writes_all_numbers(
 ) -> None:
     assert main(["thinking", str(run), "--out", str(tmp_path / "new" / "thinking.json")]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].split() == ["arm", "tokens", "attempts", "stated", "chance"] + [
-        "outcome", "efficiency", "process", "efficiency", "underthinking",
-    ]  # fmt: skip
+    heads = "arm tokens attempts stated chance outcome efficiency process efficiency underthinking"
+    assert said[0].split() == heads.split()
     assert said[1].split()[0] == "baseline"
     assert said[1].split()[2:5] == ["1.75", "75.0%", "0.0%"]
     assert any(line.startswith("short against baseline: outcome efficiency +") for line in said)
