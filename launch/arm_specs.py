@@ -24,14 +24,14 @@ from reasoning_evals.run import Arm
 
 BASELINE = "baseline"
 RULES = {
-    BASELINE: "the model as it is",
+    BASELINE: "baseline, the model as it is",
     "plan": "plan:FILE, a steering plan",
     "preset": "preset:NAME, published experts",
-    "prompt-before": "the thinking prompt before <think>",
-    "prompt-after": "the thinking prompt after <think>",
+    "prompt-before": "prompt-before, the thinking prompt before <think>",
+    "prompt-after": "prompt-after, the thinking prompt after <think>",
     "tip": "tip or tip:ALPHA,BETA, the penalty on switch words",
     "tip-close": "tip-close or tip-close:ALPHA,BETA, the same penalty on </think>",
-    "nowait": "the ban of NoWait's words",
+    "nowait": "nowait, the ban of NoWait's words",
     "budget": "budget:N, </think> after N tokens of thought",
 }
 """What an arm can be made of."""

@@ -159,6 +159,10 @@ def report(options: Options, ranks: Ranks) -> str:
         else Machine.here(ranks.world_size)
     )
     found = fit(options, plan, config, machine, prompt, min(options.rows, max(work.values())))
+    if options.offload not in ("", "cpu") and not options.gpus and not Path(options.offload).is_dir():
+        raise ValueError(
+            f"offload names no folder: {options.offload!r}: give 'cpu' or an existing folder on a local NVMe disk"
+        )
     if plan is None:
         steps.check_has_experts(options.model, found.layers_with_experts)
     folder = Path(options.folder)
@@ -170,7 +174,7 @@ def report(options: Options, ranks: Ranks) -> str:
         [
             f"model     {options.model} ({config.model_type})",
             f"machine   {machine.what}",
-            f"backend   {found}",
+            f"backend   {found}" + (f"; shards rest in {options.offload}" if options.offload else ""),
             f"plan      {experts}",
             f"problems  {options.problems}: "
             + ", ".join(f"{len(part)} {name}" for name, part in sets._asdict().items()),

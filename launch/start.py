@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import tyro
 from launch.failure import OUT_OF_MEMORY
 from launch.ranks import Ranks, ranks_of_this_run
 from moe_steer.errors import exit_code
+from moe_steer.repeated import refuse_repeated
 
 OptionsT = TypeVar("OptionsT")
 _FIRST_SPEAKS = 2.0
@@ -31,7 +33,13 @@ def start(
     """Parse the options (wrong usage exits with 2), join the ranks, run; returns the exit code. Of several ranks, one speaks."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*NVML.*")
-    options = _parsed_once(lambda: tyro.cli(options_type, args=argv, prog=program, description=description))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def parse() -> OptionsT:
+        refuse_repeated(program, options_type, arguments)
+        return tyro.cli(options_type, args=arguments, prog=program, description=description)
+
+    options = _parsed_once(parse)
 
     def work() -> None:
         try:

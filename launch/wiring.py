@@ -32,17 +32,28 @@ def _token_id(tokenizer: Any, tag: str) -> int:
     return token_id if isinstance(token_id, int) and token_id != tokenizer.unk_token_id else -1
 
 
-def read_any_traces(paths: Sequence[str], tokenizer: Any) -> list[Trace]:
-    """Traces from trace files, generation files (generations*.jsonl) or run folders; ValueError when there are none."""
+def read_any_traces(paths: Sequence[str], tokenizer: Any, arm: str | None = None) -> list[Trace]:
+    """Traces from trace files, generation files (generations*.jsonl) or run folders; ValueError when there are none.
+
+    ``arm``: of runs of several arms, the one to read. Without it they are refused: what a model says when steered, or with
+    words banned, is no sample of the model.
+    """
     found: list[Trace] = []
     for name in paths:
         path = Path(name)
         files = sorted(path.rglob("generations*.jsonl")) if path.is_dir() else [path]
         if not files or not files[0].exists():
             raise ValueError(f"no traces at {name!r}: give trace files, generations*.jsonl, or the folder of a run")
+        arms = sorted(
+            {item.arm for file in files if file.name.startswith("generations") for item in read_completions(file)}
+        )
+        if len(arms) > 1 and arm is None:
+            raise ValueError(
+                f"{name} holds the answers of {len(arms)} arms ({', '.join(arms[:8])}): name one with --arm, or give a folder of one"
+            )
         for file in files:
             if file.name.startswith("generations"):
-                completions = list(read_completions(file))
+                completions = _of_arm(file, list(read_completions(file)), arm)
                 _check_completions(file, completions, tokenizer)
                 found += traces_of(completions, tokenizer)
             else:
@@ -51,6 +62,15 @@ def read_any_traces(paths: Sequence[str], tokenizer: Any) -> list[Trace]:
                 found += traces
     if not found:
         raise ValueError(f"{', '.join(paths)} hold no traces: there is nothing to count")
+    return found
+
+
+def _of_arm(file: Path, completions: list[Completion], arm: str | None) -> list[Completion]:
+    found = [item for item in completions if arm is None or item.arm == arm]
+    if completions and not found:
+        raise ValueError(
+            f"{file} holds no answers of the arm {arm!r}: it has {', '.join({item.arm for item in completions})}"
+        )
     return found
 
 

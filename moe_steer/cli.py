@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from moe_steer.errors import exit_code
+from moe_steer.repeated import refuse_repeated
 
 COMMANDS = {
     "collect": "moe_steer.commands.collect:Collect",
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     chosen: Any = _command(arguments[0])
+    refuse_repeated(f"moe-steer {arguments[0]}", chosen, arguments[1:])
     try:
         command = tyro.cli(
             chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)

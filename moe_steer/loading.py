@@ -178,4 +178,6 @@ def _one_line(path_or_id: str | os.PathLike[str], load: Callable[[], Any]) -> An
         ) from error
     except Exception as error:  # the library raises a dozen kinds for missing, gated, torn and unknown checkpoints
         first = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"the model {os.fspath(path_or_id)!r} cannot be loaded: {first[0]}") from error
+        name = os.fspath(path_or_id)
+        known = "" if "/" in name else f" (the embedded models are {' and '.join(EMBEDDED)})"
+        raise ValueError(f"the model {name!r} cannot be loaded: {first[0]}{known}") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from moe_steer.residual_files import read_vector
+
 if TYPE_CHECKING:
     from moe_steer.layers import ModelShape
     from moe_steer.plan import SteeringPlan
@@ -51,11 +53,20 @@ def _check_residual(plan: SteeringPlan, shape: ModelShape) -> None:
             raise ValueError(
                 f"residual layer {entry.layer} does not exist: this model has layers 0-{shape.num_layers - 1}, name one of them"
             )
-        width = len(plan.load_shift(entry))
+        found = read_vector(plan.vector_path(entry), entry)
+        made_for = found.header.get("model")
+        for key in ("model_type", "num_layers"):
+            wanted = made_for.get(key) if isinstance(made_for, dict) else None
+            if wanted is not None and wanted != getattr(shape, key):
+                raise ValueError(
+                    f"the vector {entry.file!r} was made on a model with {key} {wanted!r}, this one has {getattr(shape, key)!r}: give that model, or make a direction on this one with 'moe-steer direction'"
+                )
+        width = len(found.vector_D)
         if width != shape.hidden_size:
             raise ValueError(
                 f"the vector {entry.file!r} has width {width}, the model's residual stream has {shape.hidden_size}: make a direction on this model with 'moe-steer direction'"
             )
+        plan.load_shift(entry)  # refuses a strength that the file cannot be measured by
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -59,6 +59,9 @@ def shift_of(path: Path, entry: ResidualVector) -> Tensor:
     """float64 [D]: what the entry adds to a token, its strength and unit counted in."""
     found = read_vector(path, entry)
     vector_D = found.vector_D.double()
+    length = float(vector_D.norm())
+    if length == 0.0:
+        raise ValueError(f"{path} holds a vector of zeros, which has no direction: make the direction again")
     if entry.unit == "vector":
         return vector_D * entry.strength
     norm = found.header.get("residual_norm")
@@ -70,9 +73,6 @@ def shift_of(path: Path, entry: ResidualVector) -> Tensor:
         raise ValueError(
             f"{path} says residual_norm is {norm!r}, which is no length: use unit 'vector', or make the direction again"
         )
-    length = float(vector_D.norm())
-    if length == 0.0:
-        raise ValueError(f"{path} holds a vector of zeros, which has no direction: make the direction again")
     return vector_D * (entry.strength * norm / length)
 
 

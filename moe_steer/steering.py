@@ -39,6 +39,8 @@ def steer(
     On leaving, a plan of which nothing fired is a ``SteeringWarning``; with ``strict`` it is ``NothingFired``; with ``quiet``
     the caller looks at ``audit.problems()`` itself. ValueError if the plan does not fit the model, before anything is hooked.
     """
+    if not isinstance(plan, SteeringPlan):
+        raise TypeError(f"plan is {plan!r}: give a SteeringPlan, such as SteeringPlan.load('plan.json')")
     plan.check(model)
     audit = Audit(plan.active_experts, plan.active_residual)
     if plan.is_neutral:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 from reasoning_evals.completions import Completion, json_line
 from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.prompts import prompt_opens_thought
-from reasoning_evals.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run
+from reasoning_evals.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
 from reasoning_evals.thinking import split_thought
 from reasoning_evals.token_counts import TokenCounts, count_tokens
 from reasoning_evals.whole_files import write_whole
@@ -91,6 +92,7 @@ def grade_run(
     """
     folder = Path(out_dir)
     config = read_run(folder)["config"]
+    refuse_job(folder)
     given = read_problems(folder / PROBLEMS_FILE) if problems is None else problems
     by_id = {problem.problem_id: problem for problem in given}
     if len(by_id) != config["num_problems"]:
@@ -115,7 +117,8 @@ def grade_run(
             f"(first: {missing[0] if missing else 'none'}): run it again, it continues where it was"
         )
     ordered = [rows[key] for key in expected]
-    write_whole(folder / GRADES_FILE, "".join(json_line(row.to_dict()) + "\n" for row in ordered))
+    if os.access(folder, os.W_OK):  # somebody else's results may lie on a read-only disk: they can be read all the same
+        write_whole(folder / GRADES_FILE, "".join(json_line(row.to_dict()) + "\n" for row in ordered))
     return ordered
 
 

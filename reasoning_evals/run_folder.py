@@ -60,6 +60,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
+def refuse_job(folder: Path) -> None:
+    """ValueError for the folder of a job of several steps, whose samples lie in its steps' folders."""
+    if not (folder / PROBLEMS_FILE).exists() and (folder / "test" / RUN_FILE).exists():
+        raise ValueError(
+            f"{folder} is the folder of a job and holds no samples itself: give one of its steps, {folder}/test"
+        )
+
+
 def generation_file(folder: Path, rank: int, world_size: int) -> Path:
     """Where a rank appends its completions."""
     return folder / ("generations.jsonl" if world_size == 1 else f"generations.rank{rank}.jsonl")

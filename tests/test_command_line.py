@@ -140,3 +140,41 @@ def test_help_whose_reader_has_read_enough() -> None:
     os.close(writer)
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["plan", "--experts", "1:12=8", "--experts", "3:2=8", "--out", "p.json"], "--experts"),
+        (["score", "--counts", "a", "--counts=b", "--out", "s.json"], "--counts"),
+        (["sae-fit", "--sae", "a", "--add", "b", "--traces", "a", "--traces=b"], "--traces"),
+    ],
+)
+def test_an_option_given_twice_is_refused(
+    arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"moe-steer {arguments[0]}: {option} is given twice: give it once, with all its values behind it\n"
+
+
+def test_the_same_counts_twice_are_refused(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = str(runs / "counts.safetensors")
+    assert main(["score", "--counts", counts, counts, "--out", str(tmp_path / "s.json")]) == 1
+    assert "the same counts stand there twice; give each file once" in capsys.readouterr().err
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_the_folder_of_a_job_is_named_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "test").mkdir()
+    for folder in (tmp_path, tmp_path / "test"):
+        (folder / "run.json").write_text(json.dumps({"version": 1, "config": {}}))
+    for command in (
+        ["compare", "--baseline", str(tmp_path)],
+        ["power", "--baseline", str(tmp_path)],
+        ["export", str(tmp_path), "--format", "parquet", "--out", str(tmp_path / "x.parquet")],
+    ):
+        assert main(command) == 1
+        assert f"holds no samples itself: give one of its steps, {tmp_path}/test\n" in capsys.readouterr().err

@@ -9,13 +9,15 @@ from typing import Any
 from moe_steer.layers import text_config
 
 
-def token_sequences(traces: Sequence[str], texts: Sequence[str], model: Any, tokenizer: Any) -> list[list[int]]:
-    """All of them, cut at the model's context; ValueError when there are none."""
+def token_sequences(
+    traces: Sequence[str], texts: Sequence[str], model: Any, tokenizer: Any, arm: str | None = None
+) -> list[list[int]]:
+    """All of them, cut at the model's context; ``arm``: of traces, see ``read_any_traces``. ValueError when there are none."""
     from launch.wiring import read_any_traces
 
     if not traces and not texts:
         raise ValueError("there is nothing to run through the model: give --traces or --texts")
-    found = [list(trace.token_ids) for trace in read_any_traces(traces, tokenizer)] if traces else []
+    found = [list(trace.token_ids) for trace in read_any_traces(traces, tokenizer, arm)] if traces else []
     for name in texts:
         found += _of_lines(name, tokenizer)
     limit = getattr(text_config(model), "max_position_embeddings", None)

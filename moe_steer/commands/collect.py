@@ -18,6 +18,8 @@ class Collect:
 
     traces: tuple[str, ...]
     """Trace files, generations*.jsonl files, or folders of runs."""
+    arm: str | None = None
+    """Of runs of several arms, the one whose answers are read."""
     out: str
     """Counts file to write (safetensors)."""
     model: str = "lab"
@@ -60,7 +62,7 @@ class Collect:
             self.model, self.backend, dtype=self.dtype, trust_remote_code=self.trust_remote_code
         )
         markers = MarkerSet.from_tokenizer(tokenizer, self.markers, position=self.position)
-        traces = read_any_traces(self.traces, tokenizer)
+        traces = read_any_traces(self.traces, tokenizer, self.arm)
         counts = collect_over_ranks(
             model,
             traces,

@@ -17,8 +17,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class MakeDirection:
-    """Find directions in the residual stream that separate wanted from unwanted text, for plans of dense and MoE
-    models."""
+    """Find directions in the residual stream that separate wanted from unwanted text."""
 
     out: str
     """Folder to write to: METHOD-LLAYER.safetensors for each method and layer, and atoms.md."""
@@ -28,6 +27,8 @@ class MakeDirection:
     both from --pairs."""
     traces: tuple[str, ...] = ()
     """Trace files, generations*.jsonl files, or folders of runs; of a run's folder only right answers are used."""
+    arm: str | None = None
+    """Of runs of several arms, the one whose answers are read."""
     pairs: str | None = None
     """CSV or JSON lines: question, matching, not_matching; for prompts: question, answer."""
     prompt: str | None = None
@@ -99,6 +100,11 @@ class MakeDirection:
         for layer, sae in saes.items():
             fits[layer] = measure_contrast_fit(model, sequences, layer, sae, batch_tokens=self.tokens_per_batch)
             print(f"SAE of layer {layer} on this model: {fits[layer]}")
+            if fits[layer].fraction_variance_unexplained >= 1:
+                raise ValueError(
+                    f"the SAE of layer {layer} explains nothing of these tokens (the mean would do better): it was made for another "
+                    "model, layer or scale; give one that was trained here ('moe-steer train-sae'), or use --method caa"
+                )
         contrasts = collect_contrast(
             model,
             sequences,
@@ -238,7 +244,7 @@ class MakeDirection:
 
         found = []
         for path in self.traces:
-            traces = read_any_traces([path], tokenizer)
+            traces = read_any_traces([path], tokenizer, self.arm)
             if Path(path, "run.json").is_file():
                 right = {
                     f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}" for row in grade_run(path) if row.correct

@@ -13,6 +13,8 @@ class FitSAE:
     """Folder or file of the SAE, in any published format."""
     traces: tuple[str, ...] = ()
     """Trace files, generations*.jsonl files, or folders of runs."""
+    arm: str | None = None
+    """Of runs of several arms, the one whose answers are read."""
     texts: tuple[str, ...] = ()
     """Plain text files, one text a line."""
     model: str = "lab"
@@ -65,7 +67,7 @@ class FitSAE:
         except ValueError as error:
             made_for = f"; the SAE is of {sae.about.model_name}" if sae.about.model_name else ""
             raise ValueError(f"{error}; --model is {self.model}{made_for}") from error
-        sequences = at_most(token_sequences(self.traces, self.texts, model, tokenizer), self.max_tokens)
+        sequences = at_most(token_sequences(self.traces, self.texts, model, tokenizer, self.arm), self.max_tokens)
         check_sequences(model, sequences)
         sae = sae.to(device=unwrap(model).get_input_embeddings().weight.device)
         how = {"skip_first": self.skip_first, "tokens_per_forward": self.tokens_per_forward}

@@ -34,6 +34,11 @@ class Score:
         from expert_stats.counts import sum_counts
         from launch.wiring import parse_coefficients
 
+        contents = [Path(path).read_bytes() if Path(path).is_file() else path for path in self.counts]
+        if len(set(contents)) < len(contents):
+            raise ValueError(
+                f"--counts {' '.join(self.counts)}: the same counts stand there twice; give each file once"
+            )
         counts = sum_counts(RoutingCounts.load(path) for path in self.counts)
         scores = score_experts(
             counts,

@@ -21,6 +21,8 @@ class TrainSAE:
     """Activations to train on; where there are fewer, they are passed over again, in another order."""
     traces: tuple[str, ...] = ()
     """Trace files, generations*.jsonl files, or folders of runs."""
+    arm: str | None = None
+    """Of runs of several arms, the one whose answers are read."""
     texts: tuple[str, ...] = ()
     """Plain text files, one text a line."""
     model: str = "lab"
@@ -68,7 +70,7 @@ class TrainSAE:
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
         shape = model_shape(model)
         check_layer(shape, self.layer)
-        kept, held_out = hold_out(token_sequences(self.traces, self.texts, model, tokenizer))
+        kept, held_out = hold_out(token_sequences(self.traces, self.texts, model, tokenizer, self.arm))
         batches = ActivationBatches(
             model=model,
             sequences=kept,

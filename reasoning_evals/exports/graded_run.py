@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from reasoning_evals.completions import Completion
 from reasoning_evals.grading_pass import GradeRow, grade_run, opens_thought
 from reasoning_evals.problems import Problem, read_problems
-from reasoning_evals.run_folder import PROBLEMS_FILE, read_generations, read_run
+from reasoning_evals.run_folder import PROBLEMS_FILE, read_generations, read_run, refuse_job
 from reasoning_evals.statistics import mean_estimate
 from reasoning_evals.tasks.loading import SPECS
 from reasoning_evals.thinking import Thought, split_thought
@@ -108,6 +108,7 @@ def open_graded_run(folder: Path | str, private: bool = False) -> GradedRun:
     """
     path = Path(folder)
     run = read_run(path)
+    refuse_job(path)
     task = str(run["config"]["task"])
     problems = tuple(read_problems(path / PROBLEMS_FILE))
     if not private and (name := _closed_task(task, problems)):

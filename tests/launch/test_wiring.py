@@ -113,3 +113,14 @@ def test_a_run_in_which_nothing_fired_says_so() -> None:
     assert nothing_fired(plan, [row | {"tokens": 3}]) is None
     assert nothing_fired(SteeringPlan(), []) is None
     assert row_lines([row]) == ["layer 1 expert 2 x4: selected by 0 tokens, weight added 0"]
+
+
+def test_answers_of_several_arms_are_not_mixed(tmp_path) -> None:
+    items = [dataclasses.replace(completion((50, 2, 52)), arm=arm) for arm in ("baseline", "steered")]
+    (tmp_path / "generations.jsonl").write_text("".join(item.to_json() + "\n" for item in items))
+    with pytest.raises(ValueError, match=r"holds the answers of 2 arms \(baseline, steered\): name one with --arm"):
+        read_any_traces([str(tmp_path)], TagTokenizer())
+    (trace,) = read_any_traces([str(tmp_path)], TagTokenizer(), "steered")
+    assert trace.trace_id.startswith("steered/")
+    with pytest.raises(ValueError, match="holds no answers of the arm 'placebo': it has"):
+        read_any_traces([str(tmp_path)], TagTokenizer(), "placebo")

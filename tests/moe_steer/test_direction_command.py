@@ -44,17 +44,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     width = json.loads((LAB_MODEL / "config.json").read_text())["hidden_size"]
-    generator = torch.Generator().manual_seed(0)
-    sae = SAE(
-        kind="relu",
-        W_enc_DF=torch.randn(width, 64, generator=generator) / width**0.5,
-        b_enc_F=torch.zeros(64),
-        W_dec_FD=torch.randn(64, width, generator=generator),
-        b_dec_D=torch.zeros(width),
-        apply_b_dec_to_input=False,
-        about=SAEAbout(format="trained", source="random", sha256="", model_name="lab", layer=2, site="residual"),
-    )
-    save_sae(sae, place / "sae")
+    halves_DF = torch.cat([torch.eye(width), -torch.eye(width)], dim=1)  # an atom for either sign of every dimension
+    random_DF = torch.randn(halves_DF.shape, generator=torch.Generator().manual_seed(0))
+    for name, encoder_DF in (("sae", halves_DF), ("random", random_DF)):
+        sae = SAE(
+            kind="relu",
+            W_enc_DF=encoder_DF,
+            b_enc_F=torch.zeros(2 * width),
+            W_dec_FD=encoder_DF.T.contiguous(),
+            b_dec_D=torch.zeros(width),
+            apply_b_dec_to_input=False,
+            about=SAEAbout(format="trained", source="made", sha256="", model_name="lab", layer=2, site="residual"),
+        )
+        save_sae(sae, place / name)
     return place
 
 
@@ -256,3 +258,17 @@ def test_pairs_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[st
     given = ["direction", "--contrast", "answers", "--pairs", str(tmp_path / "pairs.csv"), "--layers", "2"]
     assert main([*given, "--out", str(tmp_path / "d")]) == 1
     assert "is no text in UTF-8" in capsys.readouterr().err
+
+
+def test_an_sae_that_explains_nothing_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["direction", "--contrast", "decisions", "--traces", str(folder / "traces.jsonl"), "--layers", "2"]
+    assert main([*given, "--method", "sta", "--sae", str(folder / "random"), "--out", str(tmp_path / "d")]) == 1
+    error = capsys.readouterr().err
+    assert (
+        "the SAE of layer 2 explains nothing of these tokens (the mean would do better): it was made for another"
+        in error
+    )
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("d/*.safetensors"))

@@ -262,3 +262,24 @@ def test_wrong_residual_entries_are_refused(entry: dict, message: str) -> None:
     data = {"version": 1, "residual": [{"layer": 5, "file": "v.safetensors", **entry}]}
     with pytest.raises(ValueError, match=message):
         SteeringPlan.from_dict(data)
+
+
+@pytest.mark.parametrize("unit", ["vector", "residual_norm"])
+def test_a_vector_made_on_another_model_is_refused(tmp_path, unit: str) -> None:
+    shape = dataclasses.replace(SHAPE, hidden_size=3)
+    entry = ResidualVector(5, "v.safetensors", unit=unit)
+    plan = SteeringPlan(residual=[entry], base_dir=str(tmp_path))
+    written(tmp_path, metadata=direction(residual_norm=2.0, model=shape.to_dict()))
+    plan.check(shape)
+    written(tmp_path, metadata=direction(residual_norm=2.0, model={**shape.to_dict(), "model_type": "qwen2"}))
+    with pytest.raises(
+        ValueError, match="was made on a model with model_type 'qwen2', this one has 'deepseek_v3': give"
+    ):
+        plan.check(shape)
+
+
+def test_zeros_are_no_direction_in_any_unit(tmp_path) -> None:
+    written(tmp_path, metadata=None, vector=torch.zeros(3))
+    plan = SteeringPlan(residual=[ResidualVector(5, "v.safetensors")], base_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="holds a vector of zeros, which has no direction"):
+        plan.check(dataclasses.replace(SHAPE, hidden_size=3))
