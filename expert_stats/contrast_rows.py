@@ -159,7 +159,7 @@ def can_share(model: Any, rows: Sequence[Row], layer: int) -> bool:
     window = getattr(config, "sliding_window", None)
     if (
         layout_of(model).in_step
-        or any(module._forward_hooks or module._forward_pre_hooks for module in inner.modules())
+        or _is_hooked(inner)
         or not embeddings.is_floating_point()
         or getattr(config, "_attn_implementation", None) not in ("sdpa", "eager")
         or not getattr(body, "_supports_attention_backend", False)
@@ -170,6 +170,18 @@ def can_share(model: Any, rows: Sequence[Row], layer: int) -> bool:
     ):
         return False
     return _agrees(model, next(row for row in rows if row.saved), layer)
+
+
+def _is_hooked(model: Any) -> bool:
+    """Whether anybody hooks the model, but for what transformers leaves on one that was once asked for hidden states: it reads
+    only, when asked."""
+    hooks = (
+        hook
+        for module in model.modules()
+        for kind in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in kind.values()
+    )
+    return any(getattr(hook, "__module__", None) != "transformers.utils.output_capturing" for hook in hooks)
 
 
 def _agrees(model: Any, row: Row, layer: int) -> bool:
