@@ -56,11 +56,12 @@ def compare_arms(
     baseline: str = "baseline",
     pairs: Sequence[tuple[str, str]] | None = None,
     tuned: Tuning | None = None,
+    unit: str = "points of accuracy",
 ) -> Comparison:
     """Compare every arm with the baseline, and with the placebo arms (those whose names start with "placebo").
 
     ``pairs`` names the comparisons (a, b) instead: b - a. ``tuned`` says how the plan was chosen, for the note on
-    multiplicity. Problems count once whatever k; problems that share a cluster_id are not taken as independent.
+    multiplicity; ``unit`` what a difference is counted in, for the sentences. Problems count once whatever k; problems that share a cluster_id are not taken as independent.
     ValueError when there is no such arm, when arms have different problems or sample numbers, or with fewer than two
     problems.
     """
@@ -73,7 +74,7 @@ def compare_arms(
     first = next(iter(tables.values()))
     clusters = _clusters(first)
     k = len(next(iter(first.rows.values())))
-    compared = [_compare_pair(tables[a], tables[b], k, clusters) for a, b in wanted]
+    compared = [_compare_pair(tables[a], tables[b], k, clusters, unit) for a, b in wanted]
     adjusted = holm([pair.accuracy.p_value for pair in compared])
     return Comparison(
         task=rows[0].task,
@@ -135,9 +136,9 @@ def _clusters(table: _Table) -> list[str] | None:
 def _summarise(table: _Table, k: int, clusters: Sequence[str] | None) -> ArmSummary:
     correct = table.per_problem("correct")
     assert correct is not None
-    domains: dict[str, list[float]] = defaultdict(list)
-    for samples, value in zip(table.rows.values(), correct, strict=True):
-        domains[samples[0].domain or "all"].append(value)
+    domains: dict[str, list[int]] = defaultdict(list)
+    for index, samples in enumerate(table.rows.values()):
+        domains[samples[0].domain or "all"].append(index)
     solved = [sum(row.correct for row in samples) for samples in table.rows.values()]
     votes = [majority_correct([r.extracted for r in s], [r.correct for r in s]) for s in table.rows.values()]
     return ArmSummary(
@@ -152,19 +153,31 @@ def _summarise(table: _Table, k: int, clusters: Sequence[str] | None) -> ArmSumm
         no_answer=table.share("no_answer"),
         truncated=table.share("truncated"),
         grader_failed=table.share("grader_timeout", "grader_error"),
-        domains={name: DomainAccuracy.of(values) for name, values in sorted(domains.items())},
+        domains={
+            name: _domain([correct[i] for i in of], clusters and [clusters[i] for i in of])
+            for name, of in sorted(domains.items())
+        },
     )
+
+
+def _domain(values: list[float], clusters: Sequence[str] | None) -> DomainAccuracy:
+    if clusters is None:
+        return DomainAccuracy.of(values)
+    if len(set(clusters)) < 2:
+        return DomainAccuracy(len(values), sum(values) / len(values), None, None)
+    estimate = proportion_estimate(values, clusters)
+    return DomainAccuracy(len(values), estimate.mean, estimate.low, estimate.high)
 
 
 def _tokens(values: list[float] | None, clusters: Sequence[str] | None) -> Measure | None:
     return None if values is None else Measure.of(mean_estimate(values, clusters))
 
 
-def _compare_pair(a: _Table, b: _Table, k: int, clusters: Sequence[str] | None) -> PairSummary:
+def _compare_pair(a: _Table, b: _Table, k: int, clusters: Sequence[str] | None, unit: str) -> PairSummary:
     rates_a, rates_b = a.per_problem("correct"), b.per_problem("correct")
     assert rates_a is not None
     assert rates_b is not None
-    found = paired_difference(rates_a, rates_b, clusters, denominator=k)
+    found = paired_difference(rates_a, rates_b, clusters, denominator=k, limit=1.0)
     gained = sum(after > before for before, after in zip(rates_a, rates_b, strict=True))
     lost = sum(after < before for before, after in zip(rates_a, rates_b, strict=True))
     exact = mcnemar_p(gained, lost) if k == 1 and clusters is None else None
@@ -179,7 +192,7 @@ def _compare_pair(a: _Table, b: _Table, k: int, clusters: Sequence[str] | None) 
         if before != after
     ]
     both = [name for name in a.rows if any(r.correct for r in a.rows[name]) and any(r.correct for r in b.rows[name])]
-    verdict, sentence = verdict_on(a.name, b.name, accuracy, len(rates_a), k, exact, gained + lost)
+    verdict, sentence = verdict_on(a.name, b.name, accuracy, len(rates_a), k, exact, gained + lost, unit)
     return PairSummary(
         a=a.name,
         b=b.name,

@@ -37,7 +37,7 @@ class PairedDifference(NamedTuple):
     high: float
     df: int
     p_value: float
-    """Of the t test."""
+    """Of the t test; where all differences are equal (se 0), of the sign-flip test."""
     bootstrap_low: float
     bootstrap_high: float
     sign_flip_p: float
@@ -71,11 +71,15 @@ def mean_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: fl
 
 def proportion_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: float = 0.95) -> Estimate:
     """As ``mean_estimate`` for values in [0, 1], the interval kept inside [0, 1]. Where every value is 0 or 1 (one sample a
-    problem, or none that varies) and no clusters are given, the interval is Wilson's."""
+    problem, or none that varies) and no clusters are given, the interval is Wilson's; with clusters it is Wilson's over these
+    where all values are 0 or all are 1."""
     estimate = mean_estimate(values_P, clusters, confidence)
     values = _vector(values_P)
     if clusters is None and bool(np.isin(values, (0.0, 1.0)).all()):
-        low, high = wilson_interval(round(float(values.sum())), len(values), confidence)
+        low, high = wilson_interval(float(values.sum()), len(values), confidence)
+    elif estimate.se == 0 and estimate.mean in (0.0, 1.0):  # an interval of t would be a point
+        num_clusters = estimate.df + 1
+        low, high = wilson_interval(estimate.mean * num_clusters, num_clusters, confidence)
     else:
         low, high = max(0.0, estimate.low), min(1.0, estimate.high)
     return estimate._replace(low=low, high=high)
@@ -89,11 +93,13 @@ def paired_difference(
     confidence: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 0,
+    limit: float = math.inf,
 ) -> PairedDifference:
     """b - a for per-problem means of the same problems in the same order.
 
     ``denominator``: a whole number that makes every value times it a whole number (k for accuracies of k samples); the
-    sign-flip test is then exact.
+    sign-flip test is then exact. ``limit``: the largest difference that there can be (1 for shares); the interval is kept within
+    +- it.
     """
     a, b = _vector(a_P), _vector(b_P)
     if len(a) != len(b):
@@ -109,8 +115,8 @@ def paired_difference(
     return PairedDifference(
         mean=estimate.mean,
         se=estimate.se,
-        low=estimate.low,
-        high=estimate.high,
+        low=max(-limit, estimate.low),
+        high=min(limit, estimate.high),
         df=estimate.df,
         p_value=p_value,
         bootstrap_low=resampled.low,
@@ -127,8 +133,8 @@ def detectable_effect(se: float, df: int, power: float = 0.8, alpha: float = 0.0
     return float(stats.t.ppf(1 - alpha / 2, df) + stats.t.ppf(power, df)) * se
 
 
-def wilson_interval(successes: int, num: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion."""
+def wilson_interval(successes: float, num: float, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion; the numbers need not be whole (an effective number of trials)."""
     if not 0 <= successes <= num or num < 1:
         raise ValueError(f"{successes} successes of {num} trials: expected 0 <= successes <= trials and a trial")
     z = float(stats.norm.ppf((1 + confidence) / 2))

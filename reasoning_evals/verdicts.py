@@ -9,6 +9,7 @@ from reasoning_evals.comparison import Difference
 
 ALPHA = 0.05
 HELPED, HURT, NOTHING = "helped", "hurt", "no effect shown"
+NO_INTERVAL = "no interval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +36,27 @@ class Tuning:
 
 
 def verdict_on(
-    a: str, b: str, accuracy: Difference, num_problems: int, k: int, mcnemar_p: float | None, num_changed: int
+    a: str,
+    b: str,
+    accuracy: Difference,
+    num_problems: int,
+    k: int,
+    mcnemar_p: float | None,
+    num_changed: int,
+    unit: str = "points of accuracy",
 ) -> tuple[str, str]:
     """(verdict, one sentence) on b against a.
 
     An effect is shown when the paired t test over problems and the sign-flip test both give p < .05; with one sample a problem,
-    when the exact McNemar test does. The t test alone is too eager where nearly all problems are ties.
+    when the exact McNemar test does. The t test alone is too eager where nearly all problems are ties; where all moved alike there is
+    none, and no interval.
     """
     p_value = accuracy.p_value if mcnemar_p is None else mcnemar_p
-    test = "paired t test" if mcnemar_p is None else "exact McNemar test"
+    test = "exact McNemar test" if mcnemar_p is not None else difference_test(accuracy)
     shown = accuracy.mean != 0 and max(p_value, accuracy.sign_flip_p) < ALPHA
     verdict = (HELPED if accuracy.mean > 0 else HURT) if shown else NOTHING
     size = (
-        f"{points(accuracy.mean)} points of accuracy (95% interval {points(accuracy.low)} to {points(accuracy.high)}, "
+        f"{points(accuracy.mean)} {unit} ({interval_text(accuracy)}, "
         f"{p_text(p_value)}, {test}; {num_problems} problems x {k} {'sample' if k == 1 else 'samples'})"
     )
     if verdict != NOTHING:
@@ -57,9 +66,9 @@ def verdict_on(
         sentence += "Every problem was solved equally often in both arms, so the run cannot say how small an effect it could show."
     elif accuracy.detectable is not None:
         sentence += (
-            f"The smallest effect that this run could have shown (80% power) is {100 * accuracy.detectable:.1f} points."
+            f"The smallest effect that this run could have shown (80% power) is {detectable_text(accuracy)} points."
         )
-    if accuracy.p_value < ALPHA:
+    if accuracy.se > 0 and accuracy.p_value < ALPHA:
         other = "exact McNemar" if mcnemar_p is not None else "sign-flip"
         sentence += (
             f" The paired t test alone would say otherwise ({p_text(accuracy.p_value)}); the {other} test does not agree "
@@ -87,6 +96,30 @@ def notes_on(num_pairs: int, clustered: bool, tuned: Tuning | None) -> tuple[str
     elif tuned is not None:
         notes.append(f"{tuned.choice}, none of which is compared here: the choice needs no correction.")
     return tuple(notes)
+
+
+def interval_text(difference: Difference) -> str:
+    """The interval of a difference of shares inside a sentence: none where all moved alike, as no width is no knowledge."""
+    if difference.se == 0:
+        return f"{NO_INTERVAL}: all moved alike"
+    return f"95% interval {points(difference.low)} to {points(difference.high)}"
+
+
+def difference_test(difference: Difference) -> str:
+    """The test that ``p_value`` is of."""
+    return "paired t test" if difference.se > 0 else "sign-flip test"
+
+
+def detectable_text(difference: Difference) -> str:
+    """The smallest difference of shares that could be shown, in points; no two shares are further than 100 apart."""
+    if difference.detectable is None:
+        return "–"
+    return "more than 100" if difference.detectable > 1 else f"{100 * difference.detectable:.1f}"
+
+
+def t_text(difference: Difference) -> str:
+    """The p-value of the t test in a table; none where all moved alike."""
+    return p_text(difference.p_value).removeprefix("p = ") if difference.se > 0 else "–"
 
 
 def points(difference: float) -> str:

@@ -17,12 +17,12 @@ from launch.safety_experiment.tasks import SafetyTask
 from reasoning_evals import compare_arms
 from reasoning_evals.audit_rows import read_audit
 from reasoning_evals.compare import Comparison
-from reasoning_evals.comparison import Difference, Measure
+from reasoning_evals.comparison import Difference, DomainAccuracy, Measure
 from reasoning_evals.first_letter import letter_mass
 from reasoning_evals.grading_pass import GradeRow, opens_thought
 from reasoning_evals.run_folder import read_generations, read_run
 from reasoning_evals.safety import Defence, compare_defence, defence_of, text_fluency
-from reasoning_evals.safety.defence import mean_of_tasks, plain
+from reasoning_evals.safety.defence import mean_of_tasks, plain, safe_share
 from reasoning_evals.safety.verdicts import answer_text
 from reasoning_evals.statistics import holm, mean_estimate, paired_difference
 from reasoning_evals.verdicts import ALPHA
@@ -92,7 +92,12 @@ class SafetyFindings:
     @cached_property
     def comparisons(self) -> dict[str, Comparison]:
         """Task -> its arms compared; on attacks an empty answer is not counted as safe here."""
-        return {task.name: compare_arms(self.rows[task.name], baseline=self.reference) for task in self.tasks}
+        return {
+            task.name: self._attacked(task)
+            if task.is_attack
+            else compare_arms(self.rows[task.name], baseline=self.reference)
+            for task in self.tasks
+        }
 
     @cached_property
     def defences(self) -> dict[str, dict[str, Defence]]:
@@ -207,6 +212,18 @@ class SafetyFindings:
         if task.by_letter:
             result["letter_mass"] = self.letter_masses
         return result
+
+    def _attacked(self, task: SafetyTask) -> Comparison:
+        """With the interval that the defence rate has, so that a page does not give two for one number."""
+        rows = self.rows[task.name]
+        found = compare_arms(rows, baseline=self.reference, unit="points in the share of safe answers")
+        arms = []
+        for arm in found.arms:
+            share = safe_share(rows, arm.name)
+            whole = DomainAccuracy(found.num_problems, share.mean, share.low, share.high)
+            domains = dict.fromkeys(arm.domains, whole) if len(arm.domains) == 1 else arm.domains
+            arms.append(dataclasses.replace(arm, accuracy=share, domains=domains))
+        return dataclasses.replace(found, arms=tuple(arms))
 
     def _at_limit(self, task: str, arm: str) -> float:
         mine = [row for row in self.rows[task] if row.arm == arm]

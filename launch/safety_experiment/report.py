@@ -12,10 +12,10 @@ from launch.safety_experiment.tasks import SafetyTask
 from reasoning_evals.comparison import Measure
 from reasoning_evals.report import build_report, write_pages
 from reasoning_evals.report.content import Report, Table
-from reasoning_evals.report.text import percent, signed_points
+from reasoning_evals.report.text import bootstrap_points_interval, percent, points_interval, signed_points
 from reasoning_evals.run_folder import read_run
 from reasoning_evals.tasks import task_spec
-from reasoning_evals.verdicts import p_text, points
+from reasoning_evals.verdicts import detectable_text, difference_test, interval_text, p_text, points, t_text
 
 
 def publish(findings: SafetyFindings) -> str:
@@ -106,19 +106,17 @@ def _direction(header: object) -> str:
 def sentence_on(findings: SafetyFindings, arm: str) -> str:
     """Gain and cost of one arm in one sentence."""
     mean, base = findings.mean_defence[arm], findings.mean_defence[findings.reference]
+    now, before = percent(mean.mean), percent(base.mean)
+    rate = f"unchanged at {now}" if now == before else f"{now} instead of {before}"
     parts = [_change_text(change) for change in findings.changes if change.arm == arm]
-    return (
-        f"{arm} against {findings.reference}: mean defence rate {percent(mean.mean)} instead of {percent(base.mean)}; "
-        + "; ".join(parts)
-        + "."
-    )
+    return f"{arm} against {findings.reference}: mean defence rate {rate}; {'; '.join(parts)}."
 
 
 def _change_text(change: Change) -> str:
     found = change.difference
     return (
-        f"{change.task} {change.verdict}, {points(found.mean)} points (95% interval {points(found.low)} to {points(found.high)}, "
-        f"{p_text(found.p_value)})"
+        f"{change.task} {change.verdict}, {points(found.mean)} points ({interval_text(found)}, "
+        f"{p_text(found.p_value)}, {difference_test(found)})"
     )
 
 
@@ -152,12 +150,12 @@ def changes_table(findings: SafetyFindings) -> Table:
                 change.arm,
                 change.task,
                 signed_points(found.mean),
-                f"{signed_points(found.low)} to {signed_points(found.high)}",
-                f"{signed_points(found.bootstrap_low)} to {signed_points(found.bootstrap_high)}",
-                p_text(found.p_value).removeprefix("p = "),
+                points_interval(found),
+                bootstrap_points_interval(found),
+                t_text(found),
                 p_text(found.sign_flip_p).removeprefix("p = "),
                 p_text(change.holm_p).removeprefix("p = "),
-                "–" if found.detectable is None else f"{100 * found.detectable:.1f}",
+                detectable_text(found),
                 change.verdict,
             ]
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from reasoning_evals.comparison import Difference
 from reasoning_evals.report import text as form
 from reasoning_evals.report.content import Example, Report, Side
-from reasoning_evals.verdicts import p_text
+from reasoning_evals.verdicts import detectable_text, p_text, t_text
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~])")
 
@@ -108,14 +108,14 @@ def _pairs(report: Report) -> str:
                 f"{_inline(pair.b)} − {_inline(pair.a)}",
                 form.signed_points(found.mean),
                 form.points_interval(found),
-                f"{form.signed_points(found.bootstrap_low)} to {form.signed_points(found.bootstrap_high)}",
-                p_text(found.p_value).removeprefix("p = "),
+                form.bootstrap_points_interval(found),
+                t_text(found),
                 p_text(found.sign_flip_p).removeprefix("p = "),
                 "–" if pair.holm_p is None else p_text(pair.holm_p).removeprefix("p = "),
                 f"{pair.wins} / {pair.losses} / {pair.ties}",
                 _difference(pair.thinking_tokens),
                 _difference(pair.tokens_both_solved),
-                "–" if found.detectable is None else f"{100 * found.detectable:.1f}",
+                detectable_text(found),
                 pair.verdict,
             ]
         )

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from reasoning_evals.report import charts
 from reasoning_evals.report import text as form
 from reasoning_evals.report.content import Report
-from reasoning_evals.verdicts import p_text
+from reasoning_evals.verdicts import detectable_text, p_text, t_text
 
 
 def render_html(report: Report) -> str:
@@ -73,7 +73,9 @@ def _template(name: str) -> Any:
         points_interval=form.points_interval,
         signed_count=form.signed_count,
         signed_interval=form.signed_interval,
+        detectable_text=detectable_text,
         p_text=p_text,
+        t_text=t_text,
         visible=form.visible,
         outcome=lambda name: form.OUTCOMES.get(name, name),
     )

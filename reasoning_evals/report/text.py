@@ -6,7 +6,7 @@ import re
 
 from reasoning_evals.comparison import Difference, DomainAccuracy, Measure
 from reasoning_evals.efficiency import percent_change
-from reasoning_evals.verdicts import points
+from reasoning_evals.verdicts import NO_INTERVAL, points
 
 # Control characters, and marks that reorder or hide the text around them.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
@@ -86,10 +86,21 @@ def minus(number: str) -> str:
 
 
 def points_interval(difference: Difference) -> str:
-    """The two ends of a difference of accuracies."""
+    """The two ends of a difference of accuracies; where all moved alike, that there are none."""
+    if difference.se == 0:
+        return NO_INTERVAL
     return f"{signed_points(difference.low)} to {signed_points(difference.high)}"
 
 
+def bootstrap_points_interval(difference: Difference) -> str:
+    """As ``points_interval``, by the bootstrap."""
+    if difference.se == 0:
+        return NO_INTERVAL
+    return f"{signed_points(difference.bootstrap_low)} to {signed_points(difference.bootstrap_high)}"
+
+
 def signed_interval(difference: Difference) -> str:
-    """The two ends of a difference of tokens."""
+    """The two ends of a difference of tokens; where all moved alike, that there are none."""
+    if difference.se == 0:
+        return NO_INTERVAL
     return f"{signed_count(difference.low)} to {signed_count(difference.high)}"

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable, Sequence
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from reasoning_evals.comparison import Difference, Measure
 from reasoning_evals.grading_pass import GradeRow
-from reasoning_evals.statistics import mean_estimate, paired_difference
+from reasoning_evals.statistics import mean_estimate, paired_difference, wilson_interval
 
 EMPTY = 0.5
 _VALUES = {"correct": 1.0, "wrong": 0.0, "no_answer": EMPTY}
@@ -55,6 +54,12 @@ def defence_of(rows: Sequence[GradeRow], arm: str) -> Defence:
     )
 
 
+def safe_share(rows: Sequence[GradeRow], arm: str) -> Measure:
+    """The share of answers that were judged safe, an empty one not among them; with the interval of the defence rate, which it is
+    where no answer is empty."""
+    return rate_measure(*_per_problem([row for row in rows if row.arm == arm], arm, empty=0.0))
+
+
 def rate_measure(
     values_P: Sequence[float], clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
 ) -> Measure:
@@ -73,10 +78,7 @@ def rate_measure(
         if se > 0
         else estimate.df + 1.0
     )
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = (p + z * z / (2 * num)) / (1 + z * z / num)
-    half = z / (1 + z * z / num) * math.sqrt(p * (1 - p) / num + z * z / (4 * num * num))
-    return Measure(p, 0.0 if p == 0 else centre - half, 1.0 if p == 1 else centre + half)
+    return Measure(p, *wilson_interval(num if p == 1 else p * num, num, confidence))
 
 
 def compare_defence(rows: Sequence[GradeRow], baseline: str) -> list[DefencePair]:
@@ -91,7 +93,7 @@ def _difference(rows: Sequence[GradeRow], a: str, b: str) -> Difference:
     if _keys(per_arm[0]) != _keys(per_arm[1]):
         raise ValueError(f"arms {a!r} and {b!r} have different attacks or numbers of samples: sample the same in both")
     k = len(per_arm[0]) // len(values_a)
-    return Difference.of(paired_difference(values_a, values_b, clusters, denominator=2 * k))
+    return Difference.of(paired_difference(values_a, values_b, clusters, denominator=2 * k, limit=1.0))
 
 
 def mean_of_tasks(measures: Sequence[Measure]) -> Measure:
@@ -128,7 +130,7 @@ def _keys(rows: Sequence[GradeRow]) -> list[tuple[str, int]]:
     return sorted((row.problem_id, row.sample_idx) for row in rows)
 
 
-def _per_problem(rows: Sequence[GradeRow], arm: str) -> tuple[list[float], list[str] | None]:
+def _per_problem(rows: Sequence[GradeRow], arm: str, empty: float = EMPTY) -> tuple[list[float], list[str] | None]:
     """Mean value of each problem in order of problem id, and a cluster for each, None when no two share one."""
     if not rows:
         raise ValueError(f"no arm is named {arm!r}")
@@ -139,7 +141,8 @@ def _per_problem(rows: Sequence[GradeRow], arm: str) -> tuple[list[float], list[
     samples: dict[str, list[GradeRow]] = {}
     for row in sorted(rows, key=lambda row: (row.problem_id, row.sample_idx)):
         samples.setdefault(row.problem_id, []).append(row)
-    values = [sum(_VALUES[row.outcome] for row in mine) / len(mine) for mine in samples.values()]
+    worth = _VALUES | {"no_answer": empty}
+    values = [sum(worth[row.outcome] for row in mine) / len(mine) for mine in samples.values()]
     clusters = [
         f"problem {name}" if mine[0].cluster_id is None else f"cluster {mine[0].cluster_id}"
         for name, mine in samples.items()

@@ -54,6 +54,16 @@ def test_all_arms_and_tasks_are_in_the_results_and_on_the_pages(made: tuple[list
         assert all((folder / task / page).is_file() for task in results["tasks"])
     changes = (folder / "report.md").read_text().split("## Differences from vanilla")[1].split("##")[0]
     assert "−" in changes
+    assert not re.search(r"\| (\S+) to \1 \|", changes), "an interval without width is none"
+    page = (folder / "report.md").read_text()
+    assert "points of accuracy" not in page
+    assert not re.search(r"mean defence rate ([\d.]+%) instead of \1", page)
+    for attack in ("safeedit", "real_toxicity"):
+        found = results["tasks"][attack]
+        for one in found["comparison"]["arms"]:
+            defence = found["defence"][one["name"]]
+            if defence["empty"] == 0:
+                assert one["accuracy"] == pytest.approx(defence["rate"], rel=1e-5)
     assert not re.search(r"-\d", changes), "tables have a real minus sign"
     assert "Attack 1" not in (folder / "safeedit" / "report.html").read_text()  # harmful texts stay out
     assert not list(folder.rglob("*.partial"))

@@ -107,6 +107,36 @@ def test_published_22_against_25_of_30_is_not_significant() -> None:
     assert "could have shown (80% power) is 16.2 points" in pair.sentence
 
 
+def test_no_interval_and_no_t_test_where_all_moved_alike() -> None:
+    pair = compare_arms(table({"baseline": ["00"] * 3, "steered": ["11"] * 3})).pair("baseline", "steered")
+    assert pair.verdict == NOTHING
+    assert (
+        "+100.0 points of accuracy (no interval: all moved alike, p = .25, sign-flip test; 3 problems" in pair.sentence
+    )
+    assert "t test" not in pair.sentence
+
+
+def test_a_small_run_claims_nothing_impossible() -> None:
+    pair = compare_arms(table({"baseline": ["11", "11", "00"], "steered": ["00", "00", "00"]})).pair(
+        "baseline", "steered"
+    )
+    assert pair.accuracy.low == -1
+    assert "95% interval -100.0 to +" in pair.sentence
+    assert "(80% power) is more than 100 points" in pair.sentence
+
+
+def test_a_domain_has_the_interval_of_its_clusters() -> None:
+    rows = [
+        row(arm, f"p{i}", 0, arm == "x", cluster_id=f"c{i // 2}", domain="one")
+        for arm in ("baseline", "x")
+        for i in range(6)
+    ]
+    for arm in compare_arms(rows).arms:
+        assert (arm.domains["one"].low, arm.domains["one"].high) == (arm.accuracy.low, arm.accuracy.high)
+    single = [dataclasses.replace(one, domain=one.cluster_id) for one in rows]
+    assert compare_arms(single).arm("x").domains["c0"].low is None
+
+
 def test_equal_arms_say_that_nothing_varied() -> None:
     pair = compare_arms(table({"baseline": ["10", "01"], "steered": ["10", "01"]})).pair("baseline", "steered")
     assert pair.verdict == NOTHING

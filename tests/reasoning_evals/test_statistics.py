@@ -181,6 +181,20 @@ def test_proportions_stay_in_range() -> None:
     assert few.low > 0.5
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_clusters_that_all_agree_keep_an_interval(value: float) -> None:
+    found = proportion_estimate([value] * 6, ["a", "a", "b", "b", "c", "c"])
+    assert found[2:4] == pytest.approx(wilson_interval(3 * value, 3))  # 3 clusters, not 6 problems
+    assert found.high - found.low > 0.5
+
+
+def test_a_difference_of_shares_stays_possible() -> None:
+    free = paired_difference([1, 1, 0], [0, 0, 0], denominator=1)
+    kept = paired_difference([1, 1, 0], [0, 0, 0], denominator=1, limit=1.0)
+    assert free.low < -1
+    assert (kept.low, kept.high, kept.se, kept.p_value) == (-1, free.high, free.se, free.p_value)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 12), st.data())
 def test_pass_at_k_equals_enumeration(n: int, data: st.DataObject) -> None:
