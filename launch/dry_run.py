@@ -194,8 +194,9 @@ def _work(options: Options, plan: SteeringPlan | None, sizes: list[int]) -> dict
     identification, tuning, test = sizes
     k = options.num_samples
     if plan is not None:
-        arms = 3 if plan.experts else 2
-        return {"calibration": min(CALIBRATION, test), "test": test * arms * k}
+        if not plan.experts:
+            return {"test": test * 2 * k}
+        return {"calibration": min(CALIBRATION, test), "test": test * 3 * k}
     sweep = tuning * (len(options.gains) + 1) * k if len(options.gains) > 1 else 0
     return {"identification": identification, "tuning": sweep, "test": test * 3 * k}
 

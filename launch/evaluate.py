@@ -13,12 +13,13 @@ Exit code 0: done; 1: the work failed, one line says why; 2: wrong usage.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.arm_specs import BASELINE, BuiltArm, Words, build_arm, check_arms, load_plans
+from launch.arm_specs import BASELINE, Words, arm_name, build_arm, check_arms, load_plans, parse_arm
 from launch.options import Options
 from launch.ranks import Ranks, leave
 from launch.shared_options import (
@@ -36,13 +37,18 @@ from launch.shared_options import (
     TopP,
     TrustRemoteCode,
     check_num_problems,
+    config_of,
     load_asked,
 )
 from launch.start import start
 from reasoning_evals.decoding.ban import NOWAIT_WORDS
 from reasoning_evals.prompt_arms import THINKING_PROMPT
+from reasoning_evals.run_folder import RUN_FILE, read_run
+from reasoning_evals.whole_files import write_whole
 
 LAB_PROBLEMS = 240
+OPTIONS = "evaluate_options"
+"""Where run.json keeps the options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: EvaluateOptions, ranks: Ranks) -> None:
     """Sample every arm, grade, compare, report, in the folder of the options."""
+    from launch.firing import silent_arms
     from launch.sharded import record_start
     from launch.steps import Bench
     from reasoning_evals import load_task
@@ -142,28 +149,38 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     record_start(bench.folder, model, ranks)
     silent: list[str] = []
     if ranks.is_main:
-        silent = publish(options, built, rows, bench.folder)
+        record_options(options, bench.folder)
+        reference = built[options.reference].arm.name
+        silent = silent_arms({one.arm.name: one.plan for one in built}, reference, bench.folder)
+        print(publish(options, rows, silent, bench.folder))
     if options.strict and (silent := ranks.agree(silent)):
         raise RuntimeError("; ".join(silent))
 
 
-def publish(options: EvaluateOptions, built: Sequence[BuiltArm], rows: Sequence[Any], folder: Path) -> list[str]:
-    """Write results.json, report.md and report.html, print the summary; returns what is said about arms without effect."""
-    from launch.firing import silent_arms
+def record_options(options: EvaluateOptions, folder: Path) -> None:
+    """Into run.json, beside its config: the pages need them, and they are no part of what the run is."""
+    run = read_run(folder)
+    run[OPTIONS] = config_of(options)
+    write_whole(folder / RUN_FILE, json.dumps(run, indent=1, sort_keys=True) + "\n")
+
+
+def publish(options: EvaluateOptions, rows: Sequence[Any], silent: Sequence[str], folder: Path) -> str:
+    """Write results.json, report.md and report.html; returns the summary. ``silent``: what is said about arms without effect."""
     from launch.results_file import write_results
     from reasoning_evals import compare_arms
     from reasoning_evals.report import build_report, write_pages
 
-    reference = built[options.reference].arm.name
+    names = [arm_name(parse_arm(word)) for word in options.arms]
+    reference = names[options.reference]
     comparison = compare_arms(rows, baseline=reference)
-    silent = silent_arms({one.arm.name: one.plan for one in built}, reference, folder)
     sentences = [pair.sentence for pair in comparison.pairs]
+    arms = read_run(folder)["config"]["arms"]
     results: dict[str, Any] = {
         "version": 1,
         "baseline": reference,
-        "arms": {one.arm.name: dict(one.arm.details) for one in built},
+        "arms": {name: arms[name]["details"] for name in names},
         "sentences": sentences,
-        "warnings": silent,
+        "warnings": list(silent),
         "comparison": comparison.to_dict(),
     }
     write_results(folder, results)
@@ -171,20 +188,20 @@ def publish(options: EvaluateOptions, built: Sequence[BuiltArm], rows: Sequence[
     rule = "greedy" if job.greedy else f"temperature {job.temperature:g}, top-p {job.top_p:g}"
     facts = {
         "Model": options.model + (f", revision {options.revision}" if options.revision else ""),
-        "Arms": ", ".join(one.arm.name for one in built),
+        "Arms": ", ".join(names),
         "Sampling": f"{rule}, at most {job.token_limit} new tokens, seed {options.seed}",
         **{f"Warning {number}": warning for number, warning in enumerate(silent, 1)},
     }
     report = build_report(folder, comparison, title=f"Ways to control the reasoning of {options.model}", facts=facts)
     write_pages(report, folder)
-    print()
+    lines = [""]
     for arm in comparison.arms:
         tokens = f"  {arm.thinking_tokens.mean:8.1f} thinking tokens" if arm.thinking_tokens else ""
         accuracy = f"{100 * arm.accuracy.mean:5.1f}% ({100 * arm.accuracy.low:.1f} to {100 * arm.accuracy.high:.1f})"
-        print(f"{arm.name:24} {accuracy} correct{tokens}  {100 * arm.truncated:5.1f}% truncated")
-    print("\n".join([*sentences, *(f"WARNING: {warning}" for warning in silent)]))
-    print(f"report: {folder / 'report.html'}")
-    return silent
+        lines.append(f"{arm.name:24} {accuracy} correct{tokens}  {100 * arm.truncated:5.1f}% truncated")
+    lines += [*sentences, *(f"WARNING: {warning}" for warning in silent)]
+    lines.append(f"report: {folder / 'report.html'}")
+    return "\n".join(lines)
 
 
 def _with_revision(arm: Any, revision: str | None) -> Any:

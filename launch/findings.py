@@ -20,6 +20,10 @@ from reasoning_evals.compare import Comparison, Tuning
 from reasoning_evals.grading_pass import GradeRow
 
 _BEST = 10
+NO_PLACEBO = (
+    "the plan has directions alone, so there is no placebo arm: a placebo is random experts that fire as often as the plan's, "
+    "and this plan names none; whether a random direction would do as much is not tested"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,10 @@ class Findings:
                 found.append(f"{name}: {problem}")
         return found
 
+    def warnings(self) -> list[str]:
+        """What a reader must know beside the comparison: arms in which nothing fired, a placebo that is not there."""
+        return [*self.silent_arms(), *([] if self.plan.experts else [NO_PLACEBO])]
+
     def results(self) -> dict[str, Any]:
         """The content of results.json: no time, path or machine in it, so that equal seeds give equal bytes."""
         comparison = self.comparison
@@ -68,7 +76,7 @@ class Findings:
             "verdict": pair.verdict,
             "sentence": pair.sentence,
             "against_placebo": comparison.pair("placebo", "steered").sentence if self.placebo else None,
-            "warnings": self.silent_arms(),
+            "warnings": self.warnings(),
             "plan": _without_provenance(self.plan),
             "placebo": _without_provenance(self.placebo) if self.placebo else None,
             "tuning": {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from expert_stats.plots import DosePoint, dose_response, heat_map, rank_stability
 from launch.findings import Findings, sweep_points
+from moe_steer import ExpertGain, SteeringPlan
 from reasoning_evals.compare import Comparison
 from reasoning_evals.report import build_report, write_pages
 from reasoning_evals.run_folder import read_run
@@ -20,7 +21,7 @@ def publish(findings: Findings) -> str:
     report = build_report(
         folder / "test",
         findings.comparison,
-        title=f"Do the thinking experts of {findings.options.model} help?",
+        title=title(findings),
         figures=figures(findings),
         audit=findings.firing,
         facts=facts(findings),
@@ -29,6 +30,12 @@ def publish(findings: Findings) -> str:
     report = dataclasses.replace(report, run=run | {"config": {"options": run["config"], "test": report.run["config"]}})
     write_pages(report, folder)
     return summary(findings)
+
+
+def title(findings: Findings) -> str:
+    """The question of the page."""
+    model = findings.options.model
+    return f"Does the plan help {model}?" if findings.plan.residual else f"Do the thinking experts of {model} help?"
 
 
 def figures(findings: Findings) -> dict[str, str]:
@@ -64,9 +71,7 @@ def facts(findings: Findings) -> Mapping[str, str]:
     options, scores = findings.options, findings.scores
     result = {
         "Model": options.model,
-        "Plan": _experts(findings.plan.experts)
-        + f", scope {findings.plan.scope}"
-        + (", renormalised" if findings.plan.renormalize else ""),
+        "Plan": _plan(findings.plan),
     }
     if findings.placebo:
         result["Placebo"] = _experts(findings.placebo.experts)
@@ -77,14 +82,26 @@ def facts(findings: Findings) -> Mapping[str, str]:
         result["Counted"] = f"{scores.num_traces} answers, {scores.num_tokens} tokens; markers: {markers}"
     rule = "greedy" if options.greedy else f"temperature {options.temperature:g}, top-p {options.top_p:g}"
     result["Sampling"] = f"{rule}, at most {options.token_limit} new tokens, seed {options.seed}"
-    for number, warning in enumerate(findings.silent_arms(), 1):
+    for number, warning in enumerate(findings.warnings(), 1):
         result[f"Warning {number}"] = warning
     return result
 
 
-def _experts(entries: object) -> str:
-    assert isinstance(entries, tuple)
-    return ", ".join(f"layer {e.layer} expert {e.expert} x{e.gain:g}" for e in entries) or "no experts"
+def _plan(plan: SteeringPlan) -> str:
+    """Experts, then vectors."""
+    parts = [
+        f"layer {e.layer} vector {e.file}, strength {e.strength:g} in unit {e.unit}, scope {e.scope}"
+        for e in plan.residual
+    ]
+    if plan.experts:
+        parts.insert(
+            0, _experts(plan.experts) + f", scope {plan.scope}" + (", renormalised" if plan.renormalize else "")
+        )
+    return "; ".join(parts)
+
+
+def _experts(entries: Sequence[ExpertGain]) -> str:
+    return ", ".join(f"layer {e.layer} expert {e.expert} x{e.gain:g}" for e in entries)
 
 
 def summary(findings: Findings) -> str:
@@ -99,6 +116,6 @@ def summary(findings: Findings) -> str:
             f"{tokens}  {100 * arm.truncated:4.1f}% truncated"
         )
     lines += [pair.sentence for pair in comparison.pairs]
-    lines += [f"WARNING: {warning}" for warning in findings.silent_arms()]
+    lines += [f"WARNING: {warning}" for warning in findings.warnings()]
     lines.append(f"report: {Path(findings.folder, 'report.html')}")
     return "\n".join(lines)

@@ -7,9 +7,11 @@ from pathlib import Path
 from expert_stats import ExpertScores
 from launch.findings import Findings
 from launch.options import Options
+from launch.results_file import RESULTS_FILE, read_results
 from launch.stored_options import options_from, stored_config
 from moe_steer import SteeringPlan
 from reasoning_evals.grading_pass import GradeRow, grade_run
+from reasoning_evals.run_folder import read_run
 
 # An option that no other job has.
 _MAIN, _OVERTHINKING, _SAFETY = "gains", "decision_strengths", "attack_tokens"
@@ -35,7 +37,26 @@ def rebuild(folder: Path) -> str | None:
         from launch.safety_experiment.rebuild import findings_of as safety_findings
 
         return safety.publish(safety_findings(folder))
-    return None
+    return _rebuild_evaluation(folder)
+
+
+def _rebuild_evaluation(folder: Path) -> str | None:
+    """The pages of a finished launch/evaluate.py; None for another folder."""
+    from launch import evaluate
+
+    stored = read_run(folder).get(evaluate.OPTIONS)
+    if not (folder / RESULTS_FILE).is_file():
+        return None
+    results = read_results(folder, "evaluate.py")
+    if stored is None and not {"baseline", "arms", "sentences", "comparison"} <= results.keys():
+        return None
+    if stored is None:
+        raise ValueError(
+            f"{folder} does not say which options it was made with, an older launch/evaluate.py made it: "
+            "start that again with the same options, it samples nothing twice and writes the pages"
+        )
+    options = options_from(stored, evaluate.EvaluateOptions, [])
+    return evaluate.publish(options, grade_run(folder), results["warnings"], folder)
 
 
 def findings_of(folder: Path) -> Findings:

@@ -144,11 +144,13 @@ def dry_run(recipe: Recipe) -> DryRun:
             f"recipe {recipe.name!r} needs {recipe.gpus} GPUs on {recipe.nodes} nodes, {HOSTS} has {slots}"
         )
     machine = Machine.of_gpus(recipe.gpus, recipe.gpu_gib, recipe.gpu)
+    own = bool(options.plan) and Path(options.plan or "").is_file()
     try:
-        plan = given_plan(options) if options.preset or Path(options.plan or "").is_file() else None
+        plan = given_plan(options) if options.preset or own else None
         return DryRun(recipe=recipe, fit=fit(options, plan, config, machine, recipe.context - options.token_limit))
     except ValueError as error:
-        raise ValueError(f"recipe {recipe.name!r}: {error}") from error
+        of_folder = f", with the plan file {options.plan!r} that lies in this folder" if own else ""
+        raise ValueError(f"recipe {recipe.name!r}{of_folder}: {error}") from error
 
 
 def _job_options(recipe: Recipe, num_layers: int) -> Options:
@@ -174,16 +176,19 @@ def host_slots() -> list[int]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print and dry-run the named recipes; all of them without a name."""
-    try:
-        for name in arguments or names():
+    """Print and dry-run the named recipes; all of them without a name. A wrong one says so in its line and does not keep the
+    others from theirs."""
+    failed = False
+    for name in arguments or names():
+        try:
             recipe = load_recipe(name)
             print(shlex.join(recipe.command))
-            print(dry_run(recipe))
-    except ValueError as error:
-        print(f"recipes: {one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
+            print(dry_run(recipe), flush=True)
+        except ValueError as error:
+            sys.stdout.flush()  # so that the line stands under its command where both go to one place
+            print(f"recipes: {one_line(error)}", file=sys.stderr)
+            failed = True
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def run(options: Options, ranks: Ranks) -> None:
     bench = steps.Bench(options=options, ranks=ranks, model=model, tokenizer=tokenizer, folder=folder)
     k = options.num_samples
     tuning: list[GradeRow] = []
-    scores: ExpertScores | None
+    scores: ExpertScores | None = None
+    last = "4/4"
     if plan is None:
         ranks.say(f"1/4  {len(sets.identification)} identification problems: unsteered answers")
         bench.sample("identification", [bench.arm("baseline")], sets.identification, 1)
@@ -66,18 +67,20 @@ def run(options: Options, ranks: Ranks) -> None:
         ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing the gain among {gains}")
         gain, tuning = steps.tune_gain(bench, candidate, sets.tuning)
         plan = steps.with_gain(candidate, gain)
-    else:
+    elif plan.experts:
         calibration = sets.test[: steps.CALIBRATION]
         ranks.say(f"1/4  {len(calibration)} unsteered answers, for the firing rates that the placebo must match")
         bench.sample("calibration", [bench.arm("baseline")], calibration, 1)
         ranks.say("2/4  counting routing at the markers")
-        scores = steps.find_experts(bench, "calibration") if plan.experts else None
+        scores = steps.find_experts(bench, "calibration")
         ranks.say("3/4  nothing to choose: the plan is given")
+    else:
+        last = "1/1"
     plan = agree_on_plan(plan, ranks)
     placebo = steps.placebo_for(scores, plan, options.seed) if scores else None
     arms = [bench.arm("baseline"), bench.arm("steered", plan), *([bench.arm("placebo", placebo)] if placebo else [])]
     names = ", ".join(arm.name for arm in arms)
-    ranks.say(f"4/4  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {names}")
+    ranks.say(f"{last}  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {names}")
     test = bench.sample("test", arms, sets.test, k)
     findings = Findings(
         options=options, plan=plan, placebo=placebo, scores=scores, tuning=tuning, test=test, folder=folder

@@ -14,7 +14,7 @@ class Report:
     """Grade a run again and build its pages again: report.md and report.html, without a model."""
 
     folder: Annotated[str, tyro.conf.Positional]
-    """Folder of a job (main job, overthinking, safety), or of any run with generations."""
+    """Folder of a job (main job, evaluate, overthinking, safety), or of any run with generations."""
     title: str | None = None
     """Title of the page, for a run that is not of a job."""
 

@@ -1,6 +1,7 @@
 """The evaluation of several arms as its users start it, on the embedded model; few problems, short answers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,40 @@ def test_every_arm_does_what_it_is_named_after(finished: Path) -> None:
     assert prompts["prompt-before"].endswith("before I answer.\n<think>\n")
     assert prompts["prompt-after"].endswith("before I answer.\n")
     assert prompts["tip:50,600"] == prompts["baseline"]
+
+
+def test_the_pages_can_be_built_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert b"Ways to control the reasoning of lab" in before["report.html"]
+    for name in ("report.html", "report.md", "grades.jsonl"):
+        (folder / name).unlink()
+    assert command_line(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("baseline  ")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_page_of_an_older_folder_is_not_replaced_by_a_poorer_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    command = [*SMALL, "--arms", "baseline", "nowait", "--out", str(folder)]
+    assert main(command) == 0
+    run = json.loads((folder / "run.json").read_text())
+    del run["evaluate_options"]
+    (folder / "run.json").write_text(json.dumps(run))
+    page = (folder / "report.html").read_bytes()
+    capsys.readouterr()
+    assert command_line(["report", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert "start that again with the same options, it samples nothing twice and writes the pages" in error
+    assert error.count("\n") == 1
+    assert (folder / "report.html").read_bytes() == page
+    generations = (folder / "generations.jsonl").read_bytes()
+    assert main(command) == 0, "the options are no part of what the run is"
+    assert (folder / "generations.jsonl").read_bytes() == generations
+    assert command_line(["report", str(folder)]) == 0
 
 
 def test_it_continues_where_it_was_and_refuses_other_settings(

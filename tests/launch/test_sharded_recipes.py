@@ -9,6 +9,7 @@ import pytest
 
 from launch import recipes
 from launch.recipes import FOLDER, HOSTS, dry_run, load_recipe, main, names
+from moe_steer import ExpertGain, SteeringPlan
 
 SHIPPED = FOLDER
 QUICK = (
@@ -59,6 +60,23 @@ def test_the_host_file_has_the_nodes_of_the_two_node_recipes() -> None:
         recipe = load_recipe(name)
         if recipe.nodes > 1:
             assert (len(slots), sum(slots)) == (recipe.nodes, recipe.gpus)
+
+
+def test_a_recipe_that_cannot_run_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan.json of another model lies where the distill recipes look for theirs."""
+    monkeypatch.chdir(tmp_path)
+    SteeringPlan(experts=[ExpertGain(2, 3, 4.0)]).save("plan.json")
+    assert main(["r1-distill-qwen-1.5b", "r9", "qwen3-30b-1xh100"]) == 1
+    said = capsys.readouterr()
+    assert "\nqwen3-30b-1xh100: 1 x H100, plain" in said.out
+    plan, unknown = said.err.splitlines()
+    assert plan.startswith(
+        "recipes: recipe 'r1-distill-qwen-1.5b', with the plan file 'plan.json' that lies in this folder: "
+        "the plan names experts, but qwen2 is a dense model"
+    )
+    assert unknown.startswith("recipes: there is no recipe 'r9'")
 
 
 def test_wrong_recipes_are_refused(

@@ -9,16 +9,20 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from expert_stats import RoutingCounts
+from launch.findings import NO_PLACEBO
 from launch.steer_r1 import main
-from moe_steer import ExpertGain, SteeringPlan
+from moe_steer import ExpertGain, ResidualVector, SteeringPlan
 from moe_steer.cli import main as command_line
 from reasoning_evals.run_folder import read_generations
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--num-identification", "24", "--num-tuning", "8", "--num-test", "16", "--gains", "4", "16", "--samples", "2"]
 SMALL += ["--batch-size", "16"]
+DENSE_WIDTH = 128  # of lab-dense
 
 
 def launch(out: Path, *options: str, ranks: int = 1, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -212,6 +216,35 @@ def test_a_plan_of_which_nothing_fired_is_loud_and_with_strict_an_error(
     assert "WARNING: steered: nothing of the plan fired in the whole run" in capsys.readouterr().out
     assert main([*options, "--out", str(tmp_path / "strict"), "--strict"]) == 1
     assert "nothing of the plan fired in the whole run" in capsys.readouterr().err
+
+
+def test_a_plan_of_directions_alone_says_what_it_is_and_that_it_has_no_placebo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "directions").mkdir()
+    vector = torch.randn(DENSE_WIDTH, generator=torch.Generator().manual_seed(0))
+    save_file({"vector": vector}, tmp_path / "directions" / "mine.safetensors")
+    entry = ResidualVector(4, "directions/mine.safetensors", 0.5, "step_end")
+    SteeringPlan(residual=[entry]).save(tmp_path / "shorter.json")
+    run = tmp_path / "run"
+    options = ["--num-test", "4", "--samples", "1", "--max-new-tokens", "48", "--strict", "--out", str(run)]
+    assert main(["--model", "lab-dense", "--plan", str(tmp_path / "shorter.json"), *options]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("1/1  4 test problems x 1 samples in 2 arms: baseline, steered\n")
+    assert "placebo must match" not in said
+    assert "counting routing" not in said
+    assert said.count(f"WARNING: {NO_PLACEBO}") == 1
+    assert json.loads((run / "results.json").read_text())["warnings"] == [NO_PLACEBO]
+    page, html = (run / "report.md").read_text(), (run / "report.html").read_text()
+    assert page.startswith("# Does the plan help lab-dense?\n")
+    vectors = "layer 4 vector directions/mine.safetensors, strength 0.5 in unit vector, scope step"
+    assert f"- Plan: {vectors}\\_end\n" in page
+    assert f"{vectors}_end" in html
+    assert f"- Warning 1: {NO_PLACEBO}\n" in page
+    assert not (run / "calibration").exists()
+    before = {name: (run / name).read_bytes() for name in ("results.json", "report.html", "report.md")}
+    assert command_line(["report", str(run)]) == 0
+    assert {name: (run / name).read_bytes() for name in before} == before
 
 
 def test_a_dense_model_without_a_plan_is_refused_before_any_work(
