@@ -167,8 +167,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; numbers rounded to 6 significant digits."""
-        rounded: dict[str, Any] = _rounded(dataclasses.asdict(self))
-        return rounded
+        values: dict[str, Any] = rounded(dataclasses.asdict(self))
+        return values
 
     def to_json(self) -> str:
         """Keys sorted; no time, path or machine in it."""
@@ -204,11 +204,12 @@ def _maybe(kind: Any, values: Mapping[str, Any] | None) -> Any:
     return None if values is None else kind(**values)
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Floats to 6 significant digits, inside any nesting."""
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") + 0.0  # no -0.0
     if isinstance(value, Mapping):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
+        return [rounded(inner) for inner in value]
     return value

@@ -1,4 +1,4 @@
-"""A progress line for people: samples, tokens a second, time left. Silent off a terminal and on ranks other than 0."""
+"""A progress line for people: samples, tokens a second where some are made, time left. Silent off a terminal and on ranks other than 0."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """Counts samples stored and tokens made.
 
-    shown: None draws on a terminal; True and False force. Ranks other than 0 never draw.
+    shown: None draws on a terminal; True and False force. Ranks other than 0 never draw. what: the work, in a word; of work
+    other than sampling no tokens are counted, and nothing of the line stays when it is done.
     """
 
-    def __init__(self, num_samples: int, num_done: int, shown: bool | None = None, rank: int = 0) -> None:
+    def __init__(
+        self, num_samples: int, num_done: int, shown: bool | None = None, rank: int = 0, what: str = "sampling"
+    ) -> None:
         console = Console(stderr=True)
         drawn = rank == 0 and (sys.stderr.isatty() if shown is None else shown)
         self._start = time.monotonic()
         self._tokens = 0
+        samples = what == "sampling"
         self._bar = RichProgress(
-            TextColumn("sampling"),
+            TextColumn(what),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+            *([TextColumn("{task.fields[rate]:,.0f} tokens/s")] if samples else []),
             TimeRemainingColumn(),
             console=console,
             disable=not drawn,
+            transient=not samples,
         )
         self._task = self._bar.add_task("samples", total=num_samples, completed=num_done, rate=0.0)
 

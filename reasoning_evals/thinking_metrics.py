@@ -3,16 +3,15 @@
 Definitions follow arXiv 2412.21187 (outcome and process efficiency) and 2501.18585 (underthinking), with rules in the place of
 their judge models: attempts are segments between marker words, and an attempt's answers are the boxes, "answer is X", clause-final
 "= N" and option letters in it. They compare arms; they do not reproduce the papers' numbers, and they mean something only for
-short answers, which a thought may also hit by chance: see ``chance_rate``.
+short answers, which a thought may also hit by chance: see ``chance.py``.
 """
 
 from __future__ import annotations
 
 import itertools
-import random
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
@@ -47,6 +46,8 @@ class Attempt(NamedTuple):
     """Whether any answer that it states is right."""
     ends_correct: bool
     """Whether the last one is."""
+    stated: tuple[str, ...] = ()
+    """All answers that it states, as they stand there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,35 +161,11 @@ def process_efficiency(traces: Iterable[ThoughtTrace]) -> float | None:
     return _mean(_distinct_share(trace) for trace in traces if trace.tokens)
 
 
-def chance_rate(
-    problems: Sequence[Problem], thoughts: Sequence[str], seed: int = 0, judge: Judge | None = None
-) -> float | None:
-    """Share of thoughts in which the target of ANOTHER problem of the same answer type is stated.
-
-    How often a hit means nothing. Targets are dealt round at random, never to their own problem or to one with an equal
-    target; None where no thought can be given another target.
-    """
-    if len(problems) != len(thoughts):
-        raise ValueError(f"{len(problems)} problems and {len(thoughts)} thoughts: expected one thought for each")
-    judge = judge or judge_by_rule
-    generator = random.Random(seed)
-    hits = []
-    for problem, thought in zip(problems, thoughts, strict=True):
-        others = [
-            other for other in problems if other.answer_type == problem.answer_type and other.target != problem.target
-        ]
-        if others:
-            stranger = generator.choice(others)
-            asked = replace(problem, target=stranger.target, unit=stranger.unit)
-            hits.append(any(judge(asked, answer) for answer in candidates(thought, problem.answer_type)))
-    return _mean(float(hit) for hit in hits)
-
-
 def _attempt(problem: Problem, segment: Segment, count_tokens: Callable[[str], int], judge: Judge) -> Attempt:
     stated = candidates(segment.text, problem.answer_type)
     verdicts = [judge(problem, answer) for answer in stated]
     last = _canonical(stated[-1], problem.answer_type) if stated else None
-    return Attempt(count_tokens(segment.text), last, any(verdicts), bool(verdicts) and verdicts[-1])
+    return Attempt(count_tokens(segment.text), last, any(verdicts), bool(verdicts) and verdicts[-1], tuple(stated))
 
 
 def _canonical(answer: str, answer_type: str) -> str:

@@ -1,164 +1,156 @@
-"""Over- and underthinking of every arm of a run: the rules of ``thinking_metrics`` over its samples, with intervals.
+"""Over- and underthinking of every arm of a run, and what changes against the baseline. Pure.
 
-Thoughts of one problem are no independent witnesses, so intervals are clustered by problem (or by the problem's own cluster).
+Samples of one problem are no independent witnesses: intervals are over problems, or over clusters of problems.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from reasoning_evals.grading_pass import GradeRow, opens_thought
-from reasoning_evals.problems import Problem, read_problems
-from reasoning_evals.run_folder import PROBLEMS_FILE, read_generations, read_run
-from reasoning_evals.segments import SWITCH_MARKERS
-from reasoning_evals.statistics import Estimate, PairedDifference, mean_estimate, paired_difference
-from reasoning_evals.thinking import split_thought
-from reasoning_evals.thinking_metrics import (
-    Judge,
-    ThoughtTrace,
-    chance_rate,
-    oe_rule,
-    process_efficiency,
-    trace_thought,
-    ut_rule,
-)
+from reasoning_evals.compare import compare_arms
+from reasoning_evals.comparison import rounded
+from reasoning_evals.statistics import mean_estimate, paired_difference, proportion_estimate
+from reasoning_evals.thinking_measures import MEASURES, ThinkingMeasure
+from reasoning_evals.traced_thoughts import TracedSample
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Thought:
-    """The thought of one sample."""
+@dataclass(frozen=True, slots=True)
+class ThinkingValue:
+    """A mean over samples with its 95% interval, None where it would be over one problem alone."""
 
-    arm: str
-    problem: Problem
-    text: str
-    trace: ThoughtTrace
+    mean: float
+    low: float | None
+    high: float | None
+    num_samples: int
+    """To which the measure applies."""
+    num_problems: int
 
-    @property
-    def cluster(self) -> Hashable:
-        """What its sampling errors are shared with."""
-        return self.problem.cluster_id or self.problem.problem_id
+
+@dataclass(frozen=True, slots=True)
+class ThinkingChange:
+    """Arm - baseline: mean over the problems to which the measure applies in both, of the difference of their means.
+
+    The 95% interval is None where all problems moved alike: no width is no knowledge."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    sign_flip_p: float
+    num_problems: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmThinking:
-    """One arm. None: no thought, or too few problems with one, to say it."""
+    """One arm, by the names of ``MEASURES``; None where a measure applies to no sample, or to one problem in both arms."""
 
-    arm: str
+    name: str
     num_samples: int
     num_thoughts: int
-    num_wrong: int
-    """Thoughts whose response is wrong: those that ``underthinking`` is about."""
-    tokens: Estimate | None
-    """Of a thought."""
-    attempts: Estimate | None
-    """Of a thought: pieces between words of changed mind."""
-    stated: Estimate | None
-    """Share of thoughts that state the right answer anywhere."""
-    chance: float | None
-    """The same share for the target of another problem: how often "stated" means nothing."""
-    outcome_efficiency: Estimate | None
-    process_efficiency: Estimate | None
-    underthinking: Estimate | None
+    values: Mapping[str, ThinkingValue | None]
+    changes: Mapping[str, ThinkingChange | None]
+    """Empty for the baseline."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ThinkingChange:
-    """An arm minus the baseline, over the problems that have thoughts in both; None where they are fewer than two."""
+class ThinkingSummary:
+    """All arms."""
 
-    arm: str
+    task: str
     baseline: str
-    outcome_efficiency: PairedDifference | None
-    process_efficiency: PairedDifference | None
+    num_problems: int
+    num_samples: int
+    """Samples a problem in every arm."""
+    num_clusters: int | None
+    arms: tuple[ArmThinking, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, numbers rounded to 6 significant digits."""
+        values: dict[str, Any] = rounded(asdict(self))
+        return values
 
 
-def thoughts_of_run(
-    folder: Path | str,
-    rows: Sequence[GradeRow],
-    count_tokens: Callable[[str], int],
-    judge: Judge,
-    markers: Sequence[str] = SWITCH_MARKERS,
-) -> Iterator[Thought | None]:
-    """The thought of every sample of a run folder, None for a sample without one; ``rows``: its grades. In the order of the files."""
-    config = read_run(Path(folder))["config"]
-    problems = {problem.problem_id: problem for problem in read_problems(Path(folder) / PROBLEMS_FILE)}
-    correct = {(row.arm, row.problem_id, row.sample_idx): row.correct for row in rows}
-    for item in read_generations(Path(folder)):
-        thought = split_thought(item.text, opens_thought(config["arms"][item.arm], item.prompt)).thought
-        if not thought:
-            yield None
-            continue
-        problem = problems[item.problem_id]
-        right = correct[item.arm, item.problem_id, item.sample_idx]
-        trace = trace_thought(problem, thought, right, count_tokens, markers=markers, judge=judge)
-        yield Thought(arm=item.arm, problem=problem, text=thought, trace=trace)
+def summarise_thinking(samples: Sequence[TracedSample], baseline: str | None = None) -> ThinkingSummary:
+    """Every measure of every arm, and every arm against ``baseline`` (default: the first arm).
 
-
-def arm_thinking(arm: str, num_samples: int, thoughts: Sequence[Thought], judge: Judge) -> ArmThinking:
-    """The rules over the thoughts of one arm. The means are those of ``oe_rule``, ``process_efficiency`` and ``ut_rule``."""
-    wrong = [item for item in thoughts if not item.trace.correct and item.trace.tokens]
-    return ArmThinking(
-        arm=arm,
-        num_samples=num_samples,
-        num_thoughts=len(thoughts),
-        num_wrong=len(wrong),
-        tokens=_estimate(thoughts, lambda trace: trace.tokens),
-        attempts=_estimate(thoughts, lambda trace: len(trace.attempts)),
-        stated=_estimate(thoughts, lambda trace: trace.first_correct_token is not None),
-        chance=chance_rate([item.problem for item in thoughts], [item.text for item in thoughts], judge=judge),
-        outcome_efficiency=_estimate(thoughts, lambda trace: oe_rule([trace])),
-        process_efficiency=_estimate(thoughts, lambda trace: process_efficiency([trace])),
-        underthinking=_estimate(wrong, lambda trace: ut_rule([trace])),
+    Means are over samples, as the papers take them; intervals cluster them by problem. ValueError when there is no such arm,
+    when the arms have other problems or numbers of samples, or with fewer than two problems.
+    """
+    reference = baseline or (samples[0].row.arm if samples else "baseline")
+    compared = compare_arms([sample.row for sample in samples], baseline=reference, pairs=[])
+    by_arm: dict[str, list[TracedSample]] = {arm.name: [] for arm in compared.arms}
+    for sample in samples:
+        by_arm[sample.row.arm].append(sample)
+    clusters = {sample.row.problem_id: sample.cluster for sample in samples} if compared.num_clusters else None
+    return ThinkingSummary(
+        task=compared.task,
+        baseline=reference,
+        num_problems=compared.num_problems,
+        num_samples=compared.num_samples,
+        num_clusters=compared.num_clusters,
+        arms=tuple(
+            ArmThinking(
+                name=name,
+                num_samples=len(own),
+                num_thoughts=sum(sample.trace is not None for sample in own),
+                values={measure.name: _value(measure, own) for measure in MEASURES},
+                changes={}
+                if name == reference
+                else {measure.name: _change(measure, by_arm[reference], own, clusters) for measure in MEASURES},
+            )
+            for name, own in by_arm.items()
+        ),
     )
 
 
-def thinking_change(arm: str, baseline: str, thoughts: Sequence[Thought]) -> ThinkingChange:
-    """Differences of the means of each problem's thoughts; ``thoughts``: of all arms."""
-    pairs: dict[str, PairedDifference | None] = {}
-    for name, rule in (("outcome_efficiency", oe_rule), ("process_efficiency", process_efficiency)):
-        a, b = (_by_problem([item for item in thoughts if item.arm == each], rule) for each in (baseline, arm))
-        common = sorted(a.keys() & b.keys())
-        clusters = {item.problem.problem_id: item.cluster for item in thoughts}
-        groups = [clusters[key] for key in common]
-        grouped = groups if len(set(groups)) < len(groups) else None
-        pairs[name] = (
-            paired_difference([a[key] for key in common], [b[key] for key in common], grouped)
-            if len(set(groups)) > 1
-            else None
-        )
-    return ThinkingChange(arm=arm, baseline=baseline, **pairs)
-
-
-def thinking_json(arms: Sequence[ArmThinking], changes: Sequence[ThinkingChange]) -> dict[str, Any]:
-    """Plain values, without rounding."""
-    return {"arms": [_plain(arm) for arm in arms], "changes": [_plain(change) for change in changes]}
-
-
-def _plain(record: ArmThinking | ThinkingChange) -> dict[str, Any]:
-    values = asdict(record)
-    for name in values:
-        value = getattr(record, name)
-        if isinstance(value, (Estimate, PairedDifference)):
-            values[name] = value._asdict()
-    return values
-
-
-def _estimate(thoughts: Sequence[Thought], value: Callable[[ThoughtTrace], float | None]) -> Estimate | None:
-    found = [(number, item.cluster) for item in thoughts if (number := value(item.trace)) is not None]
-    if len({cluster for _, cluster in found}) < 2:
+def _value(measure: ThinkingMeasure, samples: Sequence[TracedSample]) -> ThinkingValue | None:
+    found = [(float(value), sample) for sample in samples if (value := measure.of(sample)) is not None]
+    if not found:
         return None
-    return mean_estimate([float(number) for number, _ in found], [cluster for _, cluster in found])
+    values, groups = [value for value, _ in found], [sample.cluster for _, sample in found]
+    by_problem = Counter(sample.row.problem_id for _, sample in found)
+    if len(set(groups)) < 2:
+        return ThinkingValue(fmean(values), None, None, len(values), len(by_problem))
+    if measure.kind != "share":
+        estimate = mean_estimate(values, groups)
+    elif len(set(groups)) == len(by_problem) and len(set(by_problem.values())) == 1:
+        estimate = proportion_estimate(
+            [*_by_problem(measure, samples).values()]
+        )  # as accuracies are reported elsewhere
+    else:
+        estimate = proportion_estimate(values, groups)
+    return ThinkingValue(estimate.mean, estimate.low, estimate.high, len(values), len(by_problem))
 
 
-def _by_problem(
-    thoughts: Sequence[Thought], rule: Callable[[Sequence[ThoughtTrace]], float | None]
-) -> dict[str, float]:
+def _change(
+    measure: ThinkingMeasure,
+    baseline: Sequence[TracedSample],
+    arm: Sequence[TracedSample],
+    clusters: Mapping[str, Hashable] | None,
+) -> ThinkingChange | None:
+    a, b = _by_problem(measure, baseline), _by_problem(measure, arm)
+    common = sorted(a.keys() & b.keys())  # sorted: the permutation test draws signs in this order
+    groups = [clusters[problem] for problem in common] if clusters else common
+    if len(set(groups)) < 2:
+        return None
+    found = paired_difference(
+        [a[problem] for problem in common],
+        [b[problem] for problem in common],
+        groups if clusters else None,
+        limit=1.0 if measure.kind == "share" else math.inf,
+    )
+    low, high = (None, None) if found.se == 0 else (found.low, found.high)
+    return ThinkingChange(found.mean, low, high, found.sign_flip_p, found.num_problems)
+
+
+def _by_problem(measure: ThinkingMeasure, samples: Sequence[TracedSample]) -> dict[str, float]:
+    """The mean of each problem to which the measure applies."""
     values: dict[str, list[float]] = {}
-    for item in thoughts:
-        value = rule([item.trace])
-        if value is not None:
-            values.setdefault(item.problem.problem_id, []).append(value)
-    return {name: fmean(found) for name, found in values.items()}
+    for sample in samples:
+        if (value := measure.of(sample)) is not None:
+            values.setdefault(sample.row.problem_id, []).append(float(value))
+    return {problem: fmean(found) for problem, found in values.items()}

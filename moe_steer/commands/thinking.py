@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
-    from reasoning_evals.problems import Problem
-    from reasoning_evals.thinking_summary import ArmThinking, ThinkingChange
+    from reasoning_evals.attempt_judge import AttemptJudge
+    from reasoning_evals.traced_thoughts import TracedSample
 
-MEANINGLESS = 0.2
-"""Chance rate above which a right answer in a thought is said to mean little."""
+_STEPS = {"identification", "tuning"}  # of a job, before its test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +22,8 @@ class Thinking:
 
     folder: Annotated[str, tyro.conf.Positional]
     """Folder of a run with generations, or of a job, of which the test step is read."""
+    arm: tuple[str, ...] = ()
+    """Folders of further arms on the same problems; none when the first folder holds them all."""
     baseline: str | None = None
     """Arm that the others are compared with; default the first of the run."""
     switch_words: tuple[str, ...] = ()
@@ -35,37 +36,35 @@ class Thinking:
     """File to write with all numbers (JSON)."""
 
     def run(self) -> int:
-        """Grade, trace every thought, print one table."""
+        """Grade, trace every thought, print one table and what it does not say."""
         import json
 
-        from reasoning_evals.grading_pass import grade_run
+        from reasoning_evals.attempt_judge import AttemptJudge
         from reasoning_evals.run_folder import read_run
         from reasoning_evals.segments import SWITCH_MARKERS
-        from reasoning_evals.thinking_summary import arm_thinking, thinking_change, thinking_json, thoughts_of_run
+        from reasoning_evals.thinking_notes import thinking_notes
+        from reasoning_evals.thinking_summary import summarise_thinking
+        from reasoning_evals.thinking_table import thinking_lines
         from reasoning_evals.whole_files import write_whole
 
-        folder = _run_folder(Path(self.folder))
-        config = read_run(folder)["config"]
-        names: list[str] = config["arm_order"]
+        folders = [_run_folder(Path(given)) for given in (self.folder, *self.arm)]
+        configs = [read_run(folder)["config"] for folder in folders]
+        names = _arm_names(folders, configs)
         baseline = self.baseline or names[0]
         if baseline not in names:
-            raise ValueError(f"--baseline {baseline} is no arm of {folder}: it has {', '.join(names)}")
-        count_tokens = self._counter(config)
-        rows = grade_run(folder)
-        judge = _judge()
-        found = thoughts_of_run(folder, rows, count_tokens, judge, self.switch_words or SWITCH_MARKERS)
-        thoughts = [item for item in _shown(found, len(rows)) if item is not None]
-        if not thoughts:
-            raise ValueError(f"{folder} holds no thoughts: nothing stands between <think> and </think> in any answer")
-        numbers = {name: sum(row.arm == name for row in rows) for name in names}
-        arms = [
-            arm_thinking(name, numbers[name], [item for item in thoughts if item.arm == name], judge) for name in names
-        ]
-        changes = [thinking_change(name, baseline, thoughts) for name in names if name != baseline]
-        print("\n".join(_lines(arms, changes, {item.problem.answer_type for item in thoughts})))
+            raise ValueError(f"--baseline {baseline} is no arm of {folders[0]}: it has {', '.join(names)}")
+        markers = self.switch_words or SWITCH_MARKERS
+        judge = AttemptJudge()
+        samples: list[TracedSample] = []
+        for folder, config in zip(folders, configs, strict=True):
+            samples += _traced(folder, self._counter(config), judge, markers)
+        summary = summarise_thinking(samples, baseline)
+        notes = thinking_notes(samples, summary, judge.num_timeouts)
+        print("\n".join([*thinking_lines(summary), *notes]))
         if self.out:
+            values = {"version": 1, **summary.to_dict(), "switch_words": list(markers), "notes": notes}
             Path(self.out).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(Path(self.out), json.dumps(thinking_json(arms, changes), indent=1, allow_nan=False) + "\n")
+            write_whole(Path(self.out), json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
             print(f"wrote {self.out}")
         return 0
 
@@ -78,102 +77,58 @@ class Thinking:
         )
         if named is None:
             raise ValueError("the run does not name its model: give the one whose tokenizer counts with --model")
-        tokenizer = read_tokenizer(named, trust_remote_code=self.trust_remote_code)
-        return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            tokenizer = read_tokenizer(named, trust_remote_code=self.trust_remote_code)
+        except (ValueError, OSError) as error:
+            if self.model:
+                raise
+            raise ValueError(
+                f"the tokenizer of the run's model cannot be had ({error}): give one like it with --model"
+            ) from error
+        return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _run_folder(given: Path) -> Path:
     """The folder with the generations: the given one, or the test step of a job."""
     for folder in (given, given / "test"):
-        if list(folder.glob("generations*.jsonl")):
+        if any(folder.glob("generations*.jsonl")):
             return folder
+    inside = sorted({path.parent.name for path in given.glob("*/generations*.jsonl")})
+    if inside and _STEPS.issuperset(inside):
+        raise ValueError(
+            f"{given} holds an unfinished job, without its test: start it again, it continues where it was"
+        )
+    if inside:
+        raise ValueError(
+            f"{given} holds several runs: give one of them, {', '.join(str(given / name) for name in inside)}"
+        )
     raise ValueError(f"{given} holds no generations: give the folder of a run ('moe-steer generate') or of a job")
 
 
-def _judge() -> Callable[[Problem, str], bool]:
-    """The killable graders, each (problem, answer) once: a thought that goes round says the same answer again and again."""
-    from reasoning_evals.grading import grade_answer
-
-    known: dict[tuple[str, str, str], bool] = {}
-
-    def judge(problem: Problem, answer: str) -> bool:
-        key = (problem.problem_id, problem.target, answer)
-        if key not in known:
-            known[key] = grade_answer(problem, answer).outcome == "correct"
-        return known[key]
-
-    return judge
+def _arm_names(folders: Sequence[Path], configs: Sequence[dict[str, Any]]) -> list[str]:
+    """In the order of the folders; ValueError where two have one name, or the folders other problems."""
+    names: list[str] = []
+    for folder, config in zip(folders, configs, strict=True):
+        if config["problems"] != configs[0]["problems"]:
+            raise ValueError(f"{folder} and {folders[0]} have different problems: sample the same in both")
+        if twice := set(names) & set(config["arm_order"]):
+            raise ValueError(f"{folder} holds another arm named {min(twice)!r}: sample it again with --arm OTHER_NAME")
+        names += config["arm_order"]
+    return names
 
 
-def _shown(items: Any, total: int) -> Any:
-    from rich.console import Console
-    from rich.progress import track
+def _traced(
+    folder: Path, count_tokens: Callable[[str], int], judge: AttemptJudge, markers: Sequence[str]
+) -> list[TracedSample]:
+    """The samples of a folder in the order of its grades, with a progress line while it takes."""
+    from reasoning_evals.progress import Progress
+    from reasoning_evals.traced_thoughts import graded_rows, trace_run
 
-    console = Console(stderr=True)
-    return track(items, "thoughts", total=total, console=console, disable=not console.is_terminal, transient=True)
-
-
-def _lines(arms: list[ArmThinking], changes: list[ThinkingChange], answer_types: set[str]) -> list[str]:
-    from reasoning_evals.report.text import count, percent
-
-    def interval(estimate: Any) -> str:
-        if estimate is None:
-            return "–"
-        return f"{100 * estimate.mean:.1f} ({100 * max(0, estimate.low):.1f} to {100 * min(1, estimate.high):.1f})"
-
-    width = max(8, *(len(arm.arm) for arm in arms)) + 2
-    heads = ("tokens", "attempts", "stated", "chance", "outcome efficiency", "process efficiency", "underthinking")
-    widths = (8, 10, 9, 9, 23, 23, 23)
-    lines = [f"{'arm':{width}}" + "".join(f"{head:>{size}}" for head, size in zip(heads, widths, strict=True))]
-    for arm in arms:
-        cells = (
-            count(arm.tokens.mean if arm.tokens else None),
-            "–" if arm.attempts is None else f"{arm.attempts.mean:.2f}",
-            percent(arm.stated.mean if arm.stated else None),
-            percent(arm.chance),
-            interval(arm.outcome_efficiency),
-            interval(arm.process_efficiency),
-            interval(arm.underthinking),
-        )
-        lines.append(
-            f"{arm.arm:{width}}" + "".join(f"{cell:>{size}}" for cell, size in zip(cells, widths, strict=True))
-        )
-    for change in changes:
-        lines.append(_change(change))
-    lines.append(
-        "outcome efficiency: share of a thought up to its first right answer (100: nothing after it; 0: never stated). process"
-    )
-    lines.append(
-        "efficiency: share in attempts at new answers. underthinking: share after the first right answer, of wrong responses only."
-    )
-    for arm in arms:
-        if arm.num_thoughts < arm.num_samples:
-            lines.append(
-                f"{arm.arm}: {arm.num_samples - arm.num_thoughts} of {arm.num_samples} samples have no thought"
-            )
-        if not arm.num_wrong and arm.num_thoughts:
-            lines.append(f"{arm.arm}: no response with a thought is wrong, so there is no underthinking to measure")
-        if arm.chance is not None and arm.chance > MEANINGLESS:
-            lines.append(
-                f"{arm.arm}: {percent(arm.chance)} of the thoughts state the answer to ANOTHER problem: a right one means little here"
-            )
-    if "expression" in answer_types or "list" in answer_types:
-        lines.append(
-            "expressions and lists are found in boxes and after 'the answer is': thoughts state them in other ways too"
-        )
-    return lines
-
-
-def _change(change: ThinkingChange) -> str:
-    parts = []
-    for name, found in (
-        ("outcome efficiency", change.outcome_efficiency),
-        ("process efficiency", change.process_efficiency),
-    ):
-        if found is None:
-            parts.append(f"{name}: too few problems with thoughts in both")
-        else:
-            parts.append(
-                f"{name} {100 * found.mean:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}, sign-flip p = {found.sign_flip_p:.2g})"
-            )
-    return f"{change.arm} against {change.baseline}: " + "; ".join(parts)
+    rows = graded_rows(folder)
+    place = {(row.arm, row.problem_id, row.sample_idx): index for index, row in enumerate(rows)}
+    samples = []
+    with Progress(len(rows), 0, what="thoughts") as bar:
+        for sample in trace_run(folder, rows, count_tokens, judge, markers):
+            samples.append(sample)
+            bar.stored()
+    return sorted(samples, key=lambda one: place[one.row.arm, one.row.problem_id, one.row.sample_idx])

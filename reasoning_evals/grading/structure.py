@@ -55,7 +55,11 @@ _NAME = re.compile(
     rf"|\\frac\s*\{{\s*(?:d\s*)?{_SYMBOL}\}}\s*\{{\s*(?:d\s*)?{_SYMBOL}\}}|{_SYMBOL}/\s*{_SYMBOL}"
     r"|(?:\\text\s*\{[^{}]*\}\s*)+(?:of\s*)?[a-zA-Z]?"
 )
-_WORDS = re.compile(r"(?:\\text\s*\{[^{}\\$]*\}|[A-Za-z]{2,}(?: [A-Za-z]+)*|[\s,.;!?'\"-])+")
+# Words of two letters or more, single letters behind a word and a blank. Every letter can be read in one way only: with two, a
+# long sentence that is no words takes exponential time.
+_WORDS = re.compile(
+    r"(?:\\text\s*\{[^{}\\$]*\}|[A-Za-z]{2,}(?![A-Za-z])|(?<=[A-Za-z] )[A-Za-z](?![A-Za-z])|[\s,.;!?'\"-])+"
+)
 _FORMULA_WORDS = re.compile(r"\b(?:sin|cos|tan|ln|log|exp|sqrt|pi|frac)\b")
 _INEQUALITY = re.compile(r"<|>|\\(?:leq|geq|neq|ll|gg)(?![a-zA-Z])")
 _CONDITION = re.compile(

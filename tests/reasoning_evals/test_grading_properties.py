@@ -1,5 +1,6 @@
 """Laws of the graders: right answers in any dressing are right, other ones are wrong, and no text breaks a grader."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from reasoning_evals import Problem, grade
 from reasoning_evals.grading import OUTCOMES, Grade, grade_answer
+from reasoning_evals.grading.structure import _WORDS
 from reasoning_evals.problems import ANSWER_TYPES
 
 DRESSINGS = (
@@ -173,3 +175,20 @@ def test_grading_imports_neither_models_nor_data_sets_nor_units_before_they_are_
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_a_long_sentence_that_is_no_words_is_read_at_once(count):
+    """From a thought of DeepSeek-R1: a bracket that never closes behind a sentence."""
+    sentence = " and ".join(["yes, by appropriate choice of the grating parameters"] * count) + " (like b"
+    verdict = grade_answer(Problem("p", "?", "\\frac{a}{b}", "expression"), sentence, in_process=True)
+    assert verdict.outcome == "wrong"
+
+
+@given(st.lists(st.sampled_from(["a", "bc", " ", "  ", ",", "2", "(", "\\text{a b}", "\\text {c}", "\n"]), max_size=7))
+@settings(deadline=None, max_examples=500)
+def test_what_counts_as_words(pieces):
+    """The plain way to say it, which takes exponential time on long texts."""
+    plain = re.compile(r"(?:\\text\s*\{[^{}\\$]*\}|[A-Za-z]{2,}(?: [A-Za-z]+)*|[\s,.;!?'\"-])+")
+    text = "".join(pieces)
+    assert bool(_WORDS.fullmatch(text)) == bool(plain.fullmatch(text))

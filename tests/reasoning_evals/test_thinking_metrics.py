@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoning_evals import Problem
+from reasoning_evals.chance import chance_rate
 from reasoning_evals.repeats import Loop, longest_repeat, loop_at_end
 from reasoning_evals.segments import count_markers, segment_thought
 from reasoning_evals.thinking_metrics import (
     Attempt,
     ThoughtTrace,
     candidates,
-    chance_rate,
     oe_rule,
     process_efficiency,
     trace_thought,
@@ -140,12 +140,18 @@ def test_chance_is_measured_with_the_targets_of_others():
     eight = Problem("eight", "?", "8", "integer")
     twin = Problem("twin", "?", "7", "integer")
     letter = Problem("letter", "?", "B", "choice")
-    assert chance_rate([SEVEN, eight], ["3 + 4 = 7.", "4 + 4 = 8."]) == 0
-    assert chance_rate([SEVEN, eight], ["3 + 4 = 8.", "4 + 4 = 8."]) == 0.5
-    assert chance_rate([SEVEN, twin], ["3 + 4 = 7.", "3 + 4 = 7."]) is None
-    assert chance_rate([SEVEN, letter], ["7", "B"]) is None
+
+    def rate(problems, thoughts):
+        return chance_rate(
+            problems, [trace_thought(p, text, False, words) for p, text in zip(problems, thoughts, strict=True)]
+        )
+
+    assert rate([SEVEN, eight], ["3 + 4 = 7.", "4 + 4 = 8."]) == 0
+    assert rate([SEVEN, eight], ["3 + 4 = 8.", "4 + 4 = 8."]) == 0.5
+    assert rate([SEVEN, twin], ["3 + 4 = 7.", "3 + 4 = 7."]) is None
+    assert rate([SEVEN, letter], ["7", "B"]) is None
     with pytest.raises(ValueError, match="2 problems and 1 thoughts"):
-        chance_rate([SEVEN, eight], ["7"])
+        chance_rate([SEVEN, eight], [trace_thought(SEVEN, "7", False, words)])
 
 
 def naive_loop(ids, copies, min_tokens):

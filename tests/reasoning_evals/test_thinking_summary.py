@@ -1,72 +1,54 @@
-"""Over- and underthinking of a run's arms against a plain recount, and the command that prints them."""
+"""Over- and underthinking of a run's arms against a plain recount."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import pytest
 from scipy import stats
 
-from moe_steer.cli import main
 from reasoning_evals import Problem
-from reasoning_evals.grading_pass import grade_run
-from reasoning_evals.prompts import RenderedPrompt
-from reasoning_evals.run import Arm, run_arms
-from reasoning_evals.sampling import Request, Sample, SamplingConfig
-from reasoning_evals.thinking_metrics import judge_by_rule
-from reasoning_evals.thinking_summary import arm_thinking, thinking_change, thoughts_of_run
+from reasoning_evals.attempt_judge import MAX_TIMEOUTS, AttemptJudge
+from reasoning_evals.chance import chance_rate, strangers
+from reasoning_evals.compare import compare_arms
+from reasoning_evals.grading.workers import WorkerTimeout
+from reasoning_evals.run import Arm
+from reasoning_evals.statistics import wilson_interval
+from reasoning_evals.thinking_measures import MEASURES
+from reasoning_evals.thinking_metrics import oe_rule, process_efficiency, trace_thought, ut_rule
+from reasoning_evals.thinking_notes import thinking_notes
+from reasoning_evals.thinking_summary import ThinkingSummary, summarise_thinking
+from reasoning_evals.traced_thoughts import UNREADABLE, TracedSample, graded_rows, trace_run
+from spoken_runs import AGAIN, RIGHT, WRONG, Rambling, Spoken, write_run
 
-PROBLEMS = [Problem(f"p{i}", f"{i} + 1?", str(i + 1), "integer") for i in range(4)]
-RIGHT = "Here we add one and so we get the sum = {right}. "
-AGAIN = "Wait, let me count it all again: once more = {right}. "
-WRONG = "Wait, maybe I was off by ten there: the sum = 99. "
-LONG = {  # what each problem's thought says
-    "p0": RIGHT + AGAIN,
-    "p1": RIGHT + AGAIN + WRONG,
-    "p2": WRONG,
-    "p3": RIGHT,
-}
-SHORT = {"p0": RIGHT, "p1": RIGHT + WRONG, "p2": WRONG, "p3": ""}
 ANSWERS = {"p0": "{right}", "p1": "99", "p2": "99", "p3": "{right}"}
-
-
-class Spoken:
-    """Says the same of a problem every time."""
-
-    def __init__(self, thoughts: dict[str, str], model: str | None = "lab") -> None:
-        self.thoughts, self.model = thoughts, model
-
-    def render(self, question: str) -> RenderedPrompt:
-        return RenderedPrompt(f"{question}<think>\n", (1,))
-
-    def describe(self) -> dict[str, Any]:
-        return {"engine": "spoken", "model": self.model, "says": sorted(self.thoughts.values())}
-
-    def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:
-        for request in requests:
-            name = f"p{request.prompt.split()[0]}"
-            text = f"{self.thoughts[name]}</think>\\boxed{{{ANSWERS[name]}}}"
-            right = int(name[1:]) + 1
-            yield Sample(request.key, (9,) * 5, text.replace("{right}", str(right)), "stop")
-
-
-def write_run(folder: Path, arms: list[Arm], num: int = 4) -> Path:
-    run_arms(arms, PROBLEMS[:num], folder, 1, SamplingConfig(greedy=True), 0, task="demo")
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", [Arm("baseline", Spoken(LONG)), Arm("short", Spoken(SHORT))])
+LONG = {"p0": RIGHT + AGAIN, "p1": RIGHT + AGAIN + WRONG, "p2": WRONG, "p3": RIGHT}
+SHORT = {"p0": RIGHT, "p1": RIGHT + WRONG, "p2": WRONG, "p3": ""}
 
 
 def words(text: str) -> int:
     return len(text.split())
+
+
+def traced(folder: Path) -> list[TracedSample]:
+    rows = graded_rows(folder)
+    place = {(row.arm, row.problem_id, row.sample_idx): index for index, row in enumerate(rows)}
+    return sorted(
+        trace_run(folder, rows, words), key=lambda one: place[one.row.arm, one.row.problem_id, one.row.sample_idx]
+    )
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[TracedSample]:
+    return traced(
+        write_run(tmp_path / "run", [Arm("baseline", Spoken(LONG, ANSWERS)), Arm("short", Spoken(SHORT, ANSWERS))])
+    )
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -74,115 +56,259 @@ def interval(values: list[float]) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
-def test_the_numbers_equal_a_plain_recount(run: Path) -> None:
-    thoughts = [item for item in thoughts_of_run(run, grade_run(run), words, judge_by_rule) if item is not None]
-    assert [item.problem.problem_id for item in thoughts] == ["p0", "p1", "p2", "p3", "p0", "p1", "p2"]
+def test_the_numbers_by_hand(samples: list[TracedSample]) -> None:
+    summary = summarise_thinking(samples)
+    baseline, short = summary.arms
+    assert (summary.baseline, summary.num_problems, summary.num_samples) == ("baseline", 4, 1)
+    assert (baseline.num_samples, baseline.num_thoughts, short.num_thoughts) == (4, 4, 3)
     right, again, wrong = (words(text) for text in (RIGHT, AGAIN, WRONG))
-    arm = arm_thinking("baseline", 4, thoughts[:4], judge_by_rule)
-    assert (arm.num_samples, arm.num_thoughts, arm.num_wrong) == (4, 4, 2)
     lengths = [right + again, right + again + wrong, wrong, right]
-    assert arm.tokens is not None
-    assert arm.tokens.mean == fmean(lengths)
-    assert arm.attempts is not None
-    assert arm.attempts.mean == fmean([2, 3, 1, 1])
-    assert arm.stated is not None
-    assert arm.stated.mean == 0.75
     first = [right / lengths[0], right / lengths[1], 0.0, 1.0]
-    assert arm.outcome_efficiency is not None
-    assert arm.outcome_efficiency.mean == pytest.approx(fmean(first))
-    assert (arm.outcome_efficiency.low, arm.outcome_efficiency.high) == pytest.approx(interval(first))
-    assert arm.process_efficiency is not None
     new = [right / lengths[0], (right + wrong) / lengths[1], 1.0, 1.0]
-    assert arm.process_efficiency.mean == pytest.approx(fmean(new))
-    assert arm.underthinking is not None  # of p1, which had it, and p2, which never did
-    assert arm.underthinking.mean == pytest.approx(fmean([1 - right / lengths[1], 0.0]))
+    means = {name: value.mean for name, value in baseline.values.items() if value is not None}
+    assert means == pytest.approx(
+        {
+            "accuracy": 0.5,
+            "thinking_tokens": fmean(lengths),
+            "closed": 1,
+            "truncated": 0,
+            "attempts": fmean([2, 3, 1, 1]),
+            "stated": 0.75,
+            "chance": 0,
+            "first_right_at": right,
+            "tokens_after_first_right": fmean([again, again + wrong, 0]),
+            "outcome_efficiency": fmean(first),
+            "process_efficiency": fmean(new),
+            "underthinking": fmean([1 - right / lengths[1], 0.0]),  # p1, which had it, and p2, which never did
+            "answer_changes": fmean([0, 1, 0, 0]),
+            "right_to_wrong": fmean([0, 1, 0, 0]),
+            "revisit_rate": fmean([1, 0.5, 0, 0]),
+        }
+    )
+    outcome = baseline.values["outcome_efficiency"]
+    assert outcome is not None
+    assert (outcome.low, outcome.high) == pytest.approx((max(0, interval(first)[0]), min(1, interval(first)[1])))
+    assert (outcome.num_samples, outcome.num_problems) == (4, 4)
+    assert baseline.values["underthinking"] is not None
+    assert baseline.values["underthinking"].num_samples == 2
+    assert baseline.changes == {}
 
-    change = thinking_change("short", "baseline", thoughts)
-    assert change.outcome_efficiency is not None
+    change = short.changes["outcome_efficiency"]
     differences = [1 - first[0], right / (right + wrong) - first[1], 0.0]  # p3 has no thought in the short arm
-    assert change.outcome_efficiency.num_problems == 3
-    assert change.outcome_efficiency.mean == pytest.approx(fmean(differences))
-    assert (change.outcome_efficiency.low, change.outcome_efficiency.high) == pytest.approx(interval(differences))
+    assert change is not None
+    assert (change.mean, change.num_problems) == (pytest.approx(fmean(differences)), 3)
+    assert (change.low, change.high) == pytest.approx(interval(differences))
+    tokens = short.changes["thinking_tokens"]
+    assert tokens is not None
+    assert (tokens.mean, tokens.num_problems) == (pytest.approx(-fmean([again, again, 0, right])), 4)
 
 
-def test_samples_of_one_problem_are_one_witness(run: Path) -> None:
-    thoughts = [item for item in thoughts_of_run(run, grade_run(run), words, judge_by_rule) if item is not None][:4]
-    once = arm_thinking("baseline", 4, thoughts, judge_by_rule).outcome_efficiency
-    many = arm_thinking("baseline", 40, thoughts * 10, judge_by_rule).outcome_efficiency
-    assert once is not None
-    assert many is not None
-    assert (many.mean, many.low, many.high) == pytest.approx((once.mean, once.low, once.high))
+TARGETS = {f"q{i}": str(10 + i) for i in range(30)}
 
 
-def test_the_command_prints_a_table_and_writes_all_numbers(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["thinking", str(run), "--out", str(tmp_path / "new" / "thinking.json")]) == 0
-    said = capsys.readouterr().out.splitlines()
-    heads = "arm tokens attempts stated chance outcome efficiency process efficiency underthinking"
-    assert said[0].split() == heads.split()
-    assert said[1].split()[0] == "baseline"
-    assert said[1].split()[2:5] == ["1.75", "75.0%", "0.0%"]
-    assert any(line.startswith("short against baseline: outcome efficiency +") for line in said)
-    assert "short: 1 of 4 samples have no thought" in said
-    values = json.loads((tmp_path / "new" / "thinking.json").read_text())
-    assert [arm["arm"] for arm in values["arms"]] == ["baseline", "short"]
-    assert values["arms"][0]["stated"]["mean"] == 0.75
-    assert values["changes"][0]["outcome_efficiency"]["num_problems"] == 3
-    assert set(values["arms"][0]) == {
-        "arm", "num_samples", "num_thoughts", "num_wrong", "tokens", "attempts", "stated", "chance", "outcome_efficiency",
-        "process_efficiency", "underthinking",
+def ramble(folder: Path, clusters: int | None = None) -> tuple[list[TracedSample], dict[str, Rambling]]:
+    problems = [
+        Problem(name, f"{name}?", target, "integer", cluster_id=None if clusters is None else f"c{i % clusters}")
+        for i, (name, target) in enumerate(TARGETS.items())
+    ]
+    arms = {name: Rambling(shift, TARGETS) for name, shift in (("baseline", 0), ("other", 1))}
+    write_run(folder, [Arm(name, sampler) for name, sampler in arms.items()], problems, k=3)
+    return traced(folder), arms
+
+
+def recount(pieces: list[str], right: bool, closes: bool) -> dict[str, float]:
+    """The measures of a thought from the pieces that it was put together from."""
+    values: dict[str, float] = {"accuracy": right and closes, "closed": closes, "truncated": not closes}
+    lengths = [words(piece) for piece in pieces]
+    values["thinking_tokens"] = sum(lengths)
+    if not pieces:
+        return values
+    hits = [place for place, piece in enumerate(pieces) if "{right}" in piece]
+    values["attempts"] = len(pieces)
+    values["stated"] = bool(hits)
+    upto = sum(lengths[: hits[0] + 1]) if hits else 0
+    if hits:
+        values |= {"first_right_at": upto, "tokens_after_first_right": sum(lengths) - upto}
+    values["outcome_efficiency"] = upto / sum(lengths)
+    if not (right and closes):
+        values["underthinking"] = 1 - upto / sum(lengths) if hits else 0
+    answers = ["99" if piece == WRONG else "right" if "{right}" in piece else None for piece in pieces]
+    fresh = [answer is None or answer not in answers[:place] for place, answer in enumerate(answers)]
+    values["process_efficiency"] = sum(n for n, new in zip(lengths, fresh, strict=True) if new) / sum(lengths)
+    said = [answer for answer in answers if answer]
+    turns = list(itertools.pairwise(said))
+    values["answer_changes"] = sum(a != b for a, b in turns)
+    values["right_to_wrong"] = turns.count(("right", "99"))
+    values["revisit_rate"] = fmean(said[i] in said[:i] for i in range(1, len(said))) if turns else 0
+    return values
+
+
+@pytest.mark.parametrize("clusters", [None, 7])
+def test_many_thoughts_against_a_naive_recount(clusters: int | None, tmp_path: Path) -> None:
+    samples, arms = ramble(tmp_path / "run", clusters)
+    summary = summarise_thinking(samples)
+    assert summary.num_clusters == clusters
+    group: Callable[[str], str] = lambda name: name if clusters is None else str(int(name[1:]) % clusters)  # noqa: E731
+    told = {
+        arm: [(name, recount(*what)) for (name, _), what in sorted(sampler.said.items())]
+        for arm, sampler in arms.items()
+    }
+    for arm in summary.arms:
+        for measure in MEASURES:
+            if measure.name == "chance":
+                continue
+            found = [(group(name), float(v[measure.name])) for name, v in told[arm.name] if measure.name in v]
+            mean = fmean(value for _, value in found)
+            sums: dict[str, float] = {}
+            for name, value in found:
+                sums[name] = sums.get(name, 0) + value - mean
+            scale = len(sums) / (len(sums) - 1)
+            half = stats.t.ppf(0.975, len(sums) - 1) * math.sqrt(scale * sum(s * s for s in sums.values())) / len(found)
+            low, high = mean - half, mean + half
+            if measure.kind == "share":
+                low, high = max(0, low), min(1, high)
+            value = arm.values[measure.name]
+            assert value is not None
+            assert (value.mean, value.low, value.high) == pytest.approx((mean, low, high)), measure.name
+            assert value.num_samples == len(found)
+    if clusters is None:
+        for name, change in summary.arms[1].changes.items():
+            if name == "chance":
+                continue
+            means = []
+            for arm_name in ("baseline", "other"):
+                by_problem: dict[str, list[float]] = {}
+                for problem, values in told[arm_name]:
+                    if name in values:
+                        by_problem.setdefault(problem, []).append(values[name])
+                means.append({problem: fmean(values) for problem, values in by_problem.items()})
+            common = sorted(means[0].keys() & means[1].keys())
+            reference = stats.ttest_rel([means[1][p] for p in common], [means[0][p] for p in common])
+            ends = reference.confidence_interval()
+            assert change is not None
+            assert (change.low, change.high) == pytest.approx((ends.low, ends.high)), name
+            assert change.num_problems == len(common)
+    traces = [sample.trace for sample in samples if sample.row.arm == "baseline" and sample.trace]
+    rules = {"outcome_efficiency": oe_rule, "process_efficiency": process_efficiency, "underthinking": ut_rule}
+    for name, rule in rules.items():
+        value = summary.arms[0].values[name]
+        assert value is not None
+        assert value.mean == pytest.approx(rule(traces))
+
+
+def test_samples_of_one_problem_are_one_witness(samples: list[TracedSample]) -> None:
+    many = [
+        dataclasses.replace(one, row=dataclasses.replace(one.row, sample_idx=j)) for one in samples for j in range(10)
+    ]
+    once, often = (summarise_thinking(some).arms[0].values for some in (samples, many))
+    for name, value in once.items():
+        other = often[name]
+        assert value is not None
+        assert other is not None
+        assert (value.mean, value.low, value.high) == pytest.approx((other.mean, other.low, other.high)), name
+
+
+def test_accuracies_are_those_of_the_comparison(tmp_path: Path, samples: list[TracedSample]) -> None:
+    for some in (samples, ramble(tmp_path / "plain")[0], ramble(tmp_path / "clustered", 7)[0]):
+        compared = compare_arms([sample.row for sample in some], baseline="baseline", pairs=[])
+        for arm, other in zip(summarise_thinking(some).arms, compared.arms, strict=True):
+            found = arm.values["accuracy"]
+            assert found is not None
+            assert (found.mean, found.low, found.high) == pytest.approx(dataclasses.astuple(other.accuracy))
+
+
+def test_shares_that_are_all_alike_have_an_interval(samples: list[TracedSample]) -> None:
+    closed = summarise_thinking(samples).arms[0].values["closed"]
+    assert closed is not None
+    assert (closed.low, closed.high) == wilson_interval(4, 4)
+
+
+def test_the_order_of_samples_changes_nothing(tmp_path: Path) -> None:
+    samples, _ = ramble(tmp_path / "run")
+    shuffled = random.Random(1).sample(samples, len(samples))
+
+    def by_arm(summary: ThinkingSummary) -> list[object]:
+        return sorted(summary.to_dict()["arms"], key=lambda arm: str(arm["name"]))
+
+    assert by_arm(summarise_thinking(shuffled, "baseline")) == by_arm(summarise_thinking(samples, "baseline"))
+
+
+def test_arms_that_do_not_fit_are_refused(samples: list[TracedSample]) -> None:
+    with pytest.raises(ValueError, match="no arm is named 'x': the arms are"):
+        summarise_thinking(samples, "x")
+    with pytest.raises(ValueError, match="have different problems"):
+        summarise_thinking(samples[:-1])
+    with pytest.raises(ValueError, match="nothing to compare"):
+        summarise_thinking([])
+
+
+def test_chance_looks_at_every_attempt_and_deals_alike() -> None:
+    """A long thought states more answers than are judged in one attempt."""
+    seven, eight = (Problem(name, "?", target, "integer") for name, target in (("seven", "7"), ("eight", "8")))
+    thought = "First of all we have 1 + 7 = 8. " + "Wait, let me count that again: 1 + 2 = 3. " * 40
+    trace = trace_thought(seven, thought, False, words)
+    assert sum(len(attempt.stated) for attempt in trace.attempts) == 41
+    assert chance_rate([seven, eight], [trace, trace_thought(eight, "", False, words)]) == 0.5
+    problems = [Problem(f"p{i}", "?", str(i % 5), "integer") for i in range(40)]
+    dealt = strangers(problems * 2, seed=3)
+    assert dealt == strangers(problems * 2, seed=3) != strangers(problems * 2, seed=4)
+    assert all(
+        one is not None and one.target != problem.target for one, problem in zip(dealt, problems * 2, strict=True)
+    )
+    assert dealt[:40] != dealt[40:]
+
+
+def test_the_judge_asks_once_and_gives_up_on_workers_that_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Hanging:
+        def call(self, request: dict[str, str], limit: float) -> dict[str, str]:
+            asked.append((request["answer"], limit))
+            raise WorkerTimeout("late")
+
+    judge = AttemptJudge(timeout=0.25, pool=Hanging())  # type: ignore[arg-type]
+    integral = Problem("i", "?", "\\int_0^1 x dx", "expression")
+    for _ in range(2):
+        assert not any(judge(integral, f"\\int_0^{n} y dy") for n in range(2, 9))
+    assert [limit for _, limit in asked] == [0.25] * MAX_TIMEOUTS
+    assert judge.num_timeouts == MAX_TIMEOUTS
+    other = Problem("j", "?", "7", "integer")
+    assert judge(other, "7")
+    assert judge.reads_target(other)
+    assert not judge.reads_target(Problem("k", "?", "}{", "quantity"))
+
+
+def test_what_cannot_be_said_is_said(tmp_path: Path, samples: list[TracedSample]) -> None:
+    def notes(items: list[TracedSample], late: int = 0) -> list[str]:
+        return thinking_notes(items, summarise_thinking(items), late)
+
+    assert notes(samples, 2) == [
+        "samples without a thought, from attempts on left out: 1 of 4 of short",
+        "2 answers within thoughts ran into the grader's time limit: taken for wrong",
+    ]
+    one = samples[:4]
+    assert notes(one) == ["baseline is the only arm: nothing is compared; give the folder of another one with --arm"]
+    unjudged = [dataclasses.replace(s, unjudged=UNREADABLE, chance=None) for s in one]
+    values = summarise_thinking(unjudged).arms[0].values
+    assert {name for name, value in values.items() if value} == {
+        "accuracy", "thinking_tokens", "closed", "truncated", "attempts",
     }  # fmt: skip
-
-
-def test_other_words_and_another_baseline(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["thinking", str(run), "--switch-words", "once upon", "--baseline", "short"]) == 0
-    said = capsys.readouterr().out
-    assert said.splitlines()[1].split()[2] == "1.00"
-    assert "baseline against short: " in said
-
-
-def test_of_a_job_the_test_step_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(tmp_path / "job" / "test", [Arm("baseline", Spoken(LONG))])
-    assert main(["thinking", str(tmp_path / "job")]) == 0
-    assert "baseline" in capsys.readouterr().out
-
-
-def test_a_chance_rate_that_spoils_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    everything = " ".join(f"It could be that the sum = {number}." for number in range(1, 5))
-    folder = write_run(tmp_path / "run", [Arm("baseline", Spoken(dict.fromkeys(LONG, everything)))])
-    assert main(["thinking", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert "baseline: 100.0% of the thoughts state the answer to ANOTHER problem: a right one means little here" in said
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--baseline", "long"], "--baseline long is no arm of {run}: it has baseline, short"),
-        (["--model", "./nowhere"], "there is no model folder './nowhere'"),
-    ],
-)
-def test_wrong_options(options: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["thinking", str(run), *options]) == 1
-    error = capsys.readouterr().err
-    assert message.format(run=run) in error
-    assert error.count("\n") == 1
-
-
-def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def refused(folder: Path) -> str:
-        assert main(["thinking", str(folder)]) == 1
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        return error
-
-    assert "holds no generations: give the folder of a run ('moe-steer generate') or of a job" in refused(tmp_path)
-    mute = write_run(tmp_path / "mute", [Arm("baseline", Spoken(dict.fromkeys(LONG, "")))])
-    assert "holds no thoughts: nothing stands between <think> and </think> in any answer" in refused(mute)
-    nameless = write_run(tmp_path / "nameless", [Arm("baseline", Spoken(LONG, model=None))])
-    assert "the run does not name its model: give the one whose tokenizer counts with --model" in refused(nameless)
-    unfinished = write_run(tmp_path / "unfinished", [Arm("baseline", Spoken(LONG))])
-    (generations,) = unfinished.glob("generations*.jsonl")
-    generations.write_text("".join(generations.read_text().splitlines(keepends=True)[:2]))
-    assert "has 2 of 4 samples, 2 are missing" in refused(unfinished)
+    assert notes(unjudged)[1:] == [
+        "problems with a target that no grader can read: 4 (p0, p1, p2 and 1 more), from stated on left out"
+    ]
+    failed = [dataclasses.replace(s, row=dataclasses.replace(s.row, outcome="grader_timeout")) for s in one]
+    assert notes(failed)[1:] == [
+        "no response is wrong, so none underthinks: baseline",
+        "the grader failed at 4 of 4 responses: they are not taken for wrong ones",
+    ]
+    hit = [dataclasses.replace(s, chance=True) for s in one]
+    assert "thoughts often state the answer to ANOTHER problem (baseline 100.0%): a right one means little there" in (
+        notes(hit)
+    )
+    none = [dataclasses.replace(s, chance=None) for s in one]
+    assert "no chance rate (baseline): no problem has another answer of the same type to look for" in notes(none)
+    boxed = [dataclasses.replace(s, boxed_only=s.row.problem_id == "p1") for s in one]
+    assert (
+        "problems that ask for a formula or a list: 1, seen in boxes and after 'answer is' alone, so stated is a lower bound"
+        in notes(boxed)
+    )
