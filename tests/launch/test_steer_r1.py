@@ -108,7 +108,7 @@ def test_two_ranks_give_the_same_counts_and_greedy_tokens(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tp_ep"])
 def test_one_model_over_two_ranks_gives_the_same_greedy_tokens(tmp_path: Path, backend: str) -> None:
-    few = ["--samples", "1", "--greedy", "--num-identification", "12", "--num-test", "6", "--gains", "4"]
+    few = ["--samples", "1", "--greedy", "--num-identification", "12", "--num-tuning", "4", "--num-test", "6"]
     assert main([*SMALL, *few, "--out", str(tmp_path / "one")]) == 0
     done = launch(tmp_path / "two", *few, "--backend", backend, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
