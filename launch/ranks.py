@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from launch.failure import end_with_the_launcher, what_to_say
+from moe_steer.backends.engine import without_compiled_shared_memory
 
 _WAIT_SECONDS = 3600.0
 """How long a rank waits for another before it takes it for dead: one may sample long while another has finished its share."""
@@ -68,7 +69,7 @@ def ranks_of_this_run() -> Iterator[Ranks]:
         return
     import deepspeed
 
-    _without_compiled_shared_memory(deepspeed)
+    without_compiled_shared_memory()
     sys.stdout.flush()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     waited = wait_seconds()
@@ -108,13 +109,6 @@ def refuse_several_ranks(program: str, instead: str) -> None:
         raise ValueError(
             f"{program} is one process, and this is one of {number} ranks: start it without a launcher, or use {instead}"
         )
-
-
-def _without_compiled_shared_memory(deepspeed: Any) -> None:
-    """Keep DeepSpeed from compiling its shared-memory operator for the CPU: it needs a C++ compiler and takes half a minute."""
-    compatible = getattr(getattr(deepspeed, "ops", None), "__compatible_ops__", None)
-    if isinstance(compatible, dict):
-        compatible["deepspeed_shm_comm"] = False
 
 
 def leave(code: int) -> NoReturn:

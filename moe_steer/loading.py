@@ -148,6 +148,9 @@ def _loader(backend: str) -> Callable[[Wanted, Layout], tuple[Any, Layout]]:
 
 def _join_ranks(world_size: int) -> None:
     """A sharded backend needs the process group of the run; a process on its own makes one of itself."""
+    from moe_steer.backends.engine import without_compiled_shared_memory
+
+    without_compiled_shared_memory()
     if torch.distributed.is_initialized():
         return
     if world_size > 1:

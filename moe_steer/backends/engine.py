@@ -33,6 +33,16 @@ def settings(dtype: torch.dtype, **sections: Any) -> dict[str, Any]:
     return {"train_micro_batch_size_per_gpu": 1, **({precision: {"enabled": True}} if precision else {}), **sections}
 
 
+def without_compiled_shared_memory() -> None:
+    """Keep DeepSpeed from compiling its shared-memory operator for the CPU when it joins the ranks: that needs a C++ compiler,
+    takes half a minute, and adds up wrongly over parts of the ranks (DeepSpeed issue 7625)."""
+    import deepspeed
+
+    compatible = getattr(getattr(deepspeed, "ops", None), "__compatible_ops__", None)
+    if isinstance(compatible, dict):
+        compatible["deepspeed_shm_comm"] = False
+
+
 def start(model: Any, config: dict[str, Any]) -> Any:
     """Hand the model to DeepSpeed; returns the engine, whose ``module`` is the model, ready for inference."""
     import deepspeed

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,20 @@ def test_a_backend_without_its_ranks_says_how_to_start(monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="the ranks have not met yet: start with 'deepspeed'"):
         load_model("lab", backend="zero3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["zero3", "autoep"])
+def test_one_process_needs_no_compiler(backend: str, tmp_path: Path) -> None:
+    """DeepSpeed compiles an operator for joining ranks, unless it is told not to; zero3 joins earlier than autoep."""
+    code = f"from moe_steer import load_model; load_model('lab', backend={backend!r})"
+    environment = {**os.environ, "PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not list(tmp_path.iterdir())
 
 
 def test_offload_without_zero3_is_refused() -> None:

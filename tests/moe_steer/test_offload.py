@@ -6,8 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +21,8 @@ PARTS = [300_000, 10, 500_000]
 @pytest.fixture
 def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which the operator is compiled."""
-    monkeypatch.setattr(offload, "_refuse_without_compiler", lambda: None)
-    monkeypatch.setattr(offload, "_compile", lambda: None)
+    monkeypatch.setattr(offload.async_io, "refuse_without_compiler", lambda: None)
+    monkeypatch.setattr(offload.async_io, "compile_once", lambda: None)
 
 
 def test_a_folder_that_is_not_there() -> None:
@@ -71,7 +69,7 @@ def test_a_disk_too_full(tmp_path: Path, ready: None, monkeypatch: pytest.Monkey
 
 def test_what_is_missing_for_the_compile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepspeed.ops.op_builder.AsyncIOBuilder.is_compatible", lambda self, verbose=False: False)
-    monkeypatch.setattr(offload.shutil, "which", lambda name: None if name == "g++" else f"/bin/{name}")
+    monkeypatch.setattr(offload.async_io.shutil, "which", lambda name: None if name == "g++" else f"/bin/{name}")
     with pytest.raises(ValueError, match=r"needs DeepSpeed's operator async_io.*: libaio-dev, g\+\+ missing; install"):
         offload.on_nvme(str(tmp_path), PARTS, torch.float32, 2)
 
@@ -87,8 +85,8 @@ def test_every_rank_has_a_folder_of_its_own_with_room_for_the_largest_part(tmp_p
 
 def test_the_folder_goes_with_the_process(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from moe_steer.backends import offload; offload._compile = lambda: None; "
-        "offload._refuse_without_compiler = lambda: None; "
+        "import sys, torch; from moe_steer.backends import async_io, offload; async_io.compile_once = lambda: None; "
+        "async_io.refuse_without_compiler = lambda: None; "
         "print(offload.on_nvme(sys.argv[1], [300_000], torch.float32, 1)['nvme_path'])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -105,25 +103,3 @@ def test_what_a_killed_run_left_is_deleted_and_nothing_else(tmp_path: Path, read
         (tmp_path / name).mkdir()
     made = Path(offload.on_nvme(str(tmp_path), PARTS, torch.float32, 1)["nvme_path"])
     assert {path.name for path in tmp_path.iterdir()} == {names[1], *others, made.name}
-
-
-def test_the_lock_of_a_killed_compile_is_named(tmp_path: Path) -> None:
-    lock = tmp_path / "async_io" / "lock"
-    lock.parent.mkdir()
-    lock.touch()
-    long_ago = time.time() - offload.GIVE_UP_S - 60
-    for path in (lock, lock.parent):
-        os.utime(path, (long_ago, long_ago))
-    with pytest.raises(ValueError, match=f"operator async_io was stopped half-way: delete {lock} and start again"):
-        offload._wait_for(lock)
-
-
-def test_another_compile_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    lock = tmp_path / "async_io" / "lock"
-    lock.parent.mkdir()
-    lock.touch()
-    threading.Timer(0.7, lock.unlink).start()
-    started = time.monotonic()
-    offload._wait_for(lock)
-    assert time.monotonic() - started > 0.6
-    assert capfd.readouterr().err == f"waiting for another compile of async_io; if there is none, delete {lock}\n"
