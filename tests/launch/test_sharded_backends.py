@@ -37,7 +37,7 @@ def run_cases(folder: Path, cases: list[str], num_ranks: int, limit: float) -> l
 
 @pytest.fixture(scope="module")
 def fast(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_cases(tmp_path_factory.mktemp("fast"), FAST, 2, 180)
+    return run_cases(tmp_path_factory.mktemp("fast"), FAST, 2, 280)
 
 
 @pytest.fixture(scope="module")
