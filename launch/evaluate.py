@@ -119,9 +119,9 @@ class EvaluateOptions:
         return self.model.rstrip("/").split("/")[-1] + "-evaluate" + ("-greedy" if self.greedy else "")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "evaluate.py") -> int:
     """Parse, run, report; returns the exit code."""
-    return start(EvaluateOptions, run, argv, "evaluate.py", __doc__)
+    return start(EvaluateOptions, run, argv, program, __doc__)
 
 
 def run(options: EvaluateOptions, ranks: Ranks) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expert_stats import MarkerSet, Trace, read_traces, trace_from_ids
+from expert_stats import MarkerSet, RoutingCounts, Trace, read_traces, trace_from_ids
 from reasoning_evals.completions import Completion, read_completions
 from reasoning_evals.thinking import CLOSE_TAG, OPEN_TAG
 
@@ -114,3 +114,10 @@ def parse_coefficients(items: Iterable[str]) -> dict[str, float]:
         if not name or not sign:
             raise ValueError(f"{item!r} is no coefficient: write NAME=NUMBER, for example Alternatively=-1")
     return result
+
+
+def counted(counts: RoutingCounts) -> str:
+    """How much was counted, in a line."""
+    seen = zip(counts.marker_names, counts.marker_GM.sum(0), strict=True)
+    markers = ", ".join(f"{name} {int(number)}" for name, number in seen)
+    return f"{counts.num_traces} traces, {counts.num_tokens} tokens counted; markers: {markers}"

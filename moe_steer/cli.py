@@ -32,6 +32,17 @@ COMMANDS = {
     "verify": "moe_steer.commands.verify:Verify",
     "unbake": "moe_steer.commands.unbake:Unbake",
 }
+JOBS = {
+    "collect-stats": (
+        "launch.collect_stats",
+        "Traces to routing counts, scores and their pictures in one go; under deepspeed on several ranks.",
+    ),
+    "evaluate": (
+        "launch.evaluate",
+        "Compare plans, presets, prompts and decoding rules on one model and one task, arm by arm.",
+    ),
+}
+"""Scripts of launch/ that also go by a name here: module, and what they do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,8 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else 2
+    if arguments[0] in JOBS:
+        return int(import_module(JOBS[arguments[0]][0]).main(arguments[1:], program=f"moe-steer {arguments[0]}"))
     if arguments[0] not in COMMANDS:
-        print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        names = ", ".join((*COMMANDS, *JOBS))
+        print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {names}", file=sys.stderr)
         return 2
     chosen: Any = _command(arguments[0])
     refuse_repeated(f"moe-steer {arguments[0]}", chosen, arguments[1:])
@@ -57,8 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {(_command(name).__doc__ or '').strip().splitlines()[0]}" for name in COMMANDS]
+    width = max(map(len, (*COMMANDS, *JOBS)))
+    does = {name: (_command(name).__doc__ or "").strip().splitlines()[0] for name in COMMANDS}
+    does |= {name: line for name, (_, line) in JOBS.items()}
+    lines = [f"  {name:{width}}  {line}" for name, line in does.items()]
     return "\n".join(
         [
             "usage: moe-steer COMMAND [OPTIONS]        moe-steer COMMAND --help shows the options of one command",

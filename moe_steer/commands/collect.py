@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Collect:
     """Count which experts the router selects at reasoning markers, over traces run through a model.
 
-    On several ranks, one result: deepspeed --num_gpus 8 --no_local_rank --module moe_steer.cli collect ...
+    Long collections that can be interrupted, and several ranks: deepspeed --num_gpus 8 launch/collect_stats.py ...
     """
 
     traces: tuple[str, ...]
@@ -54,7 +54,7 @@ class Collect:
 
         from expert_stats import MarkerSet, RoutingCounts
         from launch.sharded import collect_over_ranks
-        from launch.wiring import read_any_traces
+        from launch.wiring import counted, read_any_traces
         from moe_steer.loading import load_model
 
         earlier = [RoutingCounts.load(path) for path in self.add_to]
@@ -77,8 +77,5 @@ class Collect:
         for other in earlier:
             counts = counts + other
         counts.save(self.out)
-        seen = ", ".join(
-            f"{name} {int(number)}" for name, number in zip(counts.marker_names, counts.marker_GM.sum(0), strict=True)
-        )
-        print(f"{counts.num_traces} traces, {counts.num_tokens} tokens counted; markers: {seen}")
+        print(counted(counts))
         print(f"wrote {self.out}; next: moe-steer score --counts {self.out} --out scores.json")
