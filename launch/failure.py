@@ -14,11 +14,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from moe_steer.errors import one_line
 
 OUT_OF_MEMORY = "out of CPU memory: use a smaller --batch-size, or fewer ranks on one machine"
+OUT_OF_GPU_MEMORY = (
+    "out of GPU memory: use a smaller --batch-size; 'moe-steer memory' says which backend and how many GPUs do"
+)
+MEMORY_ERRORS = (MemoryError, torch.OutOfMemoryError)
 _NOTE = "moe_steer/first_cause"
 _GRACE = 3.0
 """Seconds for the launcher to end a rank that cannot ask who failed first; after them it speaks."""
@@ -41,8 +46,15 @@ def what_to_say(error: BaseException, rank: int, waited: float) -> BaseException
             f"rank {rank} lost another rank, which was killed or whose node is gone; what was sampled is kept"
         )
     elif isinstance(error, (RuntimeError, MemoryError, OSError)):
-        error = RuntimeError(f"rank {rank}: {OUT_OF_MEMORY if isinstance(error, MemoryError) else one_line(error)}")
+        error = RuntimeError(f"rank {rank}: {in_words(error)}")
     return error if _first(rank) else None
+
+
+def in_words(error: BaseException) -> str:
+    """The message of an error in one line; of one that says only that memory is short, what to do."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return OUT_OF_GPU_MEMORY
+    return OUT_OF_MEMORY if isinstance(error, MemoryError) else one_line(error)
 
 
 def _first(rank: int) -> bool:

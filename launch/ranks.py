@@ -71,7 +71,10 @@ def ranks_of_this_run() -> Iterator[Ranks]:
 
     without_compiled_shared_memory()
     sys.stdout.flush()
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "nccl"
+        take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     waited = wait_seconds()
     deepspeed.init_distributed(
         dist_backend=backend, timeout=datetime.timedelta(seconds=waited), verbose=False, auto_mpi_discovery=False
@@ -88,6 +91,17 @@ def ranks_of_this_run() -> Iterator[Ranks]:
             raise
         raise said from error
     dist.destroy_process_group()
+
+
+def take_gpu(local_rank: int) -> None:
+    """Make one GPU this rank's own, before anything is sent: NCCL sends objects from the current GPU, which otherwise is the
+    first one for all ranks. ValueError for more ranks than GPUs on this machine."""
+    number = torch.cuda.device_count()
+    if local_rank >= number:
+        raise ValueError(
+            f"rank {local_rank} of this machine has no GPU, there are {number}: start at most {number} ranks here (--num_gpus)"
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def wait_seconds() -> float:

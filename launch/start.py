@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import tyro
 
-from launch.failure import OUT_OF_MEMORY
+from launch.failure import MEMORY_ERRORS, in_words
 from launch.ranks import Ranks, ranks_of_this_run
 from moe_steer.errors import exit_code
 from moe_steer.repeated import refuse_repeated
@@ -45,8 +45,8 @@ def start(
         try:
             with ranks_of_this_run() as ranks:
                 run(options, ranks)
-        except MemoryError as error:
-            raise RuntimeError(OUT_OF_MEMORY) from error
+        except MEMORY_ERRORS as error:
+            raise RuntimeError(in_words(error)) from error
 
     return exit_code(program, work)
 

@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 
 from launch import failure
+from launch.evaluate import EvaluateOptions
 from launch.failure import what_to_say
-from launch.ranks import ranks_of_this_run
+from launch.ranks import Ranks, ranks_of_this_run, take_gpu
+from launch.start import start
 from launch.steer_r1 import main
 
 
@@ -40,7 +42,7 @@ GLOO_LATE = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78]
 
 def test_the_first_rank_speaks_and_the_others_do_not(store: Store) -> None:
     first = what_to_say(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 1, 60)
-    assert str(first) == "rank 1: CUDA out of memory. Tried to allocate"
+    assert str(first).startswith("rank 1: out of GPU memory: use a smaller --batch-size; 'moe-steer memory' says")
     assert what_to_say(RuntimeError(GLOO_CLOSED), 0, 60) is None
     assert what_to_say(ValueError("there is no model"), 2, 60) is None
 
@@ -86,8 +88,59 @@ def test_a_rank_that_cannot_ask_speaks_after_a_while(monkeypatch: pytest.MonkeyP
 
 
 def test_one_process_raises_what_it_raises() -> None:
-    with pytest.raises(RuntimeError, match="^CUDA out of memory$"), ranks_of_this_run():
-        raise RuntimeError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="^no such kernel$"), ranks_of_this_run():
+        raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            "evaluate.py: out of GPU memory: use a smaller --batch-size",
+        ),
+        (MemoryError(), "evaluate.py: out of CPU memory: use a smaller --batch-size"),
+    ],
+)
+def test_one_process_says_what_to_do_when_memory_is_short(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: EvaluateOptions, __: Ranks) -> None:
+        raise error
+
+    assert start(EvaluateOptions, run, [], "evaluate.py", None) == 1
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_every_rank_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    take_gpu(0)
+    take_gpu(1)
+    assert taken == [0, 1]
+    with pytest.raises(ValueError, match="rank 2 of this machine has no GPU, there are 2: start at most 2 ranks here"):
+        take_gpu(2)
+    assert taken == [0, 1]
+
+
+def test_the_gpu_is_taken_before_the_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL would send from the first GPU for all ranks."""
+    order: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("launch.ranks.take_gpu", lambda rank: order.append(f"gpu {rank}"))
+    monkeypatch.setattr("launch.ranks.end_with_the_launcher", lambda: None)
+
+    def meet(dist_backend: str, **_: Any) -> None:
+        order.append(dist_backend)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr("deepspeed.init_distributed", meet)
+    with pytest.raises(RuntimeError, match="far enough"), ranks_of_this_run():
+        pass
+    assert order == ["gpu 1", "nccl"]
 
 
 @pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
