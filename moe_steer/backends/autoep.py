@@ -29,7 +29,8 @@ def load(wanted: Wanted, layout: Layout) -> tuple[Any, Layout]:
     config = wanted.config()
     with own_experts_while_reading():
         model = wanted.model(**dequantised(config))
-    settings = engine.settings(model.dtype, **expert_section(config, layout.world_size))
+    # No precision is named: DeepSpeed would start an optimizer for it, which refuses experts outside of training.
+    settings = engine.settings(**expert_section(config, layout.world_size))
     started = engine.start(model, settings)
     return started.module, dataclasses.replace(layout, in_step=True, engine=started)
 

@@ -27,9 +27,9 @@ def zero3_section(offload_param: dict[str, Any] | None = None) -> dict[str, Any]
     return section if offload_param is None else {**section, "offload_param": offload_param}
 
 
-def settings(dtype: torch.dtype, **sections: Any) -> dict[str, Any]:
-    """A DeepSpeed configuration for inference in ``dtype``."""
-    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+def settings(dtype: torch.dtype | None = None, **sections: Any) -> dict[str, Any]:
+    """A DeepSpeed configuration for inference in ``dtype``; None: as the model is, whatever that be."""
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype) if dtype else None
     return {"train_micro_batch_size_per_gpu": 1, **({precision: {"enabled": True}} if precision else {}), **sections}
 
 

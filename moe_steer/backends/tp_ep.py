@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from moe_steer.backends.checkpoint import Wanted
@@ -31,8 +33,23 @@ def load(wanted: Wanted, layout: Layout) -> tuple[Any, Layout]:
     else:
         model = wanted.model().to(wanted.device)
     dtype = str(model.dtype).removeprefix("torch.")
-    engine = deepspeed.init_inference(model, config={"dtype": dtype, "replace_with_kernel_inject": False})
+    with _left_as_loaded(model):
+        engine = deepspeed.init_inference(model, config={"dtype": dtype, "replace_with_kernel_inject": False})
     return engine.module, dataclasses.replace(layout, same_tokens=True, in_step=True, engine=engine)
+
+
+@contextmanager
+def _left_as_loaded(model: Any) -> Iterator[None]:
+    """While it lasts, the model keeps the precision of every tensor: the engine would cast them all to one, FP8 codes without
+    their scales and rotary frequencies and routing biases that the family keeps in float32 included."""
+    casts = ("half", "bfloat16", "float")
+    for name in casts:
+        setattr(model, name, lambda: model)
+    try:
+        yield
+    finally:
+        for name in casts:
+            delattr(model, name)
 
 
 def parallel_rules(model: Any, world_size: int) -> tuple[dict[str, str], dict[str, str]]:

@@ -38,13 +38,13 @@ _DEEPSEEK = {
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
 }
+_QWEN3 = {**_MOE, "num_experts": 16, "num_key_value_heads": 2, "head_dim": 16, "norm_topk_prob": True}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": ("deepseek_v3", _DEEPSEEK),
     "deepseek_v3_fp8": ("deepseek_v3", _DEEPSEEK),
-    "qwen3_moe": (
-        "qwen3_moe",
-        {**_MOE, "num_experts": 16, "num_key_value_heads": 2, "head_dim": 16, "norm_topk_prob": True},
-    ),
+    "deepseek_v3_bf16": ("deepseek_v3", _DEEPSEEK),
+    "qwen3_moe_bf16": ("qwen3_moe", _QWEN3),
+    "qwen3_moe": ("qwen3_moe", _QWEN3),
     "glm4_moe": (
         "glm4_moe",
         {
@@ -116,11 +116,20 @@ def save_checkpoint(name: str, folder: Path) -> Path:
         AutoModelForCausalLM.from_config(config, attn_implementation="eager" if model_type == "gpt_oss" else None)
     )
     model.generation_config.eos_token_id = STOP
+    if name.endswith("_bf16"):
+        _round_weights(model)
     model.save_pretrained(target)
     if name.endswith("_fp8"):
         _to_block_fp8(target)
     _tokenizer().save_pretrained(target)
     return target
+
+
+def _round_weights(model: Any) -> None:
+    """To bfloat16, but for what the family keeps in float32 (buffers, as in DeepSeek's own checkpoints)."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    model.config.dtype = torch.bfloat16
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

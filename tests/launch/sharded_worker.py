@@ -78,6 +78,8 @@ def compare(backend: str, name: str, folder: Path, ranks: Ranks) -> dict[str, An
     result: dict[str, Any] = {"same_tokens": layout.same_tokens, "share": layout.share, "digest": plan.digest()}
     result["bytes"] = held_bytes(model)
     result["files"] = sum(path.stat().st_size for path in (folder / "disk").glob(f"zero3-*-{os.getpid()}-*/**/*.swp"))
+    wanted, found = ({name: str(t.dtype) for name, t in each.named_buffers()} for each in (reference, model))
+    result["precision_equal"] = all(found[name] == wanted[name] for name in found.keys() & wanted.keys())
     result["shape_equal"] = model_shape(model).to_dict() == model_shape(reference).to_dict()
     ids = torch.randint(2, 90, (2, 11), generator=torch.Generator().manual_seed(1 + layout.share[0]))
     mask = torch.ones_like(ids)
@@ -98,6 +100,7 @@ def compare(backend: str, name: str, folder: Path, ranks: Ranks) -> dict[str, An
         ]
     result["plain"] = float((plain[0] - plain[1]).abs().max())
     result["steered"] = float((one - many).abs().max())
+    result["by_token"] = (one - many).abs().amax(-1).flatten().tolist()
     result["effect"] = float((one - plain[0]).abs().max())
     result["residual"] = float((one_moved - many_moved).abs().max())
     result["residual_effect"] = float((one_moved - plain[0]).abs().max())

@@ -23,7 +23,9 @@ REFUSED = {
     for backend in ("autoep", "autoep_zero3")
     for model in ("glm4_moe", "gpt_oss", "qwen2")
 }
-SLOW = [f"{backend}:{model}" for backend in BACKENDS for model in CONFIGS if f"{backend}:{model}" not in FAST]
+ROUNDED = [f"{backend}:{model}" for backend in BACKENDS for model in CONFIGS if model.endswith("_bf16")]
+SLOW = [f"{backend}:{model}" for backend in BACKENDS for model in CONFIGS]
+SLOW = [case for case in SLOW if case not in FAST + ROUNDED]
 SLOW += [f"autoep:{model}" for model in PRESET_CONFIGS]
 
 
@@ -62,6 +64,7 @@ def check(case: str, ranks: list[dict[str, Any]]) -> None:
     limit = 0.0 if backend.startswith("zero3") else 1e-5
     for result in results:
         assert result["shape_equal"]
+        assert result["precision_equal"]
         assert result["plain"] <= limit
         assert result["steered"] <= limit
         assert result["effect"] > 0.05  # a plan that was not applied would be seen
@@ -115,6 +118,41 @@ def test_a_rank_holds_what_the_memory_plan_says(backend: str, fast: list[dict[st
     planned = shard_of(model, backend, 2).weights
     held = max(rank[f"{backend}:deepseek_v3"]["bytes"] for rank in fast)
     assert held == pytest.approx(planned, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """On one rank and on two."""
+    folders = [tmp_path_factory.mktemp(f"rounded{number}") for number in (1, 2)]
+    return [run_cases(folder, ROUNDED, number, 140) for number, folder in enumerate(folders, start=1)]
+
+
+def assert_rounding(result: dict[str, Any]) -> None:
+    """Apart by roundings of bfloat16 (steps of 0.03 at these logits); where one of them decides for another expert, by more."""
+    apart = sorted(result["by_token"])
+    assert apart[len(apart) * 8 // 10] <= 0.1
+    assert result["effect"] > 0.5
+
+
+@pytest.mark.parametrize("case", ROUNDED)
+def test_in_bfloat16_one_rank_computes_what_one_process_does(case: str, rounded: list[list[dict[str, Any]]]) -> None:
+    """Also what families keep in float32 beside it: rotary frequencies, routing biases."""
+    result = rounded[0][0][case]
+    assert result["precision_equal"]
+    if case.startswith("autoep"):  # DeepSpeed's own block adds up its experts in another order
+        assert_rounding(result)
+    else:
+        assert result["plain"] == result["steered"] == 0.0
+
+
+@pytest.mark.parametrize("case", ROUNDED)
+def test_in_bfloat16_two_ranks_differ_by_its_rounding(case: str, rounded: list[list[dict[str, Any]]]) -> None:
+    for rank in rounded[1]:
+        assert rank[case]["precision_equal"]
+        if case.startswith("zero3"):
+            assert rank[case]["plain"] == rank[case]["steered"] == 0.0
+        else:
+            assert_rounding(rank[case])
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.failure import OUT_OF_GPU_MEMORY
 from launch.steer_r1 import main
 from moe_steer import ExpertGain, SteeringPlan
 from rank_processes import ROOT, run_ranks
@@ -17,7 +18,7 @@ from resume_worker import fail_after
 
 WORKER = ROOT / "tests" / "launch" / "resume_worker.py"
 SMALL = ["--greedy", "--num-test", "12", "--batch-size", "4", "--max-new-tokens", "24"]
-MEMORY = "CUDA out of memory. Tried to allocate 1.00 GiB"
+MEMORY = OUT_OF_GPU_MEMORY
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from moe_steer.backends.in_step import in_step
 from moe_steer.backends.layout import Layout, layout_of, remember_layout
 from moe_steer.backends.offload import in_cpu_memory
 from moe_steer.backends.skeleton import skeleton
-from moe_steer.backends.tp_ep import parallel_rules
+from moe_steer.backends.tp_ep import _left_as_loaded, parallel_rules
 
 
 def config_of(model_type: str, **values: Any) -> Any:
@@ -210,3 +210,12 @@ def test_settings_state_the_precision() -> None:
     assert settings(torch.bfloat16)["bf16"] == {"enabled": True}
     assert "bf16" not in settings(torch.float32)
     assert zero3_section(in_cpu_memory())["offload_param"]["device"] == "cpu"
+
+
+def test_fp8_codes_are_not_cast_while_an_engine_is_made() -> None:
+    model = torch.nn.Linear(4, 4, bias=False)
+    model.weight = torch.nn.Parameter(model.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with _left_as_loaded(model):
+        assert model.bfloat16() is model.half() is model.float() is model
+    assert model.weight.dtype == torch.float8_e4m3fn
+    assert model.bfloat16().weight.dtype == torch.bfloat16, "outside it casts as ever"
