@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moe_steer.backends.in_step import in_step
 from moe_steer.backends.layout import layout_of
 from moe_steer.hooks import output_hooks
 from moe_steer.layers import MoELayer, model_shape, moe_layers, text_config, unwrap
@@ -39,7 +40,8 @@ def check_backend(model: Any) -> None:
     are equal where ranks must agree. About ten forwards of eight tokens.
     """
     layout = layout_of(model)
-    with torch.no_grad():
+    # A rank that finds something wrong stops; where a forward is a joint act, it then keeps the others company.
+    with torch.no_grad(), in_step(model):
         problems = _problems(model)
     if layout.world_size > 1 and dist.is_initialized():
         gathered: list[Any] = [None] * layout.world_size

@@ -106,11 +106,11 @@ class _Batch:
         self._requests = list(requests)
         device = self._model.device
         self._absorbed = AbsorbedLatents(self._model)
-        self._cache: Cache = growing_cache(self._model.config, joint=bool(self._absorbed.layers))
         self._stop_ids = torch.tensor(sampler.stop_ids, dtype=torch.long, device=device)
         self._streams = None if config.greedy else UniformStreams([r.seed for r in requests], device)
         self._width = max(len(request.prompt_ids) for request in requests)
         size = (len(requests), self._width + config.max_new_tokens)
+        self._cache: Cache = growing_cache(self._model.config, joint=bool(self._absorbed.layers), most=size[1])
         self._tokens_BT = torch.zeros(size, dtype=torch.long)
         self._mask_BT = torch.ones(size, dtype=torch.long)
         for row, request in enumerate(requests):

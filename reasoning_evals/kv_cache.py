@@ -10,10 +10,10 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 
-def growing_cache(config: PretrainedConfig, joint: bool = False) -> DynamicCache:
+def growing_cache(config: PretrainedConfig, joint: bool = False, most: int | None = None) -> DynamicCache:
     """The cache that ``generate`` would use, its plain layers replaced by ``GrowingLayer``; other kinds of layers stay."""
     cache = DynamicCache(config=config)
-    cache.layers = [GrowingLayer(joint) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [GrowingLayer(joint, most) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -21,12 +21,13 @@ class GrowingLayer(DynamicLayer):
     """Keys and values [B, H, T, D] that are views of larger buffers with room for more rows of T.
 
     joint: keys and values lie side by side in one buffer [B, H, T, D_key + D_value], so that latent attention can read
-    both as one tensor without a copy.
+    both as one tensor without a copy. most: tokens that there will ever be; no room is kept for more.
     """
 
-    def __init__(self, joint: bool = False) -> None:
+    def __init__(self, joint: bool = False, most: int | None = None) -> None:
         super().__init__()
         self._joint = joint
+        self._most = most
         self._room: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -36,7 +37,9 @@ class GrowingLayer(DynamicLayer):
         old = self.get_seq_length()
         new = old + key_states.shape[-2]
         if self._room is None or self._room[0].shape[-2] < new:
-            self._room = self._make_room(key_states, value_states, old, new + max(64, new // 4))
+            ahead = new + max(64, new // 4)
+            size = ahead if self._most is None else max(new, min(ahead, self._most))
+            self._room = self._make_room(key_states, value_states, old, size)
         keys, values = self._room
         keys[:, :, old:new] = key_states
         values[:, :, old:new] = value_states

@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _NAME = "absorbed_latent_attention"
+_EXPANDED = "_absorbed_kv_b_weight"
 
 
 class AbsorbedLatents:
@@ -53,7 +54,9 @@ class AbsorbedLatents:
 
 def _is_latent_attention(module: Any) -> bool:
     projection = getattr(module, "kv_b_proj", None)
-    if not hasattr(module, "expand_kv") or type(projection) is not nn.Linear or projection.bias is not None:
+    if not hasattr(module, "expand_kv") or getattr(projection, "bias", None) is not None:
+        return False
+    if type(projection) is not nn.Linear and not _is_block_fp8(projection):
         return False
     if not all(hasattr(module, name) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "config")):
         return False
@@ -61,11 +64,36 @@ def _is_latent_attention(module: Any) -> bool:
     # a layer leaves the order of layers that all ranks share, and the others wait for ever.
     if hasattr(projection.weight, "ds_id"):
         return False
-    # A sharded or quantised weight has another shape: such a layer keeps the library's own way.
+    # A sharded weight, or one quantised to fewer bits, has another shape: such a layer keeps the library's own way.
     rows, rank = projection.weight.shape if projection.weight.ndim == 2 else (0, 0)
     heads, left = divmod(rows, module.qk_nope_head_dim + module.v_head_dim)
     # Indexed (sparse) attention chooses keys by position and reads the expanded ones.
     return heads > 0 and left == 0 and rank == module.kv_lora_rank and not hasattr(module, "indexer")
+
+
+def _is_block_fp8(projection: Any) -> bool:
+    weight, scales = (getattr(projection, name, None) for name in ("weight", "weight_scale_inv"))
+    if not isinstance(weight, Tensor) or not isinstance(scales, Tensor) or not getattr(projection, "block_size", None):
+        return False
+    return weight.element_size() == 1 and weight.is_floating_point() and weight.ndim == scales.ndim == 2
+
+
+def _expanded(module: Any, dtype: torch.dtype) -> Tensor:
+    """The weight of ``kv_b_proj``; of one in FP8 blocks a copy in ``dtype``, made once: at every step it would cost more than the
+    attention. DeepSeek-R1's take 2 GiB in all."""
+    projection = module.kv_b_proj
+    if not _is_block_fp8(projection):
+        return projection.weight
+    kept = module.__dict__.get(_EXPANDED)
+    if kept is None or kept.dtype != dtype:
+        rows, columns = projection.weight.shape
+        block_rows, block_columns = projection.block_size
+        scales = (
+            projection.weight_scale_inv.float().repeat_interleave(block_rows, 0).repeat_interleave(block_columns, 1)
+        )
+        kept = (projection.weight.float() * scales[:rows, :columns]).to(dtype)
+        module.__dict__[_EXPANDED] = kept  # no buffer: it is nothing to save or to move
+    return kept
 
 
 def _leave_compressed(latent_B1TR: Tensor, rotary_B1TP: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +111,7 @@ def _attend_to_latents(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     nope, rank = module.qk_nope_head_dim, module.kv_lora_rank
-    weight_HNR = module.kv_b_proj.weight.view(-1, nope + module.v_head_dim, rank)
+    weight_HNR = _expanded(module, query_BH1N.dtype).view(-1, nope + module.v_head_dim, rank)
     query_nope, query_rotary = query_BH1N[:, :, 0].split([nope, query_BH1N.shape[-1] - nope], dim=-1)
     query_BHR = torch.matmul(query_nope.transpose(0, 1), weight_HNR[:, :nope]).transpose(0, 1)
     # All heads attend to the same keys, so the heads take the place of the query length.

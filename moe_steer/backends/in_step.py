@@ -39,7 +39,9 @@ def in_step(model: Any) -> Iterator[None]:
         return
     inner = unwrap(model)
     body = decoder(inner)
-    state = _State(next(inner.buffers()).device if torch.cuda.is_available() else torch.device("cpu"))
+    # NCCL sends from GPUs only; where the model's tensors lie says nothing, they may be offloaded.
+    on_gpu = torch.cuda.is_available()
+    state = _State(torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"))
     setattr(model, _FLAG, True)
     try:
         # First: ZeRO-3's own hook on the model already waits for the other ranks.

@@ -105,11 +105,13 @@ def _expert_parameters(model: nn.Module) -> set[str]:
 
 
 def _own(module: nn.Module, prefix: str, left_out: set[str]) -> int:
-    return sum(
+    """Bytes that gathering a module takes: several parameters come in one buffer and are then copied out of it."""
+    gathered = [
         parameter.numel() * parameter.element_size()
         for name, parameter in module.named_parameters(recurse=False)
         if f"{prefix}.{name}" not in left_out and parameter.numel() > KEEP_WHOLE_BELOW
-    )
+    ]
+    return sum(gathered) * (2 if len(gathered) > 1 else 1)
 
 
 def _tp_ep(model: Any, world_size: int) -> int:

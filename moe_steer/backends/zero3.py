@@ -36,7 +36,17 @@ def load_with(wanted: Wanted, layout: Layout, more: dict[str, Any]) -> tuple[Any
     if rest and "nvme_path" in rest:
         weakref.finalize(model, offload.delete, rest["nvme_path"])
     started = engine.start(model, settings)
+    _move_buffers(started.module)
     return started.module, dataclasses.replace(layout, in_step=True, engine=started)
+
+
+def _move_buffers(model: Any) -> None:
+    """To where this rank computes: of a model whose parameters are cut already DeepSpeed moves nothing."""
+    from deepspeed.accelerator import get_accelerator
+
+    here = get_accelerator().current_device_name()
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(here)
 
 
 def _rest(wanted: Wanted, config: Any, dtype: torch.dtype, world_size: int) -> dict[str, Any] | None:

@@ -86,6 +86,59 @@ def test_absorbed_decoding_equals_the_models_own(kind: str) -> None:
             torch.testing.assert_close(logits[:, 0], whole[:, step], rtol=1e-4, atol=1e-5)
 
 
+class BlockFP8(torch.nn.Linear):
+    """As transformers' FP8Linear lies in memory; it computes without a GPU's kernels."""
+
+    def __init__(self, linear: torch.nn.Linear, block: int) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        rows, columns = linear.weight.shape
+        self.block_size = (block, block)
+        generator = torch.Generator().manual_seed(1)
+        grid = (-(-rows // block), -(-columns // block))
+        self.weight_scale_inv = torch.nn.Parameter(torch.rand(grid, generator=generator) + 0.5, requires_grad=False)
+        self.weight = torch.nn.Parameter(linear.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = self.weight.shape
+        scale = torch.kron(self.weight_scale_inv, torch.ones(self.block_size))[:rows, :columns]
+        return torch.nn.functional.linear(x, self.weight.float() * scale)
+
+
+@pytest.mark.parametrize("block", [8, 12])
+def test_absorbed_decoding_reads_projections_in_fp8_blocks(block: int) -> None:
+    """Left to the library, every step would expand the whole past; blocks of 12 do not fill the matrix."""
+    model = tiny_model("deepseek_v3")
+    for layer in AbsorbedLatents(model).layers:
+        layer.kv_b_proj = BlockFP8(layer.kv_b_proj, block)
+    absorbed = AbsorbedLatents(model)
+    assert len(absorbed.layers) == 2
+    torch.manual_seed(0)
+    tokens_BT = torch.randint(8, 50, (2, 12))
+    with torch.inference_mode():
+        whole = model(tokens_BT).logits
+        cache = growing_cache(model.config, joint=True)
+        model(tokens_BT[:, :8], past_key_values=cache)
+        for step in range(8, 12):
+            with absorbed:
+                logits = model(
+                    tokens_BT[:, step : step + 1],
+                    attention_mask=torch.ones_like(tokens_BT[:, : step + 1]),
+                    past_key_values=cache,
+                ).logits
+            torch.testing.assert_close(logits[:, 0], whole[:, step], rtol=1e-4, atol=1e-5)
+    assert not [name for name in model.state_dict() if "absorbed" in name]
+
+
+def test_no_room_is_kept_beyond_the_last_token_that_there_can_be() -> None:
+    layer = GrowingLayer(most=100)
+    for _ in range(10):
+        layer.update(torch.zeros(1, 1, 9, 4), torch.zeros(1, 1, 9, 4))
+    assert layer.keys is not None
+    assert layer.keys.untyped_storage().nbytes() == 100 * 4 * 4
+    layer.update(torch.zeros(1, 1, 20, 4), torch.zeros(1, 1, 20, 4))
+    assert layer.get_seq_length() == 110, "it is a limit for room, not for tokens"
+
+
 def test_absorbed_block_leaves_the_model_as_it_was_also_after_an_error() -> None:
     model = tiny_model("deepseek_v3")
     absorbed = AbsorbedLatents(model)
