@@ -9,10 +9,8 @@ from typing import Any
 
 from launch.options import Options
 from launch.ranks import Ranks
+from launch.shared_options import USUAL_PROMPT
 from moe_steer import SteeringPlan
-
-USUAL_PROMPT = 1024
-"""Tokens that are set aside for a prompt where the problems are not at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,17 @@ def fit(
     backend, reason = options.backend, "asked for"
     if backend == "auto":
         backend, reason = (
-            choose(config, machine.gpus, options.dtype, options.offload, machine.limit, machine.on_gpu)[0],
+            choose(
+                config,
+                machine.gpus,
+                options.dtype,
+                options.offload,
+                machine.limit,
+                machine.on_gpu,
+                batch=rows or options.rows,
+                context=prompt + options.token_limit,
+                prompt=prompt,
+            )[0],
             "the fastest that fits",
         )
     if why_not := refusal(backend, config, machine.gpus):

@@ -78,7 +78,7 @@ class Recipe:
         launcher = ["deepspeed"]
         if self.nodes > 1:
             launcher += ["--hostfile", f"launch/configs/{HOSTS}"]
-        elif self.gpus > 1:
+        else:  # one too: the launcher would start a rank for every GPU of the machine
             launcher += ["--num_gpus", str(self.gpus)]
         return [*launcher, f"launch/{self.script}.py", *self.job]
 

@@ -25,6 +25,9 @@ TrustRemoteCode = Annotated[bool, arg(help="Run model code that comes with the c
 StrictArms = Annotated[bool, arg(help="Fail when an arm changed nothing at all.")]
 LocalRank = Annotated[int, arg(help="Given by the launcher.")]
 
+USUAL_PROMPT = 1024
+"""Tokens of a prompt, where memory must be planned before the prompts are known."""
+
 ELSEWHERE = frozenset({"out", "name", "local_rank", "strict", "backend", "offload"})
 """Options that decide where a run is written and who writes it, not what it finds."""
 
@@ -55,6 +58,8 @@ def load_asked(options: Any) -> tuple[Any, Any]:
     """The model that the options ask for, with its tokenizer."""
     from moe_steer import load_model
 
+    job = options.job() if hasattr(options, "job") else options
+    sampling = hasattr(job, "token_limit")  # collecting statistics decodes nothing
     return load_model(
         options.model,
         options.backend,
@@ -62,4 +67,6 @@ def load_asked(options: Any) -> tuple[Any, Any]:
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
         offload=options.offload,
+        batch=job.rows if sampling else 1,
+        context=USUAL_PROMPT + job.token_limit if sampling else None,
     )

@@ -23,7 +23,7 @@ def exit_code(program: str, work: Callable[[], int | None], again: str = "starte
     except KeyboardInterrupt:
         print(f"{program}: stopped; {again}, it continues where it was", file=sys.stderr)
         return 1
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("MOE_STEER_TRACEBACK"):
             raise
         print(f"{program}: {one_line(error)}", file=sys.stderr)

@@ -12,6 +12,7 @@ import torch
 
 from moe_steer.backends.checkpoint import Wanted, check_shards, torch_dtype
 from moe_steer.backends.choose import check_name, choose, refusal
+from moe_steer.backends.fp8 import refuse_without_kernels
 from moe_steer.backends.layout import Layout, remember_layout
 from moe_steer.lab import EMBEDDED
 from moe_steer.positions import remember_tokenizer
@@ -28,6 +29,8 @@ def load_model(
     trust_remote_code: bool = False,
     offload: str = "",
     check: bool = True,
+    batch: int = 1,
+    context: int | None = None,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer for inference; returns (model, tokenizer).
 
@@ -35,7 +38,7 @@ def load_model(
     rank; tp_ep, autoep, autoep_zero3 and zero3 spread it over the ranks of the run (``moe_steer.backends``); ``auto`` takes the
     fastest that fits and says which. ``dtype``: ``auto`` (as stored) or a torch name such as ``bfloat16``. ``device``: default
     the GPU of this rank where there is one, else the CPU. ``experts_implementation``: eager, batched_mm or grouped_mm; default
-    the library's choice. ``offload``: for zero3, ``cpu`` or a folder on a local NVMe disk. ``check``: try a sharded model on a
+    the library's choice. ``batch``, ``context``: rows decoded together and tokens that each may reach, for ``auto``. ``offload``: for zero3, ``cpu`` or a folder on a local NVMe disk. ``check``: try a sharded model on a
     probe before handing it out (``moe_steer.selfcheck``). ValueError, in one line, when there is no such model, it cannot be
     read, or the backend cannot run it. ``moe_steer.backends.layout.layout_of(model)`` says who must see which tokens.
     """
@@ -62,7 +65,7 @@ def load_model(
     # The configuration first: of a name that is wrong, the tokenizer's reader would ask the hub twice.
     config = _one_line(path_or_id, wanted.config)
     tokenizer = read_tokenizer(path_or_id, **wanted.hub_options)
-    layout = _layout(backend, config, wanted)
+    layout = _layout(backend, config, wanted, batch, context)
     model, layout = _one_line(path_or_id, lambda: _loader(layout.backend)(wanted, layout))
     model.eval().requires_grad_(False)
     if os.fspath(path_or_id) in EMBEDDED:
@@ -114,11 +117,11 @@ def resolve(path_or_id: str | os.PathLike[str]) -> str:
     return name
 
 
-def _layout(backend: str, config: Any, wanted: Wanted) -> Layout:
+def _layout(backend: str, config: Any, wanted: Wanted, batch: int, context: int | None) -> Layout:
     rank, world_size = _rank(), int(os.environ.get("WORLD_SIZE", "1"))
     reason = f"{backend}: asked for"
     if backend == "auto":
-        backend, reason = choose(config, world_size, wanted.dtype, wanted.offload)
+        backend, reason = choose(config, world_size, wanted.dtype, wanted.offload, batch=batch, context=context)
         if rank == 0 and (world_size > 1 or backend != "plain"):
             print(f"backend {reason}", file=sys.stderr, flush=True)
     why_not = refusal(backend, config, world_size)
@@ -128,6 +131,8 @@ def _layout(backend: str, config: Any, wanted: Wanted) -> Layout:
         raise ValueError(
             f"offload {wanted.offload!r} is a feature of zero3, not of {backend}: leave it out, or use zero3"
         )
+    if backend in ("plain", "tp_ep"):
+        refuse_without_kernels(config)
     if backend != "plain":
         _join_ranks(world_size)
     return Layout(backend=backend, rank=rank, world_size=world_size, reason=reason)

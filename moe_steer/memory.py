@@ -12,11 +12,12 @@ import torch
 from moe_steer.backends import BACKENDS
 from moe_steer.backends.checkpoint import is_fp8
 from moe_steer.backends.choose import refusal
+from moe_steer.backends.fp8 import has_fp8_hardware
 from moe_steer.backends.layout import local_ranks
 from moe_steer.backends.shards import shard_of
 from moe_steer.backends.skeleton import skeleton
 from moe_steer.backends.tp_ep import parallel_rules
-from moe_steer.rehearsal import Rehearsed, rehearse
+from moe_steer.rehearsal import Rehearsed, rehearse, rehearse_step
 
 GPU_SHARE = 0.92
 """Part of a GPU that tensors may fill; the rest is left to the CUDA context, the communication library and fragmentation."""
@@ -87,8 +88,10 @@ def plan_memory(
         else stored
     )
     run = rehearse(expanded, batch, min(prompt, context), on_gpu)
-    cache = rehearse(expanded, batch, context, on_gpu).cache if context > prompt else run.cache
-    work = _Work(config, stored, expanded, run, cache, limit, offload, host_limit, fp8)
+    step = rehearse_step(expanded, batch, context, on_gpu)
+    run = run._replace(activations=max(run.activations, step.activations))
+    kept = fp8 and (dtype == "fp8" or has_fp8_hardware(on_gpu))
+    work = _Work(config, stored, expanded, run, max(step.cache, run.cache), limit, offload, host_limit, kept)
     footprints = tuple(work.footprint(backend, world_size) for backend in BACKENDS)
     plan = MemoryPlan(footprints=footprints, limit=limit, world_size=world_size)
     return plan if plan.fastest else dataclasses.replace(plan, advice=work.advice(world_size))
@@ -111,6 +114,16 @@ def gib(number: int) -> str:
     """Bytes in GiB, as people read them."""
     value = number / 2**30
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
+def _latent_copies(config: Any) -> int:
+    """Bytes of the bfloat16 copies of FP8 projections with which latent attention is decoded (``kv_b_proj`` of every layer)."""
+    text = config.get_text_config()
+    rank = getattr(text, "kv_lora_rank", None) or 0
+    if not rank:
+        return 0
+    rows = text.num_attention_heads * (text.qk_nope_head_dim + text.v_head_dim)
+    return int(2 * rank * rows * text.num_hidden_layers)
 
 
 def _computing(model: Any) -> torch.dtype:
@@ -137,7 +150,7 @@ class _Work:
             why_not = "offload is a feature of zero3"
         if why_not:
             return Footprint(backend=backend, why_not=why_not)
-        keeps_fp8 = backend in ("plain", "tp_ep")
+        keeps_fp8 = self.fp8 and backend in ("plain", "tp_ep")
         model = self.stored if keeps_fp8 else self.expanded
         shard = shard_of(model, backend, world_size, self.offload)
         cache = self.cache // self._cache_parts(world_size) if backend == "tp_ep" else self.cache
@@ -146,7 +159,7 @@ class _Work:
             weights=0 if self.offload else shard.weights,
             gathered=shard.gathered,
             cache=cache,
-            activations=self.run.activations,
+            activations=self.run.activations + (_latent_copies(self.config) if keeps_fp8 else 0),
             host=shard.host,
             loading=shard.loading,
         )

@@ -27,12 +27,31 @@ def rehearse(model: Any, batch: int, tokens: int, on_gpu: bool = True) -> Rehear
     """
     from transformers import DynamicCache
 
-    ids_BS = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
+    return _pass(model, batch, tokens, DynamicCache(config=model.config), on_gpu)
+
+
+def rehearse_step(model: Any, batch: int, context: int, on_gpu: bool = True) -> Rehearsed:
+    """One token a row behind ``context`` - 1 others, with the mask that rows of unequal prompts need: under it the library
+    repeats keys and values for all heads that share them.
+
+    Latent attention is left to the prefill's numbers: the sampler decodes it in the latent space, which takes next to nothing.
+    """
+    from transformers import DynamicCache
+
     cache = DynamicCache(config=model.config)
+    before = _pass(model, batch, max(context - 1, 1), cache, on_gpu)
+    if getattr(model.config.get_text_config(), "kv_lora_rank", None):
+        return Rehearsed(before.cache, 0)
+    mask_B11T = torch.ones((batch, 1, 1, cache.get_seq_length() + 1), dtype=torch.bool, device="meta")
+    return _pass(model, batch, 1, cache, on_gpu, attention_mask=mask_B11T)
+
+
+def _pass(model: Any, batch: int, tokens: int, cache: Any, on_gpu: bool, **more: Any) -> Rehearsed:
+    ids_BS = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
     with torch.no_grad(), _FusedKernels(on_gpu), _Allocations() as allocations:
-        model(input_ids=ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)
         kept = _bytes_of(cache)
-    return Rehearsed(kept, allocations.peak - kept)
+    return Rehearsed(kept, max(0, allocations.peak - kept))
 
 
 def _bytes_of(cache: Any) -> int:

@@ -38,10 +38,20 @@ def check_name(backend: str) -> None:
 
 
 def choose(
-    config: Any, world_size: int, dtype: str, offload: str, limit: int | None = None, on_gpu: bool | None = None
+    config: Any,
+    world_size: int,
+    dtype: str,
+    offload: str,
+    limit: int | None = None,
+    on_gpu: bool | None = None,
+    *,
+    batch: int = 1,
+    context: int | None = None,
+    prompt: int = 1024,
 ) -> tuple[str, str]:
     """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU;
-    with ``limit``, of a machine of which each rank may fill so many bytes."""
+    with ``limit``, of a machine of which each rank may fill so many bytes. ``batch`` rows of ``context`` tokens (default the
+    model's, at most 32,768) are decoded together, behind prompts of ``prompt``."""
     from moe_steer.memory import available_bytes, gib, host_bytes, plan_memory
 
     elsewhere = limit is not None
@@ -51,7 +61,9 @@ def choose(
         world_size,
         limit,
         dtype=dtype,
-        context=_context(config),
+        context=context or _context(config),
+        batch=batch,
+        prompt=prompt,
         offload=offload,
         host_limit=None if elsewhere else host_bytes(world_size),
         on_gpu=torch.cuda.is_available() if on_gpu is None else on_gpu,

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from moe_steer.backends.checkpoint import is_fp8
+
+_LEAST_CAPABILITY = (8, 9)
+"""CUDA compute capability; transformers expands FP8 to bfloat16 below it, and on a CPU."""
+
+
+def has_fp8_hardware(on_gpu: bool) -> bool:
+    """Whether FP8 stays FP8: on this machine's GPUs by what they are; GPUs that are described only are taken to be able to."""
+    if not on_gpu:
+        return False
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= _LEAST_CAPABILITY
+
+
+def refuse_without_kernels(config: Any) -> None:
+    """ValueError, before a terabyte is read, when FP8 would stay FP8 here and the package that computes with it is missing."""
+    if is_fp8(config) and torch.cuda.is_available() and has_fp8_hardware(True) and find_spec("kernels") is None:
+        raise ValueError(
+            "an FP8 checkpoint needs the package 'kernels' on this GPU: pip install 'moe-steer[fp8]', "
+            "or use a backend that expands it to bfloat16 (zero3, autoep, autoep_zero3)"
+        )
 
 
 @contextmanager
