@@ -44,9 +44,12 @@ class CountsSignature:
     def difference(self, other: CountsSignature) -> str | None:
         """The first field that differs, with both values; None when counts may be added.
 
-        Names of models are folders or hub ids: they need not agree where the fingerprint of the routers does.
+        Names of models are folders or hub ids: they need not agree where the fingerprint of the routers does. A fingerprint that could
+        not be taken ("": the routers lay in pieces on the ranks) contradicts none.
         """
         mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        if not (self.routers and other.routers):
+            mine["routers"] = theirs["routers"] = None
         if self.routers and self.routers == other.routers:
             mine["model.name"] = theirs["model.name"] = None
         for key in sorted(mine.keys() | theirs.keys()):
@@ -57,7 +60,8 @@ class CountsSignature:
     def merged(self, other: CountsSignature) -> CountsSignature:
         """The signature of a sum; of two names the one that sorts first, so that the order of adding does not show."""
         name = min(str(self.model.get("name", "")), str(other.model.get("name", "")))
-        return dataclasses.replace(self, model={**self.model, "name": name})
+        routers = self.routers or other.routers
+        return dataclasses.replace(self, model={**self.model, "name": name}, routers=routers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

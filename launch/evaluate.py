@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None, program: str = "evaluate.py") -> int
 def run(options: EvaluateOptions, ranks: Ranks) -> None:
     """Sample every arm, grade, compare, report, in the folder of the options."""
     from launch.firing import silent_arms
-    from launch.sharded import record_start
+    from launch.sharded import record_start, refuse_different
     from launch.steps import Bench
     from reasoning_evals import load_task
 
@@ -140,6 +140,7 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     words = Words(options.switch_words, options.ban_words, options.thinking_prompt)
     built = [build_arm(word, model, tokenizer, plans.get(word), words) for word in options.arms]
     built = [one._replace(arm=_with_revision(one.arm, options.revision)) for one in built]
+    refuse_different("the arms", {one.arm.name: one.plan.digest() if one.plan else None for one in built}, ranks)
     bench = Bench(
         options=options.job(), ranks=ranks, model=model, tokenizer=tokenizer, folder=Path(options.job().folder)
     )

@@ -67,6 +67,11 @@ def _first(rank: int) -> bool:
         return True
 
 
+def somebody_spoke() -> bool:
+    """Whether a rank, on whatever node, has said why the run ends."""
+    return bool(dist.distributed_c10d._get_default_store().check([_NOTE]))
+
+
 def _collective_failure(error: BaseException) -> str:
     """What a collective said, when ``error`` or what it came from is one that broke off; "" for errors of this rank's own."""
     for link in _chain(error):

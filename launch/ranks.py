@@ -9,16 +9,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from launch.failure import end_with_the_launcher, what_to_say
+from launch.failure import end_with_the_launcher, somebody_spoke, what_to_say
 from moe_steer.backends.engine import without_compiled_shared_memory
 
 _WAIT_SECONDS = 3600.0
 """How long a rank waits for another before it takes it for dead: one may sample long while another has finished its share."""
+_LOOK_EVERY = 0.2
+_IN_VAIN = "ProcessGroup: timed out waiting for ranks that write nothing"
+"""Read by ``what_to_say`` like a collective that timed out."""
 _STORE_STAYS = 1.0
 """Seconds that rank 0 outlives its failure: ranks that fail at the same moment ask its store who speaks."""
 
@@ -39,6 +43,27 @@ class Ranks:
         """Wait until every rank has come here."""
         if self.world_size > 1:
             dist.barrier()
+
+    def wait_while_growing(self, folder: Path, waited: float | None = None) -> None:
+        """Wait until every rank has come here, as long as files in ``folder`` grow: one rank may have far more left to sample
+        than a collective's patience. RuntimeError when for ``waited`` seconds (default ``wait_seconds``) nothing was written."""
+        if self.world_size == 1:
+            return
+        patience = wait_seconds() if waited is None else waited
+        store = dist.distributed_c10d._get_default_store()
+        call = store.add(f"moe_steer/calls/{self.rank}", 1)  # all ranks come here equally often
+        key = f"moe_steer/there/{call}"
+        store.add(key, 1)
+        size, since = -1, time.monotonic()
+        while store.add(key, 0) < self.world_size:
+            if somebody_spoke():  # on another node, whose launcher does not end this one's ranks
+                leave(1)
+            written = sum(path.stat().st_size for path in folder.glob("*.jsonl"))
+            if written != size:
+                size, since = written, time.monotonic()
+            elif time.monotonic() - since > patience:
+                raise RuntimeError(_IN_VAIN)
+            time.sleep(_LOOK_EVERY)
 
     def agree(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

@@ -82,6 +82,8 @@ class Bench:
                 progress=None if self.ranks.is_main else False,
                 task=Path(self.options.problems).stem,
             )
+        if not layout_of(self.model).in_step:
+            self.ranks.wait_while_growing(folder)
         self.ranks.barrier()
         return self.ranks.agree(grade_run(folder, problems) if self.ranks.is_main else None)
 

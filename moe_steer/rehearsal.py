@@ -38,10 +38,10 @@ def rehearse_step(model: Any, batch: int, context: int, on_gpu: bool = True) -> 
     """
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config)
-    before = _pass(model, batch, max(context - 1, 1), cache, on_gpu)
     if getattr(model.config.get_text_config(), "kv_lora_rank", None):
-        return Rehearsed(before.cache, 0)
+        return Rehearsed(rehearse(model, batch, context, on_gpu).cache, 0)
+    cache = DynamicCache(config=model.config)
+    _pass(model, batch, max(context - 1, 1), cache, on_gpu)
     mask_B11T = torch.ones((batch, 1, 1, cache.get_seq_length() + 1), dtype=torch.bool, device="meta")
     return _pass(model, batch, 1, cache, on_gpu, attention_mask=mask_B11T)
 

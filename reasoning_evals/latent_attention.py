@@ -53,7 +53,7 @@ class AbsorbedLatents:
 
 
 def _is_latent_attention(module: Any) -> bool:
-    projection = getattr(module, "kv_b_proj", None)
+    projection: Any = getattr(module, "kv_b_proj", None)
     if not hasattr(module, "expand_kv") or getattr(projection, "bias", None) is not None:
         return False
     if type(projection) is not nn.Linear and not _is_block_fp8(projection):

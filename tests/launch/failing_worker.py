@@ -20,7 +20,7 @@ from launch.start import start
 class Options:
     """How rank 1 fails."""
 
-    mode: Literal["kill", "raise", "memory", "refuse", "hang", "wait"]
+    mode: Literal["kill", "raise", "memory", "refuse", "hang", "wait", "idle", "slow"]
     folder: str
     local_rank: int = 0
 
@@ -37,6 +37,14 @@ def run(options: Options, ranks: Ranks) -> None:
     if ranks.is_main:
         (folder / "kept.jsonl").write_text("a finished sample\n")
     ranks.barrier()
+    if options.mode in ("idle", "slow"):  # rank 1 has a share left, and writes nothing or something
+        for _ in range(20 if ranks.rank == 1 else 0):
+            time.sleep(0.5)
+            if options.mode == "slow":
+                with (folder / "kept.jsonl").open("a") as file:
+                    file.write("another finished sample\n")
+        ranks.wait_while_growing(folder)
+        return
     if ranks.rank == 1:
         (folder / "failed_at").write_text(str(time.time()))
         if options.mode == "kill":

@@ -80,6 +80,22 @@ def test_a_rank_that_fails_ends_the_run_and_the_first_cause_is_said_once(mode: s
         assert (tmp_path / "kept.jsonl").read_text() == "a finished sample\n"
 
 
+def test_a_rank_that_still_stores_samples_is_waited_for(tmp_path: Path) -> None:
+    """Ten seconds, where a collective waits for four."""
+    job = [str(HERE / "failing_worker.py"), "--mode", "slow", "--folder", str(tmp_path)]
+    code, text, _ = start(["--num_accelerators", "2", "--master_port", str(free_port()), *job], 80)
+    assert code == 0, text[-3000:]
+    assert (tmp_path / "kept.jsonl").read_text().count("another finished sample") == 20
+
+
+@pytest.mark.slow
+def test_a_rank_that_stores_nothing_is_not(tmp_path: Path) -> None:
+    job = [str(HERE / "failing_worker.py"), "--mode", "idle", "--folder", str(tmp_path)]
+    code, text, _ = start(["--num_accelerators", "2", "--master_port", str(free_port()), *job], 80)
+    assert code != 0
+    assert text.count(SAID["hang"]) == 1, text[-3000:]
+
+
 @pytest.mark.parametrize("whom", ["launcher", pytest.param("group", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_no_process_behind(whom: str, tmp_path: Path) -> None:
     """To the launcher alone, as by ``kill -INT``, and to everything that it started, as by a terminal."""
