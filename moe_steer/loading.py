@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends.checkpoint import Wanted, check_shards, torch_dtype
+from moe_steer.backends.checkpoint import Wanted, cached_folder, check_shards, torch_dtype
 from moe_steer.backends.choose import check_name, choose, refusal
 from moe_steer.backends.fp8 import refuse_without_kernels
 from moe_steer.backends.layout import Layout, remember_layout
@@ -62,6 +62,8 @@ def load_model(
         logging.disable_progress_bar()
     if Path(name).is_dir():
         check_shards(name)
+    elif cached := cached_folder(name, revision):
+        check_shards(cached, partial=True)
     # The configuration first: of a name that is wrong, the tokenizer's reader would ask the hub twice.
     config = _one_line(path_or_id, wanted.config)
     tokenizer = read_tokenizer(path_or_id, **wanted.hub_options)

@@ -87,11 +87,19 @@ def dequantised(config: Any) -> dict[str, Any]:
     return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
 
 
-def check_shards(folder: str | os.PathLike[str]) -> None:
+def cached_folder(name: str, revision: str | None) -> str | None:
+    """Where the hub's cache of this machine holds a model, or what there is of it; None where it holds nothing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision) if name.count("/") <= 1 else None
+    return os.path.dirname(found) if isinstance(found, str) else None
+
+
+def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> None:
     """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, or without
     a tensor that the index promises.
 
-    Reads headers only, so a terabyte takes a second; a rank that fails later, in the middle of loading, would leave the others
+    ``partial``: a file that is missing is no error, it is still to be fetched. Reads headers only, so a terabyte takes a second; a rank that fails later, in the middle of loading, would leave the others
     waiting and name no file.
     """
     index = Path(folder, "model.safetensors.index.json")
@@ -106,6 +114,8 @@ def check_shards(folder: str | os.PathLike[str]) -> None:
         promised = {path.name: set() for path in Path(folder).glob("*.safetensors")}
     for name, tensors in sorted(promised.items()):
         path = Path(folder, name)
+        if not path.is_file() and partial:
+            continue
         if not path.is_file():
             raise ValueError(f"the weight file {name} is missing in {os.fspath(folder)!r}: fetch the checkpoint again")
         problem = _problem(path, tensors)

@@ -19,7 +19,7 @@ import tiny
 from moe_steer import load_model
 from moe_steer.backends import BACKENDS
 from moe_steer.backends.autoep import PRESETS
-from moe_steer.backends.checkpoint import check_shards
+from moe_steer.backends.checkpoint import cached_folder, check_shards
 from moe_steer.backends.choose import choose, refusal
 from moe_steer.backends.engine import settings, zero3_section
 from moe_steer.backends.fp8 import whole_blocks
@@ -219,3 +219,21 @@ def test_fp8_codes_are_not_cast_while_an_engine_is_made() -> None:
         assert model.bfloat16() is model.half() is model.float() is model
     assert model.weight.dtype == torch.float8_e4m3fn
     assert model.bfloat16().weight.dtype == torch.bfloat16, "outside it casts as ever"
+
+
+def test_a_torn_shard_in_the_hubs_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--someone--model" / "snapshots" / "abc"
+    tiny.deepseek_v3().save_pretrained(snapshot)
+    (tmp_path / "models--someone--model" / "refs").mkdir()
+    (tmp_path / "models--someone--model" / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    assert cached_folder("someone/model", None) == str(snapshot)
+    assert cached_folder("someone/else", None) is None
+    check_shards(snapshot, partial=True)
+    weights = snapshot / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(
+        ValueError, match=r"the weight file model.safetensors in .*snapshots/abc' is damaged .*fetch it again"
+    ):
+        load_model("someone/model", backend="plain")
