@@ -135,7 +135,7 @@ def figures(findings: OverthinkingFindings) -> dict[str, str]:
     curves = {arm.name: [_place(arm)] for arm in comparison.arms if arm.name != BASELINE}
     result = {"Accuracy against thinking, test problems": frontier(curves, _place(comparison.arm(BASELINE)))}
     sweep = findings.sweep
-    if sweep is not None:
+    if sweep is not None and findings.settings:
         tried: dict[str, list[Place]] = {}
         for setting in findings.settings:
             layer = f" L{setting.layer}" if setting.layer is not None else ""

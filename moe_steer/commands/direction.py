@@ -249,8 +249,9 @@ class MakeDirection:
                 right = {
                     f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}" for row in grade_run(path) if row.correct
                 }
-                print(f"{path}: {len(right)} of {len(traces)} answers are right, the others are left out")
-                traces = [trace for trace in traces if trace.trace_id in right]
+                kept = [trace for trace in traces if trace.trace_id in right]
+                print(f"{path}: {len(kept)} of {len(traces)} answers are right, the others are left out")
+                traces = kept
             found += traces
         return found
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import sae_files as files
 from moe_steer.saes import SAE, load_sae, save_sae
+from moe_steer.saes.files import read_npz
 from moe_steer.saes.reading import FORMATS
 
 
@@ -283,6 +284,14 @@ def test_wrong_paths_and_damaged_files(tmp_path: Path) -> None:
     (path.parent / "cfg.json").write_text("{")
     with pytest.raises(ValueError, match="cfg.json is not JSON"):
         load_sae(path.parent)
+
+
+def test_a_gemma_scope_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.npz"
+    np.savez(path, W_enc=np.zeros((40, 80), dtype=np.float32))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="params.npz cannot be read as npz: File is not a zip file"):
+        read_npz(path)
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
