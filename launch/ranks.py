@@ -44,12 +44,12 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
-    def wait_while_growing(self, folder: Path, waited: float | None = None) -> None:
+    def wait_while_growing(self, folder: Path) -> None:
         """Wait until every rank has come here, as long as files in ``folder`` grow: one rank may have far more left to sample
-        than a collective's patience. RuntimeError when for ``waited`` seconds (default ``wait_seconds``) nothing was written."""
+        than a collective's patience. RuntimeError when for ``wait_seconds`` nothing was written."""
         if self.world_size == 1:
             return
-        patience = wait_seconds() if waited is None else waited
+        patience = wait_seconds()
         store = dist.distributed_c10d._get_default_store()
         call = store.add(f"moe_steer/calls/{self.rank}", 1)  # all ranks come here equally often
         key = f"moe_steer/there/{call}"

@@ -186,7 +186,7 @@ class _Work:
                 break
         if self.run.activations + self.cache > self.limit // 4:
             found.append("a smaller --batch or --context")
-        if not self.fp8:
+        if not self.fp8 and not is_fp8(self.config):  # one that is expanded here is FP8 already
             found.append("an FP8 checkpoint with tp_ep")
         if not self.offload:
             found.append("zero3 with --offload cpu")
