@@ -151,9 +151,10 @@ def refuse_several_ranks(program: str, instead: str) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process. One of several ranks ends at once: gloo's threads now and then abort the interpreter's own way out,
-    and the launcher would take that for a failure of a run that is already written."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """End this process. Where ranks have met, at once: gloo's threads now and then abort the interpreter's own way out
+    ("terminate called without an active exception"), and the launcher would take that for a failure of a run that is
+    already written."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized():
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -70,6 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code("moe-steer", command.run, "started again")
 
 
+def program() -> None:
+    """``main`` as a process of its own: where ranks have met, it ends as the jobs of launch/ do."""
+    code = main()
+    if "WORLD_SIZE" in os.environ:  # else no group was made, and the libraries that make one need not be read
+        from launch.ranks import leave
+
+        leave(code)
+    sys.exit(code)
+
+
 def _overview() -> str:
     width = max(map(len, (*COMMANDS, *JOBS)))
     does = {name: (_command(name).__doc__ or "").strip().splitlines()[0] for name in COMMANDS}
@@ -92,4 +102,4 @@ def _command(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

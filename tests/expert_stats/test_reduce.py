@@ -14,7 +14,7 @@ from stats_helpers import random_counts, signature
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
-import sys
+import os, sys
 import torch.distributed as dist
 from expert_stats import RoutingCounts, reduce_counts
 
@@ -27,6 +27,8 @@ except ValueError as error:
     print(error)
 dist.barrier()
 dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # gloo's threads now and then abort the interpreter's own way out
 """
 
 

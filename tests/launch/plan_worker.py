@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from launch import sharded
-from launch.ranks import Ranks, ranks_of_this_run
+from launch.ranks import Ranks, leave, ranks_of_this_run
 from launch.sharded import agree_on_plan, refuse_different
 from moe_steer.plan import ExpertGain, ResidualVector, SteeringPlan
 
@@ -63,3 +63,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

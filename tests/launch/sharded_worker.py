@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from expert_stats import MarkerSet, Trace
 from expert_stats.collect import collect_counts
-from launch.ranks import Ranks, ranks_of_this_run
+from launch.ranks import Ranks, leave, ranks_of_this_run
 from launch.sharded import agree_on_plan, collect_over_ranks
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, steer
 from moe_steer.backends.in_step import in_step
@@ -161,3 +161,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

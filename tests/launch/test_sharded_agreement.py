@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from expert_stats import RoutingCounts
 from launch.ranks import Ranks, refuse_several_ranks, wait_seconds
 from launch.sharded import refuse_different
-from moe_steer.cli import main
+from moe_steer.cli import main, program
 from rank_processes import ROOT, run_ranks
 
 
@@ -45,6 +47,19 @@ def test_collect_on_two_ranks_writes_what_one_writes(
     one, two = (RoutingCounts.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert one.num_traces == two.num_traces == 16
     assert all((one.arrays[key] == array).all() for key, array in two.arrays.items())
+
+
+def test_a_rank_of_the_command_line_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(sys, "argv", ["moe-steer", "--help"])
+    for number, at_once in (("1", []), ("2", [0])):
+        ended.clear()
+        monkeypatch.setenv("WORLD_SIZE", number)
+        with pytest.raises(SystemExit):
+            program()
+        assert ended == at_once, "several ranks: not by the interpreter's way out, which gloo's threads may abort"
+    assert 'moe-steer = "moe_steer.cli:program"\n' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_what_is_one_process_is_refused_on_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
