@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,24 @@ from moe_steer.observe import observe_residual
 
 if TYPE_CHECKING:
     from moe_steer.saes import SAE, SAEFit
+
+
+def contrast_fits(
+    model: Any, sequences: Sequence[MarkedSequence], saes: Mapping[int, SAE], *, batch_tokens: int | None = None
+) -> dict[int, SAEFit]:
+    """Layer -> fit of its SAE, as ``measure_contrast_fit`` measures it. ValueError for one that explains nothing."""
+    from moe_steer.saes.fit import refuse_unexplained
+
+    fits = {}
+    for layer, sae in saes.items():
+        fits[layer] = measure_contrast_fit(model, sequences, layer, sae, batch_tokens=batch_tokens)
+        refuse_unexplained(fits[layer], layer)
+    return fits
+
+
+def fit_notes(fits: Mapping[int, SAEFit]) -> dict[str, Any]:
+    """What a direction's header says of the SAEs' fit: sae_fit_LAYER."""
+    return {f"sae_fit_{layer}": fit.to_dict() for layer, fit in fits.items()}
 
 
 def measure_contrast_fit(

@@ -28,7 +28,7 @@ from moe_steer.observe import observe_residual
 if TYPE_CHECKING:
     from moe_steer.saes.sae import SAE
 
-__all__ = ["MarkedSequence", "collect_contrast"]
+__all__ = ["MarkedSequence", "collect_contrast", "data_digest"]
 
 
 def collect_contrast(
@@ -86,7 +86,6 @@ def collect_contrast(
             done += sum(len(row.members) for row in batch)
             if progress is not None:
                 progress(done, sum(len(row.members) for batch in todo for row in batch))
-    data = sum(item.digest() for item in kept) % HASH_MODULUS
     return {
         layer: Contrast(
             layer=layer,
@@ -94,13 +93,18 @@ def collect_contrast(
             negative=one.sides[1].moments(),
             model=shape.to_dict(),
             sae=describe_sae(saes[layer]) if layer in saes else None,
-            data=data,
+            data=data_digest(kept),
             num_left_out=num_left_out,
             pairs=one.pair_moments(),
             notes=dict(notes or {}),
         )
         for layer, one in sorted(sums.items())
     }
+
+
+def data_digest(sequences: Sequence[MarkedSequence]) -> int:
+    """``Contrast.data`` of these sequences; pairs of which one side is empty do not count."""
+    return sum(item.digest() for item in whole_pairs(sequences)[0]) % HASH_MODULUS
 
 
 class _LayerSums:

@@ -49,6 +49,15 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
+def text_notes(tokenizer: Any) -> dict[str, Any]:
+    """What a direction's header says of how its texts became tokens: sha256 of the vocabulary and of the chat template."""
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    return {
+        "tokenizer_sha256": tokenizer_digest(tokenizer),
+        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+    }
+
+
 def word_edges(tokenizer: Any) -> WordEdges | None:
     """Which tokens continue a word; None for a tokenizer whose tokens are always whole words."""
     texts = {token_id: token.translate(_SPACES) for token, token_id in tokenizer.get_vocab().items() if token}

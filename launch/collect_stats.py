@@ -83,11 +83,19 @@ class CollectOptions:
     local_rank: LocalRank = 0
 
     def __post_init__(self) -> None:
+        from expert_stats.markers import POSITIONS
         from expert_stats.npmi import MISSING_MARKER, ZERO_JOINT
+        from expert_stats.sites import BASES
         from launch.wiring import parse_coefficients
 
         check_counts(self, ("top", "part", "tokens_per_batch", "min_support"))
-        for name, allowed in (("zero_joint", ZERO_JOINT), ("missing_marker", MISSING_MARKER)):
+        allowed_values = (
+            ("zero_joint", ZERO_JOINT),
+            ("missing_marker", MISSING_MARKER),
+            ("base", BASES),
+            ("position", POSITIONS),
+        )
+        for name, allowed in allowed_values:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         for name in parse_coefficients(self.coefficients):

@@ -39,6 +39,7 @@ from launch.shared_options import (
     check_num_problems,
     config_of,
     load_asked,
+    refuse_idle_drawing,
 )
 from launch.start import start
 from reasoning_evals.decoding.ban import NOWAIT_WORDS
@@ -47,6 +48,12 @@ from reasoning_evals.run_folder import RUN_FILE, read_run
 from reasoning_evals.whole_files import write_whole
 
 LAB_PROBLEMS = 240
+_READ_BY = {
+    "switch_words": ("tip", "tip-close"),
+    "ban_words": ("nowait",),
+    "thinking_prompt": ("prompt-before", "prompt-after"),
+}
+"""Option -> the rules that follow it."""
 OPTIONS = "evaluate_options"
 """Where run.json keeps the options."""
 
@@ -65,8 +72,8 @@ class EvaluateOptions:
     data_dir: DataDir = None
     num_problems: int | None = None
     """The first so many problems; default all of a file or task, 240 of the lab."""
-    samples: int = 4
-    """Samples a problem and arm."""
+    samples: int | None = None
+    """Samples a problem and arm; default 4."""
     greedy: Greedy = False
     switch_words: tuple[str, ...] = ("Alternatively",)
     """Words that tip penalises."""
@@ -98,12 +105,20 @@ class EvaluateOptions:
         for field in ("switch_words", "ban_words"):
             if not getattr(self, field) or not all(word.strip() for word in getattr(self, field)):
                 raise ValueError(f"{field} are {list(getattr(self, field))}: give at least one word, and no empty one")
+        if self.greedy:
+            refuse_idle_drawing(self)
+        kinds = {rule.kind for word in self.arms for rule in parse_arm(word)}
+        for name, readers in _READ_BY.items():
+            if getattr(self, name) != getattr(EvaluateOptions, name) and not set(readers) & kinds:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for the arms {', '.join(readers)}, and none is asked for: leave it out"
+                )
         self.job()
 
     @property
     def num_samples(self) -> int:
         """Samples a problem and arm."""
-        return 1 if self.greedy else self.samples
+        return 1 if self.greedy else self.samples or 4
 
     @property
     def reference(self) -> int:
@@ -112,7 +127,7 @@ class EvaluateOptions:
 
     def job(self) -> Options:
         """The same settings as the main job's, where it has them; ValueError as there."""
-        return Options.like(self, name=self.name or self._default_name, samples=None if self.greedy else self.samples)
+        return Options.like(self, name=self.name or self._default_name)
 
     @property
     def _default_name(self) -> str:
@@ -135,7 +150,9 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     if options.problems == "lab":
         problems = load_task("lab", split="test", num=options.num_problems or LAB_PROBLEMS, seed=options.seed)
     else:
-        problems = load_task(options.problems, data_dir=options.data_dir)[: options.num_problems]
+        problems = load_task(options.problems, data_dir=options.data_dir)
+        refuse_fewer(problems, options.num_problems, options.problems)
+        problems = problems[: options.num_problems]
     model, tokenizer = load_asked(options)
     words = Words(options.switch_words, options.ban_words, options.thinking_prompt)
     built = [build_arm(word, model, tokenizer, plans.get(word), words) for word in options.arms]
@@ -156,6 +173,14 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
         print(publish(options, rows, silent, bench.folder))
     if options.strict and (silent := ranks.agree(silent)):
         raise RuntimeError("; ".join(silent))
+
+
+def refuse_fewer(problems: Sequence[Any], wanted: int | None, source: str) -> None:
+    """ValueError for fewer problems than were asked for, or than a comparison needs."""
+    if len(problems) < (wanted or 2):
+        raise ValueError(
+            f"{source!r} holds {len(problems)} problems, {wanted or 'at least 2'} are wanted: give more, or lower --num-problems"
+        )
 
 
 def record_options(options: EvaluateOptions, folder: Path) -> None:

@@ -20,6 +20,8 @@ from launch.shared_options import (
     TopP,
     TrustRemoteCode,
     check_counts,
+    check_drawing,
+    check_num_problems,
     config_of,
 )
 from moe_steer.lab import EMBEDDED
@@ -115,6 +117,8 @@ class Options:
         check_counts(
             self, ("samples", "num_identification", "num_tuning", "num_test", "top", "max_new_tokens", "batch_size")
         )
+        check_drawing(self.temperature, self.top_p)
+        check_num_problems(self.num_test, "num_test")
         if (self.gpus is not None or self.gpu_gib is not None) and not self.dry_run:
             raise ValueError(
                 "--gpus and --gpu-gib describe a machine for --dry-run: give --dry-run too, or leave them out"

@@ -33,9 +33,9 @@ def problem_sets(options: Options) -> ProblemSets:
     sets = ProblemSets(*(made.get(part, []) for part in PARTS))
     for part in PARTS if not options.given_plan else ("test",):
         if not made.get(part):
-            raise ValueError(
-                f"{options.problems!r} leaves no {part} problems: give more problems, or a plan with --plan or --preset"
-            )
+            raise ValueError(f"{options.problems!r} leaves no {part} problems: give more problems")
+    if len(sets.test) < 2:
+        raise ValueError(f"{options.problems!r} leaves 1 test problem, and a comparison needs 2: give more problems")
     refuse_overlap(sets)
     return sets
 

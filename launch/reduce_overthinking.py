@@ -17,7 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.overthinking.options import METHODS, RESIDUAL_METHODS, SAE_METHODS, OverthinkingOptions, methods_of
+from launch.overthinking.options import (
+    METHODS,
+    RESIDUAL_METHODS,
+    SAE_METHODS,
+    OverthinkingOptions,
+    methods_of,
+    refuse_unread,
+)
 from launch.ranks import Ranks, leave
 from launch.shared_options import load_asked
 from launch.start import start
@@ -34,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     """The whole job, step by step, in the folder of the options."""
     from launch.overthinking import settings as trying
-    from launch.overthinking.directions import FOLDER, files_digest, make_directions
+    from launch.overthinking.directions import FOLDER, files_digest, fit_line, made_headers, make_directions, sae_fit
     from launch.overthinking.findings import OverthinkingFindings, publish
     from launch.problem_sets import problem_sets
     from launch.sharded import record_start, refuse_different
@@ -44,6 +51,7 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
 
     job = options.job()
     sets = problem_sets(job)
+    refuse_unread(options, methods_of(options, options.names_sae)[0])
     model, tokenizer = load_asked(options)
     layers = options.tried_layers(model_shape(model).num_layers)
     sae = read_sae(options, model)
@@ -62,6 +70,8 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     )
     ranks.say(f"2/4  directions at layers {', '.join(map(str, layers))}")
     files = make_directions(bench, found, [m for m in methods if m in RESIDUAL_METHODS], layers, sae, options)
+    if fit := sae_fit(made_headers(folder / FOLDER, files)):
+        ranks.say(f"     {fit_line(fit)}")
     refuse_different("the directions", files_digest(folder / FOLDER, files), ranks)
     settings = trying.all_settings(methods, files, found, options)
     ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing among {len(settings)} settings")
@@ -94,18 +104,21 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
 def read_sae(options: OverthinkingOptions, model: Any) -> SAE | None:
     """The SAE of --sae, or the dense lab model's own; ValueError when it does not fit the model."""
     from moe_steer.lab import LAB_SAE
+    from moe_steer.layers import unwrap
     from moe_steer.saes import check_fits, load_sae
+    from moe_steer.saes.reading import layers_among
 
     wanted = SAE_METHODS.intersection(options.methods or METHODS)
     path = options.sae or (str(LAB_SAE) if options.model == "lab-dense" else None)
     if path is None or not wanted:
         return None
-    sae = load_sae(path)
-    layer = sae.about.layer if options.sae_layer is None else options.sae_layer
-    if layer is None:
+    if options.sae_layer is None and (layers := layers_among(path)):
+        raise ValueError(f"{path} holds the SAEs of layers {', '.join(map(str, layers))}: choose one with --sae-layer")
+    sae = load_sae(path, layer=options.sae_layer)
+    if sae.about.layer is None:
         raise ValueError(f"{path} does not say which layer its SAE reads: give --sae-layer")
-    check_fits(sae, model, layer)
-    return load_sae(path, layer=layer)
+    check_fits(sae, model, sae.about.layer)
+    return sae.to(device=unwrap(model).get_input_embeddings().weight.device)
 
 
 def _sampled(job: Any) -> Any:

@@ -41,12 +41,12 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
     model, tokenizer = load_asked(options)
     tasks = safety_tasks(options, tokenizer)
     sae = read_sae(options, model)
+    judges = _Judges(options) if ranks.is_main else None
     folder = Path(options.folder)
     if ranks.is_main:
         found = {"pairs_sha256": pairs_digest(pairs), "sae_sha256": sae.about.sha256 if sae else None}
         open_run(folder, options.config() | found)
     ranks.barrier()
-    judges = _Judges(options) if ranks.is_main else None
     ranks.say(f"1/3  directions at layer {options.layer} from {len(pairs)} pairs")
     made = make_directions(options, ranks, model, tokenizer, pairs, sae, folder)
     if made.fit is not None:

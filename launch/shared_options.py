@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from math import isfinite
 from typing import Annotated, Any
 
 from tyro.conf import arg
@@ -40,10 +41,29 @@ def check_counts(options: Any, names: Collection[str]) -> None:
             raise ValueError(f"{name} is {value}: give a whole number >= 1")
 
 
-def check_num_problems(num_problems: int | None) -> None:
+def check_drawing(temperature: float, top_p: float) -> None:
+    """ValueError for numbers that no token can be drawn by, before any folder is claimed."""
+    if not (isfinite(temperature) and temperature > 0):
+        raise ValueError(
+            f"temperature is {temperature:g}: give a number above 0 (--greedy takes the most likely token)"
+        )
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p:g}: give a share above 0, up to 1 (1 keeps every token)")
+
+
+def refuse_idle_drawing(options: Any) -> None:
+    """ValueError for a temperature or a top-p that greedy decoding would not follow."""
+    for name in ("temperature", "top_p"):
+        if getattr(options, name) != getattr(type(options), name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} {getattr(options, name):g} would change nothing: the most likely token is taken at each step"
+            )
+
+
+def check_num_problems(num_problems: int | None, name: str = "num_problems") -> None:
     """ValueError for fewer problems than a comparison needs."""
     if num_problems is not None and num_problems < 2:
-        raise ValueError(f"num_problems is {num_problems}: give at least 2, a comparison needs them")
+        raise ValueError(f"{name} is {num_problems}: give at least 2, a comparison needs them")
 
 
 def config_of(options: Any, left_out: Collection[str] = ELSEWHERE) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from scipy import stats
 from reasoning_evals.comparison import ArmSummary, Difference
 from reasoning_evals.grading_pass import GradeRow
 from reasoning_evals.repeats import longest_repeat, loop_at_end
-from reasoning_evals.verdicts import points
+from reasoning_evals.verdicts import NO_INTERVAL, points
 
 SHORTER_HELD, SHORTER_OPEN, SHORTER_LOST = (
     "shorter, accuracy held",
@@ -98,10 +98,12 @@ def efficiency(
         if accuracy.high == low:  # no problem changed: that says little about few problems
             low = accuracy.mean - (1 - 0.05 ** (1 / len(a_P)))
         verdict = SHORTER_HELD if low > -margin else SHORTER_OPEN
+    between = f"{points(accuracy.low)} to {points(accuracy.high)}"
+    if accuracy.low == accuracy.high:
+        between = f"{NO_INTERVAL}: all problems moved alike"
     sentence = (
         f"{arm}: {verdict}. Thinking tokens {percent_change(ratio.value)} ({percent_change(ratio.low)} to "
-        f"{percent_change(ratio.high)}), accuracy {points(accuracy.mean)} points ({points(accuracy.low)} to "
-        f"{points(accuracy.high)})."
+        f"{percent_change(ratio.high)}), accuracy {points(accuracy.mean)} points ({between})."
     )
     return Efficiency(arm=arm, tokens=ratio, accuracy=accuracy, verdict=verdict, sentence=sentence)
 

@@ -81,6 +81,8 @@ def test_overview_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "--out", "g", "--plan", "out_of_range.json"], "expert 99 at layer 1 does not exist"),
         (["generate", "--out", "g", "--model", "empty_folder"], "holds no config.json"),
         (["generate", "--out", "g", "--model", "broken_model"], "model.safetensors in 'broken_model' is damaged"),
+        (["generate", "--out", "g", "--greedy", "--samples", "2"], "the same answer every time: leave --samples 2 out"),
+        (["generate", "--out", "g", "--greedy", "--temperature", "0.3"], "--temperature 0.3 would change nothing"),
         (["generate", "--out", "g", "--problems", "torn.jsonl"], "torn.jsonl:2: not JSON"),
         (["collect", "--out", "c.safetensors", "--traces", "torn_traces.jsonl"], "torn_traces.jsonl"),
         (["compare", "--baseline", "empty_folder"], "is not a run folder"),

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from expert_stats import Trace
+from expert_stats.contrast_fit import contrast_fits, fit_notes
 from expert_stats.contrast_sequences import MarkedSequence
 from expert_stats.contrast_sites import concise_and_verbose, decision_sites, thought_pairs
 from expert_stats.contrasts import collect_contrast
+from expert_stats.token_forms import text_notes
 from launch.overthinking.options import PAIR_METHODS, OverthinkingOptions
 from launch.steps import Bench
 from launch.wiring import traces_of
 from moe_steer.backends.in_step import in_step
-from moe_steer.directions import Contrast, Direction, all_atoms, caa, single_atom, sta
-from moe_steer.saes import SAE
+from moe_steer.directions import Direction, all_atoms, caa, report_atoms, single_atom, sta
+from moe_steer.saes import SAE, SAEFit
 from reasoning_evals.grading_pass import GradeRow
 from reasoning_evals.run_folder import read_generations
 from reasoning_evals.whole_files import write_whole
 
 FOLDER = "directions"
 INDEX = "index.json"
+ATOMS = "atoms.md"
 LENGTH_RATIO = 1.5
 """A verbose thought is at least so many times as long as the concise one of the same problem."""
 
@@ -38,8 +41,8 @@ def make_directions(
 ) -> dict[str, list[tuple[int, str]]]:
     """Method -> (layer, file name), files in the run's folder of directions; made once, read again on a later start.
 
-    caa and decision for every layer, the methods that need an SAE for the SAE's layer. ValueError when the answers hold no pair
-    or no decision.
+    caa and decision for every layer, the methods that need an SAE for the SAE's layer, with a table of their atoms in atoms.md.
+    ValueError when the answers hold no pair or no decision, and for an SAE that explains nothing.
     """
     folder = bench.folder / FOLDER
     index = folder / INDEX
@@ -48,15 +51,18 @@ def make_directions(
     folder.mkdir(parents=True, exist_ok=True)
     traces = _right_traces(bench, rows)
     made: list[tuple[str, Direction]] = []
+    reports: list[str] = []
     with in_step(bench.model):
         if any(method in PAIR_METHODS for method in methods):
-            made += _from_pairs(bench, traces, methods, layers, sae, options)
+            of_pairs, reports = _from_pairs(bench, traces, methods, layers, sae, options)
+            made += of_pairs
         if "decision" in methods:
             sequences = decision_sites(traces, bench.tokenizer, switch_words=options.switch_words)
             _refuse_empty(
                 sequences, f"no thought stops and goes on at {', '.join(options.switch_words)}: name its words"
             )
-            contrasts = collect_contrast(bench.model, sequences, layers, weight="token")
+            notes = {"contrast": "decisions", "switch_words": list(options.switch_words), **text_notes(bench.tokenizer)}
+            contrasts = collect_contrast(bench.model, sequences, layers, weight="token", notes=notes)
             made += [("decision", caa(contrasts[layer])) for layer in layers]
     files: dict[str, list[tuple[int, str]]] = {}
     for method, direction in made:
@@ -66,6 +72,8 @@ def make_directions(
         files.setdefault(method, []).append((direction.layer, name))
     ordered = {method: files[method] for method in methods if method in files}
     if bench.ranks.is_main:
+        if reports:
+            write_whole(folder / ATOMS, "\n".join(reports))
         write_whole(index, json.dumps(ordered, indent=1) + "\n")
     bench.ranks.barrier()
     return ordered
@@ -77,6 +85,26 @@ def read_index(folder: Path) -> dict[str, list[tuple[int, str]]]:
     return {method: [(int(layer), str(file)) for layer, file in entries] for method, entries in found.items()}
 
 
+def sae_fit(headers: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], SAEFit] | None:
+    """The SAE that the directions with these headers were read by, and its fit on their texts; None where none was."""
+    for header in headers:
+        sae = header.get("sae")
+        if sae and (noted := header.get("notes", {}).get(f"sae_fit_{sae['layer']}")):
+            return sae, SAEFit(**noted)
+    return None
+
+
+def fit_line(found: tuple[Mapping[str, Any], SAEFit]) -> str:
+    """What ``sae_fit`` found, in a sentence."""
+    sae, fit = found
+    return f"the SAE of layer {sae['layer']} on this model: {fit}"
+
+
+def made_headers(folder: Path, files: Mapping[str, Sequence[tuple[int, str]]]) -> list[Mapping[str, Any]]:
+    """Headers of the direction files."""
+    return [Direction.load(folder / name).header for entries in files.values() for _, name in entries]
+
+
 def _from_pairs(
     bench: Bench,
     traces: Sequence[Trace],
@@ -84,7 +112,8 @@ def _from_pairs(
     layers: Sequence[int],
     sae: SAE | None,
     options: OverthinkingOptions,
-) -> list[tuple[str, Direction]]:
+) -> tuple[list[tuple[str, Direction]], list[str]]:
+    """(method and direction), and a report of the atoms of each one that has some."""
     sequences = thought_pairs(concise_and_verbose(traces, min_ratio=LENGTH_RATIO))
     _refuse_empty(
         sequences,
@@ -96,17 +125,24 @@ def _from_pairs(
         assert sae.about.layer is not None
         saes[sae.about.layer] = sae
         wanted.add(sae.about.layer)
-    contrasts = collect_contrast(bench.model, sequences, sorted(wanted), saes=saes)
+    fits = contrast_fits(bench.model, sequences, saes)
+    notes = {"contrast": "thoughts", **text_notes(bench.tokenizer), **fit_notes(fits)}
+    contrasts = collect_contrast(bench.model, sequences, sorted(wanted), saes=saes, notes=notes)
     made = [("caa", caa(contrasts[layer])) for layer in layers] if "caa" in methods else []
+    reports = []
     for layer, one in saes.items():
-        contrast: Contrast = contrasts[layer]
-        if "sta" in methods:
-            made.append(("sta", sta(contrast, one, keep=options.keep)))
-        if "sae" in methods:
-            made.append(("sae", all_atoms(contrast, one)))
-        if "atom" in methods:
-            made.append(("atom", single_atom(contrast, one)))
-    return made
+        contrast = contrasts[layer]
+        by_atoms = {
+            "sta": lambda c=contrast, s=one: sta(c, s, keep=options.kept),
+            "sae": lambda c=contrast, s=one: all_atoms(c, s),
+            "atom": lambda c=contrast, s=one: single_atom(c, s),
+        }
+        for method, make in by_atoms.items():
+            if method in methods:
+                direction = make()
+                made.append((method, direction))
+                reports.append(report_atoms(direction, contrast, one))
+    return made, reports
 
 
 def _right_traces(bench: Bench, rows: Sequence[GradeRow]) -> list[Trace]:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from launch.firing import silent_arms
+from launch.overthinking.directions import fit_line, sae_fit
 from launch.overthinking.options import OverthinkingOptions
 from launch.overthinking.settings import BASELINE, Choice, Setting
 from launch.results_file import write_results
 from launch.rounding import rounded
 from moe_steer.directions import Direction
+from moe_steer.saes import SAEFit
+from moe_steer.saes.fit import POOR_FIT
 from reasoning_evals import compare_arms
 from reasoning_evals.compare import Comparison, Tuning
 from reasoning_evals.comparison import ArmSummary
@@ -87,6 +90,21 @@ class OverthinkingFindings:
         plans = {method: choice.setting.plan(self.folder / "directions") for method, choice in self.choices.items()}
         return silent_arms({BASELINE: None, **plans}, BASELINE, self.folder / "test")
 
+    @cached_property
+    def sae_fit(self) -> tuple[Mapping[str, Any], SAEFit] | None:
+        """The SAE and its fit on the texts of the pairs, where one took part."""
+        return sae_fit(direction.header for direction in self.directions.values())
+
+    def warnings(self) -> list[str]:
+        """What a reader has to know before the numbers, one sentence each."""
+        found = self.silent_arms()
+        if self.sae_fit and self.sae_fit[1].fraction_variance_unexplained > POOR_FIT:
+            share = self.sae_fit[1].fraction_variance_unexplained
+            found.append(
+                f"the SAE leaves {share:.2f} of this model's variance unexplained: its atoms say little about the model"
+            )
+        return found
+
     def results(self) -> dict[str, Any]:
         """The content of results.json: no time, path or machine in it, so that equal seeds give equal bytes."""
         return {
@@ -100,7 +118,8 @@ class OverthinkingFindings:
                 for method, choice in self.choices.items()
             },
             "left_out": list(self.left_out),
-            "warnings": self.silent_arms(),
+            "warnings": self.warnings(),
+            "sae_fit": self.sae_fit and self.sae_fit[1].to_dict(),
             "directions": {method: direction.header for method, direction in self.directions.items()},
             "tuning": self.sweep.to_dict() if self.sweep else None,
             "comparison": self.comparison.to_dict(),
@@ -165,6 +184,8 @@ def facts(findings: OverthinkingFindings) -> dict[str, str]:
         "Verdicts": f"held: accuracy interval above -{100 * MARGIN:g} points; lost: below 0; not settled: neither",
         "Columns": "loops: end in a loop; repeated: longest stretch that occurs twice, as a share of the answer",
     }
+    if findings.sae_fit:
+        result["SAE"] = fit_line(findings.sae_fit)
     unmoved = [one.arm for one in findings.efficiencies if one.accuracy.low == one.accuracy.high]
     if unmoved:
         result["Read with care"] = (
@@ -172,7 +193,7 @@ def facts(findings: OverthinkingFindings) -> dict[str, str]:
         )
     for number, sentence in enumerate(findings.left_out, 1):
         result[f"Left out {number}"] = sentence
-    for number, warning in enumerate(findings.silent_arms(), 1):
+    for number, warning in enumerate(findings.warnings(), 1):
         result[f"Warning {number}"] = warning
     return result
 
@@ -228,7 +249,7 @@ def choice_table(findings: OverthinkingFindings) -> Table:
                 else f"{setting.label} (no setting met the rule; of all, this one is most often right)",
                 setting.scope or "–",
                 "–" if cosine is None else minus(f"{cosine:.3f}"),
-                str(len(header.get("atoms") or ()) or "–"),
+                str(header.get("num_atoms", "–")),
             )
         )
     return Table(head=("method", "setting", "acts at", "cosine with CAA", "atoms"), rows=tuple(rows))
@@ -245,6 +266,11 @@ def summary(findings: OverthinkingFindings) -> str:
             f"{100 * thoughts.repetition:4.1f}% repeated"
         )
     lines += [one.sentence for one in findings.efficiencies]
-    lines += [*findings.left_out, *(f"WARNING: {warning}" for warning in findings.silent_arms())]
+    for method, choice in findings.choices.items():
+        if not choice.within_margin:
+            lines.append(
+                f"{method}: no setting met the rule on the tuning problems; {choice.setting.label}, most often right of them, was tested"
+            )
+    lines += [*findings.left_out, *(f"WARNING: {warning}" for warning in findings.warnings())]
     lines.append(f"report: {Path(findings.folder, 'report.html')}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Annotated, Any
@@ -53,22 +54,24 @@ class OverthinkingOptions:
     """Layer of the SAE, where its file does not say it."""
     layers: tuple[int, ...] = ()
     """Layers tried by caa and decision; default the ones at 60% and 80% of the depth."""
-    strengths: tuple[float, ...] = (0.1, 0.2)
-    """Strengths tried of the directions from pairs, as shares of the residual stream's mean norm at the layer."""
-    decision_strengths: tuple[float, ...] = (0.1, 0.2, 0.4)
-    """Strengths tried of the decision direction, in the same unit."""
-    scope: str = "thought"
-    """Tokens at which the directions from pairs act."""
-    decision_scope: str = "step_end"
-    """Tokens at which the decision direction acts."""
-    keep: float = 0.02
-    """Share of the SAE's atoms that STA keeps."""
+    strengths: tuple[float, ...] | None = None
+    """Strengths tried of the directions from pairs, as shares of the residual stream's mean norm at the layer; default 0.1
+    and 0.2, with --quick 0.2."""
+    decision_strengths: tuple[float, ...] | None = None
+    """Strengths tried of the decision direction, in the same unit; default 0.1, 0.2 and 0.4, with --quick 0.2 and 0.4."""
+    scope: str | None = None
+    """Tokens at which the directions from pairs act; default thought."""
+    decision_scope: str | None = None
+    """Tokens at which the decision direction acts; default step_end."""
+    keep: float | None = None
+    """Share of the SAE's atoms that STA keeps; default 0.02."""
     switch_words: tuple[str, ...] = ("Wait", "Alternatively", "Hmm")
     """Words that open another attempt: the decision direction contrasts them with </think>."""
-    concise_prompt: str = CONCISE_PROMPT
-    """What the concise-prompt arm adds to the question."""
-    budgets: tuple[float, ...] = (0.25, 0.5, 0.75)
-    """Thinking budgets tried, as quantiles of the unsteered thoughts' lengths on the identification problems."""
+    concise_prompt: str | None = None
+    """What the concise-prompt arm adds to the question; default "Be brief."."""
+    budgets: tuple[float, ...] | None = None
+    """Thinking budgets tried, as quantiles of the unsteered thoughts' lengths on the identification problems; default 0.25,
+    0.5 and 0.75, with --quick 0.25 and 0.5."""
     margin: float = 1.0
     """Accuracy, in points, that a setting may lose on the tuning problems and still be chosen."""
     samples_identification: int = 4
@@ -116,7 +119,7 @@ class OverthinkingOptions:
         if not self.methods and self.methods is not None:
             raise ValueError(f"methods is empty: give at least one of {', '.join(METHODS)}")
         needing = sorted(SAE_METHODS.intersection(self.methods or ()))
-        if needing and self.sae is None and self.model != "lab-dense":
+        if needing and not self.names_sae:
             raise ValueError(
                 f"method {needing[0]} reads a direction by an SAE: give --sae, or train one with 'moe-steer train-sae'"
             )
@@ -124,30 +127,35 @@ class OverthinkingOptions:
             raise ValueError(f"--sae is for {', '.join(sorted(SAE_METHODS))}, and none is asked for: leave it out")
         if self.sae_layer is not None and self.sae is None:
             raise ValueError(f"--sae-layer {self.sae_layer} says where the SAE of --sae belongs: give --sae too")
-        if not 0 < self.keep <= 1:
+        if not 0 < self.kept <= 1:
             raise ValueError(f"keep is {self.keep}: give a share above 0, at most 1")
         for field in ("strengths", "decision_strengths"):
             values = getattr(self, field)
-            if (
+            if values is not None and (
                 not values
                 or len(set(values)) != len(values)
                 or any(not value or not isfinite(value) for value in values)
             ):
                 raise ValueError(f"{field} are {list(values)}: give different numbers other than 0")
-        if not self.budgets or any(not 0 < share < 1 for share in self.budgets):
+        if self.budgets is not None and (not self.budgets or any(not 0 < share < 1 for share in self.budgets)):
             raise ValueError(f"budgets are {list(self.budgets)}: give quantiles between 0 and 1")
         if not self.margin >= 0:
             raise ValueError(f"margin is {self.margin}: give the points that may be lost, 0 or more")
-        if not self.concise_prompt.strip():
+        if self.concise_prompt is not None and not self.concise_prompt.strip():
             raise ValueError("concise_prompt is empty: give words")
         if self.samples_identification < 2:
             raise ValueError(
                 f"samples_identification is {self.samples_identification}: pairs of answers need at least 2 a problem"
             )
         check_counts(self, ("samples_tuning", "num_identification", "num_tuning", "num_test", "samples", "batch_size"))
-        for text in (self.scope, self.decision_scope):
+        for text in (self.pair_scope, self.stop_scope):
             parse_scope(text)
         self.job()
+
+    @property
+    def names_sae(self) -> bool:
+        """Whether there is an SAE: lab-dense has its own."""
+        return self.sae is not None or self.model == "lab-dense"
 
     @property
     def is_lab(self) -> bool:
@@ -169,17 +177,37 @@ class OverthinkingOptions:
     @property
     def tried_strengths(self) -> tuple[float, ...]:
         """Of the directions from pairs."""
-        return self.strengths[-1:] if self.quick else self.strengths
+        return self.strengths or ((0.2,) if self.quick else (0.1, 0.2))
 
     @property
     def tried_decision_strengths(self) -> tuple[float, ...]:
         """Of the decision direction."""
-        return self.decision_strengths[-2:] if self.quick else self.decision_strengths
+        return self.decision_strengths or ((0.2, 0.4) if self.quick else (0.1, 0.2, 0.4))
 
     @property
     def tried_budgets(self) -> tuple[float, ...]:
         """Quantiles of the unsteered lengths."""
-        return self.budgets[:2] if self.quick else self.budgets
+        return self.budgets or ((0.25, 0.5) if self.quick else (0.25, 0.5, 0.75))
+
+    @property
+    def kept(self) -> float:
+        """Share of the SAE's atoms that STA keeps."""
+        return 0.02 if self.keep is None else self.keep
+
+    @property
+    def pair_scope(self) -> str:
+        """Tokens at which the directions from pairs act."""
+        return "thought" if self.scope is None else self.scope
+
+    @property
+    def stop_scope(self) -> str:
+        """Tokens at which the decision direction acts."""
+        return "step_end" if self.decision_scope is None else self.decision_scope
+
+    @property
+    def brevity_request(self) -> str:
+        """What the concise-prompt arm adds to the question."""
+        return self.concise_prompt or CONCISE_PROMPT
 
     def tried_layers(self, num_layers: int) -> tuple[int, ...]:
         """Layers for the methods that may choose theirs; ValueError for one that does not exist."""
@@ -206,6 +234,29 @@ class OverthinkingOptions:
     def config(self) -> dict[str, Any]:
         """What decides the results: everything but where they are written and who writes them."""
         return config_of(self)
+
+
+_READ_BY = {
+    "strengths": PAIR_METHODS,
+    "scope": PAIR_METHODS,
+    "decision_strengths": ("decision",),
+    "decision_scope": ("decision",),
+    "keep": ("sta",),
+    "concise_prompt": ("concise-prompt",),
+    "budgets": ("budget",),
+    "layers": ("caa", "decision"),
+    "switch_words": ("decision", "nowait"),
+}
+"""Option -> the methods that follow it."""
+
+
+def refuse_unread(options: OverthinkingOptions, methods: Sequence[str]) -> None:
+    """ValueError for an option that none of the methods of the run would follow."""
+    for name, readers in _READ_BY.items():
+        if getattr(options, name) != getattr(OverthinkingOptions, name) and not set(readers) & set(methods):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for {', '.join(readers)}, which take no part: leave it out, or add one to --methods"
+            )
 
 
 def methods_of(options: OverthinkingOptions, has_sae: bool) -> tuple[list[str], list[str]]:

@@ -65,7 +65,7 @@ def direction_settings(files: Mapping[str, Sequence[tuple[int, str]]], options: 
     for method, entries in files.items():
         decision = method == "decision"
         strengths = options.tried_decision_strengths if decision else options.tried_strengths
-        scope = options.decision_scope if decision else options.scope
+        scope = options.stop_scope if decision else options.pair_scope
         settings += [
             Setting(
                 method=method,
@@ -125,8 +125,8 @@ def build(setting: Setting, name: str, bench: Bench, options: OverthinkingOption
         return Arm(
             name,
             InProcessSampler(bench.model, bench.tokenizer),
-            details={"plan": None, "request": options.concise_prompt},
-            render=prompt_with_request(bench.tokenizer, options.concise_prompt),
+            details={"plan": None, "request": options.brevity_request},
+            render=prompt_with_request(bench.tokenizer, options.brevity_request),
         )
     word = f"budget:{setting.budget}" if setting.method == "budget" else setting.method
     built: Any = build_arm(word, bench.model, bench.tokenizer, None, Words(switch=options.switch_words)).arm

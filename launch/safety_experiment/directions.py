@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from expert_stats.contrast_sequences import MarkedSequence, batches, padded
+from expert_stats.contrast_fit import contrast_fits, fit_notes
+from expert_stats.contrast_sequences import MarkedSequence
 from expert_stats.contrast_texts import answer_pairs
 from expert_stats.contrasts import collect_contrast
+from expert_stats.token_forms import text_notes
 from launch.ranks import Ranks
 from launch.safety_experiment.options import VECTOR_ARMS, SafetyOptions
 from launch.safety_experiment.prompts import is_chat
 from launch.sharded import refuse_different
 from moe_steer.backends.in_step import in_step
 from moe_steer.backends.layout import layout_of
-from moe_steer.directions import Direction, all_atoms, caa, sta
-from moe_steer.layers import decoder, unwrap
-from moe_steer.observe import observe_residual
-from moe_steer.saes import SAE, check_fits, load_sae, measure_fit
+from moe_steer.directions import Direction, all_atoms, caa, report_atoms, sta
+from moe_steer.layers import unwrap
+from moe_steer.saes import SAE, check_fits, load_sae
 from reasoning_evals.run_folder import digest
 from reasoning_evals.tasks.files import read_rows
 from reasoning_evals.whole_files import write_whole
 
 FOLDER = "directions"
 INDEX = "index.json"
-FIT_PAIRS = 64
-"""Pairs whose answers the SAE's fit is measured on."""
-FIT_TOKENS = 4096
-"""Tokens of one forward of that, padding included."""
+ATOMS = "atoms.md"
 _COLUMNS = (
     ("question", "matching", "not_matching"),
     ("adversarial prompt", "safe generation", "unsafe generation"),
@@ -88,7 +83,7 @@ def read_sae(options: SafetyOptions, model: Any) -> SAE | None:
     if not options.needs_sae:
         return None
     assert options.sae is not None
-    sae = load_sae(options.sae)
+    sae = load_sae(options.sae, layer=options.layer)
     check_fits(sae, model, options.layer)
     return sae.to(device=unwrap(model).get_input_embeddings().weight.device)
 
@@ -112,15 +107,21 @@ def make_directions(
     layout = layout_of(model)
     if wanted and not ranks.agree((home / INDEX).is_file()):
         if ranks.is_main or layout.same_tokens or layout.in_step:
-            sequences = answer_pairs(pairs, tokenizer, chat=is_chat(options.prompt_style, tokenizer))
+            chat = is_chat(options.prompt_style, tokenizer)
+            sequences = answer_pairs(pairs, tokenizer, chat=chat)
+            saes = {} if sae is None else {options.layer: sae}
+            notes = {"contrast": "answers", "chat": chat, **text_notes(tokenizer)}
             with in_step(model), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                made = _directions(options, model, sequences, sae, wanted)
-                fit = None if sae is None else measure_fit(sae, _answer_tokens(model, sequences, options.layer))
+                fits = contrast_fits(model, sequences, saes)
+                fit = fits.get(options.layer)
+                made, reports = _directions(options, model, sequences, sae, wanted, notes | fit_notes(fits))
             if ranks.is_main:
                 home.mkdir(parents=True, exist_ok=True)
                 for arm, direction in made.items():
                     direction.save(home / f"{arm}.safetensors")
+                if reports:
+                    write_whole(home / ATOMS, "\n".join(reports))
                 said = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
                 index = {"arms": list(made), "fit": fit and fit.to_dict(), "warnings": list(dict.fromkeys(said))}
                 write_whole(home / INDEX, json.dumps(index, indent=1) + "\n")
@@ -147,11 +148,18 @@ def pairs_digest(pairs: Sequence[SafetyPair]) -> str:
 
 
 def _directions(
-    options: SafetyOptions, model: Any, sequences: Sequence[MarkedSequence], sae: SAE | None, wanted: Sequence[str]
-) -> dict[str, Direction]:
+    options: SafetyOptions,
+    model: Any,
+    sequences: Sequence[MarkedSequence],
+    sae: SAE | None,
+    wanted: Sequence[str],
+    notes: Mapping[str, Any],
+) -> tuple[dict[str, Direction], list[str]]:
+    """Arm -> direction, and a report of the atoms of each one that has some."""
     layer = options.layer
-    contrast = collect_contrast(model, sequences, [layer], saes={} if sae is None else {layer: sae})[layer]
-    made = {}
+    saes = {} if sae is None else {layer: sae}
+    contrast = collect_contrast(model, sequences, [layer], saes=saes, notes=notes)[layer]
+    made, reports = {}, []
     for arm in wanted:
         if arm == "caa":
             made[arm] = caa(contrast)
@@ -160,17 +168,5 @@ def _directions(
         made[arm] = (
             all_atoms(contrast, sae) if arm == "sae" else sta(contrast, sae, keep=options.keep, parity=options.parity)
         )
-    return made
-
-
-def _answer_tokens(model: Any, sequences: Sequence[MarkedSequence], layer: int) -> Iterator[Tensor]:
-    """Residual stream [T, D] at the answers' tokens of the first pairs, batch by batch."""
-    device = unwrap(model).get_input_embeddings().weight.device
-    body, stop = decoder(model), not layout_of(model).in_step
-    found: list[Tensor] = []
-    for batch in batches(sequences[: 2 * FIT_PAIRS], FIT_TOKENS):
-        marked = [(row, at) for row, item in enumerate(batch) for at in (*item.positive, *item.negative)]
-        rows_T, places_T = torch.tensor(marked).to(device).T
-        with torch.no_grad(), observe_residual(model, [layer], lambda _, hidden: found.append(hidden), stop=stop):
-            body(**padded(batch, device), use_cache=False)
-        yield found.pop()[rows_T, places_T]
+        reports.append(report_atoms(made[arm], contrast, sae))
+    return made, reports

@@ -14,6 +14,7 @@ from launch.rounding import rounded
 from launch.safety_experiment.arms import SafetyArm
 from launch.safety_experiment.options import SafetyOptions
 from launch.safety_experiment.tasks import SafetyTask
+from moe_steer.saes.fit import POOR_FIT
 from reasoning_evals import compare_arms
 from reasoning_evals.audit_rows import read_audit
 from reasoning_evals.compare import Comparison
@@ -29,7 +30,6 @@ from reasoning_evals.verdicts import ALPHA
 
 LOW_LETTER_MASS = 0.5
 MANY_AT_LIMIT = 0.1
-POOR_FIT = 0.5
 
 
 class Change(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from launch.shared_options import (
     check_counts,
     check_num_problems,
     config_of,
+    refuse_idle_drawing,
 )
 
 VANILLA = "vanilla"
@@ -30,6 +32,15 @@ ARMS = (VANILLA, *PROMPT_ARMS, *VECTOR_ARMS)
 ATTACKS = ("safeedit", "real_toxicity")
 CAPABILITY = ("gsm8k", "mmlu", "mmlu_generated")
 TASKS = (*ATTACKS, *CAPABILITY)
+_READ_BY = {
+    "strengths": VECTOR_ARMS,
+    "sae": ("sae", "sta"),
+    "keep": ("sta",),
+    "parity": ("sta",),
+    "hand_prompt": ("hand-prompt",),
+    "auto_prompt": ("auto-prompt",),
+}
+"""Option -> the arms that follow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +134,11 @@ class SafetyOptions:
             raise ValueError("the arms sae and sta read the pairs by an SAE: give --sae, or leave them out of --arms")
         if self.layer < 0:
             raise ValueError(f"layer is {self.layer}: give a decoder layer, counted from 0")
-        if not self.strengths or len(set(self.strengths)) != len(self.strengths) or not all(self.strengths):
+        if (
+            not self.strengths
+            or len(set(self.strengths)) != len(self.strengths)
+            or not all(strength and isfinite(strength) for strength in self.strengths)
+        ):
             raise ValueError(f"strengths are {list(self.strengths)}: give different numbers other than 0")
         if not 0 <= self.keep <= 1:
             raise ValueError(f"keep is {self.keep}: give the share of atoms to keep, 0 to 1")
@@ -132,6 +147,17 @@ class SafetyOptions:
                 raise ValueError(f"{field} is empty: give words, or a file with them")
         check_counts(self, ("attack_tokens", "gsm8k_tokens", "num_pairs", "batch_size", "classifier_batch"))
         check_num_problems(self.num_problems)
+        if self.samples is None:
+            refuse_idle_drawing(self)
+        if self.toxic_label != SafetyOptions.toxic_label and self.toxicity_classifier is None:
+            raise ValueError(
+                f"--toxic-label {self.toxic_label} is of --toxicity-classifier, and none is given: give it, or leave both out"
+            )
+        for name, readers in _READ_BY.items():
+            if getattr(self, name) != getattr(SafetyOptions, name) and not set(readers) & set(self.arms):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for the arms {', '.join(readers)}, and none is asked for: leave it out"
+                )
         self.job()
 
     @property

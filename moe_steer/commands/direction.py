@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-_NEED_SAE = ("sta", "all_atoms", "single_atom")
-_OF_STA = ("keep", "trim", "num_atoms", "parity", "by", "sides", "max_density")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NEED_SAE = ("sta", "all_atoms", "single_atom")
 _REMEDIES = {
     "decisions": "give more traces, other --switch-words, or traces that this model's tokenizer wrote",
     "thoughts": "give traces with several right answers a problem, one 1.5 times as long as another, written by this model",
@@ -51,6 +53,8 @@ class MakeDirection:
     """STA: what atoms are chosen by."""
     sides: Literal["one", "two"] = "two"
     """STA: one keeps only atoms of the positive side."""
+    rate: Literal["token", "sample"] = "token"
+    """STA: an atom's frequency is its share of the tokens, or of the samples."""
     max_density: float = 1.0
     """STA: leave out atoms that fire at a larger share of the tokens."""
     atom: int | None = None
@@ -76,9 +80,10 @@ class MakeDirection:
 
     def run(self) -> int:
         """Write the directions and one line about each."""
+        from moe_steer.commands.direction_check import check
         from moe_steer.commands.notes import plain_warnings
 
-        self._check()
+        check(self)
         with plain_warnings():
             self._make_all()
         return 0
@@ -87,7 +92,7 @@ class MakeDirection:
         from pathlib import Path
 
         from expert_stats import collect_contrast
-        from expert_stats.contrast_fit import measure_contrast_fit
+        from expert_stats.contrast_fit import contrast_fits, fit_notes
         from moe_steer.directions import report_atoms
         from moe_steer.loading import load_model
 
@@ -96,24 +101,19 @@ class MakeDirection:
         device = model.get_input_embeddings().weight.device
         saes = {layer: sae.to(device=device) for layer, sae in saes.items()}
         sequences, notes = self._sequences(tokenizer)
-        fits = {}
-        for layer, sae in saes.items():
-            fits[layer] = measure_contrast_fit(model, sequences, layer, sae, batch_tokens=self.tokens_per_batch)
-            print(f"SAE of layer {layer} on this model: {fits[layer]}")
-            if fits[layer].fraction_variance_unexplained >= 1:
-                raise ValueError(
-                    f"the SAE of layer {layer} explains nothing of these tokens (the mean would do better): it was made for another "
-                    "model, layer or scale; give one that was trained here ('moe-steer train-sae'), or use --method caa"
-                )
+        self._refuse_others(model, sequences)
+        fits = contrast_fits(model, sequences, saes, batch_tokens=self.tokens_per_batch)
+        for layer, fit in fits.items():
+            print(f"SAE of layer {layer} on this model: {fit}")
         contrasts = collect_contrast(
             model,
             sequences,
             self.layers,
             saes=saes,
-            weight=self._weight(),
+            weight=self.counted_by(),
             batch_tokens=self.tokens_per_batch,
             second_moments="pca" in self.method,
-            notes={**notes, **{f"sae_fit_{layer}": fit.to_dict() for layer, fit in fits.items()}},
+            notes=notes | fit_notes(fits),
         )
         reports = []
         for method in self.method:
@@ -122,7 +122,7 @@ class MakeDirection:
                 path = Path(self.out, f"{method}-L{layer}.safetensors")
                 direction.save(path)
                 print(_summary(direction, path))
-                if method in _NEED_SAE:
+                if method in NEED_SAE:
                     reports.append(report_atoms(direction, contrasts[layer], saes[layer]))
         if reports:
             Path(self.out, "atoms.md").write_text("\n".join(reports), encoding="utf-8")
@@ -130,62 +130,34 @@ class MakeDirection:
         first = Path(self.out, f"{self.method[0]}-L{self.layers[0]}.safetensors")
         print(f"next: moe-steer plan --residual {self.layers[0]}:{first}=0.1 --unit residual_norm --out plan.json")
 
-    def _check(self) -> None:
-        """ValueError for options that do not go together, before anything is loaded."""
-        from moe_steer.commands.notes import check_folder
+    def _refuse_others(self, model: Any, sequences: Any) -> None:
+        """ValueError where a file to be written is a direction of other texts or of another model; one of the same is replaced."""
+        from expert_stats.contrasts import data_digest
+        from moe_steer.directions import Direction
+        from moe_steer.layers import model_shape
 
-        needs = {"decisions": "traces", "thoughts": "traces", "answers": "pairs", "prompts": "pairs"}
-        reads = needs[self.contrast]
-        if not getattr(self, reads):
-            raise ValueError(f"--contrast {self.contrast} reads --{reads}: give it")
-        other = "pairs" if reads == "traces" else "traces"
-        if getattr(self, other):
-            raise ValueError(f"--contrast {self.contrast} reads --{reads} and not --{other}: leave --{other} out")
-        if (self.contrast == "prompts") != (self.prompt is not None):
-            raise ValueError(f"--prompt goes with --contrast prompts and only with it; contrast is {self.contrast}")
-        if not self.layers or len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"--layers is {list(self.layers)}: give distinct layers, counted from 0")
-        if (set(self.method) & set(_NEED_SAE)) and not self.sae:
-            raise ValueError(f"--method {' '.join(self.method)} needs --sae with an SAE for each of the layers")
-        if (self.first_tokens is not None or self.match_lengths) and self.contrast not in ("answers", "thoughts"):
-            raise ValueError("--first-tokens and --match-lengths go with --contrast answers and thoughts only")
-        if self.first_tokens is not None and self.first_tokens < 1:
-            raise ValueError(f"--first-tokens is {self.first_tokens}: give a whole number >= 1")
-        if self.chat and reads == "traces":
-            raise ValueError(f"--chat is for questions, and --contrast {self.contrast} reads traces: leave it out")
-        if self.switch_words != MakeDirection.switch_words and self.contrast != "decisions":
-            raise ValueError(f"--switch-words goes with --contrast decisions only; contrast is {self.contrast}")
-        if not all(word.strip() for word in self.switch_words) or not self.switch_words:
-            raise ValueError(f"--switch-words are {list(self.switch_words)}: give at least one word, and no empty one")
-        if not self.method or len(set(self.method)) != len(self.method):
-            raise ValueError(f"--method is {list(self.method)}: give at least one, and each once")
-        if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
-            raise ValueError(f"--tokens-per-batch is {self.tokens_per_batch}: give a whole number >= 1")
-        self._check_atoms()
-        check_folder(self.out)
+        mine = (f"{data_digest(sequences):064x}", model_shape(model).to_dict())
+        for path in self._files():
+            if path.exists():
+                header = Direction.load(path).header
+                if (header.get("contrast", {}).get("data_sha256_sum"), header.get("model")) != mine:
+                    raise ValueError(f"{path} is a direction of other texts or of another model: give another --out")
 
-    def _check_atoms(self) -> None:
-        """ValueError for options about atoms that no method of the call would follow, or that contradict each other."""
-        given = [name for name in _OF_STA if getattr(self, name) != getattr(MakeDirection, name)]
-        if given and "sta" not in self.method:
-            raise ValueError(f"--{given[0].replace('_', '-')} goes with --method sta: add it, or leave the option out")
-        if self.atom is not None and "single_atom" not in self.method:
-            raise ValueError("--atom goes with --method single_atom: add it, or leave the option out")
-        amounts = [name for name in ("keep", "trim", "num_atoms") if getattr(self, name) is not None]
-        if len(amounts) > 1:
-            raise ValueError("--keep, --trim and --num-atoms all say how many atoms: give one of them")
-        for name in ("keep", "trim"):
-            if (share := getattr(self, name)) is not None and not 0 <= share <= 1:
-                raise ValueError(f"--{name} is {share:g}: give a share from 0 to 1 (keep: kept, trim: dropped)")
-        if self.num_atoms is not None and self.num_atoms < 1:
-            raise ValueError(f"--num-atoms is {self.num_atoms}: give a whole number >= 1")
+    def _files(self) -> list[Path]:
+        from pathlib import Path
+
+        return [Path(self.out, f"{method}-L{layer}.safetensors") for method in self.method for layer in self.layers]
 
     def _saes(self) -> dict[int, Any]:
         from moe_steer.saes import load_sae
+        from moe_steer.saes.reading import layers_among
 
         found: dict[int, Any] = {}
+        asked: list[tuple[str, int | None]] = []
         for path in self.sae:
-            sae = load_sae(path)
+            asked += [(path, layer) for layer in layers_among(path) if layer in self.layers] or [(path, None)]
+        for path, layer in asked:
+            sae = load_sae(path, layer=layer)
             if sae.about.layer is None and len(self.layers) == 1:
                 sae = load_sae(path, layer=self.layers[0])
             if sae.about.layer is None:
@@ -194,7 +166,7 @@ class MakeDirection:
                 raise ValueError(f"two SAEs are given for layer {sae.about.layer}: keep one")
             found[sae.about.layer] = sae
         missing = sorted(set(self.layers) - set(found))
-        if set(self.method) & set(_NEED_SAE) and missing:
+        if set(self.method) & set(NEED_SAE) and missing:
             raise ValueError(f"there is no SAE for layer {missing[0]}: give one, or name only layers {sorted(found)}")
         if set(found) - set(self.layers):
             raise ValueError(
@@ -207,15 +179,11 @@ class MakeDirection:
 
     def _sequences(self, tokenizer: Any) -> tuple[list[Any], dict[str, Any]]:
         """The marked sequences, and what the directions' headers say about them."""
-        import hashlib
-
         from expert_stats import answer_pairs, concise_and_verbose, decision_sites, prompt_pairs, thought_pairs
         from expert_stats.contrast_texts import read_rows
-        from expert_stats.token_forms import tokenizer_digest
+        from expert_stats.token_forms import text_notes
 
-        notes: dict[str, Any] = {"contrast": self.contrast, "tokenizer_sha256": tokenizer_digest(tokenizer)}
-        template = str(getattr(tokenizer, "chat_template", None) or "")
-        notes["template_sha256"] = hashlib.sha256(template.encode()).hexdigest()
+        notes: dict[str, Any] = {"contrast": self.contrast, **text_notes(tokenizer)}
         tokens = slice(self.first_tokens)
         if self.contrast == "decisions":
             notes["switch_words"] = list(self.switch_words)
@@ -255,7 +223,8 @@ class MakeDirection:
             found += traces
         return found
 
-    def _weight(self) -> str:
+    def counted_by(self) -> str:
+        """What counts once: sample or token."""
         if self.weight != "auto":
             return self.weight
         return "token" if self.contrast == "decisions" else "sample"
@@ -273,6 +242,7 @@ class MakeDirection:
                 parity=self.parity,
                 by=self.by,
                 sides=self.sides,
+                rate=self.rate,
                 max_density=self.max_density,
             )
         if method == "single_atom":

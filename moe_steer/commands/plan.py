@@ -71,12 +71,23 @@ class MakePlan:
 
     def _refuse_unused(self, plan: SteeringPlan) -> None:
         """ValueError for options that nothing in the plan follows."""
+        readers = {
+            "gain": self.scores or self.preset or self.experts,
+            "top": self.scores or self.preset,
+            "min_support": self.scores,
+        }
         if plan.experts:
+            for name, reader in readers.items():
+                if getattr(self, name) != getattr(MakePlan, name) and not reader:
+                    source = "--start" if self.start else "--preset" if self.preset else "--experts"
+                    raise ValueError(f"--{name.replace('_', '-')} is not read with {source}: leave it out")
             return
         if self.renormalize:
             raise ValueError("--renormalize is for the gains of experts, and the plan has none: leave it out")
         if self.gain != MakePlan.gain or self.top != MakePlan.top or self.min_support != MakePlan.min_support:
             raise ValueError("--gain, --top and --min-support are for experts, and the plan has none: leave them out")
+        if self.scope and self.residual and all("@" in text for text in self.residual):
+            raise ValueError(f"--scope {self.scope} would change nothing: every --residual names its own scope")
         if self.scope and not self.residual:
             raise ValueError(
                 f"--scope {self.scope} would change nothing: the vectors of {self.start} keep their own, name them again with --residual"

@@ -52,9 +52,11 @@ class FitSAE:
         from moe_steer.loading import load_model
         from moe_steer.saes import check_fits, load_sae, measure_fit
         from moe_steer.saes.activations import check_sequences, residual_of
+        from moe_steer.saes.fit import POOR_FIT
 
-        if self.max_tokens < 1:
-            raise ValueError(f"--max-tokens is {self.max_tokens}: give a whole number >= 1")
+        for name, least in (("max_tokens", 1), ("tokens_per_forward", 1), ("skip_first", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number >= {least}")
         sae = load_sae(self.sae, format=self.format, layer=self.layer, site=self.site, k=self.k)
         layer = sae.about.layer
         if layer is None:
@@ -77,7 +79,7 @@ class FitSAE:
             f"{about.format} SAE, {sae.kind}, {sae.width} atoms, layer {about.layer}, of {about.model_name or 'unknown model'}"
         )
         print(str(fit))
-        if fit.fraction_variance_unexplained > 0.5:
+        if fit.fraction_variance_unexplained > POOR_FIT:
             print(
                 "WARNING: more than half of the variance is unexplained: the SAE is small, little trained, or made for another model, layer or scale",
                 file=sys.stderr,

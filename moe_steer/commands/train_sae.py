@@ -58,15 +58,19 @@ class TrainSAE:
         from moe_steer.saes import SAEAbout, TrainRecipe, measure_fit, save_sae, train_sae
         from moe_steer.saes.activations import ActivationBatches, residual_of
         from moe_steer.saes.fit import check_layer
+        from moe_steer.saes.formats.saelens import WEIGHTS
         from moe_steer.saes.training_progress import TrainingProgress
         from moe_steer.saes.training_state import remember_data
 
-        for name in ("tokens", "save_every", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number >= 1")
+        whole = ("tokens", "save_every", "batch_size", "buffer_tokens", "tokens_per_forward", "width", "k")
+        for name, least in (*((name, 1) for name in whole), ("skip_first", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number >= {least}")
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise ValueError(f"--learning-rate is {self.learning_rate:g}: give a number above 0, at most 1")
         check_folder(self.out)
+        if (Path(self.out) / WEIGHTS).exists() and not (Path(self.out) / "training").is_dir():
+            raise ValueError(f"--out {self.out} holds an SAE that was not trained there: name another folder")
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
         shape = model_shape(model)
         check_layer(shape, self.layer)
@@ -102,5 +106,7 @@ class TrainSAE:
         save_sae(sae, self.out)
         (Path(self.out) / "fit.json").write_text(json.dumps(fit.to_dict(), indent=2) + "\n", encoding="utf-8")
         print(f"{self.width} atoms on layer {self.layer}, held-out texts: {fit}")
-        print(f"wrote {self.out}; moe-steer sae-fit --sae {self.out} measures it on other texts")
+        print(
+            f"wrote {self.out}; moe-steer sae-fit --sae {self.out} --model {self.model} --traces OTHER measures it on other texts"
+        )
         return 0

@@ -14,6 +14,8 @@ from torch import Tensor
 from moe_steer.layers import ModelShape, model_shape
 from moe_steer.saes.sae import SAE
 
+POOR_FIT = 0.5
+"""Share of the variance that an SAE may leave unexplained before it is warned about."""
 _NUMBERS_PER_CHUNK = 1 << 24  # activations held at once: 64 MB in float32
 
 
@@ -79,6 +81,15 @@ def measure_fit(sae: SAE, batches: Iterable[Tensor]) -> SAEFit:
         dead_share=1 - int(fired_F.sum()) / sae.width,
         num_tokens=num_tokens,
     )
+
+
+def refuse_unexplained(fit: SAEFit, layer: int) -> None:
+    """ValueError for an SAE that explains no more than the mean does: what is read by its atoms would look like any other result."""
+    if fit.fraction_variance_unexplained >= 1:
+        raise ValueError(
+            f"the SAE of layer {layer} explains nothing of these tokens (the mean would do better; {fit}): it was made for another "
+            "model, layer or scale; give one that was trained here ('moe-steer train-sae'), or only what needs no SAE, such as caa"
+        )
 
 
 def check_fits(sae: SAE, model_or_shape: Any, layer: int) -> None:

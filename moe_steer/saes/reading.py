@@ -70,6 +70,12 @@ def load_sae(
     return FORMATS[chosen].read(place, Given(layer=layer, site=site, k=k, model_name=model_name))
 
 
+def layers_among(path: str | os.PathLike[str]) -> list[int]:
+    """The layers of a folder that holds several SAEs (Qwen-Scope), of which ``load_sae`` must be told one; else none."""
+    layers = qwen_scope.layers_in(Path(path))
+    return layers if len(layers) > 1 else []
+
+
 def _recognise(place: Path) -> str:
     for name, format in FORMATS.items():
         if format.recognises(place) or (place.is_file() and format.recognises(place.parent)):

@@ -166,7 +166,7 @@ def length_distributions(report: Report) -> str | None:
     everything = sorted(value for _, values in arms for value in values)
     if not everything:
         return None
-    left, right, top, step = 108, HALF - 12, 4, 84
+    left, right, top, step = 140, HALF - 12, 4, 84
     bottom = top + step * len(arms)
     # The longest half per cent would squeeze the rest: they are counted in the last bin.
     limit = max(1, everything[min(len(everything) - 1, int(0.995 * len(everything)))])
@@ -192,7 +192,7 @@ def length_distributions(report: Report) -> str | None:
         parts += [
             path(points, f"area {colour}"),
             line(x(min(median, limit)), base, x(min(median, limit)), base - step + 14, f"median {colour}"),
-            text(left - 14, base - 24, _short(name, 13), "row-name", "end"),
+            text(left - 14, base - 24, _short(name, 16), "row-name", "end"),
             text(left - 14, base - 8, f"median {count(median).removesuffix('.0')}", "label", "end"),
         ]
     return drawing(HALF, bottom + 46, "Distribution of thinking length by arm", parts)

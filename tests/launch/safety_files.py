@@ -28,7 +28,7 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m['content'] }}<end_of_turn>{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>{% endif %}"
 )
-WIDTH, LAYER, ATOMS = 16, 1, 48
+WIDTH, LAYER, ATOMS, SEEN = 16, 1, 48, 11
 
 
 def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
@@ -91,18 +91,22 @@ def write_classifier(folder: Path, num_labels: int = 2, seed: int = 1, **changes
 
 
 def write_sae(folder: Path, layer: int = LAYER) -> Path:
-    """A random SAE of the residual stream, in the SAELens format."""
+    """A poor SAE of the residual stream, in the SAELens format: it sees a few dimensions, in several atoms each."""
     torch.manual_seed(2)
-    about = SAEAbout(format="trained", source="random", sha256="", model_name="tiny", layer=layer, site="residual")
+    seen_D = (torch.arange(WIDTH) < SEEN).float()
+    side_DF = torch.eye(WIDTH)[:, torch.randint(0, SEEN, (ATOMS // 2,))] * torch.rand(ATOMS // 2)
+    encoder_DF = torch.cat([side_DF, -side_DF], dim=1)
+    decoder_FD = encoder_DF.T / (encoder_DF.square().sum(1).clamp_min(1e-6) / 2) * seen_D
+    about = SAEAbout(format="trained", source="made", sha256="", model_name="tiny", layer=layer, site="residual")
     sae = SAE(
         kind="jumprelu",
-        W_enc_DF=torch.randn(WIDTH, ATOMS),
-        b_enc_F=torch.randn(ATOMS) * 0.1,
-        W_dec_FD=torch.randn(ATOMS, WIDTH),
+        W_enc_DF=encoder_DF,
+        b_enc_F=torch.zeros(ATOMS),
+        W_dec_FD=decoder_FD,
         b_dec_D=torch.zeros(WIDTH),
         apply_b_dec_to_input=False,
         about=about,
-        threshold_F=torch.full((ATOMS,), 0.5),
+        threshold_F=torch.full((ATOMS,), 0.01),
     )
     return save_sae(sae, folder)
 

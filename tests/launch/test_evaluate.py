@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -213,16 +214,40 @@ def test_wrong_words_are_wrong_usage(arms: list[str], message: str) -> None:
         (["--arms", "baseline", "prompt-before", "--thinking-prompt", "</think>"], "the thinking prompt is '</think>'"),
         (["--model", "./nowhere"], "there is no model folder './nowhere'"),
         (["--problems", "none.jsonl"], "none.jsonl"),
+        (["--problems", "two.jsonl", "--num-problems", "5"], "'two.jsonl' holds 2 problems, 5 are wanted: give more"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
 ) -> None:
+    row = {"prompt": "1 + 1?", "target": "2", "answer_type": "integer"}
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps({"problem_id": name, **row}) + "\n" for name in "ab"))
+    monkeypatch.chdir(tmp_path)
     assert main([*SMALL, "--out", str(tmp_path / "run"), *options]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "run" / "generations.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"arms": ("baseline", "nowait"), "switch_words": ("Hm",)}, "--switch-words is for the arms tip, tip-close"),
+        ({"arms": ("baseline", "tip"), "ban_words": ("Hm",)}, "--ban-words is for the arms nowait, and none is asked"),
+        ({"arms": ("baseline", "tip"), "thinking_prompt": "x"}, "--thinking-prompt is for the arms prompt-before"),
+        ({"greedy": True, "samples": 4}, "leave --samples 4 out"),
+        ({"greedy": True, "temperature": 0.3}, "--temperature 0.3 would change nothing: the most likely token is"),
+        ({"temperature": float("nan")}, "temperature is nan: give a number above 0"),
+    ],
+)
+def test_options_that_nothing_would_follow_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvaluateOptions(**given)
 
 
 def test_every_spelling_that_the_lab_writes_is_found() -> None:

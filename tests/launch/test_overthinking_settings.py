@@ -83,7 +83,7 @@ def test_every_layer_and_strength_of_a_direction_is_a_setting() -> None:
     options = OverthinkingOptions()
     files = {"caa": [(2, "caa-L2.safetensors"), (3, "caa-L3.safetensors")], "decision": [(3, "d.safetensors")]}
     found = direction_settings(files, options)
-    assert len(found) == 2 * len(options.strengths) + len(options.decision_strengths)
+    assert len(found) == 2 * 2 + 3
     assert found[0] == Setting(
         method="caa", label="caa L2 x0.1", layer=2, strength=0.1, scope="thought", file="caa-L2.safetensors"
     )
@@ -107,6 +107,8 @@ def test_every_layer_and_strength_of_a_direction_is_a_setting() -> None:
         ({"keep": 0.0}, "keep is 0.0: give a share above 0, at most 1"),
         ({"methods": ("caa",), "sae": "folder"}, "--sae is for atom, sae, sta, and none is asked for"),
         ({"sae_layer": 3}, "--sae-layer 3 says where the SAE of --sae belongs"),
+        ({"num_test": 1}, "num_test is 1: give at least 2"),
+        ({"temperature": float("nan")}, "temperature is nan: give a number above 0"),
         ({"concise_prompt": "  "}, "concise_prompt is empty"),
     ],
 )
@@ -114,6 +116,17 @@ def test_wrong_options_are_refused_in_one_line(given: dict[str, Any], message: s
     with pytest.raises(ValueError, match=message) as caught:
         OverthinkingOptions(**given)
     assert "\n" not in str(caught.value)
+
+
+def test_quick_tries_fewer_only_of_what_nobody_asked_for() -> None:
+    quick = OverthinkingOptions(quick=True)
+    assert (quick.tried_strengths, quick.tried_decision_strengths) == ((0.2,), (0.2, 0.4))
+    assert quick.tried_budgets == (0.25, 0.5)
+    asked = OverthinkingOptions(
+        quick=True, strengths=(0.1, 0.2), decision_strengths=(0.1, 0.2, 0.4), budgets=(0.25, 0.5, 0.75)
+    )
+    assert (asked.tried_strengths, asked.tried_decision_strengths) == ((0.1, 0.2), (0.1, 0.2, 0.4))
+    assert asked.tried_budgets == (0.25, 0.5, 0.75)
 
 
 def test_layers_follow_the_depth() -> None:

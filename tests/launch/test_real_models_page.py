@@ -10,12 +10,15 @@ import tyro
 
 from launch.options import Options
 from launch.recipes import FOLDER, HOSTS, dry_run, load_recipe, names
+from launch.safety_experiment.options import SafetyOptions
 from moe_steer.commands.memory import Memory
 from moe_steer.memory import gib
 from rank_processes import ROOT
 
 PAGE = (ROOT / "docs" / "real_models.md").read_text(encoding="utf-8")
 COMMANDS = [line.strip().partition(" #")[0].rstrip() for line in PAGE.splitlines() if line.startswith("    ")]
+JOBS: dict[str, type] = {"launch/steer_r1.py": Options, "launch/safety.py": SafetyOptions}
+SAFETY = [name for name in names() if load_recipe(name).script == "safety"]
 RECIPES = [name for name in names() if load_recipe(name).script == "steer_r1"]
 ROWS = dict(re.findall(r"^\| `([a-z0-9.-]+)` \| (.+) \|$", PAGE, re.MULTILINE))
 
@@ -29,9 +32,9 @@ def parse(command: str) -> object:
         from deepspeed.launcher.runner import parse_args
 
         launcher = parse_args(words[1:])
-        assert launcher.user_script == "launch/steer_r1.py"
+        assert launcher.user_script in JOBS
         assert not launcher.hostfile or launcher.hostfile.startswith("/job") or (ROOT / launcher.hostfile).is_file()
-        return tyro.cli(Options, args=launcher.user_args)
+        return tyro.cli(JOBS[launcher.user_script], args=launcher.user_args)
     if words[0] == "moe-steer":
         assert words[1] == "memory"
         return tyro.cli(Memory, args=words[2:])
@@ -64,6 +67,16 @@ def test_the_page_has_every_recipe_with_its_command_and_memory() -> None:
         assert float(held.split(" of ")[0]) == pytest.approx(recipe.expected_gib, abs=0.51)
         assert shlex.join(recipe.command) in COMMANDS
         assert recipe.context == 31744 + 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAFETY)
+def test_the_page_has_the_safety_recipes(name: str) -> None:
+    recipe, found = load_recipe(name), dry_run(load_recipe(name)).fit
+    assert shlex.join(recipe.command) in COMMANDS
+    held, loading = re.findall(rf"^\| {re.escape(name)} \| (.+) \| (.+) \|$", PAGE, re.MULTILINE)[0]
+    assert float(held) == pytest.approx(recipe.expected_gib, abs=0.06)
+    assert f"{held} of 73.6 GiB a rank, {loading} GiB of CPU memory while loading" in str(found)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,6 +20,8 @@ from launch.overthinking.options import METHODS
 from launch.reduce_overthinking import main
 from moe_steer.cli import main as moe_steer
 from moe_steer.directions import Direction
+from moe_steer.lab import LAB_SAE
+from moe_steer.saes import load_sae, save_sae
 from rank_processes import environment, free_port
 from reasoning_evals.run_folder import read_generations
 
@@ -36,11 +39,9 @@ SMALL = [
     "--samples-tuning",
     "1",
 ]
-SMALL += [
-    "--samples",
-    "1",
-    "--batch-size",
-    "32",
+SIZES = [*SMALL, "--batch-size", "32"]
+SMALL = [
+    *SIZES,
     "--strengths",
     "0.1",
     "--decision-strengths",
@@ -86,7 +87,33 @@ def test_directions_are_files_with_their_history(finished: Path) -> None:
         direction = Direction.load(file)
         assert direction.header["residual_norm"] > 0
         assert ("sae" in direction.header) == (method in ("sta", "sae", "atom"))
+        notes = direction.header["notes"]
+        assert notes["contrast"] == ("decisions" if method == "decision" else "thoughts")
+        assert len(notes["template_sha256"]) == len(notes["tokenizer_sha256"]) == 64
+        assert ("sae_fit_4" in notes) == (method != "decision")
     assert len(Direction.load(next((finished / "directions").glob("atom-*.safetensors"))).header["atoms"]) == 1
+    report = (finished / "directions" / "atoms.md").read_text()
+    assert [line for line in report.splitlines() if line.startswith("# ")] == [
+        f"# {method}, layer 4" for method in ("sta", "all_atoms", "single_atom")
+    ]
+
+
+def test_the_fit_of_the_sae_is_said_before_it_is_used(finished: Path) -> None:
+    fit = results_of(finished)["sae_fit"]
+    assert 0 < fit["fraction_variance_unexplained"] < 0.5
+    line = f"the SAE of layer 4 on this model: variance unexplained {fit['fraction_variance_unexplained']:.3f}, "
+    assert line in (finished / "report.md").read_text()
+    assert line in (finished / "report.html").read_text()
+
+
+def test_an_sae_that_explains_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sae = load_sae(LAB_SAE)
+    save_sae(dataclasses.replace(sae, W_dec_FD=-sae.W_dec_FD), tmp_path / "wrong")
+    options = [*SIZES, "--sae", str(tmp_path / "wrong"), "--methods", "sta", "--out", str(tmp_path / "run")]
+    assert main(options) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the SAE of layer 4 explains nothing of these tokens" in error
+    assert not list(tmp_path.glob("run/directions/*.safetensors"))
 
 
 def test_the_pages_say_what_was_found(finished: Path) -> None:
@@ -217,12 +244,16 @@ def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Pa
         (["--layers", "9"], "layer 9 does not exist: this model has layers 0-3"),
         (["--switch-words", "Zebra", "--methods", "decision"], "no thought stops and goes on at Zebra: name its words"),
         (["--sae", "nowhere", "--methods", "sta"], "nowhere"),
+        (["--methods", "nowait", "--strengths", "0.1"], "--strengths is for caa, sta, sae, atom, which take no part"),
+        (["--methods", "caa", "--keep", "0.1"], "--keep is for sta, which take no part: leave it out, or add one"),
+        (["--keep", "0.1"], "--keep is for sta, which take no part: leave it out, or add one to --methods"),
+        (["--methods", "concise-prompt", "--layers", "2"], "--layers is for caa, decision, which take no part"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*SMALL, "--model", "lab", *options, "--out", str(tmp_path / "run")]) == 1
+    assert main([*SIZES, "--model", "lab", *options, "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert message in error[-1]
 
@@ -232,3 +263,7 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--methods", "magic"])
     assert caught.value.code == 2
     assert "methods hold 'magic'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["--task", "gsm8k", "--problems", "lab"])
+    assert caught.value.code == 2
+    assert "--task and --problems are two names of one option: give one" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The safety experiment from end to end on tiny random stand-ins: its numbers mean nothing, its arithmetic and pages are real."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from launch.safety_experiment.options import ARMS, SafetyOptions
 from launch.safety_experiment.prompts import WORKED_EXAMPLES, own_answer, plain_prompt, renderer
 from moe_steer.cli import main as moe_steer
 from moe_steer.directions import Direction
+from moe_steer.saes import load_sae, save_sae
 from reasoning_evals.run_folder import read_generations, read_run
 from reasoning_evals.safety import text_fluency
 from reasoning_evals.safety.classifier import load_classifier
@@ -34,6 +36,12 @@ def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+def without_sae(options: list[str]) -> list[str]:
+    """For arms that read the pairs without one."""
+    at = options.index("--sae")
+    return [*options[:at], *options[at + 2 :]]
+
+
 def test_all_arms_and_tasks_are_in_the_results_and_on_the_pages(made: tuple[list[str], Path]) -> None:
     folder = made[1]
     results = results_of(folder)
@@ -42,7 +50,7 @@ def test_all_arms_and_tasks_are_in_the_results_and_on_the_pages(made: tuple[list
     assert len(results["changes"]) == 5 * 4
     said = " ".join(results["warnings"])
     assert "threshold at layer 1 is 0" in said  # of the released selection
-    assert "of this model's variance unexplained" in said  # the SAE is random
+    assert "of this model's variance unexplained" in said  # the SAE does not see all dimensions
     assert "mmlu: the letters have little of the next token's probability" in said
     assert "real_toxicity was judged by the classifier of SafeEdit" in said
     assert {change["verdict"] for change in results["changes"]} <= {"higher", "lower", "no difference shown"}
@@ -151,6 +159,7 @@ def test_a_base_model_is_asked_in_plain_text(tmp_path: Path) -> None:
     prompt.write_text("Be good.\n")
     run = tmp_path / "run"
     arms = ["--arms", "vanilla", "hand-prompt", "caa", "--strengths", "1", "-2", "--hand-prompt", str(prompt)]
+    options = without_sae(options)
     assert (
         main(
             [
@@ -183,7 +192,7 @@ def test_an_arm_without_effect_is_named(
     made: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["--arms", "vanilla", "caa", "--tasks", "safeedit", "--strengths", "1e-9", "--num-problems", "2"]
-    assert main([*made[0], *small, "--samples", "2", "--strict", "--out", str(tmp_path / "run")]) == 1
+    assert main([*without_sae(made[0]), *small, "--samples", "2", "--strict", "--out", str(tmp_path / "run")]) == 1
     assert "caa: every answer equals the one of vanilla; the arm changed nothing" in capsys.readouterr().err
     results = results_of(tmp_path / "run")
     assert results["mean_capability"] == {}
@@ -223,8 +232,26 @@ def test_an_sae_of_another_layer_is_refused(
 ) -> None:
     other = safety_files.write_sae(tmp_path / "sae", layer=0)
     assert main([*made[0], "--sae", str(other), "--out", str(tmp_path / "run")]) == 1
-    assert "belongs to layer 0, not to layer 1" in capsys.readouterr().err
+    assert "says that it belongs to layer 0, not 1: take the SAE of that layer" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_start_claims_no_folder(
+    made: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*made[0], "--classifier", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 1
+    assert "none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_sae_that_explains_nothing_is_refused(
+    made: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sae = load_sae(safety_files.write_sae(tmp_path / "sae"))
+    wrong = dataclasses.replace(sae, W_dec_FD=-sae.W_dec_FD)
+    save_sae(wrong, tmp_path / "wrong")
+    assert main([*made[0], "--sae", str(tmp_path / "wrong"), "--out", str(tmp_path / "run")]) == 1
+    assert "the SAE of layer 1 explains nothing of these tokens" in capsys.readouterr().err
 
 
 GIVEN = {"model": "m", "layer": 1, "pairs": "p.csv", "classifier": "c", "sae": "s"}
@@ -245,6 +272,14 @@ GIVEN = {"model": "m", "layer": 1, "pairs": "p.csv", "classifier": "c", "sae": "
         ({"attack_tokens": 0}, "attack_tokens is 0: give a whole number >= 1"),
         ({"num_problems": 1}, "num_problems is 1: give at least 2"),
         ({"layer": -1}, "layer is -1"),
+        ({"strengths": (float("nan"),)}, "strengths are \\[nan\\]: give different numbers"),
+        ({"temperature": 0.7}, "--temperature 0.7 would change nothing"),
+        ({"samples": 2, "temperature": float("nan")}, "temperature is nan: give a number above 0"),
+        ({"toxic_label": "2"}, "--toxic-label 2 is of --toxicity-classifier, and none is given"),
+        ({"arms": ("vanilla", "caa")}, "--sae is for the arms sae, sta, and none is asked for: leave it out"),
+        ({"arms": ("vanilla", "caa"), "sae": None, "keep": 0.1}, "--keep is for the arms sta"),
+        ({"arms": ("vanilla", "hand-prompt"), "sae": None, "strengths": (2.0,)}, "--strengths is for the arms caa"),
+        ({"arms": ("vanilla", "caa"), "sae": None, "hand_prompt": "x"}, "--hand-prompt is for the arms hand-prompt"),
         ({"samples": 0}, "samples is 0: give a whole number >= 1"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from expert_stats import Trace, write_traces
 from moe_steer.cli import main
 from moe_steer.directions import Direction
 from moe_steer.lab import LAB_MODEL
-from moe_steer.saes import SAE, save_sae
+from moe_steer.saes import SAE, load_sae, save_sae
 from moe_steer.saes.sae import SAEAbout
 
+PARITY = ["--contrast", "answers", "--pairs", "p", "--method", "sta", "--sae", "s", "--parity"]
 THOUGHTS = {
     "p#0": "It is 7.",
     "p#1": "3 + 4 = 7. Wait, let me go over it again. 3 + 4 = 7. It fits.",
@@ -138,6 +140,18 @@ def test_a_direction_goes_through_the_other_formats(tmp_path: Path, capsys: pyte
         (["--contrast", "answers", "--pairs", "p", "--traces", "t"], "reads --pairs and not --traces"),
         (["--contrast", "answers", "--pairs", "p", "--keep", "0.1"], "--keep goes with --method sta"),
         (["--contrast", "answers", "--pairs", "p", "--atom", "1"], "--atom goes with --method single_atom"),
+        (
+            ["--contrast", "answers", "--pairs", "p", "--arm", "x"],
+            "--arm is of runs, and --contrast answers reads pairs",
+        ),
+        (["--contrast", "answers", "--pairs", "p", "--sae", "s"], "--sae is for --method sta, all_atoms, single_atom"),
+        ([*PARITY, "--num-atoms", "3"], "--parity is the release's arithmetic, which has no --num-atoms"),
+        ([*PARITY, "--sides", "one"], "--parity is the release's arithmetic, which has no --sides"),
+        ([*PARITY, "--rate", "sample"], "--parity is the release's arithmetic, which has no --rate"),
+        ([*PARITY, "--by", "effect"], "--parity is the release's arithmetic, which has no --by effect"),
+        ([*PARITY, "--weight", "token"], "--parity needs pairs and means over samples"),
+        (["--contrast", "decisions", "--traces", "t", *PARITY[4:]], "--parity needs pairs and means over samples"),
+        ([*PARITY[:-1], "--max-density", "0"], "--max-density is 0: give a share of the tokens above 0"),
         (["--contrast", "answers", "--pairs", "p", "--switch-words", "So"], "--switch-words goes with --contrast dec"),
         (["--contrast", "answers", "--pairs", "p", "--first-tokens", "0"], "--first-tokens is 0: give a whole number"),
         (["--contrast", "answers", "--pairs", "p", "--method", "caa", "caa"], "give at least one, and each once"),
@@ -196,11 +210,45 @@ def test_an_sae_of_another_layer_is_refused(folder: Path, tmp_path: Path, capsys
     assert main([*given, "--layers", "1", "--method", "sta", "--out", str(tmp_path / "d")]) == 1
     assert "there is no SAE for layer 1: give one, or name only layers [2]" in capsys.readouterr().err
     assert main([*given, "--layers", "1", "--out", str(tmp_path / "d")]) == 1
-    assert "the SAEs belong to layers [2], --layers names [1]: name theirs" in capsys.readouterr().err
-    words = ["--layers", "2", "--switch-words", "Maybe", "--out", str(tmp_path / "d")]
+    assert "--sae is for --method sta, all_atoms, single_atom, and none is asked for" in capsys.readouterr().err
+    sae = load_sae(folder / "sae")
+    save_sae(dataclasses.replace(sae, about=dataclasses.replace(sae.about, layer=3)), tmp_path / "sae3")
+    both = [*given, str(tmp_path / "sae3"), "--method", "sta", "--layers", "2"]
+    assert main([*both, "--out", str(tmp_path / "d")]) == 1
+    assert "the SAEs belong to layers [2, 3], --layers names [2]: name theirs" in capsys.readouterr().err
+    words = ["--layers", "2", "--method", "sta", "--switch-words", "Maybe", "--out", str(tmp_path / "d")]
     assert main([*given, *words]) == 1
     assert "the decisions have a side without tokens" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
+
+
+def test_a_folder_with_saes_of_several_layers_serves_them_all(folder: Path, tmp_path: Path) -> None:
+    sae = load_sae(folder / "sae")
+    published = tmp_path / "SAE-Res-lab-W1K-L0_128"
+    published.mkdir()
+    for layer in (1, 2, 3):
+        tensors = {"W_enc": sae.W_enc_DF.T, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD.T, "b_dec": sae.b_dec_D}
+        torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, published / f"layer{layer}.sae.pt")
+    given = ["direction", "--contrast", "decisions", "--traces", str(folder / "traces.jsonl"), "--method", "all_atoms"]
+    assert main([*given, "--sae", str(published), "--layers", "1", "3", "--out", str(tmp_path / "d")]) == 0
+    found = [Direction.load(tmp_path / "d" / f"all_atoms-L{layer}.safetensors").header["sae"] for layer in (1, 3)]
+    assert [(sae["layer"], sae["format"]) for sae in found] == [(1, "qwen-scope"), (3, "qwen-scope")]
+
+
+def test_a_direction_of_other_texts_is_not_written_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    traces = ["direction", "--traces", str(folder / "traces.jsonl"), "--layers", "2", "--out", str(tmp_path)]
+    assert main([*traces, "--contrast", "decisions"]) == 0
+    before = (tmp_path / "caa-L2.safetensors").read_bytes()
+    assert main([*traces, "--contrast", "decisions"]) == 0, "the same again replaces itself"
+    assert (tmp_path / "caa-L2.safetensors").read_bytes() == before
+    capsys.readouterr()
+    assert main([*traces, "--contrast", "thoughts"]) == 1
+    assert "caa-L2.safetensors is a direction of other texts or of another model: give another --out" in (
+        capsys.readouterr().err
+    )
+    assert (tmp_path / "caa-L2.safetensors").read_bytes() == before
 
 
 def test_conversions_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,8 +315,7 @@ def test_an_sae_that_explains_nothing_is_refused(
     assert main([*given, "--method", "sta", "--sae", str(folder / "random"), "--out", str(tmp_path / "d")]) == 1
     error = capsys.readouterr().err
     assert (
-        "the SAE of layer 2 explains nothing of these tokens (the mean would do better): it was made for another"
-        in error
+        "the SAE of layer 2 explains nothing of these tokens (the mean would do better; variance unexplained " in error
     )
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("d/*.safetensors"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,13 @@ def test_trained_measured_and_continued(texts: Path, tmp_path: Path, capsys: pyt
     assert "holds a training on another model, layer, texts or batches" in capsys.readouterr().err
     assert main(["sae-fit", "--sae", str(out), "--texts", str(texts), "--layer", "2"]) == 1
     assert "belongs to layer 1, not 2" in capsys.readouterr().err
+    for option, value, least in (("--skip-first", "-1", 0), ("--tokens-per-forward", "0", 1), ("--max-tokens", "0", 1)):
+        assert main(["sae-fit", "--sae", str(out), "--texts", str(texts), option, value]) == 1
+        assert f"{option} is {value}: give a whole number >= {least}" in capsys.readouterr().err
+    shutil.rmtree(out / "training")
+    assert main(arguments(texts, out)) == 1
+    assert "holds an SAE that was not trained there: name another folder" in capsys.readouterr().err
+    assert (out / "sae_weights.safetensors").read_bytes() == before
     assert main(["sae-fit", "--sae", str(out), "--texts", str(texts), "--k", "3"]) == 1
     assert "--k is 3, and this jumprelu SAE does not take it" in capsys.readouterr().err
     assert main(["sae-fit", "--sae", str(out), "--texts", str(texts), "--max-tokens", "0"]) == 1

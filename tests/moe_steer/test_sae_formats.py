@@ -196,7 +196,9 @@ def test_k_comes_from_the_configuration_the_name_or_the_caller(tmp_path: Path) -
     plain = tmp_path / "renamed" / "layer5.sae.pt"
     plain.parent.mkdir()
     shutil.copy(published.path, plain)
-    with pytest.raises(ValueError, match="the k of .*layer5.sae.pt is not known: pass k"):
+    with pytest.raises(
+        ValueError, match="the k of .*layer5.sae.pt is not known: put the repository's config.json beside it"
+    ):
         load_sae(plain)
     assert load_sae(plain, k=4).k == 4
     topk = files.goodfire(tmp_path, k=5)
@@ -208,7 +210,7 @@ def test_k_comes_from_the_configuration_the_name_or_the_caller(tmp_path: Path) -
 def test_a_folder_of_many_layers_needs_one(tmp_path: Path) -> None:
     folder = files.qwen_scope(tmp_path, (3, 14)).path.parent
     assert load_sae(folder, layer=14).about.layer == 14
-    with pytest.raises(ValueError, match="holds the SAEs of 2 layers: pass layer"):
+    with pytest.raises(ValueError, match="holds the SAEs of 2 layers: say which layer"):
         load_sae(folder)
     with pytest.raises(ValueError, match=r"has no layer4.sae.pt: it has layer14.sae.pt, layer3.sae.pt"):
         load_sae(folder, layer=4)
@@ -221,6 +223,16 @@ def test_what_is_said_must_not_contradict_the_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="says that it reads residual, not mlp_out"):
         load_sae(path, site="mlp_out")
     assert load_sae(path, layer=7, site="residual", model_name="mine").about.model_name == "mine"
+
+
+def test_thresholds_without_an_architecture_are_not_read_as_relu(tmp_path: Path) -> None:
+    path = files.saelens(tmp_path, "jumprelu").path
+    config = json.loads((path / "cfg.json").read_text())
+    assert load_sae(path).kind == "jumprelu"
+    del config["architecture"]
+    (path / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match='holds thresholds, and cfg.json says .no architecture.: set "architecture"'):
+        load_sae(path)
 
 
 REFUSED: dict[str, tuple[Callable[[Path], files.Published], str]] = {

@@ -100,6 +100,7 @@ def test_no_change_on_few_problems_settles_nothing(num: int, word: str) -> None:
     found = efficiency("x", rows, compare_arms(rows).pair("baseline", "x").accuracy)
     assert found.accuracy.low == found.accuracy.high == 0
     assert found.verdict == word
+    assert found.sentence.endswith("accuracy 0.0 points (no interval: all problems moved alike).")
 
 
 def test_repetition_and_loops() -> None:

@@ -17,6 +17,11 @@ def recognises(path: Path) -> bool:
     return bool(_FILE.search(path.name)) if not path.is_dir() else bool(_files(path))
 
 
+def layers_in(path: Path) -> list[int]:
+    """Layers whose SAEs a folder holds."""
+    return sorted(int(item.name.removeprefix("layer").partition(".")[0]) for item in _files(path))
+
+
 def read(path: Path, given: Given) -> SAE:
     """TopK on the plain input; k from the repository's configuration or name. Both matrices are stored transposed."""
     weights_path = _choose(path, given.layer)
@@ -27,7 +32,8 @@ def read(path: Path, given: Given) -> SAE:
     k = given.k or config.get("k") or (int(repository[2]) if repository else None)
     if type(k) is not int:
         raise ValueError(
-            f"the k of {weights_path} is not known: pass k, the number behind L0_ in the repository's name"
+            f"the k of {weights_path} is not known: put the repository's config.json beside it, or name its folder as the repository, "
+            "with W...K-L0_ and the number (from Python: load_sae(k=...))"
         )
     found = _FILE.search(weights_path.name)
     model_name = config.get("base_model") or (f"Qwen/{repository[1]}" if repository else None)
@@ -64,5 +70,5 @@ def _choose(path: Path, layer: int | None) -> Path:
             raise ValueError(f"{path} has no {wanted.name}: it has {', '.join(item.name for item in files)}")
         return wanted
     if len(files) != 1:
-        raise ValueError(f"{path} holds the SAEs of {len(files)} layers: pass layer, or the file of one")
+        raise ValueError(f"{path} holds the SAEs of {len(files)} layers: say which layer, or give the file of one")
     return files[0]

@@ -27,6 +27,11 @@ def read(path: Path, given: Given) -> SAE:
     weights_path = path / WEIGHTS
     tensors = read_safetensors(weights_path)
     architecture = _architecture(config)
+    if architecture == "standard" and "threshold" in tensors:
+        raise ValueError(
+            f"{weights_path} holds thresholds, and {CONFIG} says {config.get('architecture', 'no architecture')!r}: "
+            'set "architecture" to "jumprelu" there if that is what it is'
+        )
     if architecture not in _KINDS:
         raise ValueError(
             f"{path} holds a {architecture!r} SAE: {', '.join(_KINDS)} are read; export a training checkpoint for inference first"
@@ -68,7 +73,9 @@ def _architecture(config: dict[str, Any]) -> str:
 def _k(path: Path, config: dict[str, Any]) -> int:
     k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
     if type(k) is not int:
-        raise ValueError(f"{path / CONFIG} gives k as {k!r}: pass k, the number of active atoms a token")
+        raise ValueError(
+            f"{path / CONFIG} gives k as {k!r}: write the number of active atoms a token there (from Python: load_sae(k=...))"
+        )
     return k
 
 
