@@ -83,7 +83,7 @@ class CollectOptions:
     local_rank: LocalRank = 0
 
     def __post_init__(self) -> None:
-        from expert_stats.markers import POSITIONS
+        from expert_stats.markers import POSITIONS, RICE_COEFFICIENTS
         from expert_stats.npmi import MISSING_MARKER, ZERO_JOINT
         from expert_stats.sites import BASES
         from launch.wiring import parse_coefficients
@@ -98,7 +98,11 @@ class CollectOptions:
         for name, allowed in allowed_values:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        for name in parse_coefficients(self.coefficients):
+        given = parse_coefficients(self.coefficients)
+        weights = {name: given.get(name, RICE_COEFFICIENTS.get(name, 0.0)) for name in self.markers}
+        if not any(value > 0 for value in weights.values()):
+            raise ValueError(f"no marker has a coefficient above 0 ({weights}): give one with --coefficients")
+        for name in given:
             if name not in self.markers:
                 raise ValueError(f"the coefficient of {name!r} belongs to no marker: add it to --markers")
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line; the type where there is no message."""
+    """The message of an error as one line; the type where there is no message. Of a file that the system refuses, its name and why."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)!r}: {error.strerror[:1].lower()}{error.strerror[1:]}"
     text = " ".join(str(error).split())
     return text or type(error).__name__
 

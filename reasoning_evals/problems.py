@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from reasoning_evals.whole_files import write_whole
 
@@ -117,7 +117,7 @@ def read_json_lines(path: str | os.PathLike[str], torn_tail: bool = False) -> It
     """(``file:line``, object) of each line that is not blank."""
     opener = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_decoded(file, path), 1):
             if not line.strip():
                 continue
             try:
@@ -131,6 +131,18 @@ def read_json_lines(path: str | os.PathLike[str], torn_tail: bool = False) -> It
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
             yield f"{path}:{number}", row
+
+
+def _decoded(file: IO[Any], path: str | os.PathLike[str]) -> Iterator[str]:
+    try:
+        yield from file
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(path, error)) from error
+
+
+def not_utf8(path: str | os.PathLike[str], error: UnicodeDecodeError) -> str:
+    """What to say of a file of texts in another encoding."""
+    return f"{os.fspath(path)} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"
 
 
 def _target_text(target: object, problem_id: str) -> str:

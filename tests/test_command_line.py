@@ -85,6 +85,11 @@ def test_overview_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "--out", "g", "--greedy", "--temperature", "0.3"], "--temperature 0.3 would change nothing"),
         (["generate", "--out", "g", "--problems", "torn.jsonl"], "torn.jsonl:2: not JSON"),
         (["collect", "--out", "c.safetensors", "--traces", "torn_traces.jsonl"], "torn_traces.jsonl"),
+        (
+            ["generate", "--out", "g", "--problems", "latin.jsonl"],
+            "latin.jsonl is no text in UTF-8 (invalid continuation",
+        ),
+        (["generate", "--out", "torn.jsonl", "--num", "2"], "'torn.jsonl"),
         (["compare", "--baseline", "empty_folder"], "is not a run folder"),
         (["report", "empty_folder"], "is not a run folder"),
     ],
@@ -104,6 +109,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
     (tmp_path / "out_of_range.json").write_text('{"version": 1, "experts": [{"layer": 1, "expert": 99, "gain": 2}]}')
     problem = '{"problem_id": "a", "prompt": "1 + 1?", "target": "2", "answer_type": "integer"}\n'
     (tmp_path / "torn.jsonl").write_text(problem + problem[:40])
+    (tmp_path / "latin.jsonl").write_bytes(problem.replace("1 + 1", "é é").encode("latin-1"))
     (tmp_path / "torn_traces.jsonl").write_text('{"trace_id": "a", "token_ids": [1, 2')
     broken = tmp_path / "broken_model"
     broken.mkdir()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reasoning_evals.problems import read_json_lines
+from reasoning_evals.problems import not_utf8, read_json_lines
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
@@ -75,5 +75,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _text(path: Path) -> str:
     opener = gzip.open if path.name.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        return str(file.read())
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            return str(file.read())
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(path, error)) from error

@@ -110,6 +110,12 @@ def test_two_ranks_count_the_same(traces: Path, whole: Path, tmp_path: Path) -> 
         (["--model", "lab-dense"], 1, "lab-dense is a dense model and has no experts to count: contrast"),
         (["--coefficients", "Wait=-1"], 2, "the coefficient of 'Wait' belongs to no marker: add it to --markers"),
         (["--zero-joint", "none"], 2, "zero_joint is 'none': choose one of half, skip, minus_one"),
+        (["--coefficients", "<think>=0"], 2, "no marker has a coefficient above 0"),
+        (
+            ["--markers", "Zebra"],
+            2,
+            "no marker has a coefficient above 0 ({'Zebra': 0.0}): give one with --coefficients",
+        ),
         (["--base", "some"], 2, "base is 'some': choose one of generated, all"),
         (["--position", "after"], 2, "position is 'after': choose one of input, predicted"),
         (["--part", "0"], 2, "part is 0: give a whole number >= 1"),
