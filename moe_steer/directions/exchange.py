@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_steer.directions.direction import Direction
+from moe_steer.torch_files import load_plain
 from moe_steer.write_aside import written_aside
 
 
@@ -30,11 +31,7 @@ def import_easyedit(path: str | os.PathLike[str], layer: int | None = None) -> D
     found = re.search(r"layer_(\d+)", Path(path).name)
     if layer is None and found is None:
         raise ValueError(f"the name of {name!r} does not say the layer (layer_20.pt): give it")
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler's own errors have no common kind
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name} is no file of plain tensors, and other pickles are not opened: {first}") from error
+    value = load_plain(path)
     if not isinstance(value, Tensor) or value.ndim != 1:
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"{name} holds {what}: a vector of EasyEdit is one tensor [D]")

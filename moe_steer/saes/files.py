@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from moe_steer.saes.sae import SAEAbout
+from moe_steer.torch_files import load_plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,13 +98,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 def read_torch(path: Path) -> dict[str, Tensor]:
     """The tensors of a torch file, also where they lie one level down (``state_dict``). No code in the file is run."""
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # the unpickler's own errors have no common kind
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is no file of plain tensors, and other pickles are not opened: {first}") from error
+    value = load_plain(path)
     if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
         value = value["state_dict"]
     if not isinstance(value, Mapping):

@@ -89,11 +89,20 @@ def load_state(path: Path, recipe: TrainRecipe, d_in: int, device: torch.device)
 def remember_data(work: Path, data: dict[str, Any]) -> None:
     """Note in a training's folder what it reads; ValueError when it was begun on something else."""
     path = work / "data.json"
-    if path.exists() and read_json(path) != data:
+    if path.exists() and _noted(path) != data:
         raise ValueError(
             f"{work} holds a training on another model, layer, texts or batches: use another folder, or the same options"
         )
     write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged: use another folder, or remove {path.parent} to begin the training again"
+        ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
