@@ -35,6 +35,7 @@ def environment(**more: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONFAULTHANDLER": "1",  # a native crash says where it was
         **more,
     }
 

@@ -104,8 +104,14 @@ def test_ctrl_c_leaves_no_process_behind(whom: str, tmp_path: Path) -> None:
     env = environment(PATH=f"{LAUNCHER.parent}{os.pathsep}{os.environ['PATH']}")
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [str(LAUNCHER), *arguments], env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-        )
+            [str(LAUNCHER), *arguments],
+            env=env,
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # a shell starts what it runs in the background with Ctrl-C ignored, and that is inherited
     try:
         deadline = time.monotonic() + 80
         while not (tmp_path / "failed_at").exists() and time.monotonic() < deadline:
