@@ -40,6 +40,7 @@ from launch.shared_options import (
     config_of,
     load_asked,
     refuse_idle_drawing,
+    refuse_unread,
 )
 from launch.start import start
 from reasoning_evals.decoding.ban import NOWAIT_WORDS
@@ -108,11 +109,7 @@ class EvaluateOptions:
         if self.greedy:
             refuse_idle_drawing(self)
         kinds = {rule.kind for word in self.arms for rule in parse_arm(word)}
-        for name, readers in _READ_BY.items():
-            if getattr(self, name) != getattr(EvaluateOptions, name) and not set(readers) & kinds:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is for the arms {', '.join(readers)}, and none is asked for: leave it out"
-                )
+        refuse_unread(self, _READ_BY, kinds, "--arms")
         self.job()
 
     @property

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from launch.overthinking.options import (
     METHODS,
+    READ_BY,
     RESIDUAL_METHODS,
     SAE_METHODS,
     OverthinkingOptions,
     methods_of,
-    refuse_unread,
 )
 from launch.ranks import Ranks, leave
-from launch.shared_options import load_asked
+from launch.shared_options import load_asked, refuse_unread
 from launch.start import start
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
 
     job = options.job()
     sets = problem_sets(job)
-    refuse_unread(options, methods_of(options, options.names_sae)[0])
+    refuse_unread(options, READ_BY, methods_of(options, options.names_sae)[0], "--methods")
     model, tokenizer = load_asked(options)
     layers = options.tried_layers(model_shape(model).num_layers)
     sae = read_sae(options, model)

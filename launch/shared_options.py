@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from math import isfinite
 from typing import Annotated, Any
 
@@ -49,6 +49,18 @@ def check_drawing(temperature: float, top_p: float) -> None:
         )
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p:g}: give a share above 0, up to 1 (1 keeps every token)")
+
+
+def refuse_unread(options: Any, readers: Mapping[str, Collection[str]], present: Collection[str], where: str) -> None:
+    """ValueError for an option that differs from its default and that nothing present would follow.
+
+    ``readers``: option -> what follows it. ``where``: the option that names what is present.
+    """
+    for name, following in readers.items():
+        if getattr(options, name) != getattr(type(options), name) and not set(following) & set(present):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for {', '.join(following)}: add one to {where}, or leave it out"
+            )
 
 
 def refuse_idle_drawing(options: Any) -> None:

@@ -132,16 +132,15 @@ def _from_pairs(
     reports = []
     for layer, one in saes.items():
         contrast = contrasts[layer]
-        by_atoms = {
-            "sta": lambda c=contrast, s=one: sta(c, s, keep=options.kept),
-            "sae": lambda c=contrast, s=one: all_atoms(c, s),
-            "atom": lambda c=contrast, s=one: single_atom(c, s),
-        }
-        for method, make in by_atoms.items():
-            if method in methods:
-                direction = make()
-                made.append((method, direction))
-                reports.append(report_atoms(direction, contrast, one))
+        of_atoms: list[tuple[str, Direction]] = []
+        if "sta" in methods:
+            of_atoms.append(("sta", sta(contrast, one, keep=options.kept)))
+        if "sae" in methods:
+            of_atoms.append(("sae", all_atoms(contrast, one)))
+        if "atom" in methods:
+            of_atoms.append(("atom", single_atom(contrast, one)))
+        made += of_atoms
+        reports += [report_atoms(direction, contrast, one) for _, direction in of_atoms]
     return made, reports
 
 

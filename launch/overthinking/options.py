@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Annotated, Any
@@ -236,7 +235,7 @@ class OverthinkingOptions:
         return config_of(self)
 
 
-_READ_BY = {
+READ_BY = {
     "strengths": PAIR_METHODS,
     "scope": PAIR_METHODS,
     "decision_strengths": ("decision",),
@@ -248,15 +247,6 @@ _READ_BY = {
     "switch_words": ("decision", "nowait"),
 }
 """Option -> the methods that follow it."""
-
-
-def refuse_unread(options: OverthinkingOptions, methods: Sequence[str]) -> None:
-    """ValueError for an option that none of the methods of the run would follow."""
-    for name, readers in _READ_BY.items():
-        if getattr(options, name) != getattr(OverthinkingOptions, name) and not set(readers) & set(methods):
-            raise ValueError(
-                f"--{name.replace('_', '-')} is for {', '.join(readers)}, which take no part: leave it out, or add one to --methods"
-            )
 
 
 def methods_of(options: OverthinkingOptions, has_sae: bool) -> tuple[list[str], list[str]]:

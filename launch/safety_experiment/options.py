@@ -23,6 +23,7 @@ from launch.shared_options import (
     check_num_problems,
     config_of,
     refuse_idle_drawing,
+    refuse_unread,
 )
 
 VANILLA = "vanilla"
@@ -153,11 +154,7 @@ class SafetyOptions:
             raise ValueError(
                 f"--toxic-label {self.toxic_label} is of --toxicity-classifier, and none is given: give it, or leave both out"
             )
-        for name, readers in _READ_BY.items():
-            if getattr(self, name) != getattr(SafetyOptions, name) and not set(readers) & set(self.arms):
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is for the arms {', '.join(readers)}, and none is asked for: leave it out"
-                )
+        refuse_unread(self, _READ_BY, self.arms, "--arms")
         self.job()
 
     @property

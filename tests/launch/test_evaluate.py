@@ -237,9 +237,12 @@ def test_wrong_input_is_one_line_and_exit_code_1(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"arms": ("baseline", "nowait"), "switch_words": ("Hm",)}, "--switch-words is for the arms tip, tip-close"),
-        ({"arms": ("baseline", "tip"), "ban_words": ("Hm",)}, "--ban-words is for the arms nowait, and none is asked"),
-        ({"arms": ("baseline", "tip"), "thinking_prompt": "x"}, "--thinking-prompt is for the arms prompt-before"),
+        (
+            {"arms": ("baseline", "nowait"), "switch_words": ("Hm",)},
+            "--switch-words is for tip, tip-close: add one to --arms",
+        ),
+        ({"arms": ("baseline", "tip"), "ban_words": ("Hm",)}, "--ban-words is for nowait: add one to --arms"),
+        ({"arms": ("baseline", "tip"), "thinking_prompt": "x"}, "--thinking-prompt is for prompt-before, "),
         ({"greedy": True, "samples": 4}, "leave --samples 4 out"),
         ({"greedy": True, "temperature": 0.3}, "--temperature 0.3 would change nothing: the most likely token is"),
         ({"temperature": float("nan")}, "temperature is nan: give a number above 0"),

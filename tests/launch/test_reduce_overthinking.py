@@ -244,10 +244,10 @@ def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Pa
         (["--layers", "9"], "layer 9 does not exist: this model has layers 0-3"),
         (["--switch-words", "Zebra", "--methods", "decision"], "no thought stops and goes on at Zebra: name its words"),
         (["--sae", "nowhere", "--methods", "sta"], "nowhere"),
-        (["--methods", "nowait", "--strengths", "0.1"], "--strengths is for caa, sta, sae, atom, which take no part"),
-        (["--methods", "caa", "--keep", "0.1"], "--keep is for sta, which take no part: leave it out, or add one"),
-        (["--keep", "0.1"], "--keep is for sta, which take no part: leave it out, or add one to --methods"),
-        (["--methods", "concise-prompt", "--layers", "2"], "--layers is for caa, decision, which take no part"),
+        (["--methods", "nowait", "--strengths", "0.1"], "--strengths is for caa, sta, sae, atom: add one to --methods"),
+        (["--methods", "caa", "--keep", "0.1"], "--keep is for sta: add one to --methods, or leave it out"),
+        (["--keep", "0.1"], "--keep is for sta: add one to --methods, or leave it out"),
+        (["--methods", "concise-prompt", "--layers", "2"], "--layers is for caa, decision: add one"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(
