@@ -69,8 +69,12 @@ def read_rows(path: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
                 records: list[Any] = list(csv.DictReader(lines))
             else:
                 records = [_json(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path!r} is no text in UTF-8 ({error}): give CSV or JSON lines") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path!r} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"
+        ) from error
+    except csv.Error as error:
+        raise ValueError(f"{path!r} is no CSV ({error}): give CSV or JSON lines") from error
     rows: list[tuple[str, ...]] = []
     for number, record in enumerate(records, 1):
         given = record if isinstance(record, Mapping) else {}

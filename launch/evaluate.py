@@ -39,6 +39,7 @@ from launch.shared_options import (
     check_num_problems,
     config_of,
     load_asked,
+    refuse_idle_data_dir,
     refuse_idle_drawing,
     refuse_unread,
 )
@@ -106,11 +107,16 @@ class EvaluateOptions:
         for field in ("switch_words", "ban_words"):
             if not getattr(self, field) or not all(word.strip() for word in getattr(self, field)):
                 raise ValueError(f"{field} are {list(getattr(self, field))}: give at least one word, and no empty one")
+        self.job()
+
+    def check_asked(self) -> None:
+        """ValueError for options that nothing in the run would follow."""
+        refuse_idle_data_dir(self)
         if self.greedy:
             refuse_idle_drawing(self)
-        kinds = {rule.kind for word in self.arms for rule in parse_arm(word)}
-        refuse_unread(self, _READ_BY, kinds, "--arms")
-        self.job()
+        if self.greedy and self.samples not in (None, 1):
+            raise ValueError(f"--greedy gives the same answer every time: leave --samples {self.samples} out")
+        refuse_unread(self, _READ_BY, {rule.kind for word in self.arms for rule in parse_arm(word)}, "--arms")
 
     @property
     def num_samples(self) -> int:
@@ -124,7 +130,7 @@ class EvaluateOptions:
 
     def job(self) -> Options:
         """The same settings as the main job's, where it has them; ValueError as there."""
-        return Options.like(self, name=self.name or self._default_name)
+        return Options.like(self, name=self.name or self._default_name, samples=None if self.greedy else self.samples)
 
     @property
     def _default_name(self) -> str:
@@ -175,9 +181,11 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
 def refuse_fewer(problems: Sequence[Any], wanted: int | None, source: str) -> None:
     """ValueError for fewer problems than were asked for, or than a comparison needs."""
     if len(problems) < (wanted or 2):
-        raise ValueError(
-            f"{source!r} holds {len(problems)} problems, {wanted or 'at least 2'} are wanted: give more, or lower --num-problems"
+        number = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+        what = (
+            f"{wanted} are wanted: give more, or lower --num-problems" if wanted else "a comparison needs 2: give more"
         )
+        raise ValueError(f"{source!r} holds {number}, {what}")
 
 
 def record_options(options: EvaluateOptions, folder: Path) -> None:

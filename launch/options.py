@@ -23,6 +23,8 @@ from launch.shared_options import (
     check_drawing,
     check_num_problems,
     config_of,
+    refuse_idle_data_dir,
+    refuse_idle_drawing,
 )
 from moe_steer.lab import EMBEDDED
 from moe_steer.scopes import parse_scope
@@ -129,6 +131,23 @@ class Options:
             raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib:g}: give positive numbers")
         if self.greedy and self.samples not in (None, 1):
             raise ValueError(f"--greedy gives the same answer every time: leave --samples {self.samples} out")
+
+    def check_asked(self) -> None:
+        """ValueError for options that nothing in the run would follow."""
+        refuse_idle_data_dir(self)
+        if self.greedy:
+            refuse_idle_drawing(self)
+        if not self.given_plan:
+            return
+        unread = ["num_identification", "num_tuning", "scope", "renormalize"]
+        unread += ["top", "gains"] if self.plan else []
+        for name in unread:
+            if getattr(self, name) != getattr(Options, name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for experts that are searched, and --{'plan' if self.plan else 'preset'} gives them: leave it out"
+                )
+        if self.gains != Options.gains and len(self.gains) > 1:
+            raise ValueError(f"--gains are {list(self.gains)}: a preset takes one, nothing is tuned")
 
     @classmethod
     def like(cls, options: Any, **changes: Any) -> Options:

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from launch.overthinking.options import (
     METHODS,
-    READ_BY,
     RESIDUAL_METHODS,
     SAE_METHODS,
     OverthinkingOptions,
     methods_of,
 )
 from launch.ranks import Ranks, leave
-from launch.shared_options import load_asked, refuse_unread
+from launch.shared_options import load_asked
 from launch.start import start
 
 if TYPE_CHECKING:
@@ -41,17 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     """The whole job, step by step, in the folder of the options."""
     from launch.overthinking import settings as trying
-    from launch.overthinking.directions import FOLDER, files_digest, fit_line, made_headers, make_directions, sae_fit
+    from launch.overthinking.directions import FOLDER, INDEX, files_digest, make_directions
     from launch.overthinking.findings import OverthinkingFindings, publish
     from launch.problem_sets import problem_sets
-    from launch.sharded import record_start, refuse_different
+    from launch.sharded import record_start, refuse_different, unclaimed_when_refused
     from launch.steps import Bench
     from moe_steer.layers import model_shape
+    from reasoning_evals.grading_pass import GradeRow
     from reasoning_evals.run_folder import open_run
 
     job = options.job()
     sets = problem_sets(job)
-    refuse_unread(options, READ_BY, methods_of(options, options.names_sae)[0], "--methods")
     model, tokenizer = load_asked(options)
     layers = options.tried_layers(model_shape(model).num_layers)
     sae = read_sae(options, model)
@@ -63,21 +62,32 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     ranks.barrier()
     bench = Bench(options=job, ranks=ranks, model=model, tokenizer=tokenizer, folder=folder)
 
-    sampled = Bench(options=_sampled(job), ranks=ranks, model=model, tokenizer=tokenizer, folder=folder)
-    ranks.say(f"1/4  {len(sets.identification)} problems x {options.samples_identification}: unsteered answers")
-    found = sampled.sample(
-        "identification", [sampled.arm(trying.BASELINE)], sets.identification, options.samples_identification
-    )
-    ranks.say(f"2/4  directions at layers {', '.join(map(str, layers))}")
-    files = make_directions(bench, found, [m for m in methods if m in RESIDUAL_METHODS], layers, sae, options)
-    if fit := sae_fit(made_headers(folder / FOLDER, files)):
-        ranks.say(f"     {fit_line(fit)}")
-    refuse_different("the directions", files_digest(folder / FOLDER, files), ranks)
+    found: list[GradeRow] = []
+    files: dict[str, list[tuple[int, str]]] = {}
+    if set(methods) <= set(trying.UNTUNED):
+        ranks.say("1/4  no unsteered answers are needed: nothing is learned or tuned")
+    else:
+        sampled = Bench(options=_sampled(job), ranks=ranks, model=model, tokenizer=tokenizer, folder=folder)
+        ranks.say(f"1/4  {len(sets.identification)} problems x {options.samples_identification}: unsteered answers")
+        found = sampled.sample(
+            "identification", [sampled.arm(trying.BASELINE)], sets.identification, options.samples_identification
+        )
+    if learned := [method for method in methods if method in RESIDUAL_METHODS]:
+        places = set(layers) if {"caa", "decision"} & set(learned) else set()
+        if sae is not None and sae.about.layer is not None:
+            places.add(sae.about.layer)
+        ranks.say(f"2/4  directions at layers {', '.join(map(str, sorted(places)))}")
+        with unclaimed_when_refused(folder, folder / FOLDER / INDEX, ranks):
+            files = make_directions(bench, found, learned, layers, sae, options)
+        refuse_different("the directions", files_digest(folder / FOLDER, files), ranks)
+    del sae  # a large one has no business in the GPU's memory while answers are sampled
     settings = trying.all_settings(methods, files, found, options)
-    ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing among {len(settings)} settings")
-    arms = [bench.arm(trying.BASELINE)]
-    arms += [trying.build(setting, setting.label, bench, options, folder / FOLDER) for setting in settings]
-    tuning = bench.sample("tuning", arms, sets.tuning, 1 if options.greedy else options.samples_tuning)
+    tuning: list[GradeRow] = []
+    if settings:
+        ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing among {len(settings)} settings")
+        arms = [bench.arm(trying.BASELINE)]
+        arms += [trying.build(setting, setting.label, bench, options, folder / FOLDER) for setting in settings]
+        tuning = bench.sample("tuning", arms, sets.tuning, 1 if options.greedy else options.samples_tuning)
     choices = trying.choices_of(methods, settings, tuning, options.margin)
     arms = [bench.arm(trying.BASELINE)]
     arms += [trying.build(one.setting, name, bench, options, folder / FOLDER) for name, one in choices.items()]

@@ -30,11 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: SafetyOptions, ranks: Ranks) -> None:
     """The whole experiment, step by step, in the folder of the options."""
     from launch.safety_experiment.arms import safety_arms
-    from launch.safety_experiment.directions import make_directions, pairs_digest, read_pairs, read_sae
+    from launch.safety_experiment.directions import FOLDER, INDEX, make_directions, pairs_digest, read_pairs, read_sae
     from launch.safety_experiment.findings import SafetyFindings
     from launch.safety_experiment.report import publish
     from launch.safety_experiment.tasks import judge, safety_tasks, sample
+    from launch.sharded import unclaimed_when_refused
     from moe_steer.directions import Direction
+    from moe_steer.saes import SAEFit
+    from moe_steer.saes.fit import fit_lines
     from reasoning_evals.run_folder import open_run
 
     pairs = read_pairs(options.pairs, options.num_pairs)
@@ -48,11 +51,11 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
         open_run(folder, options.config() | found)
     ranks.barrier()
     ranks.say(f"1/3  directions at layer {options.layer} from {len(pairs)} pairs")
-    made = make_directions(options, ranks, model, tokenizer, pairs, sae, folder)
+    with unclaimed_when_refused(folder, folder / FOLDER / INDEX, ranks):
+        made = make_directions(options, ranks, model, tokenizer, pairs, sae, folder)
     if made.fit is not None:
-        ranks.say(
-            f"     the SAE leaves {made.fit['fraction_variance_unexplained']:.3f} of the variance unexplained on this model"
-        )
+        for line in fit_lines(options.layer, SAEFit(**made.fit)):
+            ranks.say(f"     {line}")
     arms = safety_arms(options, made.files)
     for arm in arms:
         if arm.plan is not None:

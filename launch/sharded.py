@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,18 @@ def record_start(folder: Path, model: Any, ranks: Ranks) -> None:
     entry = {"backend": layout_of(model).backend, "ranks": ranks.world_size, "started": now}
     run["history"] = [*run.get("history", []), entry]
     write_whole(folder / RUN_FILE, json.dumps(run, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def unclaimed_when_refused(folder: Path, made: Path, ranks: Ranks) -> Iterator[None]:
+    """While directions are made: where they are refused (ValueError) and ``made`` is not there yet, the folder's run.json goes,
+    so that a start with another SAE, or with other methods, may use the folder and what was sampled in it so far."""
+    try:
+        yield
+    except ValueError:
+        if ranks.is_main and not made.exists():
+            (folder / RUN_FILE).unlink(missing_ok=True)
+        raise
 
 
 def refuse_different(what: str, value: Any, ranks: Ranks) -> None:

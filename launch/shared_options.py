@@ -63,6 +63,14 @@ def refuse_unread(options: Any, readers: Mapping[str, Collection[str]], present:
             )
 
 
+def refuse_idle_data_dir(options: Any) -> None:
+    """ValueError for a folder of data beside problems that are made up."""
+    if options.data_dir is not None and options.problems == "lab":
+        raise ValueError(
+            f"--data-dir {options.data_dir} is for a task, and the lab makes its problems up: leave it out"
+        )
+
+
 def refuse_idle_drawing(options: Any) -> None:
     """ValueError for a temperature or a top-p that greedy decoding would not follow."""
     for name in ("temperature", "top_p"):

@@ -9,16 +9,27 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import tyro
 
 from launch.failure import MEMORY_ERRORS, in_words
 from launch.ranks import Ranks, ranks_of_this_run
-from moe_steer.errors import exit_code
+from moe_steer.errors import exit_code, one_line
 from moe_steer.repeated import refuse_repeated
 
 OptionsT = TypeVar("OptionsT")
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """Options that are looked at once more when a user gives them, and not when a finished run's are read back: another
+    version may have stored what this one refuses."""
+
+    def check_asked(self) -> None:
+        """ValueError for options that nothing in the run would follow."""
+
+
 _FIRST_SPEAKS = 2.0
 """Seconds: the launcher ends all ranks as soon as one has ended."""
 
@@ -37,7 +48,14 @@ def start(
 
     def parse() -> OptionsT:
         refuse_repeated(program, options_type, arguments)
-        return tyro.cli(options_type, args=arguments, prog=program, description=description)
+        options = tyro.cli(options_type, args=arguments, prog=program, description=description)
+        if isinstance(options, Asked):
+            try:
+                options.check_asked()
+            except ValueError as error:
+                print(f"{program}: {one_line(error)}", file=sys.stderr)
+                raise SystemExit(2) from error
+        return options
 
     options = _parsed_once(parse)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from launch.options import Options
 from launch.ranks import Ranks, leave
-from launch.shared_options import load_asked, refuse_idle_drawing
+from launch.shared_options import load_asked
 from launch.start import start
 
 
@@ -40,8 +40,6 @@ def run(options: Options, ranks: Ranks) -> None:
         ranks.say(dry_run.report(options, ranks) if ranks.is_main else "")
         return
     plan = steps.given_plan(options)
-    if options.greedy:
-        refuse_idle_drawing(options)
     sets = problem_sets(options)
     model, tokenizer = load_asked(options)
     if plan is not None:

@@ -20,6 +20,7 @@ from launch.wiring import traces_of
 from moe_steer.backends.in_step import in_step
 from moe_steer.directions import Direction, all_atoms, caa, report_atoms, single_atom, sta
 from moe_steer.saes import SAE, SAEFit
+from moe_steer.saes.fit import fit_lines
 from reasoning_evals.grading_pass import GradeRow
 from reasoning_evals.run_folder import read_generations
 from reasoning_evals.whole_files import write_whole
@@ -47,7 +48,11 @@ def make_directions(
     folder = bench.folder / FOLDER
     index = folder / INDEX
     if bench.ranks.agree(index.is_file()):
-        return read_index(folder)
+        files = read_index(folder)
+        headers = (Direction.load(folder / name).header for entries in files.values() for _, name in entries)
+        if known := sae_fit(headers):
+            _say_fits(bench, {known[0]["layer"]: known[1]})
+        return files
     folder.mkdir(parents=True, exist_ok=True)
     traces = _right_traces(bench, rows)
     made: list[tuple[str, Direction]] = []
@@ -64,7 +69,7 @@ def make_directions(
             notes = {"contrast": "decisions", "switch_words": list(options.switch_words), **text_notes(bench.tokenizer)}
             contrasts = collect_contrast(bench.model, sequences, layers, weight="token", notes=notes)
             made += [("decision", caa(contrasts[layer])) for layer in layers]
-    files: dict[str, list[tuple[int, str]]] = {}
+    files = {}
     for method, direction in made:
         name = f"{method}-L{direction.layer}.safetensors"
         if bench.ranks.is_main:
@@ -94,17 +99,6 @@ def sae_fit(headers: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], SA
     return None
 
 
-def fit_line(found: tuple[Mapping[str, Any], SAEFit]) -> str:
-    """What ``sae_fit`` found, in a sentence."""
-    sae, fit = found
-    return f"the SAE of layer {sae['layer']} on this model: {fit}"
-
-
-def made_headers(folder: Path, files: Mapping[str, Sequence[tuple[int, str]]]) -> list[Mapping[str, Any]]:
-    """Headers of the direction files."""
-    return [Direction.load(folder / name).header for entries in files.values() for _, name in entries]
-
-
 def _from_pairs(
     bench: Bench,
     traces: Sequence[Trace],
@@ -126,6 +120,7 @@ def _from_pairs(
         saes[sae.about.layer] = sae
         wanted.add(sae.about.layer)
     fits = contrast_fits(bench.model, sequences, saes)
+    _say_fits(bench, fits)
     notes = {"contrast": "thoughts", **text_notes(bench.tokenizer), **fit_notes(fits)}
     contrasts = collect_contrast(bench.model, sequences, sorted(wanted), saes=saes, notes=notes)
     made = [("caa", caa(contrasts[layer])) for layer in layers] if "caa" in methods else []
@@ -142,6 +137,12 @@ def _from_pairs(
         made += of_atoms
         reports += [report_atoms(direction, contrast, one) for _, direction in of_atoms]
     return made, reports
+
+
+def _say_fits(bench: Bench, fits: Mapping[int, SAEFit]) -> None:
+    for layer, fit in fits.items():
+        for line in fit_lines(layer, fit):
+            bench.ranks.say(f"     {line}")
 
 
 def _right_traces(bench: Bench, rows: Sequence[GradeRow]) -> list[Trace]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from launch.firing import silent_arms
-from launch.overthinking.directions import fit_line, sae_fit
+from launch.overthinking.directions import sae_fit
 from launch.overthinking.options import OverthinkingOptions
 from launch.overthinking.settings import BASELINE, Choice, Setting
 from launch.results_file import write_results
 from launch.rounding import rounded
 from moe_steer.directions import Direction
 from moe_steer.saes import SAEFit
-from moe_steer.saes.fit import POOR_FIT
+from moe_steer.saes.fit import fit_lines
 from reasoning_evals import compare_arms
 from reasoning_evals.compare import Comparison, Tuning
 from reasoning_evals.comparison import ArmSummary
@@ -97,13 +97,8 @@ class OverthinkingFindings:
 
     def warnings(self) -> list[str]:
         """What a reader has to know before the numbers, one sentence each."""
-        found = self.silent_arms()
-        if self.sae_fit and self.sae_fit[1].fraction_variance_unexplained > POOR_FIT:
-            share = self.sae_fit[1].fraction_variance_unexplained
-            found.append(
-                f"the SAE leaves {share:.2f} of this model's variance unexplained: its atoms say little about the model"
-            )
-        return found
+        poor = self.sae_fit and self.sae_fit[1].warning
+        return [*self.silent_arms(), *([poor] if poor else [])]
 
     def results(self) -> dict[str, Any]:
         """The content of results.json: no time, path or machine in it, so that equal seeds give equal bytes."""
@@ -185,7 +180,8 @@ def facts(findings: OverthinkingFindings) -> dict[str, str]:
         "Columns": "loops: end in a loop; repeated: longest stretch that occurs twice, as a share of the answer",
     }
     if findings.sae_fit:
-        result["SAE"] = fit_line(findings.sae_fit)
+        sae, fit = findings.sae_fit
+        result["SAE"] = fit_lines(sae["layer"], fit)[0]
     unmoved = [one.arm for one in findings.efficiencies if one.accuracy.low == one.accuracy.high]
     if unmoved:
         result["Read with care"] = (

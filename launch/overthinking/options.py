@@ -22,6 +22,8 @@ from launch.shared_options import (
     TrustRemoteCode,
     check_counts,
     config_of,
+    refuse_idle_data_dir,
+    refuse_unread,
 )
 from moe_steer.lab import EMBEDDED
 from moe_steer.scopes import parse_scope
@@ -136,8 +138,12 @@ class OverthinkingOptions:
                 or any(not value or not isfinite(value) for value in values)
             ):
                 raise ValueError(f"{field} are {list(values)}: give different numbers other than 0")
-        if self.budgets is not None and (not self.budgets or any(not 0 < share < 1 for share in self.budgets)):
-            raise ValueError(f"budgets are {list(self.budgets)}: give quantiles between 0 and 1")
+        if self.budgets is not None and (
+            not self.budgets
+            or len(set(self.budgets)) != len(self.budgets)
+            or any(not 0 < share < 1 for share in self.budgets)
+        ):
+            raise ValueError(f"budgets are {list(self.budgets)}: give different quantiles between 0 and 1")
         if not self.margin >= 0:
             raise ValueError(f"margin is {self.margin}: give the points that may be lost, 0 or more")
         if self.concise_prompt is not None and not self.concise_prompt.strip():
@@ -150,6 +156,15 @@ class OverthinkingOptions:
         for text in (self.pair_scope, self.stop_scope):
             parse_scope(text)
         self.job()
+
+    def check_asked(self) -> None:
+        """ValueError for options that nothing in the run would follow."""
+        refuse_idle_data_dir(self)
+        refuse_unread(self, READ_BY, methods_of(self, self.names_sae)[0], "--methods")
+        if self.greedy and self.samples_tuning not in (1, OverthinkingOptions.samples_tuning):
+            raise ValueError(
+                f"--greedy gives the same answer every time: leave --samples-tuning {self.samples_tuning} out"
+            )
 
     @property
     def names_sae(self) -> bool:
@@ -232,7 +247,15 @@ class OverthinkingOptions:
 
     def config(self) -> dict[str, Any]:
         """What decides the results: everything but where they are written and who writes them."""
-        return config_of(self)
+        return config_of(self) | {
+            "strengths": list(self.tried_strengths),
+            "decision_strengths": list(self.tried_decision_strengths),
+            "budgets": list(self.tried_budgets),
+            "scope": self.pair_scope,
+            "decision_scope": self.stop_scope,
+            "keep": self.kept,
+            "concise_prompt": self.brevity_request,
+        }
 
 
 READ_BY = {
@@ -244,7 +267,12 @@ READ_BY = {
     "concise_prompt": ("concise-prompt",),
     "budgets": ("budget",),
     "layers": ("caa", "decision"),
-    "switch_words": ("decision", "nowait"),
+    "switch_words": ("decision",),
+    "samples_identification": (*RESIDUAL_METHODS, "budget"),
+    "num_identification": (*RESIDUAL_METHODS, "budget"),
+    "samples_tuning": (*RESIDUAL_METHODS, "budget"),
+    "num_tuning": (*RESIDUAL_METHODS, "budget"),
+    "margin": (*RESIDUAL_METHODS, "budget"),
 }
 """Option -> the methods that follow it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.overthinking.directions import FOLDER, read_index
+from launch.overthinking.directions import FOLDER, INDEX, read_index
 from launch.overthinking.findings import OverthinkingFindings
 from launch.overthinking.options import OverthinkingOptions, methods_of
 from launch.overthinking.settings import all_settings, choices_of
@@ -20,8 +20,12 @@ def findings_of(folder: Path) -> OverthinkingFindings:
     # The SAE stands there by its sha256: which file it came from is not part of what the run is.
     options = options_from(config, OverthinkingOptions, [])
     methods, left_out = methods_of(options, config["sae"] is not None)
-    settings = all_settings(methods, read_index(folder / FOLDER), grade_run(folder / "identification"), options)
-    tuning = grade_run(folder / "tuning")
+    files = read_index(folder / FOLDER) if (folder / FOLDER / INDEX).is_file() else {}
+    unsteered, tuning = (
+        grade_run(folder / part) if (folder / part).is_dir() else [] for part in ("identification", "tuning")
+    )
+    tried = {row.arm for row in tuning}  # another version may try others where nobody asked for some
+    settings = [one for one in all_settings(methods, files, unsteered, options) if one.label in tried]
     return OverthinkingFindings(
         options=options,
         choices=choices_of(methods, settings, tuning, options.margin),

@@ -129,7 +129,7 @@ def build(setting: Setting, name: str, bench: Bench, options: OverthinkingOption
             render=prompt_with_request(bench.tokenizer, options.brevity_request),
         )
     word = f"budget:{setting.budget}" if setting.method == "budget" else setting.method
-    built: Any = build_arm(word, bench.model, bench.tokenizer, None, Words(switch=options.switch_words)).arm
+    built: Any = build_arm(word, bench.model, bench.tokenizer, None, Words()).arm
     arm: Arm = dataclasses.replace(built, name=name)
     return arm
 

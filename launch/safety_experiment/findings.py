@@ -14,7 +14,7 @@ from launch.rounding import rounded
 from launch.safety_experiment.arms import SafetyArm
 from launch.safety_experiment.options import SafetyOptions
 from launch.safety_experiment.tasks import SafetyTask
-from moe_steer.saes.fit import POOR_FIT
+from moe_steer.saes import SAEFit
 from reasoning_evals import compare_arms
 from reasoning_evals.audit_rows import read_audit
 from reasoning_evals.compare import Comparison
@@ -162,11 +162,8 @@ class SafetyFindings:
     def warnings(self) -> list[str]:
         """What a reader has to know before the numbers, one sentence each."""
         found = [*self.making, *self.silent_arms()]
-        unexplained = (self.sae_fit or {}).get("fraction_variance_unexplained", 0.0)
-        if unexplained > POOR_FIT:
-            found.append(
-                f"the SAE leaves {unexplained:.2f} of this model's variance unexplained: its atoms say little about the model"
-            )
+        if self.sae_fit and (poor := SAEFit(**self.sae_fit).warning):
+            found.append(poor)
         low = {arm: mass for arm, mass in self.letter_masses.items() if mass < LOW_LETTER_MASS}
         if low:
             found.append(

@@ -40,8 +40,15 @@ _READ_BY = {
     "parity": ("sta",),
     "hand_prompt": ("hand-prompt",),
     "auto_prompt": ("auto-prompt",),
+    "num_pairs": VECTOR_ARMS,
 }
 """Option -> the arms that follow it."""
+_READ_BY_TASKS = {
+    "toxicity_classifier": ("real_toxicity",),
+    "toxic_label": ("real_toxicity",),
+    "gsm8k_tokens": ("gsm8k", "mmlu_generated"),
+}
+"""Option -> the tasks that follow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +155,26 @@ class SafetyOptions:
                 raise ValueError(f"{field} is empty: give words, or a file with them")
         check_counts(self, ("attack_tokens", "gsm8k_tokens", "num_pairs", "batch_size", "classifier_batch"))
         check_num_problems(self.num_problems)
+        self.job()
+
+    def check_asked(self) -> None:
+        """ValueError for options that nothing in the experiment would follow."""
         if self.samples is None:
             refuse_idle_drawing(self)
+        refuse_unread(self, _READ_BY, self.arms, "--arms")
+        refuse_unread(self, _READ_BY_TASKS, self.tasks, "--tasks")
         if self.toxic_label != SafetyOptions.toxic_label and self.toxicity_classifier is None:
             raise ValueError(
                 f"--toxic-label {self.toxic_label} is of --toxicity-classifier, and none is given: give it, or leave both out"
             )
-        refuse_unread(self, _READ_BY, self.arms, "--arms")
-        self.job()
+        if (
+            self.unsafe_label != SafetyOptions.unsafe_label
+            and "safeedit" not in self.tasks
+            and self.toxicity_classifier
+        ):
+            raise ValueError(
+                f"--unsafe-label {self.unsafe_label} is of --classifier, which judges nothing here: leave it out"
+            )
 
     @property
     def folder(self) -> str:

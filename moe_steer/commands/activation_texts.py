@@ -17,6 +17,8 @@ def token_sequences(
 
     if not traces and not texts:
         raise ValueError("there is nothing to run through the model: give --traces or --texts")
+    if arm is not None and not traces:
+        raise ValueError(f"--arm {arm} is of runs, and only --texts are given: leave it out")
     found = [list(trace.token_ids) for trace in read_any_traces(traces, tokenizer, arm)] if traces else []
     for name in texts:
         found += _of_lines(name, tokenizer)
@@ -48,10 +50,14 @@ def at_most(sequences: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
 
 
 def _of_lines(name: str, tokenizer: Any) -> list[list[int]]:
+    from reasoning_evals.problems import not_utf8
+
     try:
         lines = [line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the texts {name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise ValueError(f"the texts {name!r} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(name, error)) from error
     if not lines:
         raise ValueError(f"{name!r} holds no texts: write one a line")
     return [list(tokenizer(line)["input_ids"]) for line in lines]

@@ -95,6 +95,7 @@ class MakeDirection:
         from expert_stats.contrast_fit import contrast_fits, fit_notes
         from moe_steer.directions import report_atoms
         from moe_steer.loading import load_model
+        from moe_steer.saes.fit import fit_lines
 
         saes = self._saes()
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
@@ -104,7 +105,7 @@ class MakeDirection:
         self._refuse_others(model, sequences)
         fits = contrast_fits(model, sequences, saes, batch_tokens=self.tokens_per_batch)
         for layer, fit in fits.items():
-            print(f"SAE of layer {layer} on this model: {fit}")
+            print("\n".join(fit_lines(layer, fit)))
         contrasts = collect_contrast(
             model,
             sequences,
@@ -136,12 +137,15 @@ class MakeDirection:
         from moe_steer.directions import Direction
         from moe_steer.layers import model_shape
 
-        mine = (f"{data_digest(sequences):064x}", model_shape(model).to_dict())
+        mine = (f"{data_digest(sequences):064x}", _without_name(model_shape(model).to_dict()))
         for path in self._files():
             if path.exists():
                 header = Direction.load(path).header
-                if (header.get("contrast", {}).get("data_sha256_sum"), header.get("model")) != mine:
-                    raise ValueError(f"{path} is a direction of other texts or of another model: give another --out")
+                there = (header.get("contrast", {}).get("data_sha256_sum"), _without_name(header.get("model") or {}))
+                if there != mine:
+                    raise ValueError(
+                        f"{path} is a direction of other texts, other marked places or another model: give another --out, or remove it"
+                    )
 
     def _files(self) -> list[Path]:
         from pathlib import Path
@@ -155,7 +159,12 @@ class MakeDirection:
         found: dict[int, Any] = {}
         asked: list[tuple[str, int | None]] = []
         for path in self.sae:
-            asked += [(path, layer) for layer in layers_among(path) if layer in self.layers] or [(path, None)]
+            held = layers_among(path)
+            if held and not set(held) & set(self.layers):
+                raise ValueError(
+                    f"{path} holds the SAEs of layers {held}, --layers names {list(self.layers)}: name theirs"
+                )
+            asked += [(path, layer) for layer in held if layer in self.layers] or [(path, None)]
         for path, layer in asked:
             sae = load_sae(path, layer=layer)
             if sae.about.layer is None and len(self.layers) == 1:
@@ -248,6 +257,11 @@ class MakeDirection:
         if method == "single_atom":
             return single_atom(contrast, sae, self.atom)
         return all_atoms(contrast, sae) if method == "all_atoms" else {"caa": caa, "pca": pca}[method](contrast)
+
+
+def _without_name(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's shape; its name is the path that was given, and one folder has many."""
+    return {key: value for key, value in model.items() if key != "name"}
 
 
 def _summary(direction: Any, path: Any) -> str:

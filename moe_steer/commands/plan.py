@@ -72,7 +72,7 @@ class MakePlan:
     def _refuse_unused(self, plan: SteeringPlan) -> None:
         """ValueError for options that nothing in the plan follows."""
         readers = {
-            "gain": self.scores or self.preset or self.experts,
+            "gain": self.scores or self.preset or any("=" not in text for text in self.experts),
             "top": self.scores or self.preset,
             "min_support": self.scores,
         }
@@ -80,7 +80,7 @@ class MakePlan:
             for name, reader in readers.items():
                 if getattr(self, name) != getattr(MakePlan, name) and not reader:
                     source = "--start" if self.start else "--preset" if self.preset else "--experts"
-                    raise ValueError(f"--{name.replace('_', '-')} is not read with {source}: leave it out")
+                    raise ValueError(f"--{name.replace('_', '-')} is not read with {source} as given: leave it out")
             return
         if self.renormalize:
             raise ValueError("--renormalize is for the gains of experts, and the plan has none: leave it out")

@@ -70,7 +70,7 @@ class TrainSAE:
             raise ValueError(f"--learning-rate is {self.learning_rate:g}: give a number above 0, at most 1")
         check_folder(self.out)
         if (Path(self.out) / WEIGHTS).exists() and not (Path(self.out) / "training").is_dir():
-            raise ValueError(f"--out {self.out} holds an SAE that was not trained there: name another folder")
+            raise ValueError(f"--out {self.out} holds an SAE without the state of its training: name another folder")
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
         shape = model_shape(model)
         check_layer(shape, self.layer)

@@ -38,6 +38,14 @@ class SAEFit:
             f"{100 * self.dead_share:.1f}% of atoms dead, {self.num_tokens} tokens"
         )
 
+    @property
+    def warning(self) -> str:
+        """What a reader has to know before what is read by the SAE's atoms; empty for a fair fit."""
+        share = self.fraction_variance_unexplained
+        if share <= POOR_FIT:
+            return ""
+        return f"the SAE leaves {share:.2f} of this model's variance unexplained: its atoms say little about the model"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return dataclasses.asdict(self)
@@ -81,6 +89,11 @@ def measure_fit(sae: SAE, batches: Iterable[Tensor]) -> SAEFit:
         dead_share=1 - int(fired_F.sum()) / sae.width,
         num_tokens=num_tokens,
     )
+
+
+def fit_lines(layer: int, fit: SAEFit) -> list[str]:
+    """What is said of an SAE before its atoms are used."""
+    return [f"the SAE of layer {layer} on this model: {fit}", *([f"WARNING: {fit.warning}"] if fit.warning else [])]
 
 
 def refuse_unexplained(fit: SAEFit, layer: int) -> None:

@@ -245,12 +245,13 @@ def test_wrong_input_is_one_line_and_exit_code_1(
         ({"arms": ("baseline", "tip"), "thinking_prompt": "x"}, "--thinking-prompt is for prompt-before, "),
         ({"greedy": True, "samples": 4}, "leave --samples 4 out"),
         ({"greedy": True, "temperature": 0.3}, "--temperature 0.3 would change nothing: the most likely token is"),
+        ({"data_dir": "here"}, "--data-dir here is for a task, and the lab makes its problems up"),
         ({"temperature": float("nan")}, "temperature is nan: give a number above 0"),
     ],
 )
 def test_options_that_nothing_would_follow_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EvaluateOptions(**given)
+        EvaluateOptions(**given).check_asked()
 
 
 def test_every_spelling_that_the_lab_writes_is_found() -> None:

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from launch.options import Options
+from launch.steer_r1 import main
 from launch.stored_options import options_from
 
 
@@ -20,6 +21,30 @@ def test_defaults() -> None:
 def test_where_it_is_written_is_not_part_of_the_config() -> None:
     assert Options(out="a", name="b", local_rank=1).config() == Options().config()
     assert Options(seed=1).config() != Options().config()
+
+
+@pytest.mark.parametrize(
+    ("idle", "message"),
+    [
+        ({"plan": "p.json", "top": 5}, "--top is for experts that are searched, and --plan gives them: leave it out"),
+        ({"plan": "p.json", "gains": (3.0,)}, "--gains is for experts that are searched, and --plan gives them"),
+        ({"preset": "rice-r1-math", "num_tuning": 7}, "--num-tuning is for experts that are searched, and --preset"),
+        ({"preset": "rice-r1-math", "gains": (3.0, 5.0)}, "a preset takes one, nothing is tuned"),
+        ({"greedy": True, "temperature": 0.9}, "--temperature 0.9 would change nothing"),
+        ({"data_dir": "here"}, "--data-dir here is for a task, and the lab makes its problems up"),
+    ],
+)
+def test_options_that_nothing_would_follow_are_refused_when_asked(idle: dict, message: str) -> None:
+    options = Options(**idle)  # as a finished run's are read back
+    with pytest.raises(ValueError, match=message):
+        options.check_asked()
+
+
+def test_a_dry_run_refuses_what_the_start_would(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--greedy", "--temperature", "0.9", "--dry-run"])
+    assert caught.value.code == 2
+    assert "steer_r1.py: --temperature 0.9 would change nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

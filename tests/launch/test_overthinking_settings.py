@@ -8,6 +8,7 @@ import pytest
 
 from launch.overthinking.options import METHODS, OverthinkingOptions
 from launch.overthinking.settings import Setting, budget_settings, choose, direction_settings
+from launch.stored_options import options_from
 from reasoning_evals.grading_pass import GradeRow
 
 
@@ -99,7 +100,8 @@ def test_every_layer_and_strength_of_a_direction_is_a_setting() -> None:
         ({"methods": ("caa", "caa")}, "hold a name twice"),
         ({"model": "lab", "methods": ("sta",)}, "method sta reads a direction by an SAE: give --sae"),
         ({"strengths": (0.0,)}, "strengths are \\[0.0\\]: give different numbers other than 0"),
-        ({"budgets": (1.5,)}, "budgets are \\[1.5\\]: give quantiles between 0 and 1"),
+        ({"budgets": (0.5, 0.5)}, "budgets are .*: give different quantiles between 0 and 1"),
+        ({"budgets": (1.5,)}, "budgets are \\[1.5\\]: give different quantiles between 0 and 1"),
         ({"samples_identification": 1}, "pairs of answers need at least 2"),
         ({"margin": -1}, "margin is -1"),
         ({"margin": float("nan")}, "margin is nan"),
@@ -127,6 +129,14 @@ def test_quick_tries_fewer_only_of_what_nobody_asked_for() -> None:
     )
     assert (asked.tried_strengths, asked.tried_decision_strengths) == ((0.1, 0.2), (0.1, 0.2, 0.4))
     assert asked.tried_budgets == (0.25, 0.5, 0.75)
+
+
+def test_the_config_holds_what_is_tried() -> None:
+    config = OverthinkingOptions(quick=True).config()
+    assert (config["strengths"], config["budgets"], config["keep"]) == ([0.2], [0.25, 0.5], 0.02)
+    assert OverthinkingOptions(quick=True, strengths=(0.2,), scope="thought").config() == config
+    read = options_from(config, OverthinkingOptions, [])
+    assert (read.tried_strengths, read.tried_budgets) == ((0.2,), (0.25, 0.5))
 
 
 def test_layers_follow_the_depth() -> None:

@@ -114,6 +114,23 @@ def test_an_sae_that_explains_nothing_is_refused(tmp_path: Path, capsys: pytest.
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the SAE of layer 4 explains nothing of these tokens" in error
     assert not list(tmp_path.glob("run/directions/*.safetensors"))
+    answers = {path: path.read_bytes() for path in (tmp_path / "run").rglob("generations*.jsonl")}
+    assert answers
+    assert main([*SIZES, "--methods", "sta", "--strengths", "0.1", "--out", str(tmp_path / "run")]) == 0
+    assert {path: path.read_bytes() for path in answers} == answers, "the folder is free for another SAE, answers kept"
+
+
+def test_a_poor_sae_is_warned_about_before_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sae = load_sae(LAB_SAE)
+    save_sae(dataclasses.replace(sae, W_dec_FD=0.2 * sae.W_dec_FD), tmp_path / "poor")
+    options = [*SIZES, "--sae", str(tmp_path / "poor"), "--methods", "sta", "--strengths", "0.1"]
+    for _ in range(2):  # on a later start too
+        assert main([*options, "--out", str(tmp_path / "run")]) == 0
+        before, _, after = capsys.readouterr().out.partition("3/4")
+        assert "the SAE of layer 4 on this model: variance unexplained 0." in before
+        assert "WARNING: the SAE leaves 0." in before
+        assert "WARNING: the SAE leaves 0." in after
+    assert len(results_of(tmp_path / "run")["warnings"]) == 1
 
 
 def test_the_pages_say_what_was_found(finished: Path) -> None:
@@ -244,10 +261,6 @@ def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Pa
         (["--layers", "9"], "layer 9 does not exist: this model has layers 0-3"),
         (["--switch-words", "Zebra", "--methods", "decision"], "no thought stops and goes on at Zebra: name its words"),
         (["--sae", "nowhere", "--methods", "sta"], "nowhere"),
-        (["--methods", "nowait", "--strengths", "0.1"], "--strengths is for caa, sta, sae, atom: add one to --methods"),
-        (["--methods", "caa", "--keep", "0.1"], "--keep is for sta: add one to --methods, or leave it out"),
-        (["--keep", "0.1"], "--keep is for sta: add one to --methods, or leave it out"),
-        (["--methods", "concise-prompt", "--layers", "2"], "--layers is for caa, decision: add one"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(
@@ -256,6 +269,47 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert main([*SIZES, "--model", "lab", *options, "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert message in error[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "nowait", "--strengths", "0.1"], "--strengths is for caa, sta, sae, atom: add one to --methods"),
+        (["--methods", "caa", "--keep", "0.1"], "--keep is for sta: add one to --methods, or leave it out"),
+        (["--keep", "0.1"], "--keep is for sta: add one to --methods, or leave it out"),
+        (["--methods", "concise-prompt", "--layers", "2"], "--layers is for caa, decision: add one"),
+        (["--methods", "nowait", "--switch-words", "Hm"], "--switch-words is for decision: add one to --methods"),
+        (["--methods", "nowait", "--samples-identification", "7"], "--samples-identification is for caa, "),
+        (["--methods", "nowait", "--margin", "5"], "--margin is for caa, "),
+        (["--greedy", "--samples-tuning", "7"], "the same answer every time: leave --samples-tuning 7 out"),
+        (["--data-dir", "here"], "--data-dir here is for a task, and the lab makes its problems up: leave it out"),
+    ],
+)
+def test_options_that_nothing_would_follow_are_wrong_usage(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--model", "lab", *options, "--out", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("reduce_overthinking.py: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_needs_no_answers_samples_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--num-test", "4", "--samples", "1", "--batch-size", "32", "--methods", "nowait", "concise-prompt"]
+    folder = tmp_path / "run"
+    assert main([*options, "--out", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "1/4  no unsteered answers are needed: nothing is learned or tuned" in shown
+    assert "2/4" not in shown
+    assert "3/4" not in shown
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["test"]
+    results = (folder / "results.json").read_bytes()
+    assert moe_steer(["report", str(folder)]) == 0
+    assert (folder / "results.json").read_bytes() == results
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,9 +36,9 @@ def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-def without_sae(options: list[str]) -> list[str]:
-    """For arms that read the pairs without one."""
-    at = options.index("--sae")
+def without(options: list[str], name: str) -> list[str]:
+    """For a run in which nothing would follow the option."""
+    at = options.index(name)
     return [*options[:at], *options[at + 2 :]]
 
 
@@ -159,7 +159,7 @@ def test_a_base_model_is_asked_in_plain_text(tmp_path: Path) -> None:
     prompt.write_text("Be good.\n")
     run = tmp_path / "run"
     arms = ["--arms", "vanilla", "hand-prompt", "caa", "--strengths", "1", "-2", "--hand-prompt", str(prompt)]
-    options = without_sae(options)
+    options = without(options, "--sae")
     assert (
         main(
             [
@@ -192,7 +192,8 @@ def test_an_arm_without_effect_is_named(
     made: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["--arms", "vanilla", "caa", "--tasks", "safeedit", "--strengths", "1e-9", "--num-problems", "2"]
-    assert main([*without_sae(made[0]), *small, "--samples", "2", "--strict", "--out", str(tmp_path / "run")]) == 1
+    plain = without(without(made[0], "--sae"), "--gsm8k-tokens")
+    assert main([*plain, *small, "--samples", "2", "--strict", "--out", str(tmp_path / "run")]) == 1
     assert "caa: every answer equals the one of vanilla; the arm changed nothing" in capsys.readouterr().err
     results = results_of(tmp_path / "run")
     assert results["mean_capability"] == {}
@@ -252,6 +253,7 @@ def test_an_sae_that_explains_nothing_is_refused(
     save_sae(wrong, tmp_path / "wrong")
     assert main([*made[0], "--sae", str(tmp_path / "wrong"), "--out", str(tmp_path / "run")]) == 1
     assert "the SAE of layer 1 explains nothing of these tokens" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists(), "another SAE may use the folder"
 
 
 GIVEN = {"model": "m", "layer": 1, "pairs": "p.csv", "classifier": "c", "sae": "s"}
@@ -280,9 +282,19 @@ GIVEN = {"model": "m", "layer": 1, "pairs": "p.csv", "classifier": "c", "sae": "
         ({"arms": ("vanilla", "caa"), "sae": None, "keep": 0.1}, "--keep is for sta: "),
         ({"arms": ("vanilla", "hand-prompt"), "sae": None, "strengths": (2.0,)}, "--strengths is for caa, "),
         ({"arms": ("vanilla", "caa"), "sae": None, "hand_prompt": "x"}, "--hand-prompt is for hand-prompt: "),
+        (
+            {"tasks": ("safeedit", "mmlu"), "gsm8k_tokens": 9},
+            "--gsm8k-tokens is for gsm8k, mmlu_generated: add one to --tasks",
+        ),
+        ({"tasks": ("safeedit",), "toxicity_classifier": "t"}, "--toxicity-classifier is for real_toxicity: "),
+        (
+            {"tasks": ("real_toxicity",), "toxicity_classifier": "t", "unsafe_label": "0"},
+            "--unsafe-label 0 is of --class",
+        ),
+        ({"arms": ("vanilla", "hand-prompt"), "sae": None, "num_pairs": 2}, "--num-pairs is for caa, "),
         ({"samples": 0}, "samples is 0: give a whole number >= 1"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SafetyOptions(**{**GIVEN, **changes})
+        SafetyOptions(**{**GIVEN, **changes}).check_asked()

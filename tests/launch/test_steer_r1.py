@@ -22,6 +22,8 @@ from reasoning_evals.run_folder import read_generations
 ROOT = Path(__file__).parents[2]
 SMALL = ["--num-identification", "24", "--num-tuning", "8", "--num-test", "16", "--gains", "4", "16", "--samples", "2"]
 SMALL += ["--batch-size", "16"]
+GIVEN = ["--num-test", "16", "--samples", "2", "--batch-size", "16"]
+"""With a given plan there is nothing to search."""
 DENSE_WIDTH = 128  # of lab-dense
 
 
@@ -163,7 +165,7 @@ def test_a_folder_of_another_config_is_refused(finished: Path, capsys: pytest.Ca
 def test_a_given_plan_is_tested_as_it_is(tmp_path: Path) -> None:
     SteeringPlan(experts=[ExpertGain(2, 3, 4.0)], scope="thought").save(tmp_path / "plan.json")
     out = tmp_path / "run"
-    assert main([*SMALL, "--plan", str(tmp_path / "plan.json"), "--out", str(out), "--num-test", "6"]) == 0
+    assert main([*GIVEN, "--plan", str(tmp_path / "plan.json"), "--out", str(out), "--num-test", "6"]) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["plan"]["experts"] == [{"layer": 2, "expert": 3, "gain": 4.0}]
     assert results["plan"]["scope"] == "thought"
@@ -187,7 +189,8 @@ def test_wrong_input_is_one_line_and_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     out = tmp_path / "run"
-    assert main([*SMALL, "--num-tuning", "2", "--out", str(out), *options]) == 1
+    sizes = GIVEN if {"--preset", "--plan"} & set(options) else [*SMALL, "--num-tuning", "2"]
+    assert main([*sizes, "--out", str(out), *options]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
@@ -211,7 +214,7 @@ def test_a_plan_of_which_nothing_fired_is_loud_and_with_strict_an_error(
 ) -> None:
     """Two tokens never reach the answer, so a plan for the answer meets nothing."""
     SteeringPlan(experts=[ExpertGain(2, 3, 4.0)], scope="answer").save(tmp_path / "plan.json")
-    options = [*SMALL, "--plan", str(tmp_path / "plan.json"), "--max-new-tokens", "2", "--num-test", "4"]
+    options = [*GIVEN, "--plan", str(tmp_path / "plan.json"), "--max-new-tokens", "2", "--num-test", "4"]
     assert main([*options, "--out", str(tmp_path / "loud")]) == 0
     assert "WARNING: steered: nothing of the plan fired in the whole run" in capsys.readouterr().out
     assert main([*options, "--out", str(tmp_path / "strict"), "--strict"]) == 1

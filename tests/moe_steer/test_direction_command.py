@@ -245,8 +245,9 @@ def test_a_direction_of_other_texts_is_not_written_over(
     assert (tmp_path / "caa-L2.safetensors").read_bytes() == before
     capsys.readouterr()
     assert main([*traces, "--contrast", "thoughts"]) == 1
-    assert "caa-L2.safetensors is a direction of other texts or of another model: give another --out" in (
-        capsys.readouterr().err
+    assert (
+        "caa-L2.safetensors is a direction of other texts, other marked places or another model: give another --out"
+        in (capsys.readouterr().err)
     )
     assert (tmp_path / "caa-L2.safetensors").read_bytes() == before
 

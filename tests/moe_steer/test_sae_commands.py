@@ -62,7 +62,7 @@ def test_trained_measured_and_continued(texts: Path, tmp_path: Path, capsys: pyt
         assert f"{option} is {value}: give a whole number >= {least}" in capsys.readouterr().err
     shutil.rmtree(out / "training")
     assert main(arguments(texts, out)) == 1
-    assert "holds an SAE that was not trained there: name another folder" in capsys.readouterr().err
+    assert "holds an SAE without the state of its training: name another folder" in capsys.readouterr().err
     assert (out / "sae_weights.safetensors").read_bytes() == before
     assert main(["sae-fit", "--sae", str(out), "--texts", str(texts), "--k", "3"]) == 1
     assert "--k is 3, and this jumprelu SAE does not take it" in capsys.readouterr().err
