@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import tyro
@@ -21,6 +22,12 @@ JOBS: dict[str, type] = {"launch/steer_r1.py": Options, "launch/safety.py": Safe
 SAFETY = [name for name in names() if load_recipe(name).script == "safety"]
 RECIPES = [name for name in names() if load_recipe(name).script == "steer_r1"]
 ROWS = dict(re.findall(r"^\| `([a-z0-9.-]+)` \| (.+) \|$", PAGE, re.MULTILINE))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where the README's steps may have left a plan.json, which a dry run would look at."""
+    monkeypatch.chdir(tmp_path)
 
 
 def parse(command: str) -> object:

@@ -22,6 +22,12 @@ QUICK = (
 )
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where the README's steps may have left a plan.json, which a dry run would look at."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_the_recipes_are_these() -> None:
     assert set(QUICK) <= set(names())
     assert any("16xh100" in name for name in names())
