@@ -86,6 +86,7 @@ def collect_contrast(
             done += sum(len(row.members) for row in batch)
             if progress is not None:
                 progress(done, sum(len(row.members) for batch in todo for row in batch))
+    data = data_digest(kept)
     return {
         layer: Contrast(
             layer=layer,
@@ -93,7 +94,7 @@ def collect_contrast(
             negative=one.sides[1].moments(),
             model=shape.to_dict(),
             sae=describe_sae(saes[layer]) if layer in saes else None,
-            data=data_digest(kept),
+            data=data,
             num_left_out=num_left_out,
             pairs=one.pair_moments(),
             notes=dict(notes or {}),

@@ -39,6 +39,7 @@ from launch.shared_options import (
     check_num_problems,
     config_of,
     load_asked,
+    refuse_greedy_samples,
     refuse_idle_data_dir,
     refuse_idle_drawing,
     refuse_unread,
@@ -114,8 +115,7 @@ class EvaluateOptions:
         refuse_idle_data_dir(self)
         if self.greedy:
             refuse_idle_drawing(self)
-        if self.greedy and self.samples not in (None, 1):
-            raise ValueError(f"--greedy gives the same answer every time: leave --samples {self.samples} out")
+            refuse_greedy_samples(self.samples)
         refuse_unread(self, _READ_BY, {rule.kind for word in self.arms for rule in parse_arm(word)}, "--arms")
 
     @property

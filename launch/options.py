@@ -20,14 +20,15 @@ from launch.shared_options import (
     TopP,
     TrustRemoteCode,
     check_counts,
-    check_drawing,
     check_num_problems,
     config_of,
+    refuse_greedy_samples,
     refuse_idle_data_dir,
     refuse_idle_drawing,
 )
 from moe_steer.lab import EMBEDDED
 from moe_steer.scopes import parse_scope
+from reasoning_evals.sampling import SamplingConfig
 
 LAB_SIZES = {"identification": 240, "tuning": 120, "test": 240}
 QUICK_SIZES = {"identification": 72, "tuning": 24, "test": 48}
@@ -119,7 +120,7 @@ class Options:
         check_counts(
             self, ("samples", "num_identification", "num_tuning", "num_test", "top", "max_new_tokens", "batch_size")
         )
-        check_drawing(self.temperature, self.top_p)
+        SamplingConfig(temperature=self.temperature, top_p=self.top_p)  # refuses what no token can be drawn by
         check_num_problems(self.num_test, "num_test")
         if (self.gpus is not None or self.gpu_gib is not None) and not self.dry_run:
             raise ValueError(
@@ -129,8 +130,8 @@ class Options:
             raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib}: give both, or none")
         if self.gpus is not None and self.gpu_gib is not None and not (self.gpus >= 1 and self.gpu_gib > 0):
             raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib:g}: give positive numbers")
-        if self.greedy and self.samples not in (None, 1):
-            raise ValueError(f"--greedy gives the same answer every time: leave --samples {self.samples} out")
+        if self.greedy:
+            refuse_greedy_samples(self.samples)
 
     def check_asked(self) -> None:
         """ValueError for options that nothing in the run would follow."""

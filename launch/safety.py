@@ -36,7 +36,6 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
     from launch.safety_experiment.tasks import judge, safety_tasks, sample
     from launch.sharded import unclaimed_when_refused
     from moe_steer.directions import Direction
-    from moe_steer.saes import SAEFit
     from moe_steer.saes.fit import fit_lines
     from reasoning_evals.run_folder import open_run
 
@@ -54,7 +53,7 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
     with unclaimed_when_refused(folder, folder / FOLDER / INDEX, ranks):
         made = make_directions(options, ranks, model, tokenizer, pairs, sae, folder)
     if made.fit is not None:
-        for line in fit_lines(options.layer, SAEFit(**made.fit)):
+        for line in fit_lines(options.layer, made.fit):
             ranks.say(f"     {line}")
     arms = safety_arms(options, made.files)
     for arm in arms:

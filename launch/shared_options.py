@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from math import isfinite
 from typing import Annotated, Any
 
 from tyro.conf import arg
@@ -41,16 +40,6 @@ def check_counts(options: Any, names: Collection[str]) -> None:
             raise ValueError(f"{name} is {value}: give a whole number >= 1")
 
 
-def check_drawing(temperature: float, top_p: float) -> None:
-    """ValueError for numbers that no token can be drawn by, before any folder is claimed."""
-    if not (isfinite(temperature) and temperature > 0):
-        raise ValueError(
-            f"temperature is {temperature:g}: give a number above 0 (--greedy takes the most likely token)"
-        )
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p:g}: give a share above 0, up to 1 (1 keeps every token)")
-
-
 def refuse_unread(options: Any, readers: Mapping[str, Collection[str]], present: Collection[str], where: str) -> None:
     """ValueError for an option that differs from its default and that nothing present would follow.
 
@@ -69,6 +58,12 @@ def refuse_idle_data_dir(options: Any) -> None:
         raise ValueError(
             f"--data-dir {options.data_dir} is for a task, and the lab makes its problems up: leave it out"
         )
+
+
+def refuse_greedy_samples(number: int | None, option: str = "--samples") -> None:
+    """ValueError for more than one greedy answer to a problem."""
+    if number not in (None, 1):
+        raise ValueError(f"--greedy gives the same answer every time: leave {option} {number} out")
 
 
 def refuse_idle_drawing(options: Any) -> None:

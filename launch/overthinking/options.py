@@ -22,6 +22,7 @@ from launch.shared_options import (
     TrustRemoteCode,
     check_counts,
     config_of,
+    refuse_greedy_samples,
     refuse_idle_data_dir,
     refuse_unread,
 )
@@ -161,10 +162,8 @@ class OverthinkingOptions:
         """ValueError for options that nothing in the run would follow."""
         refuse_idle_data_dir(self)
         refuse_unread(self, READ_BY, methods_of(self, self.names_sae)[0], "--methods")
-        if self.greedy and self.samples_tuning not in (1, OverthinkingOptions.samples_tuning):
-            raise ValueError(
-                f"--greedy gives the same answer every time: leave --samples-tuning {self.samples_tuning} out"
-            )
+        if self.greedy and self.samples_tuning != OverthinkingOptions.samples_tuning:
+            refuse_greedy_samples(self.samples_tuning, "--samples-tuning")
 
     @property
     def names_sae(self) -> bool:

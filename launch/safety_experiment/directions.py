@@ -21,7 +21,7 @@ from moe_steer.backends.in_step import in_step
 from moe_steer.backends.layout import layout_of
 from moe_steer.directions import Direction, all_atoms, caa, report_atoms, sta
 from moe_steer.layers import unwrap
-from moe_steer.saes import SAE, check_fits, load_sae
+from moe_steer.saes import SAE, SAEFit, check_fits, load_sae
 from reasoning_evals.run_folder import digest
 from reasoning_evals.tasks.files import read_rows
 from reasoning_evals.whole_files import write_whole
@@ -48,8 +48,8 @@ class MadeDirections(NamedTuple):
 
     files: dict[str, Path]
     """Arm -> direction file."""
-    fit: Mapping[str, Any] | None
-    """Of the SAE on the answers of the pairs: ``SAEFit`` as plain values."""
+    fit: SAEFit | None
+    """Of the SAE on the answers of the pairs."""
     warnings: list[str]
     """What the making of the directions warned of."""
 
@@ -115,7 +115,7 @@ def make_directions(
                 warnings.simplefilter("always")
                 fits = contrast_fits(model, sequences, saes)
                 fit = fits.get(options.layer)
-                made, reports = _directions(options, model, sequences, sae, wanted, notes | fit_notes(fits))
+                made, reports = _directions(options, model, sequences, saes, wanted, notes | fit_notes(fits))
             if ranks.is_main:
                 home.mkdir(parents=True, exist_ok=True)
                 for arm, direction in made.items():
@@ -139,7 +139,7 @@ def read_made(options: SafetyOptions, folder: Path) -> MadeDirections:
         return MadeDirections({}, None, [])
     index = json.loads((home / INDEX).read_text(encoding="utf-8"))
     files = {arm: home / f"{arm}.safetensors" for arm in wanted}
-    return MadeDirections(files, index["fit"], index["warnings"])
+    return MadeDirections(files, index["fit"] and SAEFit(**index["fit"]), index["warnings"])
 
 
 def pairs_digest(pairs: Sequence[SafetyPair]) -> str:
@@ -151,20 +151,19 @@ def _directions(
     options: SafetyOptions,
     model: Any,
     sequences: Sequence[MarkedSequence],
-    sae: SAE | None,
+    saes: Mapping[int, SAE],
     wanted: Sequence[str],
     notes: Mapping[str, Any],
 ) -> tuple[dict[str, Direction], list[str]]:
     """Arm -> direction, and a report of the atoms of each one that has some."""
     layer = options.layer
-    saes = {} if sae is None else {layer: sae}
     contrast = collect_contrast(model, sequences, [layer], saes=saes, notes=notes)[layer]
     made, reports = {}, []
     for arm in wanted:
         if arm == "caa":
             made[arm] = caa(contrast)
             continue
-        assert sae is not None
+        sae = saes[layer]
         made[arm] = (
             all_atoms(contrast, sae) if arm == "sae" else sta(contrast, sae, keep=options.keep, parity=options.parity)
         )

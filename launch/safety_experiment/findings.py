@@ -64,7 +64,7 @@ class SafetyFindings:
     """Arm -> header of its direction."""
     classifiers: Mapping[str, Mapping[str, Any]]
     """Task -> who judged it."""
-    sae_fit: Mapping[str, Any] | None
+    sae_fit: SAEFit | None
     folder: Path
     making: Sequence[str] = ()
     """What the making of the directions warned of."""
@@ -162,8 +162,8 @@ class SafetyFindings:
     def warnings(self) -> list[str]:
         """What a reader has to know before the numbers, one sentence each."""
         found = [*self.making, *self.silent_arms()]
-        if self.sae_fit and (poor := SAEFit(**self.sae_fit).warning):
-            found.append(poor)
+        if self.sae_fit and self.sae_fit.warning:
+            found.append(self.sae_fit.warning)
         low = {arm: mass for arm, mass in self.letter_masses.items() if mass < LOW_LETTER_MASS}
         if low:
             found.append(
@@ -193,7 +193,7 @@ class SafetyFindings:
                 "changes": [plain(change) | {"verdict": change.verdict} for change in self.changes],
                 "tasks": {task.name: self._task_results(task) for task in self.tasks},
                 "directions": {arm: dict(header) for arm, header in self.directions.items()},
-                "sae_fit": self.sae_fit,
+                "sae_fit": self.sae_fit and self.sae_fit.to_dict(),
             }
         )
 

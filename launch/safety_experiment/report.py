@@ -84,8 +84,8 @@ def facts(findings: SafetyFindings) -> dict[str, str]:
     if findings.sae_fit is not None:
         fit = findings.sae_fit
         result["SAE on this model"] = (
-            f"variance unexplained {fit['fraction_variance_unexplained']:.3f}, {fit['l0']:.1f} atoms a token, "
-            f"over {fit['num_tokens']} tokens of the pairs' answers"
+            f"variance unexplained {fit.fraction_variance_unexplained:.3f}, {fit.l0:.1f} atoms a token, "
+            f"over {fit.num_tokens} tokens of the pairs' answers"
         )
     for arm, header in findings.directions.items():
         result[f"Direction {arm}"] = _direction(header)

@@ -120,7 +120,7 @@ class MakeDirection:
         for method in self.method:
             for layer in self.layers:
                 direction = self._make(method, contrasts[layer], saes.get(layer))
-                path = Path(self.out, f"{method}-L{layer}.safetensors")
+                path = self._file(method, layer)
                 direction.save(path)
                 print(_summary(direction, path))
                 if method in NEED_SAE:
@@ -128,7 +128,7 @@ class MakeDirection:
         if reports:
             Path(self.out, "atoms.md").write_text("\n".join(reports), encoding="utf-8")
             print(f"wrote {Path(self.out, 'atoms.md')}")
-        first = Path(self.out, f"{self.method[0]}-L{self.layers[0]}.safetensors")
+        first = self._file(self.method[0], self.layers[0])
         print(f"next: moe-steer plan --residual {self.layers[0]}:{first}=0.1 --unit residual_norm --out plan.json")
 
     def _refuse_others(self, model: Any, sequences: Any) -> None:
@@ -137,20 +137,22 @@ class MakeDirection:
         from moe_steer.directions import Direction
         from moe_steer.layers import model_shape
 
+        wanted = (self._file(method, layer) for method in self.method for layer in self.layers)
+        there = [path for path in wanted if path.exists()]
+        if not there:
+            return
         mine = (f"{data_digest(sequences):064x}", _without_name(model_shape(model).to_dict()))
-        for path in self._files():
-            if path.exists():
-                header = Direction.load(path).header
-                there = (header.get("contrast", {}).get("data_sha256_sum"), _without_name(header.get("model") or {}))
-                if there != mine:
-                    raise ValueError(
-                        f"{path} is a direction of other texts, other marked places or another model: give another --out, or remove it"
-                    )
+        for path in there:
+            header = Direction.load(path).header
+            if (header.get("contrast", {}).get("data_sha256_sum"), _without_name(header.get("model") or {})) != mine:
+                raise ValueError(
+                    f"{path} is a direction of other texts, other marked places or another model: give another --out, or remove it"
+                )
 
-    def _files(self) -> list[Path]:
+    def _file(self, method: str, layer: int) -> Path:
         from pathlib import Path
 
-        return [Path(self.out, f"{method}-L{layer}.safetensors") for method in self.method for layer in self.layers]
+        return Path(self.out, f"{method}-L{layer}.safetensors")
 
     def _saes(self) -> dict[int, Any]:
         from moe_steer.saes import load_sae

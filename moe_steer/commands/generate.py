@@ -111,14 +111,13 @@ class Generate:
 
     def _check_options(self) -> None:
         """ValueError for options that would not be followed."""
-        from launch.shared_options import refuse_idle_drawing
+        from launch.shared_options import refuse_greedy_samples, refuse_idle_drawing
 
         for name in ("num", "samples", "max_new_tokens", "batch_size", "concurrency"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}: give a whole number >= 1, or leave it out")
-        if self.greedy and self.samples > 1:
-            raise ValueError(f"--greedy gives the same answer every time: leave --samples {self.samples} out")
         if self.greedy:
+            refuse_greedy_samples(self.samples)
             refuse_idle_drawing(self)
         if not self.endpoint:
             for name in (

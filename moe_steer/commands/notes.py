@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,13 @@ def plain_warnings() -> Iterator[None]:
 
         warnings.showwarning = say
         yield
+
+
+def check_numbers(command: Any, least: Mapping[str, int]) -> None:
+    """ValueError for a number below the least that its option may have."""
+    for name, lowest in least.items():
+        if getattr(command, name) < lowest:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(command, name)}: give a whole number >= {lowest}")
 
 
 def check_folder(out: str) -> None:

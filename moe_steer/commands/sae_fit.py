@@ -48,15 +48,13 @@ class FitSAE:
         from pathlib import Path
 
         from moe_steer.commands.activation_texts import at_most, token_sequences
+        from moe_steer.commands.notes import check_numbers
         from moe_steer.layers import unwrap
         from moe_steer.loading import load_model
         from moe_steer.saes import check_fits, load_sae, measure_fit
         from moe_steer.saes.activations import check_sequences, residual_of
-        from moe_steer.saes.fit import POOR_FIT
 
-        for name, least in (("max_tokens", 1), ("tokens_per_forward", 1), ("skip_first", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number >= {least}")
+        check_numbers(self, {"max_tokens": 1, "tokens_per_forward": 1, "skip_first": 0})
         sae = load_sae(self.sae, format=self.format, layer=self.layer, site=self.site, k=self.k)
         layer = sae.about.layer
         if layer is None:
@@ -79,7 +77,7 @@ class FitSAE:
             f"{about.format} SAE, {sae.kind}, {sae.width} atoms, layer {about.layer}, of {about.model_name or 'unknown model'}"
         )
         print(str(fit))
-        if fit.fraction_variance_unexplained > POOR_FIT:
+        if fit.warning:
             print(
                 "WARNING: more than half of the variance is unexplained: the SAE is small, little trained, or made for another model, layer or scale",
                 file=sys.stderr,

@@ -52,7 +52,7 @@ class TrainSAE:
         from pathlib import Path
 
         from moe_steer.commands.activation_texts import hold_out, token_sequences
-        from moe_steer.commands.notes import check_folder
+        from moe_steer.commands.notes import check_folder, check_numbers
         from moe_steer.layers import model_shape
         from moe_steer.loading import load_model
         from moe_steer.saes import SAEAbout, TrainRecipe, measure_fit, save_sae, train_sae
@@ -63,9 +63,7 @@ class TrainSAE:
         from moe_steer.saes.training_state import remember_data
 
         whole = ("tokens", "save_every", "batch_size", "buffer_tokens", "tokens_per_forward", "width", "k")
-        for name, least in (*((name, 1) for name in whole), ("skip_first", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number >= {least}")
+        check_numbers(self, dict.fromkeys(whole, 1) | {"skip_first": 0})
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise ValueError(f"--learning-rate is {self.learning_rate:g}: give a number above 0, at most 1")
         check_folder(self.out)

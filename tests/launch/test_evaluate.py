@@ -246,7 +246,7 @@ def test_wrong_input_is_one_line_and_exit_code_1(
         ({"greedy": True, "samples": 4}, "leave --samples 4 out"),
         ({"greedy": True, "temperature": 0.3}, "--temperature 0.3 would change nothing: the most likely token is"),
         ({"data_dir": "here"}, "--data-dir here is for a task, and the lab makes its problems up"),
-        ({"temperature": float("nan")}, "temperature is nan: give a number above 0"),
+        ({"temperature": float("nan")}, "temperature must be a positive number, got nan: for the argmax use greedy"),
     ],
 )
 def test_options_that_nothing_would_follow_are_refused(given: dict[str, Any], message: str) -> None:

@@ -110,7 +110,7 @@ def test_every_layer_and_strength_of_a_direction_is_a_setting() -> None:
         ({"methods": ("caa",), "sae": "folder"}, "--sae is for atom, sae, sta, and none is asked for"),
         ({"sae_layer": 3}, "--sae-layer 3 says where the SAE of --sae belongs"),
         ({"num_test": 1}, "num_test is 1: give at least 2"),
-        ({"temperature": float("nan")}, "temperature is nan: give a number above 0"),
+        ({"temperature": float("nan")}, "temperature must be a positive number, got nan: for the argmax use greedy"),
         ({"concise_prompt": "  "}, "concise_prompt is empty"),
     ],
 )

@@ -276,7 +276,10 @@ GIVEN = {"model": "m", "layer": 1, "pairs": "p.csv", "classifier": "c", "sae": "
         ({"layer": -1}, "layer is -1"),
         ({"strengths": (float("nan"),)}, "strengths are \\[nan\\]: give different numbers"),
         ({"temperature": 0.7}, "--temperature 0.7 would change nothing"),
-        ({"samples": 2, "temperature": float("nan")}, "temperature is nan: give a number above 0"),
+        (
+            {"samples": 2, "temperature": float("nan")},
+            "temperature must be a positive number, got nan: for the argmax use greedy",
+        ),
         ({"toxic_label": "2"}, "--toxic-label 2 is of --toxicity-classifier, and none is given"),
         ({"arms": ("vanilla", "caa")}, "--sae is for sae, sta: add one to --arms, or leave it out"),
         ({"arms": ("vanilla", "caa"), "sae": None, "keep": 0.1}, "--keep is for sta: "),

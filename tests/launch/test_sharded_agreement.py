@@ -30,6 +30,7 @@ def test_ranks_whose_plans_differ_are_refused(tmp_path: Path) -> None:
 
 def test_one_rank_agrees_with_itself() -> None:
     refuse_different("the steering plan", "x", Ranks())
+    assert Ranks().agree("x") == "x"
 
 
 @pytest.mark.slow
