@@ -1,0 +1,142 @@
+"""Does this checkout still do what another one did? Runs every command, stores what came out, and compares.
+
+    python tests/same.py store FOLDER                       run everything, keep the results in FOLDER
+    python tests/same.py check FOLDER                       run everything again, say what differs
+    python tests/same.py check FOLDER --changed 'help/*'    ... but these items change on purpose
+    python tests/same.py check FOLDER --only jobs/main-1    some of the items; also for store
+    python tests/same.py list FOLDER                        names of the stored items
+
+Items are texts: outputs, results, pages, hashes. --full adds the jobs without --quick. Run both on one machine: the last bits
+of sums hang on it. Exit code 0: the same, or stored; 1: something differs; 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HELPERS = [ROOT / "tests" / name for name in ("moe_steer", "expert_stats", "reasoning_evals", "launch")]
+# The sources first: the folders beside this file have the same names.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if path != str(ROOT)), *map(str, HELPERS)]
+
+from same.commands import settle_environment  # noqa: E402
+from same.compare import Items, compare, matches, read_items, write_items  # noqa: E402
+
+FULL = "jobs/full-*"
+FAILED = "this-unit-failed"
+Unit = Callable[[Path], Items]
+
+
+def units(full: bool) -> dict[str, Unit]:
+    """What runs as one, by the name that its items begin with."""
+    import torch
+    import transformers
+    from same import bakes, errors, helps, jobs
+
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    found: dict[str, Unit] = {
+        "help": helps.help_items,
+        "errors": errors.error_items,
+        "bake": lambda work: bakes.family_items(work) | bakes.format_items(work),
+        "gguf": bakes.gguf_items,
+        "steps": jobs.steps,
+        "jobs/safety": jobs.safety,
+        "jobs/collect-stats": jobs.collect_stats,
+    }
+    found |= {f"jobs/{name}": partial(jobs.here, name, line) for name, line in jobs.HERE.items()}
+    launched = jobs.LAUNCHED | (jobs.FULL if full else {})
+    return found | {f"jobs/{name}": partial(jobs.launched, name, *asked) for name, asked in launched.items()}
+
+
+def may_hold(unit: str, only: Sequence[str]) -> bool:
+    """Whether an item of the unit can have a name that the patterns ask for; True without patterns."""
+    fixed = [pattern.split("*")[0].split("?")[0].split("[")[0] for pattern in only]
+    return not only or any(f"{unit}/".startswith(start) or f"{start}/".startswith(f"{unit}/") for start in fixed)
+
+
+def run_all(full: bool, only: Sequence[str]) -> Items:
+    """All items, each unit in an empty folder of its own; RuntimeError for patterns that nothing matches."""
+    items: Items = {}
+    for name, unit in units(full).items():
+        if not may_hold(name, only):
+            continue
+        started = time.monotonic()
+        work = Path(tempfile.mkdtemp(prefix="same-"))
+        try:
+            items |= unit(work)
+        except Exception:  # the other units still say what they find
+            items[f"{name}/{FAILED}"] = traceback.format_exc()
+            traceback.print_exc()
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    items = {name: text for name, text in items.items() if not only or matches(name, only) or name.endswith(FAILED)}
+    if not items:
+        raise RuntimeError(f"no item is named {' '.join(only)}: 'list' shows the names")
+    return items
+
+
+def store(folder: Path, full: bool, only: Sequence[str]) -> int:
+    """Run and keep; with ``only``, the other items of the folder stay. Returns the exit code."""
+    items = run_all(full, only)
+    failed = [name for name in items if name.endswith(FAILED)]
+    if failed:
+        raise RuntimeError(f"nothing is stored: {', '.join(failed)}")
+    kept = {} if not only or not folder.is_dir() else read_items(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    write_items(folder, {name: text for name, text in kept.items() if not matches(name, only)} | items)
+    print(f"stored {len(items)} items in {folder}")
+    return 0
+
+
+def check(folder: Path, full: bool, only: Sequence[str], changed: Sequence[str]) -> int:
+    """Run, compare, print; returns the exit code."""
+    old = {name: text for name, text in read_items(folder).items() if not only or matches(name, only)}
+    if not full:
+        old = {name: text for name, text in old.items() if not matches(name, [FULL])}
+    found = compare(old, run_all(full, only), changed)
+    print("\n".join(found.lines()))
+    return 0 if found.same else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and do; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "what", choices=["store", "check", "list", "auto"], help="auto: store what is not there, else check"
+    )
+    parser.add_argument("folder", type=Path, help="the store, outside of the sources")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ITEM", help="names, or globs of names")
+    parser.add_argument("--changed", nargs="+", default=[], metavar="ITEM", help="names or globs: may differ")
+    parser.add_argument("--full", action="store_true", help="also the jobs without --quick")
+    asked = parser.parse_args(argv)
+    folder = asked.folder.resolve()
+    if folder.is_relative_to(ROOT):
+        parser.error(f"{asked.folder} is inside of the source tree: name a folder outside")
+    what = asked.what
+    if what == "auto":
+        what = "check" if folder.is_dir() else "store"
+        print(f"{folder} {'is compared with' if what == 'check' else 'does not exist yet: storing'}", flush=True)
+    if what == "list":
+        print("\n".join(read_items(folder)))
+        return 0
+    settle_environment()
+    if what == "store":
+        return store(folder, asked.full, asked.only)
+    return check(folder, asked.full, asked.only, asked.changed)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (FileNotFoundError, RuntimeError) as error:
+        sys.exit(f"same.py: {error}")

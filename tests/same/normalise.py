@@ -1,0 +1,88 @@
+"""What may differ between two runs of the same sources, taken out of their output. Every rule says why it is there.
+
+No rule touches a number of a result: times, paths and versions are replaced where they are known to stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+ABOUT_THE_START = ("commit", "created", "hardware", "history", "versions")
+"""Of run.json, beside its config: when, where and with which versions it was started."""
+
+_LAUNCHER = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\] \[(INFO|WARNING)\] .*$")
+"""The launcher's own log: times, process numbers, paths."""
+_PROGRESS = re.compile(r"\r|\d+%\|")
+"""Progress bars: speeds and times."""
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
+"""Addresses in memory, in the names that Python gives to objects."""
+_SPEED = re.compile(r"\b[\d,.]+ tokens/s\b")
+"""What ``moe-steer generate`` says about the machine."""
+_RULE = re.compile(r"^[╭╰├─╌][─╌ ]*|[─╌ ]*[╮╯┤]$")
+"""Frames around an error of the options: their width is the terminal's."""
+
+
+def text_of(output: str, work: Path) -> str:
+    """What a program printed: without the launcher's log, progress bars, frames, and with names for absolute paths."""
+    for path, name in ((work, "<work>"), (work.resolve(), "<work>"), (ROOT, "<repo>"), (Path(sys.prefix), "<python>")):
+        output = output.replace(str(path), name)
+    lines = [line for line in output.split("\n") if not _LAUNCHER.match(line) and not _PROGRESS.search(line)]
+    lines = [_SPEED.sub("<speed> tokens/s", _ADDRESS.sub("<address>", line)) for line in lines]
+    return "\n".join(map(_unframed, lines)).strip() + "\n"
+
+
+def _unframed(line: str) -> str:
+    line = _RULE.sub("", line)
+    return line.removeprefix("│ ").rstrip("│ ") if line.startswith("│") else line.rstrip()
+
+
+def json_text(values: Any) -> str:
+    """JSON with one value a line and sorted keys, so that a diff names what changed."""
+    return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def file_text(path: Path, work: Path) -> str:
+    """One file of a run: texts as they are, JSON with sorted keys, anything else by its hash.
+
+    run.json without what says when and where it was started.
+    """
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        values = json.loads(data)
+        if path.name == "run.json":
+            values = {key: value for key, value in values.items() if key not in ABOUT_THE_START}
+        return text_of(json_text(values), work)
+    if path.suffix in (".md", ".html", ".svg", ".txt", ".csv"):
+        return text_of(data.decode("utf-8"), work)
+    return f"{len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}\n"
+
+
+def lines_text(paths: list[Path]) -> str:
+    """The lines of several .jsonl files, sorted: ranks write in the order in which they finish. By arm: number and hash."""
+    by_arm: dict[str, list[bytes]] = {}
+    for path in paths:
+        for line in path.read_bytes().splitlines():
+            by_arm.setdefault(str(json.loads(line).get("arm", "all")), []).append(line)
+    rows = []
+    for arm, lines in sorted(by_arm.items()):
+        digest = hashlib.sha256(b"\n".join(sorted(lines))).hexdigest()
+        rows.append(f"{arm}: {len(lines)} lines, sha256 {digest}")
+    return "\n".join(rows) + "\n"
+
+
+def folder_items(folder: Path, work: Path) -> dict[str, str]:
+    """Every file below a run's folder, by its relative name; .jsonl files of several ranks as one."""
+    items, lines = {}, {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".jsonl":
+            lines.setdefault(re.sub(r"\.rank\d+\.jsonl$", ".jsonl", name), []).append(path)
+        else:
+            items[name] = file_text(path, work)
+    return items | {name: lines_text(paths) for name, paths in lines.items()}
