@@ -149,6 +149,7 @@ sae-fit --sae none --texts lines.txt
 bake --model qwen --plan given.json
 bake --model qwen --plan given.json --out baked
 bake --model qwen --plan fits.json --out empty
+bake --model qwen --plan fits.json --out other
 bake --model qwen --plan fits.json --out baked --in-place
 bake --model ./nowhere --plan fits.json --out baked
 bake --model tiny.gguf --plan fits.json

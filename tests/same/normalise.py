@@ -27,6 +27,10 @@ _SPEED = re.compile(r"\b[\d,.]+ tokens/s\b")
 _RULE = re.compile(r"^[╭╰├─╌][─╌ ]*|[─╌ ]*[╮╯┤]$")
 """Frames around an error of the options: their width is the terminal's."""
 
+_LINE = re.compile(r"─+")
+_CLASS = re.compile(r"(?<=^Error parsing )[A-Z]\w*(?=:)")
+"""The class that holds the options, which the parser names and no user knows."""
+
 
 def text_of(output: str, work: Path) -> str:
     """What a program printed: without the launcher's log, progress bars, frames, and with names for absolute paths."""
@@ -34,7 +38,8 @@ def text_of(output: str, work: Path) -> str:
         output = output.replace(str(path), name)
     lines = [line for line in output.split("\n") if not _LAUNCHER.match(line) and not _PROGRESS.search(line)]
     lines = [_SPEED.sub("<speed> tokens/s", _ADDRESS.sub("<address>", line)) for line in lines]
-    return "\n".join(map(_unframed, lines)).strip() + "\n"
+    lines = [_CLASS.sub("<options>", line) for line in map(_unframed, lines) if not _LINE.fullmatch(line)]
+    return "\n".join(lines).strip() + "\n"
 
 
 def _unframed(line: str) -> str:
