@@ -9,7 +9,10 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup steer overthinking test check bench clean
+# Where make same keeps what the commands did before: make same SAME=FOLDER ARGS="--changed 'help/*'"
+SAME ?= ../same-store
+
+.PHONY: setup steer overthinking test check same bench clean
 
 setup: $(STAMP)
 
@@ -35,6 +38,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow" $(ARGS)
+
+# The first time it stores what every command says and writes, later it compares: the net for changes that change nothing.
+same: $(STAMP)
+	$(BIN)/python tests/same.py auto $(SAME) $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/steering_cost.py

@@ -46,7 +46,7 @@ report runs/steered
 thinking runs/plain --arm runs/steered --out runs/thinking.json
 power --baseline runs/plain --out runs/power.json
 power --noise 0.105 --points 5 --samples 8 16 --problems 30 60
-export runs/plain --format inspect --out runs/inspect.json
+export runs/plain --format parquet --out runs/plain.parquet
 export runs/plain --format lm-eval --out runs/lm-eval
 memory --model lab --gpus 2 --gpu-gib 24
 memory --model lab-dense --gpus 1 --gpu-gib 80

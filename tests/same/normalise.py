@@ -24,6 +24,8 @@ _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
 """Addresses in memory, in the names that Python gives to objects."""
 _SPEED = re.compile(r"\b[\d,.]+ tokens/s\b")
 """What ``moe-steer generate`` says about the machine."""
+_STAMP = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d")
+"""When a run was made, in the names and the contents of exported files."""
 _RULE = re.compile(r"^[╭╰├─╌][─╌ ]*|[─╌ ]*[╮╯┤]$")
 """Frames around an error of the options: their width is the terminal's."""
 
@@ -37,7 +39,7 @@ def text_of(output: str, work: Path) -> str:
     for path, name in ((work, "<work>"), (work.resolve(), "<work>"), (ROOT, "<repo>"), (Path(sys.prefix), "<python>")):
         output = output.replace(str(path), name)
     lines = [line for line in output.split("\n") if not _LAUNCHER.match(line) and not _PROGRESS.search(line)]
-    lines = [_SPEED.sub("<speed> tokens/s", _ADDRESS.sub("<address>", line)) for line in lines]
+    lines = [_SPEED.sub("<speed> tokens/s", _STAMP.sub("<time>", _ADDRESS.sub("<address>", line))) for line in lines]
     lines = [_CLASS.sub("<options>", line) for line in map(_unframed, lines) if not _LINE.fullmatch(line)]
     return "\n".join(lines).strip() + "\n"
 
@@ -85,7 +87,7 @@ def folder_items(folder: Path, work: Path) -> dict[str, str]:
     """Every file below a run's folder, by its relative name; .jsonl files of several ranks as one."""
     items, lines = {}, {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
+        name = _STAMP.sub("<time>", path.relative_to(folder).as_posix())
         if path.suffix == ".jsonl":
             lines.setdefault(re.sub(r"\.rank\d+\.jsonl$", ".jsonl", name), []).append(path)
         else:
