@@ -26,6 +26,9 @@ _SPEED = re.compile(r"\b[\d,.]+ tokens/s\b")
 """What ``moe-steer generate`` says about the machine."""
 _STAMP = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d")
 """When a run was made, in the names and the contents of exported files."""
+_COMMIT = re.compile(r"(\bcommit\b(?:&#\d+;|[^\w&])*)[0-9a-f]{40}\b(?:-dirty)?")
+_VERSION = re.compile(r"(\bmoe-steer(?:&#34;|\"): (?:&#34;|\"))\d[\w.]*")
+"""The state of the sources, which pages repeat from run.json, as text or escaped."""
 _RULE = re.compile(r"^[╭╰├─╌][─╌ ]*|[─╌ ]*[╮╯┤]$")
 """Frames around an error of the options: their width is the terminal's."""
 
@@ -39,9 +42,15 @@ def text_of(output: str, work: Path) -> str:
     for path, name in ((work, "<work>"), (work.resolve(), "<work>"), (ROOT, "<repo>"), (Path(sys.prefix), "<python>")):
         output = output.replace(str(path), name)
     lines = [line for line in output.split("\n") if not _LAUNCHER.match(line) and not _PROGRESS.search(line)]
-    lines = [_SPEED.sub("<speed> tokens/s", _STAMP.sub("<time>", _ADDRESS.sub("<address>", line))) for line in lines]
-    lines = [_CLASS.sub("<options>", line) for line in map(_unframed, lines) if not _LINE.fullmatch(line)]
-    return "\n".join(lines).strip() + "\n"
+    lines = [_line(line) for line in lines]
+    return "\n".join(line for line in lines if not _LINE.fullmatch(line)).strip() + "\n"
+
+
+def _line(line: str) -> str:
+    """One line without what belongs to this start or to the terminal."""
+    line = _SPEED.sub("<speed> tokens/s", _STAMP.sub("<time>", _ADDRESS.sub("<address>", line)))
+    line = _VERSION.sub(r"\1<version>", _COMMIT.sub(r"\1<commit>", line))
+    return _CLASS.sub("<options>", _unframed(line))
 
 
 def _unframed(line: str) -> str:
