@@ -22,13 +22,18 @@ from test_gguf_bake import ALL
 RECORD = "steering.json"
 
 
+def folder_bakes(work: Path) -> Items:
+    """Of checkpoint folders: every family, every number format, shards."""
+    return family_items(work) | format_items(work)
+
+
 def family_items(work: Path) -> Items:
     """Each family, with a plan that holds a gain of 0 (not to be taken back), and as an overlay without it (taken back)."""
     items = {}
     for name in BAKED:
-        it = case(name)
         source = Path(name, "source")
         with inside(work), quiet():
+            it = case(name)
             it.model.save_pretrained(source)
         plan = it.plan()
         reversible = dataclasses.replace(plan, experts=[entry for entry in plan.experts if entry.gain])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import safety_files
 from same.commands import inside, run_command, run_job
 from same.compare import Items
 from same.normalise import folder_items
@@ -81,6 +80,8 @@ def here(name: str, line: str, work: Path) -> Items:
 
 def safety(work: Path) -> Items:
     """The safety experiment on tiny random models and data."""
+    import safety_files
+
     with inside(work):
         options = " ".join(safety_files.write_all(Path("safety")))
     line = f"safety.py {options} --attack-tokens 6 --gsm8k-tokens 5 --batch-size 8 --out runs/safety"

@@ -94,7 +94,8 @@ def lines_text(paths: list[Path]) -> str:
 
 def folder_items(folder: Path, work: Path) -> dict[str, str]:
     """Every file below a run's folder, by its relative name; .jsonl files of several ranks as one."""
-    items, lines = {}, {}
+    items: dict[str, str] = {}
+    lines: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = _STAMP.sub("<time>", path.relative_to(folder).as_posix())
         if path.suffix == ".jsonl":
