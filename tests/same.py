@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -70,34 +71,46 @@ def may_hold(unit: str, only: Sequence[str]) -> bool:
     return not only or any(f"{unit}/".startswith(start) or f"{start}/".startswith(f"{unit}/") for start in fixed)
 
 
-def run_all(full: bool, only: Sequence[str]) -> Items:
-    """All items, each unit in an empty folder of its own; RuntimeError for patterns that nothing matches."""
+def run_all(full: bool, only: Sequence[str], together: bool) -> Items:
+    """All items; RuntimeError for patterns that nothing matches. ``together``: launched jobs beside what runs in this process."""
+    from same import jobs
+
+    asked = {name: unit for name, unit in units(full).items() if may_hold(name, only)}
+    launched = [name for name in asked if name.removeprefix("jobs/") in jobs.LAUNCHED | jobs.FULL]
     items: Items = {}
-    for name, unit in units(full).items():
-        if not may_hold(name, only):
-            continue
-        started = time.monotonic()
-        work = Path(tempfile.mkdtemp(prefix="same-"))
-        try:
-            items |= unit(work)
-        except Exception:  # the other units still say what they find
-            items[f"{name}/{FAILED}"] = traceback.format_exc()
-            traceback.print_exc()
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        waited = {name: beside.submit(run_unit, name, asked[name]) for name in launched if together}
+        for name, unit in asked.items():
+            found, seconds = waited[name].result() if name in waited else run_unit(name, unit)
+            print(f"{name}: {len(found)} items, {seconds:.0f} s", file=sys.stderr, flush=True)
+            items |= found
     items = {name: text for name, text in items.items() if not only or matches(name, only) or name.endswith(FAILED)}
     if not items:
         raise RuntimeError(f"no item is named {' '.join(only)}: 'list' shows the names")
     return items
 
 
-def store(folder: Path, full: bool, only: Sequence[str]) -> int:
-    """Run and keep; with ``only``, the other items of the folder stay. Returns the exit code."""
-    items = run_all(full, only)
-    failed = [name for name in items if name.endswith(FAILED)]
+def run_unit(name: str, unit: Unit) -> tuple[Items, float]:
+    """The items of a unit, made in an empty folder of its own, and seconds; of one that fails, the traceback as an item.
+
+    Prints nothing: beside it, a command may run whose output is kept.
+    """
+    started = time.monotonic()
+    work = Path(tempfile.mkdtemp(prefix="same-"))
+    try:
+        items = unit(work)
+    except Exception:  # the other units still say what they find
+        items = {f"{name}/{FAILED}": traceback.format_exc()}
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return items, time.monotonic() - started
+
+
+def store(folder: Path, items: Items, only: Sequence[str]) -> int:
+    """Keep the items; with ``only``, the other items of the folder stay. Returns the exit code; RuntimeError for a failed unit."""
+    failed = [f"{name}\n{text}" for name, text in items.items() if name.endswith(FAILED)]
     if failed:
-        raise RuntimeError(f"nothing is stored: {', '.join(failed)}")
+        raise RuntimeError("\n".join(["nothing is stored", *failed]))
     kept = {} if not only or not folder.is_dir() else read_items(folder)
     shutil.rmtree(folder, ignore_errors=True)
     write_items(folder, {name: text for name, text in kept.items() if not matches(name, only)} | items)
@@ -105,12 +118,9 @@ def store(folder: Path, full: bool, only: Sequence[str]) -> int:
     return 0
 
 
-def check(folder: Path, full: bool, only: Sequence[str], changed: Sequence[str]) -> int:
-    """Run, compare, print; returns the exit code."""
-    old = {name: text for name, text in read_items(folder).items() if not only or matches(name, only)}
-    if not full:
-        old = {name: text for name, text in old.items() if not matches(name, [FULL])}
-    found = compare(old, run_all(full, only), changed)
+def check(old: Items, new: Items, changed: Sequence[str]) -> int:
+    """Compare and print; returns the exit code."""
+    found = compare(old, new, changed)
     print("\n".join(found.lines()))
     return 0 if found.same else 1
 
@@ -125,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="ITEM", help="names, or globs of names")
     parser.add_argument("--changed", nargs="+", default=[], metavar="ITEM", help="names or globs: may differ")
     parser.add_argument("--full", action="store_true", help="also the jobs without --quick")
+    parser.add_argument(
+        "--together", action="store_true", help="the launched jobs beside the rest: needs two free cores"
+    )
     asked = parser.parse_args(argv)
     folder = asked.folder.resolve()
     if folder.is_relative_to(ROOT):
@@ -137,9 +150,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(read_items(folder)))
         return 0
     settle_environment()
-    if what == "store":
-        return store(folder, asked.full, asked.only)
-    return check(folder, asked.full, asked.only, asked.changed)
+    old = read_items(folder) if what == "check" else {}  # before the long work: the folder may be missing
+    old = {name: text for name, text in old.items() if not asked.only or matches(name, asked.only)}
+    old = {name: text for name, text in old.items() if asked.full or not matches(name, [FULL])}
+    items = run_all(asked.full, asked.only, asked.together)
+    return store(folder, items, asked.only) if what == "store" else check(old, items, asked.changed)
 
 
 if __name__ == "__main__":
