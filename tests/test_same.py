@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent))  # last: beside this file lie folder
 
 from same.compare import LINES, WIDTH, compare, matches, read_items, short_diff, write_items
 from same.helps import commands_of, fields
-from same.normalise import file_text, folder_items, json_text, lines_text, text_of
+from same.normalise import file_text, folder_items, json_text, lines_text, record_of_a_bake, text_of
 
 WORK = Path("/somewhere/same-x")
 OLD = {"jobs/main/results.json": json_text({"a": 1, "b": [1, 2]}), "help/bake": "--out | default None | Folder\n"}
@@ -90,13 +90,13 @@ def test_normalising_takes_out_what_belongs_to_one_start() -> None:
     said = (
         "[2026-01-02 03:04:05,678] [INFO] [launch.py:285:main] Process 5256 exits successfully.\n"
         f'<p>&#34;commit&#34;: &#34;{"0a" * 20}&#34;, "commit": "{"1b" * 20}" commit {"2c" * 20}, arm {"3d" * 20}</p>\n'
-        'from 2026-01-02T03:04:05+00:00: "moe-steer": "0.1.0", "torch": "2.6.0"\n'
+        'from samples_2026-01-02T03-04-05.json 2026-01-02T03:04:05+00:00: "moe-steer": "0.1.0", "torch": "2.6.0"\n'
         "wrote /somewhere/same-x/runs/a, 24 new, 123 tokens/s\n50%|#####     |\r100%|##########|\n"
         "╭─ Value error ──────╮\n│ Error parsing Options: seed is 3 │\n╰────────────────────╯\n"
     )
     assert text_of(said, WORK).splitlines() == [
         f'<p>&#34;commit&#34;: &#34;<commit>&#34;, "commit": "<commit>" commit <commit>, arm {"3d" * 20}</p>',
-        'from <time>+00:00: "moe-steer": "<version>", "torch": "2.6.0"',
+        'from samples_<time>.json <time>+00:00: "moe-steer": "<version>", "torch": "2.6.0"',
         "wrote <work>/runs/a, 24 new, <speed> tokens/s",
         "Value error",
         "Error parsing <options>: seed is 3",
@@ -110,6 +110,11 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     assert "now" in file_text(tmp_path / "plan.json", tmp_path), "only run.json holds times"
     (tmp_path / "w.safetensors").write_bytes(b"abc")
     assert file_text(tmp_path / "w.safetensors", tmp_path).startswith("3 bytes, sha256 ba7816bf")
+
+
+def test_of_a_bake_the_times_go_and_the_hashes_of_files_stay() -> None:
+    files = [{"name": "a", "sha256": "1", "mtime_ns": 5}]
+    assert record_of_a_bake({"sha256": "of all", "files": files}) == {"files": [{"name": "a", "sha256": "1"}]}
 
 
 def test_lines_of_ranks_count_in_any_order_and_every_byte_counts(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from family_cases import case
 from moe_steer import SteeringPlan, bake, unbake, verify_bake
 from same.commands import inside, quiet, run_command
 from same.compare import Items
-from same.normalise import json_text, text_of
+from same.normalise import json_text, record_of_a_bake, text_of
 from test_bake_families import BAKED
 from test_bake_formats import CASES, quantised
 from test_gguf_bake import ALL
@@ -86,19 +86,12 @@ def _baked(name: str, source: Path, plan: SteeringPlan, work: Path, **options: A
     hashes = "".join(f"{file} {digest}\n" for file, digest in files.items())
     return {
         f"{name}/files": hashes + text_of("\n".join(said), work),
-        f"{name}/{RECORD}": text_of(json_text(_timeless(record)), work),
+        f"{name}/{RECORD}": text_of(json_text(record_of_a_bake(record)), work),
     }
 
 
 def _plain(value: Any) -> str:
     return json.dumps(dataclasses.asdict(value), sort_keys=True, default=str)
-
-
-def _timeless(value: Any) -> Any:
-    """Without the times of files: those of the source, which is made anew every time."""
-    if isinstance(value, dict):
-        return {key: _timeless(one) for key, one in value.items() if "mtime" not in key}
-    return [_timeless(one) for one in value] if isinstance(value, list) else value
 
 
 def gguf_items(work: Path) -> Items:
@@ -133,7 +126,7 @@ def _gguf(name: str, source: str, plan: str, more: str, work: Path) -> Items:
         said.append(f"$ {line}\n{run_command(line, work).text()}{_hashes(work, 'out*')}")
         record = work / f"{baked}.steering.json"
         if line.startswith("bake") and record.is_file():
-            said.append(text_of(json_text(_timeless(json.loads(record.read_text()))), work))
+            said.append(text_of(json_text(record_of_a_bake(json.loads(record.read_text()))), work))
     for path in work.glob("out*"):
         path.unlink()
     return {name: "\n".join(said)}

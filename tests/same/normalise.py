@@ -24,7 +24,7 @@ _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
 """Addresses in memory, in the names that Python gives to objects."""
 _SPEED = re.compile(r"\b[\d,.]+ tokens/s\b")
 """What ``moe-steer generate`` says about the machine."""
-_STAMP = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d")
+_STAMP = re.compile(r"(?<!\d)\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d")
 """When a run was made, in the names and the contents of exported files."""
 _COMMIT = re.compile(r"(\bcommit\b(?:&#\d+;|[^\w&])*)[0-9a-f]{40}\b(?:-dirty)?")
 _VERSION = re.compile(r"(\bmoe-steer(?:&#34;|\"): (?:&#34;|\"))\d[\w.]*")
@@ -73,10 +73,35 @@ def file_text(path: Path, work: Path) -> str:
         values = json.loads(data)
         if path.name == "run.json":
             values = {key: value for key, value in values.items() if key not in ABOUT_THE_START}
+        if path.name.endswith("steering.json"):
+            values = record_of_a_bake(values)
         return text_of(json_text(values), work)
+    if path.suffix == ".pt":
+        return _tensor_text(path)
     if path.suffix in (".md", ".html", ".svg", ".txt", ".csv"):
         return text_of(data.decode("utf-8"), work)
     return f"{len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}\n"
+
+
+def record_of_a_bake(values: dict[str, Any]) -> Any:
+    """steering.json without the times of the source's files, which is made anew in each run, and without its own checksum,
+    which covers them."""
+    return _timeless({key: value for key, value in values.items() if key != "sha256"})
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(one) for key, one in value.items() if key != "mtime_ns"}
+    return [_timeless(one) for one in value] if isinstance(value, list) else value
+
+
+def _tensor_text(path: Path) -> str:
+    """A tensor saved by torch, by its values: the file around them holds a number drawn at random."""
+    import torch
+
+    tensor = torch.load(path, weights_only=True)
+    digest = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return f"{tensor.dtype} {list(tensor.shape)}, sha256 of the values {digest}\n"
 
 
 def lines_text(paths: list[Path]) -> str:
