@@ -90,13 +90,13 @@ def test_normalising_takes_out_what_belongs_to_one_start() -> None:
     said = (
         "[2026-01-02 03:04:05,678] [INFO] [launch.py:285:main] Process 5256 exits successfully.\n"
         f'<p>&#34;commit&#34;: &#34;{"0a" * 20}&#34;, "commit": "{"1b" * 20}" commit {"2c" * 20}, arm {"3d" * 20}</p>\n'
-        'from samples_2026-01-02T03-04-05.json 2026-01-02T03:04:05+00:00: "moe-steer": "0.1.0", "torch": "2.6.0"\n'
+        'from samples_2026-01-02T03-04-05.json 2026-01-02T03:04:05+00:00: "moe-steer": "0.1.0", "torch": "2.6.0", "date": 1795899998.0\n'
         "wrote /somewhere/same-x/runs/a, 24 new, 123 tokens/s\n50%|#####     |\r100%|##########|\n"
         "╭─ Value error ──────╮\n│ Error parsing Options: seed is 3 │\n╰────────────────────╯\n"
     )
     assert text_of(said, WORK).splitlines() == [
         f'<p>&#34;commit&#34;: &#34;<commit>&#34;, "commit": "<commit>" commit <commit>, arm {"3d" * 20}</p>',
-        'from samples_<time>.json <time>+00:00: "moe-steer": "<version>", "torch": "2.6.0"',
+        'from samples_<time>.json <time>+00:00: "moe-steer": "<version>", "torch": "2.6.0", "date": <time>',
         "wrote <work>/runs/a, 24 new, <speed> tokens/s",
         "Value error",
         "Error parsing <options>: seed is 3",

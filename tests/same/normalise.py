@@ -26,6 +26,8 @@ _SPEED = re.compile(r"\b[\d,.]+ tokens/s\b")
 """What ``moe-steer generate`` says about the machine."""
 _STAMP = re.compile(r"(?<!\d)\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d")
 """When a run was made, in the names and the contents of exported files."""
+_DATE = re.compile(r'("date": )\d{10}\.\d+')
+"""When a run was exported for lm-eval, in seconds since 1970."""
 _COMMIT = re.compile(r"(\bcommit\b(?:&#\d+;|[^\w&])*)[0-9a-f]{40}\b(?:-dirty)?")
 _VERSION = re.compile(r"(\bmoe-steer(?:&#34;|\"): (?:&#34;|\"))\d[\w.]*")
 """The state of the sources, which pages repeat from run.json, as text or escaped."""
@@ -50,6 +52,7 @@ def _line(line: str) -> str:
     """One line without what belongs to this start or to the terminal."""
     line = _SPEED.sub("<speed> tokens/s", _STAMP.sub("<time>", _ADDRESS.sub("<address>", line)))
     line = _VERSION.sub(r"\1<version>", _COMMIT.sub(r"\1<commit>", line))
+    line = _DATE.sub(r"\1<time>", line)
     return _CLASS.sub("<options>", _unframed(line))
 
 
