@@ -1,7 +1,11 @@
-"""Traces through a model, teacher-forced, to routing counts."""
+"""Traces through a model, teacher-forced, to routing counts.
+
+Counts of several processes to one sum.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -11,11 +15,11 @@ import torch
 from torch import nn
 
 from expert_stats.counter import RoutingCounter
-from expert_stats.counts import RoutingCounts
-from expert_stats.markers import MarkerSet
-from expert_stats.traces import Trace, check_traces
+from expert_stats.counts import RoutingCounts, sum_counts
 from moe_steer.layers import decoder, model_shape, moe_layers, text_config, unwrap
 from moe_steer.observe import observe_routing
+from moe_steer.tokens.markers import MarkerSet
+from moe_steer.tokens.traces import Trace, check_traces
 
 
 def collect_counts(
@@ -33,7 +37,7 @@ def collect_counts(
 ) -> RoutingCounts:
     """Count the routing of traces, each run once through the model with its own tokens as input.
 
-    ``base``, ``prompt_tail``: which tokens count (`expert_stats.sites.count_sites`). ``tokens_per_batch``: padded tokens of one forward
+    ``base``, ``prompt_tail``: which tokens count (`expert_stats.counter.count_sites`). ``tokens_per_batch``: padded tokens of one forward
     pass; ``batch_size``: at most so many traces in one. ``num_groups``: groups of traces that intervals are computed from.
     ``allow_empty``: no traces give zero counts (a process without a share) instead of an error.
 
@@ -142,3 +146,23 @@ def _with_progress(items: list[list[Trace]], progress: bool) -> Iterator[list[Tr
     from rich.progress import track
 
     yield from track(items, description="counting", console=Console(stderr=True))
+
+
+def reduce_counts(counts: RoutingCounts) -> RoutingCounts:
+    """The sum over all processes, each of which counted its own share of the traces; every process gets it.
+
+    Without a process group the counts are returned as they are. ValueError on every process when they do not fit together.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return counts
+    heads: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(heads, (counts.signature, counts.num_groups, dict(counts.versions)))
+    total = sum_counts(RoutingCounts.zeros(*head) for head in heads)  # refuses on every process what does not fit
+    on_gpu = "nccl" in torch.distributed.get_backend()
+    arrays: dict[str, Any] = {}
+    for name, array in counts.arrays.items():
+        tensor = torch.from_numpy(array.copy())
+        tensor = tensor.cuda() if on_gpu else tensor
+        torch.distributed.all_reduce(tensor)
+        arrays[name] = tensor.cpu().numpy()
+    return dataclasses.replace(total, **arrays).check()

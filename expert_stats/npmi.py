@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from expert_stats.counts import RoutingCounts
-from expert_stats.scores import ExpertScores, Halves
-from expert_stats.uncertainty import false_discovery_rate, interval, jackknife_error, upper_tail
+from expert_stats.scores import ExpertScores, Halves, false_discovery_rate, interval, jackknife_error, upper_tail
 
 Array = np.ndarray[Any, Any]
 

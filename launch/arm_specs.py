@@ -16,11 +16,16 @@ from launch import steps
 from launch.options import Options
 from moe_steer import SteeringPlan, steer
 from reasoning_evals.decoding import Ban, SwitchPenalty, Tags, ThinkingBudget
-from reasoning_evals.decoding.ban import NOWAIT_WORDS
-from reasoning_evals.in_process import InProcessSampler
-from reasoning_evals.prompt_arms import THINKING_PROMPT, prompt_before_thought, prompt_inside_thought
-from reasoning_evals.prompts import RenderedPrompt, tag_ids
-from reasoning_evals.run import Arm
+from reasoning_evals.decoding.processors import NOWAIT_WORDS
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.prompts import (
+    THINKING_PROMPT,
+    RenderedPrompt,
+    prompt_before_thought,
+    prompt_inside_thought,
+    tag_ids,
+)
+from reasoning_evals.runs.run import Arm
 
 BASELINE = "baseline"
 RULES = {

@@ -83,10 +83,10 @@ class CollectOptions:
     local_rank: LocalRank = 0
 
     def __post_init__(self) -> None:
-        from expert_stats.markers import POSITIONS, RICE_COEFFICIENTS
+        from expert_stats.counter import BASES
         from expert_stats.npmi import MISSING_MARKER, ZERO_JOINT
-        from expert_stats.sites import BASES
         from launch.wiring import parse_coefficients
+        from moe_steer.tokens.markers import POSITIONS, RICE_COEFFICIENTS
 
         check_counts(self, ("top", "part", "tokens_per_batch", "min_support"))
         allowed_values = (
@@ -108,7 +108,7 @@ class CollectOptions:
 
     def config(self, traces: Sequence[Trace]) -> dict[str, Any]:
         """What the counts depend on."""
-        from reasoning_evals.run_folder import digest
+        from reasoning_evals.runs.run_folder import digest
 
         content = digest([[trace.trace_id, trace.token_ids, trace.prompt_length] for trace in traces])
         return {
@@ -124,10 +124,10 @@ def main(argv: Sequence[str] | None = None, program: str = "collect_stats.py") -
 def run(options: CollectOptions, ranks: Ranks) -> None:
     """Count what is not counted yet, add up, score, draw."""
     from expert_stats import MarkerSet
-    from expert_stats.traces import check_traces
     from launch.wiring import read_any_traces
     from moe_steer.layers import model_shape
-    from reasoning_evals.run_folder import open_run
+    from moe_steer.tokens.traces import check_traces
+    from reasoning_evals.runs.run_folder import open_run
 
     model, tokenizer = load_asked(options)
     if not model_shape(model).moe_layers:
@@ -204,7 +204,7 @@ def _publish(options: CollectOptions, folder: Path) -> str:
 
 def _draw(scores: ExpertScores, folder: Path) -> None:
     from expert_stats.plots import heat_map, rank_stability
-    from moe_steer.write_aside import write_text
+    from moe_steer.files import write_text
 
     write_text(folder / PICTURES[0], heat_map(scores))
     if scores.ranking():

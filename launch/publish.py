@@ -9,9 +9,9 @@ from pathlib import Path
 from expert_stats.plots import DosePoint, dose_response, heat_map, rank_stability
 from launch.findings import Findings, sweep_points
 from moe_steer import ExpertGain, SteeringPlan
-from reasoning_evals.compare import Comparison
+from reasoning_evals.comparing.compare import Comparison
 from reasoning_evals.report import build_report, write_pages
-from reasoning_evals.run_folder import read_run
+from reasoning_evals.runs.run_folder import read_run
 
 
 def publish(findings: Findings) -> str:

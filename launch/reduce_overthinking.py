@@ -46,8 +46,8 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     from launch.sharded import record_start, refuse_different, unclaimed_when_refused
     from launch.steps import Bench
     from moe_steer.layers import model_shape
-    from reasoning_evals.grading_pass import GradeRow
-    from reasoning_evals.run_folder import open_run
+    from reasoning_evals.runs.grading_pass import GradeRow
+    from reasoning_evals.runs.run_folder import open_run
 
     job = options.job()
     sets = problem_sets(job)

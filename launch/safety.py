@@ -37,7 +37,7 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
     from launch.sharded import unclaimed_when_refused
     from moe_steer.directions import Direction
     from moe_steer.saes.fit import fit_lines
-    from reasoning_evals.run_folder import open_run
+    from reasoning_evals.runs.run_folder import open_run
 
     pairs = read_pairs(options.pairs, options.num_pairs)
     model, tokenizer = load_asked(options)

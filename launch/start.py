@@ -15,8 +15,8 @@ import tyro
 
 from launch.failure import MEMORY_ERRORS, in_words
 from launch.ranks import Ranks, ranks_of_this_run
+from launch.repeated import refuse_repeated
 from moe_steer.errors import exit_code, one_line
-from moe_steer.repeated import refuse_repeated
 
 OptionsT = TypeVar("OptionsT")
 

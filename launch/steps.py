@@ -17,15 +17,14 @@ from launch.ranks import Ranks
 from launch.sharded import collect_over_ranks
 from launch.wiring import markers_for, parse_coefficients, traces_of
 from moe_steer import ExpertGain, SteeringPlan, steer
-from moe_steer.backends.in_step import in_step
-from moe_steer.backends.layout import layout_of
+from moe_steer.backends.layout import in_step, layout_of
 from moe_steer.presets import PAPER_GAIN, preset_plan
 from reasoning_evals import Problem, run_arms
-from reasoning_evals.grading_pass import GradeRow, grade_run
-from reasoning_evals.in_process import InProcessSampler
-from reasoning_evals.run import Arm
-from reasoning_evals.run_folder import read_generations
-from reasoning_evals.sampling import SamplingConfig
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines.sampling import SamplingConfig
+from reasoning_evals.runs.grading_pass import GradeRow, grade_run
+from reasoning_evals.runs.run import Arm
+from reasoning_evals.runs.run_folder import read_generations
 
 CALIBRATION = 64
 """Unsteered answers that firing rates are taken from when the plan is given."""

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from moe_steer.steering import steer
 
 _HOME = {
-    "Direction": "directions",
-    "SteeringPlan": "plan",
-    "ExpertGain": "plan",
-    "ResidualVector": "plan",
-    "steer": "steering",
-    "observe_routing": "observe",
-    "observe_residual": "observe",
-    "load_model": "loading",
-    "bake": "baking",
-    "verify_bake": "baking",
-    "unbake": "baking",
+    "Direction": "moe_steer.directions",
+    "ExpertGain": "moe_steer.plan",
+    "ResidualVector": "moe_steer.plan",
+    "SteeringPlan": "moe_steer.plan",
+    "bake": "moe_steer.baking",
+    "load_model": "moe_steer.loading",
+    "observe_residual": "moe_steer.observe",
+    "observe_routing": "moe_steer.observe",
+    "steer": "moe_steer.steering",
+    "unbake": "moe_steer.baking",
+    "verify_bake": "moe_steer.baking",
 }
 __all__ = [
     "Direction",

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends.checkpoint import Wanted, cached_folder, check_shards, torch_dtype
-from moe_steer.backends.choose import check_name, choose, refusal
-from moe_steer.backends.fp8 import refuse_without_kernels
+from moe_steer.backends.checkpoint import Wanted, cached_folder, check_shards, refuse_without_kernels, torch_dtype
+from moe_steer.backends.choose import choose
 from moe_steer.backends.layout import Layout, remember_layout
+from moe_steer.backends.names import check_name, refusal
 from moe_steer.lab import EMBEDDED
-from moe_steer.positions import remember_tokenizer
+from moe_steer.tokens.positions import remember_tokenizer
 
 
 def load_model(

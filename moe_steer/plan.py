@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_steer.files import write_text
 from moe_steer.plan_check import check_plan
 from moe_steer.plan_entries import UNITS, ExpertGain, ResidualVector
 from moe_steer.residual_files import read_vector, shift_of
-from moe_steer.scopes import SCOPES, parse_scope
-from moe_steer.write_aside import write_text
+from moe_steer.tokens.scopes import SCOPES, parse_scope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ _MODEL_KEYS = {"model_type", "num_layers", "num_experts", "name"}
 class SteeringPlan:
     """Which experts get which gain, which directions are added, at which tokens.
 
-    ``scope``: at which tokens the gains act (forms: ``moe_steer.scopes``; meanings: ``moe_steer.positions``); each residual entry
+    ``scope``: at which tokens the gains act (forms: ``moe_steer.tokens.scopes``; meanings: ``moe_steer.tokens.positions``); each residual entry
     has its own.
     ``renormalize``: rescale the selected weights of a token to their former sum after the gains.
     ``model``: what the plan was made for (model_type, num_layers, num_experts, name), compared by ``check``.

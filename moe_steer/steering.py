@@ -14,7 +14,7 @@ from moe_steer.audit import Audit, NothingFired, SteeringWarning
 from moe_steer.hooks import RoutingFn, call_hooks, output_hooks, routing_hooks
 from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config
 from moe_steer.plan import SteeringPlan
-from moe_steer.positions import PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
+from moe_steer.tokens.positions import PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def steer(
     a neutral plan altogether, are not hooked: their outputs are bit for bit the unsteered ones.
 
     ``tokenizer``: needed by the scopes thought, answer and step_end, unless the model came from ``load_model``.
-    ``prompt_lengths``: real tokens of each row's prompt, for forwards over whole texts (see ``moe_steer.positions``).
+    ``prompt_lengths``: real tokens of each row's prompt, for forwards over whole texts (see ``moe_steer.tokens.positions``).
     On leaving, a plan of which nothing fired is a ``SteeringWarning``; with ``strict`` it is ``NothingFired``; with ``quiet``
     the caller looks at ``audit.problems()`` itself. ValueError if the plan does not fit the model, before anything is hooked.
     """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.cli.main import COMMANDS, main
 from moe_steer import SteeringPlan
-from moe_steer.cli import COMMANDS, main
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_dense_model_is_refused_for_experts(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_help_whose_reader_has_read_enough() -> None:
-    script = "import os, sys; os.close(1); os.dup2(int(sys.argv[1]), 1); from moe_steer.cli import main; sys.exit(main(['direction', '--help']))"
+    script = "import os, sys; os.close(1); os.dup2(int(sys.argv[1]), 1); from launch.cli.main import main; sys.exit(main(['direction', '--help']))"
     reader, writer = os.pipe()
     os.close(reader)  # nobody reads
     done = subprocess.run(

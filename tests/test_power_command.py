@@ -7,19 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from moe_steer.cli import COMMANDS, main
-from reasoning_evals.planning import Assumptions, assume_from_baseline, assume_from_pair, plan_power
-from reasoning_evals.power import power, sampling_noise, variance_parts
-from reasoning_evals.run import run_arms
-from reasoning_evals.sampling import SamplingConfig
-from reasoning_evals.statistics import detectable_effect
+from launch.cli.main import COMMANDS, main
+from reasoning_evals.comparing.power import (
+    Assumptions,
+    assume_from_baseline,
+    assume_from_pair,
+    plan_power,
+    power,
+    sampling_noise,
+    variance_parts,
+)
+from reasoning_evals.comparing.statistics import detectable_effect
+from reasoning_evals.engines.sampling import SamplingConfig
+from reasoning_evals.runs.run import run_arms
 from scripted_sampler import arms, problems
 
 
 @pytest.fixture(autouse=True)
 def both_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "power", "moe_steer.commands.power:Power")
-    monkeypatch.setitem(COMMANDS, "export", "moe_steer.commands.export:Export")
+    monkeypatch.setitem(COMMANDS, "power", "launch.cli.comparing:Power")
+    monkeypatch.setitem(COMMANDS, "export", "launch.cli.reading:Export")
 
 
 @pytest.fixture(scope="module")

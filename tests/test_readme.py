@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_steer.cli import COMMANDS
+from launch.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

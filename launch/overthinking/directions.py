@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from expert_stats import Trace
-from expert_stats.contrast_fit import contrast_fits, fit_notes
-from expert_stats.contrast_sequences import MarkedSequence
-from expert_stats.contrast_sites import concise_and_verbose, decision_sites, thought_pairs
-from expert_stats.contrasts import collect_contrast
-from expert_stats.token_forms import text_notes
 from launch.overthinking.options import PAIR_METHODS, OverthinkingOptions
 from launch.steps import Bench
 from launch.wiring import traces_of
-from moe_steer.backends.in_step import in_step
+from moe_steer.backends.layout import in_step
+from moe_steer.contrasts.collect import collect_contrast
+from moe_steer.contrasts.fit import contrast_fits, fit_notes
+from moe_steer.contrasts.sequences import MarkedSequence
+from moe_steer.contrasts.sites import concise_and_verbose, decision_sites, thought_pairs
 from moe_steer.directions import Direction, all_atoms, caa, report_atoms, single_atom, sta
 from moe_steer.saes import SAE, SAEFit
 from moe_steer.saes.fit import fit_lines
-from reasoning_evals.grading_pass import GradeRow
-from reasoning_evals.run_folder import read_generations
+from moe_steer.tokens.markers import text_notes
+from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.runs.run_folder import read_generations
 from reasoning_evals.whole_files import write_whole
 
 FOLDER = "directions"

@@ -19,15 +19,15 @@ from moe_steer.directions import Direction
 from moe_steer.saes import SAEFit
 from moe_steer.saes.fit import fit_lines
 from reasoning_evals import compare_arms
-from reasoning_evals.compare import Comparison, Tuning
-from reasoning_evals.comparison import ArmSummary
-from reasoning_evals.efficiency import MARGIN, Efficiency, Thoughts, efficiency, thoughts_of
-from reasoning_evals.grading_pass import GradeRow
+from reasoning_evals.comparing.compare import Comparison, Tuning
+from reasoning_evals.comparing.comparison import ArmSummary
+from reasoning_evals.comparing.efficiency import MARGIN, Efficiency, Thoughts, efficiency, thoughts_of
 from reasoning_evals.report import build_report, write_pages
-from reasoning_evals.report.content import Table
-from reasoning_evals.report.frontier import Place, frontier
+from reasoning_evals.report.build import Table
+from reasoning_evals.report.figures import Place, frontier
 from reasoning_evals.report.text import minus, percent, signed_percent
-from reasoning_evals.run_folder import read_generations, read_run
+from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.runs.run_folder import read_generations, read_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,22 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from expert_stats.contrast_fit import contrast_fits, fit_notes
-from expert_stats.contrast_sequences import MarkedSequence
-from expert_stats.contrast_texts import answer_pairs
-from expert_stats.contrasts import collect_contrast
-from expert_stats.token_forms import text_notes
 from launch.ranks import Ranks
 from launch.safety_experiment.options import VECTOR_ARMS, SafetyOptions
 from launch.safety_experiment.prompts import is_chat
 from launch.sharded import refuse_different
-from moe_steer.backends.in_step import in_step
-from moe_steer.backends.layout import layout_of
+from moe_steer.backends.layout import in_step, layout_of
+from moe_steer.contrasts.collect import collect_contrast
+from moe_steer.contrasts.fit import contrast_fits, fit_notes
+from moe_steer.contrasts.sequences import MarkedSequence
+from moe_steer.contrasts.texts import answer_pairs
 from moe_steer.directions import Direction, all_atoms, caa, report_atoms, sta
 from moe_steer.layers import unwrap
 from moe_steer.saes import SAE, SAEFit, check_fits, load_sae
-from reasoning_evals.run_folder import digest
-from reasoning_evals.tasks.files import read_rows
+from moe_steer.tokens.markers import text_notes
+from reasoning_evals.runs.run_folder import digest
+from reasoning_evals.tasks.own_file import read_rows
 from reasoning_evals.whole_files import write_whole
 
 FOLDER = "directions"

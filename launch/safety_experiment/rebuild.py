@@ -14,9 +14,9 @@ from launch.safety_experiment.options import SafetyOptions
 from launch.safety_experiment.tasks import SafetyTask, judge
 from launch.stored_options import options_from, stored_config
 from moe_steer.directions import Direction
-from reasoning_evals.grading_pass import GradeRow, read_grades
 from reasoning_evals.problems import read_problems
-from reasoning_evals.run_folder import PROBLEMS_FILE
+from reasoning_evals.runs.grading_pass import GradeRow, read_grades
+from reasoning_evals.runs.run_folder import PROBLEMS_FILE
 
 
 def findings_of(folder: Path) -> SafetyFindings:

@@ -9,13 +9,13 @@ from launch.safety_experiment.chart import trade_off
 from launch.safety_experiment.findings import Change, SafetyFindings
 from launch.safety_experiment.prompts import AUTOMATIC_PROMPT, HAND_PROMPT
 from launch.safety_experiment.tasks import SafetyTask
-from reasoning_evals.comparison import Measure
+from reasoning_evals.comparing.comparison import Measure
+from reasoning_evals.comparing.verdicts import detectable_text, difference_test, interval_text, p_text, points, t_text
 from reasoning_evals.report import build_report, write_pages
-from reasoning_evals.report.content import Report, Table
+from reasoning_evals.report.build import Report, Table
 from reasoning_evals.report.text import bootstrap_points_interval, percent, points_interval, signed_points
-from reasoning_evals.run_folder import read_run
+from reasoning_evals.runs.run_folder import read_run
 from reasoning_evals.tasks import task_spec
-from reasoning_evals.verdicts import detectable_text, difference_test, interval_text, p_text, points, t_text
 
 
 def publish(findings: SafetyFindings) -> str:

@@ -11,16 +11,15 @@ from launch.ranks import Ranks
 from launch.safety_experiment.options import ATTACKS, SafetyOptions
 from launch.safety_experiment.prompts import Render, is_chat, own_answer, renderer
 from launch.steps import own_folder
-from moe_steer.backends.in_step import in_step
-from moe_steer.backends.layout import layout_of
+from moe_steer.backends.layout import in_step, layout_of
 from reasoning_evals import Problem, grade, load_task, run_arms
-from reasoning_evals.first_letter import FirstLetterSampler
-from reasoning_evals.grading_pass import GradeRow, Judgement, grade_run, opens_thought
-from reasoning_evals.in_process import InProcessSampler
-from reasoning_evals.run import Arm
-from reasoning_evals.run_folder import read_generations, read_run
+from reasoning_evals.engines.first_letter import FirstLetterSampler
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines.sampling import Sampler, SamplingConfig
+from reasoning_evals.runs.grading_pass import GradeRow, Judgement, grade_run, opens_thought
+from reasoning_evals.runs.run import Arm
+from reasoning_evals.runs.run_folder import read_generations, read_run
 from reasoning_evals.safety.verdicts import LabelJudge, TextScore, answer_texts
-from reasoning_evals.sampling import Sampler, SamplingConfig
 from reasoning_evals.tasks import task_spec
 
 

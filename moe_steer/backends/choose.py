@@ -6,36 +6,6 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends import BACKENDS
-
-_NEEDS_TRANSFORMERS = (5, 21)
-
-
-def refusal(backend: str, config: Any, world_size: int) -> str:
-    """Why ``backend`` cannot run a model of ``config`` on so many ranks, in one sentence; empty when it can."""
-    from moe_steer.backends import autoep, tp_ep
-
-    if backend == "plain":
-        return ""
-    if old := _old_transformers():
-        return old
-    if backend == "tp_ep":
-        return tp_ep.refusal(config, world_size)
-    if backend in ("autoep", "autoep_zero3"):
-        return autoep.refusal(config, world_size)
-    return ""
-
-
-def check_name(backend: str) -> None:
-    """ValueError for a backend that does not exist, or is known to mislead."""
-    if backend in ("autotp", "tp", "init_inference", "deepspeed"):
-        raise ValueError(
-            f"backend {backend!r} is refused: DeepSpeed's AutoTP leaves the fused experts of transformers 5 whole on every rank, "
-            "so it saves nothing: use tp_ep"
-        )
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend {backend!r} is unknown: choose one of auto, {', '.join(BACKENDS)}")
-
 
 def choose(
     config: Any,
@@ -52,7 +22,7 @@ def choose(
     """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU;
     with ``limit``, of a machine of which each rank may fill so many bytes. ``batch`` rows of ``context`` tokens (default the
     model's, at most 32,768) are decoded together, behind prompts of ``prompt``."""
-    from moe_steer.memory import available_bytes, gib, host_bytes, plan_memory
+    from moe_steer.backends.memory import available_bytes, gib, host_bytes, plan_memory
 
     elsewhere = limit is not None
     limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
@@ -77,15 +47,3 @@ def choose(
 
 def _context(config: Any) -> int:
     return min(getattr(config.get_text_config(), "max_position_embeddings", None) or 4096, 32768)
-
-
-def _old_transformers() -> str:
-    import transformers
-
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if version < _NEEDS_TRANSFORMERS:
-        return (
-            f"transformers {transformers.__version__} rewrites expert ids under expert parallelism, so that a plan would steer "
-            "other experts: install transformers >= 5.21"
-        )
-    return ""

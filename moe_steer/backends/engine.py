@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends.in_step import in_step_is_on
+from moe_steer.backends.layout import in_step_is_on
 
 GATHER_AHEAD = 0
 """Elements of later layers that ZeRO-3 gathers while one computes. None: what a rank needs is its shard and one layer."""

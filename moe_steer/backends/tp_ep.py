@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moe_steer.backends.checkpoint import Wanted
+from moe_steer.backends.checkpoint import Wanted, skeleton
 from moe_steer.backends.layout import Layout
-from moe_steer.backends.skeleton import skeleton
 
 _ATTENTION = (".self_attn", ".attn", ".attention")
 

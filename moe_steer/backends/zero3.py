@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from moe_steer.backends import engine, offload
-from moe_steer.backends.checkpoint import Wanted, dequantised, stored_dtype, torch_dtype
+from moe_steer.backends.checkpoint import Wanted, dequantised, skeleton, stored_dtype, torch_dtype
 from moe_steer.backends.layout import Layout, local_ranks
-from moe_steer.backends.skeleton import skeleton
 from moe_steer.backends.streaming import cut_while_reading
 
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from moe_steer.bake_gguf.byte_files import sha256_of_file
 from moe_steer.bake_gguf.fitting import architectures_of
 from moe_steer.bake_gguf.header import gguf_package
+from moe_steer.files import written_aside
 from moe_steer.plan import SteeringPlan
-from moe_steer.write_aside import written_aside
 
 
 def export_control_vector(plan: SteeringPlan, path: str | os.PathLike[str]) -> dict[str, Any]:

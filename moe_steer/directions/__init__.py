@@ -9,36 +9,33 @@ from typing import TYPE_CHECKING
 from moe_steer.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from moe_steer.directions.accumulate import Accumulator
-    from moe_steer.directions.atom_report import report_atoms
+    from moe_steer.directions.atoms import all_atoms, report_atoms, single_atom
     from moe_steer.directions.contrast import Contrast
-    from moe_steer.directions.decoded_atoms import all_atoms, single_atom
     from moe_steer.directions.direction import Direction, DirectionWarning
     from moe_steer.directions.exchange import export_easyedit, export_gguf, import_easyedit, import_gguf
-    from moe_steer.directions.mean_difference import caa
-    from moe_steer.directions.moments import AtomMoments, Moments, PairMoments
-    from moe_steer.directions.principal import pca
+    from moe_steer.directions.methods import caa, pca
+    from moe_steer.directions.moments import Accumulator, AtomMoments, Moments, PairMoments
     from moe_steer.directions.target_atoms import sta
 
 # No module bears the name of a function: importing it would put the module in the function's place.
 _HOME = {
-    "Accumulator": "accumulate",
-    "AtomMoments": "moments",
-    "Contrast": "contrast",
-    "Direction": "direction",
-    "DirectionWarning": "direction",
-    "Moments": "moments",
-    "PairMoments": "moments",
-    "all_atoms": "decoded_atoms",
-    "caa": "mean_difference",
-    "export_easyedit": "exchange",
-    "export_gguf": "exchange",
-    "import_easyedit": "exchange",
-    "import_gguf": "exchange",
-    "pca": "principal",
-    "report_atoms": "atom_report",
-    "single_atom": "decoded_atoms",
-    "sta": "target_atoms",
+    "Accumulator": "moe_steer.directions.moments",
+    "AtomMoments": "moe_steer.directions.moments",
+    "Contrast": "moe_steer.directions.contrast",
+    "Direction": "moe_steer.directions.direction",
+    "DirectionWarning": "moe_steer.directions.direction",
+    "Moments": "moe_steer.directions.moments",
+    "PairMoments": "moe_steer.directions.moments",
+    "all_atoms": "moe_steer.directions.atoms",
+    "caa": "moe_steer.directions.methods",
+    "export_easyedit": "moe_steer.directions.exchange",
+    "export_gguf": "moe_steer.directions.exchange",
+    "import_easyedit": "moe_steer.directions.exchange",
+    "import_gguf": "moe_steer.directions.exchange",
+    "pca": "moe_steer.directions.methods",
+    "report_atoms": "moe_steer.directions.atoms",
+    "single_atom": "moe_steer.directions.atoms",
+    "sta": "moe_steer.directions.target_atoms",
 }
 __all__ = [
     "Accumulator",

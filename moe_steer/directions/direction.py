@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from moe_steer.headed_file import HeadedKind, read_headed
+from moe_steer.files import HeadedKind, read_headed, write_bytes
 from moe_steer.residual_files import HEADER_KEY
-from moe_steer.write_aside import write_bytes
 
 VERSION = 1
 _KIND = HeadedKind(
@@ -36,7 +35,7 @@ class DirectionWarning(UserWarning):
 class Direction:
     """``vector_D``: float32. Added to the residual stream at the output of decoder layer ``layer``; a strength > 0
     moves towards the positive side of its contrast. ``method``: how it was made. ``header``: JSON values, see
-    ``moe_steer.directions.finishing``."""
+    ``moe_steer.directions.methods``."""
 
     vector_D: Tensor
     layer: int

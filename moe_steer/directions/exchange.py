@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_steer.directions.direction import Direction
-from moe_steer.torch_files import load_plain
-from moe_steer.write_aside import written_aside
+from moe_steer.files import load_plain, written_aside
 
 
 def import_easyedit(path: str | os.PathLike[str], layer: int | None = None) -> Direction:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from moe_steer.files import load_plain
 from moe_steer.saes.sae import SAEAbout
-from moe_steer.torch_files import load_plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

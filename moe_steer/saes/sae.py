@@ -2,16 +2,77 @@
 
 Letters: T tokens, D model width, F atoms ("features"). Published files are brought into this one form by the readers:
 constant normalisations are folded into the weights, thresholds are plain numbers, rows of ``W_dec_FD`` are atoms.
+
+Names of hook points, in TransformerLens' words and in transformers', to a decoder layer and a site.
+Brings an SAE's constant scales into its weights, so that it reads and writes raw activations.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"(?:layers|h)[._](\d+)(?:\.(.+))?$")
+_SITES = {
+    "hook_resid_post": "residual",
+    "hook_mlp_out": "mlp_out",
+    "hook_attn_out": "attention_out",
+    "": "residual",
+    "output": "residual",
+    "mlp": "mlp_out",
+    "mlp.output": "mlp_out",
+    "post_feedforward_layernorm.output": "mlp_out",
+    "self_attn": "attention_out",
+    "attn": "attention_out",
+    "self_attn.output": "attention_out",
+}
+_HOOKS = {"residual": "hook_resid_post", "mlp_out": "hook_mlp_out", "attention_out": "hook_attn_out"}
+
+
+def place_of_hook(name: str | None) -> tuple[int | None, str | None]:
+    """(layer, site) of a hook point; the name itself is the site where none of ours is meant.
+
+    The input of block N is the output of block N - 1, and is counted as that.
+    """
+    if not name:
+        return None, None
+    found = _BLOCK.search(name) or _LAYER.search(name)
+    if found is None:
+        return None, name
+    layer, rest = int(found[1]), found[2] or ""
+    if rest == "hook_resid_pre" and layer > 0:
+        return layer - 1, "residual"
+    return layer, _SITES.get(rest, name)
+
+
+def hook_of_place(layer: int | None, site: str | None) -> str | None:
+    """TransformerLens' name of a place; a site that is not one of ours is such a name already."""
+    if site in _HOOKS:
+        return None if layer is None else f"blocks.{layer}.{_HOOKS[site]}"
+    return site
+
+
+def fold_input_scale(
+    W_enc_DF: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor, scale_in: float, scale_out: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(W_enc, W_dec, b_dec) of the SAE that does decode(encode(x * scale_in)) / scale_out.
+
+    The activations stay those of the scaled SAE, so b_enc and thresholds stay too. An SAE that subtracts b_dec from its
+    input stays right as well where both scales are equal: x f - b = f (x - b / f).
+    """
+    return W_enc_DF * scale_in, W_dec_FD / scale_out, b_dec_D / scale_out
+
+
+def fold_decoder_norm(W_enc_DF: Tensor, b_enc_F: Tensor, W_dec_FD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(W_enc, b_enc, W_dec) with atoms of norm 1: the same reconstruction, activations multiplied by the old norms."""
+    norm_F = W_dec_FD.norm(dim=-1).clamp(min=torch.finfo(W_dec_FD.dtype).tiny ** 0.5)
+    return W_enc_DF * norm_F, b_enc_F * norm_F, W_dec_FD / norm_F[:, None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

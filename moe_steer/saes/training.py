@@ -4,74 +4,35 @@ Why not a library's trainer: sae-lens 6.54 runs beside transformers 5.22 and tor
 forty further packages (wandb, pandas, plotly, nltk ...), its training state is a pickle without the position in the data, and its
 BatchTopK step took 236 ms of one CPU thread where this one takes 41 (2048 tokens, D 128, F 2048, k 24). dictionary-learning 0.1
 pins nnsight below 0.4 and cannot resume.
+
+A progress line for a training: steps, error, dead atoms, time left. Silent off a terminal.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from moe_steer.saes.formats.saelens import save_sae
 from moe_steer.saes.reading import load_sae
 from moe_steer.saes.sae import SAE, SAEAbout
-from moe_steer.saes.training_state import TrainingState, load_state, save_state
+from moe_steer.saes.training_state import TrainingState, TrainRecipe, load_state, save_state
 from moe_steer.saes.training_step import Weights, train_step
-from moe_steer.saes.writing import save_sae
 
 Batches = Iterable[Tensor] | Callable[[int], Iterable[Tensor]]
 """Batches [T, D]; or a function from the number of batches to leave out to the rest of them, where skipping is cheaper."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainRecipe:
-    """What decides the trained SAE, besides the activations."""
-
-    width: int
-    """F, the number of atoms."""
-    k: int
-    """Active atoms a token, on average over a batch."""
-    steps: int
-    """Optimizer steps of one batch each."""
-    learning_rate: float | None = None
-    """Peak of Adam's rate, for activations scaled to variance 1; left out, 0.1 / sqrt(D): a tenth of an atom's typical entry."""
-    warmup_steps: int = 50
-    """The rate rises in a line."""
-    decay_share: float = 0.5
-    """Last share of the training, over which the rate falls in a line to 0."""
-    aux_weight: float = 1 / 32
-    """Weight of the auxiliary loss that revives dead atoms."""
-    dead_after_steps: int = 50
-    """An atom that was active in none of so many batches counts as dead."""
-    seed: int = 0
-    """Of the first weights."""
-
-    def __post_init__(self) -> None:
-        for name in ("width", "k", "steps", "dead_after_steps"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
-        if self.k > self.width:
-            raise ValueError(f"k is {self.k} and width {self.width}: no more atoms can be active than there are")
-        rate = 0.5 if self.learning_rate is None else self.learning_rate
-        if not (0 < rate < 1 and 0 <= self.decay_share <= 1 and self.aux_weight >= 0):
-            raise ValueError(
-                f"learning_rate {self.learning_rate}, decay_share {self.decay_share}, aux_weight {self.aux_weight}: give 0-1, 0-1, >= 0"
-            )
-
-    def rate_at(self, step: int, d_in: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        peak = 0.1 / math.sqrt(d_in) if self.learning_rate is None else self.learning_rate
-        rising = (step + 1) / max(1, self.warmup_steps)
-        falling = (self.steps - step) / max(1.0, self.decay_share * self.steps)
-        return peak * min(1.0, rising, falling)
 
 
 class TrainProgress(NamedTuple):
@@ -215,3 +176,32 @@ def _export(state: TrainingState, about: SAEAbout) -> SAE:
         apply_b_dec_to_input=True,
         about=dataclasses.replace(about, format="trained"),
     )
+
+
+class TrainingProgress:
+    """Hand it to ``train_sae`` as ``progress``. shown: None draws on a terminal; True and False force."""
+
+    def __init__(self, steps: int, shown: bool | None = None) -> None:
+        drawn = sys.stderr.isatty() if shown is None else shown
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("unexplained {task.fields[error]:.3f}, {task.fields[dead]} atoms dead"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not drawn,
+        )
+        self._task = self._bar.add_task("steps", total=steps, error=1.0, dead=0)
+
+    def __call__(self, now: TrainProgress) -> None:
+        self._bar.update(self._task, completed=now.step, error=now.error, dead=now.num_dead)
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()

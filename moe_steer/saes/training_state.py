@@ -4,25 +4,66 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_steer.headed_file import read_tensors
+from moe_steer.files import read_tensors, write_text, written_aside
 from moe_steer.saes.files import read_json
 from moe_steer.saes.training_step import Weights
-from moe_steer.write_aside import write_text, written_aside
-
-if TYPE_CHECKING:
-    from moe_steer.saes.training import TrainRecipe
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _NAMES = ("W_enc_DF", "b_enc_F", "W_dec_FD", "b_dec_D")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRecipe:
+    """What decides the trained SAE, besides the activations."""
+
+    width: int
+    """F, the number of atoms."""
+    k: int
+    """Active atoms a token, on average over a batch."""
+    steps: int
+    """Optimizer steps of one batch each."""
+    learning_rate: float | None = None
+    """Peak of Adam's rate, for activations scaled to variance 1; left out, 0.1 / sqrt(D): a tenth of an atom's typical entry."""
+    warmup_steps: int = 50
+    """The rate rises in a line."""
+    decay_share: float = 0.5
+    """Last share of the training, over which the rate falls in a line to 0."""
+    aux_weight: float = 1 / 32
+    """Weight of the auxiliary loss that revives dead atoms."""
+    dead_after_steps: int = 50
+    """An atom that was active in none of so many batches counts as dead."""
+    seed: int = 0
+    """Of the first weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "k", "steps", "dead_after_steps"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
+        if self.k > self.width:
+            raise ValueError(f"k is {self.k} and width {self.width}: no more atoms can be active than there are")
+        rate = 0.5 if self.learning_rate is None else self.learning_rate
+        if not (0 < rate < 1 and 0 <= self.decay_share <= 1 and self.aux_weight >= 0):
+            raise ValueError(
+                f"learning_rate {self.learning_rate}, decay_share {self.decay_share}, aux_weight {self.aux_weight}: give 0-1, 0-1, >= 0"
+            )
+
+    def rate_at(self, step: int, d_in: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        peak = 0.1 / math.sqrt(d_in) if self.learning_rate is None else self.learning_rate
+        rising = (step + 1) / max(1, self.warmup_steps)
+        falling = (self.steps - step) / max(1.0, self.decay_share * self.steps)
+        return peak * min(1.0, rising, falling)
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,7 @@ from typing import Any
 
 import mpmath
 
-from reasoning_evals.grading.limits import MAX_BITS, MAX_LOG, TooLarge, Unreadable
-from reasoning_evals.grading.trees import Tree
+from reasoning_evals.grading.records import MAX_BITS, MAX_LOG, TooLarge, Tree, Unreadable
 
 DIGITS = 40
 _LOCAL = threading.local()

@@ -10,10 +10,9 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import NamedTuple
 
-from reasoning_evals.grading.commands import Commands
-from reasoning_evals.grading.limits import TooLarge, Unreadable, check_size
+from reasoning_evals.grading.latex import Commands
+from reasoning_evals.grading.records import DEGREE, TooLarge, Tree, Unreadable, check_size, signed
 from reasoning_evals.grading.scanner import ALIASES, GREEK
-from reasoning_evals.grading.trees import DEGREE, Tree, signed
 
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 

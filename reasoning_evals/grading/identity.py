@@ -16,8 +16,7 @@ from typing import Any
 
 from reasoning_evals.grading.evaluate import approximate, context, exact
 from reasoning_evals.grading.formula import Reading, read
-from reasoning_evals.grading.limits import Unreadable
-from reasoning_evals.grading.trees import Tree
+from reasoning_evals.grading.records import Tree, Unreadable
 
 POINTS = 5
 NEEDED = 2

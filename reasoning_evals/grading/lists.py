@@ -7,14 +7,11 @@ import time
 from collections.abc import Callable
 from functools import cache
 
-from reasoning_evals.grading.amounts import read_amount
-from reasoning_evals.grading.expressions import grade_expression
+from reasoning_evals.grading.expressions import grade_expression, grade_quantity
 from reasoning_evals.grading.latex import clean, top_level
-from reasoning_evals.grading.limits import MAX_CHARS, Unreadable
-from reasoning_evals.grading.numbers import grade_number
-from reasoning_evals.grading.quantities import grade_quantity
+from reasoning_evals.grading.numbers import grade_number, read_amount
+from reasoning_evals.grading.records import MAX_CHARS, Unreadable, Verdict, bad_target, correct, short, wrong
 from reasoning_evals.grading.structure import split_words
-from reasoning_evals.grading.verdict import Verdict, bad_target, correct, short, wrong
 from reasoning_evals.grading.workers import WorkerPool
 from reasoning_evals.problems import Problem
 

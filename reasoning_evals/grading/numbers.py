@@ -1,15 +1,206 @@
-"""Numbers without a unit, within a relative tolerance."""
+"""Numbers without a unit, within a relative tolerance.
+
+Integers are compared as integers: 025 is 25, 25.0 is 25, 24.9999 is not.
+An answer read as one number with what follows it, and the comparison of two numbers within a tolerance.
+"""
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from reasoning_evals.grading.amounts import DEFAULT_TOLERANCE, Amount, Real, close, is_remark, read_amount
-from reasoning_evals.grading.evaluate import context
-from reasoning_evals.grading.limits import Unreadable
-from reasoning_evals.grading.units import parse_unit
-from reasoning_evals.grading.verdict import Verdict, bad_target, correct, short, wrong
+from reasoning_evals.grading.evaluate import context, number
+from reasoning_evals.grading.formula import read_number
+from reasoning_evals.grading.latex import clean, top_level
+from reasoning_evals.grading.records import TooLarge, Unreadable, Verdict, bad_target, check_size, correct, short, wrong
+from reasoning_evals.grading.units import known_unit, parse_unit
 from reasoning_evals.problems import Problem
+
+MAX_INEXACT = 10**30
+"""Integers beyond this are compared only where they are computed exactly."""
+
+
+def grade_integer(problem: Problem, answer: str) -> Verdict:
+    """Correct when the answer states the target and nothing else; units and words around it are left out of account."""
+    target = int(problem.target)
+    if answer == problem.target:
+        return correct("the same integer")
+    try:
+        amount = read_amount(answer)
+    except Unreadable as error:
+        return wrong(f"not an integer: {error}")
+    if not is_remark(amount.rest):
+        return wrong(f"not an integer: {short(amount.rest)!r} follows the number")
+    value = amount.value
+    if not isinstance(value, Fraction):
+        if abs(value) > MAX_INEXACT:
+            return wrong("too large to be compared exactly")
+        nearest = int(context().nint(value))
+        if abs(value - nearest) > abs(value) * context().mpf(10) ** -30:
+            return wrong("not an integer")
+        value = Fraction(nearest)
+    if value.denominator != 1:
+        return wrong(f"{_decimal(value)} is not an integer")
+    if value == target:
+        return correct("the same integer" + (f", {short(amount.rest)!r} left out" if amount.rest else ""))
+    return wrong(f"{short(int(value)) if abs(value) < 10**60 else 'a larger number'} is not {target}")
+
+
+def _decimal(value: Fraction) -> str:
+    return f"{float(value):g}" if abs(value) < 10**300 else "the number"
+
+
+DEFAULT_TOLERANCE = Fraction(1, 100)
+"""Relative error of a number or quantity whose problem names none."""
+WIDEST = Fraction(1, 20)
+"""The digits of a rounded target never widen the tolerance beyond this."""
+
+Real = Any
+"""A Fraction, or a 40-digit number of ``evaluate.context()``."""
+
+
+class Amount(NamedTuple):
+    """One number as written."""
+
+    value: Real
+    rest: str
+    """What follows the number, on the clean surface: a unit, words, or nothing."""
+    half_digit: Fraction | None
+    """Half a unit of the last digit of a decimal numeral, None for whole numbers and formulas."""
+    plain: bool
+    """A numeral and nothing else: digits, a sign, a point."""
+
+
+_PLAIN = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)(\.\d+)?(?= |$|[a-zA-Z%°])(?!e[+-]?\d)(?!E[+-]?\d)")
+_RELATION = re.compile(
+    r"\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\propto(?![a-zA-Z])|(?<![<>!:])=|\\to(?![a-zA-Z])"
+)
+_ABOUT = re.compile(
+    r"^(?:\\text\s*\{\s*)?(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)?|about|approximately|approx\.?|roughly|around|nearly|almost|"
+    r"is|only|just|a total of|exactly)(?![a-zA-Z])\s*:?\s*\}?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
+    re.IGNORECASE,
+)
+_UNCERTAINTY = re.compile(r"\\pm\s*[\d.]+(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|-?\d))?")
+_DIGITS = re.compile(
+    r"[+-]?\s*(\d[\d, ]*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,4})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?)?\s*$"
+)
+_WORDS_ONLY = re.compile(
+    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|[A-Za-z]{3,}[\s,.;:()'-]*|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
+)
+_RANGE = re.compile(r"\d+(?:\.\d+)?\s*-\s*\d+(?:\.\d+)?(?:\s*(?:\\text|[a-zA-Z%])|\s*$)")
+_COMMON_LETTERS = set("msghLNJWVKCATHF")
+
+
+@lru_cache(maxsize=8192)
+def read_amount(text: str, log_base: int | None = None) -> Amount:
+    """The number that a text states, after its last ``=`` or ``≈``.
+
+    ``v = 5.0 m/s`` is 5 with the rest ``m/s``; an uncertainty (``5.0 ± 0.1``) is left out. Raises Unreadable where the text
+    is not one number: symbols, several values, a range.
+    """
+    surface = clean(check_size(text))
+    match = _PLAIN.match(surface)
+    if match and match.end() == len(surface):
+        return _plain_amount(match)
+    if _says_more(surface):
+        raise Unreadable("more than one number")
+    sides = _sides(surface)
+    # "5 = x" states 5 too, "E = mc^2" states no number
+    side = sides[-1] if _is_number_like(sides[-1]) or len(sides) == 1 else sides[-2]
+    return _read_side(side, log_base)
+
+
+def is_remark(rest: str) -> bool:
+    """Whether what follows a number leaves the number what it is: a unit or words, not more mathematics."""
+    rest = rest.strip()
+    if not rest or _WORDS_ONLY.match(rest):
+        return True
+    if re.fullmatch(r"[A-Za-z]", rest) and rest not in _COMMON_LETTERS:
+        return False
+    return known_unit(rest)
+
+
+def close(value: Real, target: Real, tolerance: Fraction, half_digit: Fraction | None = None) -> bool:
+    """|value - target| <= max(tolerance * |target|, half a unit of the target's last digit), never more than WIDEST of it.
+
+    The tolerance is relative, whatever the magnitude. A target of 0 is met by 0 and by what rounds to it.
+    """
+    margin = tolerance * abs(target)
+    if half_digit is not None:
+        margin = max(margin, min(half_digit, WIDEST * abs(target)) if target != 0 else half_digit)
+    if isinstance(value, Fraction) and isinstance(target, Fraction):
+        return abs(value - target) <= margin
+    # both sides carry 40 digits; numbers that were meant equal differ by rounding alone
+    size = max(abs(_float(value)), abs(_float(target)))
+    return bool(abs(_float(value) - _float(target)) <= _float(margin) + size * context().mpf(10) ** -30)
+
+
+def _float(value: Real) -> Any:
+    ctx = context()
+    return ctx.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else ctx.mpf(value)
+
+
+def _plain_amount(match: re.Match[str]) -> Amount:
+    sign, digits, decimals = match.groups()
+    if len(match.group()) > 1000:
+        raise TooLarge("a numeral is longer than 1000 digits")
+    value = Fraction(sign + digits.replace(",", "") + (decimals or ""))
+    half = Fraction(1, 2 * 10 ** (len(decimals) - 1)) if decimals else None
+    return Amount(value, "", half, True)
+
+
+def _says_more(surface: str) -> bool:
+    """Whether a comma or semicolon, not of a thousand, divides the text into several statements or numbers."""
+    if not ("," in surface or ";" in surface or "\\text" in surface):
+        return False
+    marked = re.sub(r",(?=\d{3}(?!\d))", "", re.sub(r"\\text\s*\{\s*(?:and|or)\s*\}", ";", surface))
+    others = top_level(marked, ",;")[1:]
+    return any(_RELATION.search(other) or re.match(r"[-+]?\s*(?:\d|\\frac|\\sqrt|\\pi)", other) for other in others)
+
+
+def _sides(surface: str) -> list[str]:
+    """What stands between relation signs outside brackets, blanks and "about" taken off."""
+    marked = _RELATION.sub("\x00", surface)
+    sides = [_ABOUT.sub("", side.strip().lstrip("~ ")) for side in top_level(marked, "\x00")]
+    return [side for side in sides if side] or [surface]
+
+
+def _is_number_like(side: str) -> bool:
+    return bool(re.match(r"[-+(\s{|]*(?:\d|\.\d|\\(?:frac|sqrt|pi|ln|log|sin|cos|tan|exp|binom|arc|pm)|e\^)", side))
+
+
+def _read_side(side: str, log_base: int | None) -> Amount:
+    if re.match(r"\s*\\(?:pm|mp)(?![a-zA-Z])", side):
+        raise Unreadable("two values (plus or minus)")
+    if _RANGE.match(side):
+        raise Unreadable("a range")
+    side = re.sub(r"^\(\s*([^()]*?)\s*\\pm[^()]*\)", r"\1", side)
+    match = _PLAIN.match(side)
+    if match and re.match(r"\s+[a-zA-Z]|\s*(?:\\text|\\mu|\\Omega|\\%|%|\^\\circ)|$", side[match.end() :]):
+        amount = _plain_amount(match)
+        end = match.end()
+    else:
+        reading = read_number(side, log_base)
+        end = reading.end
+        amount = Amount(number(reading.tree), "", _half_digit(side[:end]), False)
+    rest = _UNCERTAINTY.sub("", side[end:]).strip()
+    rest = rest[1:-1].strip() if re.fullmatch(r"\([^()]*\)|\[[^\[\]]*\]", rest) else rest
+    if re.match(r"[-+*/^<>]\s*[\d\\a-zA-Z(]", rest) and not rest.startswith(("/", "^\\circ", "*")):
+        raise Unreadable(f"not one number: {rest[:30]!r} follows")
+    if re.match(r"(?:,|;|\\text\s*\{\s*(?:and|or|to)\b|and\b|or\b|to\b)[^a-zA-Z]*[-+]?[\d.\\]*\d", rest):
+        raise Unreadable("more than one number")
+    return amount._replace(rest=rest)
+
+
+def _half_digit(numeral: str) -> Fraction | None:
+    """Half a unit of the last digit of ``1.60 \\times 10^{-19}``; None for whole numbers and formulas."""
+    match = _DIGITS.match(numeral.strip())
+    if not match or not (match[2] or match[3] or match[4]):
+        return None
+    exponent = int((match[3] or match[4] or "0").replace(" ", ""))
+    return Fraction(1, 2) * Fraction(10) ** (exponent - len(match[2] or ""))
 
 
 def grade_number(problem: Problem, answer: str) -> Verdict:

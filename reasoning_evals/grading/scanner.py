@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from reasoning_evals.grading.limits import MAX_DIGITS, MAX_NESTING, TooLarge, Unreadable
+from reasoning_evals.grading.records import MAX_DIGITS, MAX_NESTING, TooLarge, Unreadable
 
 GREEK = {
     "alpha",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from reasoning_evals.grading.identity import proportional, same_formula
 from reasoning_evals.grading.latex import depth, top_level
-from reasoning_evals.grading.limits import MAX_NESTING, TooLarge, Unreadable, check_size
+from reasoning_evals.grading.records import MAX_NESTING, TooLarge, Unreadable, check_size
 
 MAX_PARTS = 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reasoning_evals.report.content import Report
+from reasoning_evals.report.build import Report
 from reasoning_evals.report.svg import Scale, bar, bottom_axis, dot, drawing, left_axis, line, padded, path, text
 from reasoning_evals.report.text import count, percent, signed_points, visible
 

@@ -1,4 +1,7 @@
-"""Report -> one HTML page. Everything that a model wrote is escaped; the page holds no script and loads nothing."""
+"""Report -> one HTML page. Everything that a model wrote is escaped; the page holds no script and loads nothing.
+
+A report into its folder: report.md and report.html.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,24 @@ import base64
 import functools
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from reasoning_evals.comparing.verdicts import detectable_text, p_text, t_text
 from reasoning_evals.report import charts
 from reasoning_evals.report import text as form
-from reasoning_evals.report.content import Report
-from reasoning_evals.verdicts import detectable_text, p_text, t_text
+from reasoning_evals.report.build import Report
+from reasoning_evals.report.markdown import render_markdown
+from reasoning_evals.whole_files import write_whole
+
+
+def write_pages(report: Report, folder: Path) -> None:
+    """Both pages, each whole or not at all."""
+    write_whole(folder / "report.md", render_markdown(report))
+    write_whole(folder / "report.html", render_html(report))
 
 
 def render_html(report: Report) -> str:

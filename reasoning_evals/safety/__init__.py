@@ -1,7 +1,13 @@
 """Answers that no grader decides: a classifier's verdicts, defence rates, fluency."""
 
-from reasoning_evals.safety.defence import Defence, DefencePair, compare_defence, defence_of
-from reasoning_evals.safety.fluency import n_gram_entropy, text_fluency
+from reasoning_evals.safety.defence import (
+    Defence,
+    DefencePair,
+    compare_defence,
+    defence_of,
+    n_gram_entropy,
+    text_fluency,
+)
 from reasoning_evals.safety.verdicts import LabelJudge, TextScore
 
 __all__ = [

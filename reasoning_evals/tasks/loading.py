@@ -11,33 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_evals.problems import Problem, check_unique
-from reasoning_evals.tasks import (
-    aime,
-    gpqa,
-    gsm8k,
-    math500,
-    mmlu,
-    mmlu_pro,
-    olympiadbench,
-    phybench,
-    physics,
-    real_toxicity,
-    safeedit,
-    scibench,
-    theoremqa,
-    tpbench,
-    ugphysics,
-)
-from reasoning_evals.tasks.files import find_files, read_rows
+from reasoning_evals.tasks.competition import AIME, GSM8K, MATH500, OLYMPIADBENCH
 from reasoning_evals.tasks.generated import entry_point_tasks, load_entry_point, load_gym
-from reasoning_evals.tasks.own_file import is_file_name, load_own_file
+from reasoning_evals.tasks.harm import REAL_TOXICITY, SAFEEDIT
+from reasoning_evals.tasks.letters import GPQA, MMLU, MMLU_PRO
+from reasoning_evals.tasks.own_file import find_files, is_file_name, load_own_file, read_rows
+from reasoning_evals.tasks.science import PHYBENCH, PHYSICS, SCIBENCH, THEOREMQA, TPBENCH, UGPHYSICS
 from reasoning_evals.tasks.spec import Row, TaskSpec
 
-_FAMILIES = (
-    aime, math500, gsm8k, olympiadbench, gpqa, mmlu_pro, scibench, ugphysics, phybench, tpbench, physics, theoremqa,
-    mmlu, safeedit, real_toxicity,
+_DATA_SETS = (
+    *AIME, *MATH500, *GSM8K, *OLYMPIADBENCH, *GPQA, *MMLU_PRO, *SCIBENCH, *UGPHYSICS, *PHYBENCH, *TPBENCH, *PHYSICS, *THEOREMQA,
+    *MMLU, *SAFEEDIT, *REAL_TOXICITY,
 )  # fmt: skip
-SPECS: dict[str, TaskSpec] = {spec.name: spec for family in _FAMILIES for spec in family.SPECS}
+SPECS: dict[str, TaskSpec] = {spec.name: spec for spec in _DATA_SETS}
 GYM = "reasoning_gym"
 
 

@@ -43,7 +43,7 @@ from torch import Tensor
 
 from expert_stats import MarkedSequence, collect_contrast
 from moe_steer.directions import DirectionWarning, caa, sta
-from moe_steer.directions.released import select_released
+from moe_steer.directions.target_atoms import select_released
 from moe_steer.saes import SAE
 from moe_steer.saes.sae import SAEAbout
 

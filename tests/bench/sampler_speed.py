@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_steer.lab import LAB_MODEL
 from moe_steer.lab.problems import generate_problems
-from reasoning_evals.in_process import InProcessSampler
-from reasoning_evals.provenance import provenance
-from reasoning_evals.sampling import Request, SamplingConfig
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines.sampling import Request, SamplingConfig
+from reasoning_evals.runs.run_folder import provenance
 
 
 def ours(sampler: InProcessSampler, requests: list[Request], config: SamplingConfig) -> dict[Any, tuple[int, ...]]:

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from expert_stats.counter import RoutingCounter
-from expert_stats.markers import Marker, MarkerSet
-from expert_stats.traces import Trace
 from moe_steer import ExpertGain, SteeringPlan, load_model, observe_routing, steer
 from moe_steer.layers import model_shape
+from moe_steer.tokens.markers import Marker, MarkerSet
+from moe_steer.tokens.traces import Trace
 
 VARIANTS = ("plain", "observed", "counted", "steered")
 GAIN = 1 + 1e-9

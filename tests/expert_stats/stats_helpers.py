@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from expert_stats.counts import CountsSignature, RoutingCounts
-from expert_stats.markers import Marker, MarkerSet
-from expert_stats.traces import Trace
+from moe_steer.tokens.markers import Marker, MarkerSet
+from moe_steer.tokens.traces import Trace
 
 THINK, END_THINK, ALTERNATIVELY = 1, 2, (3, 4)
 VOCAB = 40

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import expert_stats.contrasts as contrasts
+import moe_steer.contrasts.collect as contrasts
 from expert_stats import MarkedSequence, collect_contrast
-from expert_stats.contrast_rows import Row, _agrees, arguments, can_share, marks, packed
 from families import available, build
+from moe_steer.contrasts.rows import Row, _agrees, arguments, can_share, marks, packed
 from test_contrast_families import REFUSED, SEVERAL_STREAMS
 from tiny import hook_count, qwen2
 

@@ -19,7 +19,7 @@ from expert_stats import (
     thought_pairs,
     trace_from_ids,
 )
-from expert_stats.contrast_texts import read_rows
+from moe_steer.contrasts.texts import read_rows
 from moe_steer.lab import LAB_MODEL
 from stats_helpers import byte_tokenizer, metaspace_tokenizer
 

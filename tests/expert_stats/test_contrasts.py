@@ -13,8 +13,8 @@ import torch
 
 from direction_cases import plain_sae, released
 from expert_stats import MarkedSequence, collect_contrast
-from expert_stats.contrast_fit import measure_contrast_fit
-from expert_stats.contrast_sequences import batches, padded
+from moe_steer.contrasts.fit import measure_contrast_fit
+from moe_steer.contrasts.sequences import batches, padded
 from moe_steer.directions import DirectionWarning, caa, pca, sta
 from moe_steer.observe import observe_residual
 from tiny import VOCAB, deepseek_v3, hook_count, qwen2, qwen3_moe

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_stats import MarkerSet
-from expert_stats.markers import Marker, Span, WordEdges, find_spans
+from moe_steer.tokens.markers import Marker, Span, WordEdges, find_spans
 from stats_helpers import MARKERS, byte_tokenizer, metaspace_tokenizer, word_tokenizer
 
 tokens = st.lists(st.integers(0, 4), max_size=30)

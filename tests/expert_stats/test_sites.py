@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_stats import MarkerSet, Trace
-from expert_stats.sites import count_sites
+from expert_stats.counter import count_sites
 from stats_helpers import MARKERS
 
 # position       0  1  2  3  4  5  6  7 | 8  9 10 11 12 13 14

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import expert_stats
-from expert_stats import markers, npmi
+from expert_stats import npmi
+from moe_steer.tokens import markers
 
 ROOT = Path(__file__).parents[2]
 

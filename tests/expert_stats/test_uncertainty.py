@@ -10,14 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_stats import score_experts
-from expert_stats.uncertainty import (
-    false_discovery_rate,
-    interval,
-    jackknife_error,
-    rank_agreement,
-    top_overlap,
-    upper_tail,
-)
+from expert_stats.scores import false_discovery_rate, interval, jackknife_error, rank_agreement, top_overlap, upper_tail
 from stats_helpers import random_counts
 
 

@@ -14,7 +14,7 @@ import torch
 
 from launch.ranks import leave
 from launch.steer_r1 import main
-from reasoning_evals.in_process import InProcessSampler
+from reasoning_evals.engines.in_process import InProcessSampler
 
 
 def fail_after(number: int) -> None:

@@ -20,11 +20,10 @@ from expert_stats.collect import collect_counts
 from launch.ranks import Ranks, leave, ranks_of_this_run
 from launch.sharded import agree_on_plan, collect_over_ranks
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, steer
-from moe_steer.backends.in_step import in_step
-from moe_steer.backends.layout import layout_of
+from moe_steer.backends.layout import in_step, layout_of
 from moe_steer.layers import model_shape
-from reasoning_evals.in_process import InProcessSampler
-from reasoning_evals.sampling import Request, SamplingConfig
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines.sampling import Request, SamplingConfig
 from sharded_models import VOCAB, save_checkpoint
 
 BETAS = (4.0, 0.0, 8.0)

@@ -12,8 +12,8 @@ import pytest
 
 from expert_stats import ExpertScores, RoutingCounts
 from launch import sharded
+from launch.cli.main import main as command_line
 from launch.collect_stats import main
-from moe_steer.cli import main as command_line
 from rank_processes import ROOT, environment, free_port
 
 LAUNCHER = Path(sys.executable).with_name("deepspeed")

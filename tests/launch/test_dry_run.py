@@ -81,7 +81,7 @@ def test_what_the_start_would_refuse_is_refused(
 
 
 def test_a_folder_is_continued_or_refused_as_by_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from reasoning_evals.run_folder import open_run
+    from reasoning_evals.runs.run_folder import open_run
 
     options = Options(quick=True, out=str(tmp_path))
     open_run(tmp_path, options.config() | {"given_plan": None})

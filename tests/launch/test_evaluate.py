@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from launch.arm_specs import arm_name, check_arms, parse_arm, token_forms
+from launch.cli.main import main as command_line
 from launch.evaluate import EvaluateOptions, main
 from moe_steer import ExpertGain, SteeringPlan
-from moe_steer.cli import main as command_line
 from moe_steer.lab import LAB_MODEL
-from reasoning_evals.decoding.ban import NOWAIT_WORDS
-from reasoning_evals.run_folder import read_generations, read_run
+from reasoning_evals.decoding.processors import NOWAIT_WORDS
+from reasoning_evals.runs.run_folder import read_generations, read_run
 
 SMALL = ["--num-problems", "6", "--samples", "1", "--max-new-tokens", "80", "--batch-size", "6"]
 ARMS = ["baseline", "tip:50,600", "tip-close:50,60", "nowait", "budget:12", "prompt-before", "prompt-after"]

@@ -19,7 +19,7 @@ from launch.evaluate import main as evaluate
 from launch.safety import main as safety
 from moe_steer import ExpertGain, SteeringPlan
 from rank_processes import ROOT, environment, free_port
-from reasoning_evals.run_folder import read_generations
+from reasoning_evals.runs.run_folder import read_generations
 
 LAUNCHER = Path(sys.executable).with_name("deepspeed")
 

@@ -9,7 +9,7 @@ import pytest
 from launch.overthinking.options import METHODS, OverthinkingOptions
 from launch.overthinking.settings import Setting, budget_settings, choose, direction_settings
 from launch.stored_options import options_from
-from reasoning_evals.grading_pass import GradeRow
+from reasoning_evals.runs.grading_pass import GradeRow
 
 
 def rows(arm: str, tokens: int, right: int, truncated: int = 0, num: int = 100) -> list[GradeRow]:

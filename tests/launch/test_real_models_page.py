@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import tyro
 
+from launch.cli.memory import Memory
 from launch.options import Options
 from launch.recipes import FOLDER, HOSTS, dry_run, load_recipe, names
 from launch.safety_experiment.options import SafetyOptions
-from moe_steer.commands.memory import Memory
-from moe_steer.memory import gib
+from moe_steer.backends.memory import gib
 from rank_processes import ROOT
 
 PAGE = (ROOT / "docs" / "real_models.md").read_text(encoding="utf-8")

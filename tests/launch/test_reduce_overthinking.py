@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
+from launch.cli.main import main as moe_steer
 from launch.overthinking.options import METHODS
 from launch.reduce_overthinking import main
-from moe_steer.cli import main as moe_steer
 from moe_steer.directions import Direction
 from moe_steer.lab import LAB_SAE
 from moe_steer.saes import load_sae, save_sae
 from rank_processes import environment, free_port
-from reasoning_evals.run_folder import read_generations
+from reasoning_evals.runs.run_folder import read_generations
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "launch/reduce_overthinking.py"

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import safety_files
+from launch.cli.main import main as moe_steer
 from launch.safety import main
 from launch.safety_experiment.directions import read_pairs
 from launch.safety_experiment.options import ARMS, SafetyOptions
 from launch.safety_experiment.prompts import WORKED_EXAMPLES, own_answer, plain_prompt, renderer
-from moe_steer.cli import main as moe_steer
 from moe_steer.directions import Direction
 from moe_steer.saes import load_sae, save_sae
-from reasoning_evals.run_folder import read_generations, read_run
+from reasoning_evals.runs.run_folder import read_generations, read_run
 from reasoning_evals.safety import text_fluency
 from reasoning_evals.safety.classifier import load_classifier
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from expert_stats import RoutingCounts
+from launch.cli.main import main, program
 from launch.ranks import Ranks, refuse_several_ranks, wait_seconds
 from launch.sharded import refuse_different
-from moe_steer.cli import main, program
 from rank_processes import ROOT, run_ranks
 
 
@@ -60,7 +60,7 @@ def test_a_rank_of_the_command_line_ends_at_once(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(SystemExit):
             program()
         assert ended == at_once, "several ranks: not by the interpreter's way out, which gloo's threads may abort"
-    assert 'moe-steer = "moe_steer.cli:program"\n' in (ROOT / "pyproject.toml").read_text()
+    assert 'moe-steer = "launch.cli.main:program"\n' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_what_is_one_process_is_refused_on_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from launch.failure import OUT_OF_GPU_MEMORY
 from launch.steer_r1 import main
 from moe_steer import ExpertGain, SteeringPlan
 from rank_processes import ROOT, run_ranks
-from reasoning_evals.in_process import InProcessSampler
-from reasoning_evals.run_folder import read_generations
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.runs.run_folder import read_generations
 from resume_worker import fail_after
 
 WORKER = ROOT / "tests" / "launch" / "resume_worker.py"

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from expert_stats import RoutingCounts
+from launch.cli.main import main as command_line
 from launch.findings import NO_PLACEBO
 from launch.steer_r1 import main
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
-from moe_steer.cli import main as command_line
-from reasoning_evals.run_folder import read_generations
+from reasoning_evals.runs.run_folder import read_generations
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--num-identification", "24", "--num-tuning", "8", "--num-test", "16", "--gains", "4", "16", "--samples", "2"]

@@ -19,14 +19,12 @@ import tiny
 from moe_steer import load_model
 from moe_steer.backends import BACKENDS
 from moe_steer.backends.autoep import PRESETS
-from moe_steer.backends.checkpoint import cached_folder, check_shards
-from moe_steer.backends.choose import choose, refusal
+from moe_steer.backends.checkpoint import cached_folder, check_shards, skeleton, whole_blocks
+from moe_steer.backends.choose import choose
 from moe_steer.backends.engine import settings, zero3_section
-from moe_steer.backends.fp8 import whole_blocks
-from moe_steer.backends.in_step import in_step
-from moe_steer.backends.layout import Layout, layout_of, remember_layout
+from moe_steer.backends.layout import Layout, in_step, layout_of, remember_layout
+from moe_steer.backends.names import refusal
 from moe_steer.backends.offload import in_cpu_memory
-from moe_steer.backends.skeleton import skeleton
 from moe_steer.backends.tp_ep import _left_as_loaded, parallel_rules
 
 
@@ -176,13 +174,15 @@ def test_auto_takes_plain_where_it_fits_and_says_so() -> None:
 def test_auto_takes_the_next_where_the_model_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny.deepseek_v3().config
     whole = sum(p.numel() * p.element_size() for p in tiny.deepseek_v3().parameters())
-    monkeypatch.setattr("moe_steer.memory.available_bytes", lambda world_size: (int(whole * 2.2), "test"))
+    monkeypatch.setattr("moe_steer.backends.memory.available_bytes", lambda world_size: (int(whole * 2.2), "test"))
     monkeypatch.setattr(
-        "moe_steer.memory.rehearse",
-        lambda *args, **kwargs: __import__("moe_steer.rehearsal").rehearsal.Rehearsed(0, int(whole * 1.4)),
+        "moe_steer.backends.memory.rehearse",
+        lambda *args, **kwargs: __import__("moe_steer.backends.rehearsal").backends.rehearsal.Rehearsed(
+            0, int(whole * 1.4)
+        ),
     )
     assert choose(config, 2, "auto", "")[0] == "tp_ep"
-    monkeypatch.setattr("moe_steer.memory.available_bytes", lambda world_size: (whole // 50, "test"))
+    monkeypatch.setattr("moe_steer.backends.memory.available_bytes", lambda world_size: (whole // 50, "test"))
     with pytest.raises(ValueError, match="no backend fits .* a rank .*: use "):
         choose(config, 2, "auto", "")
 

@@ -10,13 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from bake_checkpoints import gains, qwen, snapshot
+from launch.cli.bake import Bake, Unbake, Verify
+from launch.cli.main import main
 from moe_steer import ResidualVector
 from moe_steer.baking import BakeMismatch, bake, verify_bake
 from moe_steer.baking.forward import PROMPTS, ForwardComparison, applied_plan, compare_forward
-from moe_steer.cli import main
-from moe_steer.commands.bake import Bake
-from moe_steer.commands.unbake import Unbake
-from moe_steer.commands.verify import Verify
 from tiny import VOCAB, deepseek_v3
 
 
@@ -236,7 +234,7 @@ def test_a_gguf_bake_speaks_of_options_when_it_refuses(tmp_path: Path, capsys: p
 
 
 def test_an_embedded_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moe_steer.commands.bake import model_folder
+    from launch.cli.bake import model_folder
     from moe_steer.lab import EMBEDDED
 
     monkeypatch.chdir(tmp_path)

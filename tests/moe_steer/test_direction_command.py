@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from expert_stats import Trace, write_traces
-from moe_steer.cli import main
+from launch.cli.main import main
 from moe_steer.directions import Direction
 from moe_steer.lab import LAB_MODEL
 from moe_steer.saes import SAE, load_sae, save_sae
@@ -30,7 +30,7 @@ THOUGHTS = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Traces, pairs and an SAE of the embedded model's layer 2, with random weights."""
     from expert_stats import trace_from_ids
-    from moe_steer.lab.tokenizer import prompt_text
+    from launch.lab.models import prompt_text
     from moe_steer.loading import read_tokenizer
 
     place, tokenizer = tmp_path_factory.mktemp("direction"), read_tokenizer("lab")

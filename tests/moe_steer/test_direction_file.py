@@ -33,10 +33,10 @@ def some_direction(layer: int = 3, width: int = 8) -> Direction:
 
 
 def test_public_names_are_all_there_and_no_module_hides_a_function() -> None:
-    from moe_steer.directions import atom_report, decoded_atoms, mean_difference, principal, target_atoms
+    from moe_steer.directions import atoms, methods, target_atoms
 
     assert all(callable(getattr(directions, name)) for name in directions.__all__)
-    modules = (atom_report, decoded_atoms, mean_difference, principal, target_atoms)
+    modules = (atoms, methods, target_atoms)
     assert not {module.__name__.rpartition(".")[2] for module in modules} & set(directions.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = directions.nothing

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from direction_cases import contrast_of, plain_sae, random_sides
-from moe_steer.directions import Accumulator, Moments, PairMoments, accumulate
+from moe_steer.directions import Accumulator, Moments, PairMoments
+from moe_steer.directions import moments
 
 
 def naive(samples: list[Tensor], sae: Any, weight: str) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def test_any_calls_and_any_chunks_give_the_naive_sums(
     generator = torch.Generator().manual_seed(seed)
     samples = [torch.randn(size, 5, generator=generator, dtype=torch.float64) for size in sizes]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accumulate, "_NUMBERS_PER_CHUNK", {"cpu": tokens_per_chunk * sae.width})
+        patch.setattr(moments, "_NUMBERS_PER_CHUNK", {"cpu": tokens_per_chunk * sae.width})
         whole = Accumulator(5, weight=weight, sae=sae, second=True)
         rest = list(samples)
         for cut in [*cuts, len(samples)]:

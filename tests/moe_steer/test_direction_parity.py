@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from direction_cases import contrast_of, plain_sae, random_sides, released
 from moe_steer.directions import DirectionWarning, all_atoms, caa, sta
-from moe_steer.directions.finishing import decode_weights
-from moe_steer.directions.released import select_released
+from moe_steer.directions.methods import decode_weights
+from moe_steer.directions.target_atoms import select_released
 
 MODES = {"act_and_freq": "both", "only_act": "amplitude", "only_freq": "frequency"}
 

@@ -11,16 +11,15 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from launch.lab.batches import corpus, overthinking_text
+from launch.lab.evaluate import export_model
+from launch.lab.models import new_dense_model, train_tokenizer
+from launch.lab.overthinking import BRIEF_HINTS, MAX_CHECKS, write_overthought
+from launch.lab.train_dense import DENSE_LAB, RECIPE
+from launch.lab.train_dense_sae import fit_on_new_solutions
 from moe_steer import load_model
 from moe_steer.lab import LAB_DENSE, LAB_SAE
-from moe_steer.lab.batches import corpus, overthinking_text
-from moe_steer.lab.dense_model import new_dense_model
-from moe_steer.lab.export import export_model
-from moe_steer.lab.overthinking import BRIEF_HINTS, MAX_CHECKS, write_overthought
 from moe_steer.lab.problems import FAMILIES, draw_params
-from moe_steer.lab.tokenizer import train_tokenizer
-from moe_steer.lab.train_dense import DENSE_LAB, RECIPE
-from moe_steer.lab.train_dense_sae import fit_on_new_solutions
 from moe_steer.saes import load_sae
 
 
@@ -74,8 +73,8 @@ def test_zeal_scales_the_checks() -> None:
 
 def test_every_token_weighs_the_same_in_the_loss() -> None:
     """The summed form is the mean times tokens / tokens_per_batch."""
-    from moe_steer.lab.batches import BatchMaker
-    from moe_steer.lab.train import batch_loss
+    from launch.lab.batches import BatchMaker
+    from launch.lab.train import batch_loss
 
     tokenizer = AutoTokenizer.from_pretrained(LAB_DENSE)
     batch = BatchMaker(tokenizer, seed=1, write=overthinking_text, max_sequence=DENSE_LAB.max_sequence)(0)

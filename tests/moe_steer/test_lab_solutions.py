@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launch.lab.solutions import MAX_CHECKS, write_solution
 from moe_steer.lab.family import show
 from moe_steer.lab.problems import FAMILIES, draw_params, make_problem
 from moe_steer.lab.scratch import NotWholeError, Scratch, evaluate, long_multiplication, slipped
-from moe_steer.lab.solutions import MAX_CHECKS, write_solution
 
 SENTENCE = re.compile(r"(\d+) ([-+*/]) (\d+) = (?:[\d +]+ = )?(\d+)\.")
 

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from launch.lab.batches import corpus
+from launch.lab.models import EOS, prompt_text, train_tokenizer
 from moe_steer.lab import LAB_MODEL
-from moe_steer.lab.batches import corpus
-from moe_steer.lab.tokenizer import EOS, prompt_text, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from moe_steer.lab import batches as batches_module
-from moe_steer.lab.balance import LoadBalancer
-from moe_steer.lab.batches import BatchMaker, corpus
-from moe_steer.lab.model import new_model
-from moe_steer.lab.tokenizer import train_tokenizer
-from moe_steer.lab.train import Recipe, batch_loss, check_rate_at, learning_rate_at, load_or_train_tokenizer, train
+from launch.lab import batches as batches_module
+from launch.lab.batches import BatchMaker, LoadBalancer, corpus
+from launch.lab.models import new_model, train_tokenizer
+from launch.lab.train import Recipe, batch_loss, check_rate_at, learning_rate_at, load_or_train_tokenizer, train
 
 RECIPE = Recipe(steps=4, warmup_steps=2, tokenizer_samples=200)
 

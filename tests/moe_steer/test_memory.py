@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
-from moe_steer.backends import fp8, shards
+from launch.cli.main import main
+from moe_steer.backends import checkpoint
+from moe_steer.backends import shards
+from moe_steer.backends.checkpoint import skeleton
 from moe_steer.backends.choose import choose
 from moe_steer.backends.engine import KEEP_WHOLE_BELOW
-from moe_steer.backends.skeleton import skeleton
-from moe_steer.cli import main
-from moe_steer.memory import plan_memory
-from moe_steer.rehearsal import _Allocations, rehearse, rehearse_step
+from moe_steer.backends.memory import plan_memory
+from moe_steer.backends.rehearsal import _Allocations, rehearse, rehearse_step
 
 GIB = 2**30
 R1 = {
@@ -87,7 +88,7 @@ def test_the_plan_is_within_5_percent_of_what_one_process_allocates(case: str) -
 
 
 def test_the_latent_cache_of_r1_is_70272_bytes_a_token() -> None:
-    from moe_steer.backends.skeleton import skeleton
+    from moe_steer.backends.checkpoint import skeleton
 
     model = skeleton(config_of("deepseek_v3", R1), "bfloat16")
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(671.0e9, rel=1e-3)
@@ -190,14 +191,14 @@ def test_fp8_is_planned_as_what_it_becomes_here(monkeypatch: pytest.MonkeyPatch)
 
 def test_fp8_that_stays_fp8_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIG_MAPPING["deepseek_v3"](**R1)
-    monkeypatch.setattr(fp8, "find_spec", lambda name: None)
-    fp8.refuse_without_kernels(config)  # here it is expanded
+    monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
+    checkpoint.refuse_without_kernels(config)  # here it is expanded
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     with pytest.raises(ValueError, match=r"needs the package 'kernels' on this GPU: pip install 'moe-steer\[fp8\]'"):
-        fp8.refuse_without_kernels(config)
-    monkeypatch.setattr(fp8, "find_spec", lambda name: object())
-    fp8.refuse_without_kernels(config)
+        checkpoint.refuse_without_kernels(config)
+    monkeypatch.setattr(checkpoint, "find_spec", lambda name: object())
+    checkpoint.refuse_without_kernels(config)
 
 
 def test_auto_chooses_for_the_jobs_batch_and_length() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moe_steer.cli import main
+from launch.cli.main import main
 from moe_steer.plan import SteeringPlan
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from moe_steer.positions import PositionTracker, special_tokens
+from moe_steer.tokens.positions import PositionTracker, special_tokens
 from naive_scopes import SCOPES, in_scope
 
 IDS = st.lists(st.sampled_from([1, 2, 10, 30, 40, 50, tiny.THINK, tiny.END_THINK]), min_size=2, max_size=14)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sae_files as files
-from moe_steer.cli import main
+from launch.cli.main import main
 from moe_steer.saes import load_sae
 
 

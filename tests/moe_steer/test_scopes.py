@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_steer.scopes import SCOPES, STEP_CLASSES, Scope, parse_scope
+from moe_steer.tokens.scopes import SCOPES, STEP_CLASSES, Scope, parse_scope
 
 
 def test_forms() -> None:

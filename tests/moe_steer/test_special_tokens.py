@@ -7,16 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from moe_steer.positions import PositionTracker
-from moe_steer.special_tokens import (
-    BLANK_LINE,
-    LINE,
-    ONLY_SPACE,
-    SENTENCE,
-    SpecialTokens,
-    special_tokens,
-    token_class,
-)
+from moe_steer.tokens.positions import PositionTracker
+from moe_steer.tokens.scopes import BLANK_LINE, LINE, ONLY_SPACE, SENTENCE, SpecialTokens, special_tokens, token_class
 
 
 @pytest.mark.parametrize(

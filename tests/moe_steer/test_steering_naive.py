@@ -17,10 +17,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import tiny
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, observe_routing, steer
-from moe_steer.cache_rows import FollowsRows
+from moe_steer.tokens.cache_rows import FollowsRows
 from naive_scopes import SCOPES, NaiveRow
-from reasoning_evals.in_process import InProcessSampler
-from reasoning_evals.sampling import Request, SamplingConfig
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines.sampling import Request, SamplingConfig
 
 T, E = tiny.THINK, tiny.END_THINK
 ROWS = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_steer.write_aside import write_bytes, write_text, written_aside
+from moe_steer.files import write_bytes, write_text, written_aside
 
 
 def test_a_file_is_replaced_whole_and_its_folder_is_made(tmp_path: Path) -> None:

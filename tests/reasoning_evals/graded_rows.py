@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from reasoning_evals.grading_pass import GradeRow
+from reasoning_evals.runs.grading_pass import GradeRow
 
 
 def row(arm: str, problem: str, sample: int, correct: bool, tokens: int = 50, **changes: object) -> GradeRow:

@@ -16,10 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-from reasoning_evals.grading_pass import grade_run
+from reasoning_evals.engines.sampling import SamplingConfig
 from reasoning_evals.problems import Problem
-from reasoning_evals.run import run_arms
-from reasoning_evals.sampling import SamplingConfig
+from reasoning_evals.runs.grading_pass import grade_run
+from reasoning_evals.runs.run import run_arms
 from scripted_sampler import arms, problems
 
 LONGEST_SECONDS = 0.06

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig
 from reasoning_evals.problems import Problem
 from reasoning_evals.prompts import RenderedPrompt
-from reasoning_evals.run import Arm, run_arms
-from reasoning_evals.sampling import Request, Sample, SamplingConfig
+from reasoning_evals.runs.run import Arm, run_arms
 
 OPEN_ID, CLOSE_ID, STOP_ID = 6, 7, 1
 

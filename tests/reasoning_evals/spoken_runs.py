@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_evals import Problem
+from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig
 from reasoning_evals.prompts import RenderedPrompt
-from reasoning_evals.run import Arm, run_arms
-from reasoning_evals.sampling import Request, Sample, SamplingConfig
+from reasoning_evals.runs.run import Arm, run_arms
 
 PROBLEMS = [Problem(f"p{i}", f"{i} + 1?", str(i + 1), "integer") for i in range(4)]
 RIGHT = "Here we add one and so we get the sum = {right}. "

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from graded_rows import row, simulated, table
-from reasoning_evals.compare import compare_arms
-from reasoning_evals.comparison import Comparison, Flip
-from reasoning_evals.statistics import mcnemar_p, wilson_interval
-from reasoning_evals.verdicts import HELPED, HURT, NOTHING, Tuning
+from reasoning_evals.comparing.compare import compare_arms
+from reasoning_evals.comparing.comparison import Comparison, Flip
+from reasoning_evals.comparing.statistics import mcnemar_p, wilson_interval
+from reasoning_evals.comparing.verdicts import HELPED, HURT, NOTHING, Tuning
 
 
 def test_numbers_by_hand() -> None:

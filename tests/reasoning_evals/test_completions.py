@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasoning_evals.completions import Completion, JsonLinesWriter, read_completions
-from reasoning_evals.run_folder import read_generations
+from reasoning_evals.runs.completions import Completion, JsonLinesWriter, read_completions
+from reasoning_evals.runs.run_folder import read_generations
 
 # Lone surrogates too: an endpoint's JSON may hold them.
 ANY_TEXT = st.text(st.characters(codec=None))

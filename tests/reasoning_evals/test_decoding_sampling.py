@@ -4,10 +4,16 @@ import pytest
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerFast
 
 from reasoning_evals.decoding import Ban, SwitchPenalty, Tags, ThinkingBudget
-from reasoning_evals.in_process import InProcessSampler
-from reasoning_evals.prompt_arms import THINKING_PROMPT, prompt_before_thought, prompt_inside_thought
-from reasoning_evals.prompts import prompt_opens_thought, render_prompt, tag_ids
-from reasoning_evals.sampling import Request, SamplingConfig
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines.sampling import Request, SamplingConfig
+from reasoning_evals.prompts import (
+    THINKING_PROMPT,
+    prompt_before_thought,
+    prompt_inside_thought,
+    prompt_opens_thought,
+    render_prompt,
+    tag_ids,
+)
 from tiny_reasoners import tiny_model, tiny_tokenizer
 
 QUESTIONS = ["why", "how much is 2 + 2?", "a", "what is a very long question about?"]

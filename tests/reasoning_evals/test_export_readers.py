@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from reasoning_evals.engines.sampling import SamplingConfig
 from reasoning_evals.exports import export_inspect, export_lm_eval, export_parquet
-from reasoning_evals.grading_pass import GradeRow, grade_run
 from reasoning_evals.prompts import RenderedPrompt
-from reasoning_evals.run import Arm, run_arms
-from reasoning_evals.sampling import SamplingConfig
+from reasoning_evals.runs.grading_pass import GradeRow, grade_run
+from reasoning_evals.runs.run import Arm, run_arms
 from scripted_sampler import ScriptedSampler, arms, problems
 
 HOSTILE = "</textarea><script>alert(1)</script>\ud800\u2028\x00\x1b[31m"

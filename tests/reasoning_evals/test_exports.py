@@ -14,14 +14,14 @@ from typing import Any
 import datasets
 import pytest
 
+from reasoning_evals.comparing.statistics import mean_estimate
+from reasoning_evals.engines.sampling import SamplingConfig
 from reasoning_evals.exports import export_inspect, export_lm_eval, export_parquet
 from reasoning_evals.exports.graded_run import clean, file_name
-from reasoning_evals.grading_pass import GradeRow, grade_run
 from reasoning_evals.problems import Problem
-from reasoning_evals.run import Arm, run_arms
-from reasoning_evals.run_folder import read_generations
-from reasoning_evals.sampling import SamplingConfig
-from reasoning_evals.statistics import mean_estimate
+from reasoning_evals.runs.grading_pass import GradeRow, grade_run
+from reasoning_evals.runs.run import Arm, run_arms
+from reasoning_evals.runs.run_folder import read_generations
 from scripted_sampler import ScriptedSampler, arms, problems
 
 PARTS = {

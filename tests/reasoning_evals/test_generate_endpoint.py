@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
+from launch.cli.main import main
 from local_endpoint import Handler, serving
-from moe_steer.cli import main
-from reasoning_evals.audit_rows import read_audit
-from reasoning_evals.http_audit import HttpAudit, http_line
-from reasoning_evals.http_sampler import HttpSampler
+from reasoning_evals.engines.http_audit import HttpAudit, http_line
+from reasoning_evals.engines.http_sampler import HttpSampler
+from reasoning_evals.engines.sampling import Request, SamplingConfig
 from reasoning_evals.report import build_report, render_html, render_markdown
-from reasoning_evals.run_folder import read_generations, read_run
-from reasoning_evals.sampling import Request, SamplingConfig
+from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
 
 KEY = "ENDPOINT_KEY_OF_THIS_TEST"
 

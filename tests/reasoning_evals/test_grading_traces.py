@@ -14,9 +14,9 @@ import pytest
 
 from reasoning_evals import Problem, grade, load_task, split_thought
 from reasoning_evals.grading import grade_answer
-from reasoning_evals.grading.amounts import read_amount
 from reasoning_evals.grading.latex import clean
-from reasoning_evals.grading.limits import Unreadable
+from reasoning_evals.grading.numbers import read_amount
+from reasoning_evals.grading.records import Unreadable
 from reasoning_evals.grading.structure import parse_answer
 from reasoning_evals.grading.units import parse_unit
 

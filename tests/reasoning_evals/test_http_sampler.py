@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from local_endpoint import Handler, Say, Server, serving
-from reasoning_evals.grading_pass import grade_run
-from reasoning_evals.http_reply import Reply, short
-from reasoning_evals.http_sampler import EndpointError, HttpSampler, HttpStats
+from reasoning_evals.engines.http_reply import Reply, short
+from reasoning_evals.engines.http_sampler import EndpointError, HttpSampler, HttpStats
+from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig
 from reasoning_evals.problems import Problem
-from reasoning_evals.run import Arm, run_arms
-from reasoning_evals.run_folder import read_generations
-from reasoning_evals.sampling import Request, Sample, SamplingConfig
+from reasoning_evals.runs.grading_pass import grade_run
+from reasoning_evals.runs.run import Arm, run_arms
+from reasoning_evals.runs.run_folder import read_generations
 from tiny_reasoners import tiny_tokenizer
 
 CONFIG = SamplingConfig(max_new_tokens=50, batch_size=32)

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from reasoning_evals.compare import Tuning, compare_arms
+from reasoning_evals.comparing.compare import Tuning, compare_arms
+from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig
 from reasoning_evals.problems import Problem
 from reasoning_evals.report import Report, build_report, render_html, render_markdown
 from reasoning_evals.report.svg import Scale, padded, ticks
-from reasoning_evals.run import Arm, grade_run, run_arms
-from reasoning_evals.sampling import Request, Sample, SamplingConfig
+from reasoning_evals.runs.run import Arm, grade_run, run_arms
 from scripted_sampler import ScriptedSampler, arms, problems
 
 GOLDEN = Path(__file__).parent / "golden"

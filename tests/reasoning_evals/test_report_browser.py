@@ -10,7 +10,7 @@ import pytest
 
 from browser import find_browser, measure
 from reasoning_evals.report import Report, build_report, render_html
-from reasoning_evals.run import Arm
+from reasoning_evals.runs.run import Arm
 from scripted_sampler import ScriptedSampler, arms, problems
 from test_report import HOSTILE, SVG, HostileSampler, make_run
 

@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from graded_rows import table
-from reasoning_evals.compare import compare_arms
+from reasoning_evals.comparing.compare import compare_arms
 from reasoning_evals.report import Report, render_html, render_markdown
-from reasoning_evals.report.content import ProblemOutcome, Table
-from reasoning_evals.report.frontier import Place, frontier
+from reasoning_evals.report.build import ProblemOutcome, Table
+from reasoning_evals.report.figures import Place, frontier
 
 BASE = Place("baseline", 100.0, 95.0, 105.0, 0.8, 0.75, 0.85)
 

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from reasoning_evals.audit_rows import read_audit
-from reasoning_evals.chunks import sample_seed
-from reasoning_evals.in_process import InProcessSampler
-from reasoning_evals.run import Arm, run_arms
-from reasoning_evals.run_folder import read_generations, read_run
-from reasoning_evals.sampling import Sample, SamplingConfig
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines.sampling import Sample, SamplingConfig
+from reasoning_evals.runs.run import Arm, run_arms, sample_seed
+from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
 from scripted_sampler import ScriptedSampler, arms, audited, problems
 from tiny_reasoners import tiny_model, tiny_tokenizer
 

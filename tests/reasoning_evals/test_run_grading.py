@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasoning_evals.completions import Completion
+from reasoning_evals.engines.sampling import SamplingConfig
 from reasoning_evals.problems import Problem
-from reasoning_evals.run import GradeRow, grade_run, read_grades, run_arms
-from reasoning_evals.run_folder import read_generations
-from reasoning_evals.sampling import SamplingConfig
-from reasoning_evals.thinking import split_thought
-from reasoning_evals.token_counts import TokenCounts, count_tokens
+from reasoning_evals.runs.completions import Completion
+from reasoning_evals.runs.run import GradeRow, grade_run, read_grades, run_arms
+from reasoning_evals.runs.run_folder import read_generations
+from reasoning_evals.thinking import TokenCounts, count_tokens, split_thought
 from scripted_sampler import CLOSE_ID, OPEN_ID, STOP_ID, arms, problems
 
 

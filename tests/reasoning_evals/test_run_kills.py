@@ -12,9 +12,8 @@ import pytest
 
 from killed_runs import many_problems, run_and_grade
 from reasoning_evals import compare_arms
-from reasoning_evals.audit_rows import read_audit
-from reasoning_evals.grading_pass import grade_run
-from reasoning_evals.run_folder import read_generations
+from reasoning_evals.runs.grading_pass import grade_run
+from reasoning_evals.runs.run_folder import read_audit, read_generations
 
 HERE = Path(__file__).parent
 NUM_KILLS = 50

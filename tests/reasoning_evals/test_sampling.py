@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from reasoning_evals.in_process import InProcessSampler, stop_ids
+from reasoning_evals.engines.in_process import InProcessSampler, stop_ids
+from reasoning_evals.engines.sampling import Request, SamplingConfig
 from reasoning_evals.prompts import prompt_opens_thought, render_prompt
-from reasoning_evals.sampling import Request, SamplingConfig
 from tiny_reasoners import TEMPLATE, tiny_model, tiny_tokenizer
 
 QUESTIONS = ["what is 1+1?", "compute 12*3 and then add 4, please.", "why?", "2+2", "why?", "a long question, " * 4]

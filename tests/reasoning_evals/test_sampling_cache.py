@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from reasoning_evals.kv_cache import GrowingLayer, growing_cache
-from reasoning_evals.latent_attention import AbsorbedLatents
+from reasoning_evals.engines.kv_cache import GrowingLayer, growing_cache
+from reasoning_evals.engines.latent_attention import AbsorbedLatents
 from tiny_reasoners import tiny_model
 
 STEPS = st.lists(

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from reasoning_evals.drawing import UniformStreams, draw, nucleus, take_most_likely
-from reasoning_evals.in_process import InProcessSampler
-from reasoning_evals.sampling import Request, SamplingConfig
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines.sampling import Request, SamplingConfig, UniformStreams, draw, nucleus, take_most_likely
 from tiny_reasoners import tiny_model, tiny_tokenizer
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from reasoning_evals.power import (
+from reasoning_evals.comparing.power import (
     difference_se,
     power,
     problems_needed,
@@ -17,8 +17,8 @@ from reasoning_evals.power import (
     sampling_noise,
     variance_parts,
 )
-from reasoning_evals.resampling import bootstrap_interval, sign_flip_p
-from reasoning_evals.statistics import (
+from reasoning_evals.comparing.resampling import bootstrap_interval, sign_flip_p
+from reasoning_evals.comparing.statistics import (
     detectable_effect,
     holm,
     majority_correct,

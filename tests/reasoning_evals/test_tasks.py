@@ -10,8 +10,8 @@ from reasoning_evals import Problem, grade, load_task
 from reasoning_evals.grading import grade_answer
 from reasoning_evals.problems import write_problems
 from reasoning_evals.tasks import generated, task_names, task_spec
+from reasoning_evals.tasks.letters import LETTERS, shuffled
 from reasoning_evals.tasks.loading import SPECS
-from reasoning_evals.tasks.options import LETTERS, shuffled
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "gsm8k").is_dir(), reason=f"the published data are not at {DATA}")

@@ -9,7 +9,7 @@ from reasoning_evals import split_thought
 from reasoning_evals.thinking import STATES, Thought
 
 MODULES = (
-    "thinking", "segments", "repeats", "answers", "grading.lists", "tasks.spec",
+    "thinking", "thoughts.segments", "answers", "grading.lists", "tasks.spec",
 )  # fmt: skip
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from moe_steer.cli import main
+from launch.cli.main import main
 from reasoning_evals import Problem
 from reasoning_evals.grading import Grade
-from reasoning_evals.grading_pass import grade_run, read_grades
 from reasoning_evals.problems import LABEL
-from reasoning_evals.run import Arm
+from reasoning_evals.runs.grading_pass import grade_run, read_grades
+from reasoning_evals.runs.run import Arm
 from spoken_runs import AGAIN, PROBLEMS, RIGHT, WRONG, Spoken, write_run
 
 GOLDEN = Path(__file__).parent / "golden" / "thinking.json"

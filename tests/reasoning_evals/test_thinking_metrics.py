@@ -5,10 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoning_evals import Problem
-from reasoning_evals.chance import chance_rate
-from reasoning_evals.repeats import Loop, longest_repeat, loop_at_end
-from reasoning_evals.segments import count_markers, segment_thought
-from reasoning_evals.thinking_metrics import (
+from reasoning_evals.thinking import Loop, longest_repeat, loop_at_end
+from reasoning_evals.thoughts.metrics import (
     Attempt,
     ThoughtTrace,
     candidates,
@@ -17,6 +15,8 @@ from reasoning_evals.thinking_metrics import (
     trace_thought,
     ut_rule,
 )
+from reasoning_evals.thoughts.segments import count_markers, segment_thought
+from reasoning_evals.thoughts.traced import chance_rate
 
 SEVEN = Problem("seven", "3+4?", "7", "integer")
 THOUGHT = (

@@ -14,17 +14,29 @@ import pytest
 from scipy import stats
 
 from reasoning_evals import Problem
-from reasoning_evals.attempt_judge import MAX_TIMEOUTS, AttemptJudge
-from reasoning_evals.chance import chance_rate, strangers
-from reasoning_evals.compare import compare_arms
+from reasoning_evals.comparing.compare import compare_arms
+from reasoning_evals.comparing.statistics import wilson_interval
 from reasoning_evals.grading.workers import WorkerTimeout
-from reasoning_evals.run import Arm
-from reasoning_evals.statistics import wilson_interval
-from reasoning_evals.thinking_measures import MEASURES
-from reasoning_evals.thinking_metrics import oe_rule, process_efficiency, trace_thought, ut_rule
-from reasoning_evals.thinking_notes import thinking_notes
-from reasoning_evals.thinking_summary import ThinkingSummary, summarise_thinking
-from reasoning_evals.traced_thoughts import UNREADABLE, TracedSample, graded_rows, trace_run
+from reasoning_evals.runs.run import Arm
+from reasoning_evals.thoughts.metrics import (
+    MAX_TIMEOUTS,
+    AttemptJudge,
+    oe_rule,
+    process_efficiency,
+    trace_thought,
+    ut_rule,
+)
+from reasoning_evals.thoughts.summary import ThinkingSummary, summarise_thinking
+from reasoning_evals.thoughts.table import thinking_notes
+from reasoning_evals.thoughts.traced import (
+    MEASURES,
+    UNREADABLE,
+    TracedSample,
+    chance_rate,
+    graded_rows,
+    strangers,
+    trace_run,
+)
 from spoken_runs import AGAIN, RIGHT, WRONG, Rambling, Spoken, write_run
 
 ANSWERS = {"p0": "{right}", "p1": "99", "p2": "99", "p3": "{right}"}

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from moe_steer.cli import main
+from launch.cli.main import main
 from reasoning_evals import Problem, split_thought
-from reasoning_evals.attempt_judge import AttemptJudge
+from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig
 from reasoning_evals.prompts import RenderedPrompt
-from reasoning_evals.run import Arm, run_arms
-from reasoning_evals.sampling import Request, Sample, SamplingConfig
-from reasoning_evals.thinking_metrics import trace_thought
+from reasoning_evals.runs.run import Arm, run_arms
+from reasoning_evals.thoughts.metrics import AttemptJudge, trace_thought
 from test_grading_traces import DATA, SUBJECTS, answer_type
 
 pytestmark = [

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moe_steer.saes.files import Given, pick, read_json, read_safetensors
-from moe_steer.saes.sae import SAE
-from moe_steer.saes.sites import place_of_hook
+from moe_steer.saes.sae import SAE, place_of_hook
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 

@@ -14,9 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from moe_steer.saes.files import Given, pick, read_json, read_safetensors
-from moe_steer.saes.folding import fold_decoder_norm, fold_input_scale
-from moe_steer.saes.sae import SAE
-from moe_steer.saes.sites import place_of_hook
+from moe_steer.saes.sae import SAE, fold_decoder_norm, fold_input_scale, place_of_hook
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
 

@@ -1,0 +1,259 @@
+"""``moe-steer bake``: a plan written into a checkpoint, or into a GGUF file.
+
+``moe-steer unbake``: the original back from a baked checkpoint.
+``moe-steer verify``: is a baked checkpoint what it says?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_steer.plan import SteeringPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bake:
+    """Write a plan into a checkpoint, so that any engine serves the steered model at no cost."""
+
+    model: str
+    """A model folder (config.json and safetensors), 'lab' or 'lab-dense' for an embedded model, or a GGUF file."""
+    plan: str
+    """Plan file (JSON)."""
+    out: str | None = None
+    """Folder (or GGUF file) to write; it must not exist."""
+    overlay: bool = False
+    """Put the changed tensors into a small shard of their own instead of rewriting the shards that hold them."""
+    copy: bool = False
+    """Copy what does not change instead of hard-linking it."""
+    symlink: bool = False
+    """Point to unchanged shards by symbolic links: the source must stay where it is."""
+    round: bool = False
+    """Where a number format holds only powers of two, take the nearest one."""
+    hash_all: bool = False
+    """Hash unchanged shards too, however large, so that 'verify' needs no source."""
+    in_place: bool = False
+    """GGUF: change the file itself, under a journal."""
+    control_vector: str | None = None
+    """Write the plan's residual vectors to this GGUF control vector instead of baking them."""
+
+    def run(self) -> int:
+        """Bake and show the certificate."""
+        plan = SteeringPlan.load(self.plan)
+        if self.model.endswith(".gguf"):
+            return self._gguf(plan)
+        if self.in_place:
+            raise ValueError("--in-place is for GGUF files: a checkpoint is baked into a new folder, give --out")
+        if self.control_vector is not None:
+            plan = self._export(plan)
+            if not plan.active_experts and self.out is None:
+                return 0
+        if self.out is None:
+            raise ValueError("give --out, the folder to write")
+        from moe_steer.baking import bake
+
+        options: dict[str, Any] = {"copy": self.copy, "symlink": self.symlink, "hash_all": self.hash_all}
+        certificate = bake(
+            model_folder(self.model), plan, self.out, overlay=self.overlay, round_gains=self.round, **options
+        )
+        print(certificate.summary())
+        print(
+            f"wrote {self.out}: {certificate.changed_tensors} tensors changed, {len(certificate.files_written)} files written "
+            f"({certificate.bytes_written:,} bytes, and {(Path(self.out) / 'steering.json').stat().st_size:,} of steering.json), "
+            f"{'no shard linked' if self.copy else 'the rest linked'}"
+        )
+        print(f"next: moe-steer verify --baked {self.out} --model {self.model} --forward")
+        return 0
+
+    def _export(self, plan: SteeringPlan) -> SteeringPlan:
+        """Write the vectors and return the plan without them."""
+        from moe_steer.bake_gguf import export_control_vector
+
+        assert self.control_vector is not None
+        export_control_vector(dataclasses.replace(plan, experts=()), self.control_vector)
+        print(f"wrote {self.control_vector}: {len(plan.active_residual)} residual vectors (llama.cpp --control-vector)")
+        return dataclasses.replace(plan, residual=())
+
+    def _gguf(self, plan: SteeringPlan) -> int:
+        for name in ("overlay", "symlink", "hash_all"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for checkpoint folders, and {self.model} is a GGUF file"
+                )
+        if plan.active_residual and self.control_vector is None:
+            raise ValueError(
+                f"a GGUF model has no place for the plan's {len(plan.active_residual)} residual vectors: give --control-vector FILE to write them beside it"
+            )
+        if self.control_vector is not None and not plan.active_experts and self.out is None and not self.in_place:
+            self._export(plan)
+            return 0
+        if self.in_place == (self.out is not None):
+            raise ValueError(
+                "give either --out, the GGUF file to write, or --in-place" + (", not both" if self.in_place else "")
+            )
+        from moe_steer.bake_gguf import bake_gguf
+
+        certificate = bake_gguf(
+            self.model,
+            plan,
+            self.out,
+            self.in_place,
+            round_gains=self.round,
+            copy=self.copy,
+            control_vector=self.control_vector,
+        )
+        # A split model's parts have names of their own: the one to load is the first.
+        written = Path(self.out or self.model).with_name(certificate["files"][0]["name"])
+        parts = len(certificate["files"])
+        print(
+            f"{certificate['verdict']}: {len(certificate['slices'])} slices changed in {written}"
+            + (f" (the first of {parts} files)" if parts > 1 else "")
+        )
+        for piece in certificate["slices"]:
+            if piece["gain"] != piece["asked"]:
+                print(
+                    f"  layer {piece['layer']} expert {piece['expert']}: {piece['asked']:g} asked, {piece['gain']:g} baked"
+                )
+        print(f"  bound: {certificate['bound']:.3g} ({certificate['bound_of']})")
+        print(f"  undo: {certificate['undo'].replace('NAME', written.name)}")
+        vector = certificate["control_vector"]
+        if vector is not None:
+            print(
+                f"  control vector: {self.control_vector}, layers {', '.join(map(str, vector['layers']))}; serve with"
+            )
+            print(f"    llama-server --model {written} --control-vector {self.control_vector}")
+        for note in certificate["notes"]:
+            print(f"  note: {note}")
+        against = "" if self.in_place else f" --model {self.model}"
+        print(f"next: moe-steer verify --baked {written}{against}")
+        return 0
+
+
+def model_folder(name: str) -> str:
+    """The folder of an embedded model; any other name is a folder already."""
+    from moe_steer.lab import EMBEDDED
+
+    return str(EMBEDDED[name]) if name in EMBEDDED and not Path(name).exists() else name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unbake:
+    """Take a bake back: the original checkpoint bit for bit, proven by hashes, or a refusal that says why not."""
+
+    baked: str
+    """The baked folder, or a GGUF file (which is restored in place)."""
+    out: str | None = None
+    """Folder to write the original to; it must not exist."""
+    copy: bool = False
+    """Copy what does not change instead of hard-linking it."""
+    symlink: bool = False
+    """Point to unchanged shards by symbolic links."""
+
+    def run(self) -> int:
+        """Restore and say what was restored."""
+        if self.baked.endswith(".gguf"):
+            return self._gguf()
+        if self.out is None:
+            raise ValueError("give --out, the folder to write the original to")
+        from moe_steer.baking import unbake
+
+        record = unbake(self.baked, self.out, copy=self.copy, symlink=self.symlink)
+        print(f"wrote {self.out}: {len(record.changes)} tensors have the hashes they had before the bake")
+        if record.left_out:
+            print(f"{len(record.left_out)} files in other formats had been left out by the bake and are not there")
+        return 0
+
+    def _gguf(self) -> int:
+        if self.out is not None or self.copy or self.symlink:
+            raise ValueError("a GGUF file is restored in place: give --baked alone")
+        from moe_steer.bake_gguf import unbake_gguf
+
+        unbake_gguf(self.baked)
+        print(f"{self.baked} is what it was before the bake")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check a baked checkpoint: hashes, every byte against the source, and with --forward what the models compute."""
+
+    baked: str
+    """The baked folder or GGUF file."""
+    model: str | None = None
+    """The original: compares every byte, and carries the edits out again."""
+    forward: bool = False
+    """Load both, steer the original, and compare logits and greedy tokens."""
+    prompts: str | None = None
+    """Text file with one prompt a line for --forward; default five problems."""
+    plan: str | None = None
+    """Plan file for --forward, if the plan has residual vectors; default the plan in steering.json."""
+    max_new_tokens: int = 32
+    """Greedy tokens to compare after each prompt."""
+    dtype: str = "auto"
+    """Type to compute in for --forward: auto (as stored), float32, bfloat16 or float16."""
+    experts_implementation: str | None = None
+    """How the library runs experts: eager, batched_mm or grouped_mm; default eager, whose sums do not hang on the layout."""
+
+    def run(self) -> int:
+        """Check, and say what was checked."""
+        if self.baked.endswith(".gguf"):
+            return self._gguf()
+        if self.forward and self.model is None:
+            raise ValueError("--forward needs --model, the original checkpoint")
+        from moe_steer.baking import verify_bake
+
+        source = model_folder(self.model) if self.model is not None else None
+        found = verify_bake(self.baked, source)
+        print(f"{found.files} files and {found.tensors} changed tensors are as they were baked")
+        if source is not None:
+            print(f"everything else is byte for byte that of {self.model}")
+        if found.unhashed:
+            print(
+                f"{len(found.unhashed)} large linked shards carry no hash and were checked by size and time: give --model to compare them"
+            )
+        print(found.certificate.summary())
+        if self.forward and source is not None:
+            self._forward(source)
+        return 0
+
+    def _forward(self, source: str) -> None:
+        from moe_steer.baking.forward import PROMPTS, applied_plan, compare_forward
+        from moe_steer.baking.record import read_record
+        from moe_steer.plan import SteeringPlan
+
+        record = read_record(self.baked)
+        if record.plan.active_residual and self.plan is None:
+            raise ValueError("the plan has residual vectors, whose files are not in the baked folder: give --plan")
+        plan = SteeringPlan.load(self.plan) if self.plan else record.plan
+        if plan.digest() != record.plan_digest:
+            raise ValueError(f"{self.plan} is not the plan that was baked: give --plan with the file that was")
+        prompts: tuple[str, ...] = PROMPTS
+        if self.prompts is not None:
+            lines = Path(self.prompts).read_text(encoding="utf-8").splitlines()
+            prompts = tuple(line for line in lines if line.strip())
+        options = {"dtype": self.dtype}
+        if self.experts_implementation is not None:
+            options["experts_implementation"] = self.experts_implementation
+        applied = applied_plan(plan, record.certificate)
+        result = compare_forward(self.baked, source, applied, prompts, self.max_new_tokens, **options)
+        print(
+            f"{result.prompts} prompts in {result.dtype}: largest logit difference {result.worst:.2e} (relative {result.relative:.2e}), "
+            f"{result.same_tokens} of {result.tokens} greedy tokens agree"
+        )
+        if result.silent:
+            print(f"no prompt reached {', '.join(result.silent)}: this says nothing about them")
+        result.check(record.certificate)
+
+    def _gguf(self) -> int:
+        if self.forward:
+            raise ValueError("--forward is for checkpoint folders: compare GGUF models with llama.cpp")
+        from moe_steer.bake_gguf import verify_gguf
+
+        found = verify_gguf(self.baked, self.model)
+        print(
+            f"{found['verdict']}: {found['slices']} changed slices are as they were baked, {found['whole_files']} of {found['files']} files "
+            f"by hash, {found['compared_bytes']:,} bytes compared with the source"
+        )
+        return 0

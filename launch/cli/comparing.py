@@ -1,0 +1,208 @@
+"""``moe-steer power``: how many problems and samples an effect needs.
+
+``moe-steer compare``: graded runs -> paired comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reasoning_evals.comparing.power import Assumptions, PowerPlan
+    from reasoning_evals.runs.grading_pass import GradeRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare arms problem by problem: paired differences in accuracy and tokens, with intervals and a verdict in words."""
+
+    baseline: str
+    """Run folder that holds the baseline arm."""
+    arm: tuple[str, ...] = ()
+    """Run folders of the other arms; none when the baseline's folder holds them all."""
+    baseline_arm: str = "baseline"
+    """Name of the baseline arm."""
+    out: str | None = None
+    """Comparison file to write (JSON)."""
+
+    def run(self) -> int:
+        """Print the arms and the verdicts."""
+        from pathlib import Path
+
+        from reasoning_evals import compare_arms
+        from reasoning_evals.runs.grading_pass import grade_run
+        from reasoning_evals.whole_files import write_whole
+
+        rows = [row for folder in (self.baseline, *self.arm) for row in grade_run(folder)]
+        comparison = compare_arms(rows, baseline=self.baseline_arm)
+        print(f"{comparison.num_problems} problems x {comparison.num_samples} samples")
+        for one in comparison.arms:
+            tokens = f", {one.thinking_tokens.mean:.1f} thinking tokens" if one.thinking_tokens else ""
+            interval = f"{100 * one.accuracy.low:.1f} to {100 * one.accuracy.high:.1f}"
+            print(
+                f"{one.name}: {100 * one.accuracy.mean:.1f}% correct (95% interval {interval}){tokens}, {100 * one.truncated:.1f}% truncated"
+            )
+        for pair in comparison.pairs:
+            print(pair.sentence)
+        if self.out:
+            target = Path(self.out)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, comparison.to_json())
+            print(f"wrote {self.out}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """Say how many problems and samples an effect needs, from a baseline run or from numbers; no model is loaded."""
+
+    baseline: str | None = None
+    """Run folder with a baseline arm, best with several samples a problem; or give --noise."""
+    baseline_arm: str = "baseline"
+    """Name of the baseline arm."""
+    arm: str | None = None
+    """Name of another arm on the same problems: the spread of the effect is then measured, not assumed."""
+    arm_folder: str | None = None
+    """Run folder of that arm, if it is another one."""
+    noise: float | None = None
+    """E p(1-p) of one arm, in place of a baseline run: 0.25 at most, about 0.10 for a strong model on AIME."""
+    effect_sd: float = 0.1
+    """Spread of the true effect over problems, as a share (w); not used where it is measured."""
+    points: tuple[float, ...] = (2.0, 5.0, 10.0)
+    """Effects to look for, in percentage points."""
+    samples: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
+    """Samples a problem."""
+    problems: tuple[int, ...] = ()
+    """Numbers of problems; default the baseline's, else 30, 60, 198 and 500."""
+    power: float = 0.8
+    """Chance with which a true effect is to be shown."""
+    alpha: float = 0.05
+    """Level of the two-sided test."""
+    out: str | None = None
+    """JSON file to write."""
+
+    def run(self) -> int:
+        """Print the tables."""
+        import json
+        from pathlib import Path
+
+        from reasoning_evals.comparing.power import plan_power
+        from reasoning_evals.whole_files import write_whole
+
+        assumptions, size = self._assumptions()
+        plan = plan_power(
+            assumptions,
+            effects=[points / 100 for points in self.points],
+            samples=self.samples,
+            problems=self.problems or ((size[0],) if size else (30, 60, 198, 500)),
+            target_power=self.power,
+            alpha=self.alpha,
+        )
+        self._print(plan)
+        if size:
+            self._print_run(assumptions, *size)
+        if self.out:
+            target = Path(self.out)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, json.dumps(plan.to_dict(), indent=1) + "\n")
+            print(f"wrote {self.out}")
+        return 0
+
+    def _assumptions(self) -> tuple[Assumptions, tuple[int, int] | None]:
+        """And problems and samples of the baseline, where there is one."""
+        from reasoning_evals.comparing.power import Assumptions, assume_from_baseline, assume_from_pair
+        from reasoning_evals.runs.grading_pass import grade_run
+
+        if (self.baseline is None) == (self.noise is None):
+            raise ValueError("give either --baseline RUN or --noise E, the mean of p(1-p) of one arm (0.25 at most)")
+        if self.baseline is None:
+            assert self.noise is not None
+            if not 0 <= self.noise <= 0.25:
+                raise ValueError(f"--noise must be in [0, 0.25], got {self.noise}: it is the mean of p(1-p) of one arm")
+            if self.arm or self.arm_folder:
+                raise ValueError("--arm and --arm-folder need --baseline: give the baseline run instead of --noise")
+            given = Assumptions(
+                noise=2 * self.noise, effect_sd=self.effect_sd, noise_source="as given", effect_sd_source="assumed"
+            )
+            return given, None
+        if self.arm_folder and not self.arm:
+            raise ValueError("--arm-folder needs --arm, the name of the arm to measure")
+        rows = grade_run(self.baseline)
+        table = _table(rows, self.baseline_arm)
+        size = (len(table), len(next(iter(table.values()))))
+        rate = sum(sum(values) for values in table.values()) / (size[0] * size[1])
+        print(f"{self.baseline_arm}: {size[0]} problems x {size[1]} samples, {100 * rate:.1f}% correct")
+        if len({row.cluster_id for row in rows if row.cluster_id} | {None}) > 1:
+            print("note: problems that share a cluster count for less than these tables say")
+        if self.arm is None:
+            return assume_from_baseline(list(table.values()), self.effect_sd), size
+        other = _table(grade_run(self.arm_folder) if self.arm_folder else rows, self.arm)
+        if other.keys() != table.keys():
+            raise ValueError(
+                f"arms {self.baseline_arm!r} and {self.arm!r} have different problems: sample the same in both"
+            )
+        return assume_from_pair(list(table.values()), [other[name] for name in table]), size
+
+    def _print(self, plan: PowerPlan) -> None:
+        assumed = plan.assumptions
+        print(f"noise, E p(1-p) of both arms: {assumed.noise:.3f} ({assumed.noise_source})")
+        print(
+            f"spread of the effect over problems: {100 * assumed.effect_sd:.1f} points ({assumed.effect_sd_source})\n"
+            f"paired by problem, two-sided level {plan.alpha:g}, power {plan.target_power:.0%}"
+        )
+        print("\nproblems needed (normal approximation)")
+        _table_lines(
+            "samples a problem",
+            [f"{points:g} points" for points in self.points],
+            [(str(k), [str(n) for n in row]) for k, row in zip(plan.samples, plan.needed, strict=True)],
+        )
+        heads = [f"{n} problems" for n in plan.problems]
+        print(f"\nsmallest effect shown with {plan.target_power:.0%} power, in points")
+        _table_lines(
+            "samples a problem",
+            heads,
+            [
+                (str(k), [f"{100 * effect:.1f}" for effect in row])
+                for k, row in zip(plan.samples, plan.detectable, strict=True)
+            ],
+        )
+        print("\nsamples a problem needed")
+        _table_lines(
+            "effect",
+            heads,
+            [
+                (f"{points:g} points", ["never" if k is None else str(k) for k in row])
+                for points, row in zip(self.points, plan.samples_needed, strict=True)
+            ],
+        )
+        if any(k is None for row in plan.samples_needed for k in row):
+            print("never: the effect varies too much over so few problems; only more problems help")
+
+    def _print_run(self, assumptions: Assumptions, num_problems: int, k: int) -> None:
+        from reasoning_evals.comparing.power import plan_power
+
+        found = plan_power(assumptions, [0.05], [k], [num_problems], self.power, self.alpha).detectable[0][0]
+        print(
+            f"\na comparison of this run's size ({num_problems} problems x {k}) shows an effect of {100 * found:.1f} points "
+            f"with {self.power:.0%} power"
+        )
+
+
+def _table(rows: Sequence[GradeRow], arm: str) -> dict[str, list[bool]]:
+    """Verdicts by problem."""
+    table: dict[str, list[bool]] = {}
+    for row in rows:
+        if row.arm == arm:
+            table.setdefault(row.problem_id, []).append(row.correct)
+    if not table:
+        raise ValueError(f"no arm is named {arm!r}: the arms are {sorted({row.arm for row in rows})}; name one of them")
+    return table
+
+
+def _table_lines(corner: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+    widths = [max(len(head), *(len(cells[i]) for _, cells in rows)) + 2 for i, head in enumerate(heads)]
+    first = max(len(corner), *(len(name) for name, _ in rows))
+    for name, cells in [(corner, heads), *rows]:
+        print(f"{name:>{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))

@@ -1,0 +1,279 @@
+"""``moe-steer direction``: two sides of a contrast through a model -> directions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NEED_SAE = ("sta", "all_atoms", "single_atom")
+_REMEDIES = {
+    "decisions": "give more traces, other --switch-words, or traces that this model's tokenizer wrote",
+    "thoughts": "give traces with several right answers a problem, one 1.5 times as long as another, written by this model",
+    "answers": "give answers that are not empty",
+    "prompts": "give answers that are not empty",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeDirection:
+    """Find directions in the residual stream that separate wanted from unwanted text."""
+
+    out: str
+    """Folder to write to: METHOD-LLAYER.safetensors for each method and layer, and atoms.md."""
+    contrast: Literal["decisions", "answers", "thoughts", "prompts"]
+    """decisions: stopping to think (positive) against going on; thoughts: concise (positive) against verbose ones, both
+    from --traces; answers: matching (positive) against not matching; prompts: with --prompt (positive) against without,
+    both from --pairs."""
+    traces: tuple[str, ...] = ()
+    """Trace files, generations*.jsonl files, or folders of runs; of a run's folder only right answers are used."""
+    arm: str | None = None
+    """Of runs of several arms, the one whose answers are read."""
+    pairs: str | None = None
+    """CSV or JSON lines: question, matching, not_matching; for prompts: question, answer."""
+    prompt: str | None = None
+    """The prompt that is turned into a direction."""
+    layers: tuple[int, ...]
+    """Decoder layers, counted from 0; all from one pass."""
+    method: tuple[Literal["caa", "sta", "all_atoms", "single_atom", "pca"], ...] = ("caa",)
+    """caa (difference of means), pca, and with an SAE: sta (target atoms), all_atoms, single_atom."""
+    sae: tuple[str, ...] = ()
+    """Folders or files of SAEs of the residual stream, one for each layer."""
+    keep: float | None = None
+    """STA: share of the atoms kept (default 0.35)."""
+    trim: float | None = None
+    """STA: the same as the share dropped, as EasyEdit counts."""
+    num_atoms: int | None = None
+    """STA: the same as a number."""
+    parity: bool = False
+    """STA: the arithmetic of the authors' release to the letter."""
+    by: Literal["both", "amplitude", "frequency", "effect"] = "both"
+    """STA: what atoms are chosen by."""
+    sides: Literal["one", "two"] = "two"
+    """STA: one keeps only atoms of the positive side."""
+    rate: Literal["token", "sample"] = "token"
+    """STA: an atom's frequency is its share of the tokens, or of the samples."""
+    max_density: float = 1.0
+    """STA: leave out atoms that fire at a larger share of the tokens."""
+    atom: int | None = None
+    """single_atom: this atom; default the one with the largest effect."""
+    weight: Literal["auto", "sample", "token"] = "auto"
+    """What counts once: a sample, or a token (auto: a token for decisions, else a sample)."""
+    switch_words: tuple[str, ...] = ("Wait", "Alternatively", "Hmm")
+    """decisions: words at the start of a step that show that thinking goes on."""
+    chat: bool = False
+    """answers, prompts: put the question into the tokenizer's chat template."""
+    first_tokens: int | None = None
+    """answers, thoughts: only the first so many tokens count."""
+    match_lengths: bool = False
+    """answers, thoughts: of both sides only as many tokens as the shorter one has."""
+    model: str = "lab"
+    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model."""
+    tokens_per_batch: int | None = None
+    """Padded tokens of one forward pass; by default 1,024 on a CPU, 8,192 on a GPU."""
+    dtype: str = "auto"
+    """Precision: auto (as stored), float32, bfloat16 or float16."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+
+    def run(self) -> int:
+        """Write the directions and one line about each."""
+        from launch.cli.direction_check import check
+        from launch.cli.notes import plain_warnings
+
+        check(self)
+        with plain_warnings():
+            self._make_all()
+        return 0
+
+    def _make_all(self) -> None:
+        from pathlib import Path
+
+        from expert_stats import collect_contrast
+        from moe_steer.contrasts.fit import contrast_fits, fit_notes
+        from moe_steer.directions import report_atoms
+        from moe_steer.loading import load_model
+        from moe_steer.saes.fit import fit_lines
+
+        saes = self._saes()
+        model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        device = model.get_input_embeddings().weight.device
+        saes = {layer: sae.to(device=device) for layer, sae in saes.items()}
+        sequences, notes = self._sequences(tokenizer)
+        self._refuse_others(model, sequences)
+        fits = contrast_fits(model, sequences, saes, batch_tokens=self.tokens_per_batch)
+        for layer, fit in fits.items():
+            print("\n".join(fit_lines(layer, fit)))
+        contrasts = collect_contrast(
+            model,
+            sequences,
+            self.layers,
+            saes=saes,
+            weight=self.counted_by(),
+            batch_tokens=self.tokens_per_batch,
+            second_moments="pca" in self.method,
+            notes=notes | fit_notes(fits),
+        )
+        reports = []
+        for method in self.method:
+            for layer in self.layers:
+                direction = self._make(method, contrasts[layer], saes.get(layer))
+                path = self._file(method, layer)
+                direction.save(path)
+                print(_summary(direction, path))
+                if method in NEED_SAE:
+                    reports.append(report_atoms(direction, contrasts[layer], saes[layer]))
+        if reports:
+            Path(self.out, "atoms.md").write_text("\n".join(reports), encoding="utf-8")
+            print(f"wrote {Path(self.out, 'atoms.md')}")
+        first = self._file(self.method[0], self.layers[0])
+        print(f"next: moe-steer plan --residual {self.layers[0]}:{first}=0.1 --unit residual_norm --out plan.json")
+
+    def _refuse_others(self, model: Any, sequences: Any) -> None:
+        """ValueError where a file to be written is a direction of other texts or of another model; one of the same is replaced."""
+        from moe_steer.contrasts.collect import data_digest
+        from moe_steer.directions import Direction
+        from moe_steer.layers import model_shape
+
+        wanted = (self._file(method, layer) for method in self.method for layer in self.layers)
+        there = [path for path in wanted if path.exists()]
+        if not there:
+            return
+        mine = (f"{data_digest(sequences):064x}", _without_name(model_shape(model).to_dict()))
+        for path in there:
+            header = Direction.load(path).header
+            if (header.get("contrast", {}).get("data_sha256_sum"), _without_name(header.get("model") or {})) != mine:
+                raise ValueError(
+                    f"{path} is a direction of other texts, other marked places or another model: give another --out, or remove it"
+                )
+
+    def _file(self, method: str, layer: int) -> Path:
+        from pathlib import Path
+
+        return Path(self.out, f"{method}-L{layer}.safetensors")
+
+    def _saes(self) -> dict[int, Any]:
+        from moe_steer.saes import load_sae
+        from moe_steer.saes.reading import layers_among
+
+        found: dict[int, Any] = {}
+        asked: list[tuple[str, int | None]] = []
+        for path in self.sae:
+            held = layers_among(path)
+            if held and not set(held) & set(self.layers):
+                raise ValueError(
+                    f"{path} holds the SAEs of layers {held}, --layers names {list(self.layers)}: name theirs"
+                )
+            asked += [(path, layer) for layer in held if layer in self.layers] or [(path, None)]
+        for path, layer in asked:
+            sae = load_sae(path, layer=layer)
+            if sae.about.layer is None and len(self.layers) == 1:
+                sae = load_sae(path, layer=self.layers[0])
+            if sae.about.layer is None:
+                raise ValueError(f"{path} does not say which layer it belongs to: name one layer a call")
+            if sae.about.layer in found:
+                raise ValueError(f"two SAEs are given for layer {sae.about.layer}: keep one")
+            found[sae.about.layer] = sae
+        missing = sorted(set(self.layers) - set(found))
+        if set(self.method) & set(NEED_SAE) and missing:
+            raise ValueError(f"there is no SAE for layer {missing[0]}: give one, or name only layers {sorted(found)}")
+        if set(found) - set(self.layers):
+            raise ValueError(
+                f"the SAEs belong to layers {sorted(found)}, --layers names {list(self.layers)}: name theirs"
+            )
+        for layer, sae in found.items():
+            if self.atom is not None and not 0 <= self.atom < sae.width:
+                raise ValueError(f"--atom {self.atom} does not exist: the SAE of layer {layer} has 0-{sae.width - 1}")
+        return found
+
+    def _sequences(self, tokenizer: Any) -> tuple[list[Any], dict[str, Any]]:
+        """The marked sequences, and what the directions' headers say about them."""
+        from expert_stats import answer_pairs, concise_and_verbose, decision_sites, prompt_pairs, thought_pairs
+        from moe_steer.contrasts.texts import read_rows
+        from moe_steer.tokens.markers import text_notes
+
+        notes: dict[str, Any] = {"contrast": self.contrast, **text_notes(tokenizer)}
+        tokens = slice(self.first_tokens)
+        if self.contrast == "decisions":
+            notes["switch_words"] = list(self.switch_words)
+            sequences = decision_sites(self._traces(tokenizer), tokenizer, self.switch_words)
+        elif self.contrast == "thoughts":
+            pairs = concise_and_verbose(self._traces(tokenizer))
+            sequences = thought_pairs(pairs, tokens=tokens, match_lengths=self.match_lengths)
+        elif self.contrast == "answers":
+            rows: Any = read_rows(str(self.pairs), ("question", "matching", "not_matching"))
+            sequences = answer_pairs(rows, tokenizer, chat=self.chat, tokens=tokens, match_lengths=self.match_lengths)
+        else:
+            rows = read_rows(str(self.pairs), ("question", "answer"))
+            notes["prompt"] = self.prompt
+            sequences = prompt_pairs(rows, str(self.prompt), tokenizer, chat=self.chat)
+        if not any(item.positive for item in sequences) or not any(item.negative for item in sequences):
+            raise ValueError(f"the {self.contrast} have a side without tokens: {_REMEDIES[self.contrast]}")
+        notes |= {"chat": self.chat, "first_tokens": self.first_tokens, "match_lengths": self.match_lengths}
+        return sequences, notes
+
+    def _traces(self, tokenizer: Any) -> list[Any]:
+        """Traces; of the folder of a run only the right ones."""
+        from pathlib import Path
+
+        from launch.wiring import read_any_traces
+        from reasoning_evals.runs.grading_pass import grade_run
+
+        found = []
+        for path in self.traces:
+            traces = read_any_traces([path], tokenizer, self.arm)
+            if Path(path, "run.json").is_file():
+                right = {
+                    f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}" for row in grade_run(path) if row.correct
+                }
+                kept = [trace for trace in traces if trace.trace_id in right]
+                print(f"{path}: {len(kept)} of {len(traces)} answers are right, the others are left out")
+                traces = kept
+            found += traces
+        return found
+
+    def counted_by(self) -> str:
+        """What counts once: sample or token."""
+        if self.weight != "auto":
+            return self.weight
+        return "token" if self.contrast == "decisions" else "sample"
+
+    def _make(self, method: str, contrast: Any, sae: Any) -> Any:
+        from moe_steer.directions import all_atoms, caa, pca, single_atom, sta
+
+        if method == "sta":
+            return sta(
+                contrast,
+                sae,
+                keep=self.keep,
+                trim=self.trim,
+                num_atoms=self.num_atoms,
+                parity=self.parity,
+                by=self.by,
+                sides=self.sides,
+                rate=self.rate,
+                max_density=self.max_density,
+            )
+        if method == "single_atom":
+            return single_atom(contrast, sae, self.atom)
+        return all_atoms(contrast, sae) if method == "all_atoms" else {"caa": caa, "pca": pca}[method](contrast)
+
+
+def _without_name(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's shape; its name is the path that was given, and one folder has many."""
+    return {key: value for key, value in model.items() if key != "name"}
+
+
+def _summary(direction: Any, path: Any) -> str:
+    header = direction.header
+    counted = " against ".join(
+        f"{header['contrast'][side]['samples']} samples ({header['contrast'][side]['tokens']} tokens)"
+        for side in ("positive", "negative")
+    )
+    atoms = f", {header['num_atoms']} atoms" if "num_atoms" in header else ""
+    return (
+        f"{direction.method} layer {direction.layer}: norm {direction.norm:.4g} of {header['residual_norm']:.4g}{atoms}, "
+        f"cosine with CAA {header['cosine_with_caa']:.3f}, {100 * header['norm_explained']:.1f}% of it explained, {counted}; wrote {path}"
+    )

@@ -1,0 +1,206 @@
+"""``moe-steer generate``: problems through a model, steered or not -> graded generations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moe_steer.plan import SteeringPlan
+    from reasoning_evals.runs.run import Arm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Sample answers to problems, under a plan or without one, and grade them; stopped and started again, it continues."""
+
+    out: str
+    """Folder of the run: generations.jsonl, grades.jsonl, run.json."""
+    model: str = "lab"
+    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model; with --endpoint the name it is served under."""
+    endpoint: str | None = None
+    """Sample from a server with OpenAI's completions (vLLM, SGLang, ...) at http://HOST:8000/v1 instead of loading the model."""
+    tokenizer: str | None = None
+    """Model whose tokenizer renders the prompts for --endpoint; default --model."""
+    concurrency: int | None = None
+    """Requests under way at the endpoint at once; default 64."""
+    server: str | None = None
+    """What serves at the endpoint, in words (engine, version, precision): kept in run.json, and the same on resume."""
+    api_key_variable: str | None = None
+    """Name of the environment variable that holds the endpoint's key."""
+    plain_endpoint: bool = False
+    """Send the endpoint no field beyond OpenAI's own, for servers that refuse others."""
+    prompt_as_ids: bool = False
+    """Send the endpoint token ids instead of text, for servers that add a BOS token to any text (llama.cpp)."""
+    problems: str = "lab"
+    """A JSONL file of problems, or the name of a task."""
+    data_dir: str | None = None
+    """Folder or file with the task's data, instead of the hub."""
+    split: str | None = None
+    """Split of the task, where it has several; default its test split."""
+    num: int | None = None
+    """How many problems; default all, 100 of the lab."""
+    plan: str | None = None
+    """Steering plan; left out, the model runs as it is."""
+    arm: str | None = None
+    """Name of the arm; default 'steered' with a plan, else 'baseline'."""
+    samples: int = 1
+    """Samples a problem."""
+    greedy: bool = False
+    """The most likely token at each step, instead of sampling."""
+    temperature: float = 0.6
+    """Divides the logits."""
+    top_p: float = 0.95
+    """Smallest set of tokens with at least this probability."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."""
+    batch_size: int | None = None
+    """Samples decoded together, default 64; with --endpoint those asked for together, default 256: some times --concurrency."""
+    seed: int = 0
+    """Decides the lab's problems and all samples; the same in two arms that are to be compared."""
+    dtype: str = "auto"
+    """Precision: auto (as stored), float32, bfloat16 or float16."""
+    strict: bool = False
+    """Fail when the plan changed nothing in the whole run."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+
+    def run(self) -> int:
+        """Sample, grade, and say how it went."""
+        from pathlib import Path
+
+        from launch.options import answer_limit
+        from launch.ranks import refuse_several_ranks
+        from moe_steer import SteeringPlan
+        from reasoning_evals import load_task, run_arms
+        from reasoning_evals.engines.sampling import SamplingConfig
+        from reasoning_evals.runs.grading_pass import grade_run
+
+        refuse_several_ranks("moe-steer generate", "deepspeed launch/evaluate.py")
+        self._check_options()
+        plan = SteeringPlan.load(self.plan) if self.plan else None
+        lab = self.problems == "lab"
+        problems = load_task(
+            self.problems,
+            data_dir=self.data_dir,
+            split=self.split or ("test" if lab else None),
+            num=self.num or (100 if lab else None),
+            seed=self.seed,
+        )
+        config = SamplingConfig(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=self.max_new_tokens or answer_limit(self.model),
+            greedy=self.greedy,
+            batch_size=self.batch_size or (256 if self.endpoint else 64),
+        )
+        arm = self._endpoint_arm() if self.endpoint else self._model_arm(plan)
+        summary = run_arms([arm], problems, self.out, self.samples, config, self.seed, task=Path(self.problems).stem)
+        rows = grade_run(self.out, problems)
+        speed = f", {summary.num_new_tokens / summary.seconds:.0f} tokens/s" if summary.num_new else ""
+        print(f"{len(rows)} samples of {len(problems)} problems, {summary.num_new} of them new{speed}")
+        correct = sum(row.correct for row in rows)
+        cut = sum(row.outcome == "truncated" for row in rows)
+        print(f"{arm.name}: {correct} correct ({100 * correct / len(rows):.1f}%), {cut} truncated in the thought")
+        if plan is not None:
+            self._report_firing(plan)
+        if self.endpoint:
+            self._report_endpoint(arm.name)
+        print(f"wrote {self.out}; next: moe-steer compare --baseline RUN --arm RUN --out comparison.json")
+        return 0
+
+    def _check_options(self) -> None:
+        """ValueError for options that would not be followed."""
+        from launch.shared_options import refuse_greedy_samples, refuse_idle_drawing
+
+        for name in ("num", "samples", "max_new_tokens", "batch_size", "concurrency"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}: give a whole number >= 1, or leave it out")
+        if self.greedy:
+            refuse_greedy_samples(self.samples)
+            refuse_idle_drawing(self)
+        if not self.endpoint:
+            for name in (
+                "tokenizer", "concurrency", "server", "api_key_variable", "plain_endpoint", "prompt_as_ids",
+            ):  # fmt: skip
+                if getattr(self, name):
+                    raise ValueError(
+                        f"--{name.replace('_', '-')} is for sampling over HTTP: give --endpoint, or leave it out"
+                    )
+            return
+        if self.plan:
+            raise ValueError(
+                "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm steered instead of --plan"
+            )
+        if self.dtype != "auto":
+            raise ValueError("--dtype is decided by the server: leave it out, and say it in --server")
+
+    def _model_arm(self, plan: SteeringPlan | None) -> Arm:
+        from moe_steer import load_model, steer
+        from reasoning_evals.engines.in_process import InProcessSampler
+        from reasoning_evals.runs.run import Arm
+
+        model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        sampler = InProcessSampler(model, tokenizer)
+        if plan is None:
+            return Arm(self.arm or "baseline", sampler, details={"plan": None})
+        plan.check(model)
+        return Arm(
+            self.arm or "steered",
+            sampler,
+            context=lambda: steer(model, plan, tokenizer=tokenizer, quiet=True),
+            details={"plan": plan.digest()},
+        )
+
+    def _endpoint_arm(self) -> Arm:
+        import os
+
+        from moe_steer.loading import read_tokenizer
+        from reasoning_evals.engines.http_audit import HttpAudit
+        from reasoning_evals.engines.http_sampler import HttpSampler
+        from reasoning_evals.runs.run import Arm
+
+        assert self.endpoint is not None
+        key = None
+        if self.api_key_variable is not None and not (key := os.environ.get(self.api_key_variable)):
+            raise ValueError(f"the environment variable {self.api_key_variable} is empty: put the endpoint's key there")
+        tokenizer = read_tokenizer(self.tokenizer or self.model, trust_remote_code=self.trust_remote_code)
+        sampler = HttpSampler(
+            self.endpoint,
+            self.model,
+            tokenizer,
+            concurrency=self.concurrency or 64,
+            api_key=key,
+            extensions=not self.plain_endpoint,
+            prompt_as_ids=self.prompt_as_ids,
+            engine={"said": self.server} if self.server else None,
+        )
+        return Arm(self.arm or "baseline", sampler, context=lambda: HttpAudit(sampler), details={"plan": None})
+
+    def _report_endpoint(self, arm: str) -> None:
+        from reasoning_evals.engines.http_audit import http_line
+        from reasoning_evals.runs.run_folder import read_audit
+
+        print(http_line(read_audit(self.out)[arm]))
+
+    def _report_firing(self, plan: object) -> None:
+        from launch.firing import nothing_fired
+        from moe_steer.audit import row_lines
+        from moe_steer.plan import SteeringPlan
+        from reasoning_evals.runs.run_folder import read_audit
+
+        assert isinstance(plan, SteeringPlan)
+        rows = [row for arm in read_audit(self.out).values() for row in arm]
+        for line in row_lines(rows):
+            print(line)
+        problem = nothing_fired(plan, rows)
+        if plan.is_neutral:
+            problem = (
+                "the plan changes nothing, every gain in it is 1 and every strength 0: the arm equals the baseline"
+            )
+        if problem and self.strict:
+            raise RuntimeError(problem)
+        if problem:
+            import sys
+
+            print(f"WARNING: {problem}", file=sys.stderr)

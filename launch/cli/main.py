@@ -1,0 +1,105 @@
+"""The ``moe-steer`` command line: parses, calls one command, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import tyro
+
+from launch.repeated import refuse_repeated
+from moe_steer.errors import exit_code
+
+COMMANDS = {
+    "collect": "launch.cli.counting:Collect",
+    "score": "launch.cli.counting:Score",
+    "plan": "launch.cli.plan:MakePlan",
+    "direction": "launch.cli.direction:MakeDirection",
+    "convert-direction": "launch.cli.convert_direction:ConvertDirection",
+    "generate": "launch.cli.generate:Generate",
+    "compare": "launch.cli.comparing:Compare",
+    "thinking": "launch.cli.thinking:Thinking",
+    "report": "launch.cli.reading:Report",
+    "export": "launch.cli.reading:Export",
+    "train-sae": "launch.cli.saes:TrainSAE",
+    "sae-fit": "launch.cli.saes:FitSAE",
+    "power": "launch.cli.comparing:Power",
+    "memory": "launch.cli.memory:Memory",
+    "bake": "launch.cli.bake:Bake",
+    "verify": "launch.cli.bake:Verify",
+    "unbake": "launch.cli.bake:Unbake",
+}
+JOBS = {
+    "collect-stats": (
+        "launch.collect_stats",
+        "Traces to routing counts, scores and their pictures in one go; under deepspeed on several ranks.",
+    ),
+    "evaluate": (
+        "launch.evaluate",
+        "Compare plans, presets, prompts and decoding rules on one model and one task, arm by arm.",
+    ),
+}
+"""Scripts of launch/ that also go by a name here: module, and what they do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 when it is done, 1 when the work failed, 2 for wrong usage (option errors exit with 2)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] in JOBS:
+        return int(import_module(JOBS[arguments[0]][0]).main(arguments[1:], program=f"moe-steer {arguments[0]}"))
+    if arguments[0] not in COMMANDS:
+        names = ", ".join((*COMMANDS, *JOBS))
+        print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {names}", file=sys.stderr)
+        return 2
+    chosen: Any = _command(arguments[0])
+    refuse_repeated(f"moe-steer {arguments[0]}", chosen, arguments[1:])
+    try:
+        command = tyro.cli(
+            chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)
+        )
+    except BrokenPipeError:  # of "--help | head", which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return exit_code("moe-steer", command.run, "started again")
+
+
+def program() -> None:
+    """``main`` as a process of its own: where ranks have met, it ends as the jobs of launch/ do."""
+    code = main()
+    if "WORLD_SIZE" in os.environ:  # else no group was made, and the libraries that make one need not be read
+        from launch.ranks import leave
+
+        leave(code)
+    sys.exit(code)
+
+
+def _overview() -> str:
+    width = max(map(len, (*COMMANDS, *JOBS)))
+    does = {name: (_command(name).__doc__ or "").strip().splitlines()[0] for name in COMMANDS}
+    does |= {name: line for name, (_, line) in JOBS.items()}
+    lines = [f"  {name:{width}}  {line}" for name, line in does.items()]
+    return "\n".join(
+        [
+            "usage: moe-steer COMMAND [OPTIONS]        moe-steer COMMAND --help shows the options of one command",
+            "",
+            "Find the experts of a mixture-of-experts model that think, turn them up, and see whether it helped.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def _command(name: str) -> Any:
+    module, _, attribute = COMMANDS[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+if __name__ == "__main__":
+    program()

@@ -1,0 +1,255 @@
+"""``moe-steer train-sae``: a sparse autoencoder from a model's own activations.
+
+What the SAE commands run through a model: the token ids of traces and of plain texts.
+``moe-steer sae-fit``: how well an SAE fits a model's activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_steer.layers import text_config
+
+
+def token_sequences(
+    traces: Sequence[str], texts: Sequence[str], model: Any, tokenizer: Any, arm: str | None = None
+) -> list[list[int]]:
+    """All of them, cut at the model's context; ``arm``: of traces, see ``read_any_traces``. ValueError when there are none."""
+    from launch.wiring import read_any_traces
+
+    if not traces and not texts:
+        raise ValueError("there is nothing to run through the model: give --traces or --texts")
+    if arm is not None and not traces:
+        raise ValueError(f"--arm {arm} is of runs, and only --texts are given: leave it out")
+    found = [list(trace.token_ids) for trace in read_any_traces(traces, tokenizer, arm)] if traces else []
+    for name in texts:
+        found += _of_lines(name, tokenizer)
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    return [item[:limit] for item in found]
+
+
+def hold_out(sequences: Sequence[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """(to train on, to measure on): every twentieth is kept back, at least one."""
+    if len(sequences) < 2:
+        raise ValueError(f"there are {len(sequences)} texts: give at least 2, one of them to measure the SAE on")
+    every = min(20, len(sequences))
+    return (
+        [item for number, item in enumerate(sequences) if number % every != every - 1],
+        [item for number, item in enumerate(sequences) if number % every == every - 1],
+    )
+
+
+def at_most(sequences: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
+    """The first sequences that hold so many tokens together, one at least."""
+    kept: list[list[int]] = []
+    held = 0
+    for item in sequences:
+        if kept and held + len(item) > num_tokens:
+            break
+        kept.append(item)
+        held += len(item)
+    return kept
+
+
+def _of_lines(name: str, tokenizer: Any) -> list[list[int]]:
+    from reasoning_evals.problems import not_utf8
+
+    try:
+        lines = [line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise ValueError(f"the texts {name!r} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(name, error)) from error
+    if not lines:
+        raise ValueError(f"{name!r} holds no texts: write one a line")
+    return [list(tokenizer(line)["input_ids"]) for line in lines]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSAE:
+    """Train a sparse autoencoder on a model's activations at one layer; stopped and started again, it continues."""
+
+    layer: int
+    """Decoder layer, counted from 0, whose output is read."""
+    out: str
+    """Folder of the SAE (SAELens format) with its fit and the state of its training."""
+    width: int
+    """Atoms of the SAE."""
+    k: int
+    """Active atoms a token, on average."""
+    tokens: int
+    """Activations to train on; where there are fewer, they are passed over again, in another order."""
+    traces: tuple[str, ...] = ()
+    """Trace files, generations*.jsonl files, or folders of runs."""
+    arm: str | None = None
+    """Of runs of several arms, the one whose answers are read."""
+    texts: tuple[str, ...] = ()
+    """Plain text files, one text a line."""
+    model: str = "lab"
+    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model."""
+    seed: int = 0
+    """Decides the first weights and the order of the activations."""
+    batch_size: int = 2048
+    """Activations of one optimizer step."""
+    learning_rate: float | None = None
+    """Peak of the rate; default 0.1 / sqrt(model width)."""
+    buffer_tokens: int = 524_288
+    """Activations held and mixed at once."""
+    skip_first: int = 1
+    """Positions at the start of each text that are left out."""
+    tokens_per_forward: int = 8192
+    """Padded tokens of one forward pass."""
+    save_every: int = 500
+    """Steps between two saved states."""
+    dtype: str = "auto"
+    """Precision of the model: auto (as stored), float32, bfloat16 or float16."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+
+    def run(self) -> int:
+        """Train, measure the SAE on texts it was not trained on, and say how it fits."""
+        import json
+        from pathlib import Path
+
+        from launch.cli.notes import check_folder, check_numbers
+        from moe_steer.layers import model_shape
+        from moe_steer.loading import load_model
+        from moe_steer.saes import SAEAbout, TrainRecipe, measure_fit, save_sae, train_sae
+        from moe_steer.saes.activations import ActivationBatches, residual_of
+        from moe_steer.saes.fit import check_layer
+        from moe_steer.saes.formats.saelens import WEIGHTS
+        from moe_steer.saes.training import TrainingProgress
+        from moe_steer.saes.training_state import remember_data
+
+        whole = ("tokens", "save_every", "batch_size", "buffer_tokens", "tokens_per_forward", "width", "k")
+        check_numbers(self, dict.fromkeys(whole, 1) | {"skip_first": 0})
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise ValueError(f"--learning-rate is {self.learning_rate:g}: give a number above 0, at most 1")
+        check_folder(self.out)
+        if (Path(self.out) / WEIGHTS).exists() and not (Path(self.out) / "training").is_dir():
+            raise ValueError(f"--out {self.out} holds an SAE without the state of its training: name another folder")
+        model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        shape = model_shape(model)
+        check_layer(shape, self.layer)
+        kept, held_out = hold_out(token_sequences(self.traces, self.texts, model, tokenizer, self.arm))
+        batches = ActivationBatches(
+            model=model,
+            sequences=kept,
+            layer=self.layer,
+            batch_size=self.batch_size,
+            buffer_tokens=self.buffer_tokens,
+            skip_first=self.skip_first,
+            tokens_per_forward=self.tokens_per_forward,
+            seed=self.seed,
+        )
+        recipe = TrainRecipe(
+            width=self.width,
+            k=self.k,
+            steps=-(-self.tokens // self.batch_size),
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+        )
+        work = Path(self.out) / "training"
+        remember_data(work, {"model": shape.to_dict(), "activations": batches.digest()})
+        about = SAEAbout(
+            format="trained", source=self.out, sha256="", model_name=shape.name, layer=self.layer, site="residual"
+        )
+        with TrainingProgress(recipe.steps) as shown:
+            sae = train_sae(
+                batches, shape.hidden_size, recipe, work, about=about, save_every=self.save_every, progress=shown
+            )
+        how = {"skip_first": self.skip_first, "tokens_per_forward": self.tokens_per_forward}
+        fit = measure_fit(sae, residual_of(model, held_out, self.layer, **how))
+        save_sae(sae, self.out)
+        (Path(self.out) / "fit.json").write_text(json.dumps(fit.to_dict(), indent=2) + "\n", encoding="utf-8")
+        print(f"{self.width} atoms on layer {self.layer}, held-out texts: {fit}")
+        print(
+            f"wrote {self.out}; moe-steer sae-fit --sae {self.out} --model {self.model} --traces OTHER measures it on other texts"
+        )
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSAE:
+    """Say what part of a model's activations an SAE leaves unexplained, and refuse one that belongs elsewhere."""
+
+    sae: str
+    """Folder or file of the SAE, in any published format."""
+    traces: tuple[str, ...] = ()
+    """Trace files, generations*.jsonl files, or folders of runs."""
+    arm: str | None = None
+    """Of runs of several arms, the one whose answers are read."""
+    texts: tuple[str, ...] = ()
+    """Plain text files, one text a line."""
+    model: str = "lab"
+    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model."""
+    layer: int | None = None
+    """Decoder layer it belongs to, where its files do not say."""
+    site: str | None = None
+    """What it reads, where its files do not say: residual, mlp_out, attention_out."""
+    k: int | None = None
+    """Active atoms a token of a TopK SAE, where its files do not say."""
+    format: str = "auto"
+    """Format of the files, where they do not tell."""
+    max_tokens: int = 200_000
+    """Activations to measure on, at most."""
+    skip_first: int = 1
+    """Positions at the start of each text that are left out."""
+    tokens_per_forward: int = 8192
+    """Padded tokens of one forward pass."""
+    json: str | None = None
+    """File to write the numbers to."""
+    dtype: str = "auto"
+    """Precision of the model: auto (as stored), float32, bfloat16 or float16."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+
+    def run(self) -> int:
+        """Read, check, measure, say."""
+        import dataclasses
+        import json
+        import sys
+        from pathlib import Path
+
+        from launch.cli.notes import check_numbers
+        from moe_steer.layers import unwrap
+        from moe_steer.loading import load_model
+        from moe_steer.saes import check_fits, load_sae, measure_fit
+        from moe_steer.saes.activations import check_sequences, residual_of
+
+        check_numbers(self, {"max_tokens": 1, "tokens_per_forward": 1, "skip_first": 0})
+        sae = load_sae(self.sae, format=self.format, layer=self.layer, site=self.site, k=self.k)
+        layer = sae.about.layer
+        if layer is None:
+            raise ValueError(f"the layer of {self.sae} is not known: give it with --layer")
+        if self.k is not None and sae.k != self.k:
+            raise ValueError(f"--k is {self.k}, and this {sae.kind} SAE does not take it: leave --k out")
+        model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        try:
+            check_fits(sae, model, layer)
+        except ValueError as error:
+            made_for = f"; the SAE is of {sae.about.model_name}" if sae.about.model_name else ""
+            raise ValueError(f"{error}; --model is {self.model}{made_for}") from error
+        sequences = at_most(token_sequences(self.traces, self.texts, model, tokenizer, self.arm), self.max_tokens)
+        check_sequences(model, sequences)
+        sae = sae.to(device=unwrap(model).get_input_embeddings().weight.device)
+        how = {"skip_first": self.skip_first, "tokens_per_forward": self.tokens_per_forward}
+        fit = measure_fit(sae, residual_of(model, sequences, layer, **how))
+        about = sae.about
+        print(
+            f"{about.format} SAE, {sae.kind}, {sae.width} atoms, layer {about.layer}, of {about.model_name or 'unknown model'}"
+        )
+        print(str(fit))
+        if fit.warning:
+            print(
+                "WARNING: more than half of the variance is unexplained: the SAE is small, little trained, or made for another model, layer or scale",
+                file=sys.stderr,
+            )
+        if self.json is not None:
+            content = {"sae": dataclasses.asdict(about), "model": self.model, "fit": fit.to_dict()}
+            Path(self.json).parent.mkdir(parents=True, exist_ok=True)
+            Path(self.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return 0

@@ -1,0 +1,116 @@
+"""Marked sequences from traces: where a thought stops against where it goes on, and concise against verbose
+thoughts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from moe_steer.contrasts.sequences import MarkedSequence
+from moe_steer.contrasts.texts import answer_pairs, prompt_pairs
+from moe_steer.tokens.markers import MarkerSet
+from moe_steer.tokens.traces import Trace
+
+__all__ = ["MarkedSequence", "answer_pairs", "concise_and_verbose", "decision_sites", "prompt_pairs", "thought_pairs"]
+
+SWITCH_WORDS = ("Wait", "Alternatively", "Hmm")
+_STEP_ENDS = (".", "!", "?", "\n")
+
+
+def decision_sites(
+    traces: Iterable[Trace],
+    tokenizer: Any,
+    switch_words: Sequence[str] = SWITCH_WORDS,
+    *,
+    closed_only: bool = True,
+    require_both: bool = False,
+) -> list[MarkedSequence]:
+    """The decision itself, from ordinary solutions: no pairs are needed.
+
+    Positive: the position just before `</think>`, where the thought is about to stop. Negative: the positions just
+    before a switch word (whole, in all its token forms, first letter in either case) at the start of a step: at the
+    start of the thought they are not looked for, and the token before them must end in ".", "!", "?" or a line break.
+    So a direction's POSITIVE strength means "stop thinking": shorter thoughts.
+
+    ``closed_only``: leave out traces whose thought was never closed, where loops would outweigh all else.
+    ``require_both``: leave out traces without a switch word as well. Traces without a thought give nothing. Collect
+    with weight="token" to let every decision count once. ValueError when the tokenizer cannot write a switch word.
+    """
+    markers = MarkerSet.from_tokenizer(tokenizer, tuple(switch_words))
+    texts = functools.cache(functools.partial(_text, tokenizer))
+    found = []
+    for trace in traces:
+        end = trace.thought_end
+        if trace.thought_start is None or (closed_only and end is None):
+            continue
+        stop = len(trace.token_ids) if end is None else end
+        start = _first(trace)
+        while start < stop and not texts(trace.token_ids[start]).strip():
+            start += 1  # the line break with which some templates and models open a thought
+        spans = [span for group in markers.find_occurrences(trace.token_ids).values() for span in group]
+        before = {span.start - 1 for span in spans if start < span.start < stop}
+        negative = tuple(sorted(position for position in before if _ends_step(texts(trace.token_ids[position]))))
+        positive = () if end is None or end <= start else (end - 1,)
+        if (positive and negative) or ((positive or negative) and not require_both):
+            found.append(MarkedSequence(trace.trace_id, trace.token_ids, positive, negative))
+    return found
+
+
+def thought_pairs(
+    pairs: Iterable[tuple[Trace, Trace]], *, tokens: slice = slice(None), match_lengths: bool = False
+) -> list[MarkedSequence]:
+    """(concise, verbose) thoughts of the same problems, best both correct, as pairs; concise is the positive side.
+
+    The tokens of the thought count, without its tags; ``tokens``: only this slice of them, such as slice(50) for the
+    first 50. ``match_lengths``: of both thoughts only as many as the shorter one has, so that length itself is not what
+    is contrasted. ValueError for a trace without a closed thought.
+    """
+    found = []
+    for number, (concise, verbose) in enumerate(pairs):
+        spans = [_thought(trace)[tokens] for trace in (concise, verbose)]
+        if match_lengths:
+            shortest = min(map(len, spans))
+            spans = [span[:shortest] for span in spans]
+        pair = f"{number}:{concise.trace_id}"
+        found.append(MarkedSequence(f"{pair}+", concise.token_ids, positive=tuple(spans[0]), pair=pair))
+        found.append(MarkedSequence(f"{pair}-", verbose.token_ids, negative=tuple(spans[1]), pair=pair))
+    return found
+
+
+def _thought(trace: Trace) -> range:
+    if trace.thought_start is None or trace.thought_end is None:
+        raise ValueError(f"trace {trace.trace_id!r} has no closed thought: leave it out of the pairs")
+    return range(_first(trace), trace.thought_end)
+
+
+def _first(trace: Trace) -> int:
+    """The first token of the thought that the model wrote: templates may open the thought with the tag and a line
+    break."""
+    assert trace.thought_start is not None
+    return max(trace.thought_start, trace.prompt_length)
+
+
+def _text(tokenizer: Any, token: int) -> str:
+    return tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _ends_step(text: str) -> bool:
+    """Whether a token ends a sentence or a line, as in the scope step_end."""
+    return text.rstrip(" ").endswith(_STEP_ENDS)
+
+
+def concise_and_verbose(traces: Iterable[Trace], *, min_ratio: float = 1.5) -> list[tuple[Trace, Trace]]:
+    """Of the samples of each problem (what stands before the last "#" of a trace_id) the shortest and the longest
+    closed thought, where the longest has ``min_ratio`` times as many tokens or more. Which traces are correct is for
+    the caller to say."""
+    groups: dict[str, list[Trace]] = {}
+    for trace in traces:
+        if trace.thought_start is not None and trace.thought_end is not None and len(_thought(trace)):
+            groups.setdefault(trace.trace_id.rpartition("#")[0] or trace.trace_id, []).append(trace)
+    pairs = []
+    for group in groups.values():
+        ordered = sorted(group, key=lambda trace: (len(_thought(trace)), trace.trace_id))
+        if len(ordered) > 1 and len(_thought(ordered[-1])) >= min_ratio * len(_thought(ordered[0])):
+            pairs.append((ordered[0], ordered[-1]))
+    return pairs

@@ -1,0 +1,1 @@
+"""Which token is what: scopes, thoughts, markers, the tokens of a trace."""

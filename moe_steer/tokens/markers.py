@@ -1,0 +1,294 @@
+"""Reasoning markers as token ids of one tokenizer: `<think>`, `</think>`, "Alternatively", any word.
+
+Which routing belongs to a marker is not defined by RICE (arXiv 2505.14681); every choice is a field of `MarkerSet` here.
+
+The token forms of a word under one tokenizer, found by writing the word in context and reading the tokens back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_BEFORE = ("", " ", "\n", "\n\n", "(", ". ")
+_AFTER = ("", ",", " ", "\n")
+_TAG = re.compile(r"<[^<>\s]+>")
+_LETTERS = frozenset(string.ascii_letters)
+_PADDING = string.whitespace + string.punctuation
+_SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t"})  # how vocabularies write white space
+
+
+def find_forms(tokenizer: Any, name: str, *, either_case: bool, split_tags: bool) -> tuple[tuple[int, ...], ...]:
+    """All distinct token sequences that spell ``name``: at the start of a text, after a space, after a newline, before a comma.
+
+    A tag such as `<think>` must be one token of its own unless ``split_tags``. ValueError when the tokenizer cannot express it.
+    """
+    if not name.strip():
+        raise ValueError(f"marker {name!r} is empty: give a tag or a word")
+    if _TAG.fullmatch(name) and not split_tags:
+        return (_tag_form(tokenizer, name),)
+    found: set[tuple[int, ...]] = set()
+    for word in _spellings(name, either_case):
+        for text in (before + word + after for before in _BEFORE for after in _AFTER):
+            form = _window(tokenizer, tokenizer.encode(text, add_special_tokens=False), word)
+            if form is not None:
+                found.add(form)
+    unknown = tokenizer.unk_token_id
+    found = {form for form in found if unknown is None or unknown not in form}
+    if not found:
+        raise ValueError(
+            f"marker {name!r} cannot be written with this tokenizer: choose a marker whose text it can encode and decode"
+        )
+    return tuple(found)
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 over the vocabulary: two tokenizers with the same digest give a token id the same text."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def text_notes(tokenizer: Any) -> dict[str, Any]:
+    """What a direction's header says of how its texts became tokens: sha256 of the vocabulary and of the chat template."""
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    return {
+        "tokenizer_sha256": tokenizer_digest(tokenizer),
+        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+    }
+
+
+def word_edges(tokenizer: Any) -> WordEdges | None:
+    """Which tokens continue a word; None for a tokenizer whose tokens are always whole words."""
+    texts = {token_id: token.translate(_SPACES) for token, token_id in tokenizer.get_vocab().items() if token}
+    words = sorted((token_id, text) for token_id, text in texts.items() if set(text) <= _LETTERS)
+    if words and not _joins(tokenizer, *words[0]):
+        # Tokens are separated on decoding (WordPiece, word-level): only the marked continuations join a word.
+        starts = {token_id for token_id, text in texts.items() if text[:2] == "##" and text[2:3] in _LETTERS}
+    else:
+        starts = {token_id for token_id, text in texts.items() if text[0] in _LETTERS}
+    ends = {token_id for token_id, text in texts.items() if text[-1] in _LETTERS}
+    return WordEdges(starts_with_letter=frozenset(starts), ends_with_letter=frozenset(ends)) if starts else None
+
+
+def _tag_form(tokenizer: Any, name: str) -> tuple[int, ...]:
+    token_id = tokenizer.get_vocab().get(name)
+    if token_id is None or token_id == tokenizer.unk_token_id:
+        pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode(name, add_special_tokens=False))
+        raise ValueError(
+            f"marker {name!r} is not a token of this tokenizer (it splits into {pieces}): name the tag that this model thinks with, "
+            "or allow a tag of several tokens with split_tags=True"
+        )
+    return (int(token_id),)
+
+
+def _spellings(name: str, either_case: bool) -> Iterator[str]:
+    yield name
+    for first in {name[0].lower(), name[0].upper()} - {name[0]}:
+        if either_case and len(first) == 1:
+            yield first + name[1:]
+
+
+def _window(tokenizer: Any, ids: list[int], word: str) -> tuple[int, ...] | None:
+    """The shortest run of tokens whose text is the word, give or take white space and punctuation at its ends."""
+    for length in range(1, len(ids) + 1):
+        for start in range(len(ids) - length + 1):
+            part = ids[start : start + length]
+            text = tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            if word in (text, text.strip(), text.strip(_PADDING)):
+                return tuple(part)
+    return None
+
+
+def _joins(tokenizer: Any, token_id: int, text: str) -> bool:
+    pair = tokenizer.decode([token_id, token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text + text in pair
+
+
+RICE_COEFFICIENTS: Mapping[str, float] = {"<think>": 1.0, "</think>": -1.0, "Alternatively": -1.0}
+"""RICE Eq. 6: what starts thinking counts for an expert, what ends or switches a thought counts against it."""
+POSITIONS = ("input", "predicted")
+TOKENS = ("last", "first")
+REPEATS = ("all", "first")
+
+
+class Span(NamedTuple):
+    """One occurrence of a marker: tokens start .. stop - 1."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A marker and its token forms. Forms are kept longest first, so that a longer form is never read as a shorter one."""
+
+    name: str
+    forms: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        forms = {tuple(int(token) for token in form) for form in self.forms}
+        if not self.name or not forms or () in forms:
+            raise ValueError(
+                f"marker {self.name!r} has the forms {sorted(forms)!r}: give a name and non-empty token ids"
+            )
+        if any(token < 0 for form in forms for token in form):
+            raise ValueError(f"marker {self.name!r} has a negative token id in {sorted(forms)!r}: give ids >= 0")
+        object.__setattr__(self, "forms", tuple(sorted(forms, key=lambda form: (-len(form), form))))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordEdges:
+    """Tokens that continue a word and tokens that can be continued, so that "Wait" is not found in "Waiting" or "await"."""
+
+    starts_with_letter: frozenset[int]
+    """Tokens that join the token before them without a space, letter to letter."""
+    ends_with_letter: frozenset[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MarkerSet:
+    """Ordered markers, what each counts for, and at which token the routing of an occurrence is read."""
+
+    markers: tuple[Marker, ...]
+    coefficients: tuple[float, ...] = ()
+    """c_x of RICE Eq. 6, one a marker. Left out: `RICE_COEFFICIENTS`, and 0 for every other name (measured, but not in the
+    combined score)."""
+    position: str = "input"
+    """"input": the routing while the marker's token is the input. "predicted": the position before it, where it is chosen."""
+    token: str = ""
+    """"last" or "first" token of an occurrence of several tokens. Left out: "last" for "input", "first" for "predicted"."""
+    repeats: str = "all"
+    """"all" occurrences count, or only the "first" of each trace."""
+    tokenizer: str = ""
+    """Fingerprint of the tokenizer that the ids belong to."""
+    edges: WordEdges | None = field(default=None, compare=False, repr=False)
+    """Whole words only, where given."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "markers", tuple(self.markers))
+        if not self.markers:
+            raise ValueError("a marker set needs at least one marker: give names such as '<think>'")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"the marker names {list(self.names)} are not distinct: give each marker once")
+        if not self.coefficients:
+            object.__setattr__(self, "coefficients", tuple(RICE_COEFFICIENTS.get(name, 0.0) for name in self.names))
+        object.__setattr__(self, "coefficients", tuple(float(value) for value in self.coefficients))
+        if len(self.coefficients) != len(self.markers) or not all(map(math.isfinite, self.coefficients)):
+            raise ValueError(
+                f"coefficients are {list(self.coefficients)}: give one finite number for each of {list(self.names)}"
+            )
+        _one_of("position", self.position, POSITIONS)
+        object.__setattr__(self, "token", self.token or ("last" if self.position == "input" else "first"))
+        _one_of("token", self.token, TOKENS)
+        _one_of("repeats", self.repeats, REPEATS)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The markers' names, in order."""
+        return tuple(marker.name for marker in self.markers)
+
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer: Any,
+        names: Sequence[str] = tuple(RICE_COEFFICIENTS),
+        coefficients: Mapping[str, float] | None = None,
+        *,
+        either_case: bool = True,
+        whole_words: bool = True,
+        split_tags: bool = False,
+        position: str = "input",
+        token: str = "",
+        repeats: str = "all",
+    ) -> MarkerSet:
+        """Find all token forms of the named markers under a transformers tokenizer.
+
+        ``coefficients``: name -> c_x; names left out keep +1 for `<think>`, -1 for `</think>` and "Alternatively", and 0
+        otherwise. ``either_case``: the first letter of a word may be upper or lower case. ``whole_words``: "Wait" is not found in
+        "Waiting". ``split_tags``: a tag such as `<think>` may be several tokens; otherwise it must be a token of its own.
+        ValueError names a marker that the tokenizer cannot express.
+        """
+
+        given = dict(coefficients or {})
+        unknown = sorted(set(given) - set(names))
+        if unknown:
+            raise ValueError(f"a coefficient is given for {unknown[0]!r}, which is not among the markers {list(names)}")
+        chosen = {**RICE_COEFFICIENTS, **given}
+        return cls(
+            markers=tuple(
+                Marker(name, find_forms(tokenizer, name, either_case=either_case, split_tags=split_tags))
+                for name in names
+            ),
+            coefficients=tuple(chosen.get(name, 0.0) for name in names),
+            position=position,
+            token=token,
+            repeats=repeats,
+            tokenizer=tokenizer_digest(tokenizer),
+            edges=word_edges(tokenizer) if whole_words else None,
+        )
+
+    def find_occurrences(self, token_ids: Sequence[int]) -> dict[str, list[Span]]:
+        """Occurrences of every marker, in order: non-overlapping, the longest form first, linear in the number of tokens."""
+        ids_T = np.asarray(token_ids, dtype=np.int64)
+        return {marker.name: find_spans(ids_T, marker.forms, self.edges) for marker in self.markers}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What two counts must share to be added, as plain JSON values."""
+        return {
+            "names": list(self.names),
+            "forms": [[list(form) for form in marker.forms] for marker in self.markers],
+            "coefficients": list(self.coefficients),
+            "position": self.position,
+            "token": self.token,
+            "repeats": self.repeats,
+            "whole_words": self.edges is not None,
+            "tokenizer": self.tokenizer,
+        }
+
+
+def find_spans(
+    ids_T: np.ndarray[Any, Any], forms: Sequence[tuple[int, ...]], edges: WordEdges | None = None
+) -> list[Span]:
+    """Occurrences of one marker's forms (longest first) from left to right; an occurrence starts after the one before has ended.
+
+    >>> find_spans(np.array([7, 1, 2, 1]), [(1, 2), (1,)])
+    [Span(start=1, stop=3), Span(start=3, stop=4)]
+    """
+    candidates = np.flatnonzero(np.isin(ids_T, sorted({form[0] for form in forms})))
+    found: list[Span] = []
+    free = 0
+    for start in candidates.tolist():
+        if start < free:
+            continue
+        for form in forms:
+            stop = start + len(form)
+            if tuple(ids_T[start:stop].tolist()) == form and not _inside_a_word(ids_T, start, stop, edges):
+                found.append(Span(start, stop))
+                free = stop
+                break
+    return found
+
+
+def _inside_a_word(ids_T: np.ndarray[Any, Any], start: int, stop: int, edges: WordEdges | None) -> bool:
+    if edges is None:
+        return False
+    joined_left = start > 0 and _joined(int(ids_T[start - 1]), int(ids_T[start]), edges)
+    joined_right = stop < len(ids_T) and _joined(int(ids_T[stop - 1]), int(ids_T[stop]), edges)
+    return joined_left or joined_right
+
+
+def _joined(left: int, right: int, edges: WordEdges) -> bool:
+    return left in edges.ends_with_letter and right in edges.starts_with_letter
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")

@@ -1,0 +1,238 @@
+"""Which tokens are prompt, thought, answer or step end: followed over prefill, cached decode, left padding and dropped rows.
+
+Definitions, one row at a time, padding never counted:
+- all        every real token
+- prompt     the first ``prompt_lengths[b]`` tokens, or, when no lengths are given, the tokens of the forward that fills an empty cache
+- generated  every real token that is not prompt
+- after:N    every generated token that has at least N generated tokens before it; after:0 is generated
+- thought    from ``<think>`` (itself included) to the token before ``</think>``; a ``<think>`` in the prompt opens it too
+- answer     from ``</think>`` (itself included) on: it is the token whose processing starts the answer
+- step_end   the tokens of a thought that end a step; which ones is said by classes (``step_end`` alone: sentence+line)
+  - sentence   tokens whose text ends in . ! ? or their full-width forms; closing quotes and brackets, white space may follow
+  - line       tokens whose text ends in a line break; blanks may follow
+  - paragraph  tokens whose text ends in a blank line, and white space with a line break right after a token that ended a line
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_steer.tokens.cache_rows import Rows, leave_rows, rows_on
+from moe_steer.tokens.scopes import (
+    BLANK_LINE,
+    LINE,
+    ONLY_SPACE,
+    SENTENCE,
+    Scope,
+    SpecialTokens,
+    parse_scope,
+    remember_tokenizer,
+    special_tokens,
+    tokenizer_of,
+)
+
+__all__ = [
+    "PROMPT_SCOPES",
+    "TAG_SCOPES",
+    "PositionTracker",
+    "SpecialTokens",
+    "remember_tokenizer",
+    "special_tokens",
+    "tag_scopes",
+    "tokenizer_of",
+]
+TAG_SCOPES = frozenset({"thought", "answer", "step_end"})
+"""Kinds of scope that need token ids and the thinking tags."""
+PROMPT_SCOPES = frozenset({"prompt", "generated", "after"})
+"""Kinds of scope that need to know where the prompt ends."""
+_BEFORE, _THOUGHT, _ANSWER = 0, 1, 2
+
+
+def tag_scopes(scopes: Collection[str]) -> list[str]:
+    """Those that need the tags of a tokenizer, sorted."""
+    return sorted(text for text in scopes if parse_scope(text).kind in TAG_SCOPES)
+
+
+class PositionTracker:
+    """Answers ``mask(scope)`` for the forward that is running. Fed by ``hooks.call_hooks`` on the decoder."""
+
+    def __init__(
+        self,
+        scopes: Collection[str],
+        special: SpecialTokens | None,
+        prompt_lengths: Sequence[int] | None = None,
+        cache_by_default: bool = True,
+    ) -> None:
+        self._scopes = {text: parse_scope(text) for text in scopes}
+        kinds = {scope.kind for scope in self._scopes.values()}
+        self._follows_tags = bool(kinds & TAG_SCOPES)
+        self._needs_prompt = bool(kinds & PROMPT_SCOPES)
+        self._special = special
+        if special is not None:
+            for text, scope in self._scopes.items():
+                if scope.classes and not special.can_end(scope.classes):
+                    raise ValueError(
+                        f"scope {text!r}: no token of this tokenizer ends a {' or '.join(sorted(scope.classes))}, use another class or scope"
+                    )
+        self._prompt_lengths = prompt_lengths
+        self._cache_by_default = cache_by_default
+        self._classes_V: Tensor | None = None
+        self._masks: dict[str, Tensor | None] | None = None
+        self._rows: Rows | None = None
+
+    def before(self, call: dict[str, Any]) -> None:
+        """Compute the masks of the tokens that enter the decoder now."""
+        self._rows = None  # of a forward that an error ended
+        ids_BS = call.get("input_ids")
+        tokens: Tensor = ids_BS if ids_BS is not None else call["inputs_embeds"][..., 0]
+        mask = call.get("attention_mask")
+        num_rows, length = tokens.shape
+        known = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length
+        real_BS = mask[:, -length:].to(tokens.device).bool() if isinstance(mask, Tensor) and known else None
+        # Off the CPU the question "is anything padding?" would wait for the device.
+        whole = real_BS is None or (real_BS.device.type == "cpu" and bool(real_BS.all()))
+        everywhere = None if real_BS is None or whole else real_BS.reshape(-1)
+        self._masks = {"all": everywhere}
+        if not self._follows_tags and not self._needs_prompt:
+            return
+        if mask is not None and not known:
+            raise ValueError(
+                "a plan with a scope needs a 2-D attention mask [batch, tokens] (or none): pass that, or use scope all"
+            )
+        if real_BS is None:
+            real_BS = torch.ones(num_rows, length, dtype=torch.bool, device=tokens.device)
+        rows = self._rows_of(call, real_BS)
+        phase_BS = line_BS = bits_BS = None
+        if self._follows_tags:
+            ids_BS = self._ids(ids_BS)
+            bits_BS = self._bits(ids_BS)
+            # Columns: what held before this forward, then what holds after each of its tokens.
+            opened_BS = self._opened_phase(ids_BS)
+            phase_BS = _carried(rows.phase_B, opened_BS, real_BS & (opened_BS > 0))
+            line_BS = _carried(rows.line_B, (bits_BS & LINE) > 0, real_BS)
+        number_BS = rows.seen_B[:, None] + real_BS.cumsum(1) - 1 - rows.prompt_B[:, None]  # of the generated token
+        for text, scope in self._scopes.items():
+            if scope.kind != "all":
+                mask_BS = real_BS & _in_scope(scope, number_BS, phase_BS, line_BS, bits_BS)
+                self._masks[text] = mask_BS.reshape(-1)
+        self._rows = Rows(
+            seen_B=rows.seen_B + real_BS.sum(1),
+            prompt_B=rows.prompt_B,
+            phase_B=rows.phase_B if phase_BS is None else phase_BS[:, -1],
+            line_B=rows.line_B if line_BS is None else line_BS[:, -1],
+            forwards=rows.forwards + 1,
+            follows_tags=self._follows_tags,
+        )
+
+    def after(self, call: dict[str, Any], output: Any) -> None:
+        """Leave the rows' state with the cache, where the next forward finds it."""
+        self._masks = None
+        if self._rows is None:
+            return
+        cache = _cache(call)
+        if cache is None:
+            cache = getattr(output, "past_key_values", None)
+        if cache is not None:
+            leave_rows(cache, self._rows)
+        self._rows = None
+
+    def mask(self, scope: str) -> Tensor | None:
+        """bool [T], T = B*S row by row: which tokens are real and in scope. None means every token."""
+        if self._masks is None:
+            if scope == "all":
+                return None
+            raise RuntimeError(f"scope {scope!r} needs the whole model to run: a layer was called on its own")
+        return self._masks[scope]
+
+    def _rows_of(self, call: dict[str, Any], real_BS: Tensor) -> Rows:
+        cache = _cache(call)
+        past = cache.get_seq_length() if cache is not None else 0
+        num_rows, device = len(real_BS), real_BS.device
+        if past:
+            rows = rows_on(cache)
+            if rows is None or (self._follows_tags and not rows.follows_tags):
+                raise ValueError(
+                    "the cache was filled before steer() was entered: run the prompt inside the with-block"
+                )
+            if len(rows.seen_B) != num_rows:
+                raise ValueError(f"the cache has {len(rows.seen_B)} rows and the input {num_rows}: feed the same rows")
+            return rows
+        if self._prompt_lengths is not None:
+            if len(self._prompt_lengths) != num_rows:
+                raise ValueError(
+                    f"{len(self._prompt_lengths)} prompt_lengths for {num_rows} rows: give one length a row"
+                )
+            prompt_B = torch.tensor(list(self._prompt_lengths), device=device)
+        else:
+            uses_cache = call.get("use_cache")
+            uses_cache = self._cache_by_default if uses_cache is None else uses_cache
+            if cache is None and not uses_cache and self._needs_prompt:
+                raise ValueError(
+                    "scope prompt, generated or after:N without a cache cannot tell where the prompt ends: pass prompt_lengths"
+                )
+            prompt_B = real_BS.sum(1)
+        zeros_B = torch.zeros(num_rows, dtype=torch.long, device=device)
+        return Rows(seen_B=zeros_B, prompt_B=prompt_B, phase_B=zeros_B, line_B=zeros_B.bool())
+
+    def _ids(self, ids_BS: Tensor | None) -> Tensor:
+        if ids_BS is None or self._special is None:
+            raise ValueError(
+                "scope thought, answer or step_end needs token ids: call the model with input_ids, not embeddings"
+            )
+        return ids_BS
+
+    def _opened_phase(self, ids_BS: Tensor) -> Tensor:
+        """The phase that a token opens, 0 where it opens none."""
+        assert self._special is not None
+        opens_BS = torch.where(ids_BS == self._special.think, _THOUGHT, _BEFORE)
+        return torch.where(ids_BS == self._special.end_think, _ANSWER, opens_BS)
+
+    def _bits(self, ids_BS: Tensor) -> Tensor:
+        """Each token's class; ids beyond the tokenizer (a padded vocabulary) have none."""
+        assert self._special is not None
+        if self._classes_V is None or self._classes_V.device != ids_BS.device:
+            self._classes_V = torch.tensor([*self._special.classes, 0], device=ids_BS.device)
+        return self._classes_V[ids_BS.clamp(max=len(self._classes_V) - 1)]
+
+
+def _carried(before_B: Tensor, value_BS: Tensor, counts_BS: Tensor) -> Tensor:
+    """[B, 1 + S]: ``before_B``, then at each token the value of the last token up to it that counts."""
+    value_BS = value_BS.to(before_B.dtype)
+    if value_BS.shape[1] == 1:
+        return torch.cat([before_B[:, None], torch.where(counts_BS, value_BS, before_B[:, None])], 1)
+    columns = torch.cat([before_B[:, None], value_BS], 1)
+    numbers_S = torch.arange(1, value_BS.shape[1] + 1, device=value_BS.device)
+    place_BS = torch.where(counts_BS, numbers_S, 0).cummax(1).values
+    return torch.cat([columns[:, :1], columns.gather(1, place_BS)], 1)
+
+
+def _in_scope(
+    scope: Scope, number_BS: Tensor, phase_BS: Tensor | None, line_BS: Tensor | None, bits_BS: Tensor | None
+) -> Tensor:
+    if scope.kind == "prompt":
+        return number_BS < 0
+    if scope.kind in ("generated", "after"):
+        return number_BS >= scope.skip
+    assert phase_BS is not None
+    if scope.kind == "answer":
+        return phase_BS[:, 1:] == _ANSWER
+    thought_BS = phase_BS[:, 1:] == _THOUGHT
+    if scope.kind == "thought":
+        return thought_BS
+    assert line_BS is not None
+    assert bits_BS is not None
+    wanted = sum(bit for name, bit in (("sentence", SENTENCE), ("line", LINE)) if name in scope.classes)
+    ends_BS = (bits_BS & wanted) > 0
+    if "paragraph" in scope.classes:
+        empty_BS = (bits_BS & (LINE | ONLY_SPACE)) == (LINE | ONLY_SPACE)
+        ends_BS = ends_BS | ((bits_BS & BLANK_LINE) > 0) | (empty_BS & line_BS[:, :-1])
+    return thought_BS & ends_BS
+
+
+def _cache(call: dict[str, Any]) -> Any:
+    cache = call.get("past_key_values")
+    return call.get("cache_params") if cache is None else cache

@@ -1,0 +1,137 @@
+"""What a tokenizer's single tokens mean to scopes: the thinking tags, and the tokens that end a sentence, a line or a paragraph.
+
+The words that say at which tokens a plan acts: a kind, and for two of the kinds a parameter after a colon.
+
+``all | prompt | thought | answer | generated | step_end``, ``step_end:sentence``, ``step_end:line``, ``step_end:paragraph``, several
+classes joined by ``+`` (``step_end:sentence+paragraph``), and ``after:N``. ``step_end`` alone is ``step_end:sentence+line``; what
+each one means is said in ``moe_steer.tokens.positions``.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SCOPES = ("all", "prompt", "thought", "answer", "generated", "step_end")
+"""The kinds that stand alone."""
+STEP_CLASSES = ("sentence", "line", "paragraph")
+SCOPE_FORMS = "all, prompt, thought, answer, generated, step_end, step_end:CLASS with sentence, line or paragraph (joined by +), after:N"
+"""All forms, for help texts and error messages."""
+_PLAIN_STEP_END = frozenset({"sentence", "line"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scope:
+    """A scope that was read: its kind and what follows the colon."""
+
+    kind: str
+    classes: frozenset[str] = frozenset()
+    """Of ``step_end``: the classes of tokens that end a step."""
+    skip: int = 0
+    """Of ``after``: generated tokens that are left alone first."""
+
+
+def parse_scope(text: object) -> Scope:
+    """Read a scope; ValueError in one line for anything else.
+
+    >>> parse_scope("after:64").skip
+    64
+    >>> sorted(parse_scope("step_end").classes)
+    ['line', 'sentence']
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"scope {text!r} is {type(text).__name__}: give one of {SCOPE_FORMS}")
+    kind, colon, parameter = text.partition(":")
+    if kind == "after":
+        if not re.fullmatch("0|[1-9][0-9]*", parameter):
+            raise ValueError(
+                f"scope {text!r} does not say after how many generated tokens: write after:N, for example after:64"
+            )
+        return Scope(kind=kind, skip=int(parameter))
+    if kind not in SCOPES:
+        raise ValueError(f"scope {text!r} is unknown: choose one of {SCOPE_FORMS}")
+    if kind == "step_end":
+        return Scope(kind=kind, classes=_classes(text, parameter) if colon else _PLAIN_STEP_END)
+    if colon:
+        raise ValueError(f"scope {text!r}: {kind} takes no parameter, write {kind!r}; only step_end and after take one")
+    return Scope(kind=kind)
+
+
+def _classes(text: str, parameter: str) -> frozenset[str]:
+    names = parameter.split("+")
+    unknown = [name for name in names if name not in STEP_CLASSES]
+    if unknown:
+        raise ValueError(
+            f"scope {text!r} names the class {unknown[0]!r}: step_end takes {', '.join(STEP_CLASSES)}, joined by +"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"scope {text!r} names a class twice: name each once")
+    return frozenset(names)
+
+
+SENTENCE, LINE, BLANK_LINE, ONLY_SPACE = 1, 2, 4, 8
+"""Bits of a token's class. ``BLANK_LINE``: it holds a whole blank line; ``ONLY_SPACE``: it holds nothing but white space."""
+_CLOSERS = "\"'\u2019\u201d)]*"  # quotes, brackets and Markdown emphasis that may follow the full stop
+_ENDS_LINE = re.compile(r"\n[ \t\r]*\Z")
+_ENDS_BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r]*\Z")
+_ENDS_SENTENCE = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # the last three: full-width, in Chinese and Japanese
+_TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The token ids that scopes depend on; ``classes[id]`` holds the bits of a token."""
+
+    think: int
+    end_think: int
+    classes: tuple[int, ...]
+
+    def can_end(self, classes: Sequence[str] | frozenset[str]) -> bool:
+        """Whether any token of this tokenizer can end a step of these classes."""
+        bits = 0
+        for one in self.classes:
+            bits |= one
+        # A paragraph may also end by two line ends in a row.
+        return any(bits & (SENTENCE if name == "sentence" else LINE) for name in classes)
+
+
+def special_tokens(tokenizer: Any, think: str = "<think>", end_think: str = "</think>") -> SpecialTokens:
+    """Read the ids of the thinking tags and the class of every token; ValueError when a tag is not one token.
+
+    A token is judged by its own text alone, so the dot of "3.14" ends a sentence where it is a token of its own.
+    """
+    ids = []
+    for tag in (think, end_think):
+        token_id = tokenizer.convert_tokens_to_ids(tag)
+        if not isinstance(token_id, int) or token_id < 0 or token_id == tokenizer.unk_token_id:
+            raise ValueError(
+                f"{tag!r} is not a single token of this tokenizer: use scope all, prompt, generated or after:N"
+            )
+        ids.append(token_id)
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], skip_special_tokens=True)
+    return SpecialTokens(think=ids[0], end_think=ids[1], classes=tuple(map(token_class, texts)))
+
+
+def token_class(text: str) -> int:
+    """The bits of one token's text.
+
+    >>> token_class('so."') == SENTENCE, token_class(".\\n\\n") == SENTENCE | LINE | BLANK_LINE
+    (True, True)
+    """
+    bits = SENTENCE if text.rstrip().rstrip(_CLOSERS).endswith(_ENDS_SENTENCE) else 0
+    bits |= LINE if _ENDS_LINE.search(text) else 0
+    bits |= BLANK_LINE if _ENDS_BLANK_LINE.search(text) else 0
+    return bits | (ONLY_SPACE if text.isspace() else 0)
+
+
+def remember_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Let ``steer`` find the tokenizer of a model that ``load_model`` loaded."""
+    _TOKENIZERS[model] = tokenizer
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The remembered tokenizer, or None."""
+    return _TOKENIZERS.get(model)

@@ -1,0 +1,177 @@
+"""Trace records: the token ids of one prompt and its response, and where the thought lies. Kept as JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import operator
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_steer.files import written_aside
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One prompt with one response.
+
+    ``token_ids`` holds both; the first ``prompt_length`` are the prompt. ``thought_start`` is the first token after the opening
+    tag (the tag may stand in the prompt), ``thought_end`` the closing tag itself, so that the thought is
+    ``token_ids[thought_start:thought_end]``; None where there is no thought, or where it was never closed.
+    Samples of one problem are named "problem#0", "problem#1", ...: what stands before the last "#" keeps them in one group
+    when uncertainty is computed.
+    """
+
+    trace_id: str
+    token_ids: tuple[int, ...]
+    prompt_length: int
+    thought_start: int | None = None
+    thought_end: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.trace_id, str) or not self.trace_id:
+            raise ValueError(f"trace_id is {self.trace_id!r}: give a non-empty text")
+        object.__setattr__(self, "token_ids", _whole_numbers(self.token_ids, self.trace_id))
+        if not self.token_ids:
+            raise ValueError(f"trace {self.trace_id!r} has no tokens: leave it out")
+        self._check_index("prompt_length", self.prompt_length)
+        if self.thought_start is not None:
+            self._check_index("thought_start", self.thought_start)
+        if self.thought_end is not None:
+            self._check_index("thought_end", self.thought_end)
+            if self.thought_start is None or self.thought_start > self.thought_end:
+                raise ValueError(
+                    f"the thought of trace {self.trace_id!r} runs from {self.thought_start} to {self.thought_end}: "
+                    "give a start that is not after the end"
+                )
+
+    def _check_index(self, name: str, value: object) -> None:
+        if type(value) is not int or not 0 <= value <= len(self.token_ids):
+            raise ValueError(
+                f"{name} of trace {self.trace_id!r} is {value!r}: give a whole number from 0 to its length {len(self.token_ids)}"
+            )
+
+
+_FIELDS = {item.name for item in dataclasses.fields(Trace)}
+
+
+def trace_from_ids(
+    trace_id: str, prompt_ids: Sequence[int], generated_ids: Sequence[int], think_id: int, end_think_id: int
+) -> Trace:
+    """Join prompt and response and find the thought.
+
+    The opening tag is the last of the prompt if it was not closed there (R1's template ends in it), else the first of the
+    response. A response that closes a thought it never opened is a thought from its first token on.
+    """
+    ids = [int(token) for token in (*prompt_ids, *generated_ids)]
+    prompt_length = len(prompt_ids)
+    start = _after_opening_tag(ids, prompt_length, think_id, end_think_id)
+    end = _index(ids, end_think_id, prompt_length if start is None else start)
+    if start is None and end is not None:
+        start = prompt_length
+    return Trace(trace_id, tuple(ids), prompt_length, start, end)
+
+
+def _after_opening_tag(ids: list[int], prompt_length: int, think_id: int, end_think_id: int) -> int | None:
+    for position in range(prompt_length - 1, -1, -1):
+        if ids[position] == end_think_id:
+            break
+        if ids[position] == think_id:
+            return position + 1
+    position_in_response = _index(ids, think_id, prompt_length)
+    return None if position_in_response is None else position_in_response + 1
+
+
+def _index(ids: list[int], wanted: int, start: int) -> int | None:
+    try:
+        return ids.index(wanted, start)
+    except ValueError:
+        return None
+
+
+def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
+    """Write traces as JSON lines: aside first, then renamed, so that no reader sees half a file.
+
+    ValueError, and no file, for no traces at all or for a trace_id that stands twice.
+    """
+    traces = list(traces)
+    check_traces(traces)
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+        for trace in traces:
+            file.write(json.dumps(dataclasses.asdict(trace), separators=(",", ":")) + "\n")
+
+
+def read_traces(path: str | os.PathLike[str], *, strict: bool = False) -> list[Trace]:
+    """Read JSON lines. A last line that was cut off is left out with a warning, or refused when ``strict``.
+
+    ValueError, with the line's number, for any other broken line, for a trace_id that stands twice, and for a file without traces.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"the traces {os.fspath(path)!r} cannot be read: {error.strerror or error}") from error
+    lines = content.splitlines()
+    may_be_cut_off = not strict and not content.endswith(b"\n")
+    traces: list[Trace] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        where = f"{os.fspath(path)}, line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if may_be_cut_off and traces and number == len(lines):
+                warnings.warn(f"{where} is cut off and was left out: {len(traces)} traces were read", stacklevel=2)
+                break
+            raise ValueError(f"{where} is not JSON ({error}): remove the line, or write the file again") from error
+        trace = _trace(where, record)
+        if trace.trace_id in seen:
+            raise ValueError(
+                f"{where} repeats the trace_id {trace.trace_id!r} of line {seen[trace.trace_id]}: keep one"
+            )
+        seen[trace.trace_id] = number
+        traces.append(trace)
+    if not traces:
+        raise ValueError(f"{os.fspath(path)!r} holds no traces: generate some first")
+    return traces
+
+
+def check_traces(traces: Sequence[Trace]) -> None:
+    """ValueError when there are no traces, or when a trace_id stands twice."""
+    if not traces:
+        raise ValueError("there are no traces: generate some first")
+    seen: set[str] = set()
+    for trace in traces:
+        if trace.trace_id in seen:
+            raise ValueError(f"trace_id {trace.trace_id!r} stands twice: its routing would be counted twice")
+        seen.add(trace.trace_id)
+
+
+def _whole_numbers(values: Any, trace_id: str) -> tuple[int, ...]:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ValueError(f"token_ids of trace {trace_id!r} is {values!r}: give a list of token ids")
+    ids = []
+    for value in values:
+        try:
+            ids.append(-1 if isinstance(value, bool) else operator.index(value))
+        except TypeError:
+            ids.append(-1)
+        if ids[-1] < 0:
+            raise ValueError(f"token_ids of trace {trace_id!r} hold {value!r}: give whole numbers >= 0")
+    return tuple(ids)
+
+
+def _trace(where: str, record: Any) -> Trace:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is {type(record).__name__}: give a JSON object with {', '.join(sorted(_FIELDS))}")
+    unknown, missing = sorted(set(record) - _FIELDS), sorted({"trace_id", "token_ids", "prompt_length"} - set(record))
+    if unknown or missing:
+        problem = f"has the unknown key {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
+        raise ValueError(f"{where} {problem}: a trace holds {', '.join(sorted(_FIELDS))}")
+    try:
+        return Trace(**record)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

@@ -1,0 +1,1 @@
+"""Paired comparison of arms: statistics, power, verdicts in words."""

@@ -1,0 +1,215 @@
+"""What a comparison of arms says: plain records, JSON in and out. Equal data give equal bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reasoning_evals.comparing.statistics import Estimate, PairedDifference, proportion_estimate
+from reasoning_evals.runs.grading_pass import GradeRow
+
+_DIGITS = 6  # significant: far below any standard error, above the rounding of sums
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A mean over problems with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, estimate: Estimate) -> Measure:
+        """Without the degrees of freedom."""
+        return cls(estimate.mean, estimate.low, estimate.high)
+
+
+@dataclass(frozen=True, slots=True)
+class DomainAccuracy:
+    """Accuracy on the problems of one domain; no interval for a single problem."""
+
+    num_problems: int
+    mean: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> DomainAccuracy:
+        """From per-problem accuracies."""
+        if len(values) < 2:
+            return cls(len(values), values[0], None, None)
+        estimate = proportion_estimate(values)
+        return cls(len(values), estimate.mean, estimate.low, estimate.high)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmSummary:
+    """One arm alone. Shares are of all samples."""
+
+    name: str
+    accuracy: Measure
+    pass_at_k: float
+    """Unbiased, for k = the number of samples a problem."""
+    majority_at_k: float
+    thinking_tokens: Measure | None
+    answer_tokens: Measure | None
+    total_tokens: Measure | None
+    wrong: float
+    no_answer: float
+    truncated: float
+    grader_failed: float
+    domains: Mapping[str, DomainAccuracy]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean over problems of b - a: see ``PairedDifference``."""
+
+    mean: float
+    low: float
+    high: float
+    se: float
+    p_value: float
+    bootstrap_low: float
+    bootstrap_high: float
+    sign_flip_p: float
+    detectable: float | None
+
+    @classmethod
+    def of(cls, found: PairedDifference) -> Difference:
+        """The part that is reported."""
+        return cls(**{field.name: getattr(found, field.name) for field in dataclasses.fields(cls)})
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A problem that one arm solved more often, with a sample of each arm to look at."""
+
+    problem_id: str
+    rate_a: float
+    rate_b: float
+    sample_a: int
+    sample_b: int
+
+    @classmethod
+    def of(cls, problem_id: str, a: Sequence[GradeRow], b: Sequence[GradeRow]) -> Flip:
+        """Point at samples that differ: of the same number (and seed) where there are such, else the first that fit."""
+        rate_a, rate_b = (sum(row.correct for row in rows) / len(rows) for rows in (a, b))
+        better = rate_b > rate_a
+        same = [x.sample_idx for x, y in zip(a, b, strict=True) if x.correct != better and y.correct == better]
+        if same:
+            return cls(problem_id, rate_a, rate_b, same[0], same[0])
+        first_a = next(row.sample_idx for row in a if row.correct != better)
+        first_b = next(row.sample_idx for row in b if row.correct == better)
+        return cls(problem_id, rate_a, rate_b, first_a, first_b)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairSummary:
+    """Arm b against arm a, paired by problem."""
+
+    a: str
+    b: str
+    accuracy: Difference
+    thinking_tokens: Difference | None
+    total_tokens: Difference | None
+    tokens_both_solved: Difference | None
+    """Total tokens of correct samples, on problems that both arms solved."""
+    num_both_solved: int
+    wins: int
+    """Problems that b solved more often."""
+    losses: int
+    ties: int
+    mcnemar_p: float | None
+    """Exact; for one sample a problem."""
+    holm_p: float | None
+    """p_value of the accuracy, adjusted for the number of pairs."""
+    effect_variance: float | None
+    """w^2 of ``power.py``; None for one sample a problem."""
+    sampling_noise: float | None
+    """E p(1-p) of both arms together."""
+    gained: tuple[Flip, ...]
+    lost: tuple[Flip, ...]
+    verdict: str
+    """helped, hurt, or no effect shown."""
+    sentence: str
+
+    def replace(self, **changes: Any) -> PairSummary:
+        """A changed copy."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """All arms of a run and the pairs that were compared."""
+
+    task: str
+    baseline: str
+    num_problems: int
+    num_samples: int
+    """k: samples a problem in every arm."""
+    num_clusters: int | None
+    arms: tuple[ArmSummary, ...]
+    pairs: tuple[PairSummary, ...]
+    notes: tuple[str, ...]
+
+    def arm(self, name: str) -> ArmSummary:
+        """KeyError when there is no such arm."""
+        return {arm.name: arm for arm in self.arms}[name]
+
+    def pair(self, a: str, b: str) -> PairSummary:
+        """KeyError when these were not compared."""
+        return {(pair.a, pair.b): pair for pair in self.pairs}[a, b]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; numbers rounded to 6 significant digits."""
+        values: dict[str, Any] = rounded(dataclasses.asdict(self))
+        return values
+
+    def to_json(self) -> str:
+        """Keys sorted; no time, path or machine in it."""
+        return json.dumps(self.to_dict(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
+        """The reverse of ``to_dict``; ValueError when the values are no comparison's."""
+        try:
+            arms = tuple(_arm(arm) for arm in values["arms"])
+            pairs = tuple(_pair(pair) for pair in values["pairs"])
+            return cls(**{**values, "arms": arms, "pairs": pairs, "notes": tuple(values["notes"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a comparison ({error}): compare the graded run again") from error
+
+
+def _arm(values: Mapping[str, Any]) -> ArmSummary:
+    measures = {
+        name: _maybe(Measure, values[name]) for name in ("accuracy", "thinking_tokens", "answer_tokens", "total_tokens")
+    }
+    domains = {name: DomainAccuracy(**domain) for name, domain in values["domains"].items()}
+    return ArmSummary(**{**values, **measures, "domains": domains})
+
+
+def _pair(values: Mapping[str, Any]) -> PairSummary:
+    names = ("accuracy", "thinking_tokens", "total_tokens", "tokens_both_solved")
+    differences = {name: _maybe(Difference, values[name]) for name in names}
+    flips = {name: tuple(Flip(**flip) for flip in values[name]) for name in ("gained", "lost")}
+    return PairSummary(**{**values, **differences, **flips})
+
+
+def _maybe(kind: Any, values: Mapping[str, Any] | None) -> Any:
+    return None if values is None else kind(**values)
+
+
+def rounded(value: Any) -> Any:
+    """Floats to 6 significant digits, inside any nesting."""
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") + 0.0  # no -0.0
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return value

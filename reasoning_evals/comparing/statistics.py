@@ -1,0 +1,213 @@
+"""Accuracies, paired differences and their intervals. The unit of inference is the problem: k samples of one never count as
+k problems (Miller, arXiv 2411.00640). Pure: numpy and scipy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from reasoning_evals.comparing.resampling import Interval, bootstrap_interval, sign_flip_p
+
+Clusters = Sequence[Hashable] | None
+
+
+class Estimate(NamedTuple):
+    """A mean over problems with its standard error and t interval."""
+
+    mean: float
+    se: float
+    low: float
+    high: float
+    num_problems: int
+    df: int
+    """Degrees of freedom: problems - 1, or clusters - 1."""
+
+
+class PairedDifference(NamedTuple):
+    """Mean over problems of (b - a), with three independent looks at its uncertainty."""
+
+    mean: float
+    se: float
+    low: float
+    high: float
+    df: int
+    p_value: float
+    """Of the t test; where all differences are equal (se 0), of the sign-flip test."""
+    bootstrap_low: float
+    bootstrap_high: float
+    sign_flip_p: float
+    """Exact where the differences are fractions of one small denominator."""
+    detectable: float | None
+    """Smallest true difference that a run like this one shows with 80% power; None when nothing varied."""
+    num_problems: int
+    num_clusters: int | None
+
+
+def mean_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: float = 0.95) -> Estimate:
+    """Mean of per-problem values [P] with a t interval; with ``clusters``, the cluster-robust standard error:
+    sqrt(G/(G-1) sum_g (sum_{i in g} (x_i - mean))^2) / n, with G - 1 degrees of freedom.
+
+    ValueError with fewer than two problems or clusters.
+    """
+    values = _vector(values_P)
+    n = len(values)
+    mean = float(values.mean())
+    residuals = values - mean if clusters is None else _cluster_sums(values - mean, clusters)
+    groups = len(residuals)
+    if groups < 2:
+        what = "problem" if clusters is None else "cluster"
+        raise ValueError(f"an interval needs at least 2 {what}s, got {groups}: add problems")
+    if np.abs(residuals).max() < 1e-12:  # equal values, up to the rounding of their mean
+        residuals = np.zeros(groups)
+    se = math.sqrt(groups / (groups - 1) * float((residuals**2).sum())) / n
+    half = float(stats.t.ppf((1 + confidence) / 2, groups - 1)) * se
+    return Estimate(mean, se, mean - half, mean + half, n, groups - 1)
+
+
+def proportion_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: float = 0.95) -> Estimate:
+    """As ``mean_estimate`` for values in [0, 1], the interval kept inside [0, 1]. Where every value is 0 or 1 (one sample a
+    problem, or none that varies) and no clusters are given, the interval is Wilson's; with clusters it is Wilson's over these
+    where all values are 0 or all are 1."""
+    estimate = mean_estimate(values_P, clusters, confidence)
+    values = _vector(values_P)
+    if clusters is None and bool(np.isin(values, (0.0, 1.0)).all()):
+        low, high = wilson_interval(float(values.sum()), len(values), confidence)
+    elif estimate.se == 0 and estimate.mean in (0.0, 1.0):  # an interval of t would be a point
+        num_clusters = estimate.df + 1
+        low, high = wilson_interval(estimate.mean * num_clusters, num_clusters, confidence)
+    else:
+        low, high = max(0.0, estimate.low), min(1.0, estimate.high)
+    return estimate._replace(low=low, high=high)
+
+
+def paired_difference(
+    a_P: ArrayLike,
+    b_P: ArrayLike,
+    clusters: Clusters = None,
+    denominator: int | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    limit: float = math.inf,
+) -> PairedDifference:
+    """b - a for per-problem means of the same problems in the same order.
+
+    ``denominator``: a whole number that makes every value times it a whole number (k for accuracies of k samples); the
+    sign-flip test is then exact. ``limit``: the largest difference that there can be (1 for shares); the interval is kept within
+    +- it.
+    """
+    a, b = _vector(a_P), _vector(b_P)
+    if len(a) != len(b):
+        raise ValueError(f"a paired difference needs the same problems on both sides, got {len(a)} and {len(b)}")
+    difference = b - a
+    if denominator is not None:
+        difference = np.rint(difference * denominator) / denominator  # equal fractions become equal numbers
+    estimate = mean_estimate(difference, clusters, confidence)
+    flip = sign_flip_p(difference if clusters is None else _cluster_sums(difference, clusters), denominator, seed=seed)
+    # Where every problem moved by the same amount, t is 0/0 or infinite; the permutation test still speaks.
+    p_value = float(2 * stats.t.sf(abs(estimate.mean) / estimate.se, estimate.df)) if estimate.se > 0 else flip
+    resampled = bootstrap_interval(difference, clusters, confidence, num_resamples, seed)
+    return PairedDifference(
+        mean=estimate.mean,
+        se=estimate.se,
+        low=max(-limit, estimate.low),
+        high=min(limit, estimate.high),
+        df=estimate.df,
+        p_value=p_value,
+        bootstrap_low=resampled.low,
+        bootstrap_high=resampled.high,
+        sign_flip_p=flip,
+        detectable=detectable_effect(estimate.se, estimate.df) if estimate.se > 0 else None,
+        num_problems=len(difference),
+        num_clusters=None if clusters is None else estimate.df + 1,
+    )
+
+
+def detectable_effect(se: float, df: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """Smallest true effect that a two-sided t test of level alpha shows with the given power: (t_{1-alpha/2} + t_power) se."""
+    return float(stats.t.ppf(1 - alpha / 2, df) + stats.t.ppf(power, df)) * se
+
+
+def wilson_interval(successes: float, num: float, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion; the numbers need not be whole (an effective number of trials)."""
+    if not 0 <= successes <= num or num < 1:
+        raise ValueError(f"{successes} successes of {num} trials: expected 0 <= successes <= trials and a trial")
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    share = successes / num
+    centre = (share + z * z / (2 * num)) / (1 + z * z / num)
+    half = z / (1 + z * z / num) * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
+    # At 0 and at all the bound is exactly 0 or 1, which rounding would miss.
+    return Interval(0.0 if successes == 0 else centre - half, 1.0 if successes == num else centre + half)
+
+
+def mcnemar_p(gained: int, lost: int) -> float:
+    """Exact McNemar test for one sample a problem: problems that only b solved against those that only a solved."""
+    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Unbiased estimate of P(at least one of k samples is correct): 1 - C(n-c, k) / C(n, k) (arXiv 2107.03374).
+
+    >>> round(pass_at_k(4, 1, 2), 12)
+    0.5
+    """
+    if not 0 <= num_correct <= num_samples or not 1 <= k <= num_samples:
+        raise ValueError(
+            f"pass@{k} of {num_correct} correct in {num_samples}: expected correct <= samples and k <= samples"
+        )
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def majority_correct(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
+    """maj@k of one problem: is the most frequent answer correct? Several equally frequent ones share the vote; samples
+    without an answer (None) have none. 0 when no sample has an answer.
+
+    >>> majority_correct(["4", "4", "5"], [True, True, False]), majority_correct(["4", "5", None], [True, False, False])
+    (1.0, 0.5)
+    """
+    if len(answers) != len(correct):
+        raise ValueError(f"{len(answers)} answers and {len(correct)} verdicts: expected as many")
+    votes: dict[Hashable, list[bool]] = {}
+    for answer, is_correct in zip(answers, correct, strict=True):
+        if answer is not None:
+            votes.setdefault(answer, []).append(is_correct)
+    most = max(map(len, votes.values()), default=0)
+    winners = [verdicts for verdicts in votes.values() if len(verdicts) == most]
+    return sum(sum(verdicts) / len(verdicts) for verdicts in winners) / len(winners) if winners else 0.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values)
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def _vector(values: ArrayLike) -> NDArray[np.float64]:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or len(vector) == 0 or not np.isfinite(vector).all():
+        raise ValueError(
+            f"expected one finite number a problem, got an array of shape {vector.shape} with {vector[:3]}"
+        )
+    return vector
+
+
+def _cluster_sums(values: NDArray[np.float64], clusters: Sequence[Hashable]) -> NDArray[np.float64]:
+    if len(clusters) != len(values):
+        raise ValueError(f"{len(clusters)} cluster ids for {len(values)} problems: expected one each")
+    numbers: dict[Hashable, int] = {}
+    index = [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
+    return np.bincount(index, weights=values).astype(np.float64)

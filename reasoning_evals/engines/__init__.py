@@ -1,0 +1,1 @@
+"""What answers prompts: the model in this process, an HTTP endpoint, a first letter."""

@@ -1,0 +1,102 @@
+"""What grading says about one answer.
+
+What a grader will read: answers come from models, and a box may hold anything.
+Formulas as trees of tuples.
+
+``("num", Fraction)``, ``("sym", name)``, ``("sum", ((sign, tree), ...))``, ``("prod", ((power, tree), ...))`` with sign and power
+1 or -1, ``("pow", base, exponent)``, ``("root", radicand, index)``, ``("binom", n, k)``, ``("call", function, tree)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+MAX_CHARS = 2_000
+"""Longest answer that is read as a formula."""
+MAX_NESTING = 40
+"""Deepest nesting of brackets and functions."""
+MAX_DIGITS = 1_000
+"""Longest single numeral."""
+MAX_BITS = 20_000
+"""Largest integer that is computed exactly; beyond it numbers are floating point with 40 digits."""
+MAX_LOG = 1e7
+"""Largest natural logarithm of a number that is computed at all."""
+
+
+class Unreadable(ValueError):
+    """The text is not a formula of this grammar."""
+
+
+class TooLarge(Unreadable):
+    """The text is longer, deeper or larger in value than the limits above."""
+
+
+def check_size(text: str) -> str:
+    """The text itself; TooLarge when it is too long."""
+    if len(text) > MAX_CHARS:
+        raise TooLarge(f"answer of {len(text)} characters is longer than {MAX_CHARS}")
+    return text
+
+
+Tree = tuple[Any, ...]
+ONE: Tree = ("num", Fraction(1))
+MINUS_ONE: Tree = ("sum", ((-1, ONE),))
+DEGREE: Tree = ("prod", ((1, ("sym", "pi")), (-1, ("num", Fraction(180)))))
+
+
+def signed(sign: int, tree: Tree) -> Tree:
+    """The tree, or its negative."""
+    return tree if sign == 1 else ("sum", ((-1, tree),))
+
+
+OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_timeout", "grader_error")
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The verdict on one response, with what it rests on.
+
+    ``extracted`` is the final answer as written, None where there is none. ``method`` says how it was found ("box",
+    "phrase", "last number", ...); ``reason`` says in words why the verdict is what it is.
+    """
+
+    outcome: str
+    extracted: str | None
+    reason: str
+    method: str = ""
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES:
+            raise ValueError(f"outcome is {self.outcome!r}: expected one of {', '.join(OUTCOMES)}")
+
+    @property
+    def is_correct(self) -> bool:
+        return self.outcome == "correct"
+
+
+class Verdict(NamedTuple):
+    """Outcome and reason for one extracted answer."""
+
+    outcome: str
+    reason: str
+
+
+def correct(reason: str) -> Verdict:
+    return Verdict("correct", reason)
+
+
+def wrong(reason: str) -> Verdict:
+    return Verdict("wrong", reason)
+
+
+def bad_target(reason: object) -> Verdict:
+    """The problem's own target cannot be read: nothing can be said about the answer."""
+    return Verdict("grader_error", f"target: {reason}")
+
+
+def short(text: object, limit: int = 60) -> str:
+    """A text cut for a one-line reason."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,0 +1,182 @@
+"""The grading pass: pure and repeatable, over all samples of a run; a missing sample is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from reasoning_evals.runs.completions import Completion, json_line
+from reasoning_evals.problems import Problem, read_problems
+from reasoning_evals.prompts import prompt_opens_thought
+from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
+from reasoning_evals.thinking import split_thought
+from reasoning_evals.thinking import TokenCounts, count_tokens
+from reasoning_evals.whole_files import write_whole
+
+
+class Judgement(Protocol):
+    """What a grader says: see ``Grade``."""
+
+    @property
+    def outcome(self) -> str:
+        """correct, wrong, no_answer, truncated, grader_timeout or grader_error."""
+
+    @property
+    def extracted(self) -> str | None:
+        """The answer that was judged."""
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradeRow:
+    """One sample, judged and measured."""
+
+    arm: str
+    task: str
+    problem_id: str
+    sample_idx: int
+    outcome: str
+    """correct, wrong, no_answer, truncated, grader_timeout or grader_error."""
+    extracted: str | None
+    reason: str
+    method: str
+    """How the answer was found."""
+    state: str
+    """Of the thought: closed, truncated, none or empty."""
+    finish_reason: str
+    """stop or length."""
+    thinking_tokens: int | None
+    """Generated tokens inside the thought; None when the sampler does not know its tags' ids."""
+    answer_tokens: int | None
+    total_tokens: int
+    """Generated tokens, tags and stop token included."""
+    domain: str | None = None
+    cluster_id: str | None = None
+
+    @property
+    def correct(self) -> bool:
+        """Whether the sample counts as solved."""
+        return self.outcome == "correct"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> GradeRow:
+        """ValueError when keys are missing or unknown."""
+        try:
+            return cls(**row)
+        except TypeError as error:
+            raise ValueError(f"not a grade: {error}") from error
+
+
+def grade_run(
+    out_dir: Path | str,
+    problems: Sequence[Problem] | None = None,
+    grade: Callable[[Problem, str, bool], Judgement] | None = None,
+) -> list[GradeRow]:
+    """Judge every sample of a run folder and write grades.jsonl.
+
+    Rows come by arm, problem and sample, in the order of the run, whatever order the samples were made in. ``problems``
+    (default: the folder's own) must be the run's; their targets may be corrected ones. ``grade(problem, text, opened)``
+    is the judge (default: ``reasoning_evals.grade``). ValueError with their number when samples are missing.
+    """
+    folder = Path(out_dir)
+    config = read_run(folder)["config"]
+    refuse_job(folder)
+    given = read_problems(folder / PROBLEMS_FILE) if problems is None else problems
+    by_id = {problem.problem_id: problem for problem in given}
+    if len(by_id) != config["num_problems"]:
+        raise ValueError(f"{folder} is a run over {config['num_problems']} problems, {len(by_id)} are given: give all")
+    judge = grade or _default_judge()
+    tags = {arm: identity["sampler"].get("tag_ids") for arm, identity in config["arms"].items()}
+    rows: dict[tuple[str, str, int], GradeRow] = {}
+    for completion in read_generations(folder):
+        problem = by_id.get(completion.problem_id)
+        if problem is None:
+            raise ValueError(
+                f"{folder} holds a sample of problem {completion.problem_id!r}, which is not among the problems"
+            )
+        opened = opens_thought(config["arms"][completion.arm], completion.prompt)
+        row = _judge_one(completion, problem, judge, tags[completion.arm], opened)
+        rows[row.arm, row.problem_id, row.sample_idx] = row
+    expected = [(arm, name, j) for arm in config["arm_order"] for name in by_id for j in range(config["k"])]
+    missing = [key for key in expected if key not in rows]
+    if missing or len(rows) != len(expected):
+        raise ValueError(
+            f"{folder} has {len(rows)} of {len(expected)} samples, {len(missing)} are missing "
+            f"(first: {missing[0] if missing else 'none'}): run it again, it continues where it was"
+        )
+    ordered = [rows[key] for key in expected]
+    if os.access(folder, os.W_OK):  # somebody else's results may lie on a read-only disk: they can be read all the same
+        write_whole(folder / GRADES_FILE, "".join(json_line(row.to_dict()) + "\n" for row in ordered))
+    return ordered
+
+
+def read_grades(out_dir: Path | str) -> list[GradeRow]:
+    """The rows that ``grade_run`` wrote; ValueError when the folder has none."""
+    path = Path(out_dir) / GRADES_FILE
+    if not path.exists():
+        raise ValueError(f"{out_dir} has no {GRADES_FILE}: grade the run first")
+    with path.open(encoding="utf-8") as file:
+        return list(_parse(file, path))
+
+
+def opens_thought(arm: Mapping[str, Any], prompt: str) -> bool:
+    """Whether completions of an arm (its entry in run.json) start inside the thought.
+
+    The arm's details say it where the prompt goes on after ``<think>`` (``prompt_opens_thought``); else the end of the prompt
+    does.
+    """
+    said = arm.get("details", {}).get("prompt_opens_thought")
+    return prompt_opens_thought(prompt) if said is None else bool(said)
+
+
+def _parse(lines: Iterable[str], path: Path) -> Iterator[GradeRow]:
+    for number, line in enumerate(lines, 1):
+        try:
+            yield GradeRow.from_dict(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}: delete the file and grade the run again") from error
+
+
+def _judge_one(
+    completion: Completion, problem: Problem, judge: Callable[[Problem, str, bool], Judgement], tags: Any, opened: bool
+) -> GradeRow:
+    verdict = judge(problem, completion.text, opened)
+    counts: TokenCounts | None = None
+    if tags:
+        stopped = completion.finish_reason == "stop"
+        counts = count_tokens(completion.token_ids, opened, tags[0], tags[1], stopped)
+    return GradeRow(
+        arm=completion.arm,
+        task=completion.task,
+        problem_id=completion.problem_id,
+        sample_idx=completion.sample_idx,
+        outcome=verdict.outcome,
+        extracted=verdict.extracted,
+        reason=verdict.reason,
+        method=getattr(verdict, "method", ""),
+        state=split_thought(completion.text, opened).state,
+        finish_reason=completion.finish_reason,
+        thinking_tokens=counts.thinking if counts else None,
+        answer_tokens=counts.answer if counts else None,
+        total_tokens=len(completion.token_ids),
+        domain=problem.domain,
+        cluster_id=problem.cluster_id,
+    )
+
+
+def _default_judge() -> Callable[[Problem, str, bool], Judgement]:
+    from reasoning_evals.grading import grade  # heavy: only a real grading pass needs it
+
+    return lambda problem, text, opened: grade(problem, text, opened=opened)

@@ -1,0 +1,219 @@
+"""A run's folder: run.json says what the run is, the data files hold what it made.
+
+Where and with what a run was made.
+What the contexts of a run report (a steering audit's rows): stored chunk by chunk, so that it survives a killed run too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from reasoning_evals.runs.completions import Completion, read_completions
+from reasoning_evals.whole_files import create_whole
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from reasoning_evals.runs.completions import JsonLinesWriter, complete_lines, json_line
+
+
+_PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "math-verify", "moe-steer")
+
+
+def provenance() -> dict[str, Any]:
+    """created, commit, versions, hardware: plain JSON values."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": versions,
+        "hardware": _hardware(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this package runs from, "+changes" when files differ; None outside one."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _hardware() -> dict[str, Any]:
+    hardware: dict[str, Any] = {"machine": platform.machine(), "cpus": os.cpu_count(), "devices": []}
+    if (torch := sys.modules.get("torch")) is not None:
+        hardware["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            hardware["devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return hardware
+
+
+RUN_FILE = "run.json"
+PROBLEMS_FILE = "problems.jsonl"
+GRADES_FILE = "grades.jsonl"
+_HASHES = ("config_hash", "prompts", "problems")
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of the sha256 of a JSON value, keys sorted."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def open_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Make the folder's run.json, or check that the one that is there has the same config.
+
+    Several ranks may do this at once; one of them writes. ValueError in one line when the configs differ.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = json.loads(json.dumps(config))
+    path = folder / RUN_FILE
+    if not path.exists():
+        text = json.dumps({"version": 1, "config": wanted, **provenance()}, indent=1, sort_keys=True) + "\n"
+        create_whole(path, text)
+    found = read_run(folder)["config"]
+    if differences := dict(_differences(found, wanted)):
+        # Settings before the hashes that follow from them.
+        ordered = sorted(differences, key=lambda name: name.rpartition(".")[2] in _HASHES)
+        shown = "; ".join(f"{name}: {differences[name]}" for name in ordered[:3]) + (
+            "; ..." if len(ordered) > 3 else ""
+        )
+        raise ValueError(
+            f"{folder} holds a run of another config ({shown}): take another folder, or the settings of that run"
+        )
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The content of run.json; ValueError when there is none or it is no run's."""
+    path = folder / RUN_FILE
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is not a run folder: it has no {RUN_FILE}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): restore it, or take another folder") from error
+    if not isinstance(run, dict) or run.get("version") != 1 or not isinstance(run.get("config"), dict):
+        raise ValueError(f"{path} is not the run.json of an evaluation, version 1: take another folder")
+    return run
+
+
+def refuse_job(folder: Path) -> None:
+    """ValueError for the folder of a job of several steps, whose samples lie in its steps' folders."""
+    if not (folder / PROBLEMS_FILE).exists() and (folder / "test" / RUN_FILE).exists():
+        raise ValueError(
+            f"{folder} is the folder of a job and holds no samples itself: give one of its steps, {folder}/test"
+        )
+
+
+def generation_file(folder: Path, rank: int, world_size: int) -> Path:
+    """Where a rank appends its completions."""
+    return folder / ("generations.jsonl" if world_size == 1 else f"generations.rank{rank}.jsonl")
+
+
+def audit_file(folder: Path, rank: int, world_size: int) -> Path:
+    """Where a rank appends what its contexts report."""
+    return folder / ("audit.jsonl" if world_size == 1 else f"audit.rank{rank}.jsonl")
+
+
+def read_generations(folder: Path) -> Iterator[Completion]:
+    """Every completion of a run once, in the order of the files, whatever number of ranks wrote them.
+
+    ValueError when a sample is there twice with different content. Holds one digest a sample in memory.
+    """
+    seen: dict[tuple[Any, ...], bytes] = {}
+    for path in sorted(folder.glob("generations*.jsonl")):
+        for completion in read_completions(path):
+            content = content_digest(completion)
+            if completion.key not in seen:
+                seen[completion.key] = content
+                yield completion
+            elif seen[completion.key] != content:
+                raise ValueError(
+                    f"{path}: sample {completion.sample_idx} of problem {completion.problem_id!r}, arm {completion.arm!r}, "
+                    "is there twice with different content: the folder mixes runs, sample again in a new one"
+                )
+
+
+def content_digest(completion: Completion) -> bytes:
+    """Equal for equal completions."""
+    return hashlib.sha256(completion.to_json().encode()).digest()[:16]
+
+
+def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted(found.keys() | wanted.keys()):
+            inner = f"{where}.{name}" if where else str(name)
+            yield from _differences(found.get(name, "nothing"), wanted.get(name, "nothing"), inner)
+    elif found != wanted:
+        yield where, f"{_short(found)} there, {_short(wanted)} now"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+SUMS = ("tokens", "weight_added", "samples", "retried_samples", "retokenized", "retries")
+"""The fields of a row that add up; all others say what the row is about."""
+
+
+class AuditWriter:
+    """Appends the rows of one chunk of one arm; makes the file on the first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: JsonLinesWriter | None = None
+
+    def append(self, arm: str, chunk: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One line."""
+        if self._writer is None:
+            self._writer = JsonLinesWriter(self._path)
+        self._writer.append(json_line({"arm": arm, "chunk": chunk, "rows": list(rows)}))
+
+    def __enter__(self) -> AuditWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_audit(folder: Path | str) -> dict[str, list[dict[str, Any]]]:
+    """Arm -> rows added up over the chunks of a run; arms whose context reported nothing are absent.
+
+    A chunk that ran twice, because the run was killed in it, counts once.
+    """
+    chunks: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for path in sorted(Path(folder).glob("audit*.jsonl")):
+        for line in complete_lines(path):
+            entry = json.loads(line)
+            chunks[entry["arm"], entry["chunk"]] = entry["rows"]
+    totals: dict[str, dict[str, dict[str, Any]]] = {}
+    for (arm, _), rows in sorted(chunks.items(), key=lambda item: item[0]):
+        for row in rows:
+            about = {name: value for name, value in row.items() if name not in SUMS}
+            total = totals.setdefault(arm, {}).setdefault(digest(about), {name: row[name] for name in about})
+            for name in SUMS:
+                if name in row:
+                    total[name] = total.get(name, 0) + row[name]
+    return {arm: list(rows.values()) for arm, rows in totals.items()}

@@ -1,0 +1,1 @@
+"""What thoughts state: attempts, over- and underthinking, by arm."""

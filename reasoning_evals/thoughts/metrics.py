@@ -1,0 +1,241 @@
+"""Over- and underthinking by rule: when a thought first held the right answer, and what it did afterwards.
+
+Definitions follow arXiv 2412.21187 (outcome and process efficiency) and 2501.18585 (underthinking), with rules in the place of
+their judge models: attempts are segments between marker words, and an attempt's answers are the boxes, "answer is X", clause-final
+"= N" and option letters in it. They compare arms; they do not reproduce the papers' numbers, and they mean something only for
+short answers, which a thought may also hit by chance: see ``chance.py``.
+
+Judging what thoughts state: many answers to few problems, most of them said before, none of them worth minutes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+from reasoning_evals.answers import boxes
+from reasoning_evals.grading import TIME_LIMIT, WorkerPool, grade_answer
+from reasoning_evals.grading.numbers import read_amount
+from reasoning_evals.problems import Problem
+from reasoning_evals.thoughts.segments import SWITCH_MARKERS, Segment, segment_thought
+
+MAX_CANDIDATES = 20
+"""Answers that are judged in one segment: the last ones."""
+
+Judge = Callable[[Problem, str], bool]
+"""Whether an answer to the problem is right."""
+Cluster = Callable[[Sequence[str]], Sequence[int]]
+"""For each segment's text, the number of its strategy."""
+
+_STATED = re.compile(r"\banswer(?:\s+\w+){0,3}?\s*(?:is|=|:)\s*([^\n.;]{1,60}(?:\.\d+[^\n.;]{0,30})?)", re.IGNORECASE)
+_EQUALS = re.compile(
+    r"(?:=|\\approx|≈)\s*(-?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\\frac\{\d+\}\{\d+\})(?:/\d+)?[^\n.,;=]{0,20}?)\s*(?:\$|\\\)|\\\])?\s*(?=[.,;]?\s*(?:\n|$)|[.,;]\s)"
+)
+_OPTION = re.compile(r"\b(?:option|choice)\s+\(?([A-J])\)?(?!\w)|\(([A-J])\)")
+
+
+class Attempt(NamedTuple):
+    """One segment of a thought with what it states."""
+
+    tokens: int
+    answer: str | None
+    """The last answer that the segment states; numbers by their value, without a unit."""
+    correct: bool
+    """Whether any answer that it states is right."""
+    ends_correct: bool
+    """Whether the last one is."""
+    stated: tuple[str, ...] = ()
+    """All answers that it states, as they stand there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThoughtTrace:
+    """A thought, attempt by attempt."""
+
+    correct: bool
+    """Whether the response's final answer was right."""
+    attempts: tuple[Attempt, ...]
+    strategies: tuple[int, ...]
+    """The strategy of each attempt; by rule, a new one unless the attempt states an answer that was stated before."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(attempt.tokens for attempt in self.attempts)
+
+    @property
+    def first_correct_token(self) -> int | None:
+        """Tokens up to the end of the first attempt that states the right answer, None where none does."""
+        total = 0
+        for attempt in self.attempts:
+            total += attempt.tokens
+            if attempt.correct:
+                return total
+        return None
+
+    @property
+    def tokens_after_first_correct(self) -> int | None:
+        first = self.first_correct_token
+        return None if first is None else self.tokens - first
+
+    @property
+    def answer_changes(self) -> int:
+        """How often the stated answer changes from one attempt that states one to the next."""
+        answers = [attempt.answer for attempt in self.attempts if attempt.answer is not None]
+        return sum(before != after for before, after in itertools.pairwise(answers))
+
+    @property
+    def correct_to_wrong(self) -> int:
+        """How often a right answer is given up for a wrong one."""
+        ends = [attempt.ends_correct for attempt in self.attempts if attempt.answer is not None]
+        return sum(before and not after for before, after in itertools.pairwise(ends))
+
+    @property
+    def revisit_rate(self) -> float:
+        """Share of the later stated answers that were stated before."""
+        answers = [attempt.answer for attempt in self.attempts if attempt.answer is not None]
+        later = range(1, len(answers))
+        return fmean(answers[index] in answers[:index] for index in later) if later else 0.0
+
+
+def trace_thought(
+    problem: Problem,
+    thought: str,
+    correct: bool,
+    count_tokens: Callable[[str], int],
+    *,
+    markers: Sequence[str] = SWITCH_MARKERS,
+    judge: Judge | None = None,
+    cluster: Cluster | None = None,
+) -> ThoughtTrace:
+    """Cut a thought into attempts and judge what each of them states.
+
+    ``correct`` is the verdict on the whole response. ``count_tokens`` counts with the model's own tokenizer. ``judge`` (default:
+    the grader of the problem's answer type, without worker processes) and ``cluster`` (default: by stated answer) may be models.
+    """
+    judge = judge or judge_by_rule
+    segments = segment_thought(thought, markers)
+    attempts = tuple(_attempt(problem, segment, count_tokens, judge) for segment in segments)
+    strategies = _by_answer(attempts) if cluster is None else tuple(cluster([segment.text for segment in segments]))
+    if len(strategies) != len(attempts):
+        raise ValueError(f"cluster gave {len(strategies)} numbers for {len(attempts)} segments: expected one for each")
+    return ThoughtTrace(correct=correct, attempts=attempts, strategies=strategies)
+
+
+def candidates(text: str, answer_type: str) -> list[str]:
+    """The answers that a piece of a thought states, in the order in which they stand."""
+    found = [(text.rfind(box), box) for box in boxes(text)]
+    found += [(match.start(1), match[1]) for match in _STATED.finditer(text)]
+    if answer_type == "choice":
+        found += [(match.start(), match[1] or match[2]) for match in _OPTION.finditer(text)]
+    elif answer_type != "list":
+        found += [(match.start(1), match[1]) for match in _EQUALS.finditer(text)]
+    return [answer.replace("$", "").strip(" *") for _, answer in sorted(found)][-MAX_CANDIDATES:]
+
+
+def judge_by_rule(problem: Problem, answer: str) -> bool:
+    """The grader of the problem's answer type, in this process."""
+    return grade_answer(problem, answer, in_process=True).outcome == "correct"
+
+
+def oe_rule(traces: Iterable[ThoughtTrace]) -> float | None:
+    """Outcome efficiency: mean of (tokens to the first right answer / tokens), 0 for a thought without one.
+
+    arXiv 2412.21187, section 2.2. 1 means nothing was thought after the answer was found. None for no thoughts.
+    """
+    return _mean((trace.first_correct_token or 0) / trace.tokens for trace in traces if trace.tokens)
+
+
+def ut_rule(traces: Iterable[ThoughtTrace]) -> float | None:
+    """Underthinking: over INCORRECT responses, mean of (1 - tokens to the first right attempt / tokens).
+
+    arXiv 2501.18585, section 3. A thought that never held the right answer contributes 0. None when no response is wrong.
+    """
+    wrong = [trace for trace in traces if not trace.correct and trace.tokens]
+    return _mean(0.0 if (first := trace.first_correct_token) is None else 1 - first / trace.tokens for trace in wrong)
+
+
+def process_efficiency(traces: Iterable[ThoughtTrace]) -> float | None:
+    """Share of tokens in attempts that are the first of their strategy, mean over thoughts (arXiv 2412.21187, section 2.3)."""
+    return _mean(_distinct_share(trace) for trace in traces if trace.tokens)
+
+
+def _attempt(problem: Problem, segment: Segment, count_tokens: Callable[[str], int], judge: Judge) -> Attempt:
+    stated = candidates(segment.text, problem.answer_type)
+    verdicts = [judge(problem, answer) for answer in stated]
+    last = _canonical(stated[-1], problem.answer_type) if stated else None
+    return Attempt(count_tokens(segment.text), last, any(verdicts), bool(verdicts) and verdicts[-1], tuple(stated))
+
+
+def _canonical(answer: str, answer_type: str) -> str:
+    """One spelling for one number, so that 7, 7.0 and 7 m do not count as changes of mind."""
+    if answer_type in ("integer", "number", "quantity"):
+        try:
+            return str(read_amount(answer).value)
+        except ValueError:  # not a number, or one with too many digits to print
+            return answer
+    return answer
+
+
+def _by_answer(attempts: Sequence[Attempt]) -> tuple[int, ...]:
+    seen: dict[str, int] = {}
+    strategies = []
+    for index, attempt in enumerate(attempts):
+        strategies.append(index if attempt.answer is None else seen.setdefault(attempt.answer, index))
+    return tuple(strategies)
+
+
+def _distinct_share(trace: ThoughtTrace) -> float:
+    seen: set[int] = set()
+    distinct = 0
+    for attempt, strategy in zip(trace.attempts, trace.strategies, strict=True):
+        distinct += attempt.tokens if strategy not in seen else 0
+        seen.add(strategy)
+    return distinct / trace.tokens
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    kept = list(values)
+    return fmean(kept) if kept else None
+
+
+MAX_TIMEOUTS = 3
+"""Answers to one problem that may run into the time limit; after them its answers are judged without a worker process."""
+
+
+class AttemptJudge:
+    """The graders as a ``Judge``: each answer to a problem once, what may hang in the killable worker processes.
+
+    ``timeout``: seconds for one comparison in a worker; ``pool`` brings own workers.
+    """
+
+    def __init__(self, timeout: float = TIME_LIMIT, pool: WorkerPool | None = None) -> None:
+        self._timeout, self._pool = timeout, pool
+        self._known: dict[tuple[str, str, str | None, str], bool] = {}
+        self._late: dict[str, int] = {}
+
+    @property
+    def num_timeouts(self) -> int:
+        """Answers that ran into the time limit; they count as wrong."""
+        return sum(self._late.values())
+
+    def __call__(self, problem: Problem, answer: str) -> bool:
+        """Whether an answer to the problem is right."""
+        key = (problem.problem_id, problem.target, problem.unit, answer)
+        if key not in self._known:
+            self._known[key] = self._outcome(problem, answer) == "correct"
+        return self._known[key]
+
+    def reads_target(self, problem: Problem) -> bool:
+        """Whether a grader can read the problem's target; some are no formulas. Asked by another answer: an equal text is not read."""
+        return self._outcome(problem, "0") != "grader_error"
+
+    def _outcome(self, problem: Problem, answer: str) -> str:
+        late = self._late.get(problem.problem_id, 0)
+        verdict = grade_answer(problem, answer, timeout=self._timeout, pool=self._pool, in_process=late >= MAX_TIMEOUTS)
+        if verdict.outcome == "grader_timeout":
+            self._late[problem.problem_id] = late + 1
+        return verdict.outcome

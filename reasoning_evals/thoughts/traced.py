@@ -1,0 +1,220 @@
+"""The thoughts of a run folder, traced attempt by attempt beside their grades.
+
+How often a thought states the right answer of ANOTHER problem: then a right one means nothing either.
+What is measured on the thought of one sample.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from reasoning_evals.problems import LABEL, Problem, read_problems
+from reasoning_evals.runs.grading_pass import GradeRow, grade_run, opens_thought, read_grades
+from reasoning_evals.runs.run_folder import PROBLEMS_FILE, read_generations, read_run
+from reasoning_evals.thinking import split_thought
+from reasoning_evals.thoughts.metrics import (
+    AttemptJudge,
+    Judge,
+    ThoughtTrace,
+    candidates,
+    judge_by_rule,
+    oe_rule,
+    process_efficiency,
+    trace_thought,
+    ut_rule,
+)
+from reasoning_evals.thoughts.segments import SWITCH_MARKERS
+
+LABELS = "problems that ask for a label, which no thought states"
+UNREADABLE = "problems with a target that no grader can read"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TracedSample:
+    """One sample of a run: its grade, and its thought attempt by attempt."""
+
+    row: GradeRow
+    trace: ThoughtTrace | None
+    """None where the sample holds no thought."""
+    unjudged: str | None = None
+    """Why no answer that the thought states can be judged, ``LABELS`` or ``UNREADABLE``; None where it can."""
+    boxed_only: bool = False
+    """Whether the right answer is seen in boxes and after "answer is" alone: a formula or a list, not a number."""
+    chance: bool | None = None
+    """Whether the thought states the target of another problem, the same one in every arm; None where there is none."""
+
+    @property
+    def cluster(self) -> tuple[str, str]:
+        """Samples that share it are no independent witnesses."""
+        row = self.row
+        return ("problem", row.problem_id) if row.cluster_id is None else ("cluster", row.cluster_id)
+
+
+def graded_rows(folder: Path | str) -> list[GradeRow]:
+    """Grade a run again. Where problems ask for labels, the verdicts of its classifier are read instead: no grader has others."""
+    problems = read_problems(Path(folder) / PROBLEMS_FILE)
+    if any(problem.answer_type == LABEL for problem in problems):
+        return read_grades(folder)
+    return grade_run(folder, problems)
+
+
+def trace_run(
+    folder: Path | str,
+    rows: Sequence[GradeRow],
+    count_tokens: Callable[[str], int],
+    judge: AttemptJudge | None = None,
+    markers: Sequence[str] = SWITCH_MARKERS,
+    seed: int = 0,
+) -> Iterator[TracedSample]:
+    """Every sample of a run folder with its thought traced, in the order of the files.
+
+    ``rows``: the run's grades. ``count_tokens`` counts as the run's model does. ``seed`` deals the targets for the chance rate.
+    ValueError for a sample without a grade.
+    """
+    judge = judge or AttemptJudge()
+    config = read_run(Path(folder))["config"]
+    problems = {problem.problem_id: problem for problem in read_problems(Path(folder) / PROBLEMS_FILE)}
+    grades = {(row.arm, row.problem_id, row.sample_idx): row for row in rows}
+    unjudged = {name: reason for name, problem in problems.items() if (reason := _why_not(problem, judge))}
+    judged = [problem for name, problem in problems.items() if name not in unjudged]
+    places = [(problem.problem_id, sample) for problem in judged for sample in range(config["k"])]
+    asked = [problem for problem in judged for _ in repeat(None, config["k"])]
+    dealt = dict(zip(places, strangers(asked, seed), strict=True))
+    boxed_only = {problem.problem_id for problem in judged if _in_boxes_only(problem)}
+    for item in read_generations(Path(folder)):
+        name, key = item.problem_id, (item.arm, item.problem_id, item.sample_idx)
+        if key not in grades:
+            raise ValueError(f"{folder} holds a sample of problem {name!r} without a grade: grade the run again")
+        row = grades[key]
+        thought = split_thought(item.text, opens_thought(config["arms"][item.arm], item.prompt)).thought
+        if not thought:
+            yield TracedSample(row=row, trace=None, unjudged=unjudged.get(name), boxed_only=name in boxed_only)
+            continue
+        trace = trace_thought(
+            problems[name],
+            thought,
+            row.correct,
+            count_tokens,
+            markers=markers,
+            judge=_nothing if name in unjudged else judge,
+        )
+        stranger = dealt.get((name, item.sample_idx))
+        yield TracedSample(
+            row=row,
+            trace=trace,
+            unjudged=unjudged.get(name),
+            boxed_only=name in boxed_only,
+            chance=None if stranger is None else states(stranger, trace, judge),
+        )
+
+
+def _why_not(problem: Problem, judge: AttemptJudge) -> str | None:
+    if problem.answer_type == LABEL:
+        return LABELS
+    return None if judge.reads_target(problem) else UNREADABLE
+
+
+def _in_boxes_only(problem: Problem) -> bool:
+    """Whether the rule would miss the right answer at the end of an equation."""
+    return problem.answer_type != "choice" and not candidates(f"= {problem.target}\n", problem.answer_type)
+
+
+def _nothing(problem: Problem, answer: str) -> bool:
+    return False
+
+
+def chance_rate(
+    problems: Sequence[Problem], traces: Sequence[ThoughtTrace], seed: int = 0, judge: Judge | None = None
+) -> float | None:
+    """Share of thoughts in which a stranger's target is stated, among all answers that their attempts state.
+
+    ``problems``: of each thought. None where no thought can be given another target; see ``strangers``.
+    """
+    if len(problems) != len(traces):
+        raise ValueError(f"{len(problems)} problems and {len(traces)} thoughts: expected one thought for each")
+    judge = judge or judge_by_rule
+    hits = [
+        states(stranger, trace, judge)
+        for stranger, trace in zip(strangers(problems, seed), traces, strict=True)
+        if stranger is not None
+    ]
+    return fmean(hits) if hits else None
+
+
+def strangers(problems: Sequence[Problem], seed: int = 0) -> list[Problem | None]:
+    """Every problem with the target of another one of the same answer type, drawn at random, never an equal target.
+
+    None for a problem that is alone with its target. A problem may stand there once a sample: each place is drawn anew.
+    """
+    generator = random.Random(seed)
+    distinct = list({problem.problem_id: problem for problem in problems}.values())
+    others: dict[tuple[str, str], list[Problem]] = {}
+    found: list[Problem | None] = []
+    for problem in problems:
+        kind = (problem.answer_type, problem.target)
+        if kind not in others:
+            others[kind] = [one for one in distinct if one.answer_type == kind[0] and one.target != kind[1]]
+        other = generator.choice(others[kind]) if others[kind] else None
+        found.append(None if other is None else replace(problem, target=other.target, unit=other.unit))
+    return found
+
+
+def states(problem: Problem, trace: ThoughtTrace, judge: Judge) -> bool:
+    """Whether any attempt states the problem's target."""
+    return any(judge(problem, answer) for attempt in trace.attempts for answer in attempt.stated)
+
+
+class ThinkingMeasure(NamedTuple):
+    """One column of the summary."""
+
+    name: str
+    kind: str
+    """share (0 to 1), tokens or count."""
+    of: Callable[[TracedSample], float | None]
+    """Its value for a sample; None where it does not apply."""
+
+
+def _judged(rule: Callable[[ThoughtTrace], float | None]) -> Callable[[TracedSample], float | None]:
+    """A rule over attempts, for thoughts whose stated answers can be judged."""
+    return lambda sample: None if sample.trace is None or sample.unjudged else rule(sample.trace)
+
+
+def _thinking_tokens(sample: TracedSample) -> float:
+    """As generated; counted in the text where the sampler did not know its tags."""
+    if sample.row.thinking_tokens is not None:
+        return sample.row.thinking_tokens
+    return sample.trace.tokens if sample.trace else 0
+
+
+def _underthinking(sample: TracedSample) -> float | None:
+    """For incorrect responses alone; an answer at which the grader failed is not known to be one."""
+    if sample.trace is None or sample.unjudged or sample.row.outcome not in ("wrong", "no_answer", "truncated"):
+        return None
+    return ut_rule([sample.trace])
+
+
+MEASURES = (
+    ThinkingMeasure("accuracy", "share", lambda sample: sample.row.correct),
+    ThinkingMeasure("thinking_tokens", "tokens", _thinking_tokens),
+    ThinkingMeasure("closed", "share", lambda sample: sample.row.state in ("closed", "empty")),
+    ThinkingMeasure("truncated", "share", lambda sample: sample.row.outcome == "truncated"),
+    ThinkingMeasure("attempts", "count", lambda sample: len(sample.trace.attempts) if sample.trace else None),
+    ThinkingMeasure("stated", "share", _judged(lambda trace: trace.first_correct_token is not None)),
+    ThinkingMeasure("chance", "share", lambda sample: sample.chance),
+    ThinkingMeasure("first_right_at", "tokens", _judged(lambda trace: trace.first_correct_token)),
+    ThinkingMeasure("tokens_after_first_right", "tokens", _judged(lambda trace: trace.tokens_after_first_correct)),
+    ThinkingMeasure("outcome_efficiency", "share", _judged(lambda trace: oe_rule([trace]))),
+    ThinkingMeasure("process_efficiency", "share", _judged(lambda trace: process_efficiency([trace]))),
+    ThinkingMeasure("underthinking", "share", _underthinking),
+    ThinkingMeasure("answer_changes", "count", _judged(lambda trace: trace.answer_changes)),
+    ThinkingMeasure("right_to_wrong", "count", _judged(lambda trace: trace.correct_to_wrong)),
+    ThinkingMeasure("revisit_rate", "share", _judged(lambda trace: trace.revisit_rate)),
+)
+"""Attempts and what follows are of samples with a thought; first_right_at and tokens_after_first_right of thoughts that state
+the right answer. The rules: ``thinking_metrics``."""
