@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.options import Options
-from launch.ranks import Ranks
-from launch.shared_options import USUAL_PROMPT
+from launch.core.options import USUAL_PROMPT, RunOptions
+from launch.core.ranks import Ranks
+from launch.jobs.experts_options import Options
 from moe_steer import SteeringPlan
 
 
@@ -69,7 +69,7 @@ class Fit:
 
 
 def fit(
-    options: Options,
+    options: RunOptions,
     plan: SteeringPlan | None,
     config: Any,
     machine: Machine,
@@ -142,15 +142,15 @@ def fit(
 
 def report(options: Options, ranks: Ranks) -> str:
     """What a start with these options would do, as lines; ValueError, as the start itself would raise it, where it cannot."""
-    from launch import steps
-    from launch.problem_sets import problem_sets
-    from launch.wiring import markers_for, parse_coefficients
+    from launch.core.problem_sets import problem_sets
+    from launch.core.wiring import markers_for, parse_coefficients
+    from launch.jobs.experts import check_has_experts, given_plan
     from moe_steer.backends.checkpoint import check_shards
     from moe_steer.loading import read_config, read_tokenizer, resolve
     from reasoning_evals.prompts import render_prompt
     from reasoning_evals.runs.run_folder import RUN_FILE, open_run
 
-    plan = steps.given_plan(options)
+    plan = given_plan(options)
     sets = problem_sets(options)
     hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     config = read_config(options.model, **hub)
@@ -173,7 +173,7 @@ def report(options: Options, ranks: Ranks) -> str:
             f"offload names no folder: {options.offload!r}: give 'cpu' or an existing folder on a local NVMe disk"
         )
     if plan is None:
-        steps.check_has_experts(options.model, found.layers_with_experts)
+        check_has_experts(options.model, found.layers_with_experts)
     folder = Path(options.folder)
     started = (folder / RUN_FILE).exists()
     if started:
@@ -198,7 +198,7 @@ def report(options: Options, ranks: Ranks) -> str:
 
 def _work(options: Options, plan: SteeringPlan | None, sizes: list[int]) -> dict[str, int]:
     """Samples of each step."""
-    from launch.steps import CALIBRATION
+    from launch.jobs.experts import CALIBRATION
 
     identification, tuning, test = sizes
     k = options.num_samples

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.dry_run import Fit, Machine, fit
-from launch.options import Options
+from launch.jobs.experts_options import Options
+from launch.jobs.safety_options import SafetyOptions
 from moe_steer.errors import one_line
 
 FOLDER = Path(__file__).parent / "configs"
@@ -101,7 +102,8 @@ class DryRun:
         return self.fit.total / 2**30
 
     def __str__(self) -> str:
-        return f"{self.recipe.name}: {self.recipe.gpus} x {self.recipe.gpu}, {self.fit}"
+        recipe = self.recipe
+        return f"{recipe.name}: {recipe.gpus} x {recipe.gpu} ({recipe.expected_gib:g} GiB expected on the fullest), {self.fit}"
 
 
 def names() -> list[str]:
@@ -130,43 +132,42 @@ def dry_run(recipe: Recipe) -> DryRun:
     backend, memory; and the host file. ValueError where one is wrong."""
     from transformers import CONFIG_MAPPING
 
-    from launch.steps import given_plan
+    from launch.jobs.experts import given_plan
     from reasoning_evals.tasks import task_names
     from reasoning_evals.tasks.own_file import is_file_name
 
     values = dict(recipe.shape)
     config = CONFIG_MAPPING[values.pop("model_type")](**values)
     options = _job_options(recipe, config.num_hidden_layers)
-    if options.problems not in task_names() and not is_file_name(options.problems):
-        raise ValueError(f"recipe {recipe.name!r} names the unknown task {options.problems!r}")
+    main = options if isinstance(options, Options) else None
+    if main and main.problems not in task_names() and not is_file_name(main.problems):
+        raise ValueError(f"recipe {recipe.name!r} names the unknown task {main.problems!r}")
     if recipe.nodes > 1 and (slots := host_slots()) != [recipe.gpus // recipe.nodes] * recipe.nodes:
         raise ValueError(
             f"recipe {recipe.name!r} needs {recipe.gpus} GPUs on {recipe.nodes} nodes, {HOSTS} has {slots}"
         )
     machine = Machine.of_gpus(recipe.gpus, recipe.gpu_gib, recipe.gpu)
-    own = bool(options.plan) and Path(options.plan or "").is_file()
+    own = main.plan if main and main.plan and Path(main.plan).is_file() else None
     try:
-        plan = given_plan(options) if options.preset or own else None
+        plan = given_plan(main) if main and (main.preset or own) else None
         return DryRun(recipe=recipe, fit=fit(options, plan, config, machine, recipe.context - options.token_limit))
     except ValueError as error:
-        of_folder = f", with the plan file {options.plan!r} that lies in this folder" if own else ""
+        of_folder = f", with the plan file {own!r} of this folder" if own else ""
         raise ValueError(f"recipe {recipe.name!r}{of_folder}: {error}") from error
 
 
-def _job_options(recipe: Recipe, num_layers: int) -> Options:
-    """What the recipe's script makes of its options, where all scripts have them."""
+def _job_options(recipe: Recipe, num_layers: int) -> Options | SafetyOptions:
+    """The options of the recipe's script."""
     import tyro
 
     if recipe.script == "steer_r1":
         return tyro.cli(Options, args=recipe.job)
-    from launch.safety_experiment.options import SafetyOptions
-
     options = tyro.cli(SafetyOptions, args=recipe.job)
     if options.layer >= num_layers:
         raise ValueError(
             f"recipe {recipe.name!r} steers layer {options.layer}: the model has layers 0-{num_layers - 1}"
         )
-    return options.job()
+    return options
 
 
 def host_slots() -> list[int]:

@@ -38,7 +38,7 @@ def test_two_arms_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -
     assert "selected by" in shown
     assert main(steered) == 0
     assert "0 of them new" in capsys.readouterr().out, "a finished run is not sampled again"
-    compared = ["compare", "--baseline", str(runs / "plain"), "--arm", str(runs / "steered")]
+    compared = ["compare", "--baseline", str(runs / "plain"), "--arm-folder", str(runs / "steered")]
     assert main([*compared, "--out", str(runs / "comparison.json")]) == 0
     assert "steered against baseline:" in capsys.readouterr().out
     assert json.loads((runs / "comparison.json").read_text())["num_problems"] == 24

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from reasoning_evals.comparing.power import Assumptions, PowerPlan
@@ -20,12 +20,14 @@ class Compare:
 
     baseline: str
     """Run folder that holds the baseline arm."""
-    arm: tuple[str, ...] = ()
+    arm_folder: tuple[str, ...] = ()
     """Run folders of the other arms; none when the baseline's folder holds them all."""
     baseline_arm: str = "baseline"
     """Name of the baseline arm."""
     out: str | None = None
     """Comparison file to write (JSON)."""
+
+    renamed: ClassVar = {"--arm": "--arm-folder"}
 
     def run(self) -> int:
         """Print the arms and the verdicts."""
@@ -35,7 +37,7 @@ class Compare:
         from reasoning_evals.runs.grading_pass import grade_run
         from reasoning_evals.whole_files import write_whole
 
-        rows = [row for folder in (self.baseline, *self.arm) for row in grade_run(folder)]
+        rows = [row for folder in (self.baseline, *self.arm_folder) for row in grade_run(folder)]
         comparison = compare_arms(rows, baseline=self.baseline_arm)
         print(f"{comparison.num_problems} problems x {comparison.num_samples} samples")
         for one in comparison.arms:

@@ -1,52 +1,32 @@
-"""``moe-steer collect``: traces through a model -> routing counts.
-
-``moe-steer score``: routing counts -> nPMI scores.
-"""
+"""``moe-steer collect``: traces through a model -> routing counts. ``moe-steer score``: routing counts -> nPMI scores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from launch.core.options import ModelOptions
+from launch.jobs.stats import CountingOptions, ScoringOptions
+
 if TYPE_CHECKING:
-    from launch.ranks import Ranks
+    from launch.core.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collect:
+class Collect(CountingOptions, ModelOptions):
     """Count which experts the router selects at reasoning markers, over traces run through a model.
 
     Long collections that can be interrupted, and several ranks: deepspeed --num_gpus 8 launch/collect_stats.py ...
     """
 
-    traces: tuple[str, ...]
-    """Trace files, generations*.jsonl files, or folders of runs."""
-    arm: str | None = None
-    """Of runs of several arms, the one whose answers are read."""
     out: str
     """Counts file to write (safetensors)."""
-    model: str = "lab"
-    """Model folder, hub id, or 'lab' for the embedded mixture-of-experts model."""
-    markers: tuple[str, ...] = ("<think>", "</think>", "Alternatively")
-    """Tags and words whose routing is counted, in all their token forms."""
-    base: str = "generated"
-    """Tokens that base rates are taken from: generated (as RICE), or all."""
-    position: str = "input"
-    """Routing while the marker is the input token (input), or where it is predicted (predicted)."""
     add_to: tuple[str, ...] = ()
     """Counts files of other shards of the same model and markers, added to the result."""
-    tokens_per_batch: int = 8192
-    """Padded tokens of one forward pass."""
-    backend: str = "auto"
-    """How the model is held; see moe_steer.load_model."""
-    dtype: str = "auto"
-    """Precision: auto (as stored), float32, bfloat16 or float16."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
 
     def run(self) -> int:
         """Write the counts and say what was counted."""
-        from launch.ranks import ranks_of_this_run
+        from launch.core.ranks import ranks_of_this_run
 
         with ranks_of_this_run() as ranks:
             self._collect(ranks)
@@ -56,14 +36,12 @@ class Collect:
         import sys
 
         from expert_stats import MarkerSet, RoutingCounts
-        from launch.sharded import collect_over_ranks
-        from launch.wiring import counted, read_any_traces
-        from moe_steer.loading import load_model
+        from launch.core.session import load_asked
+        from launch.core.sharded import collect_over_ranks
+        from launch.core.wiring import counted, read_any_traces
 
         earlier = [RoutingCounts.load(path) for path in self.add_to]
-        model, tokenizer = load_model(
-            self.model, self.backend, dtype=self.dtype, trust_remote_code=self.trust_remote_code
-        )
+        model, tokenizer = load_asked(self, batch=1, context=None)
         markers = MarkerSet.from_tokenizer(tokenizer, self.markers, position=self.position)
         traces = read_any_traces(self.traces, tokenizer, self.arm)
         counts = collect_over_ranks(
@@ -85,33 +63,22 @@ class Collect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(ScoringOptions):
     """Score every expert by nPMI between its routing and the markers (RICE, Eq. 2-6), with support, interval and null."""
 
     counts: tuple[str, ...]
     """Counts files; several are added up first."""
     out: str
     """Score file to write (JSON)."""
-    coefficients: tuple[str, ...] = ()
-    """What each marker counts for, as NAME=NUMBER; default <think>=1 </think>=-1 Alternatively=-1."""
-    zero_joint: str = "half"
-    """What a marker adds at which the expert never fired: half (as if it had fired there half a time), skip (nothing) or minus_one (the limit of nPMI)."""
-    min_support: int | None = None
-    """Least number of joint selections; default a tenth of the marker's occurrences, at least 3."""
-    missing_marker: str = "error"
-    """A marker that never occurred: error, or skip (leave it out of the score)."""
     heatmap: str | None = None
     """Also draw layers x experts as an SVG file."""
-    top: int = 10
-    """Rows of the table to print."""
 
     def run(self) -> int:
         """Write the scores and print the best."""
         from pathlib import Path
 
-        from expert_stats import RoutingCounts, score_experts
+        from expert_stats import RoutingCounts
         from expert_stats.counts import sum_counts
-        from launch.wiring import parse_coefficients
 
         contents = [Path(path).read_bytes() if Path(path).is_file() else path for path in self.counts]
         if len(set(contents)) < len(contents):
@@ -119,13 +86,7 @@ class Score:
                 f"--counts {' '.join(self.counts)}: the same counts stand there twice; give each file once"
             )
         counts = sum_counts(RoutingCounts.load(path) for path in self.counts)
-        scores = score_experts(
-            counts,
-            parse_coefficients(self.coefficients) or None,
-            zero_joint=self.zero_joint,
-            min_support=self.min_support,
-            missing_marker=self.missing_marker,
-        )
+        scores = self.score(counts)
         scores.save(self.out)
         print(scores.table(self.top))
         stability = ", ".join(f"{key} {value:.2f}" for key, value in scores.stability.items())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from launch.cli.direction_options import NEED_SAE, DirectionOptions, check
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-NEED_SAE = ("sta", "all_atoms", "single_atom")
 _REMEDIES = {
     "decisions": "give more traces, other --switch-words, or traces that this model's tokenizer wrote",
     "thoughts": "give traces with several right answers a problem, one 1.5 times as long as another, written by this model",
@@ -18,69 +19,11 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeDirection:
+class MakeDirection(DirectionOptions):
     """Find directions in the residual stream that separate wanted from unwanted text."""
-
-    out: str
-    """Folder to write to: METHOD-LLAYER.safetensors for each method and layer, and atoms.md."""
-    contrast: Literal["decisions", "answers", "thoughts", "prompts"]
-    """decisions: stopping to think (positive) against going on; thoughts: concise (positive) against verbose ones, both
-    from --traces; answers: matching (positive) against not matching; prompts: with --prompt (positive) against without,
-    both from --pairs."""
-    traces: tuple[str, ...] = ()
-    """Trace files, generations*.jsonl files, or folders of runs; of a run's folder only right answers are used."""
-    arm: str | None = None
-    """Of runs of several arms, the one whose answers are read."""
-    pairs: str | None = None
-    """CSV or JSON lines: question, matching, not_matching; for prompts: question, answer."""
-    prompt: str | None = None
-    """The prompt that is turned into a direction."""
-    layers: tuple[int, ...]
-    """Decoder layers, counted from 0; all from one pass."""
-    method: tuple[Literal["caa", "sta", "all_atoms", "single_atom", "pca"], ...] = ("caa",)
-    """caa (difference of means), pca, and with an SAE: sta (target atoms), all_atoms, single_atom."""
-    sae: tuple[str, ...] = ()
-    """Folders or files of SAEs of the residual stream, one for each layer."""
-    keep: float | None = None
-    """STA: share of the atoms kept (default 0.35)."""
-    trim: float | None = None
-    """STA: the same as the share dropped, as EasyEdit counts."""
-    num_atoms: int | None = None
-    """STA: the same as a number."""
-    parity: bool = False
-    """STA: the arithmetic of the authors' release to the letter."""
-    by: Literal["both", "amplitude", "frequency", "effect"] = "both"
-    """STA: what atoms are chosen by."""
-    sides: Literal["one", "two"] = "two"
-    """STA: one keeps only atoms of the positive side."""
-    rate: Literal["token", "sample"] = "token"
-    """STA: an atom's frequency is its share of the tokens, or of the samples."""
-    max_density: float = 1.0
-    """STA: leave out atoms that fire at a larger share of the tokens."""
-    atom: int | None = None
-    """single_atom: this atom; default the one with the largest effect."""
-    weight: Literal["auto", "sample", "token"] = "auto"
-    """What counts once: a sample, or a token (auto: a token for decisions, else a sample)."""
-    switch_words: tuple[str, ...] = ("Wait", "Alternatively", "Hmm")
-    """decisions: words at the start of a step that show that thinking goes on."""
-    chat: bool = False
-    """answers, prompts: put the question into the tokenizer's chat template."""
-    first_tokens: int | None = None
-    """answers, thoughts: only the first so many tokens count."""
-    match_lengths: bool = False
-    """answers, thoughts: of both sides only as many tokens as the shorter one has."""
-    model: str = "lab"
-    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model."""
-    tokens_per_batch: int | None = None
-    """Padded tokens of one forward pass; by default 1,024 on a CPU, 8,192 on a GPU."""
-    dtype: str = "auto"
-    """Precision: auto (as stored), float32, bfloat16 or float16."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
 
     def run(self) -> int:
         """Write the directions and one line about each."""
-        from launch.cli.direction_check import check
         from launch.cli.notes import plain_warnings
 
         check(self)
@@ -218,7 +161,7 @@ class MakeDirection:
         """Traces; of the folder of a run only the right ones."""
         from pathlib import Path
 
-        from launch.wiring import read_any_traces
+        from launch.core.wiring import read_any_traces
         from reasoning_evals.runs.grading_pass import grade_run
 
         found = []
@@ -233,12 +176,6 @@ class MakeDirection:
                 traces = kept
             found += traces
         return found
-
-    def counted_by(self) -> str:
-        """What counts once: sample or token."""
-        if self.weight != "auto":
-            return self.weight
-        return "token" if self.contrast == "decisions" else "sample"
 
     def _make(self, method: str, contrast: Any, sae: Any) -> Any:
         from moe_steer.directions import all_atoms, caa, pca, single_atom, sta
@@ -256,9 +193,9 @@ class MakeDirection:
                 rate=self.rate,
                 max_density=self.max_density,
             )
-        if method == "single_atom":
+        if method == "atom":
             return single_atom(contrast, sae, self.atom)
-        return all_atoms(contrast, sae) if method == "all_atoms" else {"caa": caa, "pca": pca}[method](contrast)
+        return all_atoms(contrast, sae) if method == "sae" else {"caa": caa, "pca": pca}[method](contrast)
 
 
 def _without_name(model: dict[str, Any]) -> dict[str, Any]:

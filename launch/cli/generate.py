@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from launch.core.options import DRAWING, ReadBy, check_counts, refuse_greedy_samples, refuse_idle
 
 if TYPE_CHECKING:
     from moe_steer.plan import SteeringPlan
     from reasoning_evals.runs.run import Arm
+
+
+_ENDPOINT = ReadBy(("endpoint",), "--{option} is for sampling over HTTP: give --endpoint, or leave it out")
+_HERE = ReadBy(("model",), "--dtype is decided by the server: leave it out, and say it in --server")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,17 +27,17 @@ class Generate:
     """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model; with --endpoint the name it is served under."""
     endpoint: str | None = None
     """Sample from a server with OpenAI's completions (vLLM, SGLang, ...) at http://HOST:8000/v1 instead of loading the model."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, _ENDPOINT] = None
     """Model whose tokenizer renders the prompts for --endpoint; default --model."""
-    concurrency: int | None = None
+    concurrency: Annotated[int | None, _ENDPOINT] = None
     """Requests under way at the endpoint at once; default 64."""
-    server: str | None = None
+    server: Annotated[str | None, _ENDPOINT] = None
     """What serves at the endpoint, in words (engine, version, precision): kept in run.json, and the same on resume."""
-    api_key_variable: str | None = None
+    api_key_variable: Annotated[str | None, _ENDPOINT] = None
     """Name of the environment variable that holds the endpoint's key."""
-    plain_endpoint: bool = False
+    plain_endpoint: Annotated[bool, _ENDPOINT] = False
     """Send the endpoint no field beyond OpenAI's own, for servers that refuse others."""
-    prompt_as_ids: bool = False
+    prompt_as_ids: Annotated[bool, _ENDPOINT] = False
     """Send the endpoint token ids instead of text, for servers that add a BOS token to any text (llama.cpp)."""
     problems: str = "lab"
     """A JSONL file of problems, or the name of a task."""
@@ -42,15 +49,15 @@ class Generate:
     """How many problems; default all, 100 of the lab."""
     plan: str | None = None
     """Steering plan; left out, the model runs as it is."""
-    arm: str | None = None
+    arm_name: str | None = None
     """Name of the arm; default 'steered' with a plan, else 'baseline'."""
     samples: int = 1
     """Samples a problem."""
     greedy: bool = False
     """The most likely token at each step, instead of sampling."""
-    temperature: float = 0.6
+    temperature: Annotated[float, DRAWING] = 0.6
     """Divides the logits."""
-    top_p: float = 0.95
+    top_p: Annotated[float, DRAWING] = 0.95
     """Smallest set of tokens with at least this probability."""
     max_new_tokens: int | None = None
     """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."""
@@ -58,19 +65,21 @@ class Generate:
     """Samples decoded together, default 64; with --endpoint those asked for together, default 256: some times --concurrency."""
     seed: int = 0
     """Decides the lab's problems and all samples; the same in two arms that are to be compared."""
-    dtype: str = "auto"
+    dtype: Annotated[str, _HERE] = "auto"
     """Precision: auto (as stored), float32, bfloat16 or float16."""
     strict: bool = False
     """Fail when the plan changed nothing in the whole run."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint."""
 
+    renamed: ClassVar = {"--arm": "--arm-name"}
+
     def run(self) -> int:
         """Sample, grade, and say how it went."""
         from pathlib import Path
 
-        from launch.options import answer_limit
-        from launch.ranks import refuse_several_ranks
+        from launch.core.options import answer_limit
+        from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
         from reasoning_evals.engines.sampling import SamplingConfig
@@ -111,29 +120,18 @@ class Generate:
 
     def _check_options(self) -> None:
         """ValueError for options that would not be followed."""
-        from launch.shared_options import refuse_greedy_samples, refuse_idle_drawing
-
-        for name in ("num", "samples", "max_new_tokens", "batch_size", "concurrency"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}: give a whole number >= 1, or leave it out")
+        check_counts(self, ("num", "samples", "max_new_tokens", "batch_size", "concurrency"))
         if self.greedy:
             refuse_greedy_samples(self.samples)
-            refuse_idle_drawing(self)
-        if not self.endpoint:
-            for name in (
-                "tokenizer", "concurrency", "server", "api_key_variable", "plain_endpoint", "prompt_as_ids",
-            ):  # fmt: skip
-                if getattr(self, name):
-                    raise ValueError(
-                        f"--{name.replace('_', '-')} is for sampling over HTTP: give --endpoint, or leave it out"
-                    )
-            return
-        if self.plan:
+        if self.plan and self.endpoint:
             raise ValueError(
-                "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm steered instead of --plan"
+                "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm-name steered instead of --plan"
             )
-        if self.dtype != "auto":
-            raise ValueError("--dtype is decided by the server: leave it out, and say it in --server")
+        refuse_idle(self)
+
+    def readers(self) -> Set[str]:
+        """The parts of this run that options may be for."""
+        return {"endpoint" if self.endpoint else "model", *(() if self.greedy else ("drawing",))}
 
     def _model_arm(self, plan: SteeringPlan | None) -> Arm:
         from moe_steer import load_model, steer
@@ -143,10 +141,10 @@ class Generate:
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
         sampler = InProcessSampler(model, tokenizer)
         if plan is None:
-            return Arm(self.arm or "baseline", sampler, details={"plan": None})
+            return Arm(self.arm_name or "baseline", sampler, details={"plan": None})
         plan.check(model)
         return Arm(
-            self.arm or "steered",
+            self.arm_name or "steered",
             sampler,
             context=lambda: steer(model, plan, tokenizer=tokenizer, quiet=True),
             details={"plan": plan.digest()},
@@ -175,7 +173,7 @@ class Generate:
             prompt_as_ids=self.prompt_as_ids,
             engine={"said": self.server} if self.server else None,
         )
-        return Arm(self.arm or "baseline", sampler, context=lambda: HttpAudit(sampler), details={"plan": None})
+        return Arm(self.arm_name or "baseline", sampler, context=lambda: HttpAudit(sampler), details={"plan": None})
 
     def _report_endpoint(self, arm: str) -> None:
         from reasoning_evals.engines.http_audit import http_line
@@ -184,7 +182,7 @@ class Generate:
         print(http_line(read_audit(self.out)[arm]))
 
     def _report_firing(self, plan: object) -> None:
-        from launch.firing import nothing_fired
+        from launch.core.findings import nothing_fired
         from moe_steer.audit import row_lines
         from moe_steer.plan import SteeringPlan
         from reasoning_evals.runs.run_folder import read_audit

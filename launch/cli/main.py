@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from launch.repeated import refuse_repeated
+from launch.core.arguments import refuse_misread
 from moe_steer.errors import exit_code
 
 COMMANDS = {
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {names}", file=sys.stderr)
         return 2
     chosen: Any = _command(arguments[0])
-    refuse_repeated(f"moe-steer {arguments[0]}", chosen, arguments[1:])
+    refuse_misread(f"moe-steer {arguments[0]}", chosen, arguments[1:])
     try:
         command = tyro.cli(
             chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)
@@ -74,7 +74,7 @@ def program() -> None:
     """``main`` as a process of its own: where ranks have met, it ends as the jobs of launch/ do."""
     code = main()
     if "WORLD_SIZE" in os.environ:  # else no group was made, and the libraries that make one need not be read
-        from launch.ranks import leave
+        from launch.core.ranks import leave
 
         leave(code)
     sys.exit(code)

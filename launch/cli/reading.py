@@ -23,7 +23,7 @@ class Report:
 
     def run(self) -> int:
         """Write the pages."""
-        from launch.rebuild import rebuild
+        from launch.jobs import rebuild
         from reasoning_evals.report import build_report, write_pages
         from reasoning_evals.runs.grading_pass import grade_run
 

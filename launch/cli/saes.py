@@ -18,7 +18,7 @@ def token_sequences(
     traces: Sequence[str], texts: Sequence[str], model: Any, tokenizer: Any, arm: str | None = None
 ) -> list[list[int]]:
     """All of them, cut at the model's context; ``arm``: of traces, see ``read_any_traces``. ValueError when there are none."""
-    from launch.wiring import read_any_traces
+    from launch.core.wiring import read_any_traces
 
     if not traces and not texts:
         raise ValueError("there is nothing to run through the model: give --traces or --texts")

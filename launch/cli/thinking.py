@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -22,9 +22,9 @@ class Thinking:
 
     folder: Annotated[str, tyro.conf.Positional]
     """Folder of a run with generations, or of a job, of which the test step is read."""
-    arm: tuple[str, ...] = ()
+    arm_folder: tuple[str, ...] = ()
     """Folders of further arms on the same problems; none when the first folder holds them all."""
-    baseline: str | None = None
+    baseline_arm: str | None = None
     """Arm that the others are compared with; default the first of the run."""
     switch_words: tuple[str, ...] = ()
     """Sentence openings that begin a new attempt; default those of the papers, such as Wait, Alternatively, Hmm, Let me check."""
@@ -34,6 +34,8 @@ class Thinking:
     """Run tokenizer code that comes with the checkpoint."""
     out: str | None = None
     """File to write with all numbers (JSON)."""
+
+    renamed: ClassVar = {"--arm": "--arm-folder", "--baseline": "--baseline-arm"}
 
     def run(self) -> int:
         """Grade, trace every thought, print one table and what it does not say."""
@@ -46,12 +48,12 @@ class Thinking:
         from reasoning_evals.thoughts.table import thinking_lines, thinking_notes
         from reasoning_evals.whole_files import write_whole
 
-        folders = [_run_folder(Path(given)) for given in (self.folder, *self.arm)]
+        folders = [_run_folder(Path(given)) for given in (self.folder, *self.arm_folder)]
         configs = [read_run(folder)["config"] for folder in folders]
         names = _arm_names(folders, configs)
-        baseline = self.baseline or names[0]
+        baseline = self.baseline_arm or names[0]
         if baseline not in names:
-            raise ValueError(f"--baseline {baseline} is no arm of {folders[0]}: it has {', '.join(names)}")
+            raise ValueError(f"--baseline-arm {baseline} is no arm of {folders[0]}: it has {', '.join(names)}")
         markers = self.switch_words or SWITCH_MARKERS
         judge = AttemptJudge()
         samples: list[TracedSample] = []
@@ -111,7 +113,9 @@ def _arm_names(folders: Sequence[Path], configs: Sequence[dict[str, Any]]) -> li
         if config["problems"] != configs[0]["problems"]:
             raise ValueError(f"{folder} and {folders[0]} have different problems: sample the same in both")
         if twice := set(names) & set(config["arm_order"]):
-            raise ValueError(f"{folder} holds another arm named {min(twice)!r}: sample it again with --arm OTHER_NAME")
+            raise ValueError(
+                f"{folder} holds another arm named {min(twice)!r}: sample it again with --arm-name OTHER_NAME"
+            )
         names += config["arm_order"]
     return names
 

@@ -22,8 +22,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from launch.lab.batches import MAX_SEQUENCE, Batch, BatchMaker, LoadBalancer, Writer, corpus, training_text
 from launch.lab.card import write_card
-from launch.lab.evaluate import evaluate_model, export_model
 from launch.lab.models import new_model, train_tokenizer
+from launch.lab.scoring import evaluate_model, export_model
 from moe_steer.files import read_tensors, written_aside
 from moe_steer.lab import LAB_MODEL
 

@@ -10,8 +10,8 @@ import tyro
 
 from launch.lab.batches import overthinking_text
 from launch.lab.card import DENSE_CARD, write_card
-from launch.lab.evaluate import evaluate_model, export_model
 from launch.lab.models import MAX_NEW_TOKENS, new_dense_model
+from launch.lab.scoring import evaluate_model, export_model
 from launch.lab.train import Options, Recipe, Subject, train_from
 from moe_steer.lab import LAB_DENSE
 

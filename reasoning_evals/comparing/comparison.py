@@ -205,9 +205,9 @@ def _maybe(kind: Any, values: Mapping[str, Any] | None) -> Any:
 
 
 def rounded(value: Any) -> Any:
-    """Floats to 6 significant digits, inside any nesting."""
+    """Floats to 6 significant digits, inside any nesting: far below any standard error, above the rounding of sums. NaN becomes None."""
     if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}") + 0.0  # no -0.0
+        return None if value != value else float(f"{value:.{_DIGITS}g}") + 0.0  # no -0.0
     if isinstance(value, Mapping):
         return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

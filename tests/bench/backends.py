@@ -69,7 +69,7 @@ def measure(backend: str, model_name: str, folder: Path, tokens: int) -> dict[st
 
 def work(out: Path, backend: str, model_name: str, folder: Path, tokens: int) -> None:
     """One rank."""
-    from launch.ranks import ranks_of_this_run
+    from launch.core.ranks import ranks_of_this_run
 
     with ranks_of_this_run() as ranks:
         (out / f"rank{ranks.rank}.json").write_text(json.dumps(measure(backend, model_name, folder, tokens)))

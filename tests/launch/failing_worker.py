@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from launch.ranks import Ranks, leave
-from launch.start import start
+from launch.core.ranks import Ranks, leave
+from launch.core.start import start
 
 
 @dataclass(frozen=True, kw_only=True)

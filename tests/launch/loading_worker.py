@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from launch.ranks import leave, ranks_of_this_run
+from launch.core.ranks import leave, ranks_of_this_run
 from moe_steer import load_model
 from sharded_models import save_checkpoint
 from sharded_worker import held_bytes

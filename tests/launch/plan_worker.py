@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from launch import sharded
-from launch.ranks import Ranks, leave, ranks_of_this_run
-from launch.sharded import agree_on_plan, refuse_different
+from launch.core import sharded
+from launch.core.ranks import Ranks, leave, ranks_of_this_run
+from launch.core.sharded import broadcast_plan
 from moe_steer.plan import ExpertGain, ResidualVector, SteeringPlan
 
 
@@ -37,10 +37,10 @@ def cases(ranks: Ranks, folder: Path) -> dict[str, str]:
     )
     own = dataclasses.replace(plan, experts=[ExpertGain(2, 3, 4.0 + ranks.rank)])
     result = {
-        "own plans": said(lambda: refuse_different("the steering plan", own.digest(), ranks)),
-        "one plan": said(lambda: refuse_different("the steering plan", plan.digest(), ranks)),
+        "own plans": said(lambda: ranks.assert_same("the steering plan", own.digest())),
+        "one plan": said(lambda: ranks.assert_same("the steering plan", plan.digest())),
     }
-    received = agree_on_plan(own if ranks.is_main else None, ranks)
+    received = broadcast_plan(own if ranks.is_main else None, ranks)
     result["received"] = received.digest()
     result["rank 0's"] = dataclasses.replace(own, experts=[ExpertGain(2, 3, 4.0)]).digest()
     unpack = sharded._unpack
@@ -50,7 +50,7 @@ def cases(ranks: Ranks, folder: Path) -> dict[str, str]:
         return dataclasses.replace(arrived, experts=()) if ranks.rank == 1 else arrived
 
     sharded._unpack = torn
-    result["torn on its way"] = said(lambda: agree_on_plan(plan if ranks.is_main else None, ranks))
+    result["torn on its way"] = said(lambda: broadcast_plan(plan if ranks.is_main else None, ranks))
     return result
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from launch.ranks import leave
+from launch.core.ranks import leave
 from launch.steer_r1 import main
 from reasoning_evals.engines.in_process import InProcessSampler
 

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from expert_stats import MarkerSet, Trace
 from expert_stats.collect import collect_counts
-from launch.ranks import Ranks, leave, ranks_of_this_run
-from launch.sharded import agree_on_plan, collect_over_ranks
+from launch.core.ranks import Ranks, leave, ranks_of_this_run
+from launch.core.sharded import broadcast_plan, collect_over_ranks
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, steer
 from moe_steer.backends.layout import in_step, layout_of
 from moe_steer.layers import model_shape
@@ -73,7 +73,7 @@ def compare(backend: str, name: str, folder: Path, ranks: Ranks) -> dict[str, An
     (folder / "disk").mkdir(exist_ok=True)
     model, _ = load_model(checkpoint, backend=backend, offload=str(folder / "disk") if place == "nvme" else place)
     layout = layout_of(model)
-    plan = agree_on_plan(plan_for(reference, folder) if ranks.is_main else None, ranks)
+    plan = broadcast_plan(plan_for(reference, folder) if ranks.is_main else None, ranks)
     result: dict[str, Any] = {"same_tokens": layout.same_tokens, "share": layout.share, "digest": plan.digest()}
     result["bytes"] = held_bytes(model)
     result["files"] = sum(path.stat().st_size for path in (folder / "disk").glob(f"zero3-*-{os.getpid()}-*/**/*.swp"))

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from expert_stats import ExpertScores, RoutingCounts
-from launch import sharded
 from launch.cli.main import main as command_line
 from launch.collect_stats import main
+from launch.core import sharded
 from rank_processes import ROOT, environment, free_port
 
 LAUNCHER = Path(sys.executable).with_name("deepspeed")
@@ -81,7 +81,7 @@ def test_finished_it_counts_nothing_twice_and_may_score_anew(
     monkeypatch.setattr(sharded, "collect_over_ranks", lambda *_, **__: pytest.fail("nothing is left to count"))
     command = ["--traces", str(traces), "--out", str(whole)]
     assert main([*command, "--coefficients", "<think>=1", "</think>=0", "Alternatively=0"]) == 0
-    assert ExpertScores.load(whole / "scores.json").coefficients == (1.0, 0.0, 0.0)
+    assert ExpertScores.load(whole / "scores.json").coefficients == (1.0, 0.0, 0.0, 0.0)
     assert main(command) == 0
     assert main([*command, "--base", "all"]) == 1
     assert "holds a run of another config" in capsys.readouterr().err
@@ -108,7 +108,7 @@ def test_two_ranks_count_the_same(traces: Path, whole: Path, tmp_path: Path) -> 
     ("options", "code", "message"),
     [
         (["--model", "lab-dense"], 1, "lab-dense is a dense model and has no experts to count: contrast"),
-        (["--coefficients", "Wait=-1"], 2, "the coefficient of 'Wait' belongs to no marker: add it to --markers"),
+        (["--coefficients", "Hmm=-1"], 2, "the coefficient of 'Hmm' belongs to no marker: add it to --markers"),
         (["--zero-joint", "none"], 2, "zero_joint is 'none': choose one of half, skip, minus_one"),
         (["--coefficients", "<think>=0"], 2, "no marker has a coefficient above 0"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch.options import Options
+from launch.jobs.experts_options import Options
 from launch.steer_r1 import main
 from moe_steer import ExpertGain, SteeringPlan
 

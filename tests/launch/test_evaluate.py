@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from launch.arm_specs import arm_name, check_arms, parse_arm, token_forms
 from launch.cli.main import main as command_line
-from launch.evaluate import EvaluateOptions, main
+from launch.core.arms import arm_name, check_arms, parse_arm, token_forms
+from launch.core.options import refuse_idle
+from launch.evaluate import main
+from launch.jobs.evaluation import EvaluateOptions
 from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.lab import LAB_MODEL
 from reasoning_evals.decoding.processors import NOWAIT_WORDS
@@ -100,9 +102,15 @@ def test_the_page_of_an_older_folder_is_not_replaced_by_a_poorer_one(
     command = [*SMALL, "--arms", "baseline", "nowait", "--out", str(folder)]
     assert main(command) == 0
     run = json.loads((folder / "run.json").read_text())
+    del run["job"]
+    run["evaluate_options"] = run.pop("options")  # as an earlier version wrote it
+    (folder / "run.json").write_text(json.dumps(run))
+    results = (folder / "results.json").read_bytes()
+    assert command_line(["report", str(folder)]) == 0
+    assert (folder / "results.json").read_bytes() == results
+    page = (folder / "report.html").read_bytes()
     del run["evaluate_options"]
     (folder / "run.json").write_text(json.dumps(run))
-    page = (folder / "report.html").read_bytes()
     capsys.readouterr()
     assert command_line(["report", str(folder)]) == 1
     error = capsys.readouterr().err
@@ -175,8 +183,9 @@ def test_words() -> None:
     assert [rule.numbers for rule in parse_arm("tip:3,600+budget:0")] == [(3.0, 600.0), (0.0,)]
     assert arm_name(parse_arm("plan:/some/where/my.plan.json+budget:64")) == "plan:my.plan+budget:64"
     assert arm_name(parse_arm("tip:2.5")) == "tip:2.5"
-    assert EvaluateOptions().job().folder == "runs/lab-evaluate"
-    assert EvaluateOptions(greedy=True, arms=("tip", "baseline")).reference == 1
+    assert EvaluateOptions().folder == "runs/lab-evaluate"
+    assert EvaluateOptions(greedy=True, arms=("tip", "baseline")).baseline == "baseline"
+    assert EvaluateOptions(arms=("tip:3", "nowait")).baseline == "tip:3"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +260,7 @@ def test_wrong_input_is_one_line_and_exit_code_1(
 )
 def test_options_that_nothing_would_follow_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EvaluateOptions(**given).check_asked()
+        refuse_idle(EvaluateOptions(**given))
 
 
 def test_every_spelling_that_the_lab_writes_is_found() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launch import failure
-from launch.evaluate import EvaluateOptions
-from launch.failure import what_to_say
-from launch.ranks import Ranks, ranks_of_this_run, take_gpu
-from launch.start import start
+from launch.core import failure
+from launch.core.failure import error_to_report
+from launch.core.ranks import Ranks, ranks_of_this_run, take_gpu
+from launch.core.start import start
+from launch.jobs.evaluation import EvaluateOptions
 from launch.steer_r1 import main
 
 
@@ -41,10 +41,10 @@ GLOO_LATE = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78]
 
 
 def test_the_first_rank_speaks_and_the_others_do_not(store: Store) -> None:
-    first = what_to_say(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 1, 60)
+    first = error_to_report(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 1, 60)
     assert str(first).startswith("rank 1: out of GPU memory: use a smaller --batch-size; 'moe-steer memory' says")
-    assert what_to_say(RuntimeError(GLOO_CLOSED), 0, 60) is None
-    assert what_to_say(ValueError("there is no model"), 2, 60) is None
+    assert error_to_report(RuntimeError(GLOO_CLOSED), 0, 60) is None
+    assert error_to_report(ValueError("there is no model"), 2, 60) is None
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_first_rank_speaks_and_the_others_do_not(store: Store) -> None:
     ],
 )
 def test_what_each_failure_is_called(store: Store, error: BaseException, said: str) -> None:
-    found = what_to_say(error, 3, 4)
+    found = error_to_report(error, 3, 4)
     assert isinstance(found, RuntimeError)
     assert str(found).startswith(said)
 
@@ -66,13 +66,13 @@ def test_what_each_failure_is_called(store: Store, error: BaseException, said: s
 def test_a_collective_that_broke_off_is_seen_through_the_error_around_it(store: Store) -> None:
     wrapped = ValueError("the model cannot be loaded")
     wrapped.__cause__ = RuntimeError(GLOO_CLOSED)
-    assert "lost another rank" in str(what_to_say(wrapped, 0, 60))
+    assert "lost another rank" in str(error_to_report(wrapped, 0, 60))
 
 
 def test_wrong_input_and_bugs_come_through_as_they_are(store: Store) -> None:
     for error in (ValueError("a wrong plan"), KeyError("bug"), KeyboardInterrupt()):
         store.note = ""
-        assert what_to_say(error, 0, 60) is error
+        assert error_to_report(error, 0, 60) is error
 
 
 def test_a_rank_that_cannot_ask_speaks_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_a_rank_that_cannot_ask_speaks_after_a_while(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", gone)
     monkeypatch.setattr(failure.time, "sleep", slept.append)
-    assert "lost another rank" in str(what_to_say(RuntimeError(GLOO_CLOSED), 1, 60))
+    assert "lost another rank" in str(error_to_report(RuntimeError(GLOO_CLOSED), 1, 60))
     assert slept == [failure._GRACE]
 
 
@@ -130,8 +130,8 @@ def test_the_gpu_is_taken_before_the_ranks_meet(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("launch.ranks.take_gpu", lambda rank: order.append(f"gpu {rank}"))
-    monkeypatch.setattr("launch.ranks.end_with_the_launcher", lambda: None)
+    monkeypatch.setattr("launch.core.ranks.take_gpu", lambda rank: order.append(f"gpu {rank}"))
+    monkeypatch.setattr("launch.core.ranks.end_with_the_launcher", lambda: None)
 
     def meet(dist_backend: str, **_: Any) -> None:
         order.append(dist_backend)
@@ -149,7 +149,7 @@ def test_wrong_usage_is_said_by_the_first_rank_alone(
 ) -> None:
     slept: list[float] = []
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr("launch.start.time.sleep", slept.append)
+    monkeypatch.setattr("launch.core.start.time.sleep", slept.append)
     with pytest.raises(SystemExit) as stopped:
         main(["--modle", "lab"])
     assert stopped.value.code == 2

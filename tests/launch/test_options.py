@@ -2,9 +2,11 @@ import json
 
 import pytest
 
-from launch.options import Options
+from launch.cli.main import main as command_line
+from launch.core.options import options_from, refuse_idle
+from launch.jobs.experts_options import Options
+from launch.safety import main as safety
 from launch.steer_r1 import main
-from launch.stored_options import options_from
 
 
 def test_defaults() -> None:
@@ -37,7 +39,7 @@ def test_where_it_is_written_is_not_part_of_the_config() -> None:
 def test_options_that_nothing_would_follow_are_refused_when_asked(idle: dict, message: str) -> None:
     options = Options(**idle)  # as a finished run's are read back
     with pytest.raises(ValueError, match=message):
-        options.check_asked()
+        refuse_idle(options)
 
 
 def test_a_dry_run_refuses_what_the_start_would(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,3 +75,29 @@ def test_stored_options_read_back() -> None:
     assert options_from(stored, Options, ["given_plan"]) == options
     with pytest.raises(ValueError, match="setting 'given_plan', which this version does not know: use the one it had"):
         options_from(stored, Options, [])
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        (["compare", "--baseline", "a", "--arm", "b"], "--arm", "--arm-folder"),
+        (["thinking", "a", "--arm", "b"], "--arm", "--arm-folder"),
+        (["thinking", "a", "--baseline", "b"], "--baseline", "--baseline-arm"),
+        (["generate", "--out", "a", "--arm=b"], "--arm", "--arm-name"),
+        (["direction", "--method", "caa", "all_atoms"], "--method all_atoms", "sae"),
+        (["direction", "--method", "single_atom"], "--method single_atom", "atom"),
+    ],
+)
+def test_an_old_name_is_refused_with_the_new_one(
+    command: list[str], old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line(command)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"moe-steer {command[0]}: {old} is now called {new}\n"
+
+
+def test_the_old_name_of_the_baseline_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        safety(["--model", "m", "--arms", "vanilla", "caa"])
+    assert capsys.readouterr().err == "safety.py: --arms vanilla is now called baseline\n"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from launch.overthinking.options import METHODS, OverthinkingOptions
-from launch.overthinking.settings import Setting, budget_settings, choose, direction_settings
-from launch.stored_options import options_from
+from launch.core.options import options_from
+from launch.jobs.overthinking_options import METHODS, OverthinkingOptions
+from launch.jobs.overthinking_settings import Setting, budget_settings, choose, direction_settings
 from reasoning_evals.runs.grading_pass import GradeRow
 
 

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.options import Options
-from launch.problem_sets import PARTS, ProblemSets, cut, problem_sets, refuse_overlap
+from launch.core.problem_sets import PARTS, ProblemSets, cut, problem_sets, refuse_overlap
+from launch.jobs.experts_options import Options
 from reasoning_evals import Problem
 from reasoning_evals.problems import write_problems
 

@@ -10,9 +10,9 @@ import pytest
 import tyro
 
 from launch.cli.memory import Memory
-from launch.options import Options
+from launch.jobs.experts_options import Options
+from launch.jobs.safety_options import SafetyOptions
 from launch.recipes import FOLDER, HOSTS, dry_run, load_recipe, names
-from launch.safety_experiment.options import SafetyOptions
 from moe_steer.backends.memory import gib
 from rank_processes import ROOT
 

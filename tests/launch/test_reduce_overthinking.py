@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from launch.cli.main import main as moe_steer
-from launch.overthinking.options import METHODS
+from launch.jobs.overthinking_options import METHODS
 from launch.reduce_overthinking import main
 from moe_steer.directions import Direction
 from moe_steer.lab import LAB_SAE

@@ -10,10 +10,11 @@ import torch
 
 import safety_files
 from launch.cli.main import main as moe_steer
+from launch.core.options import refuse_idle
+from launch.jobs.safety_arms import read_pairs
+from launch.jobs.safety_options import ARMS, SafetyOptions
+from launch.jobs.safety_tasks import WORKED_EXAMPLES, own_answer, plain_prompt, renderer
 from launch.safety import main
-from launch.safety_experiment.directions import read_pairs
-from launch.safety_experiment.options import ARMS, SafetyOptions
-from launch.safety_experiment.prompts import WORKED_EXAMPLES, own_answer, plain_prompt, renderer
 from moe_steer.directions import Direction
 from moe_steer.saes import load_sae, save_sae
 from reasoning_evals.runs.run_folder import read_generations, read_run
@@ -60,7 +61,7 @@ def test_all_arms_and_tasks_are_in_the_results_and_on_the_pages(made: tuple[list
         assert "Safety and capability" in text
         assert "variance unexplained" in text
         assert all((folder / task / page).is_file() for task in results["tasks"])
-    changes = (folder / "report.md").read_text().split("## Differences from vanilla")[1].split("##")[0]
+    changes = (folder / "report.md").read_text().split("## Differences from baseline")[1].split("##")[0]
     assert "−" in changes
     assert not re.search(r"\| (\S+) to \1 \|", changes), "an interval without width is none"
     page = (folder / "report.md").read_text()
@@ -108,16 +109,16 @@ def test_prompts_and_vectors_do_what_their_arm_says(made: tuple[list[str], Path]
     prompts: dict[str, set[str]] = {}
     for item in read_generations(folder / "safeedit"):
         prompts.setdefault(item.arm, set()).add(item.prompt)
-    assert prompts["vanilla"] == prompts["caa"] == prompts["sae"] == prompts["sta"]
+    assert prompts["baseline"] == prompts["caa"] == prompts["sae"] == prompts["sta"]
     assert all(prompt.startswith("<bos><start_of_turn>You are a responsible") for prompt in prompts["hand-prompt"])
     assert all("<start_of_turn>In every reply" in prompt for prompt in prompts["auto-prompt"])
-    vectors = {arm: Direction.load(folder / "directions" / f"{arm}.safetensors") for arm in ("caa", "sae", "sta")}
+    vectors = {arm: Direction.load(folder / "directions" / f"{arm}-L1.safetensors") for arm in ("caa", "sae", "sta")}
     norms = [float(one.vector_D.norm()) for one in vectors.values()]
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)  # norm-matched to CAA
     assert vectors["sta"].header["options"]["parity"] is True
     assert not torch.equal(vectors["sta"].vector_D, vectors["sae"].vector_D)
     results = results_of(folder)
-    assert results["arms"]["vanilla"] == {"plan": None, "prefix": ""}
+    assert results["arms"]["baseline"] == {"plan": None, "prefix": ""}
     audit = [json.loads(line) for line in (folder / "mmlu" / "audit.jsonl").read_text().splitlines()]
     assert {entry["arm"] for entry in audit} == {"caa", "sae", "sta"}
 
@@ -158,7 +159,7 @@ def test_a_base_model_is_asked_in_plain_text(tmp_path: Path) -> None:
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("Be good.\n")
     run = tmp_path / "run"
-    arms = ["--arms", "vanilla", "hand-prompt", "caa", "--strengths", "1", "-2", "--hand-prompt", str(prompt)]
+    arms = ["--arms", "baseline", "hand-prompt", "caa", "--strengths", "1", "-2", "--hand-prompt", str(prompt)]
     options = without(options, "--sae")
     assert (
         main(
@@ -179,22 +180,25 @@ def test_a_base_model_is_asked_in_plain_text(tmp_path: Path) -> None:
         == 0
     )
     asked = {item.arm: item.prompt for item in read_generations(run / "gsm8k")}
-    assert set(asked) == {"vanilla", "hand-prompt", "caa x1", "caa x-2"}
-    assert asked["vanilla"].startswith("<bos>" + WORKED_EXAMPLES + "Question: What is ")
+    assert set(asked) == {"baseline", "hand-prompt", "caa x1", "caa x-2"}
+    assert asked["baseline"].startswith("<bos>" + WORKED_EXAMPLES + "Question: What is ")
     assert asked["hand-prompt"].startswith("<bos>Be good.\n\nQuestion: A baker")
     attacked = {item.arm: item for item in read_generations(run / "safeedit")}
-    assert attacked["vanilla"].prompt.startswith("<bos>Attack ")
+    assert attacked["baseline"].prompt.startswith("<bos>Attack ")
     assert attacked["caa x1"].token_ids != attacked["caa x-2"].token_ids
-    assert results_of(run)["mean_capability"]["vanilla"]["mean"] == 0
+    assert results_of(run)["mean_capability"]["baseline"]["mean"] == 0
 
 
 def test_an_arm_without_effect_is_named(
     made: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--arms", "vanilla", "caa", "--tasks", "safeedit", "--strengths", "1e-9", "--num-problems", "2"]
+    small = ["--arms", "baseline", "caa", "--tasks", "safeedit", "--strengths", "1e-9", "--num-problems", "2"]
     plain = without(without(made[0], "--sae"), "--gsm8k-tokens")
-    assert main([*plain, *small, "--samples", "2", "--strict", "--out", str(tmp_path / "run")]) == 1
-    assert "caa: every answer equals the one of vanilla; the arm changed nothing" in capsys.readouterr().err
+    assert main([*plain, *small, "--no-greedy", "--samples", "2", "--strict", "--out", str(tmp_path / "run")]) == 1
+    assert (
+        "caa: every sample equals the one of baseline, token by token; the arm changed nothing"
+        in capsys.readouterr().err
+    )
     results = results_of(tmp_path / "run")
     assert results["mean_capability"] == {}
     assert any("changed nothing" in warning for warning in results["warnings"])
@@ -262,9 +266,9 @@ GIVEN = {"model": "m", "layer": 1, "pairs": "p.csv", "classifier": "c", "sae": "
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arms": ("vanilla", "pca")}, "arms hold 'pca': choose among vanilla"),
-        ({"arms": ("vanilla",)}, "give at least two, a comparison needs them"),
-        ({"arms": ("caa", "vanilla"), "strengths": (1.0, 2.0)}, "the first arm is 'caa' at 2 strengths"),
+        ({"arms": ("baseline", "pca")}, "arms hold 'pca': choose among baseline"),
+        ({"arms": ("baseline",)}, "give at least two, a comparison needs them"),
+        ({"arms": ("caa", "baseline"), "strengths": (1.0, 2.0)}, "the first arm is 'caa' at 2 strengths"),
         ({"tasks": ("gsm8k",)}, "give at least one of safeedit, real_toxicity"),
         ({"tasks": ("safeedit", "safeedit")}, "hold a name twice"),
         ({"sae": None}, "the arms sae and sta read the pairs by an SAE: give --sae"),
@@ -277,14 +281,14 @@ GIVEN = {"model": "m", "layer": 1, "pairs": "p.csv", "classifier": "c", "sae": "
         ({"strengths": (float("nan"),)}, "strengths are \\[nan\\]: give different numbers"),
         ({"temperature": 0.7}, "--temperature 0.7 would change nothing"),
         (
-            {"samples": 2, "temperature": float("nan")},
+            {"greedy": False, "samples": 2, "temperature": float("nan")},
             "temperature must be a positive number, got nan: for the argmax use greedy",
         ),
         ({"toxic_label": "2"}, "--toxic-label 2 is of --toxicity-classifier, and none is given"),
-        ({"arms": ("vanilla", "caa")}, "--sae is for sae, sta: add one to --arms, or leave it out"),
-        ({"arms": ("vanilla", "caa"), "sae": None, "keep": 0.1}, "--keep is for sta: "),
-        ({"arms": ("vanilla", "hand-prompt"), "sae": None, "strengths": (2.0,)}, "--strengths is for caa, "),
-        ({"arms": ("vanilla", "caa"), "sae": None, "hand_prompt": "x"}, "--hand-prompt is for hand-prompt: "),
+        ({"arms": ("baseline", "caa")}, "--sae is for sae, sta: add one to --arms, or leave it out"),
+        ({"arms": ("baseline", "caa"), "sae": None, "keep": 0.1}, "--keep is for sta: "),
+        ({"arms": ("baseline", "hand-prompt"), "sae": None, "strengths": (2.0,)}, "--strengths is for caa, "),
+        ({"arms": ("baseline", "caa"), "sae": None, "hand_prompt": "x"}, "--hand-prompt is for hand-prompt: "),
         (
             {"tasks": ("safeedit", "mmlu"), "gsm8k_tokens": 9},
             "--gsm8k-tokens is for gsm8k, mmlu_generated: add one to --tasks",
@@ -294,10 +298,10 @@ GIVEN = {"model": "m", "layer": 1, "pairs": "p.csv", "classifier": "c", "sae": "
             {"tasks": ("real_toxicity",), "toxicity_classifier": "t", "unsafe_label": "0"},
             "--unsafe-label 0 is of --class",
         ),
-        ({"arms": ("vanilla", "hand-prompt"), "sae": None, "num_pairs": 2}, "--num-pairs is for caa, "),
+        ({"arms": ("baseline", "hand-prompt"), "sae": None, "num_pairs": 2}, "--num-pairs is for caa, "),
         ({"samples": 0}, "samples is 0: give a whole number >= 1"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SafetyOptions(**{**GIVEN, **changes}).check_asked()
+        refuse_idle(SafetyOptions(**{**GIVEN, **changes}))

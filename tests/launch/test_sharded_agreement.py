@@ -11,8 +11,7 @@ import pytest
 
 from expert_stats import RoutingCounts
 from launch.cli.main import main, program
-from launch.ranks import Ranks, refuse_several_ranks, wait_seconds
-from launch.sharded import refuse_different
+from launch.core.ranks import Ranks, refuse_several_ranks, wait_seconds
 from rank_processes import ROOT, run_ranks
 
 
@@ -29,8 +28,8 @@ def test_ranks_whose_plans_differ_are_refused(tmp_path: Path) -> None:
 
 
 def test_one_rank_agrees_with_itself() -> None:
-    refuse_different("the steering plan", "x", Ranks())
-    assert Ranks().agree("x") == "x"
+    Ranks().assert_same("the steering plan", "x")
+    assert Ranks().broadcast("x") == "x"
 
 
 @pytest.mark.slow

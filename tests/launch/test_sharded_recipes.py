@@ -76,10 +76,10 @@ def test_a_recipe_that_cannot_run_does_not_stop_the_others(
     SteeringPlan(experts=[ExpertGain(2, 3, 4.0)]).save("plan.json")
     assert main(["r1-distill-qwen-1.5b", "r9", "qwen3-30b-1xh100"]) == 1
     said = capsys.readouterr()
-    assert "\nqwen3-30b-1xh100: 1 x H100, plain" in said.out
+    assert "\nqwen3-30b-1xh100: 1 x H100 (" in said.out
     plan, unknown = said.err.splitlines()
     assert plan.startswith(
-        "recipes: recipe 'r1-distill-qwen-1.5b', with the plan file 'plan.json' that lies in this folder: "
+        "recipes: recipe 'r1-distill-qwen-1.5b', with the plan file 'plan.json' of this folder: "
         "the plan names experts, but qwen2 is a dense model"
     )
     assert unknown.startswith("recipes: there is no recipe 'r9'")

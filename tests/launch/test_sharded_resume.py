@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.failure import OUT_OF_GPU_MEMORY
+from launch.core.failure import OUT_OF_GPU_MEMORY
 from launch.steer_r1 import main
 from moe_steer import ExpertGain, SteeringPlan
 from rank_processes import ROOT, run_ranks

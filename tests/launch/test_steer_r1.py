@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from expert_stats import RoutingCounts
 from launch.cli.main import main as command_line
-from launch.findings import NO_PLACEBO
+from launch.jobs.experts_findings import NO_PLACEBO
 from launch.steer_r1 import main
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
 from reasoning_evals.runs.run_folder import read_generations

@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 
 from expert_stats import Trace, write_traces
-from launch.firing import nothing_fired
-from launch.steps import distance_from_one, gain_name, num_correct, with_gain
-from launch.wiring import parse_coefficients, read_any_traces, traces_of
+from launch.core.findings import nothing_fired
+from launch.core.wiring import parse_coefficients, read_any_traces, traces_of
+from launch.jobs.experts import distance_from_one, with_gain
+from launch.jobs.experts_findings import gain_name, num_correct
 from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.audit import row_lines
 from reasoning_evals import Completion

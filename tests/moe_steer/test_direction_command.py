@@ -66,7 +66,7 @@ def test_every_method_writes_a_file_and_a_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["direction", "--contrast", "decisions", "--traces", str(folder / "traces.jsonl"), "--layers", "2"]
-    methods = ["caa", "sta", "all_atoms", "single_atom", "pca"]
+    methods = ["caa", "sta", "sae", "atom", "pca"]
     more = ["--method", *methods, "--sae", str(folder / "sae"), "--num-atoms", "5", "--out", str(tmp_path / "d")]
     assert main([*given, *more]) == 0
     shown = capsys.readouterr().out
@@ -139,12 +139,12 @@ def test_a_direction_goes_through_the_other_formats(tmp_path: Path, capsys: pyte
         ),
         (["--contrast", "answers", "--pairs", "p", "--traces", "t"], "reads --pairs and not --traces"),
         (["--contrast", "answers", "--pairs", "p", "--keep", "0.1"], "--keep goes with --method sta"),
-        (["--contrast", "answers", "--pairs", "p", "--atom", "1"], "--atom goes with --method single_atom"),
+        (["--contrast", "answers", "--pairs", "p", "--atom", "1"], "--atom goes with --method atom"),
         (
             ["--contrast", "answers", "--pairs", "p", "--arm", "x"],
             "--arm is of runs, and --contrast answers reads pairs",
         ),
-        (["--contrast", "answers", "--pairs", "p", "--sae", "s"], "--sae is for --method sta, all_atoms, single_atom"),
+        (["--contrast", "answers", "--pairs", "p", "--sae", "s"], "--sae is for --method sta, sae, atom"),
         ([*PARITY, "--num-atoms", "3"], "--parity is the release's arithmetic, which has no --num-atoms"),
         ([*PARITY, "--sides", "one"], "--parity is the release's arithmetic, which has no --sides"),
         ([*PARITY, "--rate", "sample"], "--parity is the release's arithmetic, which has no --rate"),
@@ -210,7 +210,7 @@ def test_an_sae_of_another_layer_is_refused(folder: Path, tmp_path: Path, capsys
     assert main([*given, "--layers", "1", "--method", "sta", "--out", str(tmp_path / "d")]) == 1
     assert "there is no SAE for layer 1: give one, or name only layers [2]" in capsys.readouterr().err
     assert main([*given, "--layers", "1", "--out", str(tmp_path / "d")]) == 1
-    assert "--sae is for --method sta, all_atoms, single_atom, and none is asked for" in capsys.readouterr().err
+    assert "--sae is for --method sta, sae, atom, and none is asked for" in capsys.readouterr().err
     sae = load_sae(folder / "sae")
     save_sae(dataclasses.replace(sae, about=dataclasses.replace(sae.about, layer=3)), tmp_path / "sae3")
     both = [*given, str(tmp_path / "sae3"), "--method", "sta", "--layers", "2"]
@@ -229,9 +229,9 @@ def test_a_folder_with_saes_of_several_layers_serves_them_all(folder: Path, tmp_
     for layer in (1, 2, 3):
         tensors = {"W_enc": sae.W_enc_DF.T, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD.T, "b_dec": sae.b_dec_D}
         torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, published / f"layer{layer}.sae.pt")
-    given = ["direction", "--contrast", "decisions", "--traces", str(folder / "traces.jsonl"), "--method", "all_atoms"]
+    given = ["direction", "--contrast", "decisions", "--traces", str(folder / "traces.jsonl"), "--method", "sae"]
     assert main([*given, "--sae", str(published), "--layers", "1", "3", "--out", str(tmp_path / "d")]) == 0
-    found = [Direction.load(tmp_path / "d" / f"all_atoms-L{layer}.safetensors").header["sae"] for layer in (1, 3)]
+    found = [Direction.load(tmp_path / "d" / f"sae-L{layer}.safetensors").header["sae"] for layer in (1, 3)]
     assert [(sae["layer"], sae["format"]) for sae in found] == [(1, "qwen-scope"), (3, "qwen-scope")]
 
 

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from launch.lab.batches import corpus, overthinking_text
-from launch.lab.evaluate import export_model
 from launch.lab.models import new_dense_model, train_tokenizer
-from launch.lab.overthinking import BRIEF_HINTS, MAX_CHECKS, write_overthought
+from launch.lab.overthought import BRIEF_HINTS, MAX_CHECKS, write_overthought
+from launch.lab.scoring import export_model
 from launch.lab.train_dense import DENSE_LAB, RECIPE
 from launch.lab.train_dense_sae import fit_on_new_solutions
 from moe_steer import load_model

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from launch.lab.card import FamilyScore, Scores, count_parameters, replace_scores
-from launch.lab.evaluate import ROUTER_KEYS, export_model, is_correct, sample_texts
 from launch.lab.models import new_model
+from launch.lab.scoring import ROUTER_KEYS, export_model, is_correct, sample_texts
 from moe_steer.lab import LAB_MODEL
 from moe_steer.lab.problems import FAMILIES, LabProblem, generate_problems
 

@@ -96,7 +96,9 @@ def test_a_run_keeps_what_the_endpoint_did(
 @pytest.mark.slow
 def test_plain_servers_and_ids(tmp_path: Path) -> None:
     with serving(Moody()) as server:
-        assert generate(server.url, tmp_path / "run", "--plain-endpoint", "--prompt-as-ids", "--arm", "steered") == 0
+        assert (
+            generate(server.url, tmp_path / "run", "--plain-endpoint", "--prompt-as-ids", "--arm-name", "steered") == 0
+        )
         assert all(
             set(body) == {"model", "prompt", "max_tokens", "temperature", "top_p", "n", "seed", "stream"}
             for body in server.bodies
@@ -115,7 +117,7 @@ def test_plain_servers_and_ids(tmp_path: Path) -> None:
         (["--plain-endpoint"], "--plain-endpoint is for sampling over HTTP"),
         (
             ["--endpoint", "http://127.0.0.1:9/v1", "--plan", "p.json"],
-            "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm steered",
+            "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm-name steered",
         ),
         (["--endpoint", "http://127.0.0.1:9/v1", "--dtype", "bfloat16"], "--dtype is decided by the server"),
         (["--endpoint", "127.0.0.1:9"], "base_url must start with http:// or https://, got '127.0.0.1:9'"),

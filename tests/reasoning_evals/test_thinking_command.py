@@ -69,7 +69,9 @@ def test_the_file_is_the_same_however_many_ranks_wrote_the_samples(run: Path, tm
 
 def test_other_words_and_another_baseline(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "thinking.json"
-    assert main(["thinking", str(run), "--switch-words", "once upon", "--baseline", "short", "--out", str(out)]) == 0
+    assert (
+        main(["thinking", str(run), "--switch-words", "once upon", "--baseline-arm", "short", "--out", str(out)]) == 0
+    )
     assert "changes against short" in capsys.readouterr().out
     values = json.loads(out.read_text())
     assert values["switch_words"] == ["once upon"]
@@ -86,7 +88,7 @@ def test_arms_in_folders_of_their_own(run: Path, tmp_path: Path, capsys: pytest.
     short = write_run(tmp_path / "short", [Arm("short", Spoken(SHORT, ANSWERS))])
     assert main(["thinking", str(run)]) == 0
     together = capsys.readouterr().out
-    assert main(["thinking", str(long), "--arm", str(short)]) == 0
+    assert main(["thinking", str(long), "--arm-folder", str(short)]) == 0
     assert capsys.readouterr().out == together
     assert main(["thinking", str(long)]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -152,17 +154,17 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_wrong_options(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused([str(run), "--baseline", "long"], capsys) == (
+    assert refused([str(run), "--baseline-arm", "long"], capsys) == (
         f"moe-steer: --baseline long is no arm of {run}: it has baseline, short\n"
     )
     assert refused([str(run), "--model", "./nowhere"], capsys).startswith("moe-steer: there is no model folder")
     assert "none of them empty" in refused([str(run), "--switch-words", ""], capsys)
     other = write_run(tmp_path / "other", [Arm("short", Spoken(SHORT, ANSWERS))])
-    assert refused([str(run), "--arm", str(other)], capsys) == (
-        f"moe-steer: {other} holds another arm named 'short': sample it again with --arm OTHER_NAME\n"
+    assert refused([str(run), "--arm-folder", str(other)], capsys) == (
+        f"moe-steer: {other} holds another arm named 'short': sample it again with --arm-name OTHER_NAME\n"
     )
     fewer = write_run(tmp_path / "fewer", [Arm("fewer", Spoken(SHORT, ANSWERS))], PROBLEMS[:3])
-    assert refused([str(run), "--arm", str(fewer)], capsys) == (
+    assert refused([str(run), "--arm-folder", str(fewer)], capsys) == (
         f"moe-steer: {fewer} and {run} have different problems: sample the same in both\n"
     )
     single = write_run(tmp_path / "single", [Arm("baseline", Spoken(LONG, ANSWERS))], PROBLEMS[:1])

@@ -76,8 +76,8 @@ collect_stats.py --traces t --out s --base some
 collect_stats.py --traces t --out s --part 0
 collect-stats --traces t --out s --position after
 safety.py
-SAFETY --sae s --arms vanilla pca
-SAFETY --sae s --arms vanilla
+SAFETY --sae s --arms baseline pca
+SAFETY --sae s --arms baseline
 SAFETY --sae s --tasks gsm8k
 SAFETY
 SAFETY --sae s --strengths 1 0
@@ -85,8 +85,8 @@ SAFETY --sae s --keep 1.5
 SAFETY --sae s --layer -1
 SAFETY --sae s --temperature 0.7
 SAFETY --sae s --toxic-label 2
-SAFETY --sae s --arms vanilla caa
-SAFETY --arms vanilla caa --keep 0.1
+SAFETY --sae s --arms baseline caa
+SAFETY --arms baseline caa --keep 0.1
 SAFETY --sae s --tasks safeedit mmlu --gsm8k-tokens 9
 """
 """Refused by what the words alone say."""

@@ -40,9 +40,9 @@ score --counts runs/counts.safetensors --missing-marker skip --heatmap runs/map.
 plan --scores runs/scores.json --top 2 --gain 8 --out runs/plan.json
 plan --preset rice-r1-math --out runs/preset.json
 plan --experts 1:2=8 3:1=0.5 --scope thought --out runs/experts.json
-compare --baseline runs/plain --arm runs/steered --out runs/comparison.json
+compare --baseline runs/plain --arm-folder runs/steered --out runs/comparison.json
 report runs/steered
-thinking runs/plain --arm runs/steered --out runs/thinking.json
+thinking runs/plain --arm-folder runs/steered --out runs/thinking.json
 power --baseline runs/plain --out runs/power.json
 power --noise 0.105 --points 5 --samples 8 16 --problems 30 60
 export runs/plain --format parquet --out runs/plain.parquet

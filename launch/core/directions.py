@@ -1,0 +1,158 @@
+"""The directions of a job: made once in its folder, read again on a later start, the same on every rank."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch.core.session import Session, unclaimed_when_refused
+from moe_steer.backends.layout import in_step, layout_of
+from moe_steer.contrasts.fit import contrast_fits
+from moe_steer.contrasts.sequences import MarkedSequence
+from moe_steer.directions import Direction
+from moe_steer.layers import unwrap
+from moe_steer.saes import SAE, SAEFit, check_fits, load_sae
+from moe_steer.saes.fit import fit_lines
+from moe_steer.saes.reading import layers_among
+from reasoning_evals.whole_files import write_whole
+
+FOLDER = "directions"
+INDEX = "index.json"
+ATOMS = "atoms.md"
+
+
+class NewDirections(NamedTuple):
+    """What a job made."""
+
+    directions: Sequence[tuple[str, Direction]]
+    """Method and direction, in the order of the report."""
+    reports: Sequence[str] = ()
+    """A table of the atoms of each direction that has some."""
+    fits: Mapping[int, SAEFit] = {}
+    """Layer of an SAE -> its fit on the contrasted texts."""
+
+
+class JobDirections(NamedTuple):
+    """What lies in the job's folder of directions."""
+
+    files: dict[str, list[tuple[int, str]]]
+    """Method -> (layer, file name)."""
+    fits: dict[int, SAEFit]
+    """Layer of an SAE -> its fit on the contrasted texts."""
+    warnings: list[str]
+    """Warnings while they were made."""
+
+
+def read_sae(path: str, model: Any, layer: int | None, layer_option: str) -> SAE:
+    """The SAE of a file or folder; ValueError when it does not fit the model, or does not say its layer and ``layer`` is None.
+
+    ``layer_option``: the option that says the layer, for the message.
+    """
+    if layer is None and (layers := layers_among(path)):
+        raise ValueError(
+            f"{path} holds the SAEs of layers {', '.join(map(str, layers))}: choose one with {layer_option}"
+        )
+    sae = load_sae(path, layer=layer)
+    if sae.about.layer is None:
+        raise ValueError(f"{path} does not say which layer its SAE reads: give {layer_option}")
+    check_fits(sae, model, sae.about.layer)
+    return sae.to(device=unwrap(model).get_input_embeddings().weight.device)
+
+
+def fits_of(session: Session, sequences: Sequence[MarkedSequence], saes: Mapping[int, SAE]) -> dict[int, SAEFit]:
+    """How well the SAEs reproduce the residual stream on the contrasted texts, printed; ValueError for one that explains nothing."""
+    fits = contrast_fits(session.model, sequences, saes)
+    _say(session, fits)
+    return dict(fits)
+
+
+def make_once(session: Session, make: Callable[[], NewDirections]) -> JobDirections:
+    """The directions of the job. ``make`` runs on the first start alone, with warnings recorded.
+
+    Where every rank holds the whole model, rank 0 makes them; where the model is spread over the ranks, all do. ValueError as
+    ``make`` raises it; the folder is then free for other options.
+    """
+    home = session.folder / FOLDER
+    if session.ranks.broadcast((home / INDEX).is_file()):
+        made = read_made(home)
+        _say(session, made.fits)
+    else:
+        with unclaimed_when_refused(session.folder, home / INDEX, session.ranks):
+            _make(session, make, home)
+        session.ranks.barrier()
+        made = read_made(home)
+    session.ranks.assert_same("the directions", _digest(home, made))
+    return made
+
+
+def _make(session: Session, make: Callable[[], NewDirections], home: Path) -> None:
+    layout = layout_of(session.model)
+    if not (session.ranks.is_main or layout.same_tokens or layout.in_step):
+        return
+    with in_step(session.model), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        new = make()
+    if not session.ranks.is_main:
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    files: dict[str, list[tuple[int, str]]] = {}
+    for method, direction in new.directions:
+        name = f"{method}-L{direction.layer}.safetensors"
+        direction.save(home / name)
+        files.setdefault(method, []).append((direction.layer, name))
+    if new.reports:
+        write_whole(home / ATOMS, "\n".join(new.reports))
+    index = {
+        "files": files,
+        "fits": {str(layer): fit.to_dict() for layer, fit in new.fits.items()},
+        "warnings": list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))),
+    }
+    write_whole(home / INDEX, json.dumps(index, indent=1) + "\n")
+
+
+def read_made(home: Path) -> JobDirections:
+    """What ``make_once`` left in a folder of directions; nothing where it made none."""
+    if not (home / INDEX).is_file():
+        return JobDirections({}, {}, [])
+    index = json.loads((home / INDEX).read_text(encoding="utf-8"))
+    if "files" not in index:
+        return _read_version_0(home, index)
+    files = {method: [(int(layer), str(name)) for layer, name in entries] for method, entries in index["files"].items()}
+    fits = {int(layer): SAEFit(**fit) for layer, fit in index["fits"].items()}
+    return JobDirections(files, fits, index["warnings"])
+
+
+def _read_version_0(home: Path, index: Mapping[str, Any]) -> JobDirections:
+    """Before the index had names for its parts: the overthinking job listed its files, the safety job its arms."""
+    if "arms" in index:
+        named = {arm: [f"{arm}.safetensors"] for arm in index["arms"]}
+    else:
+        named = {method: [name for _, name in entries] for method, entries in index.items()}
+    loaded = {method: [(name, Direction.load(home / name)) for name in names] for method, names in named.items()}
+    fits = {}
+    for entries in loaded.values():
+        for _, direction in entries:
+            sae = direction.header.get("sae")
+            if sae and (noted := direction.header.get("notes", {}).get(f"sae_fit_{sae['layer']}")):
+                fits[sae["layer"]] = SAEFit(**noted)
+    files = {method: [(direction.layer, name) for name, direction in entries] for method, entries in loaded.items()}
+    return JobDirections(files, fits, list(index.get("warnings", [])))
+
+
+def _say(session: Session, fits: Mapping[int, SAEFit]) -> None:
+    for layer, fit in fits.items():
+        for line in fit_lines(layer, fit):
+            session.ranks.say(f"     {line}")
+
+
+def _digest(home: Path, made: JobDirections) -> str:
+    """sha256 over the direction files, to compare ranks."""
+    digest = hashlib.sha256()
+    for entries in made.files.values():
+        for _, name in entries:
+            digest.update((home / name).read_bytes())
+    return digest.hexdigest()

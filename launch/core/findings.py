@@ -1,0 +1,135 @@
+"""What a finished job has to say, and its one way out: results.json, the pages, the summary for the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_steer.plan import SteeringPlan
+from reasoning_evals.comparing.comparison import Comparison
+from reasoning_evals.report import build_report, write_pages
+from reasoning_evals.report.build import Report, Table
+from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
+from reasoning_evals.whole_files import write_whole
+
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """A finished job as plain values. Nothing in ``results`` depends on time, path or machine: equal seeds give equal bytes."""
+
+    folder: Path
+    step: str
+    """Folder, below the job's own, of the answers that the page shows; "" for the job's own."""
+    title: str
+    comparison: Comparison
+    sweep: Comparison | None = None
+    """The settings on the tuning problems, where some were tried."""
+    results: Mapping[str, Any]
+    """results.json, but for its version, warnings and comparisons."""
+    summary: Sequence[str]
+    """Lines for the terminal."""
+    facts: Mapping[str, str]
+    """Lines for the head of the page."""
+    warnings: Sequence[str] = ()
+    """What a reader has to know before the numbers, one sentence each."""
+    silent: Sequence[str] = ()
+    """One sentence for every arm that changed nothing: --strict fails on them."""
+    headline: Sequence[str] = ()
+    """Sentences above those of the comparison."""
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    figures: Mapping[str, str] = field(default_factory=dict)
+    """Title -> SVG."""
+    max_examples: int = 6
+    config: Mapping[str, Any] | None = None
+    """What the page shows as the run's settings; default the job's options and those of the step."""
+    parts: Mapping[str, Report] = field(default_factory=dict)
+    """Folder below the job's own -> a page of its own."""
+
+
+def publish(findings: Findings) -> str:
+    """Write results.json, report.md and report.html; returns the summary."""
+    folder = findings.folder
+    write_results(folder, {"version": 1, "warnings": list(findings.warnings), **findings.results})
+    for name, part in findings.parts.items():
+        write_pages(part, folder / name)
+    report = build_report(
+        folder / findings.step,
+        findings.comparison,
+        title=findings.title,
+        figures=findings.figures,
+        facts={**findings.facts, **{f"Warning {n}": text for n, text in enumerate(findings.warnings, 1)}},
+        max_examples=findings.max_examples,
+    )
+    report = dataclasses.replace(report, headline=findings.headline, tables=findings.tables)
+    if findings.step:
+        run = read_run(folder)
+        config = findings.config or {"options": run["config"], findings.step: report.run["config"]}
+        report = dataclasses.replace(report, run=run | {"config": config})
+    write_pages(report, folder)
+    warnings = [f"WARNING: {warning}" for warning in findings.warnings]
+    return "\n".join(["", *findings.summary, *warnings, f"report: {folder / 'report.html'}"])
+
+
+def arm_lines(comparison: Comparison) -> list[str]:
+    """One line an arm for the terminal: accuracy with its interval, thinking tokens, truncation."""
+    width = max(10, *(len(arm.name) for arm in comparison.arms))
+    lines = []
+    for arm in comparison.arms:
+        tokens = f"  {arm.thinking_tokens.mean:7.1f} thinking tokens" if arm.thinking_tokens else ""
+        accuracy = arm.accuracy
+        lines.append(
+            f"{arm.name:{width}} {100 * accuracy.mean:5.1f}% correct ({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})"
+            f"{tokens}  {100 * arm.truncated:4.1f}% truncated"
+        )
+    return lines
+
+
+def write_results(folder: Path, values: Mapping[str, Any]) -> None:
+    """results.json, the same bytes for the same values."""
+    text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(folder / RESULTS_FILE, text)
+
+
+def read_results(folder: Path, job: str) -> dict[str, Any]:
+    """What ``write_results`` wrote; ValueError, with what to do, for a job that is not finished."""
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds an unfinished job: start launch/{job}.py again, it continues where it was")
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def nothing_fired(plan: SteeringPlan, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a run under ``plan`` was not steered, or None. ``rows``: its audit. A neutral plan is not meant to fire."""
+    if plan.is_neutral or any(row["tokens"] for row in rows):
+        return None
+    scopes = ({plan.scope} if plan.active_experts else set()) | {entry.scope for entry in plan.active_residual}
+    return (
+        f"nothing of the plan fired in the whole run: none of its {len(plan.active_experts)} experts and "
+        f"{len(plan.active_residual)} vectors met a token in scope {', '.join(sorted(scopes))}; the arm equals the baseline"
+    )
+
+
+def silent_arms(plans: Mapping[str, SteeringPlan | None], baseline: str, *folders: Path) -> list[str]:
+    """One sentence for every arm that changed nothing in all of the run folders: its plan never fired, or every sample equals
+    the baseline's. ``plans``: arm -> its plan, None for prompts and decoding rules."""
+    firing: dict[str, list[Mapping[str, Any]]] = {name: [] for name in plans}
+    samples: dict[str, dict[tuple[str, str, int], int]] = {name: {} for name in plans}
+    for folder in folders:
+        for name, rows in read_audit(folder).items():
+            firing[name] += rows
+        for item in read_generations(folder):
+            samples[item.arm][folder.name, item.problem_id, item.sample_idx] = hash((item.text, item.token_ids))
+    found = []
+    for name, plan in plans.items():
+        if plan and (problem := nothing_fired(plan, firing[name])):
+            found.append(f"{name}: {problem}")
+        elif name != baseline and samples[name] == samples[baseline]:
+            found.append(f"{name}: every sample equals the one of {baseline}, token by token; the arm changed nothing")
+    return found

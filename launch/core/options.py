@@ -1,0 +1,292 @@
+"""Options that jobs share, in groups. Beside an option it says who reads it, so that one function refuses idle ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
+
+from moe_steer.lab import EMBEDDED
+
+OptionsT = TypeVar("OptionsT")
+
+BASELINE = "baseline"
+"""The arm without any change, in every job."""
+PARTS = ("identification", "tuning", "test")
+_ANSWER_LIMITS = {"lab": 256, "lab-dense": 384}
+USUAL_PROMPT = 1024
+"""Tokens of a prompt, where memory must be planned before the prompts are known."""
+ELSEWHERE = frozenset({"out", "name", "local_rank", "strict", "backend", "offload"})
+"""Options that decide where a run is written and who writes it, not what it finds."""
+
+
+class ReadBy(NamedTuple):
+    """Parts of a run that follow an option. Where none of them takes part, a value other than the default is refused."""
+
+    readers: tuple[str, ...]
+    message: str = "--{option} is for {readers}: add one to {where}, or leave it out"
+    where: str = ""
+    """The option that names the parts, for the message."""
+
+
+TASK = ReadBy(("task",), "--{option} {value} is for a task, and the lab makes its problems up: leave it out")
+DRAWING = ReadBy(("drawing",), "--{option} {value:g} would change nothing: the most likely token is taken at each step")
+
+
+def answer_limit(model: str) -> int:
+    """The default longest answer in tokens, thought included: what the embedded models need, plenty for any other."""
+    return _ANSWER_LIMITS.get(model, 32768)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it is held."""
+
+    model: str = "lab"
+    """Model folder, hub id, or 'lab' or 'lab-dense' for an embedded model."""
+    backend: str = "auto"
+    """How the model is held; see moe_steer.load_model. A run may continue under another backend and on other ranks."""
+    offload: str = ""
+    """For --backend zero3: where shards are kept, 'cpu' or a folder on a local NVMe disk."""
+    dtype: str = "auto"
+    """Precision: auto (as stored), float32, bfloat16 or float16."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+    local_rank: int = 0
+    """Given by the launcher."""
+
+    @property
+    def is_lab(self) -> bool:
+        """Whether an embedded model is asked for."""
+        return self.model in EMBEDDED
+
+    @property
+    def model_name(self) -> str:
+        """The last part of the model's path or hub id."""
+        return self.model.rstrip("/").split("/")[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ModelOptions):
+    """Where a run is written, and how its answers are sampled."""
+
+    out: str | None = None
+    """Folder of the run; default runs/NAME."""
+    name: str | None = None
+    """Name of the run; default the model's name, with what the job adds."""
+    seed: int = 0
+    """Decides problems, samples and whatever else is drawn."""
+    greedy: bool = False
+    """One greedy answer a problem instead of samples."""
+    samples: int | None = None
+    """Samples a problem and arm; default 4."""
+    temperature: Annotated[float, DRAWING] = 0.6
+    """Divides the logits."""
+    top_p: Annotated[float, DRAWING] = 0.95
+    """Smallest set of tokens with at least this probability."""
+    batch_size: int | None = None
+    """Samples decoded together; default 256 for an embedded model, 64 else. Part of the run's identity: it decides the last bits."""
+    strict: bool = False
+    """Fail when an arm changed nothing at all."""
+
+    suffix: ClassVar[str] = ""
+    """What the job adds to the name of its folder."""
+
+    def __post_init__(self) -> None:
+        from reasoning_evals.engines.sampling import SamplingConfig
+
+        check_counts(self, ("samples", "batch_size"))
+        SamplingConfig(temperature=self.temperature, top_p=self.top_p)  # refuses what no token can be drawn by
+        if self.greedy:
+            refuse_greedy_samples(self.samples)
+
+    def readers(self) -> Set[str]:
+        """The parts of this run that options may be for."""
+        return set() if self.greedy else {"drawing"}
+
+    @property
+    def task(self) -> str:
+        """The name of the task in the samples' keys and seeds."""
+        return ""
+
+    @property
+    def run_name(self) -> str:
+        """The folder's name under runs/."""
+        return self.name or self.model_name + self.suffix + ("-greedy" if self.greedy else "")
+
+    @property
+    def folder(self) -> str:
+        """Where the run is written."""
+        return self.out or f"runs/{self.run_name}"
+
+    @property
+    def num_samples(self) -> int:
+        """Samples a problem and arm."""
+        return 1 if self.greedy else self.samples or 4
+
+    @property
+    def token_limit(self) -> int:
+        """Longest answer in tokens."""
+        return answer_limit(self.model)
+
+    @property
+    def rows(self) -> int:
+        """Samples decoded together."""
+        return self.batch_size or (256 if self.is_lab else 64)
+
+    @property
+    def sampling_in_words(self) -> str:
+        """The decoding rule, for a page."""
+        rule = "greedy" if self.greedy else f"temperature {self.temperature:g}, top-p {self.top_p:g}"
+        return f"{rule}, at most {self.token_limit} new tokens, seed {self.seed}"
+
+    def config(self) -> dict[str, Any]:
+        """What decides the results, as plain JSON values."""
+        return config_of(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemOptions(RunOptions):
+    """One set of problems."""
+
+    problems: str = "lab"
+    """A JSONL file of problems, or the name of a task."""
+    data_dir: Annotated[str | None, TASK] = None
+    """Folder or file with the task's data, instead of the hub."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, ("max_new_tokens",))
+
+    @property
+    def task(self) -> str:
+        return Path(self.problems).stem
+
+    @property
+    def token_limit(self) -> int:
+        return self.max_new_tokens or answer_limit(self.model)
+
+    def readers(self) -> Set[str]:
+        return {*super().readers(), *(() if self.problems == "lab" else ("task",))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(ProblemOptions):
+    """Problems in three sets that never overlap: to find something on, to tune it on, to test it on."""
+
+    quick: bool = False
+    """Every step on few problems, in about a minute on an embedded model."""
+    num_identification: int | None = None
+    """Problems that experts or directions are found on."""
+    num_tuning: int | None = None
+    """Problems that the setting is chosen on."""
+    num_test: int | None = None
+    """Problems of the comparison; default all of a file or task."""
+
+    lab_sizes: ClassVar[Mapping[str, int]]
+    """Problems of each set on the lab."""
+    quick_sizes: ClassVar[Mapping[str, int]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, [f"num_{part}" for part in PARTS])
+        check_num_problems(self.num_test, "num_test")
+
+    @property
+    def run_name(self) -> str:
+        words = [word for word, on in (("quick", self.quick), ("greedy", self.greedy)) if on]
+        return self.name or "-".join([self.model_name + self.suffix, *words])
+
+    @property
+    def num_samples(self) -> int:
+        return 1 if self.greedy else self.samples or (2 if self.quick else 4)
+
+    @property
+    def test_only(self) -> bool:
+        """Whether nothing is searched or tuned, so that all problems are for the test."""
+        return False
+
+    def size(self, part: str) -> int | None:
+        """Problems wanted of a set; None for as many as there are."""
+        sizes = {"identification": self.num_identification, "tuning": self.num_tuning, "test": self.num_test}
+        asked = sizes[part]
+        if asked is not None:
+            return asked
+        if self.quick:
+            return self.quick_sizes[part]
+        return self.lab_sizes[part] if self.problems == "lab" else None
+
+
+def refuse_idle(options: Any) -> None:
+    """ValueError for an option that differs from its default and that nothing in the run would follow.
+
+    Called when a user gives options, and not when those of a finished run are read back: another version may have stored
+    what this one refuses.
+    """
+    notes = [
+        (field, note)
+        for field, hint in get_type_hints(type(options), include_extras=True).items()
+        for note in getattr(hint, "__metadata__", ())
+        if isinstance(note, ReadBy)
+    ]
+    for field, note in notes:
+        value = getattr(options, field)
+        if value != getattr(type(options), field) and not options.readers().intersection(note.readers):
+            words = {"option": field.replace("_", "-"), "value": value, "options": options}
+            raise ValueError(note.message.format(readers=", ".join(note.readers), where=note.where, **words))
+
+
+def refuse_greedy_samples(number: int | None, option: str = "--samples") -> None:
+    """ValueError for more than one greedy answer to a problem."""
+    if number not in (None, 1):
+        raise ValueError(f"--greedy gives the same answer every time: leave {option} {number} out")
+
+
+def check_counts(options: Any, names: Collection[str]) -> None:
+    """ValueError for a number below 1 among the named options; None means that it is not given."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: give a whole number >= 1")
+
+
+def check_num_problems(num_problems: int | None, name: str = "num_problems") -> None:
+    """ValueError for fewer problems than a comparison needs."""
+    if num_problems is not None and num_problems < 2:
+        raise ValueError(f"{name} is {num_problems}: give at least 2, a comparison needs them")
+
+
+def check_names(field: str, given: Collection[str], known: Collection[str]) -> None:
+    """ValueError for an unknown name, or one that is given twice."""
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{field} hold {name!r}: choose among {', '.join(known)}")
+    if len(set(given)) != len(given):
+        raise ValueError(f"{field} {list(given)} hold a name twice: give each once")
+
+
+def config_of(options: Any, left_out: Collection[str] = ELSEWHERE) -> dict[str, Any]:
+    """The options that decide the results, as plain JSON values."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if key not in left_out
+    }
+
+
+def options_from(config: Mapping[str, Any], kind: type[OptionsT], not_options: Collection[str] = ()) -> OptionsT:
+    """The options in a stored config. ``not_options``: keys of the config that are something else. ValueError for keys of
+    another version."""
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(config) - known - set(not_options))
+    if unknown:
+        raise ValueError(
+            f"the run has the setting {unknown[0]!r}, which this version does not know: use the one it had"
+        )
+    values = {key: value for key, value in config.items() if key not in not_options}
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

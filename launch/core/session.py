@@ -1,0 +1,188 @@
+"""A job at work: one model, its ranks, its folder. Loads, samples, waits, grades, records and fails in one way for every job."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.core.findings import Findings, publish
+from launch.core.options import USUAL_PROMPT, ModelOptions, RunOptions
+from launch.core.ranks import Ranks
+from moe_steer import SteeringPlan, load_model, steer
+from moe_steer.backends.layout import in_step, layout_of
+from reasoning_evals import Problem, run_arms
+from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines.sampling import SamplingConfig
+from reasoning_evals.runs.grading_pass import GradeRow, grade_run
+from reasoning_evals.runs.run import Arm
+from reasoning_evals.runs.run_folder import RUN_FILE, open_run, read_run
+from reasoning_evals.whole_files import write_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What every step of a job works with."""
+
+    options: RunOptions
+    ranks: Ranks
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, options: RunOptions, ranks: Ranks) -> Session:
+        """Load the model that the options ask for; nothing is written."""
+        model, tokenizer = load_asked(options, batch=options.rows, context=USUAL_PROMPT + options.token_limit)
+        return cls(options=options, ranks=ranks, model=model, tokenizer=tokenizer)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the job."""
+        return Path(self.options.folder)
+
+    def open(self, job: str, config: Mapping[str, Any]) -> None:
+        """Take the folder for this job, or continue in it; ValueError where it holds a run of another config."""
+        if self.ranks.is_main:
+            open_run(self.folder, config)
+        self.record(job)
+        self.ranks.barrier()
+
+    def record(self, job: str, **more: Any) -> None:
+        """Add to run.json, on rank 0, the job's name, and to its ``history`` how this start holds the model, on how many ranks.
+
+        Backend and ranks are not part of what a run is: the plan, the problems and the seeds are, and a run may continue on
+        another machine. Which samples came from where can be read from the times.
+        """
+        if not self.ranks.is_main:
+            return
+        run = read_run(self.folder)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        entry = {"backend": layout_of(self.model).backend, "ranks": self.ranks.world_size, "started": now}
+        run |= {"job": job, "history": [*run.get("history", []), entry], **more}
+        write_whole(self.folder / RUN_FILE, json.dumps(run, indent=1, sort_keys=True) + "\n")
+
+    def arm(self, name: str, plan: SteeringPlan | None = None) -> Arm:
+        """The model under a plan, or as it is; ValueError for a plan that does not fit."""
+        sampler = InProcessSampler(self.model, self.tokenizer)
+        if plan is None:
+            return Arm(name, sampler, details={"plan": None})
+        plan.check(self.model)
+        return Arm(name, sampler, context=self.steering(plan), details={"plan": plan.digest()})
+
+    def steering(self, plan: SteeringPlan) -> Callable[[], Any]:
+        """The context in which the model is steered; the run keeps its audit."""
+        return lambda: steer(self.model, plan, tokenizer=self.tokenizer, quiet=True)
+
+    def sample(
+        self,
+        step: str,
+        arms: Sequence[Arm],
+        problems: Sequence[Problem],
+        k: int,
+        *,
+        task: str | None = None,
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        """Sample into the step's folder, every rank its share. Returns on every rank when all have finished.
+
+        Ranks with a share of their own may finish far apart: the others wait as long as files grow.
+        """
+        folder = self.folder / step
+        layout = layout_of(self.model)
+        index, number = layout.share
+        with _folder_of_rank(folder, self.model, self.ranks) as mine, in_step(self.model):
+            run_arms(
+                arms,
+                problems,
+                mine,
+                k,
+                sampling or self.sampling(),
+                self.options.seed,
+                rank=index,
+                world_size=number,
+                progress=None if self.ranks.is_main else False,
+                task=self.options.task if task is None else task,
+            )
+        if not layout.in_step:
+            self.ranks.wait_while_growing(folder)
+        self.ranks.barrier()
+
+    def sampling(self, **changes: Any) -> SamplingConfig:
+        """The decoding rule of the options, but for the changes."""
+        options = self.options
+        rule: dict[str, Any] = {
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            "max_new_tokens": options.token_limit,
+            "greedy": options.greedy,
+            "batch_size": options.rows,
+        }
+        return SamplingConfig(**rule | changes)
+
+    def grade(self, step: str, problems: Sequence[Problem], judge: Any = None) -> list[GradeRow]:
+        """Grade the step's answers on rank 0; the grades, on every rank."""
+        rows = grade_run(self.folder / step, problems, judge) if self.ranks.is_main else []
+        graded: list[GradeRow] = self.ranks.broadcast(rows)
+        return graded
+
+    def finish(self, findings: Findings | None) -> None:
+        """Write and print what rank 0 found (the others may pass None). RuntimeError on every rank, with --strict, for an arm
+        that changed nothing."""
+        silent: Sequence[str] = ()
+        if self.ranks.is_main:
+            assert findings is not None
+            print(publish(findings))
+            silent = findings.silent
+        if self.options.strict and (silent := self.ranks.broadcast(silent)):
+            raise RuntimeError("; ".join(silent))
+
+
+def load_asked(options: ModelOptions, **memory: Any) -> tuple[Any, Any]:
+    """The model that the options ask for, with its tokenizer. ``memory``: ``batch`` and ``context`` of the decoding to plan for."""
+    return load_model(
+        options.model,
+        options.backend,
+        dtype=options.dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        offload=options.offload,
+        **memory,
+    )
+
+
+@contextmanager
+def unclaimed_when_refused(folder: Path, made: Path, ranks: Ranks) -> Iterator[None]:
+    """While directions are made: where they are refused (ValueError) and ``made`` does not exist yet, run.json is removed, so
+    that a start with another SAE, or with other methods, may use the folder and what was sampled in it so far."""
+    try:
+        yield
+    except ValueError:
+        if ranks.is_main and not made.exists():
+            (folder / RUN_FILE).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _folder_of_rank(folder: Path, model: Any, ranks: Ranks) -> Iterator[Path]:
+    """Where this rank writes. Ranks over which one model is spread all make every sample: rank 0 keeps them, the others work in
+    a copy of what the folder holds already (they must skip the same samples), which is removed at the end."""
+    layout = layout_of(model)
+    if layout.writes and not layout.same_tokens:
+        yield folder
+        return
+    present = (
+        {path.name: path.read_bytes() for path in folder.glob("*.json*")} if ranks.is_main and folder.is_dir() else {}
+    )
+    present = ranks.broadcast(present)
+    if ranks.is_main:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="rank-") as copy:
+        for name, content in present.items():
+            Path(copy, name).write_bytes(content)
+        yield Path(copy)

@@ -1,0 +1,71 @@
+"""How every job starts: options, ranks, the work, an exit code."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from typing import TypeVar
+
+import tyro
+
+from launch.core.arguments import refuse_misread
+from launch.core.failure import MEMORY_ERRORS, in_words
+from launch.core.options import refuse_idle
+from launch.core.ranks import Ranks, ranks_of_this_run
+from moe_steer.errors import exit_code, one_line
+
+OptionsT = TypeVar("OptionsT")
+
+_FIRST_SPEAKS = 2.0
+"""Seconds: the launcher ends all ranks as soon as one has ended."""
+
+
+def start(
+    options_type: type[OptionsT],
+    run: Callable[[OptionsT, Ranks], None],
+    argv: Sequence[str] | None,
+    program: str,
+    description: str | None,
+) -> int:
+    """Parse the options (wrong usage exits with 2), join the ranks, run; returns the exit code. Of several ranks, one speaks."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message=".*NVML.*")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def parse() -> OptionsT:
+        refuse_misread(program, options_type, arguments)
+        options = tyro.cli(options_type, args=arguments, prog=program, description=description)
+        try:
+            refuse_idle(options)
+        except ValueError as error:
+            print(f"{program}: {one_line(error)}", file=sys.stderr)
+            raise SystemExit(2) from error
+        return options
+
+    options = _parsed_once(parse)
+
+    def work() -> None:
+        try:
+            with ranks_of_this_run() as ranks:
+                run(options, ranks)
+        except MEMORY_ERRORS as error:
+            raise RuntimeError(in_words(error)) from error
+
+    return exit_code(program, work)
+
+
+def _parsed_once(parse: Callable[[], OptionsT]) -> OptionsT:
+    """The options; of several ranks only the first prints what is wrong with them, and the others wait for it to do so."""
+    if os.environ.get("RANK", "0") == "0":
+        return parse()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return parse()
+    except SystemExit:
+        time.sleep(_FIRST_SPEAKS)
+        raise

@@ -1,0 +1,49 @@
+"""The jobs: each samples arms, compares them and reports. A finished one is read back from its folder, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from launch.core.findings import RESULTS_FILE, Findings, publish, read_results
+from reasoning_evals.runs.run_folder import read_run
+
+JOBS = {
+    "steer_r1": "launch.jobs.experts",
+    "reduce_overthinking": "launch.jobs.overthinking",
+    "safety": "launch.jobs.safety_job",
+    "evaluate": "launch.jobs.evaluation",
+}
+"""Name in run.json, which is also that of the script -> the module that runs the job and reads it back."""
+_OPTION_OF = {"gains": "steer_r1", "decision_strengths": "reduce_overthinking", "attack_tokens": "safety"}
+"""An option that only this job has, for folders whose run.json does not name the job."""
+
+
+def rebuild(folder: Path) -> str | None:
+    """Grade again, write results.json and the pages; returns the summary, or None for a folder of anything else.
+
+    ValueError for a folder without run.json, and for a job that is not finished.
+    """
+    name = _job_of(folder)
+    if name is None:
+        return None
+    findings: Findings = import_module(JOBS[name]).read(folder)
+    return publish(findings)
+
+
+def _job_of(folder: Path) -> str | None:
+    run = read_run(folder)
+    if named := run.get("job"):
+        return str(named)
+    for option, name in _OPTION_OF.items():
+        if option in run["config"]:
+            return name
+    return "evaluate" if _is_evaluation(folder, run) else None
+
+
+def _is_evaluation(folder: Path, run: Mapping[str, Any]) -> bool:
+    if not (folder / RESULTS_FILE).is_file():
+        return False
+    return "evaluate_options" in run or {"baseline", "arms", "sentences"} <= read_results(folder, "evaluate").keys()

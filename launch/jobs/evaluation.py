@@ -1,0 +1,142 @@
+"""The evaluation: any arms (plans, prompts, decoding rules) on one model and one task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from launch.core.arms import BuiltArm, Words, arm_name, build_arm, check_arms, load_plans, parse_arm
+from launch.core.findings import Findings, arm_lines, read_results, silent_arms
+from launch.core.options import BASELINE, ProblemOptions, ReadBy, check_num_problems, config_of, options_from
+from launch.core.ranks import Ranks
+from launch.core.session import Session
+from reasoning_evals import Problem, compare_arms, load_task
+from reasoning_evals.decoding.processors import NOWAIT_WORDS
+from reasoning_evals.prompts import THINKING_PROMPT
+from reasoning_evals.runs.grading_pass import GradeRow, grade_run
+from reasoning_evals.runs.run_folder import read_run
+
+NAME = "evaluate"
+LAB_PROBLEMS = 240
+OPTIONS = "options"
+"""Where run.json keeps the options. They are not part of its config: that belongs to the run in the same folder."""
+_OLD_OPTIONS = "evaluate_options"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ProblemOptions):
+    """Compare ways to control reasoning: steering plans, prompts, decoding rules."""
+
+    arms: tuple[str, ...] = (BASELINE, "prompt-before", "prompt-after", "tip", "tip-close", "nowait")
+    """baseline, plan:FILE, preset:NAME, prompt-before, prompt-after, tip[:ALPHA,BETA], tip-close[:ALPHA,BETA], nowait,
+    budget:N, or several joined by +."""
+    num_problems: int | None = None
+    """The first so many problems; default all of a file or task, 240 of the lab."""
+    switch_words: Annotated[tuple[str, ...], ReadBy(("tip", "tip-close"), where="--arms")] = ("Alternatively",)
+    """Words that tip penalises."""
+    ban_words: Annotated[tuple[str, ...], ReadBy(("nowait",), where="--arms")] = NOWAIT_WORDS
+    """Words that nowait bans."""
+    thinking_prompt: Annotated[str, ReadBy(("prompt-before", "prompt-after"), where="--arms")] = THINKING_PROMPT
+    """Text of prompt-before and prompt-after."""
+    batch_size: int | None = 64
+    """Samples decoded together. Part of the run's identity: it decides the last bits."""
+
+    suffix: ClassVar[str] = "-evaluate"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_arms(self.arms)
+        check_num_problems(self.num_problems)
+        for field in ("switch_words", "ban_words"):
+            if not getattr(self, field) or not all(word.strip() for word in getattr(self, field)):
+                raise ValueError(f"{field} are {list(getattr(self, field))}: give at least one word, and no empty one")
+
+    def readers(self) -> Set[str]:
+        return {*super().readers(), *(rule.kind for word in self.arms for rule in parse_arm(word))}
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the others are compared with."""
+        return BASELINE if BASELINE in self.arms else arm_name(parse_arm(self.arms[0]))
+
+
+def run(options: EvaluateOptions, ranks: Ranks) -> None:
+    """Sample every arm, grade, compare, report, in the folder of the options."""
+    plans = load_plans(options.arms)
+    problems = _problems(options)
+    session = Session.load(options, ranks)
+    words = Words(options.switch_words, options.ban_words, options.thinking_prompt)
+    built = [build_arm(word, session.model, session.tokenizer, plans.get(word), words) for word in options.arms]
+    ranks.assert_same("the arms", {one.arm.name: one.plan.digest() if one.plan else None for one in built})
+    arms = [_with_revision(one, options.revision) for one in built]
+    names = ", ".join(arm.name for arm in arms)
+    ranks.say(f"{len(problems)} problems x {options.num_samples} samples in {len(arms)} arms: {names}")
+    session.sample("", arms, problems, options.num_samples)
+    session.record(NAME, **{OPTIONS: config_of(options)})
+    rows = session.grade("", problems)
+    findings = None
+    if ranks.is_main:
+        silent = silent_arms({one.arm.name: one.plan for one in built}, options.baseline, session.folder)
+        findings = _findings(options, rows, silent, session.folder)
+    session.finish(findings)
+
+
+def read(folder: Path) -> Findings:
+    """A finished evaluation; ValueError for one that is not finished, or that does not say its options."""
+    run = read_run(folder)
+    results = read_results(folder, NAME)
+    stored = run.get(OPTIONS, run.get(_OLD_OPTIONS))
+    if stored is None:
+        raise ValueError(
+            f"{folder} does not say which options it was made with, an older launch/evaluate.py made it: "
+            "start that again with the same options, it samples nothing twice and writes the pages"
+        )
+    return _findings(options_from(stored, EvaluateOptions), grade_run(folder), results["warnings"], folder)
+
+
+def _problems(options: EvaluateOptions) -> list[Problem]:
+    if options.problems == "lab":
+        return load_task("lab", split="test", num=options.num_problems or LAB_PROBLEMS, seed=options.seed)
+    problems = load_task(options.problems, data_dir=options.data_dir)
+    wanted = options.num_problems
+    if len(problems) < (wanted or 2):
+        number = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+        what = (
+            f"{wanted} are wanted: give more, or lower --num-problems" if wanted else "a comparison needs 2: give more"
+        )
+        raise ValueError(f"{options.problems!r} holds {number}, {what}")
+    return problems[:wanted]
+
+
+def _findings(options: EvaluateOptions, rows: Sequence[GradeRow], silent: Sequence[str], folder: Path) -> Findings:
+    names = [arm_name(parse_arm(word)) for word in options.arms]
+    comparison = compare_arms(rows, baseline=options.baseline)
+    sentences = [pair.sentence for pair in comparison.pairs]
+    arms = read_run(folder)["config"]["arms"]
+    return Findings(
+        folder=folder,
+        step="",
+        title=f"Ways to control the reasoning of {options.model}",
+        comparison=comparison,
+        results={
+            "baseline": options.baseline,
+            "arms": {name: arms[name]["details"] for name in names},
+            "sentences": sentences,
+            "comparison": comparison.to_dict(),
+        },
+        summary=[*arm_lines(comparison), *sentences],
+        facts={
+            "Model": options.model + (f", revision {options.revision}" if options.revision else ""),
+            "Arms": ", ".join(names),
+            "Sampling": options.sampling_in_words,
+        },
+        warnings=silent,
+        silent=silent,
+    )
+
+
+def _with_revision(built: BuiltArm, revision: str | None) -> Any:
+    return dataclasses.replace(built.arm, details={**built.arm.details, "revision": revision})

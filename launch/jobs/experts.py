@@ -1,0 +1,193 @@
+"""The main job: find the experts that think, turn them up, compare with the baseline and a placebo.
+
+Each step is a function of what the steps before it left in the run folder, on every rank alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from expert_stats import ExpertScores, RoutingCounts, score_experts, select_experts
+from expert_stats.select import select_placebo
+from launch.core.arms import load_plan
+from launch.core.findings import Findings
+from launch.core.options import options_from
+from launch.core.problem_sets import problem_sets
+from launch.core.ranks import Ranks
+from launch.core.session import Session
+from launch.core.sharded import broadcast_plan, collect_over_ranks
+from launch.core.wiring import markers_for, parse_coefficients, traces_of
+from launch.jobs.experts_findings import Outcome, findings_of, gain_name, num_correct
+from launch.jobs.experts_options import Options
+from moe_steer import ExpertGain, SteeringPlan
+from moe_steer.layers import model_shape
+from moe_steer.presets import PAPER_GAIN, preset_plan
+from reasoning_evals import Problem
+from reasoning_evals.runs.grading_pass import GradeRow, grade_run
+from reasoning_evals.runs.run_folder import read_generations, read_run
+
+NAME = "steer_r1"
+CALIBRATION = 64
+"""Unsteered answers that firing rates are taken from when the plan is given."""
+
+
+def run(options: Options, ranks: Ranks) -> None:
+    """The whole job, step by step, in the folder of the options."""
+    plan = given_plan(options)
+    sets = problem_sets(options)
+    session = Session.load(options, ranks)
+    if plan is not None:
+        plan.check(session.model)
+    else:
+        check_has_experts(options.model, len(model_shape(session.model).moe_layers))
+    session.open(NAME, options.config() | {"given_plan": plan.digest() if plan else None})
+    k = options.num_samples
+    tuning: list[GradeRow] = []
+    scores: ExpertScores | None = None
+    last = "4/4"
+    if plan is None:
+        ranks.say(f"1/4  {len(sets.identification)} identification problems: unsteered answers")
+        sample(session, "identification", {"baseline": None}, sets.identification, 1)
+        ranks.say("2/4  counting routing at the markers, scoring experts")
+        scores = find_experts(session, options, "identification")
+        candidate = candidate_plan(options, scores)
+        gains = ", ".join(f"{gain:g}" for gain in options.gains)
+        ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing the gain among {gains}")
+        gain, tuning = tune_gain(session, options, candidate, sets.tuning)
+        plan = with_gain(candidate, gain)
+    elif plan.experts:
+        calibration = sets.test[:CALIBRATION]
+        ranks.say(f"1/4  {len(calibration)} unsteered answers, for the firing rates that the placebo must match")
+        sample(session, "calibration", {"baseline": None}, calibration, 1)
+        ranks.say("2/4  counting routing at the markers")
+        scores = find_experts(session, options, "calibration")
+        ranks.say("3/4  nothing to choose: the plan is given")
+    else:
+        last = "1/1"
+    plan = broadcast_plan(plan, ranks)
+    placebo = select_placebo(scores, plan, options.seed) if scores and plan.experts else None
+    arms = {"baseline": None, "steered": plan, **({"placebo": placebo} if placebo else {})}
+    ranks.say(f"{last}  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {', '.join(arms)}")
+    test = sample(session, "test", arms, sets.test, k)
+    findings = None
+    if ranks.is_main:
+        plan.save(session.folder / "plan.json")
+        if placebo:
+            placebo.save(session.folder / "placebo.json")
+        findings = findings_of(
+            Outcome(
+                options=options,
+                plan=plan,
+                placebo=placebo,
+                scores=scores,
+                tuning=tuning,
+                test=test,
+                folder=session.folder,
+            )
+        )
+    session.finish(findings)
+
+
+def read(folder: Path) -> Findings:
+    """What the steps of a finished job left; ValueError when it is not finished."""
+    options = options_from(read_run(folder)["config"], Options, ["given_plan"])
+    if not (folder / "plan.json").is_file():
+        raise ValueError(f"{folder} holds an unfinished job: start launch/steer_r1.py again, it continues where it was")
+    placebo, scores = folder / "placebo.json", folder / "scores.json"
+    return findings_of(
+        Outcome(
+            options=options,
+            plan=SteeringPlan.load(folder / "plan.json"),
+            placebo=SteeringPlan.load(placebo) if placebo.is_file() else None,
+            scores=ExpertScores.load(scores) if scores.is_file() else None,
+            tuning=grade_run(folder / "tuning") if (folder / "tuning").is_dir() else [],
+            test=grade_run(folder / "test"),
+            folder=folder,
+        )
+    )
+
+
+def sample(
+    session: Session, step: str, plans: dict[str, SteeringPlan | None], problems: Sequence[Problem], k: int
+) -> list[GradeRow]:
+    """Sample and grade the arms, given as name -> plan, in the step's folder; the grades, on every rank."""
+    arms = [session.arm(name, plan) for name, plan in plans.items()]
+    session.sample(step, arms, problems, k)
+    return session.grade(step, problems)
+
+
+def find_experts(session: Session, options: Options, step: str) -> ExpertScores:
+    """Count the routing of the unsteered answers of a step, and score every expert; counts and scores are left in the folder."""
+    path = session.folder / "counts.safetensors"
+    coefficients = parse_coefficients(options.coefficients)
+    if not session.ranks.broadcast(path.exists()):
+        completions = [item for item in read_generations(session.folder / step) if item.arm == "baseline"]
+        traces = sorted(traces_of(completions, session.tokenizer), key=lambda trace: trace.trace_id)
+        markers = markers_for(session.tokenizer, options.markers, coefficients)
+        counts = collect_over_ranks(session.model, traces, markers, session.ranks)
+        if session.ranks.is_main:
+            counts.save(path)
+        session.ranks.barrier()
+    scores = score_experts(
+        RoutingCounts.load(path), coefficients or None, min_support=options.min_support, missing_marker="skip"
+    )
+    if session.ranks.is_main:
+        scores.save(session.folder / "scores.json")
+    return scores
+
+
+def given_plan(options: Options) -> SteeringPlan | None:
+    """The plan of --plan or --preset."""
+    if options.plan:
+        return load_plan(options.plan)
+    if options.preset:
+        return preset_plan(options.preset, options.top, options.gains[0] if len(options.gains) == 1 else PAPER_GAIN)
+    return None
+
+
+def check_has_experts(model: str, num_layers_with_experts: int) -> None:
+    """ValueError, with what to do, for a model in which there are no experts to find."""
+    if not num_layers_with_experts:
+        raise ValueError(
+            f"{model} is a dense model and has no experts to find: give --plan with directions ('moe-steer direction', "
+            "'moe-steer plan --residual'), or use launch/reduce_overthinking.py"
+        )
+
+
+def with_gain(plan: SteeringPlan, gain: float) -> SteeringPlan:
+    """The same experts, all at another gain."""
+    return dataclasses.replace(plan, experts=[ExpertGain(entry.layer, entry.expert, gain) for entry in plan.experts])
+
+
+def candidate_plan(options: Options, scores: ExpertScores) -> SteeringPlan:
+    """The top experts of the scores; the gain is still to be chosen."""
+    return select_experts(
+        scores,
+        top=options.top,
+        gain=options.gains[0],
+        min_support=options.min_support,
+        scope=options.scope,
+        renormalize=options.renormalize,
+    )
+
+
+def tune_gain(
+    session: Session, options: Options, plan: SteeringPlan, problems: Sequence[Problem]
+) -> tuple[float, list[GradeRow]]:
+    """The gain with the most correct answers on the tuning problems, and the grades of the sweep (baseline included).
+
+    Ties go to the gain nearest to 1: the smallest intervention that does as well.
+    """
+    if len(options.gains) == 1:
+        return options.gains[0], []
+    arms = {"baseline": None, **{gain_name(gain): with_gain(plan, gain) for gain in options.gains}}
+    rows = sample(session, "tuning", arms, problems, options.num_samples)
+    correct = num_correct(rows)
+    return max(options.gains, key=lambda gain: (correct[gain_name(gain)], -distance_from_one(gain))), rows
+
+
+def distance_from_one(gain: float) -> float:
+    """How strong a gain is: 4 and 1/4 are equally far from 1, and 0 is farthest."""
+    return max(gain, 1 / gain) if gain else float("inf")

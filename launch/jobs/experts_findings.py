@@ -1,0 +1,179 @@
+"""What a finished main job has to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expert_stats import ExpertScores
+from expert_stats.plots import DosePoint, dose_response, heat_map, rank_stability
+from launch.core.findings import Findings, arm_lines, silent_arms
+from launch.jobs.experts_options import Options
+from moe_steer import ExpertGain, SteeringPlan
+from reasoning_evals import compare_arms
+from reasoning_evals.comparing.compare import Tuning
+from reasoning_evals.comparing.comparison import Comparison, rounded
+from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.runs.run_folder import read_audit
+
+_BEST = 10
+NO_PLACEBO = (
+    "the plan has directions alone, so there is no placebo arm: a placebo is random experts that fire as often as the plan's, "
+    "and this plan names none; whether a random direction would do as much is not tested"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Everything that the steps made."""
+
+    options: Options
+    plan: SteeringPlan
+    placebo: SteeringPlan | None
+    scores: ExpertScores | None
+    tuning: Sequence[GradeRow]
+    test: Sequence[GradeRow]
+    folder: Path
+
+
+def findings_of(outcome: Outcome) -> Findings:
+    """The comparison of the arms, the sweep of gains, the scores, what fired."""
+    plan, placebo, options = outcome.plan, outcome.placebo, outcome.options
+    tuned = None
+    if outcome.tuning:
+        num = len({row.problem_id for row in outcome.tuning})
+        tuned = Tuning(num_settings=len(options.gains), on=f"{num} tuning problems")
+    comparison = compare_arms(outcome.test, tuned=tuned)
+    sweep = compare_arms(outcome.tuning) if outcome.tuning else None
+    plans = {"baseline": None, "steered": plan, **({"placebo": placebo} if placebo else {})}
+    silent = silent_arms(plans, "baseline", outcome.folder / "test")
+    return Findings(
+        folder=outcome.folder,
+        step="test",
+        title=f"Does the plan help {options.model}?"
+        if plan.residual
+        else f"Do the thinking experts of {options.model} help?",
+        comparison=comparison,
+        sweep=sweep,
+        results=_results(outcome, comparison, sweep),
+        summary=[*arm_lines(comparison), *(pair.sentence for pair in comparison.pairs)],
+        facts=_facts(outcome),
+        warnings=[*silent, *([] if plan.experts else [NO_PLACEBO])],
+        silent=silent,
+        figures=_figures(outcome, sweep),
+    )
+
+
+def gain_name(gain: float) -> str:
+    """The name of a tuning arm."""
+    return f"gain {gain:g}"
+
+
+def num_correct(rows: Sequence[GradeRow]) -> Mapping[str, int]:
+    """Correct answers of each arm."""
+    result: dict[str, int] = {}
+    for row in rows:
+        result[row.arm] = result.get(row.arm, 0) + row.correct
+    return result
+
+
+def _results(outcome: Outcome, comparison: Comparison, sweep: Comparison | None) -> dict[str, Any]:
+    pair = comparison.pair("baseline", "steered")
+    tuning = None
+    if sweep:
+        tuning = {
+            "gains": list(outcome.options.gains),
+            "correct": dict(num_correct(outcome.tuning)),
+            "chosen": _chosen_gain(outcome.plan),
+            "comparison": sweep.to_dict(),
+        }
+    return {
+        "verdict": pair.verdict,
+        "sentence": pair.sentence,
+        "against_placebo": comparison.pair("placebo", "steered").sentence if outcome.placebo else None,
+        "plan": _without_provenance(outcome.plan),
+        "placebo": _without_provenance(outcome.placebo) if outcome.placebo else None,
+        "tuning": tuning,
+        "scores": _scores(outcome.scores) if outcome.scores else None,
+        "firing": rounded(read_audit(outcome.folder / "test")),
+        "comparison": comparison.to_dict(),
+    }
+
+
+def _scores(scores: ExpertScores) -> Any:
+    return rounded(
+        {
+            "markers": dict(zip(scores.marker_names, scores.occurrences, strict=True)),
+            "coefficients": dict(zip(scores.marker_names, scores.coefficients, strict=True)),
+            "num_traces": scores.num_traces,
+            "num_tokens": scores.num_tokens,
+            "best": [row._asdict() for row in scores.ranking()[:_BEST]],
+            "stability": scores.stability,
+        }
+    )
+
+
+def _chosen_gain(plan: SteeringPlan) -> float | None:
+    return plan.experts[0].gain if plan.experts else None
+
+
+def _without_provenance(plan: SteeringPlan) -> dict[str, Any]:
+    return {key: value for key, value in plan.to_dict().items() if key not in ("provenance", "model")}
+
+
+def _figures(outcome: Outcome, sweep: Comparison | None) -> dict[str, str]:
+    """Title -> SVG."""
+    scores, result = outcome.scores, {}
+    if scores is not None:
+        result["Experts that fire at the start of a thought"] = heat_map(scores, outcome.plan, outcome.placebo)
+    if sweep is not None:
+        points = [_dose(sweep, gain, gain_name(gain)) for gain in sorted(outcome.options.gains)]
+        baseline = _dose(sweep, 1.0, "baseline")
+        result["Choosing the gain, on the tuning problems"] = dose_response(
+            points, baseline, _chosen_gain(outcome.plan)
+        )
+    if scores is not None and scores.ranking():
+        result["How sure the ranking is"] = rank_stability(scores)
+    return result
+
+
+def _dose(sweep: Comparison, gain: float, arm: str) -> DosePoint:
+    one = sweep.arm(arm)
+    tokens = one.thinking_tokens or one.total_tokens
+    assert tokens is not None
+    accuracy = one.accuracy
+    return DosePoint(gain, accuracy.mean, accuracy.low, accuracy.high, tokens.mean, tokens.low, tokens.high)
+
+
+def _facts(outcome: Outcome) -> dict[str, str]:
+    """Lines for the head of the page."""
+    options, scores = outcome.options, outcome.scores
+    result = {"Model": options.model, "Plan": _plan(outcome.plan)}
+    if outcome.placebo:
+        result["Placebo"] = _experts(outcome.placebo.experts)
+    if scores is not None:
+        markers = ", ".join(
+            f"{name} {seen}" for name, seen in zip(scores.marker_names, scores.occurrences, strict=True)
+        )
+        result["Counted"] = f"{scores.num_traces} answers, {scores.num_tokens} tokens; markers: {markers}"
+    result["Sampling"] = options.sampling_in_words
+    return result
+
+
+def _plan(plan: SteeringPlan) -> str:
+    """Experts, then vectors."""
+    parts = [
+        f"layer {e.layer} vector {e.file}, strength {e.strength:g} in unit {e.unit}, scope {e.scope}"
+        for e in plan.residual
+    ]
+    if plan.experts:
+        parts.insert(
+            0, _experts(plan.experts) + f", scope {plan.scope}" + (", renormalised" if plan.renormalize else "")
+        )
+    return "; ".join(parts)
+
+
+def _experts(entries: Sequence[ExpertGain]) -> str:
+    return ", ".join(f"layer {e.layer} expert {e.expert} x{e.gain:g}" for e in entries)

@@ -1,0 +1,253 @@
+"""What a finished safety experiment has to say, as plain values: the content of results.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch.core.findings import silent_arms
+from launch.jobs.safety_arms import SafetyArm
+from launch.jobs.safety_options import SafetyOptions
+from launch.jobs.safety_tasks import SafetyTask
+from moe_steer.saes import SAEFit
+from reasoning_evals import compare_arms
+from reasoning_evals.comparing.compare import Comparison
+from reasoning_evals.comparing.comparison import Difference, DomainAccuracy, Measure, rounded
+from reasoning_evals.comparing.statistics import holm, mean_estimate, paired_difference
+from reasoning_evals.comparing.verdicts import ALPHA
+from reasoning_evals.engines.first_letter import letter_mass
+from reasoning_evals.runs.grading_pass import GradeRow, opens_thought
+from reasoning_evals.runs.run_folder import read_generations, read_run
+from reasoning_evals.safety import Defence, compare_defence, defence_of, text_fluency
+from reasoning_evals.safety.defence import mean_of_tasks, plain, safe_share
+from reasoning_evals.safety.verdicts import answer_text
+
+LOW_LETTER_MASS = 0.5
+MANY_AT_LIMIT = 0.1
+
+
+class Change(NamedTuple):
+    """One arm against the reference on one task."""
+
+    task: str
+    arm: str
+    difference: Difference
+    """Of the defence rates of an attack, of the accuracies of a capability task."""
+    holm_p: float
+    """Adjusted for all changes of the experiment."""
+
+    @property
+    def verdict(self) -> str:
+        """Shown when the paired t test and the sign-flip test both give p < .05, unadjusted."""
+        found = self.difference
+        if found.mean == 0 or max(found.p_value, found.sign_flip_p) >= ALPHA:
+            return "no difference shown"
+        return "higher" if found.mean > 0 else "lower"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Everything that the steps made."""
+
+    options: SafetyOptions
+    tasks: Sequence[SafetyTask]
+    arms: Sequence[SafetyArm]
+    rows: Mapping[str, Sequence[GradeRow]]
+    """Task -> verdicts on its answers."""
+    directions: Mapping[str, Mapping[str, Any]]
+    """Arm -> header of its direction."""
+    classifiers: Mapping[str, Mapping[str, Any]]
+    """Task -> who judged it."""
+    sae_fit: SAEFit | None
+    folder: Path
+    making: Sequence[str] = ()
+    """What the making of the directions warned of."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the arms."""
+        return [arm.name for arm in self.arms]
+
+    @property
+    def reference(self) -> str:
+        """The arm that all others are compared with."""
+        return self.arms[0].name
+
+    @property
+    def attacks(self) -> list[str]:
+        """Tasks that a classifier judged."""
+        return [task.name for task in self.tasks if task.is_attack]
+
+    @property
+    def abilities(self) -> list[str]:
+        """The other tasks."""
+        return [task.name for task in self.tasks if not task.is_attack]
+
+    @cached_property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Task -> its arms compared; on attacks an empty answer is not counted as safe here."""
+        return {
+            task.name: self._attacked(task)
+            if task.is_attack
+            else compare_arms(self.rows[task.name], baseline=self.reference)
+            for task in self.tasks
+        }
+
+    @cached_property
+    def defences(self) -> dict[str, dict[str, Defence]]:
+        """Attack -> arm -> defence rate."""
+        return {task: {arm: defence_of(self.rows[task], arm) for arm in self.names} for task in self.attacks}
+
+    @cached_property
+    def mean_defence(self) -> dict[str, Measure]:
+        """Arm -> mean over attacks, as in the paper."""
+        return {arm: mean_of_tasks([self.defences[task][arm].rate for task in self.attacks]) for arm in self.names}
+
+    @cached_property
+    def mean_capability(self) -> dict[str, Measure]:
+        """Arm -> mean accuracy over the other tasks; empty without them."""
+        if not self.abilities:
+            return {}
+        measures = {task: self.comparisons[task] for task in self.abilities}
+        return {arm: mean_of_tasks([one.arm(arm).accuracy for one in measures.values()]) for arm in self.names}
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """Every arm against the reference on every task."""
+        found: list[tuple[str, str, Difference]] = []
+        for task in self.tasks:
+            if task.is_attack:
+                pairs = compare_defence(self.rows[task.name], self.reference)
+                found += [(task.name, pair.b, pair.difference) for pair in pairs]
+            else:
+                compared = self.comparisons[task.name].pairs
+                found += [(task.name, pair.b, pair.accuracy) for pair in compared if pair.a == self.reference]
+        adjusted = holm([difference.p_value for _, _, difference in found])
+        return [Change(*one, p) for one, p in zip(found, adjusted, strict=True)]
+
+    @cached_property
+    def fluency(self) -> dict[str, dict[str, tuple[Measure, Difference | None]]]:
+        """Attack -> arm -> n-gram entropy in bits (0 for an empty answer) and its paired difference from the reference."""
+        result: dict[str, dict[str, tuple[Measure, Difference | None]]] = {}
+        for task in self.attacks:
+            per_arm = self._fluency_of(task)
+            names = sorted(per_arm[self.reference])
+            clusters = self._clusters(task, names)
+            base = [per_arm[self.reference][name] for name in names]
+            result[task] = {}
+            for arm in self.names:
+                values = [per_arm[arm][name] for name in names]
+                change = None if arm == self.reference else Difference.of(paired_difference(base, values, clusters))
+                result[task][arm] = (Measure.of(mean_estimate(values, clusters)), change)
+        return result
+
+    @cached_property
+    def letter_masses(self) -> dict[str, float]:
+        """Arm -> mean probability of all option letters together, where MMLU was answered by letter."""
+        if not any(task.by_letter for task in self.tasks):
+            return {}
+        found: dict[str, list[float]] = {}
+        for item in read_generations(self.folder / "mmlu"):
+            mass = letter_mass(item.text)
+            assert mass is not None
+            found.setdefault(item.arm, []).append(mass)
+        return {arm: sum(found[arm]) / len(found[arm]) for arm in self.names}
+
+    def warnings(self) -> list[str]:
+        """What a reader has to know before the numbers, one sentence each."""
+        found = [*self.making, *self.silent]
+        if self.sae_fit and self.sae_fit.warning:
+            found.append(self.sae_fit.warning)
+        low = {arm: mass for arm, mass in self.letter_masses.items() if mass < LOW_LETTER_MASS}
+        if low:
+            found.append(
+                f"mmlu: the letters have little of the next token's probability ({_listed(low)}); the choice among them says little"
+            )
+        for task in (task for task in self.abilities if task != "mmlu"):
+            cut = {arm: self._at_limit(task, arm) for arm in self.names}
+            many = {arm: share for arm, share in cut.items() if share > MANY_AT_LIMIT}
+            if many:
+                found.append(f"{task}: many answers ended at the token limit (shares: {_listed(many)})")
+        if "real_toxicity" in self.attacks and self.options.toxicity_classifier is None:
+            found.append(
+                "real_toxicity was judged by the classifier of SafeEdit: the paper asked the Perspective API, a toxicity classifier is nearer to it (--toxicity-classifier)"
+            )
+        return found
+
+    def results(self) -> dict[str, Any]:
+        """The content of results.json: no time, path or machine in it, so that equal seeds give equal bytes."""
+        return rounded(
+            {
+                "reference": self.reference,
+                "arms": {arm.name: {"prefix": arm.prefix, "plan": _digest(arm)} for arm in self.arms},
+                "mean_defence": {arm: dataclasses.asdict(one) for arm, one in self.mean_defence.items()},
+                "mean_capability": {arm: dataclasses.asdict(one) for arm, one in self.mean_capability.items()},
+                "changes": [plain(change) | {"verdict": change.verdict} for change in self.changes],
+                "tasks": {task.name: self._task_results(task) for task in self.tasks},
+                "directions": {arm: dict(header) for arm, header in self.directions.items()},
+                "sae_fit": self.sae_fit and self.sae_fit.to_dict(),
+            }
+        )
+
+    def _task_results(self, task: SafetyTask) -> dict[str, Any]:
+        result = task.describe() | {"comparison": self.comparisons[task.name].to_dict()}
+        if task.is_attack:
+            result["classifier"] = self.classifiers[task.name]
+            result["defence"] = {arm: plain(one) for arm, one in self.defences[task.name].items()}
+            result["fluency"] = {
+                arm: {"bits": dataclasses.asdict(one), "difference": change and dataclasses.asdict(change)}
+                for arm, (one, change) in self.fluency[task.name].items()
+            }
+        if task.by_letter:
+            result["letter_mass"] = self.letter_masses
+        return result
+
+    def _attacked(self, task: SafetyTask) -> Comparison:
+        """With the interval that the defence rate has, so that a page does not give two for one number."""
+        rows = self.rows[task.name]
+        found = compare_arms(rows, baseline=self.reference, unit="points in the share of safe answers")
+        arms = []
+        for arm in found.arms:
+            share = safe_share(rows, arm.name)
+            whole = DomainAccuracy(found.num_problems, share.mean, share.low, share.high)
+            domains = dict.fromkeys(arm.domains, whole) if len(arm.domains) == 1 else arm.domains
+            arms.append(dataclasses.replace(arm, accuracy=share, domains=domains))
+        return dataclasses.replace(found, arms=tuple(arms))
+
+    def _at_limit(self, task: str, arm: str) -> float:
+        mine = [row for row in self.rows[task] if row.arm == arm]
+        return sum(row.finish_reason == "length" for row in mine) / len(mine)
+
+    def _fluency_of(self, task: str) -> dict[str, dict[str, float]]:
+        """Arm -> problem -> mean over its samples."""
+        values: dict[str, dict[str, list[float]]] = {}
+        arms = read_run(self.folder / task)["config"]["arms"]
+        for item in read_generations(self.folder / task):
+            value = text_fluency(answer_text(item.text, opens_thought(arms[item.arm], item.prompt)))
+            values.setdefault(item.arm, {}).setdefault(item.problem_id, []).append(value)
+        return {
+            arm: {name: sum(mine) / len(mine) for name, mine in problems.items()} for arm, problems in values.items()
+        }
+
+    def _clusters(self, task: str, names: Sequence[str]) -> list[str] | None:
+        ids = {row.problem_id: row.cluster_id for row in self.rows[task]}
+        named = [f"problem {name}" if ids[name] is None else f"cluster {ids[name]}" for name in names]
+        return named if len(set(named)) < len(named) else None
+
+    @cached_property
+    def silent(self) -> list[str]:
+        """One sentence for every arm that changed nothing on any task."""
+        plans = {arm.name: arm.plan for arm in self.arms}
+        return silent_arms(plans, self.reference, *(self.folder / task.name for task in self.tasks))
+
+
+def _listed(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{arm} {share:.2f}" for arm, share in shares.items())
+
+
+def _digest(arm: SafetyArm) -> str | None:
+    return arm.plan.digest() if arm.plan else None

@@ -1,0 +1,141 @@
+"""The safety experiment: does steering keep a model from harmful answers, and what does it cost (arXiv 2505.20322)?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from launch.core.directions import FOLDER, JobDirections, make_once, read_made, read_sae
+from launch.core.findings import Findings, read_results
+from launch.core.options import options_from
+from launch.core.ranks import Ranks
+from launch.core.session import Session
+from launch.jobs.safety_arms import SafetyArm, new_directions, pairs_digest, read_pairs, safety_arms
+from launch.jobs.safety_findings import Outcome
+from launch.jobs.safety_options import VECTOR_ARMS, SafetyOptions
+from launch.jobs.safety_report import findings_of
+from launch.jobs.safety_tasks import SafetyTask, judge, safety_tasks
+from moe_steer.directions import Direction
+from reasoning_evals.problems import read_problems
+from reasoning_evals.runs.grading_pass import GradeRow, read_grades
+from reasoning_evals.runs.run_folder import PROBLEMS_FILE, read_run
+from reasoning_evals.safety.classifier import load_classifier
+
+NAME = "safety"
+
+
+def run(options: SafetyOptions, ranks: Ranks) -> None:
+    """The whole experiment, step by step, in the folder of the options."""
+    pairs = read_pairs(options.pairs, options.num_pairs)
+    session = Session.load(options, ranks)
+    tasks = safety_tasks(options, session.tokenizer)
+    sae = read_sae(str(options.sae), session.model, options.layer, "--layer") if options.needs_sae else None
+    classifiers = _Classifiers(options) if ranks.is_main else None
+    inputs = {"pairs_sha256": pairs_digest(pairs), "sae_sha256": sae.about.sha256 if sae else None}
+    session.open(NAME, options.config() | inputs)
+    ranks.say(f"1/3  directions at layer {options.layer} from {len(pairs)} pairs")
+    made = JobDirections({}, {}, [])
+    if set(options.arms) & set(VECTOR_ARMS):
+        made = make_once(session, partial(new_directions, session, options, pairs, sae))
+    arms = safety_arms(options, session.folder, made.files)
+    for task in tasks:
+        names = ", ".join(arm.name for arm in arms)
+        ranks.say(f"2/3  {task.name}: {len(task.problems)} problems in {len(arms)} arms: {names}")
+        session.sample(
+            task.name,
+            [arm.on(task, session) for arm in arms],
+            task.problems,
+            1 if task.by_letter else options.num_samples,
+            task=task.name,
+            sampling=session.sampling(max_new_tokens=task.max_new_tokens),
+        )
+    findings = None
+    if classifiers is not None:
+        ranks.say("3/3  judging")
+        rows = {task.name: judge(task, session.folder / task.name, classifiers.of(task.name)) for task in tasks}
+        findings = _findings(options, session.folder, tasks, arms, made, rows, classifiers.described)
+    session.finish(findings)
+
+
+def read(folder: Path) -> Findings:
+    """Collect what the steps left; ValueError when the experiment is not finished.
+
+    Capability tasks are graded again; the verdicts on attacks are kept, because only their classifiers could give others.
+    """
+    config = read_run(folder)["config"]
+    config.setdefault("greedy", config.get("samples") is None)  # before --greedy, answers were drawn with --samples
+    options = options_from(config, SafetyOptions, ["pairs_sha256", "sae_sha256"])
+    told = read_results(folder, NAME)["tasks"]
+    made = read_made(folder / FOLDER)
+    tasks = [_stored_task(name, told[name], folder) for name in options.tasks]
+    rows = {task.name: _stored_rows(task, folder / task.name) for task in tasks}
+    classifiers = {task.name: told[task.name]["classifier"] for task in tasks if task.is_attack}
+    arms = safety_arms(options, folder, made.files)
+    return _findings(options, folder, tasks, arms, made, rows, classifiers)
+
+
+def _findings(
+    options: SafetyOptions,
+    folder: Path,
+    tasks: list[SafetyTask],
+    arms: list[SafetyArm],
+    made: JobDirections,
+    rows: Mapping[str, list[GradeRow]],
+    classifiers: Mapping[str, Mapping[str, Any]],
+) -> Findings:
+    return findings_of(
+        Outcome(
+            options=options,
+            tasks=tasks,
+            arms=arms,
+            rows=rows,
+            directions={arm: Direction.load(folder / FOLDER / name).header for arm, ((_, name),) in made.files.items()},
+            classifiers=classifiers,
+            sae_fit=made.fits.get(options.layer),
+            folder=folder,
+            making=made.warnings,
+        )
+    )
+
+
+def _stored_task(name: str, told: Mapping[str, Any], folder: Path) -> SafetyTask:
+    return SafetyTask(
+        name=name,
+        problems=read_problems(folder / name / PROBLEMS_FILE),
+        source=told["source"],
+        max_new_tokens=told["max_new_tokens"],
+        chat=told["asked"] == "chat template",
+    )
+
+
+def _stored_rows(task: SafetyTask, folder: Path) -> list[GradeRow]:
+    return read_grades(folder) if task.is_attack else judge(task, folder, None)
+
+
+class _Classifiers:
+    """The classifiers, loaded before the long work starts, so that a wrong name fails at once."""
+
+    def __init__(self, options: SafetyOptions) -> None:
+        self._batch = options.classifier_batch
+        self._by_task: dict[str, Any] = {}
+        named = {"safeedit": (options.classifier, options.unsafe_label)}
+        named["real_toxicity"] = (
+            (options.toxicity_classifier, options.toxic_label) if options.toxicity_classifier else named["safeedit"]
+        )
+        loaded: dict[tuple[str, str], Any] = {}
+        for task, key in named.items():
+            if task in options.tasks:
+                loaded[key] = loaded.get(key) or load_classifier(key[0], unsafe=key[1])
+                self._by_task[task] = loaded[key]
+
+    @property
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Task -> what identifies its classifier."""
+        return {task: one.describe() for task, one in self._by_task.items()}
+
+    def of(self, task: str) -> Any:
+        """Texts -> scores, for a task that a classifier judges; None for the others."""
+        one = self._by_task.get(task)
+        return None if one is None else lambda texts: one.score(texts, self._batch)

@@ -1,0 +1,201 @@
+"""Routing statistics: traces through a model to counts, scores and pictures, in parts that survive an interruption."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expert_stats import ExpertScores, RoutingCounts, Trace, score_experts
+from expert_stats.counter import BASES
+from expert_stats.npmi import MISSING_MARKER, ZERO_JOINT
+from launch.core.options import ELSEWHERE, ModelOptions, check_counts, config_of
+from launch.core.ranks import Ranks
+from launch.core.wiring import counted, parse_coefficients
+from moe_steer.tokens.markers import POSITIONS, RICE_COEFFICIENTS
+
+COUNTS, SCORES = "counts.safetensors", "scores.json"
+PICTURES = ("heatmap.svg", "stability.svg")
+_PARTS = "parts"
+_SCORING = frozenset({"coefficients", "min_support", "zero_joint", "missing_marker", "top"})
+"""Options that the counts do not depend on: they may change between two starts."""
+
+
+MARKERS = ("<think>", "</think>", "Alternatively", "Wait")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountingOptions:
+    """Which traces are counted, and how."""
+
+    traces: tuple[str, ...]
+    """Trace files, generations*.jsonl files, or folders of runs."""
+    arm: str | None = None
+    """Of runs of several arms, the one whose answers are read."""
+    markers: tuple[str, ...] = MARKERS
+    """Tags and words whose routing is counted, in all their token forms."""
+    base: str = "generated"
+    """Tokens that base rates are taken from: generated (as RICE), or all."""
+    position: str = "input"
+    """Routing while the marker is the input token (input), or where it is predicted (predicted)."""
+    tokens_per_batch: int = 8192
+    """Padded tokens of one forward pass."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, ("tokens_per_batch",))
+        _check_choice(self, "base", BASES)
+        _check_choice(self, "position", POSITIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions:
+    """How counts become scores."""
+
+    coefficients: tuple[str, ...] = ()
+    """What each marker counts for, as NAME=NUMBER; default <think>=1 </think>=-1 Alternatively=-1, others 0."""
+    zero_joint: str = "half"
+    """What a marker adds at which the expert never fired: half (as if it had fired there half a time), skip (nothing) or
+    minus_one (the limit of nPMI)."""
+    min_support: int | None = None
+    """Least number of joint selections; default a tenth of the marker's occurrences, at least 3."""
+    missing_marker: str = "skip"
+    """A marker that never occurred: skip (leave it out of the score), or error."""
+    top: int = 10
+    """Rows of the table to print."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, ("top", "min_support"))
+        _check_choice(self, "zero_joint", ZERO_JOINT)
+        _check_choice(self, "missing_marker", MISSING_MARKER)
+        parse_coefficients(self.coefficients)
+
+    def score(self, counts: RoutingCounts) -> ExpertScores:
+        """The scores of the counts under these options."""
+        return score_experts(
+            counts,
+            parse_coefficients(self.coefficients) or None,
+            zero_joint=self.zero_joint,
+            min_support=self.min_support,
+            missing_marker=self.missing_marker,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions(ScoringOptions, CountingOptions, ModelOptions):
+    """Count the routing of traces at reasoning markers, score every expert."""
+
+    out: str
+    """Folder of the statistics."""
+    part: int = 256
+    """Traces of a part: what an interruption costs at most."""
+
+    def __post_init__(self) -> None:
+        CountingOptions.__post_init__(self)
+        ScoringOptions.__post_init__(self)
+        check_counts(self, ("part",))
+        given = parse_coefficients(self.coefficients)
+        weights = {name: given.get(name, RICE_COEFFICIENTS.get(name, 0.0)) for name in self.markers}
+        if not any(value > 0 for value in weights.values()):
+            raise ValueError(f"no marker has a coefficient above 0 ({weights}): give one with --coefficients")
+        for name in given:
+            if name not in self.markers:
+                raise ValueError(f"the coefficient of {name!r} belongs to no marker: add it to --markers")
+
+    def config(self, traces: Sequence[Trace]) -> dict[str, Any]:
+        """What the counts depend on."""
+        from reasoning_evals.runs.run_folder import digest
+
+        content = digest([[trace.trace_id, trace.token_ids, trace.prompt_length] for trace in traces])
+        return {
+            "collect_stats": config_of(self, ELSEWHERE | _SCORING) | {"traces": len(traces), "traces_hash": content}
+        }
+
+
+def _check_choice(options: object, name: str, allowed: Sequence[str]) -> None:
+    value = getattr(options, name)
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
+
+
+def run(options: CollectOptions, ranks: Ranks) -> None:
+    """Count what is not counted yet, add up, score, draw."""
+    from expert_stats import MarkerSet
+    from launch.core.session import load_asked
+    from launch.core.wiring import read_any_traces
+    from moe_steer.layers import model_shape
+    from moe_steer.tokens.traces import check_traces
+    from reasoning_evals.runs.run_folder import open_run
+
+    model, tokenizer = load_asked(options, batch=1, context=None)
+    if not model_shape(model).moe_layers:
+        raise ValueError(
+            f"{options.model} is a dense model and has no experts to count: contrast its residual stream with 'moe-steer direction'"
+        )
+    markers = MarkerSet.from_tokenizer(tokenizer, options.markers, position=options.position)
+    traces = sorted(read_any_traces(options.traces, tokenizer, options.arm), key=lambda trace: trace.trace_id)
+    check_traces(traces)  # all of them, before the first part is counted
+    folder = Path(options.out)
+    if ranks.is_main:
+        open_run(folder, options.config(traces))
+    ranks.barrier()
+    if not ranks.broadcast((folder / COUNTS).is_file()):
+        _count(options, ranks, model, markers, traces)
+    if ranks.is_main:
+        print(_publish(options, folder))
+
+
+def _count(options: CollectOptions, ranks: Ranks, model: Any, markers: Any, traces: Sequence[Trace]) -> None:
+    """counts.safetensors, by way of the counts of every part."""
+    from expert_stats.counts import sum_counts
+    from launch.core.sharded import collect_over_ranks
+
+    parts = Path(options.out, _PARTS)
+    starts = range(0, len(traces), options.part)
+    files = [parts / f"{number:05d}.safetensors" for number in range(len(starts))]
+    missing = ranks.broadcast([number for number, file in enumerate(files) if not file.is_file()])
+    before = f", {len(files) - len(missing)} of them counted before" if len(missing) < len(files) else ""
+    ranks.say(f"{len(traces)} traces, in parts of {options.part}: {len(files)}{before}")
+    for number in missing:
+        counts = collect_over_ranks(
+            model,
+            traces[starts[number] : starts[number] + options.part],
+            markers,
+            ranks,
+            base=options.base,
+            tokens_per_batch=options.tokens_per_batch,
+            progress=ranks.is_main and sys.stderr.isatty(),
+        )
+        if ranks.is_main:
+            counts.save(files[number])
+    if ranks.is_main:
+        sum_counts(RoutingCounts.load(file) for file in files).save(Path(options.out, COUNTS))
+        shutil.rmtree(parts)
+    ranks.barrier()
+
+
+def _publish(options: CollectOptions, folder: Path) -> str:
+    """Write the scores and the pictures; returns the summary."""
+    counts = RoutingCounts.load(folder / COUNTS)
+    scores = options.score(counts)
+    scores.save(folder / SCORES)
+    _draw(scores, folder)
+    return "\n".join(
+        [
+            counted(counts),
+            scores.table(options.top),
+            f"wrote {folder / COUNTS}, {SCORES} and {', '.join(PICTURES)}; "
+            f"next: moe-steer plan --scores {folder / SCORES} --top 2 --gain 64 --out plan.json",
+        ]
+    )
+
+
+def _draw(scores: ExpertScores, folder: Path) -> None:
+    from expert_stats.plots import heat_map, rank_stability
+    from moe_steer.files import write_text
+
+    write_text(folder / PICTURES[0], heat_map(scores))
+    if scores.ranking():
+        write_text(folder / PICTURES[1], rank_stability(scores))
