@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from moe_steer.files import write_text
+from moe_steer.files import write_whole
 
 Array = np.ndarray[Any, Any]
 
@@ -227,7 +227,7 @@ class ExpertScores:
             "stability": {key: None if np.isnan(value) else value for key, value in self.stability.items()},
             "tables": {name: _listed(getattr(self, name)) for name in _TABLES},
         }
-        write_text(path, json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n")
+        write_whole(path, json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ExpertScores:

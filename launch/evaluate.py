@@ -45,10 +45,10 @@ from launch.shared_options import (
     refuse_unread,
 )
 from launch.start import start
+from moe_steer.files import write_whole
 from reasoning_evals.decoding.processors import NOWAIT_WORDS
 from reasoning_evals.prompts import THINKING_PROMPT
 from reasoning_evals.runs.run_folder import RUN_FILE, read_run
-from reasoning_evals.whole_files import write_whole
 
 LAB_PROBLEMS = 240
 _READ_BY = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reasoning_evals.whole_files import write_whole
+from moe_steer.files import write_whole
 
 RESULTS_FILE = "results.json"
 

@@ -16,9 +16,9 @@ from expert_stats import MarkerSet, RoutingCounts, Trace, reduce_counts
 from expert_stats.collect import batches, collect_counts
 from launch.ranks import Ranks
 from moe_steer.backends.layout import in_step, layout_of
+from moe_steer.files import write_whole
 from moe_steer.plan import SteeringPlan
 from reasoning_evals.runs.run_folder import RUN_FILE, read_run
-from reasoning_evals.whole_files import write_whole
 
 _FOLDERS: list[
     tempfile.TemporaryDirectory[str]

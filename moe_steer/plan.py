@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_steer.files import write_text
+from moe_steer.files import write_whole
 from moe_steer.plan_check import check_plan
 from moe_steer.plan_entries import UNITS, ExpertGain, ResidualVector
 from moe_steer.residual_files import read_vector, shift_of
@@ -108,7 +108,7 @@ class SteeringPlan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON: aside first, then renamed, so that no reader sees half a file."""
-        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringPlan:

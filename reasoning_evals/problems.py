@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from reasoning_evals.whole_files import write_whole
+from moe_steer.files import write_whole
 
 ANSWER_TYPES = ("integer", "number", "quantity", "expression", "choice", "list")
 """The types that a grader decides."""

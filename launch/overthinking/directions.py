@@ -18,12 +18,12 @@ from moe_steer.contrasts.fit import contrast_fits, fit_notes
 from moe_steer.contrasts.sequences import MarkedSequence
 from moe_steer.contrasts.sites import concise_and_verbose, decision_sites, thought_pairs
 from moe_steer.directions import Direction, all_atoms, caa, report_atoms, single_atom, sta
+from moe_steer.files import write_whole
 from moe_steer.saes import SAE, SAEFit
 from moe_steer.saes.fit import fit_lines
 from moe_steer.tokens.markers import text_notes
 from reasoning_evals.runs.grading_pass import GradeRow
 from reasoning_evals.runs.run_folder import read_generations
-from reasoning_evals.whole_files import write_whole
 
 FOLDER = "directions"
 INDEX = "index.json"

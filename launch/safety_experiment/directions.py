@@ -18,12 +18,12 @@ from moe_steer.contrasts.fit import contrast_fits, fit_notes
 from moe_steer.contrasts.sequences import MarkedSequence
 from moe_steer.contrasts.texts import answer_pairs
 from moe_steer.directions import Direction, all_atoms, caa, report_atoms, sta
+from moe_steer.files import write_whole
 from moe_steer.layers import unwrap
 from moe_steer.saes import SAE, SAEFit, check_fits, load_sae
 from moe_steer.tokens.markers import text_notes
 from reasoning_evals.runs.run_folder import digest
 from reasoning_evals.tasks.own_file import read_rows
-from reasoning_evals.whole_files import write_whole
 
 FOLDER = "directions"
 INDEX = "index.json"

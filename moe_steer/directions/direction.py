@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from moe_steer.files import HeadedKind, read_headed, write_bytes
+from moe_steer.files import HeadedKind, load_headed, write_whole
 from moe_steer.residual_files import HEADER_KEY
 
 VERSION = 1
@@ -66,7 +66,7 @@ class Direction:
         content = save(
             {"vector": self.vector_D}, metadata={HEADER_KEY: json.dumps(head, sort_keys=True, allow_nan=False)}
         )
-        write_bytes(path, content)
+        write_whole(path, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Direction:
@@ -77,4 +77,4 @@ class Direction:
             place = {key: header[key] for key in ("layer", "site", "method")}
             return cls(vector_D=tensors["vector"], header=rest, **place)
 
-        return read_headed(path, _KIND, {"vector"}, build)
+        return load_headed(path, _KIND, {"vector"}, build)

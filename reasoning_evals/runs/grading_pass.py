@@ -16,7 +16,7 @@ from reasoning_evals.prompts import prompt_opens_thought
 from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
 from reasoning_evals.thinking import split_thought
 from reasoning_evals.thinking import TokenCounts, count_tokens
-from reasoning_evals.whole_files import write_whole
+from moe_steer.files import write_whole
 
 
 class Judgement(Protocol):

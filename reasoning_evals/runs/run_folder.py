@@ -19,7 +19,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from reasoning_evals.runs.completions import Completion, read_completions
-from reasoning_evals.whole_files import create_whole
+from moe_steer.files import create_whole
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from reasoning_evals.runs.completions import JsonLinesWriter, complete_lines, json_line

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from moe_steer.files import write_bytes, write_text
+from moe_steer.files import write_whole
 from moe_steer.saes.files import Given, pick, read_json, read_safetensors
 from moe_steer.saes.sae import SAE, fold_decoder_norm, hook_of_place, place_of_hook
 
@@ -118,8 +118,8 @@ def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     target = Path(folder)
     keys = {**_KEYS, "b_enc_F": "b_gate"} if sae.kind == "gated" else _KEYS
     tensors = {keys[name]: tensor.detach().cpu().contiguous() for name, tensor in sae.tensors().items()}
-    write_bytes(target / WEIGHTS, save(tensors))
-    write_text(target / CONFIG, json.dumps(_config(sae), indent=2) + "\n")
+    write_whole(target / WEIGHTS, save(tensors))
+    write_whole(target / CONFIG, json.dumps(_config(sae), indent=2) + "\n")
     return target
 
 
