@@ -108,14 +108,15 @@ def read_json_lines(
 
 
 def check_types(values: dict[str, Any], where: str, expect: Mapping[str, Any]) -> dict[str, Any]:
-    """The values themselves; ValueError names the first key with a value of another type.
+    """The values themselves; ValueError, which begins with ``where``, names the first key with a value of another type.
 
     ``expect``: key -> str, int, float (any finite number), bool, list, dict, ``list[...]`` or a union of these. Keys that are
     not there are not missed.
     """
     for key, kind in expect.items():
         if key in values and not _fits(values[key], kind):
-            raise ValueError(f"{where}: {key!r} is {quoted(values[key])}: give {_words(kind)}")
+            at = f"{where}: " if where else ""
+            raise ValueError(f"{at}{quoted(key)} is {quoted(values[key])}: give {_words(kind)}")
     return values
 
 
@@ -137,9 +138,12 @@ def decode(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise NotJSON(
-            f"{where} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"
-        ) from error
+        raise NotJSON(not_utf8(where, error)) from error
+
+
+def not_utf8(where: str | os.PathLike[str], error: UnicodeDecodeError) -> str:
+    """What to say of a text in another encoding."""
+    return f"{os.fspath(where)} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"
 
 
 def read_plain_or_gzipped(path: str | os.PathLike[str]) -> bytes:

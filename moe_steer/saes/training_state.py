@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moe_steer.files import read_headed, write_whole, written_aside
-from moe_steer.saes.files import read_json
+from moe_steer.json_files import read_json
 from moe_steer.saes.training_step import Weights
 
 _KEY = "training"
@@ -133,17 +133,9 @@ def load_state(path: Path, recipe: TrainRecipe, d_in: int, device: torch.device)
 def remember_data(work: Path, data: dict[str, Any]) -> None:
     """Note in a training's folder what it reads; ValueError when it was begun on something else."""
     path = work / "data.json"
-    if path.exists() and _noted(path) != data:
+    again = f"use another folder, or remove {work} to begin the training again"
+    if path.exists() and read_json(path, again) != data:
         raise ValueError(
             f"{work} holds a training on another model, layer, texts or batches: use another folder, or the same options"
         )
     write_whole(path, json.dumps(data, indent=2) + "\n")
-
-
-def _noted(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged: use another folder, or remove {path.parent} to begin the training again"
-        ) from error

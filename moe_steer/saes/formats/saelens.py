@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from moe_steer.files import write_whole
-from moe_steer.saes.files import Given, pick, read_json, read_safetensors
+from moe_steer.saes.files import Given, pick, read_config, read_safetensors
 from moe_steer.saes.sae import SAE, fold_decoder_norm, hook_of_place, place_of_hook
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -28,7 +28,14 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, given: Given) -> SAE:
     """ValueError for architectures and for normalisations that a file of weights alone cannot carry."""
-    config = read_json(path / CONFIG)
+    config = read_config(
+        path / CONFIG,
+        architecture=str,
+        metadata=dict | None,
+        apply_b_dec_to_input=bool,
+        rescale_acts_by_decoder_norm=bool | None,
+        activation_fn_kwargs=dict | None,
+    )
     weights_path = path / WEIGHTS
     tensors = read_safetensors(weights_path)
     architecture = _architecture(config)
