@@ -48,8 +48,8 @@ class Direction:
 
     ``2 * a - b / 3`` is a direction too: computed in float64, kept in float32. ValueError in one line for different layers,
     sites, widths or models, and for numbers that are not finite. Its method is ``combined``; its header holds ``terms`` (factor,
-    method and sha256 of each vector in it), its own ``norm``, and ``model`` and ``residual_norm`` where both sides have the same:
-    a mean norm of two different sets of texts is no one's, so the sum of such directions is steered with in unit ``vector``.
+    method and sha256 of each vector in it), its own ``norm``, its ``model``, and ``residual_norm`` where both sides have the same
+    one. Two different ones were measured on different texts and neither holds for the sum: steer with it in unit ``vector``.
     """
 
     vector_D: Tensor

@@ -66,7 +66,9 @@ def test_a_plan_takes_the_file(tmp_path: Path) -> None:
     direction = some_direction()
     direction.save(tmp_path / "d.safetensors")
     entry = ResidualVector(3, "d.safetensors")
-    assert torch.equal(SteeringPlan(residual=[entry], base_dir=str(tmp_path)).vector(entry).vector_D, direction.vector_D)
+    assert torch.equal(
+        SteeringPlan(residual=[entry], base_dir=str(tmp_path)).vector(entry).vector_D, direction.vector_D
+    )
 
 
 def test_the_header_lists_the_heaviest_atoms_first(tmp_path: Path) -> None:
