@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from moe_steer.files import HeadedKind, read_headed, write_bytes
+from moe_steer.files import HeadedKind, load_headed, write_whole
 
 _KIND = HeadedKind(
     key="routing_counts",
@@ -41,7 +41,7 @@ def save_counts(counts: RoutingCounts, path: str | os.PathLike[str]) -> None:
         {name: np.ascontiguousarray(array) for name, array in counts.arrays.items()},
         metadata={_KIND.key: json.dumps(head, sort_keys=True)},
     )
-    write_bytes(path, content)
+    write_whole(path, content)
 
 
 def load_counts(path: str | os.PathLike[str]) -> RoutingCounts:
@@ -52,7 +52,7 @@ def load_counts(path: str | os.PathLike[str]) -> RoutingCounts:
         signature = CountsSignature(**header["signature"])
         return RoutingCounts(signature=signature, versions=versions, **arrays).check()
 
-    return read_headed(path, _KIND, set(ARRAYS), build, framework="np")
+    return load_headed(path, _KIND, set(ARRAYS), build, framework="np")
 
 
 Array = np.ndarray[Any, Any]

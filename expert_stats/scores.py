@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from moe_steer.files import write_text
+from moe_steer.files import write_whole
+from moe_steer.json_files import check_types, parse_json
 
 Array = np.ndarray[Any, Any]
 
@@ -92,6 +93,21 @@ _TABLES = {
     "low_LE": np.float64,
     "high_LE": np.float64,
     "supported_LE": np.bool_,
+}
+
+
+_TYPES = {
+    "model": dict,
+    "marker_names": list[str],
+    "coefficients": list[float],
+    "num_traces": int,
+    "num_tokens": int,
+    "occurrences": list[int],
+    "counts_digest": str,
+    "options": dict,
+    "halves": list,
+    "stability": dict,
+    "tables": dict,
 }
 
 
@@ -227,14 +243,19 @@ class ExpertScores:
             "stability": {key: None if np.isnan(value) else value for key, value in self.stability.items()},
             "tables": {name: _listed(getattr(self, name)) for name in _TABLES},
         }
-        write_text(path, json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n")
+        write_whole(path, json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ExpertScores:
         """Read what ``save`` wrote; ValueError in one line for anything else."""
         name = os.fspath(path)
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"the scores {name!r} cannot be read: {error.strerror or error}") from error
+        record = parse_json(content, f"{name} holds no expert scores: it", "make them with 'moe-steer score'")
+        try:
+            check_types(record, "", _TYPES)
             if record.pop("version") != _VERSION:
                 raise ValueError(f"this program reads version {_VERSION}")
             del record["stability"]  # computed from the tables
@@ -244,8 +265,6 @@ class ExpertScores:
             record |= {key: tuple(record[key]) for key in ("marker_names", "coefficients", "occurrences")}
             scores = cls(**record, **arrays)
             scores._check_shapes()
-        except OSError as error:
-            raise ValueError(f"the scores {name!r} cannot be read: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{name} holds no expert scores ({error!r}): make them with 'moe-steer score'") from error
         return scores

@@ -147,7 +147,7 @@ class Audit:
             {
                 "kind": "residual",
                 "layer": entry.layer,
-                "file": entry.file,
+                "file": entry.name,
                 "strength": entry.strength,
                 "unit": entry.unit,
                 "scope": entry.scope,

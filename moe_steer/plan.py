@@ -6,23 +6,31 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_steer.files import write_text
-from moe_steer.plan_check import check_plan
-from moe_steer.plan_entries import UNITS, ExpertGain, ResidualVector
-from moe_steer.residual_files import read_vector, shift_of
+from moe_steer.directions.direction import VectorFile
+from moe_steer.files import write_whole
+from moe_steer.json_files import check_types, quoted, read_json
+from moe_steer.plan_entries import RESIDUAL_KEYS, UNITS, ExpertGain, ResidualVector
 from moe_steer.tokens.scopes import SCOPES, parse_scope
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from moe_steer.layers import ModelShape
+
 __all__ = ["PLAN_VERSION", "SCOPES", "UNITS", "ExpertGain", "ResidualVector", "SteeringPlan"]
 PLAN_VERSION = 1
-_MODEL_KEYS = {"model_type", "num_layers", "num_experts", "name"}
+_EXPERT_KEYS = ("layer", "expert", "gain")
+_MODEL_TYPES: dict[str, Any] = {
+    "model_type": str | None,
+    "num_layers": int | None,
+    "num_experts": int | None,
+    "name": str | None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,8 @@ class SteeringPlan:
     ``renormalize``: rescale the selected weights of a token to their former sum after the gains.
     ``model``: what the plan was made for (model_type, num_layers, num_experts, name), compared by ``check``.
     ``provenance``: free-form: who made it, from which counts, when.
+    ``base_dir``: the folder that relative file names are taken from. A file is read once in the life of a plan: load the plan again
+    to see a file that has changed.
     """
 
     experts: Sequence[ExpertGain] = ()
@@ -43,21 +53,27 @@ class SteeringPlan:
     model: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     base_dir: str = "."
+    _read: dict[str, VectorFile] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """File name -> its vector, once it was needed."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "experts", tuple(self.experts))
         object.__setattr__(self, "residual", tuple(self.residual))
         parse_scope(self.scope)
         if not isinstance(self.renormalize, bool):
-            raise ValueError(f"renormalize is {self.renormalize!r}: give true or false")
+            raise ValueError(f"renormalize is {quoted(self.renormalize)}: give true or false")
         seen: set[tuple[int, int]] = set()
         for entry in self.experts:
             key = (entry.layer, entry.expert)
             if key in seen:
                 raise ValueError(f"layer {entry.layer} expert {entry.expert} stands twice in the plan: keep one gain")
             seen.add(key)
+        for name, value in (("model", self.model), ("provenance", self.provenance)):
+            if not isinstance(value, Mapping) and not (name == "model" and value is None):
+                raise ValueError(f"{name} of the plan is {quoted(value)}: give a JSON object")
         if self.model is not None:
-            _refuse_unknown("plan.model", self.model, _MODEL_KEYS)
+            _refuse_unknown("plan.model", self.model, set(_MODEL_TYPES))
+            check_types(dict(self.model), "plan.model", _MODEL_TYPES)
 
     @property
     def is_neutral(self) -> bool:
@@ -75,12 +91,12 @@ class SteeringPlan:
         return tuple(entry for entry in self.residual if entry.strength != 0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain JSON values, in the order of the file format."""
+        """The plan as plain JSON values, in the order of the file format; ValueError for vectors in memory, see ``save``."""
         return {
             "version": PLAN_VERSION,
             "model": dict(self.model) if self.model is not None else None,
             "experts": [dataclasses.asdict(entry) for entry in self.experts],
-            "residual": [dataclasses.asdict(entry) for entry in self.residual],
+            "residual": [entry.to_dict() for entry in self.residual],
             "scope": self.scope,
             "renormalize": self.renormalize,
             "provenance": dict(self.provenance),
@@ -94,58 +110,77 @@ class SteeringPlan:
         _refuse_unknown("plan", data, {"version", "model", "experts", "residual", "scope", "renormalize", "provenance"})
         if data.get("version") != PLAN_VERSION:
             raise ValueError(
-                f"plan version {data.get('version')!r} cannot be read: this program reads version {PLAN_VERSION}, make the plan again with 'moe-steer plan'"
+                f"plan version {quoted(data.get('version'))} cannot be read: this program reads version {PLAN_VERSION}, make the plan again with 'moe-steer plan'"
             )
+        provenance = data.get("provenance")
         return cls(
-            experts=[_entry(ExpertGain, "experts", i, item) for i, item in enumerate(_list(data, "experts"))],
-            residual=[_entry(ResidualVector, "residual", i, item) for i, item in enumerate(_list(data, "residual"))],
+            experts=[
+                _entry(ExpertGain, _EXPERT_KEYS, "experts", i, item) for i, item in enumerate(_list(data, "experts"))
+            ],
+            residual=[
+                _entry(ResidualVector, RESIDUAL_KEYS, "residual", i, item)
+                for i, item in enumerate(_list(data, "residual"))
+            ],
             scope=data.get("scope", "all"),
             renormalize=data.get("renormalize", False),
             model=data.get("model"),
-            provenance=data.get("provenance") or {},
+            provenance={} if provenance is None else provenance,
             base_dir=os.fspath(base_dir),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON: aside first, then renamed, so that no reader sees half a file."""
-        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        """Write the plan as JSON, whole or not at all. A vector in memory is written beside it, as NAME-L{layer}.safetensors with
+        the plan's own NAME (a second one of a layer: NAME-L{layer}-2.safetensors), and the saved plan names that file."""
+        target = Path(path)
+        taken = {entry.file for entry in self.residual}
+        files: dict[tuple[int, VectorFile], str] = {}
+        entries: list[ResidualVector] = []
+        for entry in self.residual:
+            if not entry.file:
+                found = self.vector(entry)
+                if (entry.layer, found) not in files:
+                    name = _free_name(f"{target.stem}-L{entry.layer}", taken)
+                    write_whole(target.with_name(name), found.content)
+                    files[entry.layer, found] = name
+                    taken.add(name)
+                entry = dataclasses.replace(entry, file=files[entry.layer, found], vector=None)
+            entries.append(entry)
+        named = dataclasses.replace(self, residual=entries)
+        write_whole(target, json.dumps(named.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringPlan:
         """Read a plan file; ValueError names the file and what is wrong with it."""
+        name = os.fspath(path)
+        data = read_json(
+            path,
+            "correct it there, or give a file of 'moe-steer plan'",
+            missing=f"no plan file at {name!r}: make one with 'moe-steer plan'",
+        )
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise ValueError(f"no plan file at {os.fspath(path)!r}: make one with 'moe-steer plan'") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"the plan file {os.fspath(path)!r} cannot be read ({error}): give a file of 'moe-steer plan'"
-            ) from error
-        try:
-            return cls.from_dict(json.loads(text), base_dir=Path(path).parent)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{os.fspath(path)} is not JSON ({error}): mend it there, or make a plan with 'moe-steer plan'"
-            ) from error
+            return cls.from_dict(data, base_dir=Path(path).parent)
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
 
     def digest(self) -> str:
         """sha256 over what the plan does (not over its provenance, nor over where its vectors lie, which differs between ranks),
-        for run configs and for comparing ranks.
+        for run configs and for comparing ranks. A vector in memory counts as the file that ``save`` writes for it.
 
         The default unit is left out, so that plans written before there were units keep their digest.
         """
-        payload = {key: value for key, value in self.to_dict().items() if key != "provenance"}
-        for entry, item in zip(payload["residual"], self.residual, strict=True):
-            if item.unit == UNITS[0]:
-                del entry["unit"]
-            del entry["file"]
-            entry["sha256"] = hashlib.sha256(self.vector_path(item).read_bytes()).hexdigest()
+        payload = dataclasses.replace(self, residual=(), provenance={}).to_dict()
+        del payload["provenance"]
+        for entry in self.residual:
+            values: dict[str, Any] = {"layer": entry.layer, "strength": entry.strength, "scope": entry.scope}
+            if entry.unit != UNITS[0]:
+                values["unit"] = entry.unit
+            payload["residual"].append({**values, "sha256": hashlib.sha256(self.vector(entry).content).hexdigest()})
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
     def vector_path(self, entry: ResidualVector) -> Path:
-        """Where a residual entry's file lies; ValueError if it is not there."""
+        """Where a residual entry's file lies; ValueError if it is not there, and for a vector in memory."""
+        if not entry.file:
+            raise ValueError(f"{entry.name} is in memory and has no file: write one with SteeringPlan.save")
         path = Path(self.base_dir, entry.file)
         if not path.is_file():
             raise ValueError(
@@ -153,23 +188,56 @@ class SteeringPlan:
             )
         return path
 
-    def check(self, model: Any) -> None:
-        """Refuse a plan that does not fit ``model`` (a transformers model or a ``ModelShape``); ValueError names the entry."""
-        check_plan(self, model)
+    def vector(self, entry: ResidualVector) -> VectorFile:
+        """The vector of a residual entry as it is in the file or in memory, with its header.
 
-    def load_vector(self, entry: ResidualVector) -> Tensor:
-        """The tensor [D], float32, of a residual entry as it stands in the file.
-
-        ValueError when the file holds no such finite vector, or was made for another layer or site.
+        ValueError when the file holds no finite vector [D], or one made for another layer or site.
         """
-        return read_vector(self.vector_path(entry), entry).vector_D
+        if isinstance(entry.vector, VectorFile):
+            return entry.vector
+        if entry.file not in self._read:
+            self._read[entry.file] = VectorFile.read(self.vector_path(entry))
+        found = self._read[entry.file]
+        entry.check_place(found, str(Path(self.base_dir, entry.file)))
+        return found
 
     def load_shift(self, entry: ResidualVector) -> Tensor:
         """The tensor [D], float64, that a residual entry adds to a token: the vector times its strength in its unit.
 
-        ValueError as for ``load_vector``, and when the file does not say what the unit needs.
+        ValueError as for ``vector``, and when the header does not say what the unit needs.
         """
-        return shift_of(self.vector_path(entry), entry)
+        where = str(Path(self.base_dir, entry.file)) if entry.file else entry.name
+        return entry.shift_of(self.vector(entry), where)
+
+    def check(self, model: Any) -> None:
+        """Refuse a plan that does not fit ``model`` (a transformers model or a ``ModelShape``); ValueError names the entry."""
+        shape: ModelShape
+        if hasattr(model, "moe_layers") and hasattr(model, "num_experts"):  # or the shape of a checkpoint's files
+            shape = model
+        else:
+            from moe_steer.layers import model_shape
+
+            shape = model_shape(model)
+        for key in ("model_type", "num_layers", "num_experts"):
+            wanted = (self.model or {}).get(key)
+            if wanted is not None and wanted != getattr(shape, key):
+                raise ValueError(
+                    f"the plan was made for {key} {wanted!r}, this model has {getattr(shape, key)!r}: give that model, or a plan for this one"
+                )
+        for expert in self.experts:
+            expert.check(shape)
+        for entry in self.residual:
+            if entry.layer >= shape.num_layers:
+                raise ValueError(
+                    f"residual layer {entry.layer} does not exist: this model has layers 0-{shape.num_layers - 1}, name one of them"
+                )
+            entry.check(self.vector(entry), shape)
+            self.load_shift(entry)  # refuses a strength that the vector cannot be measured by
+
+
+def _free_name(stem: str, taken: Collection[str]) -> str:
+    endings = ("", *(f"-{number}" for number in range(2, len(taken) + 2)))
+    return next(name for ending in endings if (name := f"{stem}{ending}.safetensors") not in taken)
 
 
 def _refuse_unknown(where: str, data: Mapping[str, Any], allowed: set[str]) -> None:
@@ -185,12 +253,12 @@ def _list(data: Mapping[str, Any], key: str) -> list[Any]:
     return value
 
 
-def _entry(kind: Any, where: str, position: int, item: Any) -> Any:
+def _entry(kind: Any, keys: Sequence[str], where: str, position: int, item: Any) -> Any:
     if not isinstance(item, Mapping):
-        raise ValueError(f"{where}[{position}] is {item!r}: give a JSON object")
-    _refuse_unknown(f"{where}[{position}]", item, {f.name for f in dataclasses.fields(kind)})
-    try:
-        return kind(**item)
-    except TypeError as error:
-        needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
-        raise ValueError(f"{where}[{position}] is not complete: give {', '.join(needed)}") from error
+        raise ValueError(f"{where}[{position}] is {quoted(item)}: give a JSON object")
+    _refuse_unknown(f"{where}[{position}]", item, set(keys))
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    needed += ["file"] if kind is ResidualVector else []
+    if set(needed) - set(item):
+        raise ValueError(f"{where}[{position}] is not complete: give {', '.join(needed)}")
+    return kind(**item)

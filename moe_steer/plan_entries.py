@@ -1,11 +1,20 @@
-"""The entries of a steering plan: a gain on an expert, a vector for the residual stream."""
+"""The entries of a steering plan: a gain on an expert, a vector for the residual stream. And whether they fit a model."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from moe_steer.directions.direction import SITE, Direction, VectorFile
+from moe_steer.json_files import is_number, quoted
 from moe_steer.tokens.scopes import parse_scope
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moe_steer.layers import ModelShape
 
 UNITS = ("vector", "residual_norm")
 
@@ -25,50 +34,156 @@ class ExpertGain:
     def __post_init__(self) -> None:
         _check_index("layer", self.layer, self)
         _check_index("expert", self.expert, self)
-        if not _is_number(self.gain) or not math.isfinite(self.gain) or self.gain < 0:
+        if not is_number(self.gain) or self.gain < 0:
             raise ValueError(
-                f"gain of layer {self.layer} expert {self.expert} is {self.gain!r}: give a finite number >= 0"
+                f"gain of layer {self.layer} expert {self.expert} is {quoted(self.gain)}: give a finite number >= 0"
             )
         object.__setattr__(self, "gain", float(self.gain))
+
+    def check(self, shape: ModelShape) -> None:
+        """ValueError where the model has no such expert."""
+        if not shape.moe_layers:
+            raise ValueError(
+                f"the plan names experts, but {shape.model_type} is a dense model: use residual vectors, or a mixture-of-experts model"
+            )
+        if self.layer not in shape.moe_layers:
+            raise ValueError(
+                f"layer {self.layer} (expert {self.expert}) has no experts in this model: layers with experts are {_ranges(shape.moe_layers)}, name one of them"
+            )
+        if self.expert >= shape.num_experts:
+            raise ValueError(
+                f"expert {self.expert} at layer {self.layer} does not exist: this model has experts 0-{shape.num_experts - 1}, name one of them"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class ResidualVector:
     """Add a multiple of a vector to the residual stream at the output of one decoder layer.
 
-    ``file`` is a safetensors file that holds one tensor ``vector`` of shape [D]; a relative path is taken from the
-    folder of the plan file. ``scope`` says at which tokens. ``unit`` says what ``strength`` counts: ``vector`` adds strength x
-    vector as it stands in the file; ``residual_norm`` adds strength x residual_norm x vector / |vector|, where residual_norm is
-    the mean norm of the residual stream at that layer, which the file's header must hold.
+    The vector comes from ``file`` or from memory. ``file``: a safetensors file that holds one tensor ``vector`` of shape [D]; a
+    relative path is taken from the folder of the plan file. ``vector``: a tensor [D] or a ``Direction``; it is copied.
+    ``scope`` says at which tokens. ``unit`` says what ``strength`` counts: ``vector`` adds strength x vector as it is;
+    ``residual_norm`` adds strength x residual_norm x vector / |vector|, where residual_norm is the mean norm of the residual
+    stream at that layer, which the header of the file or of the ``Direction`` must hold.
     """
 
     layer: int
-    file: str
+    file: str = ""
     strength: float = 1.0
     scope: str = "all"
     unit: str = "vector"
+    vector: Tensor | Direction | VectorFile | None = None
 
     def __post_init__(self) -> None:
         _check_index("layer", self.layer, self)
-        if not isinstance(self.file, str) or not self.file:
+        if not isinstance(self.file, str) or not (self.file or self.vector is not None):
             raise ValueError(
-                f"file of the residual vector at layer {self.layer} is {self.file!r}: give the path of a safetensors file"
+                f"file of the residual vector at layer {self.layer} is {quoted(self.file)}: give the path of a safetensors file, or a vector"
             )
-        if not _is_number(self.strength) or not math.isfinite(self.strength):
+        if not is_number(self.strength):
             raise ValueError(
-                f"strength of the residual vector at layer {self.layer} is {self.strength!r}: give a finite number"
+                f"strength of the residual vector at layer {self.layer} is {quoted(self.strength)}: give a finite number"
             )
         parse_scope(self.scope)
         if self.unit not in UNITS:
             raise ValueError(
-                f"unit of the residual vector at layer {self.layer} is {self.unit!r}: choose one of {', '.join(UNITS)}"
+                f"unit of the residual vector at layer {self.layer} is {quoted(self.unit)}: choose one of {', '.join(UNITS)}"
+            )
+        if self.vector is not None:
+            if self.file:
+                raise ValueError(
+                    f"the residual vector at layer {self.layer} has both a vector and the file {self.file!r}: give one of them"
+                )
+            copy = self.vector if isinstance(self.vector, VectorFile) else VectorFile.of(self.vector)
+            object.__setattr__(self, "vector", copy)
+            self.check_place(copy, self.name)
+
+    @property
+    def name(self) -> str:
+        """The file as the plan names it; what a vector in memory is called instead."""
+        return self.file or f"the vector at layer {self.layer}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ValueError for a vector in memory."""
+        if not self.file:
+            raise ValueError(
+                f"{self.name} is in memory, and a plan in JSON names files: write both with SteeringPlan.save"
+            )
+        return {name: getattr(self, name) for name in RESIDUAL_KEYS}
+
+    def check_place(self, found: VectorFile, where: str) -> None:
+        """ValueError where the header of the vector, which ``where`` names, says another layer or site."""
+        layer, site = found.header.get("layer"), found.header.get("site")
+        if layer is not None and layer != self.layer:
+            raise ValueError(
+                f"{where} was made for layer {quoted(layer)} and the plan adds it at layer {self.layer}: name layer {quoted(layer)} in the plan, or make a direction for layer {self.layer}"
+            )
+        if site is not None and site != SITE:
+            raise ValueError(
+                f"{where} was made for site {quoted(site)} and a plan adds vectors at site {SITE!r} (the output of a decoder layer): make the direction again at that site"
             )
 
+    def check(self, found: VectorFile, shape: ModelShape) -> None:
+        """ValueError where the vector was made on another model, or has another width."""
+        made_for = found.header.get("model")
+        what = f"the vector {self.file!r}" if self.file else self.name
+        for key in ("model_type", "num_layers"):
+            wanted = made_for.get(key) if isinstance(made_for, dict) else None
+            if wanted is not None and wanted != getattr(shape, key):
+                raise ValueError(
+                    f"{what} was made on a model with {key} {quoted(wanted)}, this one has {getattr(shape, key)!r}: give that model, or make a direction on this one with 'moe-steer direction'"
+                )
+        width = len(found.vector_D)
+        if width != shape.hidden_size:
+            raise ValueError(
+                f"{what} has width {width}, the model's residual stream has {shape.hidden_size}: make a direction on this model with 'moe-steer direction'"
+            )
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    def shift_of(self, found: VectorFile, where: str) -> Tensor:
+        """float64 [D]: what the entry adds to a token, its strength and unit counted in. ValueError for a vector of zeros, and
+        for a header that does not say what the unit needs."""
+        vector_D = found.vector_D.double()
+        length = float(vector_D.norm())
+        if length == 0.0:
+            raise ValueError(f"{where} holds a vector of zeros, which has no direction: make the direction again")
+        if self.unit == "vector":
+            return vector_D * self.strength
+        norm = found.header.get("residual_norm")
+        if norm is None:
+            raise ValueError(
+                f"{where} has no residual_norm in its header, which unit 'residual_norm' needs: use unit 'vector', or make the direction with 'moe-steer direction'"
+            )
+        if not is_number(norm) or norm <= 0:
+            raise ValueError(
+                f"{where} says residual_norm is {quoted(norm)}, which is no length: use unit 'vector', or make the direction again"
+            )
+        return vector_D * (self.strength * norm / length)
+
+
+RESIDUAL_KEYS = ("layer", "file", "strength", "scope", "unit")
+"""What an entry holds in a plan file."""
+
+
+def read_vector(path: Path, entry: ResidualVector) -> VectorFile:
+    """Read the vector of a plan's entry; ValueError when the file holds no finite vector, or one made for another place."""
+    found = VectorFile.read(path)
+    entry.check_place(found, str(path))
+    return found
 
 
 def _check_index(name: str, value: object, owner: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} of {type(owner).__name__} is {value!r}: give a whole number >= 0")
+        raise ValueError(f"{name} of {type(owner).__name__} is {quoted(value)}: give a whole number >= 0")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """'1-3, 5' for (1, 2, 3, 5)."""
+    parts: list[str] = []
+    start = previous = numbers[0]
+    for number in [*numbers[1:], -1]:
+        if number == previous + 1:
+            previous = number
+            continue
+        parts.append(str(start) if start == previous else f"{start}-{previous}")
+        start = previous = number
+    return ", ".join(parts)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from reasoning_evals.whole_files import write_whole
+from moe_steer.files import write_whole
+from moe_steer.json_files import quoted, read_json_lines
 
 ANSWER_TYPES = ("integer", "number", "quantity", "expression", "choice", "list")
 """The types that a grader decides."""
@@ -43,21 +43,23 @@ class Problem:
         for name in ("problem_id", "prompt"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{name} is {value!r}: expected a text that is not empty")
+                raise ValueError(f"{name} is {quoted(value)}: expected a text that is not empty")
         if self.answer_type not in (*ANSWER_TYPES, LABEL):
             raise ValueError(
-                f"problem {self.problem_id!r}: answer_type is {self.answer_type!r}, expected one of {', '.join((*ANSWER_TYPES, LABEL))}"
+                f"problem {quoted(self.problem_id)}: answer_type is {quoted(self.answer_type)}, expected one of {', '.join((*ANSWER_TYPES, LABEL))}"
             )
         for name in ("unit", "cluster_id", "domain"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise ValueError(f"problem {self.problem_id!r}: {name} is {value!r}, expected a text or nothing")
+                raise ValueError(
+                    f"problem {quoted(self.problem_id)}: {name} is {quoted(value)}, expected a text or nothing"
+                )
         object.__setattr__(self, "target", _target_text(self.target, self.problem_id))
         if self.answer_type == "integer":
             object.__setattr__(self, "target", _integer_text(self.target, self.problem_id))
         if self.tolerance is not None and not _is_tolerance(self.tolerance):
             raise ValueError(
-                f"problem {self.problem_id!r}: tolerance is {self.tolerance!r}, expected a relative error from 0 to below 1"
+                f"problem {quoted(self.problem_id)}: tolerance is {quoted(self.tolerance)}, expected a relative error from 0 to below 1"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +87,9 @@ def check_unique(problems: Iterable[Problem], source: str = "the problems") -> N
     seen: set[str] = set()
     for problem in problems:
         if problem.problem_id in seen:
-            raise ValueError(f"{source}: problem_id {problem.problem_id!r} occurs twice, every problem needs its own")
+            raise ValueError(
+                f"{source}: problem_id {quoted(problem.problem_id)} occurs twice, every problem needs its own"
+            )
         seen.add(problem.problem_id)
 
 
@@ -104,45 +108,13 @@ def read_problems(path: str | os.PathLike[str], torn_tail: bool = False) -> list
     not a problem is a ValueError with file and line.
     """
     problems = []
-    for where, row in read_json_lines(path, torn_tail):
+    for where, row in read_json_lines(path, torn_tail=torn_tail):
         try:
             problems.append(Problem.from_dict(row))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     check_unique(problems, str(path))
     return problems
-
-
-def read_json_lines(path: str | os.PathLike[str], torn_tail: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(``file:line``, object) of each line that is not blank."""
-    opener = gzip.open if str(path).endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(_decoded(file, path), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                if torn_tail and not line.endswith("\n"):
-                    return
-                raise ValueError(
-                    f"{path}:{number}: not JSON ({error}): restore the line, or cut it off if the writer was killed"
-                ) from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-            yield f"{path}:{number}", row
-
-
-def _decoded(file: IO[Any], path: str | os.PathLike[str]) -> Iterator[str]:
-    try:
-        yield from file
-    except UnicodeDecodeError as error:
-        raise ValueError(not_utf8(path, error)) from error
-
-
-def not_utf8(path: str | os.PathLike[str], error: UnicodeDecodeError) -> str:
-    """What to say of a file of texts in another encoding."""
-    return f"{os.fspath(path)} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"
 
 
 def _target_text(target: object, problem_id: str) -> str:
@@ -158,7 +130,7 @@ def _target_text(target: object, problem_id: str) -> str:
     if isinstance(target, str) and target.strip():
         return target.strip()
     raise ValueError(
-        f"problem {problem_id!r}: target is {target!r}, expected a text, a finite number, or a list of them"
+        f"problem {quoted(problem_id)}: target is {quoted(target)}, expected a text, a finite number, or a list of them"
     )
 
 
@@ -166,13 +138,13 @@ def _integer_text(target: str, problem_id: str) -> str:
     digits = target.replace(",", "")
     if not digits.lstrip("+-").isdecimal() or not digits.isascii() or len(digits) > 1000:
         raise ValueError(
-            f"problem {problem_id!r}: target is {target!r}, an integer has digits and a sign alone; "
+            f"problem {quoted(problem_id)}: target is {quoted(target)}, an integer has digits and a sign alone; "
             f"for other numbers set answer_type to number"
         )
     try:
         return str(int(digits))
     except ValueError as error:
-        raise ValueError(f"problem {problem_id!r}: target is {target!r}, expected one integer") from error
+        raise ValueError(f"problem {quoted(problem_id)}: target is {quoted(target)}, expected one integer") from error
 
 
 def _is_tolerance(value: object) -> bool:

@@ -83,11 +83,11 @@ def test_overview_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "--out", "g", "--model", "broken_model"], "model.safetensors in 'broken_model' is damaged"),
         (["generate", "--out", "g", "--greedy", "--samples", "2"], "the same answer every time: leave --samples 2 out"),
         (["generate", "--out", "g", "--greedy", "--temperature", "0.3"], "--temperature 0.3 would change nothing"),
-        (["generate", "--out", "g", "--problems", "torn.jsonl"], "torn.jsonl:2: not JSON"),
+        (["generate", "--out", "g", "--problems", "torn.jsonl"], "torn.jsonl:2 is not JSON"),
         (["collect", "--out", "c.safetensors", "--traces", "torn_traces.jsonl"], "torn_traces.jsonl"),
         (
             ["generate", "--out", "g", "--problems", "latin.jsonl"],
-            "latin.jsonl is no text in UTF-8 (invalid continuation",
+            "latin.jsonl:1 is no text in UTF-8 (invalid continuation",
         ),
         (["generate", "--out", "torn.jsonl", "--num", "2"], "'torn.jsonl"),
         (["compare", "--baseline", "empty_folder"], "is not a run folder"),

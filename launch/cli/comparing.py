@@ -33,9 +33,9 @@ class Compare:
         """Print the arms and the verdicts."""
         from pathlib import Path
 
+        from moe_steer.files import write_whole
         from reasoning_evals import compare_arms
         from reasoning_evals.runs.grading_pass import grade_run
-        from reasoning_evals.whole_files import write_whole
 
         rows = [row for folder in (self.baseline, *self.arm_folder) for row in grade_run(folder)]
         comparison = compare_arms(rows, baseline=self.baseline_arm)
@@ -90,8 +90,8 @@ class Power:
         import json
         from pathlib import Path
 
+        from moe_steer.files import write_whole
         from reasoning_evals.comparing.power import plan_power
-        from reasoning_evals.whole_files import write_whole
 
         assumptions, size = self._assumptions()
         plan = plan_power(

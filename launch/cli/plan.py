@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_steer.plan import UNITS, ExpertGain, ResidualVector, SteeringPlan
+from moe_steer.plan_entries import read_vector
 from moe_steer.presets import PRESETS, preset_plan
-from moe_steer.residual_files import read_vector
 
 _COMPARED = ("model_type", "num_layers", "num_experts")
 

@@ -55,7 +55,7 @@ def at_most(sequences: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
 
 
 def _of_lines(name: str, tokenizer: Any) -> list[list[int]]:
-    from reasoning_evals.problems import not_utf8
+    from moe_steer.json_files import not_utf8
 
     try:
         lines = [line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]

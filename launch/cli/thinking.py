@@ -41,12 +41,12 @@ class Thinking:
         """Grade, trace every thought, print one table and what it does not say."""
         import json
 
+        from moe_steer.files import write_whole
         from reasoning_evals.runs.run_folder import read_run
         from reasoning_evals.thoughts.metrics import AttemptJudge
         from reasoning_evals.thoughts.segments import SWITCH_MARKERS
         from reasoning_evals.thoughts.summary import summarise_thinking
         from reasoning_evals.thoughts.table import thinking_lines, thinking_notes
-        from reasoning_evals.whole_files import write_whole
 
         folders = [_run_folder(Path(given)) for given in (self.folder, *self.arm_folder)]
         configs = [read_run(folder)["config"] for folder in folders]

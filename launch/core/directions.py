@@ -18,7 +18,7 @@ from moe_steer.layers import unwrap
 from moe_steer.saes import SAE, SAEFit, check_fits, load_sae
 from moe_steer.saes.fit import fit_lines
 from moe_steer.saes.reading import layers_among
-from reasoning_evals.whole_files import write_whole
+from moe_steer.files import write_whole
 
 FOLDER = "directions"
 INDEX = "index.json"

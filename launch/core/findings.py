@@ -14,7 +14,7 @@ from reasoning_evals.comparing.comparison import Comparison
 from reasoning_evals.report import build_report, write_pages
 from reasoning_evals.report.build import Report, Table
 from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
-from reasoning_evals.whole_files import write_whole
+from moe_steer.files import write_whole
 
 RESULTS_FILE = "results.json"
 

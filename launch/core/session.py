@@ -22,7 +22,7 @@ from reasoning_evals.engines.sampling import SamplingConfig
 from reasoning_evals.runs.grading_pass import GradeRow, grade_run
 from reasoning_evals.runs.run import Arm
 from reasoning_evals.runs.run_folder import RUN_FILE, open_run, read_run
-from reasoning_evals.whole_files import write_whole
+from moe_steer.files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)

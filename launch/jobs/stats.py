@@ -194,8 +194,8 @@ def _publish(options: CollectOptions, folder: Path) -> str:
 
 def _draw(scores: ExpertScores, folder: Path) -> None:
     from expert_stats.plots import heat_map, rank_stability
-    from moe_steer.files import write_text
+    from moe_steer.files import write_whole
 
-    write_text(folder / PICTURES[0], heat_map(scores))
+    write_whole(folder / PICTURES[0], heat_map(scores))
     if scores.ranking():
-        write_text(folder / PICTURES[1], rank_stability(scores))
+        write_whole(folder / PICTURES[1], rank_stability(scores))

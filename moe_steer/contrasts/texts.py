@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from moe_steer.contrasts.sequences import MarkedSequence
+from moe_steer.json_files import decode, parse_json
 
 
 def answer_pairs(
@@ -63,18 +65,15 @@ def read_rows(path: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"there is no file {path!r}: give CSV or JSON lines with {', '.join(columns)}")
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            if file.suffix == ".csv":
-                records: list[Any] = list(csv.DictReader(lines))
-            else:
-                records = [_json(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path!r} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"
-        ) from error
-    except csv.Error as error:
-        raise ValueError(f"{path!r} is no CSV ({error}): give CSV or JSON lines") from error
+    text = decode(file.read_bytes().removeprefix(BOM_UTF8), repr(path))  # spreadsheets write the mark
+    if file.suffix == ".csv":
+        try:
+            records: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise ValueError(f"{path!r} is no CSV ({error}): give CSV or JSON lines") from error
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        records = [parse_json(line, f"{path}, line {n}", "give one object a line") for n, line in lines if line.strip()]
     rows: list[tuple[str, ...]] = []
     for number, record in enumerate(records, 1):
         given = record if isinstance(record, Mapping) else {}
@@ -85,13 +84,6 @@ def read_rows(path: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
     if not rows:
         raise ValueError(f"{path!r} holds no records: give CSV or JSON lines with {', '.join(columns)}")
     return rows
-
-
-def _json(path: str, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number} is not JSON ({error}): give one object a line") from error
 
 
 def _prefix(tokenizer: Any, question: str, chat: bool) -> str:

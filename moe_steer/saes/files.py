@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from moe_steer.files import load_plain
+from moe_steer.json_files import read_json
 from moe_steer.saes.sae import SAEAbout
 
 
@@ -64,17 +64,9 @@ class Given:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError, in one line, for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): download it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}: a JSON object is expected")
-    return value
+def read_config(path: Path, **types: Any) -> dict[str, Any]:
+    """A JSON object, with the types of the values that are read from it; ValueError, in one line, for anything else."""
+    return read_json(path, "download it again", types)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_steer.files import read_tensors, write_text, written_aside
-from moe_steer.saes.files import read_json
+from moe_steer.files import read_headed, write_whole, written_aside
+from moe_steer.json_files import read_json
 from moe_steer.saes.training_step import Weights
 
+_KEY = "training"
+"""Where the file's metadata keeps the header."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _NAMES = ("W_enc_DF", "b_enc_F", "W_dec_FD", "b_dec_D")
 
@@ -93,14 +94,16 @@ def save_state(path: Path, state: TrainingState, recipe: TrainRecipe) -> None:
             tensors[f"{moment}.{name}"] = state.optimizer.state[parameter][moment]
     progress = {"step": state.step, "threshold": state.threshold, "scale": state.scale}
     # One entry: the order of several would change from file to file.
-    header = {"training": json.dumps({"recipe": dataclasses.asdict(recipe), "progress": progress})}
+    header = {_KEY: json.dumps({"recipe": dataclasses.asdict(recipe), "progress": progress})}
     with written_aside(path) as aside:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside, metadata=header)
 
 
 def load_state(path: Path, recipe: TrainRecipe, d_in: int, device: torch.device) -> TrainingState:
     """ValueError, in one line, for a damaged file and for one that another recipe or another width began."""
-    header, tensors = _read(path)
+    header, _, tensors = read_headed(path, _KEY, "remove it to begin the training again")
+    if header is None:
+        raise ValueError(f"{path} holds no training: use another folder")
     found, wanted = header["recipe"], json.loads(json.dumps(dataclasses.asdict(recipe)))
     if found != wanted:
         changed = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
@@ -130,27 +133,9 @@ def load_state(path: Path, recipe: TrainRecipe, d_in: int, device: torch.device)
 def remember_data(work: Path, data: dict[str, Any]) -> None:
     """Note in a training's folder what it reads; ValueError when it was begun on something else."""
     path = work / "data.json"
-    if path.exists() and _noted(path) != data:
+    again = f"use another folder, or remove {work} to begin the training again"
+    if path.exists() and read_json(path, again) != data:
         raise ValueError(
             f"{work} holds a training on another model, layer, texts or batches: use another folder, or the same options"
         )
-    write_text(path, json.dumps(data, indent=2) + "\n")
-
-
-def _noted(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged: use another folder, or remove {path.parent} to begin the training again"
-        ) from error
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        metadata, tensors = read_tensors(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it to begin the training again") from error
-    if "training" not in metadata:
-        raise ValueError(f"{path} holds no training: use another folder")
-    return json.loads(metadata["training"]), tensors
+    write_whole(path, json.dumps(data, indent=2) + "\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_steer.files import written_aside
+from moe_steer.json_files import NotJSON, parse_json, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Trace:
     def _check_index(self, name: str, value: object) -> None:
         if type(value) is not int or not 0 <= value <= len(self.token_ids):
             raise ValueError(
-                f"{name} of trace {self.trace_id!r} is {value!r}: give a whole number from 0 to its length {len(self.token_ids)}"
+                f"{name} of trace {self.trace_id!r} is {quoted(value)}: give a whole number from 0 to its length {len(self.token_ids)}"
             )
 
 
@@ -121,12 +122,12 @@ def read_traces(path: str | os.PathLike[str], *, strict: bool = False) -> list[T
     for number, line in enumerate(lines, start=1):
         where = f"{os.fspath(path)}, line {number}"
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            record = parse_json(line, where, "remove the line, or write the file again")
+        except NotJSON:
             if may_be_cut_off and traces and number == len(lines):
                 warnings.warn(f"{where} is cut off and was left out: {len(traces)} traces were read", stacklevel=2)
                 break
-            raise ValueError(f"{where} is not JSON ({error}): remove the line, or write the file again") from error
+            raise
         trace = _trace(where, record)
         if trace.trace_id in seen:
             raise ValueError(
@@ -152,7 +153,7 @@ def check_traces(traces: Sequence[Trace]) -> None:
 
 def _whole_numbers(values: Any, trace_id: str) -> tuple[int, ...]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise ValueError(f"token_ids of trace {trace_id!r} is {values!r}: give a list of token ids")
+        raise ValueError(f"token_ids of trace {trace_id!r} is {quoted(values)}: give a list of token ids")
     ids = []
     for value in values:
         try:
@@ -160,7 +161,7 @@ def _whole_numbers(values: Any, trace_id: str) -> tuple[int, ...]:
         except TypeError:
             ids.append(-1)
         if ids[-1] < 0:
-            raise ValueError(f"token_ids of trace {trace_id!r} hold {value!r}: give whole numbers >= 0")
+            raise ValueError(f"token_ids of trace {trace_id!r} hold {quoted(value)}: give whole numbers >= 0")
     return tuple(ids)
 
 

@@ -7,8 +7,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from moe_steer.files import written_aside
 from reasoning_evals.exports.graded_run import GradedRun, clean, open_graded_run
-from reasoning_evals.whole_files import written_aside
 
 _COLUMNS = {
     "arm": "string",

@@ -15,12 +15,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from moe_steer.files import write_whole
 from reasoning_evals.comparing.verdicts import detectable_text, p_text, t_text
 from reasoning_evals.report import charts
 from reasoning_evals.report import text as form
 from reasoning_evals.report.build import Report
 from reasoning_evals.report.markdown import render_markdown
-from reasoning_evals.whole_files import write_whole
 
 
 def write_pages(report: Report, folder: Path) -> None:

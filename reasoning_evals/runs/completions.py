@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
+
+from moe_steer.json_files import check_types, parse_json, quoted
 
 FINISH_REASONS = ("stop", "length")
 _LINE_ENDS = (("\x85", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
@@ -61,12 +63,17 @@ class Completion:
         return json_line(dataclasses.asdict(self))
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Completion:
-        """ValueError when a key is missing or unknown."""
+    def from_dict(cls, row: dict[str, Any]) -> Completion:
+        """ValueError when a key is missing or unknown, or a value has another type."""
         names = {field.name for field in dataclasses.fields(cls)}
         if set(row) != names:
-            raise ValueError(f"a completion has the keys {sorted(names)}, got {sorted(row)}")
+            raise ValueError(f"a completion has the keys {sorted(names)}, got {quoted(sorted(row))}")
+        check_types(row, "", _TYPES)
         return cls(**{**row, "token_ids": tuple(row["token_ids"])})
+
+
+_TYPES = {**get_type_hints(Completion), "token_ids": list[int]}
+_REMEDY = "restore the line or delete the file, it will be sampled again"
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -91,12 +98,12 @@ def read_completions(path: Path) -> Iterator[Completion]:
     completion is a ValueError that names file and line.
     """
     for number, line in enumerate(complete_lines(path), 1):
+        where = f"{path}:{number}: not a completion"
+        row = parse_json(line, f"{where}: the line", _REMEDY, surrogates=True)
         try:
-            completion = Completion.from_dict(json.loads(line))
+            completion = Completion.from_dict(row)
         except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path}:{number}: not a completion ({error}): restore the line or delete the file, it will be sampled again"
-            ) from error
+            raise ValueError(f"{where} ({error}): {_REMEDY}") from error
         yield completion
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 from reasoning_evals.runs.completions import Completion, json_line
 from reasoning_evals.problems import Problem, read_problems
@@ -16,7 +15,8 @@ from reasoning_evals.prompts import prompt_opens_thought
 from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
 from reasoning_evals.thinking import split_thought
 from reasoning_evals.thinking import TokenCounts, count_tokens
-from reasoning_evals.whole_files import write_whole
+from moe_steer.files import write_whole
+from moe_steer.json_files import check_types, parse_json, quoted
 
 
 class Judgement(Protocol):
@@ -72,11 +72,17 @@ class GradeRow:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> GradeRow:
-        """ValueError when keys are missing or unknown."""
+        """ValueError when keys are missing or unknown, or a value has another type."""
+        if not isinstance(row, dict):
+            raise ValueError(f"not a grade: {quoted(row)}")
+        check_types(row, "not a grade", _TYPES)
         try:
             return cls(**row)
         except TypeError as error:
             raise ValueError(f"not a grade: {error}") from error
+
+
+_TYPES = get_type_hints(GradeRow)
 
 
 def grade_run(
@@ -127,7 +133,7 @@ def read_grades(out_dir: Path | str) -> list[GradeRow]:
     path = Path(out_dir) / GRADES_FILE
     if not path.exists():
         raise ValueError(f"{out_dir} has no {GRADES_FILE}: grade the run first")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         return list(_parse(file, path))
 
 
@@ -141,12 +147,14 @@ def opens_thought(arm: Mapping[str, Any], prompt: str) -> bool:
     return prompt_opens_thought(prompt) if said is None else bool(said)
 
 
-def _parse(lines: Iterable[str], path: Path) -> Iterator[GradeRow]:
+def _parse(lines: Iterable[bytes], path: Path) -> Iterator[GradeRow]:
+    remedy = "delete the file and grade the run again"
     for number, line in enumerate(lines, 1):
+        row = parse_json(line, f"{path}:{number}", remedy, surrogates=True)
         try:
-            yield GradeRow.from_dict(json.loads(line))
+            yield GradeRow.from_dict(row)
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}: delete the file and grade the run again") from error
+            raise ValueError(f"{path}:{number}: {error}: {remedy}") from error
 
 
 def _judge_one(

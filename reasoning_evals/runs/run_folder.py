@@ -19,7 +19,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from reasoning_evals.runs.completions import Completion, read_completions
-from reasoning_evals.whole_files import create_whole
+from moe_steer.files import create_whole
+from moe_steer.json_files import check_types, parse_json, quoted, read_json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from reasoning_evals.runs.completions import JsonLinesWriter, complete_lines, json_line
@@ -70,6 +71,15 @@ def _hardware() -> dict[str, Any]:
 RUN_FILE = "run.json"
 PROBLEMS_FILE = "problems.jsonl"
 GRADES_FILE = "grades.jsonl"
+_CONFIG_TYPES = {
+    "arm_order": list[str],
+    "arms": dict,
+    "k": int,
+    "num_problems": int,
+    "sampling": dict,
+    "seed": int,
+    "task": str,
+}
 _HASHES = ("config_hash", "prompts", "problems")
 
 
@@ -104,14 +114,12 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> None:
 def read_run(folder: Path) -> dict[str, Any]:
     """The content of run.json; ValueError when there is none or it is no run's."""
     path = folder / RUN_FILE
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} is not a run folder: it has no {RUN_FILE}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): restore it, or take another folder") from error
-    if not isinstance(run, dict) or run.get("version") != 1 or not isinstance(run.get("config"), dict):
+    missing = f"{folder} is not a run folder: it has no {RUN_FILE}"
+    run = read_json(path, "restore it, or take another folder", missing=missing)
+    if run.get("version") != 1 or not isinstance(run.get("config"), dict):
         raise ValueError(f"{path} is not the run.json of an evaluation, version 1: take another folder")
+    if "arm_order" in run["config"]:  # else the folder is a job's, whose config is its options
+        check_types(run["config"], f"{path}, config", _CONFIG_TYPES)
     return run
 
 
@@ -175,6 +183,9 @@ SUMS = ("tokens", "weight_added", "samples", "retried_samples", "retokenized", "
 """The fields of a row that add up; all others say what the row is about."""
 
 
+_AUDIT_TYPES = {"arm": str, "chunk": int, "rows": list[dict]}
+
+
 class AuditWriter:
     """Appends the rows of one chunk of one arm; makes the file on the first."""
 
@@ -205,8 +216,13 @@ def read_audit(folder: Path | str) -> dict[str, list[dict[str, Any]]]:
     """
     chunks: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for path in sorted(Path(folder).glob("audit*.jsonl")):
-        for line in complete_lines(path):
-            entry = json.loads(line)
+        for number, line in enumerate(complete_lines(path), 1):
+            where = f"{path}:{number}"
+            entry = parse_json(line, where, "restore the line, or remove it")
+            if not isinstance(entry, dict) or set(entry) != set(_AUDIT_TYPES):
+                raise ValueError(f"{where} is {quoted(entry)}: an object with {', '.join(_AUDIT_TYPES)} is expected")
+            for row in check_types(entry, where, _AUDIT_TYPES)["rows"]:
+                check_types(row, where, dict.fromkeys(SUMS, float))
             chunks[entry["arm"], entry["chunk"]] = entry["rows"]
     totals: dict[str, dict[str, dict[str, Any]]] = {}
     for (arm, _), rows in sorted(chunks.items(), key=lambda item: item[0]):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import gzip
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from reasoning_evals.problems import Problem, not_utf8, read_json_lines, read_problems
+from moe_steer.json_files import decode, parse_json, read_json_lines, read_plain_or_gzipped
+from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.tasks.spec import ask
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
@@ -28,7 +27,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif name.endswith(".json"):
         yield from _json_rows(path)
     elif name.endswith(".csv"):
-        for number, row in enumerate(csv.DictReader(io.StringIO(_text(path))), 2):
+        for number, row in enumerate(csv.DictReader(io.StringIO(decode(read_plain_or_gzipped(path), str(path)))), 2):
             yield f"{path}:{number}", row
     elif name.endswith(".parquet"):
         import pyarrow.parquet
@@ -68,23 +67,11 @@ def find_files(data_dir: Path, family: str, split: str, config: str | None, name
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        rows = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+    rows = parse_json(read_plain_or_gzipped(path), str(path), "give a JSON list of objects")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: expected a JSON list of objects, got {type(rows).__name__}")
     for number, row in enumerate(rows):
         yield f"{path}: item {number}", row
-
-
-def _text(path: Path) -> str:
-    opener = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            return str(file.read())
-    except UnicodeDecodeError as error:
-        raise ValueError(not_utf8(path, error)) from error
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Problem))

@@ -66,7 +66,9 @@ def test_a_plan_takes_the_file(tmp_path: Path) -> None:
     direction = some_direction()
     direction.save(tmp_path / "d.safetensors")
     entry = ResidualVector(3, "d.safetensors")
-    assert torch.equal(SteeringPlan(residual=[entry], base_dir=str(tmp_path)).load_vector(entry), direction.vector_D)
+    assert torch.equal(
+        SteeringPlan(residual=[entry], base_dir=str(tmp_path)).vector(entry).vector_D, direction.vector_D
+    )
 
 
 def test_the_header_lists_the_heaviest_atoms_first(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_the_header_lists_the_heaviest_atoms_first(tmp_path: Path) -> None:
         ({"other": torch.ones(3)}, {"direction": "{}"}, r"holds \['other'\] and no direction"),
         ({"vector": torch.ones(3)}, {"direction": '{"version": 2}'}, "its version is 2, this program reads version 1"),
         ({"vector": torch.ones(3)}, {"direction": '{"version": 1}'}, "cannot be used: 'layer'"),
-        ({"vector": torch.ones(3)}, {"direction": "{"}, "cannot be used: "),
+        ({"vector": torch.ones(3)}, {"direction": "{"}, "has a header that is not JSON .*: make the direction again"),
         (
             {"vector": torch.ones(2, 2)},
             {"direction": '{"version": 1, "layer": 1, "site": "residual", "method": "x"}'},

@@ -1,5 +1,6 @@
 """Residual vectors as a GGUF control vector, read back by the package's reader and by a naive decoder."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_each_direction_is_the_vector_times_its_strength_at_its_own_layer(tmp_pa
     report = export_control_vector(plan, tmp_path / "cv.gguf")
     assert report["layers"] == [2, 4]
     directions = loaded(tmp_path / "cv.gguf")
-    first, second, third = (plan.load_vector(entry).numpy() for entry in plan.residual[:3])
+    first, second, third = (plan.vector(entry).vector_D.numpy() for entry in plan.residual[:3])
     assert sorted(directions) == [1, 2, 3, 4]
     assert np.array_equal(directions[2], first * np.float32(1.5) + third * np.float32(0.1))
     assert np.array_equal(directions[4], second * np.float32(-3.0))
@@ -70,7 +71,7 @@ def test_a_strength_in_residual_norms_becomes_a_length(tmp_path: Path) -> None:
     assert np.allclose(written_D, -6.0 * vector_D.numpy() / np.sqrt(30.0), rtol=1e-6)
     save_file({"vector": vector_D}, tmp_path / "d.safetensors")
     with pytest.raises(ValueError, match="has no residual_norm in its header"):
-        export_control_vector(plan, tmp_path / "again.gguf")
+        export_control_vector(dataclasses.replace(plan), tmp_path / "again.gguf")
     assert not (tmp_path / "again.gguf").exists()
 
 

@@ -90,14 +90,14 @@ def test_gzipped_files_are_read(tmp_path):
 
 def test_a_torn_last_line_is_named_or_left_out_when_asked(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", LINE, '{"problem_id": "b", "pro')
-    with pytest.raises(ValueError, match=r"p\.jsonl:2: not JSON .*: restore the line, or cut it off"):
+    with pytest.raises(ValueError, match=r"p\.jsonl:2 is not JSON .*: restore the line, or cut it off"):
         read_problems(path)
     assert [problem.problem_id for problem in read_problems(path, torn_tail=True)] == ["a"]
 
 
 def test_a_torn_line_in_the_middle_is_never_left_out(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", '{"problem_id": "b", "pro', LINE)
-    with pytest.raises(ValueError, match=r"p\.jsonl:1: not JSON"):
+    with pytest.raises(ValueError, match=r"p\.jsonl:1 is not JSON"):
         read_problems(path, torn_tail=True)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_json, read_torch
+from moe_steer.json_files import check_types
+from moe_steer.saes.files import Given, pick, read_config, read_torch
 from moe_steer.saes.sae import SAE
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
@@ -14,6 +15,13 @@ _KINDS = {
     "MatryoshkaBatchTopKSAE": "jumprelu",
     "AutoEncoderTopK": "topk",
     "AutoEncoder": "relu",
+}
+_TYPES = {
+    "dict_class": str | None,
+    "k": int | None,
+    "layer": int | None,
+    "lm_name": str | None,
+    "submodule_name": str | None,
 }
 _SITES = {"resid_post": "residual", "mlp_out": "mlp_out", "attn_out": "attention_out"}
 
@@ -25,7 +33,8 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, given: Given) -> SAE:
     """All of these subtract b_dec from their input. ValueError for the library's other dictionaries."""
-    trainer = read_json(path / CONFIG).get("trainer") or {}
+    trainer = read_config(path / CONFIG, trainer=dict | None).get("trainer") or {}
+    check_types(trainer, f"{path / CONFIG}, trainer", _TYPES)
     weights_path = path / WEIGHTS
     dictionary = trainer.get("dict_class")
     if dictionary not in _KINDS:

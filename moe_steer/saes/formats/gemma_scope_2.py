@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_json, read_safetensors
+from moe_steer.saes.files import Given, pick, read_config, read_safetensors
 from moe_steer.saes.sae import SAE, place_of_hook
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
@@ -17,7 +17,9 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, given: Given) -> SAE:
     """JumpReLU; ValueError for the transcoders of the same collection, whose output is another site than their input."""
-    config = read_json(path / CONFIG)
+    config = read_config(
+        path / CONFIG, hf_hook_point_in=str | None, affine_connection=bool | None, model_name=str | None
+    )
     weights_path = path / WEIGHTS
     hook_in = config.get("hf_hook_point_in")
     if config.get("architecture", "jump_relu") != "jump_relu":

@@ -13,10 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_steer.saes.files import Given, pick, read_json, read_safetensors
+from moe_steer.saes.files import Given, pick, read_config, read_safetensors
 from moe_steer.saes.sae import SAE, fold_decoder_norm, fold_input_scale, place_of_hook
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
+TYPES: dict[str, Any] = {
+    "d_model": int,
+    "use_glu_encoder": bool | None,
+    "apply_decoder_bias_to_pre_encoder": bool | None,
+    "sparsity_include_decoder_norm": bool,
+    "hook_point_in": str | None,
+}
 
 
 def recognises(path: Path) -> bool:
@@ -26,7 +33,7 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, given: Given) -> SAE:
     """ValueError for Llama Scope's other kinds (transcoders, per-token normalisation, GLU encoders)."""
-    config = read_json(path / CONFIG)
+    config = read_config(path / CONFIG, **TYPES, dataset_average_activation_norm=dict | None, jump_relu_threshold=float)
     weights_path = path / WEIGHTS
     norms = config.get("dataset_average_activation_norm") or {}
     scale = scale_of(path, config, norms.get("in"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_json, read_safetensors
+from moe_steer.saes.files import Given, pick, read_config, read_safetensors
 from moe_steer.saes.formats import llama_scope
 from moe_steer.saes.sae import SAE
 
@@ -22,7 +22,7 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, given: Given) -> SAE:
     """The thresholds are those of the scaled SAE, so they are only exponentiated."""
-    config = read_json(path / CONFIG)
+    config = read_config(path / CONFIG, **llama_scope.TYPES)
     weights_path = path / WEIGHTS
     tensors = read_safetensors(weights_path)
     mean_norm = tensors.get(f"{_NORM}{config.get('hook_point_in')}")

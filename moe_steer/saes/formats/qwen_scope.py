@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_json, read_torch
+from moe_steer.saes.files import Given, pick, read_config, read_torch
 from moe_steer.saes.sae import SAE
 
 _FILE = re.compile(r"layer(\d+)\.sae\.pt$")
@@ -27,7 +27,7 @@ def read(path: Path, given: Given) -> SAE:
     weights_path = _choose(path, given.layer)
     tensors = read_torch(weights_path)
     config_path = weights_path.with_name("config.json")
-    config = read_json(config_path) if config_path.is_file() else {}
+    config = read_config(config_path, k=int | None, base_model=str | None) if config_path.is_file() else {}
     repository = _REPOSITORY.search(weights_path.absolute().as_posix())
     k = given.k or config.get("k") or (int(repository[2]) if repository else None)
     if type(k) is not int:

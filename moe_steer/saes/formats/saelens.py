@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from moe_steer.files import write_bytes, write_text
-from moe_steer.saes.files import Given, pick, read_json, read_safetensors
+from moe_steer.files import write_whole
+from moe_steer.saes.files import Given, pick, read_config, read_safetensors
 from moe_steer.saes.sae import SAE, fold_decoder_norm, hook_of_place, place_of_hook
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -28,7 +28,14 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, given: Given) -> SAE:
     """ValueError for architectures and for normalisations that a file of weights alone cannot carry."""
-    config = read_json(path / CONFIG)
+    config = read_config(
+        path / CONFIG,
+        architecture=str,
+        metadata=dict | None,
+        apply_b_dec_to_input=bool,
+        rescale_acts_by_decoder_norm=bool | None,
+        activation_fn_kwargs=dict | None,
+    )
     weights_path = path / WEIGHTS
     tensors = read_safetensors(weights_path)
     architecture = _architecture(config)
@@ -118,8 +125,8 @@ def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     target = Path(folder)
     keys = {**_KEYS, "b_enc_F": "b_gate"} if sae.kind == "gated" else _KEYS
     tensors = {keys[name]: tensor.detach().cpu().contiguous() for name, tensor in sae.tensors().items()}
-    write_bytes(target / WEIGHTS, save(tensors))
-    write_text(target / CONFIG, json.dumps(_config(sae), indent=2) + "\n")
+    write_whole(target / WEIGHTS, save(tensors))
+    write_whole(target / CONFIG, json.dumps(_config(sae), indent=2) + "\n")
     return target
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_json, read_safetensors
+from moe_steer.saes.files import Given, pick, read_config, read_safetensors
 from moe_steer.saes.sae import SAE, place_of_hook
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -17,7 +17,7 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, given: Given) -> SAE:
     """TopK on x - b_dec. The rows of W_dec are atoms. ValueError for transcoders and for other activations."""
-    config = read_json(path / CONFIG)
+    config = read_config(path / CONFIG, transcode=bool | None, skip_connection=bool | None, signed=bool | None)
     weights_path = path / WEIGHTS
     unusual = [key for key in ("transcode", "skip_connection", "signed") if config.get(key)]
     if unusual or config.get("activation", "topk") != "topk":
@@ -29,7 +29,7 @@ def read(path: Path, given: Given) -> SAE:
     tensors = read_safetensors(weights_path)
     layer, site = place_of_hook(path.absolute().name)
     run_config = path.absolute().parent / "config.json"
-    model_name = read_json(run_config).get("model") if run_config.is_file() else None
+    model_name = read_config(run_config, model=str | None).get("model") if run_config.is_file() else None
     return SAE(
         kind="topk",
         W_enc_DF=pick(tensors, weights_path, "encoder.weight").T.contiguous(),

@@ -1,0 +1,222 @@
+"""JSON that somebody may have written by hand: read strictly, and refused in one line with file, line and key.
+
+The standard library's reader keeps the last of two equal keys, accepts NaN and Infinity, and ends deep nesting with a RecursionError.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+MAX_DEPTH = 100
+"""Deepest nesting that is read: far below where the standard library runs out of stack."""
+MAX_QUOTED = 200
+"""Longest value that a message quotes."""
+_WORDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    NoneType: "null",
+}
+# Texts of NaN, of numbers beyond float64 and of half surrogate pairs look like this. Only then every value is looked at, because
+# that takes longer than the parsing itself: a line of generations.jsonl may hold 30,000 token ids.
+_SUSPECT = re.compile(r"NaN|Infinity|[eE]\+?\d{3}|\d{309}|\\u[dD][89a-fA-F]")
+
+
+class NotJSON(ValueError):
+    """The text ends too early, or is not JSON at all: what a killed writer may leave behind."""
+
+
+def parse_json(content: str | bytes, where: str, remedy: str, *, surrogates: bool = False) -> Any:
+    """The value that a JSON text states.
+
+    ``where`` begins each message (a file, or a file and a line), ``remedy`` ends it. ``surrogates``: accept half surrogate pairs,
+    which answers of models may contain. ``NotJSON`` for what cannot be parsed; ValueError for a key that occurs twice in one object,
+    for NaN, infinities and numbers beyond float64, for nesting deeper than ``MAX_DEPTH`` and for a byte order mark.
+    """
+    text = content if isinstance(content, str) else decode(content, where)
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise NotJSON(f"{where} is not JSON ({error}): {remedy}") from error
+    except RecursionError:
+        raise ValueError(f"{where} is nested deeper than {MAX_DEPTH} levels: {remedy}") from None
+    except _Twice as error:
+        raise ValueError(f"{where} holds the key {quoted(error.args[0])} twice in one object: keep one") from None
+    except ValueError:  # the interpreter's own limit on the digits of a whole number
+        raise ValueError(f"{where} holds a number of more than 4300 digits: {remedy}") from None
+    if _SUSPECT.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
+        _refuse_odd_values(value, where, remedy, surrogates)
+    return value
+
+
+def read_json(
+    path: str | os.PathLike[str], remedy: str, expect: Mapping[str, Any] | None = None, missing: str = ""
+) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    ``remedy``: what to do with a damaged file. ``expect``: see ``check_types``. ``missing``: the whole message where there is no
+    such file. ValueError in one line for everything that ``parse_json`` refuses, and for a file that cannot be opened.
+    """
+    name = os.fspath(path)
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        if missing and isinstance(error, FileNotFoundError):
+            raise ValueError(missing) from None
+        raise ValueError(f"{name} cannot be read ({error.strerror or error}): {remedy}") from error
+    value = parse_json(content, name, remedy)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds {quoted(value)}: a JSON object is expected")
+    return check_types(value, name, expect or {})
+
+
+def read_json_lines(
+    path: str | os.PathLike[str],
+    remedy: str = "restore the line, or cut it off if the writer was killed",
+    torn_tail: bool = False,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(``file:line``, object) of each line that is not blank, of a plain or gzipped file.
+
+    ``torn_tail`` accepts a last line that a killed writer left unfinished, and leaves it out. ValueError in one line as for
+    ``parse_json``, and for a line that holds another value.
+    """
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{os.fspath(path)}:{number}"
+        try:
+            row = parse_json(line, where, remedy)
+        except NotJSON:
+            if torn_tail and not line.endswith(b"\n"):
+                return
+            raise
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        yield where, row
+
+
+def check_types(values: dict[str, Any], where: str, expect: Mapping[str, Any]) -> dict[str, Any]:
+    """The values themselves; ValueError, which begins with ``where``, names the first key with a value of another type.
+
+    ``expect``: key -> str, int, float (any finite number), bool, list, dict, ``list[...]`` or a union of these. A key that is
+    absent is no error.
+    """
+    for key, kind in expect.items():
+        if key in values and not _fits(values[key], kind):
+            at = f"{where}: " if where else ""
+            raise ValueError(f"{at}{quoted(key)} is {quoted(values[key])}: give {_words(kind)}")
+    return values
+
+
+def is_number(value: object) -> bool:
+    """Whether it is an int or float (no bool) that float64 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def quoted(value: object) -> str:
+    """``repr``, at most 200 characters of it."""
+    text = repr(value)
+    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 3]}..."
+
+
+def decode(content: bytes, where: str) -> str:
+    """UTF-8 without a byte order mark; ValueError for other encodings."""
+    if content.startswith(b"\xef\xbb\xbf"):
+        raise ValueError(f"{where} begins with a byte order mark: save it in UTF-8 without one")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotJSON(not_utf8(where, error)) from error
+
+
+def not_utf8(where: str | os.PathLike[str], error: UnicodeDecodeError) -> str:
+    """What to say of a text in another encoding."""
+    return f"{os.fspath(where)} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"
+
+
+def read_plain_or_gzipped(path: str | os.PathLike[str]) -> bytes:
+    """The whole content of a file, unpacked where its name ends in .gz."""
+    return b"".join(_lines(path))
+
+
+def _lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    opener = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with opener(path, "rb") as file:
+            yield from file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{os.fspath(path)} is a damaged gzip file ({error}): make or download it again") from error
+
+
+class _Twice(ValueError):
+    """A key that occurs twice in one object."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _refuse_odd_values(value: Any, where: str, remedy: str, surrogates: bool) -> None:
+    waiting: list[tuple[str, Any, int]] = [("", value, 0)]  # not recursive, since depth is what it looks for
+    while waiting:
+        key, item, depth = waiting.pop()
+        at = f" under the key {quoted(key)}" if key else ""
+        if isinstance(item, str) and not surrogates and not _encodes(item):
+            raise ValueError(f"{where} holds half a surrogate pair{at}, which is no character: {remedy}")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"{where} holds {item}{at}, or a number too large for float64: give a finite number")
+        if isinstance(item, dict | list):
+            if depth == MAX_DEPTH:
+                raise ValueError(f"{where} is nested deeper than {MAX_DEPTH} levels{at}: {remedy}")
+            if isinstance(item, dict):
+                waiting += [(name, inner, depth + 1) for name, inner in item.items()]
+                waiting += [(name, name, depth + 1) for name in item if not _encodes(name)]
+            else:
+                odd = (inner for inner in item if type(inner) is not int)
+                waiting += [(key, inner, depth + 1) for inner in odd]
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is list:
+        (inner,) = get_args(kind)
+        return isinstance(value, list) and (
+            set(map(type, value)) <= {inner} if inner in (int, str) else all(_fits(one, inner) for one in value)
+        )
+    if kind is float:
+        return is_number(value)
+    return type(value) is kind
+
+
+def _words(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(_words(one) for one in get_args(kind))
+    if get_origin(kind) is list:
+        return f"a list, each item {_words(get_args(kind)[0])}"
+    return _WORDS[kind]
