@@ -31,6 +31,9 @@ _KIND = HeadedKind(
     again="collect the counts again",
 )
 
+Array = np.ndarray[Any, Any]
+ARRAYS = ("joint_GMLE", "expert_GLE", "marker_GM", "total_G", "num_traces_G")
+
 
 def save_counts(counts: RoutingCounts, path: str | os.PathLike[str]) -> None:
     """Write counts that pass their check; aside first, then renamed, so that no reader sees half a file."""
@@ -53,9 +56,6 @@ def load_counts(path: str | os.PathLike[str]) -> RoutingCounts:
         return RoutingCounts(signature=signature, versions=versions, **arrays).check()
 
     return read_headed(path, _KIND, set(ARRAYS), build, framework="np")
-
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,9 +245,6 @@ class RoutingCounts:
         """Read and check a counts file; ValueError in one line for a missing, foreign, corrupt or inconsistent one."""
 
         return load_counts(path)
-
-
-ARRAYS = ("joint_GMLE", "expert_GLE", "marker_GM", "total_G", "num_traces_G")
 
 
 def sum_counts(parts: Iterable[RoutingCounts]) -> RoutingCounts:

@@ -20,6 +20,20 @@ from moe_steer.files import write_text
 
 Array = np.ndarray[Any, Any]
 
+_VERSION = 1
+_TABLES = {
+    "npmi_MLE": np.float64,
+    "joint_MLE": np.int64,
+    "p_MLE": np.float64,
+    "q_MLE": np.float64,
+    "expert_LE": np.int64,
+    "score_LE": np.float64,
+    "error_LE": np.float64,
+    "low_LE": np.float64,
+    "high_LE": np.float64,
+    "supported_LE": np.bool_,
+}
+
 
 def jackknife_error(replicates: Array) -> Array:
     """Standard error from the leave-one-group-out values [G, ...]: sqrt((G - 1) / G x sum of squared deviations from their mean).
@@ -78,21 +92,6 @@ def _top(table: Array, size: int) -> set[Sequence[int]]:
     cells = np.argwhere(np.isfinite(table))
     order = sorted(map(tuple, cells.tolist()), key=lambda cell: (-table[cell], cell))
     return set(order[:size])
-
-
-_VERSION = 1
-_TABLES = {
-    "npmi_MLE": np.float64,
-    "joint_MLE": np.int64,
-    "p_MLE": np.float64,
-    "q_MLE": np.float64,
-    "expert_LE": np.int64,
-    "score_LE": np.float64,
-    "error_LE": np.float64,
-    "low_LE": np.float64,
-    "high_LE": np.float64,
-    "supported_LE": np.bool_,
-}
 
 
 class Halves(NamedTuple):

@@ -15,8 +15,7 @@ from expert_stats import MarkerSet
 from launch import steps
 from launch.options import Options
 from moe_steer import SteeringPlan, steer
-from reasoning_evals.decoding import Ban, SwitchPenalty, Tags, ThinkingBudget
-from reasoning_evals.decoding.processors import NOWAIT_WORDS
+from reasoning_evals.decoding import NOWAIT_WORDS, Ban, SwitchPenalty, Tags, ThinkingBudget
 from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.prompts import (
     THINKING_PROMPT,

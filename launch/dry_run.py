@@ -82,9 +82,8 @@ def fit(
     ValueError says what does not fit.
     """
     from moe_steer.backends.checkpoint import skeleton
-    from moe_steer.backends.choose import choose
-    from moe_steer.backends.memory import gib, plan_memory
-    from moe_steer.backends.names import check_name, refusal
+    from moe_steer.backends.memory import choose_backend, gib, plan_memory
+    from moe_steer.backends.registry import check_name, refusal
     from moe_steer.layers import model_shape
 
     check_name(options.backend)
@@ -94,7 +93,7 @@ def fit(
     backend, reason = options.backend, "asked for"
     if backend == "auto":
         backend, reason = (
-            choose(
+            choose_backend(
                 config,
                 machine.gpus,
                 options.dtype,

@@ -45,7 +45,7 @@ from launch.shared_options import (
     refuse_unread,
 )
 from launch.start import start
-from reasoning_evals.decoding.processors import NOWAIT_WORDS
+from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.prompts import THINKING_PROMPT
 from reasoning_evals.runs.run_folder import RUN_FILE, read_run
 from reasoning_evals.whole_files import write_whole

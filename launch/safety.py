@@ -87,7 +87,7 @@ class _Judges:
     """The classifiers, loaded before the long work starts, so that a wrong name fails at once."""
 
     def __init__(self, options: SafetyOptions) -> None:
-        from reasoning_evals.safety.classifier import load_classifier
+        from reasoning_evals.safety.verdicts import load_classifier
 
         self._batch = options.classifier_batch
         self._by_task: dict[str, Any] = {}

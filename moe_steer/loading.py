@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends.checkpoint import Wanted, cached_folder, check_shards, refuse_without_kernels, torch_dtype
-from moe_steer.backends.choose import choose
+from moe_steer.backends.checkpoint import LoadRequest, cached_folder, check_shards, refuse_without_kernels, torch_dtype
 from moe_steer.backends.layout import Layout, remember_layout
-from moe_steer.backends.names import check_name, refusal
+from moe_steer.backends.memory import choose_backend
+from moe_steer.backends.registry import check_name, loader, refusal
 from moe_steer.lab import EMBEDDED
 from moe_steer.tokens.positions import remember_tokenizer
 
@@ -45,7 +45,7 @@ def load_model(
     check_name(backend)
     torch_dtype(dtype)
     name = resolve(path_or_id)
-    wanted = Wanted(
+    request = LoadRequest(
         name=name,
         dtype=dtype,
         device=device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"),
@@ -65,10 +65,10 @@ def load_model(
     elif cached := cached_folder(name, revision):
         check_shards(cached, partial=True)
     # The configuration first: of a name that is wrong, the tokenizer's reader would ask the hub twice.
-    config = _one_line(path_or_id, wanted.config)
-    tokenizer = read_tokenizer(path_or_id, **wanted.hub_options)
-    layout = _layout(backend, config, wanted, batch, context)
-    model, layout = _one_line(path_or_id, lambda: _loader(layout.backend)(wanted, layout))
+    config = _one_line(path_or_id, request.config)
+    tokenizer = read_tokenizer(path_or_id, **request.hub_options)
+    layout = _layout(backend, config, request, batch, context)
+    model, layout = _one_line(path_or_id, lambda: loader(layout.backend)(request, layout))
     model.eval().requires_grad_(False)
     if os.fspath(path_or_id) in EMBEDDED:
         model.config._name_or_path = os.fspath(path_or_id)  # the same wherever the package lies
@@ -119,38 +119,27 @@ def resolve(path_or_id: str | os.PathLike[str]) -> str:
     return name
 
 
-def _layout(backend: str, config: Any, wanted: Wanted, batch: int, context: int | None) -> Layout:
+def _layout(backend: str, config: Any, request: LoadRequest, batch: int, context: int | None) -> Layout:
     rank, world_size = _rank(), int(os.environ.get("WORLD_SIZE", "1"))
     reason = f"{backend}: asked for"
     if backend == "auto":
-        backend, reason = choose(config, world_size, wanted.dtype, wanted.offload, batch=batch, context=context)
+        backend, reason = choose_backend(
+            config, world_size, request.dtype, request.offload, batch=batch, context=context
+        )
         if rank == 0 and (world_size > 1 or backend != "plain"):
             print(f"backend {reason}", file=sys.stderr, flush=True)
     why_not = refusal(backend, config, world_size)
     if why_not:
         raise ValueError(f"backend {backend!r} cannot run this model: {why_not}")
-    if wanted.offload and backend != "zero3":
+    if request.offload and backend != "zero3":
         raise ValueError(
-            f"offload {wanted.offload!r} is a feature of zero3, not of {backend}: leave it out, or use zero3"
+            f"offload {request.offload!r} is a feature of zero3, not of {backend}: leave it out, or use zero3"
         )
     if backend in ("plain", "tp_ep"):
         refuse_without_kernels(config)
     if backend != "plain":
         _join_ranks(world_size)
     return Layout(backend=backend, rank=rank, world_size=world_size, reason=reason)
-
-
-def _loader(backend: str) -> Callable[[Wanted, Layout], tuple[Any, Layout]]:
-    from moe_steer.backends import autoep, plain, tp_ep, zero3
-
-    table: dict[str, Callable[[Wanted, Layout], tuple[Any, Layout]]] = {
-        "plain": plain.load,
-        "tp_ep": tp_ep.load,
-        "autoep": autoep.load,
-        "autoep_zero3": autoep.load_zero3,
-        "zero3": zero3.load,
-    }
-    return table[backend]
 
 
 def _join_ranks(world_size: int) -> None:

@@ -15,17 +15,6 @@ MAX_TEXT = 200_000
 TAIL = 4_000
 """Characters from the end in which answers without a box are searched."""
 
-
-class Extraction(NamedTuple):
-    """A final answer as written, and how it was found.
-
-    ``method`` is one of box, hashes, phrase, whole, last number, last letter, last formula.
-    """
-
-    text: str
-    method: str
-
-
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[^\s${}\\,;]+|\\[a-zA-Z]+[^\s$]*")
@@ -76,6 +65,16 @@ _MATH_WORDS = {
     "arccos",
     "arctan",
 }
+
+
+class Extraction(NamedTuple):
+    """A final answer as written, and how it was found.
+
+    ``method`` is one of box, hashes, phrase, whole, last number, last letter, last formula.
+    """
+
+    text: str
+    method: str
 
 
 def extract_answer(answer: str, answer_type: str) -> Extraction | None:

@@ -13,6 +13,11 @@ from typing import Any, NamedTuple
 
 from reasoning_evals.thinking import CLOSE_TAG, OPEN_TAG
 
+THINKING_PROMPT = (
+    "I will think this through step by step, follow each idea to its end before I try another one, "
+    "and check the result before I answer."
+)
+
 
 class RenderedPrompt(NamedTuple):
     """A prompt as text and as the token ids of that text, BOS included where the template writes one."""
@@ -67,12 +72,6 @@ def tag_ids(tokenizer: Any) -> TagIds:
         return tuple(tokenizer(tag, add_special_tokens=False)["input_ids"])
 
     return TagIds(ids(OPEN_TAG), ids(CLOSE_TAG))
-
-
-THINKING_PROMPT = (
-    "I will think this through step by step, follow each idea to its end before I try another one, "
-    "and check the result before I answer."
-)
 
 
 def prompt_before_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callable[[str], RenderedPrompt]:

@@ -15,6 +15,9 @@ OPEN_TAG = "<think>"
 CLOSE_TAG = "</think>"
 STATES = ("closed", "truncated", "none", "empty")
 
+_MODULUS = (1 << 61) - 1
+_BASE = 1_000_003
+
 
 class Thought(NamedTuple):
     """A response in two parts, both without surrounding blanks.
@@ -114,10 +117,6 @@ def count_tokens(
 
 def _starts(ids: tuple[int, ...], position: int, tag: Sequence[int]) -> bool:
     return bool(tag) and ids[position] == tag[0] and ids[position : position + len(tag)] == tuple(tag)
-
-
-_MODULUS = (1 << 61) - 1
-_BASE = 1_000_003
 
 
 class Loop(NamedTuple):

@@ -92,7 +92,7 @@ class MakeDirection:
         from pathlib import Path
 
         from expert_stats import collect_contrast
-        from moe_steer.contrasts.fit import contrast_fits, fit_notes
+        from moe_steer.contrasts.collect import contrast_fits, fit_notes
         from moe_steer.directions import report_atoms
         from moe_steer.loading import load_model
         from moe_steer.saes.fit import fit_lines

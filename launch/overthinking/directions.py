@@ -13,8 +13,7 @@ from launch.overthinking.options import PAIR_METHODS, OverthinkingOptions
 from launch.steps import Bench
 from launch.wiring import traces_of
 from moe_steer.backends.layout import in_step
-from moe_steer.contrasts.collect import collect_contrast
-from moe_steer.contrasts.fit import contrast_fits, fit_notes
+from moe_steer.contrasts.collect import collect_contrast, contrast_fits, fit_notes
 from moe_steer.contrasts.sequences import MarkedSequence
 from moe_steer.contrasts.sites import concise_and_verbose, decision_sites, thought_pairs
 from moe_steer.directions import Direction, all_atoms, caa, report_atoms, single_atom, sta

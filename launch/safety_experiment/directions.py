@@ -13,8 +13,7 @@ from launch.safety_experiment.options import VECTOR_ARMS, SafetyOptions
 from launch.safety_experiment.prompts import is_chat
 from launch.sharded import refuse_different
 from moe_steer.backends.layout import in_step, layout_of
-from moe_steer.contrasts.collect import collect_contrast
-from moe_steer.contrasts.fit import contrast_fits, fit_notes
+from moe_steer.contrasts.collect import collect_contrast, contrast_fits, fit_notes
 from moe_steer.contrasts.sequences import MarkedSequence
 from moe_steer.contrasts.texts import answer_pairs
 from moe_steer.directions import Direction, all_atoms, caa, report_atoms, sta

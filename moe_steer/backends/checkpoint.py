@@ -20,9 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+_LEAST_CAPABILITY = (8, 9)
+"""CUDA compute capability; transformers expands FP8 to bfloat16 below it, and on a CPU."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class LoadRequest:
     """A model to load. ``dtype``: auto or a torch name. ``offload``: "" (none), "cpu", or a folder on NVMe."""
 
     name: str
@@ -146,10 +149,6 @@ def _problem(path: Path, promised: set[str]) -> str:
         return f"{size} bytes, {8 + length + end} expected"
     absent = sorted(promised - set(entries))
     return f"the tensor {absent[0]} is not in it" if absent else ""
-
-
-_LEAST_CAPABILITY = (8, 9)
-"""CUDA compute capability; transformers expands FP8 to bfloat16 below it, and on a CPU."""
 
 
 def has_fp8_hardware(on_gpu: bool) -> bool:

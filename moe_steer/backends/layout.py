@@ -22,6 +22,9 @@ from moe_steer.layers import decoder, unwrap
 
 _ATTRIBUTE = "steering_layout"
 
+_FLAG = "steering_in_step"
+_FINISHED, _DECODER, _MODEL = 0, 1, 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -70,10 +73,6 @@ def layout_of(model: Any) -> Layout:
 def remember_layout(model: Any, layout: Layout) -> None:
     """Record the layout with the model. It also keeps the engine alive as long as the model."""
     setattr(model, _ATTRIBUTE, layout)
-
-
-_FLAG = "steering_in_step"
-_FINISHED, _DECODER, _MODEL = 0, 1, 2
 
 
 def in_step_is_on(model: Any) -> bool:

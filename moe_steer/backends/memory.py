@@ -1,4 +1,4 @@
-"""Which backend fits: weights, cache and activations of one rank, from a model's configuration alone."""
+"""Which backend fits, and the fastest that does: weights, cache and activations of one rank, from a model's configuration."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends import BACKENDS
 from moe_steer.backends.checkpoint import has_fp8_hardware, is_fp8, skeleton
 from moe_steer.backends.layout import local_ranks
-from moe_steer.backends.names import refusal
+from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
 from moe_steer.backends.shards import shard_of
 from moe_steer.backends.tp_ep import parallel_rules
@@ -95,6 +94,42 @@ def plan_memory(
     return plan if plan.fastest else dataclasses.replace(plan, advice=work.advice(world_size))
 
 
+def choose_backend(
+    config: Any,
+    world_size: int,
+    dtype: str,
+    offload: str,
+    limit: int | None = None,
+    on_gpu: bool | None = None,
+    *,
+    batch: int = 1,
+    context: int | None = None,
+    prompt: int = 1024,
+) -> tuple[str, str]:
+    """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU;
+    with ``limit``, of a machine of which each rank may fill so many bytes. ``batch`` rows of ``context`` tokens (default the
+    model's, at most 32,768) are decoded together, behind prompts of ``prompt``."""
+    elsewhere = limit is not None
+    limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
+    plan = plan_memory(
+        config,
+        world_size,
+        limit,
+        dtype=dtype,
+        context=context or _context(config),
+        batch=batch,
+        prompt=prompt,
+        offload=offload,
+        host_limit=None if elsewhere else host_bytes(world_size),
+        on_gpu=torch.cuda.is_available() if on_gpu is None else on_gpu,
+    )
+    best = plan.fastest
+    if best is None:
+        raise ValueError(f"no backend fits {gib(limit)} GiB a rank ({where}): {plan.advice}")
+    reason = f"{best.backend}: the fastest that fits, {gib(best.total)} of {gib(limit)} GiB a rank ({where}), {world_size} ranks"
+    return best.backend, reason.replace("1 ranks", "1 rank") if world_size == 1 else reason
+
+
 def available_bytes(world_size: int) -> tuple[int, str]:
     """What one rank may fill on this machine, and what that is: a GPU's memory, or its part of the CPU's."""
     if torch.cuda.is_available():
@@ -112,6 +147,10 @@ def gib(number: int) -> str:
     """Bytes in GiB, as people read them."""
     value = number / 2**30
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
+def _context(config: Any) -> int:
+    return min(getattr(config.get_text_config(), "max_position_embeddings", None) or 4096, 32768)
 
 
 def _latent_copies(config: Any) -> int:

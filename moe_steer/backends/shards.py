@@ -12,6 +12,9 @@ from moe_steer.backends.engine import KEEP_WHOLE_BELOW
 from moe_steer.backends.offload import BUFFERS, SMALLEST
 from moe_steer.backends.tp_ep import parallel_rules
 
+_COPIES = 3
+"""Copies of a parameter that live while it is read: the checkpoint's tensors, those stacked, those joined."""
+
 
 class Shard(NamedTuple):
     """Bytes of the fullest rank: ``weights`` at rest on its device, ``gathered``: the largest layer that is made whole there to
@@ -21,10 +24,6 @@ class Shard(NamedTuple):
     gathered: int = 0
     host: int = 0
     loading: int = 0
-
-
-_COPIES = 3
-"""Copies of a parameter that live while it is read: the checkpoint's tensors, those stacked, those joined."""
 
 
 def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "") -> Shard:

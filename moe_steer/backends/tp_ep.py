@@ -12,25 +12,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moe_steer.backends.checkpoint import Wanted, skeleton
+from moe_steer.backends.checkpoint import LoadRequest, skeleton
 from moe_steer.backends.layout import Layout
 
 _ATTENTION = (".self_attn", ".attn", ".attention")
 
 
-def load(wanted: Wanted, layout: Layout) -> tuple[Any, Layout]:
+def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
     """Load this rank's shard; all ranks must then be given the same tokens and the same seeds."""
     import deepspeed
     from transformers.distributed import DistributedConfig
 
     size = layout.world_size
     if size > 1:
-        tp_plan, ep_plan = parallel_rules(skeleton(wanted.config()), size)
+        tp_plan, ep_plan = parallel_rules(skeleton(request.config()), size)
         whole = {name: "replicate" for name, style in tp_plan.items() if style == "replicate"}
         options: dict[str, Any] = {"tp_size": size, "ep_size": size if ep_plan else None, "tp_plan": whole or None}
-        model = wanted.model(distributed_config=DistributedConfig(**options))
+        model = request.model(distributed_config=DistributedConfig(**options))
     else:
-        model = wanted.model().to(wanted.device)
+        model = request.model().to(request.device)
     dtype = str(model.dtype).removeprefix("torch.")
     with _left_as_loaded(model):
         engine = deepspeed.init_inference(model, config={"dtype": dtype, "replace_with_kernel_inject": False})

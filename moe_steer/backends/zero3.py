@@ -13,25 +13,25 @@ from typing import Any
 import torch
 
 from moe_steer.backends import engine, offload
-from moe_steer.backends.checkpoint import Wanted, dequantised, skeleton, stored_dtype, torch_dtype
+from moe_steer.backends.checkpoint import LoadRequest, dequantised, skeleton, stored_dtype, torch_dtype
 from moe_steer.backends.layout import Layout, local_ranks
 from moe_steer.backends.streaming import cut_while_reading
 
 
-def load(wanted: Wanted, layout: Layout) -> tuple[Any, Layout]:
+def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
     """Load the shard of this rank: the checkpoint is read parameter by parameter, and cut as it is read."""
-    return load_with(wanted, layout, {})
+    return load_with(request, layout, {})
 
 
-def load_with(wanted: Wanted, layout: Layout, more: dict[str, Any]) -> tuple[Any, Layout]:
+def load_with(request: LoadRequest, layout: Layout, more: dict[str, Any]) -> tuple[Any, Layout]:
     """Load under ZeRO-3 with further sections of the DeepSpeed configuration."""
-    config = wanted.config()
-    dtype = stored_dtype(config) if wanted.dtype == "auto" else torch_dtype(wanted.dtype)
+    config = request.config()
+    dtype = stored_dtype(config) if request.dtype == "auto" else torch_dtype(request.dtype)
     assert not isinstance(dtype, str)
-    rest = _rest(wanted, config, dtype, layout.world_size)
+    rest = _rest(request, config, dtype, layout.world_size)
     settings = engine.settings(dtype, zero_optimization=engine.zero3_section(rest), **more)
     with cut_while_reading(settings):
-        model = wanted.model(**dequantised(config))
+        model = request.model(**dequantised(config))
     if rest and "nvme_path" in rest:
         weakref.finalize(model, offload.delete, rest["nvme_path"])
     started = engine.start(model, settings)
@@ -48,14 +48,14 @@ def _move_buffers(model: Any) -> None:
         buffer.data = buffer.data.to(here)
 
 
-def _rest(wanted: Wanted, config: Any, dtype: torch.dtype, world_size: int) -> dict[str, Any] | None:
+def _rest(request: LoadRequest, config: Any, dtype: torch.dtype, world_size: int) -> dict[str, Any] | None:
     """Where shards rest; None: on the device."""
-    if not wanted.offload:
+    if not request.offload:
         return None
-    if wanted.offload == "cpu":
+    if request.offload == "cpu":
         return offload.in_cpu_memory()
     parts = [-(-parameter.numel() // world_size) for parameter in skeleton(config, "bfloat16").parameters()]
-    return offload.on_nvme(wanted.offload, parts, dtype, local_ranks(world_size))
+    return offload.on_nvme(request.offload, parts, dtype, local_ranks(world_size))
 
 
 def refusal(config: Any, world_size: int) -> str:

@@ -6,9 +6,8 @@ import math
 import random
 from fractions import Fraction
 
-from moe_steer.lab.family import Check, Family, Params, Value, second_method
+from moe_steer.lab.family import Check, Family, NotWholeError, Params, Scratch, Value, second_method
 from moe_steer.lab.maths import ALTERNATIVELY, HMM, LET_ME_CHECK
-from moe_steer.lab.scratch import NotWholeError, Scratch
 
 
 def _modular_solve(sheet: Scratch, params: Params) -> Value:

@@ -11,11 +11,11 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moe_steer.lab import arithmetic, maths, matter, physics
+from moe_steer.lab import arithmetic, maths, physics
 from moe_steer.lab.family import Family, Params, show
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (*maths.FAMILIES, *arithmetic.FAMILIES, *physics.FAMILIES, *matter.FAMILIES)
+    family.name: family for family in (*maths.FAMILIES, *arithmetic.FAMILIES, *physics.FAMILIES)
 }
 SPLITS = {"train": (0, 55), "identification": (55, 70), "tuning": (70, 85), "test": (85, 100)}
 """Half-open ranges of the hash bucket (0-99) that belong to each split."""

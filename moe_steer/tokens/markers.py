@@ -25,6 +25,12 @@ _LETTERS = frozenset(string.ascii_letters)
 _PADDING = string.whitespace + string.punctuation
 _SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t"})  # how vocabularies write white space
 
+RICE_COEFFICIENTS: Mapping[str, float] = {"<think>": 1.0, "</think>": -1.0, "Alternatively": -1.0}
+"""RICE Eq. 6: what starts thinking counts for an expert, what ends or switches a thought counts against it."""
+POSITIONS = ("input", "predicted")
+TOKENS = ("last", "first")
+REPEATS = ("all", "first")
+
 
 def find_forms(tokenizer: Any, name: str, *, either_case: bool, split_tags: bool) -> tuple[tuple[int, ...], ...]:
     """All distinct token sequences that spell ``name``: at the start of a text, after a space, after a newline, before a comma.
@@ -110,13 +116,6 @@ def _window(tokenizer: Any, ids: list[int], word: str) -> tuple[int, ...] | None
 def _joins(tokenizer: Any, token_id: int, text: str) -> bool:
     pair = tokenizer.decode([token_id, token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text + text in pair
-
-
-RICE_COEFFICIENTS: Mapping[str, float] = {"<think>": 1.0, "</think>": -1.0, "Alternatively": -1.0}
-"""RICE Eq. 6: what starts thinking counts for an expert, what ends or switches a thought counts against it."""
-POSITIONS = ("input", "predicted")
-TOKENS = ("last", "first")
-REPEATS = ("all", "first")
 
 
 class Span(NamedTuple):

@@ -22,6 +22,14 @@ SCOPE_FORMS = "all, prompt, thought, answer, generated, step_end, step_end:CLASS
 """All forms, for help texts and error messages."""
 _PLAIN_STEP_END = frozenset({"sentence", "line"})
 
+SENTENCE, LINE, BLANK_LINE, ONLY_SPACE = 1, 2, 4, 8
+"""Bits of a token's class. ``BLANK_LINE``: it holds a whole blank line; ``ONLY_SPACE``: it holds nothing but white space."""
+_CLOSERS = "\"'\u2019\u201d)]*"  # quotes, brackets and Markdown emphasis that may follow the full stop
+_ENDS_LINE = re.compile(r"\n[ \t\r]*\Z")
+_ENDS_BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r]*\Z")
+_ENDS_SENTENCE = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # the last three: full-width, in Chinese and Japanese
+_TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scope:
@@ -70,15 +78,6 @@ def _classes(text: str, parameter: str) -> frozenset[str]:
     if len(set(names)) < len(names):
         raise ValueError(f"scope {text!r} names a class twice: name each once")
     return frozenset(names)
-
-
-SENTENCE, LINE, BLANK_LINE, ONLY_SPACE = 1, 2, 4, 8
-"""Bits of a token's class. ``BLANK_LINE``: it holds a whole blank line; ``ONLY_SPACE``: it holds nothing but white space."""
-_CLOSERS = "\"'\u2019\u201d)]*"  # quotes, brackets and Markdown emphasis that may follow the full stop
-_ENDS_LINE = re.compile(r"\n[ \t\r]*\Z")
-_ENDS_BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r]*\Z")
-_ENDS_SENTENCE = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # the last three: full-width, in Chinese and Japanese
-_TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, LogitsProcessorList, PreTrainedModel
 
-from reasoning_evals.engines.kv_cache import growing_cache
-from reasoning_evals.engines.latent_attention import AbsorbedLatents
+from reasoning_evals.engines.kv_cache import AbsorbedLatents, growing_cache
 from reasoning_evals.engines.sampling import (
     Request,
     Sample,

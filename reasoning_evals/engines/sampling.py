@@ -17,6 +17,9 @@ from torch import Tensor
 
 from reasoning_evals.prompts import RenderedPrompt
 
+_BLOCK = 128
+_CANDIDATES = 64
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
@@ -120,10 +123,6 @@ def model_identity(model: Any) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
-
-
-_BLOCK = 128
-_CANDIDATES = 64
 
 
 class UniformStreams:

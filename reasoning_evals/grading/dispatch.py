@@ -26,6 +26,9 @@ _LETTER = re.compile(r"^\(?\s*([A-Ja-j])\s*(?:[).:,;]|$|\s+(?=and\b|or\b|&|-)|(?
 _UPPER_WORD = re.compile(r"^([A-HJ])\s+\S")
 _SECOND = re.compile(r"^[\s).:]*(?:,|;|/|&|and\b|or\b)\s*\(?[A-J]\s*(?:[),.;]|$)")
 
+TIME_LIMIT = 5.0
+"""Seconds for one comparison in a worker."""
+
 
 def grade_choice(problem: Problem, answer: str) -> Verdict:
     """Correct when the answer names the target's letter, alone or before the option's text."""
@@ -48,10 +51,6 @@ def read_choice(text: str) -> str | None:
     if not match or _SECOND.match(surface[match.end(1) :]):
         return None
     return match[1].upper()
-
-
-TIME_LIMIT = 5.0
-"""Seconds for one comparison in a worker."""
 
 
 def grade(

@@ -24,6 +24,14 @@ from reasoning_evals.problems import Problem
 ROUNDING = Fraction(1, 10**12)
 """What the conversion of a unit may cost an exact comparison."""
 
+_FOR_SYMPY = re.compile(
+    r"\\(?:int|iint|iiint|oint|sum|prod|lim|partial|mathbb|cap|cup|setminus|in|notin|emptyset|varnothing|mid|det|max|min|gcd|lcm|pmod|bmod|"
+    r"begin|overline|bar|dbinom|tbinom|leq|geq|neq|exists|forall|subset|Re|Im|arg)(?![a-zA-Z])|\\[\{|]|[<>]|\\frac\s*\{\s*d"
+)
+_RATIONAL = re.compile(r"[+-]?\d{1,300}(?:/0*[1-9]\d{0,300})?")
+_WORDS_BEHIND = re.compile(r"(?:\s*\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*\d\s*\}?)?|\s*\^\\circ)+\s*$")
+_UNIT_TEXT = re.compile(r"\d[\s}]*(?:\\text\s*\{|\\mu\s*\\text|\^\\circ)|\d\s+[a-zA-Z]+(?:/[a-zA-Z]+)?(?:\^?\d)?$")
+
 
 def grade_quantity(problem: Problem, answer: str) -> Verdict:
     """Correct when the amounts agree in one unit.
@@ -136,15 +144,6 @@ def _convert(value: Real, source: Unit, target: Unit) -> Real:
 
 def _scaled(value: Real, ratio: Fraction) -> Real:
     return value * ratio if isinstance(value, Fraction) else value * ratio.numerator / ratio.denominator
-
-
-_FOR_SYMPY = re.compile(
-    r"\\(?:int|iint|iiint|oint|sum|prod|lim|partial|mathbb|cap|cup|setminus|in|notin|emptyset|varnothing|mid|det|max|min|gcd|lcm|pmod|bmod|"
-    r"begin|overline|bar|dbinom|tbinom|leq|geq|neq|exists|forall|subset|Re|Im|arg)(?![a-zA-Z])|\\[\{|]|[<>]|\\frac\s*\{\s*d"
-)
-_RATIONAL = re.compile(r"[+-]?\d{1,300}(?:/0*[1-9]\d{0,300})?")
-_WORDS_BEHIND = re.compile(r"(?:\s*\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*\d\s*\}?)?|\s*\^\\circ)+\s*$")
-_UNIT_TEXT = re.compile(r"\d[\s}]*(?:\\text\s*\{|\\mu\s*\\text|\^\\circ)|\d\s+[a-zA-Z]+(?:/[a-zA-Z]+)?(?:\^?\d)?$")
 
 
 def grade_expression(

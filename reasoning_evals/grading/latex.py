@@ -70,6 +70,9 @@ _RINGED_A = re.compile(
 _MATH_MARKS = re.compile(r"(?<!\\)\$|\\\(|\\\)|(?<!\\)\\\[|(?<!\\)\\\](?!\])")
 _BLANKS = re.compile(r"\s+")
 
+_INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")}
+_TEXT = re.compile(r"\\text\s*\{\s*([a-zA-Z]+)\s*\}")
+
 
 @lru_cache(maxsize=4096)
 def clean(text: str) -> str:
@@ -124,10 +127,6 @@ def depth(text: str) -> int:
         elif char in ")]}":
             current -= 1
     return deepest
-
-
-_INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")}
-_TEXT = re.compile(r"\\text\s*\{\s*([a-zA-Z]+)\s*\}")
 
 
 class Commands(Scanner, ABC):

@@ -21,6 +21,31 @@ from reasoning_evals.problems import Problem
 MAX_INEXACT = 10**30
 """Integers beyond this are compared only where they are computed exactly."""
 
+DEFAULT_TOLERANCE = Fraction(1, 100)
+"""Relative error of a number or quantity whose problem names none."""
+WIDEST = Fraction(1, 20)
+"""The digits of a rounded target never widen the tolerance beyond this."""
+Real = Any
+"""A Fraction, or a 40-digit number of ``evaluate.context()``."""
+_PLAIN = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)(\.\d+)?(?= |$|[a-zA-Z%°])(?!e[+-]?\d)(?!E[+-]?\d)")
+_RELATION = re.compile(
+    r"\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\propto(?![a-zA-Z])|(?<![<>!:])=|\\to(?![a-zA-Z])"
+)
+_ABOUT = re.compile(
+    r"^(?:\\text\s*\{\s*)?(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)?|about|approximately|approx\.?|roughly|around|nearly|almost|"
+    r"is|only|just|a total of|exactly)(?![a-zA-Z])\s*:?\s*\}?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
+    re.IGNORECASE,
+)
+_UNCERTAINTY = re.compile(r"\\pm\s*[\d.]+(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|-?\d))?")
+_DIGITS = re.compile(
+    r"[+-]?\s*(\d[\d, ]*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,4})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?)?\s*$"
+)
+_WORDS_ONLY = re.compile(
+    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|[A-Za-z]{3,}[\s,.;:()'-]*|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
+)
+_RANGE = re.compile(r"\d+(?:\.\d+)?\s*-\s*\d+(?:\.\d+)?(?:\s*(?:\\text|[a-zA-Z%])|\s*$)")
+_COMMON_LETTERS = set("msghLNJWVKCATHF")
+
 
 def grade_integer(problem: Problem, answer: str) -> Verdict:
     """Correct when the answer states the target and nothing else; units and words around it are left out of account."""
@@ -52,15 +77,6 @@ def _decimal(value: Fraction) -> str:
     return f"{float(value):g}" if abs(value) < 10**300 else "the number"
 
 
-DEFAULT_TOLERANCE = Fraction(1, 100)
-"""Relative error of a number or quantity whose problem names none."""
-WIDEST = Fraction(1, 20)
-"""The digits of a rounded target never widen the tolerance beyond this."""
-
-Real = Any
-"""A Fraction, or a 40-digit number of ``evaluate.context()``."""
-
-
 class Amount(NamedTuple):
     """One number as written."""
 
@@ -71,26 +87,6 @@ class Amount(NamedTuple):
     """Half a unit of the last digit of a decimal numeral, None for whole numbers and formulas."""
     plain: bool
     """A numeral and nothing else: digits, a sign, a point."""
-
-
-_PLAIN = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)(\.\d+)?(?= |$|[a-zA-Z%°])(?!e[+-]?\d)(?!E[+-]?\d)")
-_RELATION = re.compile(
-    r"\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\propto(?![a-zA-Z])|(?<![<>!:])=|\\to(?![a-zA-Z])"
-)
-_ABOUT = re.compile(
-    r"^(?:\\text\s*\{\s*)?(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)?|about|approximately|approx\.?|roughly|around|nearly|almost|"
-    r"is|only|just|a total of|exactly)(?![a-zA-Z])\s*:?\s*\}?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
-    re.IGNORECASE,
-)
-_UNCERTAINTY = re.compile(r"\\pm\s*[\d.]+(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|-?\d))?")
-_DIGITS = re.compile(
-    r"[+-]?\s*(\d[\d, ]*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,4})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?)?\s*$"
-)
-_WORDS_ONLY = re.compile(
-    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|[A-Za-z]{3,}[\s,.;:()'-]*|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
-)
-_RANGE = re.compile(r"\d+(?:\.\d+)?\s*-\s*\d+(?:\.\d+)?(?:\s*(?:\\text|[a-zA-Z%])|\s*$)")
-_COMMON_LETTERS = set("msghLNJWVKCATHF")
 
 
 @lru_cache(maxsize=8192)

@@ -24,6 +24,12 @@ MAX_BITS = 20_000
 MAX_LOG = 1e7
 """Largest natural logarithm of a number that is computed at all."""
 
+Tree = tuple[Any, ...]
+ONE: Tree = ("num", Fraction(1))
+MINUS_ONE: Tree = ("sum", ((-1, ONE),))
+DEGREE: Tree = ("prod", ((1, ("sym", "pi")), (-1, ("num", Fraction(180)))))
+OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_timeout", "grader_error")
+
 
 class Unreadable(ValueError):
     """The text is not a formula of this grammar."""
@@ -40,18 +46,9 @@ def check_size(text: str) -> str:
     return text
 
 
-Tree = tuple[Any, ...]
-ONE: Tree = ("num", Fraction(1))
-MINUS_ONE: Tree = ("sum", ((-1, ONE),))
-DEGREE: Tree = ("prod", ((1, ("sym", "pi")), (-1, ("num", Fraction(180)))))
-
-
 def signed(sign: int, tree: Tree) -> Tree:
     """The tree, or its negative."""
     return tree if sign == 1 else ("sum", ((-1, tree),))
-
-
-OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_timeout", "grader_error")
 
 
 @dataclass(frozen=True, slots=True)

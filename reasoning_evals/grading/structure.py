@@ -14,21 +14,6 @@ from reasoning_evals.grading.records import MAX_NESTING, TooLarge, Unreadable, c
 
 MAX_PARTS = 64
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """``kind`` is value, set, sequence, union, matrix, relation or words.
-
-    ``text`` is the formula of a value, the words of words, the brackets of a sequence, the operators of a relation.
-    ``name`` is the left side of a value that was given as ``x = ...``.
-    """
-
-    kind: str
-    text: str
-    parts: tuple[Answer, ...] = ()
-    name: str = ""
-
-
 _OR = re.compile(
     r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:lor|land|vee|wedge)(?![a-zA-Z]))\s*"
 )
@@ -66,6 +51,20 @@ _CONDITION = re.compile(
     r"(?<=[\s}\w)])\s+\(\s*[^()=]{1,20}(?:<|>|\\leq|\\geq)[^()=]{1,20}\)$|\s*\\text\s*\{\s*\(?(?:for|at|when|if|where|in|as|outside|inside)\b.*$"
 )
 _RATIO = re.compile(r"([^:=()]+):([^:=()]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``kind`` is value, set, sequence, union, matrix, relation or words.
+
+    ``text`` is the formula of a value, the words of words, the brackets of a sequence, the operators of a relation.
+    ``name`` is the left side of a value that was given as ``x = ...``.
+    """
+
+    kind: str
+    text: str
+    parts: tuple[Answer, ...] = ()
+    name: str = ""
 
 
 def parse_answer(text: str) -> Answer:

@@ -19,22 +19,6 @@ from reasoning_evals.grading.formula import read_number
 from reasoning_evals.grading.latex import clean
 from reasoning_evals.grading.records import Unreadable
 
-
-class Unit(NamedTuple):
-    """What a unit is in base units: ``value * factor + offset``, with the exponent of each dimension.
-
-    ``angle`` is the exponent of the radian, ``hertz`` whether a frequency in hertz occurs: cycles are not radians.
-    """
-
-    factor: float
-    dimensions: tuple[tuple[str, Fraction], ...]
-    angle: Fraction = Fraction(0)
-    hertz: bool = False
-    offset: float = 0.0
-
-
-DIMENSIONLESS = Unit(1.0, ())
-
 _DEFINITIONS = (
     "solar_mass = 1.98841e30 * kilogram = M_sun = Msun",
     "solar_radius = 6.957e8 * meter = R_sun = Rsun",
@@ -64,6 +48,49 @@ _REFUSED = {
 """Words and symbols that pint would read as rare units."""
 _LOCK = threading.Lock()
 _REGISTRY: list[Any] = []
+MAX_UNIT_CHARS = 120
+MAX_EXPONENT = 12
+_COMPOUND = {name: tuple(name) for name in ("Nm", "Ns", "Vs", "Ws", "Am", "Cm", "Ah", "As", "Js", "Wh")} | {
+    "kWh": ("kW", "h"),
+    "mAh": ("mA", "h"),
+    "kgm": ("kg", "m"),
+    "MeVs": ("MeV", "s"),
+    "Pas": ("Pa", "s"),
+}
+"""Products written without a sign between: an exponent behind them belongs to the last factor."""
+_WRAPPER = re.compile(r"\\(?:text|unit|si|SI)\s*\{([^{}]*)\}|\\operatorname\s*\{([^{}]*)\}")
+_MICRO = re.compile(r"\\mu\s*")
+_PREFIXED_OHM = re.compile(r"(?<![A-Za-z])([kKMGmunpT])\s*ohm")
+_TOKEN = re.compile(
+    r"\s*(?:(\*\*|\^|[*/()]|\\cdot|\\times)|([A-Za-zµ°%_]+(?:\.[A-Za-z](?![A-Za-z]))?|''|')(-?\d+(?![\d.^]))?|(-?\d+(?:/\d+)?))"
+)
+_SQUARES = re.compile(r"\b(square|sq\.?|cubic|cu\.?)\s+([A-Za-z]+)")
+_SQUARED = re.compile(r"\b([A-Za-z]+)[\s-]+(squared|cubed)\b")
+_ASIDE = re.compile(r"\s+\([A-Za-z ,.'-]*\)\s*$|[\s,]*\b(?:approximately|approx\.?)$")
+_STOP = re.compile(
+    r"(?<=\S)[\s,]+(?:to(?:wards?)?|the|from|off|of|on|above|below|along|away|at|with|which|where|when|for|if|is|are|and|or|"
+    r"(?:down|up|left|right|for|back|east|west|north|south|out)-?(?:wards?|ern)?|inwards?|(?:north|south)(?:east|west)|"
+    r"in\s+(?:the|a|opposite|total|vacuum|air|water|\w+ward)|deeper|higher|lower|clockwise|counter-?clockwise|"
+    r"anti-?clockwise|between|behind|before|after|long|wide|tall|high|deep)(?![A-Za-z/^*]).*$",
+    re.DOTALL,
+)
+"""Words that begin what is not the unit any more."""
+
+
+class Unit(NamedTuple):
+    """What a unit is in base units: ``value * factor + offset``, with the exponent of each dimension.
+
+    ``angle`` is the exponent of the radian, ``hertz`` whether a frequency in hertz occurs: cycles are not radians.
+    """
+
+    factor: float
+    dimensions: tuple[tuple[str, Fraction], ...]
+    angle: Fraction = Fraction(0)
+    hertz: bool = False
+    offset: float = 0.0
+
+
+DIMENSIONLESS = Unit(1.0, ())
 
 
 def look_up(name: str) -> Unit:
@@ -113,36 +140,6 @@ def _from_pint(spelling: str) -> Unit | None:
     return Unit(
         float(one.magnitude) - offset, tuple(dimensions), angle, spelling.lower().endswith(("hz", "hertz")), offset
     )
-
-
-MAX_UNIT_CHARS = 120
-MAX_EXPONENT = 12
-
-_COMPOUND = {name: tuple(name) for name in ("Nm", "Ns", "Vs", "Ws", "Am", "Cm", "Ah", "As", "Js", "Wh")} | {
-    "kWh": ("kW", "h"),
-    "mAh": ("mA", "h"),
-    "kgm": ("kg", "m"),
-    "MeVs": ("MeV", "s"),
-    "Pas": ("Pa", "s"),
-}
-"""Products written without a sign between: an exponent behind them belongs to the last factor."""
-_WRAPPER = re.compile(r"\\(?:text|unit|si|SI)\s*\{([^{}]*)\}|\\operatorname\s*\{([^{}]*)\}")
-_MICRO = re.compile(r"\\mu\s*")
-_PREFIXED_OHM = re.compile(r"(?<![A-Za-z])([kKMGmunpT])\s*ohm")
-_TOKEN = re.compile(
-    r"\s*(?:(\*\*|\^|[*/()]|\\cdot|\\times)|([A-Za-zµ°%_]+(?:\.[A-Za-z](?![A-Za-z]))?|''|')(-?\d+(?![\d.^]))?|(-?\d+(?:/\d+)?))"
-)
-_SQUARES = re.compile(r"\b(square|sq\.?|cubic|cu\.?)\s+([A-Za-z]+)")
-_SQUARED = re.compile(r"\b([A-Za-z]+)[\s-]+(squared|cubed)\b")
-_ASIDE = re.compile(r"\s+\([A-Za-z ,.'-]*\)\s*$|[\s,]*\b(?:approximately|approx\.?)$")
-_STOP = re.compile(
-    r"(?<=\S)[\s,]+(?:to(?:wards?)?|the|from|off|of|on|above|below|along|away|at|with|which|where|when|for|if|is|are|and|or|"
-    r"(?:down|up|left|right|for|back|east|west|north|south|out)-?(?:wards?|ern)?|inwards?|(?:north|south)(?:east|west)|"
-    r"in\s+(?:the|a|opposite|total|vacuum|air|water|\w+ward)|deeper|higher|lower|clockwise|counter-?clockwise|"
-    r"anti-?clockwise|between|behind|before|after|long|wide|tall|high|deep)(?![A-Za-z/^*]).*$",
-    re.DOTALL,
-)
-"""Words that begin what is not the unit any more."""
 
 
 @lru_cache(maxsize=4096)

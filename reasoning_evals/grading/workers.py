@@ -26,6 +26,8 @@ START_LIMIT = 120.0
 _ROOT = str(Path(__file__).resolve().parents[2])
 _PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from reasoning_evals.grading.sympy_worker import serve; serve()"
 
+_lock = threading.Lock()
+
 
 class WorkerTimeout(Exception):
     """The request ran into its time limit and its worker was killed."""
@@ -150,7 +152,6 @@ class _Worker:
                 continue
 
 
-_lock = threading.Lock()
 _shared: list[WorkerPool] = []
 
 

@@ -18,6 +18,9 @@ from reasoning_evals.runs.grading_pass import GradeRow, opens_thought, read_grad
 from reasoning_evals.runs.run_folder import PROBLEMS_FILE, read_audit, read_generations, read_run
 from reasoning_evals.thinking import split_thought
 
+MAX_CHARACTERS = 20_000
+_SampleKey = tuple[str, str, int]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Side:
@@ -100,11 +103,6 @@ class Report:
         arms = [arm.name for arm in self.comparison.arms]
         ordered = sorted(self.audit, key=lambda name: (arms.index(name) if name in arms else len(arms), name))
         return [(name, row) for name in ordered for row in self.audit[name]]
-
-
-MAX_CHARACTERS = 20_000
-
-_SampleKey = tuple[str, str, int]
 
 
 def build_report(

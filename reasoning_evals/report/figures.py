@@ -23,6 +23,8 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
 }
 
+_COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4d7c0f", "#44403c")
+
 
 def style(salt: str, **more: Any) -> Any:
     """Settings for ``matplotlib.rc_context``. ``salt``: makes ids that depend on the drawing alone."""
@@ -46,9 +48,6 @@ def finished_svg(figure: Figure, axes: Axes) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()
-
-
-_COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4d7c0f", "#44403c")
 
 
 class Place(NamedTuple):

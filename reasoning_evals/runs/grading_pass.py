@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from reasoning_evals.runs.completions import Completion, json_line
 from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.prompts import prompt_opens_thought
+from reasoning_evals.runs.completions import Completion, json_line
 from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
-from reasoning_evals.thinking import split_thought
-from reasoning_evals.thinking import TokenCounts, count_tokens
+from reasoning_evals.thinking import TokenCounts, count_tokens, split_thought
 from reasoning_evals.whole_files import write_whole
 
 

@@ -7,24 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
-from reasoning_evals.runs.completions import CompletionKey
-from reasoning_evals.prompts import RenderedPrompt
-from reasoning_evals.engines.sampling import Request
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from reasoning_evals.runs.run_folder import AuditWriter
+
+from reasoning_evals.engines.sampling import Request, Sample, Sampler, SamplingConfig
+from reasoning_evals.problems import Problem, check_unique, write_problems
+from reasoning_evals.prompts import RenderedPrompt
 from reasoning_evals.runs.completions import Completion, CompletionKey, JsonLinesWriter
 from reasoning_evals.runs.grading_pass import GradeRow, grade_run, read_grades
-from reasoning_evals.problems import Problem, check_unique, write_problems
 from reasoning_evals.runs.progress import Progress
-from reasoning_evals.runs.run_folder import PROBLEMS_FILE, audit_file, content_digest, digest, generation_file, open_run, read_generations
-from reasoning_evals.engines.sampling import Sample, Sampler, SamplingConfig
+from reasoning_evals.runs.run_folder import (
+    PROBLEMS_FILE,
+    AuditWriter,
+    audit_file,
+    content_digest,
+    digest,
+    generation_file,
+    open_run,
+    read_generations,
+)
+
+__all__ = ["Arm", "GradeRow", "RunSummary", "grade_run", "read_grades", "run_arms"]
+Render = Callable[[str], RenderedPrompt]
 
 
 class Chunk(NamedTuple):
@@ -60,11 +68,6 @@ def plan_chunks(
     ]
     starts = range(0, len(requests), chunk_size)
     return tuple(Chunk(i, tuple(requests[start : start + chunk_size])) for i, start in enumerate(starts))
-
-
-__all__ = ["Arm", "GradeRow", "RunSummary", "grade_run", "read_grades", "run_arms"]
-
-Render = Callable[[str], RenderedPrompt]
 
 
 @dataclass(frozen=True, slots=True)

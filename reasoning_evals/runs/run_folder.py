@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from reasoning_evals.runs.completions import Completion, read_completions
-from reasoning_evals.whole_files import create_whole
-from collections.abc import Mapping, Sequence
 from types import TracebackType
-from reasoning_evals.runs.completions import JsonLinesWriter, complete_lines, json_line
+from typing import Any
 
+from reasoning_evals.runs.completions import Completion, JsonLinesWriter, complete_lines, json_line, read_completions
+from reasoning_evals.whole_files import create_whole
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "math-verify", "moe-steer")
+
+RUN_FILE = "run.json"
+PROBLEMS_FILE = "problems.jsonl"
+GRADES_FILE = "grades.jsonl"
+_HASHES = ("config_hash", "prompts", "problems")
+SUMS = ("tokens", "weight_added", "samples", "retried_samples", "retokenized", "retries")
+"""The fields of a row that add up; all others say what the row is about."""
 
 
 def provenance() -> dict[str, Any]:
@@ -65,12 +70,6 @@ def _hardware() -> dict[str, Any]:
         if torch.cuda.is_available():
             hardware["devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return hardware
-
-
-RUN_FILE = "run.json"
-PROBLEMS_FILE = "problems.jsonl"
-GRADES_FILE = "grades.jsonl"
-_HASHES = ("config_hash", "prompts", "problems")
 
 
 def digest(value: Any) -> str:
@@ -169,10 +168,6 @@ def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[tuple[str
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-SUMS = ("tokens", "weight_added", "samples", "retried_samples", "retokenized", "retries")
-"""The fields of a row that add up; all others say what the row is about."""
 
 
 class AuditWriter:

@@ -25,6 +25,9 @@ from reasoning_evals.runs.grading_pass import GradeRow
 
 _WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 
+EMPTY = 0.5
+_VALUES = {"correct": 1.0, "wrong": 0.0, "no_answer": EMPTY}
+
 
 def n_gram_entropy(tokens: Sequence[Hashable]) -> float:
     """((2/3) H2 + (4/3) H3) / 2 in bits; a text too short for an n-gram has entropy 0 there.
@@ -50,10 +53,6 @@ def _entropy(tokens: Sequence[Hashable], n: int) -> float:
     counts = Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
     total = sum(counts.values())
     return sum(-count / total * math.log2(count / total) for count in counts.values()) if len(counts) > 1 else 0.0
-
-
-EMPTY = 0.5
-_VALUES = {"correct": 1.0, "wrong": 0.0, "no_answer": EMPTY}
 
 
 class Defence(NamedTuple):

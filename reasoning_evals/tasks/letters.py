@@ -16,6 +16,11 @@ from reasoning_evals.tasks.spec import CHOICE_PROMPT, Row, Sampling, TaskSpec, a
 
 LETTERS = "ABCDEFGHIJ"
 
+_ANSWERS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+MMLU_LETTERS = "ABCD"
+FIRST_LETTER_PROMPT = "{problem}\n\nAnswer with the letter of the right option only.\nAnswer:"
+"""For ``reasoning_evals.engines.first_letter``: the next token is the letter. The wording is this project's own."""
+
 
 def shuffled(item_id: str, options: Sequence[str]) -> list[int]:
     """A permutation of the options' indices, the same in every run, arm and machine."""
@@ -30,9 +35,6 @@ def with_options(question: str, options: Sequence[str]) -> str:
         raise ValueError(f"{len(options)} options: expected 2 to {len(LETTERS)}")
     lines = [f"({letter}) {option.strip()}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question.strip(), "", *lines])
-
-
-_ANSWERS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 
 def gpqa_problem(row: Row, prompt: str) -> Problem:
@@ -78,11 +80,6 @@ GPQA = (
     _gpqa_spec("gpqa_diamond_chemistry", _of_domain("Chemistry"), "93 questions"),
     _gpqa_spec("gpqa_diamond_biology", _of_domain("Biology"), "19 questions"),
 )
-
-
-MMLU_LETTERS = "ABCD"
-FIRST_LETTER_PROMPT = "{problem}\n\nAnswer with the letter of the right option only.\nAnswer:"
-"""For ``reasoning_evals.engines.first_letter``: the next token is the letter. The wording is this project's own."""
 
 
 def mmlu_problem(row: Row, prompt: str) -> Problem:

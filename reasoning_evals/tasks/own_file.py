@@ -19,6 +19,8 @@ from reasoning_evals.tasks.spec import ask
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
+FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
+
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(``file:row``, row) of each row of one file."""
@@ -85,9 +87,6 @@ def _text(path: Path) -> str:
             return str(file.read())
     except UnicodeDecodeError as error:
         raise ValueError(not_utf8(path, error)) from error
-
-
-FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
 
 
 def load_own_file(

@@ -14,6 +14,21 @@ from collections.abc import Callable
 from reasoning_evals.problems import Problem
 from reasoning_evals.tasks.spec import CHOICE_PROMPT, QUANTITY_PROMPT, R1_PROMPT, Row, TaskSpec, ask, content_id, listed
 
+SCIBENCH_TOLERANCE = 0.05
+"""The relative error that the authors accept."""
+_UGPHYSICS_TYPES = {"NV": "number", "MC": "choice", "TF": "choice"}
+THEOREMQA_TOLERANCE = 0.04
+"""The relative error that the authors' own evaluation accepts for floats."""
+_THEOREMQA_TYPES = {
+    "integer": "integer",
+    "float": "number",
+    "bool": "choice",
+    "option": "choice",
+    "list of integer": "list",
+    "list of float": "list",
+}
+_TRUTH_PROMPT = R1_PROMPT.replace("your final answer", "your final answer, True or False,")
+
 
 def phybench_problem(row: Row, prompt: str) -> Problem | None:
     """The 400 problems without a published answer are left out."""
@@ -75,10 +90,6 @@ PHYSICS = (
         note="free-form formulas by rule are a lower bound: report them apart",
     ),
 )
-
-
-SCIBENCH_TOLERANCE = 0.05
-"""The relative error that the authors accept."""
 
 
 def scibench_problem(row: Row, prompt: str) -> Problem:
@@ -144,9 +155,6 @@ TPBENCH = (
 )
 
 
-_UGPHYSICS_TYPES = {"NV": "number", "MC": "choice", "TF": "choice"}
-
-
 def ugphysics_problem(row: Row, prompt: str) -> Problem | None:
     """Numerical values become numbers or quantities, expressions and equations expressions, several answers a list."""
     answers = [answer.strip().strip("$") for answer in _answers(row["answers"])]
@@ -186,19 +194,6 @@ UGPHYSICS = (
         note="one configuration a subject: give config=; expressions by rule are a lower bound",
     ),
 )
-
-
-THEOREMQA_TOLERANCE = 0.04
-"""The relative error that the authors' own evaluation accepts for floats."""
-_THEOREMQA_TYPES = {
-    "integer": "integer",
-    "float": "number",
-    "bool": "choice",
-    "option": "choice",
-    "list of integer": "list",
-    "list of float": "list",
-}
-_TRUTH_PROMPT = R1_PROMPT.replace("your final answer", "your final answer, True or False,")
 
 
 def theoremqa_problem(row: Row, prompt: str) -> Problem | None:

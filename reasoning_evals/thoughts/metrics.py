@@ -37,6 +37,9 @@ _EQUALS = re.compile(
 )
 _OPTION = re.compile(r"\b(?:option|choice)\s+\(?([A-J])\)?(?!\w)|\(([A-J])\)")
 
+MAX_TIMEOUTS = 3
+"""Answers to one problem that may run into the time limit; after them its answers are judged without a worker process."""
+
 
 class Attempt(NamedTuple):
     """One segment of a thought with what it states."""
@@ -200,10 +203,6 @@ def _distinct_share(trace: ThoughtTrace) -> float:
 def _mean(values: Iterable[float]) -> float | None:
     kept = list(values)
     return fmean(kept) if kept else None
-
-
-MAX_TIMEOUTS = 3
-"""Answers to one problem that may run into the time limit; after them its answers are judged without a worker process."""
 
 
 class AttemptJudge:

@@ -30,6 +30,9 @@ LEGEND = (
     "outcome, process: efficiency (arXiv 2412.21187); under: underthinking of wrong responses (2501.18585); all by rule",
 )
 
+MEANINGLESS = 0.2
+"""Chance rate from which a right answer in a thought is said to mean little; also where it is half of ``stated``. Our choice."""
+
 
 def thinking_lines(summary: ThinkingSummary) -> list[str]:
     """Two lines an arm: its means, and below them the 95% interval (baseline) or the change with its interval (other arms)."""
@@ -90,10 +93,6 @@ def _number(name: str, value: float) -> str:
     if _KINDS[name] == "share":
         return percent(value)
     return count(value) if _KINDS[name] == "tokens" else f"{value:.2f}"
-
-
-MEANINGLESS = 0.2
-"""Chance rate from which a right answer in a thought is said to mean little; also where it is half of ``stated``. Our choice."""
 
 
 def thinking_notes(samples: Sequence[TracedSample], summary: ThinkingSummary, num_timeouts: int = 0) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 
 from direction_cases import plain_sae, released
 from expert_stats import MarkedSequence, collect_contrast
-from moe_steer.contrasts.fit import measure_contrast_fit
+from moe_steer.contrasts.collect import measure_contrast_fit
 from moe_steer.contrasts.sequences import batches, padded
 from moe_steer.directions import DirectionWarning, caa, pca, sta
 from moe_steer.observe import observe_residual

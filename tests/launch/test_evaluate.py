@@ -12,7 +12,7 @@ from launch.cli.main import main as command_line
 from launch.evaluate import EvaluateOptions, main
 from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.lab import LAB_MODEL
-from reasoning_evals.decoding.processors import NOWAIT_WORDS
+from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.runs.run_folder import read_generations, read_run
 
 SMALL = ["--num-problems", "6", "--samples", "1", "--max-new-tokens", "80", "--batch-size", "6"]

@@ -20,6 +20,17 @@ from moe_steer.saes.sae import SAE, fold_decoder_norm, hook_of_place, place_of_h
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _KINDS = {"standard": "relu", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
 
+_ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
+_KEYS = {
+    "W_enc_DF": "W_enc",
+    "b_enc_F": "b_enc",
+    "W_dec_FD": "W_dec",
+    "b_dec_D": "b_dec",
+    "threshold_F": "threshold",
+    "r_mag_F": "r_mag",
+    "b_mag_F": "b_mag",
+}
+
 
 def recognises(path: Path) -> bool:
     """A folder with both files."""
@@ -99,18 +110,6 @@ def _refuse_normalisation(path: Path, config: dict[str, Any]) -> None:
         raise ValueError(
             f"{path} normalises every token by itself ({found}), which no weights can express: take an SAE without it"
         )
-
-
-_ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
-_KEYS = {
-    "W_enc_DF": "W_enc",
-    "b_enc_F": "b_enc",
-    "W_dec_FD": "W_dec",
-    "b_dec_D": "b_dec",
-    "threshold_F": "threshold",
-    "r_mag_F": "r_mag",
-    "b_mag_F": "b_mag",
-}
 
 
 def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
