@@ -18,8 +18,7 @@ from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
 from moe_steer.layers import decoder, model_shape, moe_layers, text_config, unwrap
 from moe_steer.observe import observe_routing
-from moe_steer.tokens.markers import MarkerSet
-from moe_steer.tokens.traces import Trace, check_traces
+from moe_steer.tokens import MarkerSet, Trace, check_traces
 
 
 def collect_counts(

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from expert_stats.counts import CountsSignature, RoutingCounts, group_of
 from moe_steer.layers import ModelShape
-from moe_steer.tokens.markers import MarkerSet
-from moe_steer.tokens.traces import Trace
+from moe_steer.tokens import MarkerSet, Trace
 
 BASES = ("generated", "all")
 

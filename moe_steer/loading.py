@@ -10,12 +10,21 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends.checkpoint import LoadRequest, cached_folder, check_shards, refuse_without_kernels, torch_dtype
-from moe_steer.backends.layout import Layout, remember_layout
-from moe_steer.backends.memory import choose_backend
-from moe_steer.backends.registry import check_name, loader, refusal
+from moe_steer.backends import (
+    Layout,
+    LoadRequest,
+    cached_folder,
+    check_name,
+    check_shards,
+    choose_backend,
+    loader,
+    refusal,
+    refuse_without_kernels,
+    remember_layout,
+    torch_dtype,
+)
 from moe_steer.lab import EMBEDDED
-from moe_steer.tokens.positions import remember_tokenizer
+from moe_steer.tokens import remember_tokenizer
 
 
 def load_model(
@@ -144,7 +153,7 @@ def _layout(backend: str, config: Any, request: LoadRequest, batch: int, context
 
 def _join_ranks(world_size: int) -> None:
     """A sharded backend needs the process group of the run; a process on its own makes one of itself."""
-    from moe_steer.backends.engine import without_compiled_shared_memory
+    from moe_steer.backends import without_compiled_shared_memory
 
     without_compiled_shared_memory()
     if torch.distributed.is_initialized():

@@ -15,7 +15,7 @@ from moe_steer.files import write_text
 from moe_steer.plan_check import check_plan
 from moe_steer.plan_entries import UNITS, ExpertGain, ResidualVector
 from moe_steer.residual_files import read_vector, shift_of
-from moe_steer.tokens.scopes import SCOPES, parse_scope
+from moe_steer.tokens import SCOPES, parse_scope
 
 if TYPE_CHECKING:
     from torch import Tensor

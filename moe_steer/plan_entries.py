@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from moe_steer.tokens.scopes import parse_scope
+from moe_steer.tokens import parse_scope
 
 UNITS = ("vector", "residual_norm")
 

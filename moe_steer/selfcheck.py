@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_steer.backends.layout import in_step, layout_of
+from moe_steer.backends import in_step, layout_of
 from moe_steer.hooks import output_hooks
 from moe_steer.layers import MoELayer, model_shape, moe_layers, text_config, unwrap
 from moe_steer.observe import observe_routing

@@ -14,7 +14,7 @@ from moe_steer.audit import Audit, NothingFired, SteeringWarning
 from moe_steer.hooks import RoutingFn, call_hooks, output_hooks, routing_hooks
 from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config
 from moe_steer.plan import SteeringPlan
-from moe_steer.tokens.positions import PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
+from moe_steer.tokens import PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
 
 
 @contextmanager

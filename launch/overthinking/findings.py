@@ -21,7 +21,7 @@ from moe_steer.saes.fit import fit_lines
 from reasoning_evals import compare_arms
 from reasoning_evals.comparing.compare import Comparison, Tuning
 from reasoning_evals.comparing.comparison import ArmSummary
-from reasoning_evals.comparing.efficiency import MARGIN, Efficiency, Thoughts, efficiency, thoughts_of
+from reasoning_evals.comparing.token_use import MARGIN, Efficiency, Thoughts, efficiency, thoughts_of
 from reasoning_evals.report import build_report, write_pages
 from reasoning_evals.report.build import Table
 from reasoning_evals.report.figures import Place, frontier

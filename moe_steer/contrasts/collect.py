@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from moe_steer.backends.layout import layout_of
+from moe_steer.backends import layout_of
 from moe_steer.contrasts.rows import Marks, Row, arguments, can_share, marks, packed
 from moe_steer.contrasts.sequences import (
     MarkedSequence,
@@ -198,7 +198,7 @@ def contrast_fits(
     model: Any, sequences: Sequence[MarkedSequence], saes: Mapping[int, SAE], *, batch_tokens: int | None = None
 ) -> dict[int, SAEFit]:
     """Layer -> fit of its SAE, as ``measure_contrast_fit`` measures it. ValueError for one that explains nothing."""
-    from moe_steer.saes.fit import refuse_unexplained
+    from moe_steer.saes import refuse_unexplained
 
     fits = {}
     for layer, sae in saes.items():

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moe_steer.backends.layout import layout_of
+from moe_steer.backends import layout_of
 from moe_steer.contrasts.sequences import MarkedSequence, padded
 from moe_steer.layers import decoder, text_config, unwrap
 from moe_steer.observe import observe_residual

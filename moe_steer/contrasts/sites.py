@@ -9,8 +9,7 @@ from typing import Any
 
 from moe_steer.contrasts.sequences import MarkedSequence
 from moe_steer.contrasts.texts import answer_pairs, prompt_pairs
-from moe_steer.tokens.markers import MarkerSet
-from moe_steer.tokens.traces import Trace
+from moe_steer.tokens import MarkerSet, Trace
 
 __all__ = ["MarkedSequence", "answer_pairs", "concise_and_verbose", "decision_sites", "prompt_pairs", "thought_pairs"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_steer.backends.layout import layout_of
+from moe_steer.backends import layout_of
 from moe_steer.layers import decoder, model_shape, text_config, unwrap
 from moe_steer.observe import observe_residual
 

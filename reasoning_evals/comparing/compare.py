@@ -27,7 +27,7 @@ from reasoning_evals.comparing.statistics import (
     proportion_estimate,
 )
 from reasoning_evals.comparing.verdicts import Tuning, notes_on, verdict_on
-from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.runs import GradeRow
 
 __all__ = ["Comparison", "Tuning", "compare_arms"]
 

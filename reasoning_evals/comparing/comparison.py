@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reasoning_evals.comparing.statistics import Estimate, PairedDifference, proportion_estimate
-from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.runs import GradeRow
 
 _DIGITS = 6  # significant: far below any standard error, above the rounding of sums
 

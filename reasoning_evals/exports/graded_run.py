@@ -9,12 +9,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reasoning_evals.comparing.statistics import mean_estimate
+from reasoning_evals.comparing import mean_estimate
 from reasoning_evals.problems import Problem, read_problems
-from reasoning_evals.runs.completions import Completion
-from reasoning_evals.runs.grading_pass import GradeRow, grade_run, opens_thought
-from reasoning_evals.runs.run_folder import PROBLEMS_FILE, read_generations, read_run, refuse_job
-from reasoning_evals.tasks.loading import SPECS
+from reasoning_evals.runs import (
+    PROBLEMS_FILE,
+    Completion,
+    GradeRow,
+    grade_run,
+    opens_thought,
+    read_generations,
+    read_run,
+    refuse_job,
+)
+from reasoning_evals.tasks import SPECS
 from reasoning_evals.thinking import Thought, split_thought
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reasoning_evals.comparing.statistics import majority_correct, pass_at_k
+from reasoning_evals.comparing import majority_correct, pass_at_k
 from reasoning_evals.exports.graded_run import GradedRun, ProblemSamples, clean, file_name, open_graded_run
-from reasoning_evals.runs.completions import json_line
+from reasoning_evals.runs import json_line
 from reasoning_evals.whole_files import write_whole
 
 FILTER = "none"

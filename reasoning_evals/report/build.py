@@ -10,12 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reasoning_evals.comparing.compare import compare_arms
-from reasoning_evals.comparing.comparison import Comparison, Flip, PairSummary
+from reasoning_evals.comparing import Comparison, Flip, PairSummary, compare_arms
 from reasoning_evals.problems import Problem, read_problems
-from reasoning_evals.runs.completions import Completion
-from reasoning_evals.runs.grading_pass import GradeRow, opens_thought, read_grades
-from reasoning_evals.runs.run_folder import PROBLEMS_FILE, read_audit, read_generations, read_run
+from reasoning_evals.runs import (
+    PROBLEMS_FILE,
+    Completion,
+    GradeRow,
+    opens_thought,
+    read_audit,
+    read_generations,
+    read_grades,
+    read_run,
+)
 from reasoning_evals.thinking import split_thought
 
 MAX_CHARACTERS = 20_000

@@ -7,8 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from reasoning_evals.comparing.comparison import Difference
-from reasoning_evals.comparing.verdicts import detectable_text, p_text, t_text
+from reasoning_evals.comparing import Difference, detectable_text, p_text, t_text
 from reasoning_evals.report import text as form
 from reasoning_evals.report.build import Example, Report, Side
 

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from reasoning_evals.comparing.verdicts import detectable_text, p_text, t_text
+from reasoning_evals.comparing import detectable_text, p_text, t_text
 from reasoning_evals.report import charts
 from reasoning_evals.report import text as form
 from reasoning_evals.report.build import Report

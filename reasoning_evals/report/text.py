@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-from reasoning_evals.comparing.comparison import Difference, DomainAccuracy, Measure
-from reasoning_evals.comparing.efficiency import percent_change
-from reasoning_evals.comparing.verdicts import NO_INTERVAL, points
+from reasoning_evals.comparing import NO_INTERVAL, Difference, DomainAccuracy, Measure, percent_change, points
 
 # Control characters, and marks that reorder or hide the text around them.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")

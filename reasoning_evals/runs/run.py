@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reasoning_evals.engines.sampling import Request, Sample, Sampler, SamplingConfig
+from reasoning_evals.engines import Request, Sample, Sampler, SamplingConfig
 from reasoning_evals.problems import Problem, check_unique, write_problems
 from reasoning_evals.prompts import RenderedPrompt
 from reasoning_evals.runs.completions import Completion, CompletionKey, JsonLinesWriter

@@ -19,9 +19,8 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
-from reasoning_evals.comparing.comparison import Difference, Measure
-from reasoning_evals.comparing.statistics import mean_estimate, paired_difference, wilson_interval
-from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.comparing import Difference, Measure, mean_estimate, paired_difference, wilson_interval
+from reasoning_evals.runs import GradeRow
 
 _WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 

@@ -18,8 +18,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from reasoning_evals.answers import boxes
-from reasoning_evals.grading import TIME_LIMIT, WorkerPool, grade_answer
-from reasoning_evals.grading.numbers import read_amount
+from reasoning_evals.grading import TIME_LIMIT, WorkerPool, grade_answer, read_amount
 from reasoning_evals.problems import Problem
 from reasoning_evals.thoughts.segments import SWITCH_MARKERS, Segment, segment_thought
 

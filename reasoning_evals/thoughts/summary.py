@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from reasoning_evals.comparing.compare import compare_arms
-from reasoning_evals.comparing.comparison import rounded
-from reasoning_evals.comparing.statistics import mean_estimate, paired_difference, proportion_estimate
+from reasoning_evals.comparing import compare_arms, mean_estimate, paired_difference, proportion_estimate, rounded
 from reasoning_evals.thoughts.traced import MEASURES, ThinkingMeasure, TracedSample
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from reasoning_evals.report.text import count, minus, percent, signed_count, signed_points
+from reasoning_evals.report import count, minus, percent, signed_count, signed_points
 from reasoning_evals.thoughts.summary import ArmThinking, ThinkingChange, ThinkingSummary, ThinkingValue
 from reasoning_evals.thoughts.traced import MEASURES, TracedSample
 

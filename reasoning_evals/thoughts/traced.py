@@ -15,8 +15,15 @@ from statistics import fmean
 from typing import NamedTuple
 
 from reasoning_evals.problems import LABEL, Problem, read_problems
-from reasoning_evals.runs.grading_pass import GradeRow, grade_run, opens_thought, read_grades
-from reasoning_evals.runs.run_folder import PROBLEMS_FILE, read_generations, read_run
+from reasoning_evals.runs import (
+    PROBLEMS_FILE,
+    GradeRow,
+    grade_run,
+    opens_thought,
+    read_generations,
+    read_grades,
+    read_run,
+)
 from reasoning_evals.thinking import split_thought
 from reasoning_evals.thoughts.metrics import (
     AttemptJudge,

@@ -11,7 +11,7 @@ from scipy import stats
 
 from reasoning_evals.comparing.comparison import ArmSummary, Difference
 from reasoning_evals.comparing.verdicts import NO_INTERVAL, points
-from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.runs import GradeRow
 from reasoning_evals.thinking import longest_repeat, loop_at_end
 
 SHORTER_HELD, SHORTER_OPEN, SHORTER_LOST = (
