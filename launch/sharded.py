@@ -15,7 +15,7 @@ import torch.distributed as dist
 from expert_stats import MarkerSet, RoutingCounts, Trace, reduce_counts
 from expert_stats.collect import batches, collect_counts
 from launch.ranks import Ranks
-from moe_steer.backends.layout import in_step, layout_of
+from moe_steer.backends.layout import layout_of, lockstep
 from moe_steer.plan import SteeringPlan
 from reasoning_evals.runs.run_folder import RUN_FILE, read_run
 from reasoning_evals.whole_files import write_whole
@@ -73,7 +73,7 @@ def collect_over_ranks(
     index, number = layout.share
     dealt = list(batches(traces, tokens_per_batch))[index::number]
     own = [trace for batch in dealt for trace in batch]
-    with in_step(model):
+    with lockstep(model):
         counts = collect_counts(model, own, markers, tokens_per_batch=tokens_per_batch, allow_empty=True, **options)
     return reduce_counts(counts)
 

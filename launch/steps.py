@@ -17,7 +17,7 @@ from launch.ranks import Ranks
 from launch.sharded import collect_over_ranks
 from launch.wiring import markers_for, parse_coefficients, traces_of
 from moe_steer import ExpertGain, SteeringPlan, steer
-from moe_steer.backends.layout import in_step, layout_of
+from moe_steer.backends.layout import layout_of, lockstep
 from moe_steer.presets import PAPER_GAIN, preset_plan
 from reasoning_evals import Problem, run_arms
 from reasoning_evals.engines.in_process import InProcessSampler
@@ -68,7 +68,7 @@ class Bench:
         """Sample and grade into the step's folder; the grades, on every rank."""
         folder = self.folder / step
         index, number = layout_of(self.model).share
-        with own_folder(folder, self.model, self.ranks) as mine, in_step(self.model):
+        with own_folder(folder, self.model, self.ranks) as mine, lockstep(self.model):
             run_arms(
                 arms,
                 problems,
@@ -81,7 +81,7 @@ class Bench:
                 progress=None if self.ranks.is_main else False,
                 task=Path(self.options.problems).stem,
             )
-        if not layout_of(self.model).in_step:
+        if not layout_of(self.model).lockstep:
             self.ranks.wait_while_growing(folder)
         self.ranks.barrier()
         return self.ranks.agree(grade_run(folder, problems) if self.ranks.is_main else None)

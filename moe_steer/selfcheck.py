@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_steer.backends import in_step, layout_of
+from moe_steer.backends import layout_of, lockstep
 from moe_steer.hooks import output_hooks
 from moe_steer.layers import MoELayer, model_shape, moe_layers, text_config, unwrap
 from moe_steer.observe import observe_routing
@@ -40,7 +40,7 @@ def check_backend(model: Any) -> None:
     """
     layout = layout_of(model)
     # A rank that finds something wrong stops; where a forward is a joint act, it then keeps the others company.
-    with torch.no_grad(), in_step(model):
+    with torch.no_grad(), lockstep(model):
         problems = _problems(model)
     if layout.world_size > 1 and dist.is_initialized():
         gathered: list[Any] = [None] * layout.world_size

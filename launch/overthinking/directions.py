@@ -12,7 +12,7 @@ from expert_stats import Trace
 from launch.overthinking.options import PAIR_METHODS, OverthinkingOptions
 from launch.steps import Bench
 from launch.wiring import traces_of
-from moe_steer.backends.layout import in_step
+from moe_steer.backends.layout import lockstep
 from moe_steer.contrasts.collect import collect_contrast, contrast_fits, fit_notes
 from moe_steer.contrasts.sequences import MarkedSequence
 from moe_steer.contrasts.sites import concise_and_verbose, decision_sites, thought_pairs
@@ -56,7 +56,7 @@ def make_directions(
     traces = _right_traces(bench, rows)
     made: list[tuple[str, Direction]] = []
     reports: list[str] = []
-    with in_step(bench.model):
+    with lockstep(bench.model):
         if any(method in PAIR_METHODS for method in methods):
             of_pairs, reports = _from_pairs(bench, traces, methods, layers, sae, options)
             made += of_pairs

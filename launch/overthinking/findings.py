@@ -24,7 +24,7 @@ from reasoning_evals.comparing.comparison import ArmSummary
 from reasoning_evals.comparing.token_use import MARGIN, Efficiency, Thoughts, efficiency, thoughts_of
 from reasoning_evals.report import build_report, write_pages
 from reasoning_evals.report.build import Table
-from reasoning_evals.report.figures import Place, frontier
+from reasoning_evals.report.figures import ArmPoint, frontier
 from reasoning_evals.report.text import minus, percent, signed_percent
 from reasoning_evals.runs.grading_pass import GradeRow
 from reasoning_evals.runs.run_folder import read_generations, read_run
@@ -150,7 +150,7 @@ def figures(findings: OverthinkingFindings) -> dict[str, str]:
     result = {"Accuracy against thinking, test problems": frontier(curves, _place(comparison.arm(BASELINE)))}
     sweep = findings.sweep
     if sweep is not None and findings.settings:
-        tried: dict[str, list[Place]] = {}
+        tried: dict[str, list[ArmPoint]] = {}
         for setting in findings.settings:
             layer = f" L{setting.layer}" if setting.layer is not None else ""
             tried.setdefault(setting.method + layer, []).append(_place(sweep.arm(setting.label)))
@@ -160,11 +160,11 @@ def figures(findings: OverthinkingFindings) -> dict[str, str]:
     return result
 
 
-def _place(arm: ArmSummary) -> Place:
+def _place(arm: ArmSummary) -> ArmPoint:
     tokens = arm.thinking_tokens or arm.total_tokens
     assert tokens is not None
     accuracy = arm.accuracy
-    return Place(arm.name, tokens.mean, tokens.low, tokens.high, accuracy.mean, accuracy.low, accuracy.high)
+    return ArmPoint(arm.name, tokens.mean, tokens.low, tokens.high, accuracy.mean, accuracy.low, accuracy.high)
 
 
 def facts(findings: OverthinkingFindings) -> dict[str, str]:

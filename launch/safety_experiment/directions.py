@@ -12,7 +12,7 @@ from launch.ranks import Ranks
 from launch.safety_experiment.options import VECTOR_ARMS, SafetyOptions
 from launch.safety_experiment.prompts import is_chat
 from launch.sharded import refuse_different
-from moe_steer.backends.layout import in_step, layout_of
+from moe_steer.backends.layout import layout_of, lockstep
 from moe_steer.contrasts.collect import collect_contrast, contrast_fits, fit_notes
 from moe_steer.contrasts.sequences import MarkedSequence
 from moe_steer.contrasts.texts import answer_pairs
@@ -104,12 +104,12 @@ def make_directions(
     wanted = [arm for arm in options.arms if arm in VECTOR_ARMS]
     layout = layout_of(model)
     if wanted and not ranks.agree((home / INDEX).is_file()):
-        if ranks.is_main or layout.same_tokens or layout.in_step:
+        if ranks.is_main or layout.same_tokens or layout.lockstep:
             chat = is_chat(options.prompt_style, tokenizer)
             sequences = answer_pairs(pairs, tokenizer, chat=chat)
             saes = {} if sae is None else {options.layer: sae}
             notes = {"contrast": "answers", "chat": chat, **text_notes(tokenizer)}
-            with in_step(model), warnings.catch_warnings(record=True) as caught:
+            with lockstep(model), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 fits = contrast_fits(model, sequences, saes)
                 fit = fits.get(options.layer)

@@ -11,7 +11,7 @@ from launch.ranks import Ranks
 from launch.safety_experiment.options import ATTACKS, SafetyOptions
 from launch.safety_experiment.prompts import Render, is_chat, own_answer, renderer
 from launch.steps import own_folder
-from moe_steer.backends.layout import in_step, layout_of
+from moe_steer.backends.layout import layout_of, lockstep
 from reasoning_evals import Problem, grade, load_task, run_arms
 from reasoning_evals.engines.first_letter import FirstLetterSampler
 from reasoning_evals.engines.in_process import InProcessSampler
@@ -105,7 +105,7 @@ def sample(
         greedy=options.samples is None,
         batch_size=options.batch_size,
     )
-    with own_folder(folder, model, ranks) as mine, in_step(model):
+    with own_folder(folder, model, ranks) as mine, lockstep(model):
         run_arms(
             arms,
             task.problems,

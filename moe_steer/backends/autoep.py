@@ -32,7 +32,7 @@ def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
     # No precision is named: DeepSpeed would start an optimizer for it, which refuses experts outside of training.
     settings = engine.settings(**expert_section(config, layout.world_size))
     started = engine.start(model, settings)
-    return started.module, dataclasses.replace(layout, in_step=True, engine=started)
+    return started.module, dataclasses.replace(layout, lockstep=True, engine=started)
 
 
 def load_zero3(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends.layout import in_step_is_on
+from moe_steer.backends.layout import lockstep_is_on
 
 GATHER_AHEAD = 0
 """Elements of later layers that ZeRO-3 gathers while one computes. None: what a rank needs is its shard and one layer."""
@@ -54,8 +54,8 @@ def start(model: Any, config: dict[str, Any]) -> Any:
 
     @functools.wraps(generate)
     def in_lockstep(*args: Any, **kwargs: Any) -> Any:
-        # Ranks that stop at different lengths would wait for each other for ever; inside in_step() that is seen to.
-        kwargs.setdefault("synced_gpus", not in_step_is_on(inner))
+        # Ranks that stop at different lengths would wait for each other for ever; inside lockstep() that is seen to.
+        kwargs.setdefault("synced_gpus", not lockstep_is_on(inner))
         return generate(*args, **kwargs)
 
     inner.generate = in_lockstep

@@ -3,7 +3,7 @@
 Ranks that must run every forward together, each on tokens of its own, although their work differs in length.
 
 Under ZeRO-3 and AutoEP a forward is a joint act of all ranks. A rank whose prompts are finished would leave the others
-waiting for ever. Inside ``in_step`` it keeps them company: it runs forwards on one token, thrown away, until all have finished.
+waiting for ever. Inside ``lockstep`` it keeps them company: it runs forwards on one token, thrown away, until all have finished.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moe_steer.layers import decoder, unwrap
 
 _ATTRIBUTE = "steering_layout"
 
-_FLAG = "steering_in_step"
+_FLAG = "steering_lockstep"
 _FINISHED, _DECODER, _MODEL = 0, 1, 2
 
 
@@ -33,14 +33,14 @@ class Layout:
     ``same_tokens``: one model stretches over all ranks; each must be given the same tokens in the same order, sees the routing
     of all of them, and one rank's counts and samples are the whole result. Otherwise every rank has tokens of its own and
     results are summed over ranks.
-    ``in_step``: a forward is a joint act: when one rank runs it, all must (see ``moe_steer.backends.layout``).
+    ``lockstep``: a forward is a joint act: when one rank runs it, all must (see ``moe_steer.backends.layout``).
     """
 
     backend: str = "plain"
     rank: int = 0
     world_size: int = 1
     same_tokens: bool = False
-    in_step: bool = False
+    lockstep: bool = False
     reason: str = ""
     engine: Any = None
 
@@ -75,20 +75,20 @@ def remember_layout(model: Any, layout: Layout) -> None:
     setattr(model, _ATTRIBUTE, layout)
 
 
-def in_step_is_on(model: Any) -> bool:
-    """Whether ``in_step`` is around the caller."""
+def lockstep_is_on(model: Any) -> bool:
+    """Whether ``lockstep`` is around the caller."""
     return getattr(model, _FLAG, False)
 
 
 @contextmanager
-def in_step(model: Any) -> Iterator[None]:
+def lockstep(model: Any) -> Iterator[None]:
     """Let every rank run as many forwards of ``model`` as it likes; leave together.
 
     Enter it on all ranks, and outside of ``steer`` and ``observe_routing``: the company is then neither steered nor counted.
     All ranks run the same thing inside, the whole model or its decoder alone. Does nothing for layouts that need no company.
     """
     layout = layout_of(model)
-    if not layout.in_step or layout.same_tokens or layout.world_size == 1 or in_step_is_on(model):
+    if not layout.lockstep or layout.same_tokens or layout.world_size == 1 or lockstep_is_on(model):
         yield
         return
     inner = unwrap(model)
@@ -102,7 +102,7 @@ def in_step(model: Any) -> Iterator[None]:
         with call_hooks(inner, state.enter_model, state.leave_model, first=True):
             with call_hooks(body, state.enter_decoder, state.ignore, first=True):
                 yield
-        _keep_company(inner, body, state)
+        _join_forward_passes(inner, body, state)
     finally:
         delattr(model, _FLAG)
 
@@ -135,7 +135,7 @@ class _State:
         return
 
 
-def _keep_company(inner: Any, body: Any, state: _State) -> None:
+def _join_forward_passes(inner: Any, body: Any, state: _State) -> None:
     token = torch.zeros((1, 1), dtype=torch.long, device=state.device)
     with torch.no_grad():
         while (what := state.announce(_FINISHED)) != _FINISHED:

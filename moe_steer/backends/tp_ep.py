@@ -34,7 +34,7 @@ def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
     dtype = str(model.dtype).removeprefix("torch.")
     with _left_as_loaded(model):
         engine = deepspeed.init_inference(model, config={"dtype": dtype, "replace_with_kernel_inject": False})
-    return engine.module, dataclasses.replace(layout, same_tokens=True, in_step=True, engine=engine)
+    return engine.module, dataclasses.replace(layout, same_tokens=True, lockstep=True, engine=engine)
 
 
 @contextmanager

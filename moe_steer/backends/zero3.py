@@ -36,7 +36,7 @@ def load_with(request: LoadRequest, layout: Layout, more: dict[str, Any]) -> tup
         weakref.finalize(model, offload.delete, rest["nvme_path"])
     started = engine.start(model, settings)
     _move_buffers(started.module)
-    return started.module, dataclasses.replace(layout, in_step=True, engine=started)
+    return started.module, dataclasses.replace(layout, lockstep=True, engine=started)
 
 
 def _move_buffers(model: Any) -> None:

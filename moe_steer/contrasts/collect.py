@@ -78,7 +78,7 @@ def collect_contrast(
     sums = {
         layer: _LayerSums(shape.hidden_size, weight, saes.get(layer), second_moments, pairing) for layer in set(layers)
     }
-    stop = not layout_of(model).in_step  # ranks that keep one another company expect whole forwards
+    stop = not layout_of(model).lockstep  # ranks that keep one another company expect whole forwards
     done = 0
     with torch.no_grad(), _evaluating(inner):
         for batch in todo:
@@ -246,7 +246,7 @@ def _marked_tokens(
         with (
             torch.no_grad(),
             observe_residual(
-                model, [layer], lambda _, hidden_BSD: seen.append(hidden_BSD), stop=not layout_of(model).in_step
+                model, [layer], lambda _, hidden_BSD: seen.append(hidden_BSD), stop=not layout_of(model).lockstep
             ),
         ):
             body(**padded(batch, device), use_cache=False)

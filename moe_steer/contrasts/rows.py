@@ -158,7 +158,7 @@ def can_share(model: Any, rows: Sequence[Row], layer: int) -> bool:
     embeddings = inner.get_input_embeddings().weight
     window = getattr(config, "sliding_window", None)
     if (
-        layout_of(model).in_step
+        layout_of(model).lockstep
         or _is_hooked(inner)
         or not embeddings.is_floating_point()
         or getattr(config, "_attn_implementation", None) not in ("sdpa", "eager")

@@ -122,7 +122,7 @@ def residual_of(
     """
     inner, body = unwrap(model), decoder(model)
     device = inner.get_input_embeddings().weight.device
-    stop = not layout_of(model).in_step  # ranks that keep one another company expect whole forwards
+    stop = not layout_of(model).lockstep  # ranks that keep one another company expect whole forwards
     for batch in _by_length(sequences, tokens_per_forward):
         input_ids, mask = _padded(batch)
         real_BS = mask.bool()

@@ -23,7 +23,6 @@ class HttpStats(NamedTuple):
     """What happened on the wire so far. Failed attempts are no random ones, so retries shift what is sampled."""
 
     num_samples: int
-    num_retries: int
     num_retried_samples: int
     reasons: dict[str, int]
     """Retries by cause: an HTTP status, "connection", or "cut stream"."""
@@ -105,7 +104,6 @@ class HttpSampler:
         """Over the life of this sampler; kept out of ``describe``, which must be the same when a run is resumed."""
         return HttpStats(
             num_samples=self._counts["samples"],
-            num_retries=self._reasons.total(),
             num_retried_samples=self._counts["retried"],
             reasons=dict(sorted(self._reasons.items())),
             num_retokenized=self._counts["retokenized"],

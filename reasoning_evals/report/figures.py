@@ -50,7 +50,7 @@ def finished_svg(figure: Figure, axes: Axes) -> str:
     return text.getvalue()
 
 
-class Place(NamedTuple):
+class ArmPoint(NamedTuple):
     """One setting: mean thinking tokens and accuracy (a share), each with its interval."""
 
     label: str
@@ -62,7 +62,7 @@ class Place(NamedTuple):
     accuracy_high: float
 
 
-def frontier(curves: Mapping[str, Sequence[Place]], baseline: Place, chosen: Sequence[str] = ()) -> str:
+def frontier(curves: Mapping[str, Sequence[ArmPoint]], baseline: ArmPoint, chosen: Sequence[str] = ()) -> str:
     """SVG text. ``curves``: method -> its settings in order of strength; a curve starts at the unsteered model.
 
     ``chosen``: labels that are ringed. Up and to the left is better. ValueError without a curve.

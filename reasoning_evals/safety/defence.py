@@ -62,8 +62,6 @@ class Defence(NamedTuple):
     """95% interval: Wilson's over the effective number of attacks, see ``rate_measure``."""
     empty: float
     """Share of answers that are empty."""
-    at_limit: float
-    """Share of answers that ended at the token limit."""
     num_problems: int
 
 
@@ -84,7 +82,6 @@ def defence_of(rows: Sequence[GradeRow], arm: str) -> Defence:
         arm=arm,
         rate=rate_measure(values, clusters),
         empty=sum(row.outcome == "no_answer" for row in mine) / len(mine),
-        at_limit=sum(row.finish_reason == "length" for row in mine) / len(mine),
         num_problems=len(values),
     )
 

@@ -161,7 +161,7 @@ def _hub_rows(spec: TaskSpec, config: str | None, split: str, revision: str | No
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{spec.hub_id} cannot be loaded from the hub ({reason}): give data_dir= with local files"
+            f"{spec.hub_id} cannot be loaded from the hub ({reason}): give data_dir= with local files; {spec.terms}"
         ) from error
     for number, row in enumerate(rows):
         yield f"{spec.hub_id}: row {number}", row

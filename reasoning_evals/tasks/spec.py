@@ -61,6 +61,11 @@ class TaskSpec:
     sampling: Sampling = field(default_factory=Sampling)
     note: str = ""
 
+    @property
+    def terms(self) -> str:
+        """Licence and note, as one line."""
+        return f"licence: {self.licence}" + (f" ({self.note})" if self.note else "")
+
 
 def content_id(name: str, text: str) -> str:
     """An id from the problem's own text, for data sets that have none: the same in every file and order.

@@ -20,7 +20,7 @@ from moe_steer import load_model
 from moe_steer.backends.autoep import PRESETS
 from moe_steer.backends.checkpoint import cached_folder, check_shards, skeleton, whole_blocks
 from moe_steer.backends.engine import settings, zero3_section
-from moe_steer.backends.layout import Layout, in_step, layout_of, remember_layout
+from moe_steer.backends.layout import Layout, layout_of, lockstep, remember_layout
 from moe_steer.backends.memory import choose_backend
 from moe_steer.backends.offload import in_cpu_memory
 from moe_steer.backends.registry import BACKENDS, refusal
@@ -187,8 +187,8 @@ def test_auto_takes_the_next_where_the_model_does_not_fit(monkeypatch: pytest.Mo
 
 
 def test_layouts_say_whose_tokens_count() -> None:
-    same = Layout(backend="tp_ep", rank=1, world_size=4, same_tokens=True, in_step=True)
-    own = Layout(backend="zero3", rank=1, world_size=4, in_step=True)
+    same = Layout(backend="tp_ep", rank=1, world_size=4, same_tokens=True, lockstep=True)
+    own = Layout(backend="zero3", rank=1, world_size=4, lockstep=True)
     assert (same.share, same.writes) == ((0, 1), False)
     assert (own.share, own.writes) == ((1, 4), True)
     model = tiny.qwen2()
@@ -201,7 +201,7 @@ def test_layouts_say_whose_tokens_count() -> None:
 def test_in_step_leaves_a_lone_model_alone() -> None:
     model = tiny.qwen2()
     before = tiny.hook_count(model)
-    with in_step(model):
+    with lockstep(model):
         assert tiny.hook_count(model) == before
 
 

@@ -58,7 +58,7 @@ def test_one_request_a_sample_with_its_own_seed(serve: Callable[[Say], Server]) 
     http = sampler(server, api_key="secret")
     found = list(http.sample(requests(3), CONFIG))
     assert found == [Sample(i, (5, 6, 7, 100 + i, 1), f"wait, </think>{100 + i}", "stop") for i in range(3)]
-    assert http.stats == HttpStats(3, 0, 0, {}, 0)
+    assert http.stats == HttpStats(3, 0, {}, 0)
     assert sorted(body["seed"] for body in server.bodies) == [100, 101, 102]
     assert {body["prompt"] for body in server.bodies} == {"question 0", "question 1", "question 2"}
     assert server.headers_seen[0]["authorization"] == "Bearer secret"
@@ -152,7 +152,7 @@ def test_429_then_ok_is_counted(serve: Callable[[Say], Server]) -> None:
     begin = time.monotonic()
     assert len(list(http.sample(requests(2), CONFIG))) == 2
     assert time.monotonic() - begin >= 1
-    assert http.stats == HttpStats(2, 2, 2, {"429": 2}, 0)
+    assert http.stats == HttpStats(2, 2, {"429": 2}, 0)
     assert len(server.bodies) == 4
 
 
