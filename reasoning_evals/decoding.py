@@ -59,14 +59,14 @@ class Tags:
 
 
 class OpenThought(NamedTuple):
-    """Of each row: whether the next token belongs to a thought, and the position after its ``<think>``."""
+    """For each row: whether the next token belongs to a thought, and the position after its ``<think>``."""
 
     inside_B: Tensor
     start_B: Tensor
 
 
 def open_thought(ids_BT: Tensor, tags: Tags) -> OpenThought:
-    """The last tag of a row decides, whoever wrote it: prompt or model."""
+    """The last tag of a row decides, whether prompt or model wrote it."""
     start_B = last_end(ids_BT, [tags.open])
     return OpenThought(start_B > last_end(ids_BT, [tags.close]), start_B)
 
@@ -94,7 +94,7 @@ def ends_with(ids_BT: Tensor, form: Form) -> Tensor:
 
 
 def completed_by(ids_BT: Tensor, forms: Sequence[Form]) -> tuple[Tensor, Tensor]:
-    """The tokens that would complete a form now: ids [N], each once, and [B, N] whether it would in this row."""
+    """The tokens that would complete a form as the next token: distinct ids [N], and [B, N] whether in this row."""
     ends = sorted({form[-1] for form in forms})
     would_BN = torch.zeros(ids_BT.shape[0], len(ends), dtype=torch.bool, device=ids_BT.device)
     would_BN[:, sorted({ends.index(form[0]) for form in forms if len(form) == 1})] = True
@@ -105,7 +105,7 @@ def completed_by(ids_BT: Tensor, forms: Sequence[Form]) -> tuple[Tensor, Tensor]
 
 
 def checked_forms(forms: Iterable[Iterable[int]], what: str) -> tuple[Form, ...]:
-    """Sorted, each once; ValueError when there is none, or one is empty or has an id that is no id."""
+    """Sorted, without duplicates; ValueError for none, for an empty form, or for a negative id."""
     found = tuple(sorted({tuple(int(token) for token in form) for form in forms}))
     if not found or () in found or any(token < 0 for form in found for token in form):
         raise ValueError(f"{what} has the token forms {[list(form) for form in found]}: give non-empty ids >= 0")
@@ -113,7 +113,7 @@ def checked_forms(forms: Iterable[Iterable[int]], what: str) -> tuple[Form, ...]
 
 
 def check_vocabulary(forms: Iterable[Form], scores_BV: Tensor) -> None:
-    """ValueError when an id is beyond the logits: the forms are of another tokenizer."""
+    """ValueError when an id is beyond the logits: the forms belong to another tokenizer."""
     largest = max(token for form in forms for token in form)
     if largest >= scores_BV.shape[-1]:
         raise ValueError(
@@ -141,18 +141,17 @@ def _last(ids_BT: Tensor, anchored: Iterable[tuple[Form, int]]) -> Tensor:
 class Ban(LogitsProcessor):
     """NoWait (arXiv 2506.08343): the logit of every token form of the banned words is -inf, in thought and answer alike.
 
-    A form of several tokens is banned at its last token, and only where the tokens before it stand already (as transformers'
-    ``bad_words_ids``); the paper bans single tokens only. A banned token is banned inside longer words too.
+    A form of several tokens is banned at its last token, and only if the tokens before it are already there (like transformers' ``bad_words_ids``); the paper bans single tokens only. A banned token is banned inside longer words too.
     """
 
     forms: tuple[Form, ...]
-    """Token ids of the words, all their spellings."""
+    """Token ids of the words, in all spellings."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "forms", checked_forms(self.forms, "a banned word"))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits [B, V] of the token after ``input_ids`` [B, T]; the given tensor is left as it is."""
+        """Logits [B, V] of the token after ``input_ids`` [B, T]; the given tensor is not changed."""
         check_vocabulary(self.forms, scores)
         token_ids_N, would_BN = completed_by(input_ids, self.forms)
         return scores.index_copy(1, token_ids_N, scores[:, token_ids_N].masked_fill(would_BN, float("-inf")))
@@ -171,20 +170,19 @@ class SwitchPenalty(LogitsProcessor):
     switch starts a thought, and the window with it); with ``restarts=False`` always after ``<think>``. t is the position of
     the token that is drawn, so exactly the tokens 0 .. beta - 1 of a thought are penalised.
 
-    A form of several tokens is penalised at its last token, and only where the tokens before it stand already; the paper knows
-    single tokens only. With ``</think>`` as the form it is the variant in RICE's comparison (arXiv 2505.14681, Table 7, whose
+    A form of several tokens is penalised at its last token, and only if the tokens before it are already there; the paper has single tokens only. With ``</think>`` as the form it is the variant in RICE's comparison (arXiv 2505.14681, Table 7, whose
     strength is not published): the thought is kept from ending early.
     """
 
     forms: tuple[Form, ...]
-    """Token ids of the switch words, all their spellings."""
+    """Token ids of the switch words, in all spellings."""
     tags: Tags
     alpha: float = 3.0
     """Subtracted from logits, before temperature. The default is the paper's choice, as is that of beta."""
     beta: int = 600
     """Length of the window, in tokens."""
     restarts: bool = True
-    """Whether a switch word starts the window anew."""
+    """Whether a switch word restarts the window."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "forms", checked_forms(self.forms, "a switch word"))
@@ -194,7 +192,7 @@ class SwitchPenalty(LogitsProcessor):
             raise ValueError(f"beta is {self.beta}: give the length of the window in tokens, at least 1")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits [B, V] of the token after ``input_ids`` [B, T], lowered; the given tensor is left as it is."""
+        """Logits [B, V] of the token after ``input_ids`` [B, T], lowered; the given tensor is not changed."""
         check_vocabulary(self.forms, scores)
         inside_B, start_B = open_thought(input_ids, self.tags)
         if self.restarts:
@@ -212,11 +210,11 @@ class SwitchPenalty(LogitsProcessor):
 @dataclass(frozen=True, kw_only=True)
 class ThinkingBudget(LogitsProcessor):
     """Budget forcing (s1, arXiv 2501.19393, its upper bound): once the open thought holds ``num_tokens`` tokens,
-    ``</think>`` is the only token left, and the model goes on from there to its answer.
+    ``</think>`` is the only token allowed, and the model continues from there to its answer.
 
-    Counted are the tokens after the last ``<think>``, those that the prompt put there included (the newline that R1's
-    template ends with is one). A thought that is opened again after its end has a budget of its own. A closing tag of several
-    tokens is written to its end, and its tokens are not counted.
+    The budget counts the tokens after the last ``<think>``, including those of the prompt (the newline that R1's
+    template ends with is one). A thought that is reopened after its end has a new budget. A closing tag of several
+    tokens is completed, and its tokens are not counted.
     """
 
     num_tokens: int
@@ -227,12 +225,12 @@ class ThinkingBudget(LogitsProcessor):
             raise ValueError(f"the thinking budget is {self.num_tokens} tokens: give 0 (no thought) or more")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits [B, V] of the token after ``input_ids`` [B, T]; the given tensor is left as it is."""
+        """Logits [B, V] of the token after ``input_ids`` [B, T]; the given tensor is not changed."""
         close = self.tags.close
         check_vocabulary([close], scores)
         inside_B, start_B = open_thought(input_ids, self.tags)
         held_B = input_ids.shape[1] - start_B
-        # Tokens of the closing tag that stand already: the longest of its beginnings that the ids end with.
+        # Tokens of the closing tag that are already there: the longest prefix of it with which the ids end.
         begun_B = torch.zeros_like(held_B)
         for length in range(1, len(close)):
             begun_B[ends_with(input_ids, close[:length])] = length

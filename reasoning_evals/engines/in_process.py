@@ -198,7 +198,13 @@ class _Batch:
         return torch.isin(ids_B, self._stop_ids).nonzero()[:, 0].tolist()
 
     def _drop(self, done: Sequence[int]) -> None:
-        """Take finished rows out; the last rows move into their places, so that only as many rows are copied."""
+        """Remove the finished rows; rows from the end fill the gaps.
+
+        Why not simply keep ``tensor[rows_left]``: the token and mask tensors are large, and that would copy all rows at every
+        finished sample. Here only as many rows are copied as have finished. The cache has no such operation and is gathered as a
+        whole. Row order carries no meaning: each row has its own random stream, which moves with it. Example: 6 rows,
+        ``done`` = [1, 4]. 4 rows are left, so rows 4 and 5 must go; 4 has finished, 5 moves to place 1: ``keep`` = [0, 5, 2, 3].
+        """
         left = len(self._requests) - len(done)
         if not done or not left:
             self._requests = self._requests if left else []

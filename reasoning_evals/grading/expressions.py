@@ -1,10 +1,10 @@
-r"""Expressions: equal as formulas, whatever their form.
+r"""Grades expressions (equal as formulas, in whatever form) and quantities (a number with a unit).
 
-First our own grammar, exact and quick, in this process: numbers, algebra, elementary functions, tuples, sets, intervals, matrices,
+Expressions: first our own grammar, exact and quick, in this process: numbers, algebra, elementary functions, tuples, sets, intervals, matrices,
 equations, inequalities. Only what it cannot read, and sympy may (integrals, sums, derivatives, set operations), goes to a
-killable worker.
+worker process that can be killed.
 
-Quantities: a number and a unit, compared after conversion, within a relative tolerance whatever the magnitude.
+Quantities: compared after conversion to the target's unit, within a relative tolerance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reasoning_evals.grading.workers import WorkerFailed, WorkerPool, WorkerTime
 from reasoning_evals.problems import Problem
 
 ROUNDING = Fraction(1, 10**12)
-"""What the conversion of a unit may cost an exact comparison."""
+"""Relative error that the conversion of a unit may add to an exact comparison."""
 
 _FOR_SYMPY = re.compile(
     r"\\(?:int|iint|iiint|oint|sum|prod|lim|partial|mathbb|cap|cup|setminus|in|notin|emptyset|varnothing|mid|det|max|min|gcd|lcm|pmod|bmod|"
@@ -36,9 +36,9 @@ _UNIT_TEXT = re.compile(r"\d[\s}]*(?:\\text\s*\{|\\mu\s*\\text|\^\\circ)|\d\s+[a
 def grade_quantity(problem: Problem, answer: str) -> Verdict:
     """Correct when the amounts agree in one unit.
 
-    The target's unit stands in the target or in ``problem.unit``. An answer without a unit is taken to be in the asked
-    unit, and the reason says so. Another dimension, or a unit that is not known, is wrong with a reason that begins with
-    "unit". Hertz are cycles and never match radians per second.
+    The target's unit is in the target or in ``problem.unit``. An answer without a unit is taken to be in that unit, and the reason
+    says so. Another dimension or an unknown unit is wrong, and the reason begins with "unit". Hertz count cycles and never match
+    radians per second.
     """
     try:
         target = read_amount(problem.target)
@@ -151,7 +151,7 @@ def grade_expression(
 ) -> Verdict:
     """The verdict on one expression; ``limit`` is the worker's time in seconds.
 
-    ``in_process`` uses no worker: what only a worker could read is then wrong, with that reason.
+    ``in_process``: use no worker; what only a worker could read is then wrong, and the reason says so.
     """
     if len(answer) > MAX_CHARS:
         return wrong(f"answer of {len(answer)} characters is longer than {MAX_CHARS}")
@@ -178,7 +178,7 @@ def grade_expression(
 
 
 def _without_words(target: str, given: str) -> Verdict | None:
-    """Units, degrees and words behind an answer are left out where the target has none, and the reason says so."""
+    """Units, degrees and words after an answer are dropped where the target has none, and the reason says so."""
     bare = _WORDS_BEHIND.sub("", given)
     if bare == given or not bare or _WORDS_BEHIND.search(target):
         return None
@@ -194,7 +194,7 @@ def _verdict(same: bool, target: str, given: str) -> Verdict:
 
 
 def _as_quantity(problem: Problem, target: str, given: str) -> Verdict | None:
-    """A target with a unit is compared as a quantity, exactly: 5 km is not 5 m, and 1000 m is 1 km."""
+    """Compare a target with a unit as an exact quantity: 5 km is not 5 m, and 1000 m is 1 km."""
     if not _UNIT_TEXT.search(target) or "," in target:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Killable processes for graders that may never end.
+"""Worker processes that can be killed, for graders that may never end.
 
-Each worker is an interpreter of its own, started with a command line and spoken to over pipes: nothing is inherited from this
-process, so it works from any thread, in notebooks, under test runners and in scripts without a main guard. A request that
-outlives its limit costs the worker its life; the next request gets a new one.
+Each worker is a new Python interpreter that is started by a command line and talks over pipes. It inherits nothing from this
+process, so it works from any thread, in notebooks, under test runners and in scripts without a main guard. If a request takes
+longer than its limit, its worker is killed; the next request starts a new one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class WorkerTimeout(Exception):
 
 
 class WorkerFailed(Exception):
-    """The worker ended by itself, at its start or in the request."""
+    """The worker ended by itself, at its start or during the request."""
 
 
 class WorkerPool:
@@ -64,7 +64,7 @@ class WorkerPool:
             self._idle.put(worker)
 
     def pids(self) -> list[int]:
-        """Process ids of the idle workers."""
+        """Process ids of the idle workers: who supervises memory or tests a worker's death needs them."""
         workers = [worker for worker in list(self._idle.queue) if worker is not None and worker.alive()]
         return [worker.process.pid for worker in workers]
 
@@ -94,7 +94,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            start_new_session=True,  # an interrupt at the keyboard is the parent's business
+            start_new_session=True,  # Ctrl-C goes to the parent only, which then closes the pool
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert self.process.stdin
@@ -148,7 +148,7 @@ class _Worker:
         for pipe in (self.requests, self.replies, self.errors):
             try:
                 pipe.close()
-            except OSError:  # a request that never reached the dead worker
+            except OSError:  # closing flushes a request that the dead worker never read
                 continue
 
 
@@ -156,7 +156,7 @@ _shared: list[WorkerPool] = []
 
 
 def shared_pool() -> WorkerPool:
-    """The pool of this process, for callers that bring none."""
+    """The pool of this process, for callers without their own."""
     with _lock:
         if not _shared:
             pool = WorkerPool(min(4, os.cpu_count() or 1))
@@ -171,7 +171,7 @@ def _close(pool: WorkerPool, owner: int) -> None:
 
 
 def _forget() -> None:
-    """A forked child must not speak into its parent's pipes."""
+    """A forked child must not write into its parent's pipes."""
     global _lock
     _lock = threading.Lock()
     _shared.clear()
