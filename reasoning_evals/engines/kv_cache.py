@@ -17,7 +17,7 @@ _EXPANDED = "_absorbed_kv_b_weight"
 
 
 def growing_cache(config: PretrainedConfig, joint: bool = False, most: int | None = None) -> DynamicCache:
-    """The cache that ``generate`` would use, its plain layers replaced by ``GrowingLayer``; other kinds of layers stay."""
+    """The cache that ``generate`` would use, with its plain layers replaced by ``GrowingLayer``; other kinds of layers stay."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer(joint, most) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
@@ -27,7 +27,7 @@ class GrowingLayer(DynamicLayer):
     """Keys and values [B, H, T, D] that are views of larger buffers with room for more rows of T.
 
     joint: keys and values lie side by side in one buffer [B, H, T, D_key + D_value], so that latent attention can read
-    both as one tensor without a copy. most: tokens that there will ever be; no room is kept for more.
+    both as one tensor without a copy. most: maximum number of tokens; no room is reserved beyond it.
     """
 
     def __init__(self, joint: bool = False, most: int | None = None) -> None:
@@ -82,7 +82,7 @@ class GrowingLayer(DynamicLayer):
         self._room = (self._room[0][:num_rows], self._room[1][:num_rows])
         self.keys, self.values = self._room[0][:, :, :used], self._room[1][:, :, :used]
 
-    # What the library does to keys and values beside `update` makes new tensors: the buffers no longer hold them.
+    # Every other operation of the library on keys and values makes new tensors, which are not in the buffers.
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """As DynamicLayer."""
         super().reorder_cache(beam_idx)
@@ -94,7 +94,7 @@ class GrowingLayer(DynamicLayer):
         self._room = None
 
     def crop(self, tokens_to_remove: int) -> None:
-        """As DynamicLayer; the room stays, and what follows overwrites the removed tokens."""
+        """As DynamicLayer; the buffer stays, and later tokens overwrite the removed ones."""
         super().crop(tokens_to_remove)
 
     def reset(self) -> None:
@@ -104,9 +104,9 @@ class GrowingLayer(DynamicLayer):
 
 
 def _moves_into_holes(indices: Tensor, num_rows: int) -> tuple[Tensor, Tensor] | None:
-    """When ``indices`` only fills holes from behind (row i stays at i, or a row >= len(indices) moves to i): (to, from).
+    """(to, from) if ``indices`` only fills gaps from the end (row i stays at i, or a row >= len(indices) moves to i).
 
-    None for any other choice, and on an accelerator, where one gather costs less than looking at the indices.
+    None for any other selection, and on an accelerator, where one gather costs less than reading the indices back.
     """
     if indices.device.type != "cpu" or len(indices) > num_rows:
         return None
@@ -153,11 +153,11 @@ def _is_latent_attention(module: Any) -> bool:
         return False
     if not all(hasattr(module, name) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "config")):
         return False
-    # A weight that is gathered for the call of its layer (DeepSpeed's ZeRO-3) must not be read without the call: a rank that skips
-    # a layer leaves the order of layers that all ranks share, and the others wait for ever.
+    # A weight that DeepSpeed's ZeRO-3 gathers for the call of its layer must not be read without that call: a rank that skips a
+    # layer breaks the common order of layers, and the other ranks hang.
     if hasattr(projection.weight, "ds_id"):
         return False
-    # A sharded weight, or one quantised to fewer bits, has another shape: such a layer keeps the library's own way.
+    # A sharded weight, or one quantised to fewer bits, has another shape: such a layer runs the library's code.
     rows, rank = projection.weight.shape if projection.weight.ndim == 2 else (0, 0)
     heads, left = divmod(rows, module.qk_nope_head_dim + module.v_head_dim)
     # Indexed (sparse) attention chooses keys by position and reads the expanded ones.
@@ -172,8 +172,8 @@ def _is_block_fp8(projection: Any) -> bool:
 
 
 def _expanded(module: Any, dtype: torch.dtype) -> Tensor:
-    """The weight of ``kv_b_proj``; of one in FP8 blocks a copy in ``dtype``, made once: at every step it would cost more than the
-    attention. DeepSeek-R1's take 2 GiB in all."""
+    """The weight of ``kv_b_proj``. An FP8 weight is expanded to ``dtype`` once and kept: doing so at every step would cost more than
+    the attention. For DeepSeek-R1 the copies take 2 GiB in total."""
     projection = module.kv_b_proj
     if not _is_block_fp8(projection):
         return projection.weight
@@ -185,7 +185,9 @@ def _expanded(module: Any, dtype: torch.dtype) -> Tensor:
             projection.weight_scale_inv.float().repeat_interleave(block_rows, 0).repeat_interleave(block_columns, 1)
         )
         kept = (projection.weight.float() * scales[:rows, :columns]).to(dtype)
-        module.__dict__[_EXPANDED] = kept  # no buffer: it is nothing to save or to move
+        module.__dict__[_EXPANDED] = (
+            kept  # a plain attribute and not a buffer: it must not be saved or moved with the model
+        )
     return kept
 
 
@@ -207,7 +209,7 @@ def _attend_to_latents(
     weight_HNR = _expanded(module, query_BH1N.dtype).view(-1, nope + module.v_head_dim, rank)
     query_nope, query_rotary = query_BH1N[:, :, 0].split([nope, query_BH1N.shape[-1] - nope], dim=-1)
     query_BHR = torch.matmul(query_nope.transpose(0, 1), weight_HNR[:, :nope]).transpose(0, 1)
-    # All heads attend to the same keys, so the heads take the place of the query length.
+    # All heads attend to the same keys, so the head dimension is used as the query length.
     query = torch.cat((query_BHR, query_rotary), dim=-1)[:, None]
     keys = _side_by_side(latent_B1TR, rotary_B1TP)
     mixed_BHR = nn.functional.scaled_dot_product_attention(query, keys, keys, attn_mask=attention_mask, scale=scaling)[
@@ -218,7 +220,7 @@ def _attend_to_latents(
 
 
 def _side_by_side(left: Tensor, right: Tensor) -> Tensor:
-    """Both along the last dimension; a view where they are neighbours in memory already (GrowingLayer, joint)."""
+    """Both concatenated along the last dimension; a view if they are already adjacent in memory (GrowingLayer, joint)."""
     width = left.shape[-1] + right.shape[-1]
     neighbours = (
         left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()

@@ -1,4 +1,4 @@
-"""Logs that Inspect's viewer and readers open (format version 2), an arm a file. Needs inspect-ai, an extra."""
+"""Logs that Inspect's viewer and readers open (format version 2), one file per arm. Needs inspect-ai, an extra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that lm-evaluation-harness leaves behind (0.4.x): per-document samples and aggregated results, an arm a folder."""
+"""The files that lm-evaluation-harness (0.4.x) writes: per-document samples and aggregated results, one folder per arm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers and model output as text that is safe to show."""
+"""Numbers and model output as text for reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def percent_interval(measure: Measure | DomainAccuracy) -> str:
-    """The two ends of an accuracy."""
+    """The interval of an accuracy."""
     return "–" if measure.low is None or measure.high is None else f"{100 * measure.low:.1f} – {100 * measure.high:.1f}"
 
 
@@ -50,7 +50,7 @@ def count(value: float | None) -> str:
 
 
 def count_interval(measure: Measure | None) -> str:
-    """The two ends of a number of tokens."""
+    """The interval of a number of tokens."""
     return "" if measure is None else f"{count(measure.low)} – {count(measure.high)}"
 
 
@@ -79,26 +79,26 @@ def signed_percent(ratio: float) -> str:
 
 
 def minus(number: str) -> str:
-    """A number in a table or a drawing: its hyphen becomes a real minus sign."""
+    """A number in a table or chart: its hyphen becomes a real minus sign."""
     return number.replace("-", "−")
 
 
 def points_interval(difference: Difference) -> str:
-    """The two ends of a difference of accuracies; where all moved alike, that there are none."""
+    """The interval of a difference of accuracies; a note where all problems changed alike, so that there is none."""
     if difference.se == 0:
         return NO_INTERVAL
     return f"{signed_points(difference.low)} to {signed_points(difference.high)}"
 
 
 def bootstrap_points_interval(difference: Difference) -> str:
-    """As ``points_interval``, by the bootstrap."""
+    """As ``points_interval``, from the bootstrap."""
     if difference.se == 0:
         return NO_INTERVAL
     return f"{signed_points(difference.bootstrap_low)} to {signed_points(difference.bootstrap_high)}"
 
 
 def signed_interval(difference: Difference) -> str:
-    """The two ends of a difference of tokens; where all moved alike, that there are none."""
+    """The interval of a difference of tokens; a note where all problems changed alike, so that there is none."""
     if difference.se == 0:
         return NO_INTERVAL
     return f"{signed_count(difference.low)} to {signed_count(difference.high)}"

@@ -45,8 +45,7 @@ GYM_TYPES: dict[str, tuple[str, float | None]] = {
     "simple_geometry": ("number", 0.0),
     "simple_integration": ("expression", None),
 }
-"""reasoning-gym's sets whose answers our graders decide, with answer type and tolerance. Its own scorers give credit to wrong
-answers (coin_flip accepts "0" in most problems), so they are not used."""
+"""The sets of reasoning-gym that our graders can judge, with answer type and tolerance. Its own scorers accept wrong answers (coin_flip accepts "0" in most problems), so they are not used."""
 
 
 def load_task(
@@ -60,8 +59,8 @@ def load_task(
     """The problems of a task.
 
     ``name`` is a data set (see ``task_names``), a generated task, or the path of a file of problems. ``data_dir`` is a local
-    file or folder in the data set's own format; without it the data set comes from the hub, at a pinned ``revision``.
-    ``num`` problems are drawn without repetition, decided by ``seed`` and each problem's id alone; generated tasks get both.
+    file or folder in the data set's own format; without it the data set comes from the hub at a fixed ``revision``.
+    ``num`` problems are drawn without repetition, decided by ``seed`` and each problem's id alone; generators receive both.
     Options: ``revision``, ``config``, ``prompt`` (template with ``{problem}``) for data sets; ``columns``, ``answer_type``,
     ``unit``, ``tolerance``, ``prompt`` for a file; ``overrides`` (problem_id -> right target, for errors in the published
     ones) for both; those of the generator for a generated task. ValueError for names,
@@ -97,14 +96,14 @@ def task_names() -> list[str]:
 
 
 def task_spec(name: str) -> TaskSpec:
-    """Where a data set comes from, how it is asked and sampled. ValueError for names that are no data set."""
+    """The description of a data set: source, prompt, sampling. ValueError for unknown names."""
     if name not in SPECS:
         raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(SPECS)}")
     return SPECS[name]
 
 
 def draw(name: str, problems: list[Problem], num: int | None, seed: int) -> list[Problem]:
-    """``num`` of the problems in their own order; which ones depends on seed and ids, not on the order of the file."""
+    """``num`` of the problems in their own order; the choice depends on seed and ids, not on the order of the file."""
     if num is None:
         return problems
     if num > len(problems):
@@ -168,7 +167,7 @@ def _hub_rows(spec: TaskSpec, config: str | None, split: str, revision: str | No
 
 
 def _distinct(problems: list[Problem]) -> list[Problem]:
-    """Ids made from the text get a number where a data set holds a text twice."""
+    """Number the ids of equal texts: ids are made from the text, and some data sets contain a text twice."""
     seen: Counter[str] = Counter()
     distinct = []
     for problem in problems:
@@ -205,12 +204,12 @@ def _refuse_unknown(name: str, options: dict[str, Any], allowed: set[str]) -> No
 
 
 def entry_point_tasks() -> dict[str, EntryPoint]:
-    """Tasks that installed packages offer, by name."""
+    """Tasks of installed packages, by name."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def load_entry_point(point: EntryPoint, options: Mapping[str, Any]) -> list[Problem]:
-    """Call the generator with the options that were given; it returns one mapping of problem fields for each problem."""
+    """Call the generator with the given options; it returns one mapping of problem fields for each problem."""
     generate = point.load()
     known = inspect.signature(generate).parameters
     unknown = sorted(set(options) - set(known))

@@ -1,10 +1,15 @@
-"""TheoremQA: questions that need a theorem, from maths, physics, computing and finance (arXiv 2305.12524).
+"""Science, most of it at university level.
 
-PHYBench: original physics problems with one LaTeX formula as answer (arXiv 2504.16074).
-PHYSICS: university physics problems, most with several answers (arXiv 2503.21821).
-SciBench: numerical problems from university textbooks (arXiv 2307.10635).
-TPBench: theoretical physics at research level (arXiv 2502.15815).
-UGPhysics: undergraduate physics in thirteen subjects (arXiv 2502.00334).
+- TheoremQA: questions that need a theorem, from maths, physics, computing and finance (arXiv 2305.12524).
+- PHYBench: original physics problems with one LaTeX formula as answer (arXiv 2504.16074).
+
+- PHYSICS: university physics problems, most with several answers (arXiv 2503.21821).
+
+- SciBench: numerical problems from university textbooks (arXiv 2307.10635).
+
+- TPBench: theoretical physics at research level (arXiv 2502.15815).
+
+- UGPhysics: undergraduate physics in thirteen subjects (arXiv 2502.00334).
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ PHYBENCH = (
         hub_id="Eureka-Lab/PHYBench",
         split="train",
         revision="d6d91c787b7abb865eb2490a328bf85a9f5095f0",
-        data_file="PHYBench-questions_v1.json",  # the other files hold parts of it again
+        data_file="PHYBench-questions_v1.json",  # the other files repeat parts of it
         columns=("id", "content", "answer"),
         answer_type="expression",
         to_problem=phybench_problem,
@@ -93,7 +98,7 @@ PHYSICS = (
 
 
 def scibench_problem(row: Row, prompt: str) -> Problem:
-    """The unit may carry a power of ten; the number is in it. It is named in the prompt, as in the paper."""
+    """The unit may contain a power of ten, and the number is in that unit. The prompt names it, as in the paper."""
     unit = str(row.get("unit") or "").strip().strip("$").strip() or None
     name = f"{row.get('source') or 'scibench'}-{str(row['problemid']).strip()}".replace(" ", "")
     template = QUANTITY_PROMPT if unit and prompt == R1_PROMPT else prompt
@@ -126,7 +131,7 @@ SCIBENCH = (
 
 
 def tpbench_problem(row: Row, prompt: str) -> Problem | None:
-    """The formula of the published answer; its checks by program are not used."""
+    """The formula of the published answer; the authors' test programs are not used."""
     answer = str(row["answer"] or "").strip().strip("$").strip()
     if not answer:
         return None

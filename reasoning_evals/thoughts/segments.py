@@ -1,4 +1,4 @@
-"""A thought cut into its successive attempts, at sentences that begin with a word of changed mind."""
+"""A thought cut into its successive attempts, at sentences that begin with a switch marker such as "wait"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SWITCH_MARKERS = (
 )  # fmt: skip
 """Sentence openings that begin a new attempt or a check (the marker words of arXiv 2501.18585 and 2412.21187, widened)."""
 MIN_CHARS = 20
-"""Shorter pieces belong to the one that follows: "Wait, wait." begins one attempt."""
+"""Shorter pieces are joined with the next one: "Wait, wait." begins one attempt."""
 _SENTENCE_START = r"(?:^|(?<=[.!?\n])|(?<=[.!?][\"')\]]))\s*(?:\*\*|- |\d+[.)] )?"
 
 
