@@ -48,9 +48,9 @@ def score_experts(
 ) -> ExpertScores:
     """Score every (layer, expert): the sum over markers of coefficient x nPMI (Eq. 6), with support, interval and null.
 
-    ``coefficients``: name -> c_x; markers left out keep the coefficient that they were counted with (`MarkerSet.coefficients`: +1 for
+    ``coefficients``: name -> c_x; other markers keep the coefficient with which they were counted (`MarkerSet.coefficients`: +1 for
     `<think>`, -1 for `</think>` and "Alternatively", 0 otherwise).
-    ``zero_joint``: what a marker adds at whose tokens the expert was never selected; RICE does not say. "half" (default): as if it had
+    ``zero_joint``: the nPMI of a marker at whose tokens the expert was never selected; RICE does not define it. "half" (default): as if it had
     been selected there half a time, but never as an association: about -0.3 for an expert that fires often elsewhere, 0 for a rare one.
     "skip": nothing. "minus_one": the limit of nPMI. From one joint selection to none the score moves little with "half", by up to 0.3
     the wrong way with "skip", and by 0.7 or more with "minus_one": there a single token of a negative marker decides the ranking, and

@@ -1,6 +1,5 @@
-"""Scores of all experts, with everything needed to judge and to repeat them. Kept as JSON.
-
-How sure a score is: delete-one-group jackknife, split halves, and a null of no association.
+"""Scores of all experts and their uncertainty: delete-one-group jackknife, split halves, and a test of no association. Stored as
+JSON with everything needed to judge and to repeat them.
 """
 
 from __future__ import annotations
@@ -56,8 +55,7 @@ def interval(value: Array, error: Array, num_groups: int, level: float = 0.95) -
 def upper_tail(joint_MLE: Array, expert_LE: Array, marker_M: Array, total: int) -> Array:
     """P(joint this large or larger) if the marker's tokens were drawn at random from all tokens: hypergeometric, [M, L, E].
 
-    NaN where expert or marker was never seen. Tokens of one text are not independent, so small values are optimistic: a screen, not
-    a proof.
+    NaN where expert or marker was never seen. Tokens of one text are not independent, so small values are optimistic: use them for screening, not as proof.
     """
     p_MLE = stats.hypergeom.sf(joint_MLE - 1, total, expert_LE[None], marker_M[:, None, None])
     seen = (expert_LE[None] > 0) & (marker_M > 0)[:, None, None]
@@ -113,7 +111,7 @@ class RankedExpert(NamedTuple):
     rate: float
     """Share of base tokens that selected the expert."""
     npmi: tuple[float, ...]
-    """One a marker."""
+    """One value per marker."""
     q: float
     """False discovery rate of its association with a marker of positive coefficient (the smallest of them)."""
     supported: bool
@@ -121,7 +119,7 @@ class RankedExpert(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ExpertScores:
-    """What `score_experts` found. Tables run over markers M, layers with experts L (``model["moe_layers"]``) and experts E."""
+    """The result of `score_experts`. Tables run over markers M, layers with experts L (``model["moe_layers"]``) and experts E."""
 
     model: Mapping[str, Any]
     marker_names: tuple[str, ...]
@@ -129,13 +127,13 @@ class ExpertScores:
     num_traces: int
     num_tokens: int
     occurrences: tuple[int, ...]
-    """Of each marker."""
+    """Coefficient of each marker."""
     counts_digest: str
     options: Mapping[str, Any]
     npmi_MLE: Array
     joint_MLE: Array
     p_MLE: Array
-    """Chance of a joint count this large without association."""
+    """Probability of a joint count this large without association."""
     q_MLE: Array
     """Benjamini-Hochberg over all cells."""
     expert_LE: Array
@@ -172,7 +170,7 @@ class ExpertScores:
         return {"spearman": rank_agreement(first, second), **overlaps}
 
     def ranking(self, *, supported_only: bool = True) -> list[RankedExpert]:
-        """Experts by score, then support, then layer, then expert id; those without a defined score are left out."""
+        """Experts by score, then support, then layer, then expert id; without those that have no defined score."""
         rows = []
         positive = np.array(self.coefficients) > 0
         support_LE, rate_LE = self.support_LE, self.rate_LE
@@ -218,7 +216,7 @@ class ExpertScores:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON (undefined numbers as null): aside first, then renamed."""
+        """Write JSON (undefined numbers as null); the file appears complete or not at all."""
         record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in _TABLES}
         record |= {
             "version": _VERSION,

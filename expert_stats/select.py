@@ -1,4 +1,4 @@
-"""Scores to a steering plan: the best experts, and a placebo of random experts that match them."""
+"""From scores to a steering plan: the best experts, and a placebo of random experts that fire equally often."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _firing(source: ExpertScores | RoutingCounts) -> tuple[Mapping[str, Any], Ar
 
 
 def _active(source: ExpertScores | RoutingCounts, fired_LE: Array) -> Array:
-    """Experts that would qualify for a plan; nothing is known of that without scores."""
+    """Experts that would qualify for a plan; empty without scores."""
     if isinstance(source, RoutingCounts):
         return np.zeros(fired_LE.shape, dtype=np.bool_)
     return np.asarray(source.supported_LE & (np.nan_to_num(source.score_LE) > 0))
@@ -156,12 +156,12 @@ def _check_fits(plan: SteeringPlan, model: Mapping[str, Any]) -> None:
 
 
 def _distance(fired: int, wanted: int) -> float:
-    """How far two firing counts are apart, by ratio; one is added so that an expert that never fired has a distance too."""
+    """Distance of two firing counts by ratio; 1 is added to both so that an expert that never fired has a distance too."""
     return abs(math.log((fired + 1) / (wanted + 1)))
 
 
 def _draw(key: str, size: int) -> int:
-    """A number below ``size`` that depends on the key alone, on every platform and in every version."""
+    """A number below ``size`` that depends only on the key, on every platform and in every version."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % size
 
 

@@ -1,4 +1,4 @@
-"""One way to load a model, whoever runs it."""
+"""Loading a model and its tokenizer, under any backend."""
 
 from __future__ import annotations
 
@@ -44,12 +44,11 @@ def load_model(
     """Load a causal language model and its tokenizer for inference; returns (model, tokenizer).
 
     ``path_or_id``: a folder, a hub id, ``lab`` or ``lab-dense`` for an embedded model. ``backend``: ``plain`` holds the whole model on every
-    rank; tp_ep, autoep, autoep_zero3 and zero3 spread it over the ranks of the run (``moe_steer.backends``); ``auto`` takes the
-    fastest that fits and says which. ``dtype``: ``auto`` (as stored) or a torch name such as ``bfloat16``. ``device``: default
+    rank; tp_ep, autoep, autoep_zero3 and zero3 spread it over the ranks of the run (``moe_steer.backends``); ``auto`` chooses the fastest that fits and prints which. ``dtype``: ``auto`` (as stored) or a torch name such as ``bfloat16``. ``device``: default
     the GPU of this rank where there is one, else the CPU. ``experts_implementation``: eager, batched_mm or grouped_mm; default
     the library's choice. ``batch``, ``context``: rows decoded together and tokens that each may reach, for ``auto``. ``offload``: for zero3, ``cpu`` or a folder on a local NVMe disk. ``check``: try a sharded model on a
     probe before handing it out (``moe_steer.selfcheck``). ValueError, in one line, when there is no such model, it cannot be
-    read, or the backend cannot run it. ``moe_steer.backends.layout.layout_of(model)`` says who must see which tokens.
+    read, or the backend cannot run it. ``moe_steer.backends.layout_of(model)`` says which rank needs which tokens.
     """
     check_name(backend)
     torch_dtype(dtype)
@@ -73,14 +72,14 @@ def load_model(
         check_shards(name)
     elif cached := cached_folder(name, revision):
         check_shards(cached, partial=True)
-    # The configuration first: of a name that is wrong, the tokenizer's reader would ask the hub twice.
+    # The configuration first: for a wrong name the tokenizer's reader would ask the hub twice.
     config = _one_line(path_or_id, request.config)
     tokenizer = read_tokenizer(path_or_id, **request.hub_options)
     layout = _layout(backend, config, request, batch, context)
     model, layout = _one_line(path_or_id, lambda: loader(layout.backend)(request, layout))
     model.eval().requires_grad_(False)
     if os.fspath(path_or_id) in EMBEDDED:
-        model.config._name_or_path = os.fspath(path_or_id)  # the same wherever the package lies
+        model.config._name_or_path = os.fspath(path_or_id)  # independent of where the package is installed
     remember_layout(model, layout)
     remember_tokenizer(model, tokenizer)
     if check and layout.backend != "plain":
@@ -91,7 +90,7 @@ def load_model(
 
 
 def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
-    """The configuration alone, of anything ``load_model`` takes; a config.json without weights will do."""
+    """Only the configuration of a model, named as for ``load_model``; a config.json without weights is enough."""
     from transformers import AutoConfig
 
     given = Path(os.fspath(path_or_id))
@@ -100,7 +99,7 @@ def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
-    """The tokenizer alone, of anything ``load_model`` takes."""
+    """Only the tokenizer of a model, named as for ``load_model``."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -116,7 +115,7 @@ def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def resolve(path_or_id: str | os.PathLike[str]) -> str:
-    """The folder or hub id that is meant; ValueError for a folder that is not there or holds no model."""
+    """The folder or hub id; ValueError for a folder that does not exist or has no config.json."""
     name = str(EMBEDDED.get(os.fspath(path_or_id), os.fspath(path_or_id)))
     looks_like_path = os.sep in name or name.startswith(".")
     if looks_like_path and not Path(name).exists() and (name.count("/") != 1 or name[0] in "./"):
@@ -152,7 +151,7 @@ def _layout(backend: str, config: Any, request: LoadRequest, batch: int, context
 
 
 def _join_ranks(world_size: int) -> None:
-    """A sharded backend needs the process group of the run; a process on its own makes one of itself."""
+    """Sharded backends need the process group of the run; a single process creates a group of one."""
     from moe_steer.backends import without_compiled_shared_memory
 
     without_compiled_shared_memory()

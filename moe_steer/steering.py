@@ -36,7 +36,7 @@ def steer(
 
     ``tokenizer``: needed by the scopes thought, answer and step_end, unless the model came from ``load_model``.
     ``prompt_lengths``: real tokens of each row's prompt, for forwards over whole texts (see ``moe_steer.tokens.positions``).
-    On leaving, a plan of which nothing fired is a ``SteeringWarning``; with ``strict`` it is ``NothingFired``; with ``quiet``
+    On leaving, a plan that changed nothing is a ``SteeringWarning``; with ``strict`` it is ``NothingFired``; with ``quiet``
     the caller looks at ``audit.problems()`` itself. ValueError if the plan does not fit the model, before anything is hooked.
     """
     if not isinstance(plan, SteeringPlan):
@@ -94,7 +94,7 @@ def _gain_function(
     layer: MoELayer, gains: dict[int, float], plan: SteeringPlan, tracker: PositionTracker, audit: Audit
 ) -> RoutingFn:
     num_experts = layer.num_experts
-    gain_E = torch.ones(num_experts + 1, dtype=torch.float64)  # the last row stands for ids that live on another rank
+    gain_E = torch.ones(num_experts + 1, dtype=torch.float64)  # the last row is for ids of experts on another rank
     for expert, gain in gains.items():
         gain_E[expert] = gain
     tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -122,7 +122,7 @@ def _gain_function(
 
 
 def _rescale(new_TK: Tensor, old_TK: Tensor) -> Tensor:
-    """Scale each token's weights back to their former sum; a token whose weights all became 0 has nothing to scale."""
+    """Scale each token's weights back to their former sum; a token whose weights are all 0 is not changed."""
     sum_T1 = new_TK.sum(-1, keepdim=True)
     return new_TK * torch.where(sum_T1 > 0, old_TK.sum(-1, keepdim=True) / sum_T1, 1.0)
 

@@ -1,7 +1,6 @@
 """DeepSpeed's expert shards: each rank keeps whole experts and sends tokens to their owners.
 
-DeepSpeed replaces the mixture-of-experts block by its own, with its own router. Which preset describes the block follows from the
-model's type: a wrong one is not noticed by DeepSpeed and gives wrong logits.
+DeepSpeed replaces the mixture-of-experts block by its own, with its own router. The preset that describes the block follows from the model's type: DeepSpeed does not notice a wrong one, and the logits are wrong.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ PRESETS = {
 
 
 def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
-    """Experts cut, everything else whole. Of experts a rank reads its own; DeepSpeed then takes them layer by layer."""
+    """Experts sharded, everything else replicated. Each rank reads its own experts only; DeepSpeed then takes over layer by layer."""
     config = request.config()
     with own_experts_while_reading():
         model = request.model(**dequantised(config))
-    # No precision is named: DeepSpeed would start an optimizer for it, which refuses experts outside of training.
+    # No precision is given: DeepSpeed would create an optimizer for it, which refuses experts outside of training.
     settings = engine.settings(**expert_section(config, layout.world_size))
     started = engine.start(model, settings)
     return started.module, dataclasses.replace(layout, lockstep=True, engine=started)
 
 
 def load_zero3(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
-    """Experts cut by expert, the rest by ZeRO-3; for loading see ``zero3.load``."""
+    """Experts sharded by expert, the rest by ZeRO-3; for loading see ``zero3.load``."""
     return zero3.load_with(request, layout, expert_section(request.config(), layout.world_size))
 
 

@@ -2,9 +2,9 @@
 
 - plain          the whole model on every rank
 - tp_ep          transformers' tensor and expert parallelism inside a DeepSpeed inference engine; keeps FP8 weights
-- autoep         DeepSpeed's expert shards; everything but the experts whole on every rank
-- autoep_zero3   DeepSpeed's expert shards; the rest cut by ZeRO-3
-- zero3          every parameter cut by ZeRO-3 and gathered for its layer; exact; can rest in CPU memory or on NVMe
+- autoep         DeepSpeed's expert shards; everything except the experts replicated
+- autoep_zero3   DeepSpeed's expert shards; the rest sharded by ZeRO-3
+- zero3          every parameter sharded by ZeRO-3 and gathered for its layer; exact; can be stored in CPU memory or on NVMe
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LOADERS = {
 }
 """Backend -> (module of this package, function). A module is imported when its backend is used: most need DeepSpeed."""
 BACKENDS = tuple(_LOADERS)
-"""In the order of speed, fastest first, where each fits."""
+"""Fastest first, where each fits."""
 _NEEDS_TRANSFORMERS = (5, 21)
 
 
@@ -51,7 +51,7 @@ def refusal(backend: str, config: Any, world_size: int) -> str:
 
 
 def check_name(backend: str) -> None:
-    """ValueError for a backend that does not exist, or is known to mislead."""
+    """ValueError for an unknown backend, and for DeepSpeed's AutoTP, which would not shard the experts."""
     if backend in ("autotp", "tp", "init_inference", "deepspeed"):
         raise ValueError(
             f"backend {backend!r} is refused: DeepSpeed's AutoTP leaves the fused experts of transformers 5 whole on every rank, "

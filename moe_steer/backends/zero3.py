@@ -1,7 +1,6 @@
-"""ZeRO-3: every parameter is cut among the ranks and gathered for the layer that computes.
+"""ZeRO-3: every parameter is sharded over the ranks and gathered when its layer computes.
 
-Exact (the same arithmetic as one process), and the only way to run a model larger than all GPUs together: shards may rest in
-CPU memory or on NVMe. Every rank has tokens of its own, but all must run the same number of forwards.
+Exact (the same arithmetic as one process), and the only way to run a model larger than all GPUs together: shards may be stored in CPU memory or on NVMe. Every rank has tokens of its own, but all must run the same number of forwards.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from moe_steer.backends.streaming import cut_while_reading
 
 
 def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
-    """Load the shard of this rank: the checkpoint is read parameter by parameter, and cut as it is read."""
+    """Load the shard of this rank: the checkpoint is read and sharded parameter by parameter."""
     return load_with(request, layout, {})
 
 
 def load_with(request: LoadRequest, layout: Layout, more: dict[str, Any]) -> tuple[Any, Layout]:
-    """Load under ZeRO-3 with further sections of the DeepSpeed configuration."""
+    """Load under ZeRO-3 with additional sections of the DeepSpeed configuration."""
     config = request.config()
     dtype = stored_dtype(config) if request.dtype == "auto" else torch_dtype(request.dtype)
     assert not isinstance(dtype, str)
@@ -40,7 +39,7 @@ def load_with(request: LoadRequest, layout: Layout, more: dict[str, Any]) -> tup
 
 
 def _move_buffers(model: Any) -> None:
-    """To where this rank computes: of a model whose parameters are cut already DeepSpeed moves nothing."""
+    """Move the buffers to this rank's device: DeepSpeed does not do so for a model whose parameters are already sharded."""
     from deepspeed.accelerator import get_accelerator
 
     here = get_accelerator().current_device_name()
@@ -49,7 +48,7 @@ def _move_buffers(model: Any) -> None:
 
 
 def _rest(request: LoadRequest, config: Any, dtype: torch.dtype, world_size: int) -> dict[str, Any] | None:
-    """Where shards rest; None: on the device."""
+    """Where shards are stored; None: on the device."""
     if not request.offload:
         return None
     if request.offload == "cpu":
@@ -59,5 +58,5 @@ def _rest(request: LoadRequest, config: Any, dtype: torch.dtype, world_size: int
 
 
 def refusal(config: Any, world_size: int) -> str:
-    """Any transformers model can be cut."""
+    """Empty: any transformers model can be sharded."""
     return ""

@@ -44,11 +44,10 @@ def collect_contrast(
     notes: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, Contrast]:
-    """Layer -> what the positive and the negative positions of the sequences look like at its output.
+    """Layer -> the statistics of the positive and of the negative positions of the sequences at its output.
 
-    One pass for all layers: rows padded on the right, no gradients, and nothing above the highest layer runs (except
-    under backends whose ranks must run whole forwards together). A prompt that both answers of a pair start with runs
-    once, where the model can do that (see ``can_share``). Works on dense and mixture-of-experts models.
+    One pass for all layers: rows are right-padded, without gradients, and no layer above the highest one runs (except
+    under backends whose ranks must run whole forwards together). The common prompt of a pair is computed once if the model allows it (see ``can_share``). Works on dense and mixture-of-experts models.
     ``saes``: also measure the atoms of these layers, over the marked tokens alone and chunk by chunk; memory grows with
     the number of atoms, never with the number of samples. ``weight``: "sample" counts every sequence's side once,
     "token" every token. ``batch_tokens``: of one forward, padding included; default ``tokens_of_a_forward``. ``second_moments``: also what ``pca`` needs, D x D numbers a side. ``notes``: goes into the
@@ -78,7 +77,7 @@ def collect_contrast(
     sums = {
         layer: _LayerSums(shape.hidden_size, weight, saes.get(layer), second_moments, pairing) for layer in set(layers)
     }
-    stop = not layout_of(model).lockstep  # ranks that keep one another company expect whole forwards
+    stop = not layout_of(model).lockstep  # ranks in lockstep expect whole forwards of each other
     done = 0
     with torch.no_grad(), _evaluating(inner):
         for batch in todo:
@@ -105,7 +104,7 @@ def collect_contrast(
 
 
 def data_digest(sequences: Sequence[MarkedSequence]) -> int:
-    """``Contrast.data`` of these sequences; pairs of which one side is empty do not count."""
+    """``Contrast.data`` of these sequences; pairs with an empty side do not count."""
     return sum(item.digest() for item in whole_pairs(sequences)[0]) % HASH_MODULUS
 
 
@@ -119,7 +118,7 @@ class _LayerSums:
         self._num_pairs = 0
 
     def add(self, hidden_BSD: Tensor, sides: Sequence[Marks]) -> None:
-        """The marked tokens of one forward, the positive side's and the negative side's."""
+        """Add the marked tokens of one forward, positive and negative."""
         for side, found in enumerate(sides):
             if not found.members:
                 continue
@@ -130,7 +129,7 @@ class _LayerSums:
                     self._meet(item.pair, side, mean_D)
 
     def _meet(self, pair: str | None, side: int, mean_D: Tensor) -> None:
-        """Pairs follow one another, so only the means of a batch or two wait for their other half."""
+        """The two sequences of a pair are neighbours, so only the means of a batch or two wait for their partner."""
         if pair is None or self._second_DD is None:
             return
         if pair not in self._waiting:
@@ -143,7 +142,7 @@ class _LayerSums:
         self._num_pairs += 1
 
     def pair_moments(self) -> PairMoments | None:
-        """None unless asked for."""
+        """None unless requested."""
         if self._second_DD is None:
             return None
         return PairMoments(num_pairs=self._num_pairs, second_DD=self._second_DD)
@@ -164,7 +163,7 @@ def _sink(sums: Mapping[int, _LayerSums], batch: Sequence[Row], width: int) -> C
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """A router may add noise while training."""
+    """Evaluation mode during the block: a router may add noise in training mode."""
     was_training = model.training
     model.eval()
     try:
@@ -197,7 +196,7 @@ def _check(
 def contrast_fits(
     model: Any, sequences: Sequence[MarkedSequence], saes: Mapping[int, SAE], *, batch_tokens: int | None = None
 ) -> dict[int, SAEFit]:
-    """Layer -> fit of its SAE, as ``measure_contrast_fit`` measures it. ValueError for one that explains nothing."""
+    """Layer -> fit of its SAE, as ``measure_contrast_fit`` measures it. ValueError for an SAE that explains nothing."""
     from moe_steer.saes import refuse_unexplained
 
     fits = {}
@@ -208,7 +207,7 @@ def contrast_fits(
 
 
 def fit_notes(fits: Mapping[int, SAEFit]) -> dict[str, Any]:
-    """What a direction's header says of the SAEs' fit: sae_fit_LAYER."""
+    """The SAEs' fit for a direction's header: sae_fit_LAYER."""
     return {f"sae_fit_{layer}": fit.to_dict() for layer, fit in fits.items()}
 
 
@@ -223,7 +222,7 @@ def measure_contrast_fit(
 ) -> SAEFit:
     """``measure_fit`` over the marked tokens of the first sequences at one layer, about ``max_tokens`` of them.
 
-    ValueError for an SAE that belongs elsewhere.
+    ValueError for an SAE of another layer or width.
     """
     from moe_steer.saes import check_fits, measure_fit
 

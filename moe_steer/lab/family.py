@@ -14,11 +14,11 @@ CheckResult = tuple[Value, Value]
 
 
 class NotWholeError(ArithmeticError):
-    """A division on the sheet left a remainder; the writer then tries another slip."""
+    """A division had a remainder; the caller then tries another slip."""
 
 
 class Scratch:
-    """Writes calculations as short sentences and returns their results, so that a slip spreads as it would on paper.
+    """Writes calculations as short sentences and returns their results, so that a slip propagates as it would on paper.
 
     `slip_at` is the index of the calculation that goes wrong (None: all are right). Numbers are whole and not negative.
     """
@@ -63,7 +63,7 @@ class Scratch:
 
 
 def evaluate(left: int, operation: str, right: int) -> int:
-    """The right result of one calculation; NotWholeError where it is no whole number or negative."""
+    """The right result of one calculation; NotWholeError if it is fractional or negative."""
     if operation == "+":
         return left + right
     if operation == "*":
@@ -101,16 +101,16 @@ def long_multiplication(left: int, operation: str, right: int) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One way to check a candidate answer: writes its work on the sheet and returns (what came out, what should)."""
+    """One way to check a candidate answer: writes its work on the sheet and returns (result, expected)."""
 
     opening: str
-    """How the thought introduces it, "Alternatively, ..." for a second method."""
+    """How the thought introduces the check, "Alternatively, ..." for a second method."""
     run: Callable[[Scratch, Params, Value], CheckResult]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """A family of problems that differ in their numbers and their words alone."""
+    """A family of problems that differ only in their numbers and wording."""
 
     name: str
     domain: str
@@ -124,7 +124,7 @@ class Family:
     wordings: Callable[[Params], list[str]]
     """The same question in several plain-English forms."""
     solve: Callable[[Scratch, Params], Value]
-    """Works the answer out on the sheet."""
+    """Computes the answer on the sheet."""
     checks: tuple[Check, ...]
     unit: Callable[[Params], str] | None = None
     """Unit of a quantity, None for pure numbers."""

@@ -1,4 +1,4 @@
-"""Trace records: the token ids of one prompt and its response, and where the thought lies. Kept as JSON lines."""
+"""Trace records: the token ids of a prompt and its response, and the position of the thought. Stored as JSON lines."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from moe_steer.files import written_aside
 class Trace:
     """One prompt with one response.
 
-    ``token_ids`` holds both; the first ``prompt_length`` are the prompt. ``thought_start`` is the first token after the opening
-    tag (the tag may stand in the prompt), ``thought_end`` the closing tag itself, so that the thought is
-    ``token_ids[thought_start:thought_end]``; None where there is no thought, or where it was never closed.
+    ``token_ids`` contains both; the first ``prompt_length`` are the prompt. ``thought_start`` is the first token after the opening
+    tag (the tag may be in the prompt), ``thought_end`` the closing tag itself, so that the thought is
+    ``token_ids[thought_start:thought_end]``; None without a thought, or when it was never closed.
     Samples of one problem are named "problem#0", "problem#1", ...: what stands before the last "#" keeps them in one group
     when uncertainty is computed.
     """
@@ -64,8 +64,8 @@ def trace_from_ids(
 ) -> Trace:
     """Join prompt and response and find the thought.
 
-    The opening tag is the last of the prompt if it was not closed there (R1's template ends in it), else the first of the
-    response. A response that closes a thought it never opened is a thought from its first token on.
+    The opening tag is the last one in the prompt if it was not closed there (R1's template ends in it), else the first one in the
+    response. If a response closes a thought that it never opened, the thought starts at its first token.
     """
     ids = [int(token) for token in (*prompt_ids, *generated_ids)]
     prompt_length = len(prompt_ids)
@@ -94,7 +94,7 @@ def _index(ids: list[int], wanted: int, start: int) -> int | None:
 
 
 def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
-    """Write traces as JSON lines: aside first, then renamed, so that no reader sees half a file.
+    """Write traces as JSON lines; the file appears complete or not at all.
 
     ValueError, and no file, for no traces at all or for a trace_id that stands twice.
     """
@@ -106,7 +106,7 @@ def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
 
 
 def read_traces(path: str | os.PathLike[str], *, strict: bool = False) -> list[Trace]:
-    """Read JSON lines. A last line that was cut off is left out with a warning, or refused when ``strict``.
+    """Read JSON lines. An incomplete last line is skipped with a warning, or refused when ``strict``.
 
     ValueError, with the line's number, for any other broken line, for a trace_id that stands twice, and for a file without traces.
     """

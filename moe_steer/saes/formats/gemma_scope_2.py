@@ -16,7 +16,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, given: Given) -> SAE:
-    """JumpReLU; ValueError for the transcoders of the same collection, whose output is another site than their input."""
+    """JumpReLU; ValueError for the transcoders of the same collection, which map one site to another."""
     config = read_json(path / CONFIG)
     weights_path = path / WEIGHTS
     hook_in = config.get("hf_hook_point_in")

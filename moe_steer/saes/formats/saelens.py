@@ -1,7 +1,4 @@
-"""SAELens folders: cfg.json and sae_weights.safetensors, of version 6 and of the versions before it.
-
-Writes an SAE as a SAELens folder (version 6): cfg.json and sae_weights.safetensors.
-"""
+"""SAELens folders: cfg.json and sae_weights.safetensors, read in version 6 and older ones, written in version 6."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, given: Given) -> SAE:
-    """ValueError for architectures and for normalisations that a file of weights alone cannot carry."""
+    """ValueError for unknown architectures and for normalisations that depend on the input."""
     config = read_json(path / CONFIG)
     weights_path = path / WEIGHTS
     tensors = read_safetensors(weights_path)
@@ -60,7 +57,7 @@ def read(path: Path, given: Given) -> SAE:
         encoder, bias, decoder = fold_decoder_norm(encoder, bias, decoder)
     finetuned = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
     if finetuned is not None and not torch.equal(finetuned, torch.ones_like(finetuned)):
-        decoder = decoder * finetuned.to(decoder.dtype)[:, None]  # it stretched activations just before decoding
+        decoder = decoder * finetuned.to(decoder.dtype)[:, None]  # a factor applied to activations just before decoding
     layer, site = place_of_hook(_metadata(config, "hook_name", "hook_point"))
     return SAE(
         kind=kind,
@@ -113,7 +110,7 @@ def _refuse_normalisation(path: Path, config: dict[str, Any]) -> None:
 
 
 def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
-    """Write the folder and return it; ``load_sae`` reads back every number as it is. A file appears complete or not at all."""
+    """Write the folder and return it; ``load_sae`` reads back exactly the same numbers. A file appears complete or not at all."""
     target = Path(folder)
     keys = {**_KEYS, "b_enc_F": "b_gate"} if sae.kind == "gated" else _KEYS
     tensors = {keys[name]: tensor.detach().cpu().contiguous() for name, tensor in sae.tensors().items()}
