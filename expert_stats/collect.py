@@ -33,13 +33,13 @@ def collect_counts(
 ) -> RoutingCounts:
     """Count the routing of traces, each run once through the model with its own tokens as input.
 
-    ``base``, ``prompt_tail``: which tokens count (`expert_stats.counter.count_sites`). ``tokens_per_batch``: padded tokens of one forward
-    pass; ``batch_size``: maximum traces in one. ``num_groups``: groups of traces that intervals are computed from.
-    ``allow_empty``: without traces return zero counts (for a process without a share) instead of an error.
+    ``base``, ``prompt_tail``: which tokens count (`expert_stats.counter.count_sites`). ``tokens_per_batch``: padded tokens
+    of one forward pass; ``batch_size``: maximum traces in one. ``num_groups``: groups of traces that intervals are computed
+    from. ``allow_empty``: without traces return zero counts (for a process without a share) instead of an error.
 
-    Only the decoder runs, not the language-model head; counting happens on the device. The result does not depend on the order of the
-    traces. ValueError, before anything runs, for a dense model, no traces, a trace_id that stands twice, a token id outside the
-    vocabulary, or a trace longer than the model's context.
+    Only the decoder runs, not the language-model head; counting happens on the device. The result does not depend on the
+    order of the traces. ValueError, before anything runs, for a dense model, no traces, a trace_id that stands twice, a
+    token id outside the vocabulary, or a trace longer than the model's context.
     """
     shape = model_shape(model)
     if not shape.moe_layers:
@@ -90,7 +90,8 @@ def batches(traces: Sequence[Trace], tokens_per_batch: int, batch_size: int | No
 
 
 def router_digest(model: Any) -> str:
-    """Fingerprint of the routers' weights, the same in every precision that bfloat16 can hold; "" if this process does not have them (sharded or not yet loaded)."""
+    """Fingerprint of the routers' weights, the same in every precision that bfloat16 can hold; "" if this process does not
+    have them (sharded or not yet loaded)."""
     digest = hashlib.sha256()
     for layer in moe_layers(model):
         tensors = list(layer.router.state_dict().items()) if isinstance(layer.router, nn.Module) else []

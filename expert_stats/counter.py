@@ -29,9 +29,10 @@ class Sites(NamedTuple):
 def count_sites(trace: Trace, markers: MarkerSet, *, base: str = "generated", prompt_tail: int = 4) -> Sites:
     """Positions of one trace at which routing is counted.
 
-    ``base``: "generated" (RICE: the tokens of the response) or "all" (the prompt as well). ``prompt_tail``: a marker in the prompt
-    is counted with base "generated" only among the prompt's last so many tokens, where chat templates open the thought (R1's ends in `<think>` and a newline); earlier markers are part of the question. With markers read where they are "predicted", every
-    position is the one before its token, for the base as well.
+    ``base``: "generated" (RICE: the tokens of the response) or "all" (the prompt as well). ``prompt_tail``: a marker in the
+    prompt is counted with base "generated" only among the prompt's last so many tokens, where chat templates open the
+    thought (R1's ends in `<think>` and a newline); earlier markers are part of the question. With markers read where they
+    are "predicted", every position is the one before its token, for the base as well.
     """
     first = 0 if base == "all" else trace.prompt_length
     first_marker = 0 if base == "all" else max(0, trace.prompt_length - prompt_tail)

@@ -82,8 +82,8 @@ class CountsSignature:
     def difference(self, other: CountsSignature) -> str | None:
         """The first field that differs, with both values; None when counts may be added.
 
-        Model names (folders or hub ids) may differ if the fingerprints of the routers are equal. A missing fingerprint ("": the routers were
-        sharded) matches every other.
+        Model names (folders or hub ids) may differ if the fingerprints of the routers are equal. A missing fingerprint ("":
+        the routers were sharded) matches every other.
         """
         mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         if not (self.routers and other.routers):
@@ -106,9 +106,9 @@ class CountsSignature:
 class RoutingCounts:
     """How often experts were selected, int64, per group of traces (``group_of``).
 
-    ``joint_GMLE``: times the expert was selected at the marker's token. ``expert_GLE``: times it was selected at any base token.
-    ``marker_GM``: occurrences of the marker. ``total_G``: base tokens. ``num_traces_G``: traces. Layer axis: ``moe_layers`` in order.
-    Counts of the same signature add up, in any order, to the counts of all their traces.
+    ``joint_GMLE``: times the expert was selected at the marker's token. ``expert_GLE``: times it was selected at any base
+    token. ``marker_GM``: occurrences of the marker. ``total_G``: base tokens. ``num_traces_G``: traces. Layer axis:
+    ``moe_layers`` in order. Counts of the same signature add up, in any order, to the counts of all their traces.
     """
 
     signature: CountsSignature

@@ -57,8 +57,8 @@ class DosePoint(NamedTuple):
 def heat_map(scores: ExpertScores, plan: SteeringPlan | None = None, placebo: SteeringPlan | None = None) -> str:
     """Combined score of every expert, layers down and experts across; chosen experts have a ring, placebo experts a box.
 
-    Red experts go with the start of a thought, blue ones against it; pale cells have too little support to be chosen, grey ones have no
-    defined score.
+    Red experts go with the start of a thought, blue ones against it; pale cells have too little support to be chosen, grey
+    ones have no defined score.
     """
     num_layers, num_experts = scores.score_LE.shape
     across, down = min(0.34, max(0.036, 9.5 / num_experts)), min(0.34, max(0.085, 5.5 / num_layers))  # inches per cell

@@ -1,5 +1,5 @@
-"""Scores of all experts and their uncertainty: delete-one-group jackknife, split halves, and a test of no association. Stored as
-JSON with everything needed to judge and to repeat them.
+"""Scores of all experts and their uncertainty: delete-one-group jackknife, split halves, and a test of no association.
+Stored as JSON with everything needed to judge and to repeat them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _TABLES = {
 
 
 def jackknife_error(replicates: Array) -> Array:
-    """Standard error from the leave-one-group-out values [G, ...]: sqrt((G - 1) / G x sum of squared deviations from their mean).
+    """Standard error from the leave-one-group-out values [G, ...]: sqrt((G - 1) / G x sum of squared deviations from their
+    mean).
 
     NaN with fewer than two groups, and where a replicate is undefined (an expert seen in one group only).
     """
@@ -55,7 +56,8 @@ def interval(value: Array, error: Array, num_groups: int, level: float = 0.95) -
 def upper_tail(joint_MLE: Array, expert_LE: Array, marker_M: Array, total: int) -> Array:
     """P(joint this large or larger) if the marker's tokens were drawn at random from all tokens: hypergeometric, [M, L, E].
 
-    NaN where expert or marker was never seen. Tokens of one text are not independent, so small values are optimistic: use them for screening, not as proof.
+    NaN where expert or marker was never seen. Tokens of one text are not independent, so small values are optimistic: use
+    them for screening, not as proof.
     """
     p_MLE = stats.hypergeom.sf(joint_MLE - 1, total, expert_LE[None], marker_M[:, None, None])
     seen = (expert_LE[None] > 0) & (marker_M > 0)[:, None, None]

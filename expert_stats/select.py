@@ -29,9 +29,10 @@ def select_experts(
 ) -> SteeringPlan:
     """A plan that multiplies the gate weight of the ``top`` best experts by ``gain`` (RICE: 2 experts, gain 64; 0 suppresses).
 
-    Experts qualify when they are supported (`score_experts`), have at least ``min_support`` joint selections and at most the false
-    discovery rate ``max_q`` where these are given, and score more than ``min_score`` (None: any score). Ties go to the larger support, then the lower layer, then the lower expert id.
-    Exactly ``top`` experts are returned; ValueError says how many qualify when there are fewer.
+    Experts qualify when they are supported (`score_experts`), have at least ``min_support`` joint selections and at most
+    the false discovery rate ``max_q`` where these are given, and score more than ``min_score`` (None: any score). Ties go
+    to the larger support, then the lower layer, then the lower expert id. Exactly ``top`` experts are returned; ValueError
+    says how many qualify when there are fewer.
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise ValueError(f"top is {top!r}: give a whole number >= 1")
@@ -80,9 +81,10 @@ def select_placebo(
     """The plan with every expert replaced by a random other expert of the same layer that fires about as often.
 
     Candidates are experts that the plan does not name and that were selected at least once; one is drawn among the
-    ``num_candidates`` whose firing rate is nearest by ratio. Given scores, experts that would qualify for a plan themselves (supported,
-    score > 0) stay out while a layer has others: a placebo should lack what is tested. Gains, scope and renormalisation stay. The
-    draw depends on ``seed`` and on the expert only. ValueError when a layer has no candidate, or the plan is of another model.
+    ``num_candidates`` whose firing rate is nearest by ratio. Given scores, experts that would qualify for a plan themselves
+    (supported, score > 0) stay out while a layer has others: a placebo should lack what is tested. Gains, scope and
+    renormalisation stay. The draw depends on ``seed`` and on the expert only. ValueError when a layer has no candidate, or
+    the plan is of another model.
     """
     if num_candidates < 1:
         raise ValueError(f"num_candidates is {num_candidates}: give a whole number >= 1")

@@ -56,8 +56,8 @@ class Audit:
     ) -> None:
         """Note one forward of one layer: ids in 0..num_experts (the last stands for "not here"); no mask means every token.
 
-        The caller must not change the tensors later: they are summed many forwards at a time, because a sum after every decode step
-        would cost too much.
+        The caller must not change the tensors later: they are summed many forwards at a time, because a sum after every
+        decode step would cost too much.
         """
         self._seen[layer] += 1
         waiting = self._waiting.setdefault(layer, _Waiting(num_experts))

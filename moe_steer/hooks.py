@@ -53,7 +53,8 @@ def call_hooks(
     after: Callable[[dict[str, Any], Any], None],
     first: bool = False,
 ) -> Iterator[None]:
-    """Call ``before`` with the arguments (by name) of every call of ``module``, and ``after`` with the arguments and the output.
+    """Call ``before`` with the arguments (by name) of every call of ``module``, and ``after`` with the arguments and the
+    output.
 
     ``first``: before hooks that already exist, such as an engine's.
     """

@@ -35,7 +35,8 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The shape of a model, with which plans and counts must agree. ``num_experts`` is 0 and ``moe_layers`` empty for a dense model."""
+    """The shape of a model, with which plans and counts must agree. ``num_experts`` is 0 and ``moe_layers`` empty for a
+    dense model."""
 
     model_type: str
     num_layers: int

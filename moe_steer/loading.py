@@ -43,12 +43,15 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer for inference; returns (model, tokenizer).
 
-    ``path_or_id``: a folder, a hub id, ``lab`` or ``lab-dense`` for an embedded model. ``backend``: ``plain`` holds the whole model on every
-    rank; tp_ep, autoep, autoep_zero3 and zero3 spread it over the ranks of the run (``moe_steer.backends``); ``auto`` chooses the fastest that fits and prints which. ``dtype``: ``auto`` (as stored) or a torch name such as ``bfloat16``. ``device``: default
-    the GPU of this rank where there is one, else the CPU. ``experts_implementation``: eager, batched_mm or grouped_mm; default
-    the library's choice. ``batch``, ``context``: rows decoded together and tokens that each may reach, for ``auto``. ``offload``: for zero3, ``cpu`` or a folder on a local NVMe disk. ``check``: try a sharded model on a
-    probe before handing it out (``moe_steer.selfcheck``). ValueError, in one line, when there is no such model, it cannot be
-    read, or the backend cannot run it. ``moe_steer.backends.layout_of(model)`` says which rank needs which tokens.
+    ``path_or_id``: a folder, a hub id, ``lab`` or ``lab-dense`` for an embedded model. ``backend``: ``plain`` holds the
+    whole model on every rank; tp_ep, autoep, autoep_zero3 and zero3 spread it over the ranks of the run
+    (``moe_steer.backends``); ``auto`` chooses the fastest that fits and prints which. ``dtype``: ``auto`` (as stored) or a
+    torch name such as ``bfloat16``. ``device``: default the GPU of this rank where there is one, else the CPU.
+    ``experts_implementation``: eager, batched_mm or grouped_mm; default the library's choice. ``batch``, ``context``: rows
+    decoded together and tokens that each may reach, for ``auto``. ``offload``: for zero3, ``cpu`` or a folder on a local
+    NVMe disk. ``check``: try a sharded model on a probe before handing it out (``moe_steer.selfcheck``). ValueError, in one
+    line, when there is no such model, it cannot be read, or the backend cannot run it.
+    ``moe_steer.backends.layout_of(model)`` says which rank needs which tokens.
     """
     check_name(backend)
     torch_dtype(dtype)

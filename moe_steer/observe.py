@@ -39,8 +39,8 @@ def observe_routing(model: Any, sink: RoutingSink) -> Iterator[None]:
 def observe_residual(model: Any, layers: Sequence[int], sink: ResidualSink, *, stop: bool = False) -> Iterator[None]:
     """Call ``sink(layer, hidden_BSD)`` with the residual stream at the output of each named decoder layer, once per forward.
 
-    ``stop``: run one forward per with-block and end it, and the block, at the highest of the layers: neither the layers above nor the head
-    run. ValueError when a layer does not exist.
+    ``stop``: run one forward per with-block and end it, and the block, at the highest of the layers: neither the layers
+    above nor the head run. ValueError when a layer does not exist.
     """
     _, modules = decoder_layers(model)
     for layer in layers:

@@ -1,9 +1,9 @@
 """A check before a sharded model is used: steer a few tokens and compare with the formula, on the same backend.
 
-One expert's contribution to its block is linear in its gain: out(g) = out(0) + g * (out(1) - out(0)). So three runs with gains 0, 1
-and g give the contribution without access to the expert's weights, and a fourth run with that contribution added explicitly must give the logits of the
-steered one. Caught: a hook that does not bite, ids that are not global (transformers <= 5.17
-under expert parallelism), ranks that compute different things.
+One expert's contribution to its block is linear in its gain: out(g) = out(0) + g * (out(1) - out(0)). So three runs with
+gains 0, 1 and g give the contribution without access to the expert's weights, and a fourth run with that contribution added
+explicitly must give the logits of the steered one. Caught: a hook that does not bite, ids that are not global (transformers
+<= 5.17 under expert parallelism), ranks that compute different things.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ def steer(
     """Apply ``plan`` to every forward inside the with-block; yields the audit of what fired.
 
     Gains multiply the final weights of experts that the router selected (RICE, Eq. 7: after top-k and normalisation); with
-    ``plan.renormalize`` the weights of a token are then rescaled to their former sum. Residual entries are added at the outputs of
-    their layers, in the plan's order, each in its own unit and scope. Layers that the plan does not name, and
-    a neutral plan altogether, are not hooked: their outputs are bit for bit the unsteered ones.
+    ``plan.renormalize`` the weights of a token are then rescaled to their former sum. Residual entries are added at the
+    outputs of their layers, in the plan's order, each in its own unit and scope. Layers that the plan does not name, and a
+    neutral plan altogether, are not hooked: their outputs are bit for bit the unsteered ones.
 
     ``tokenizer``: needed by the scopes thought, answer and step_end, unless the model came from ``load_model``.
     ``prompt_lengths``: real tokens of each row's prompt, for forwards over whole texts (see ``moe_steer.tokens.positions``).

@@ -1,6 +1,7 @@
 r"""Finds the final answer in the answer part of a response (never in its thought).
 
-In order: the last balanced ``\boxed{...}`` or ``\fbox{...}``; ``#### X``; "the answer is X"; the whole text, if it is nothing but an answer; and as a last resort, which the grade's reason mentions, the last number, option letter or formula.
+In order: the last balanced ``\boxed{...}`` or ``\fbox{...}``; ``#### X``; "the answer is X"; the whole text, if it is
+nothing but an answer; and as a last resort, which the grade's reason mentions, the last number, option letter or formula.
 Every search is linear in the text, or runs on its last few thousand characters.
 """
 

@@ -4,9 +4,10 @@
 - TIP (``SwitchPenalty``): a penalty on the words that switch thoughts, while a thought is young.
 - A thinking budget (``ThinkingBudget``): </think> is forced once the thought is too long.
 
-A rule keeps no state. Everything it needs it reads from the ids generated so far, at every step anew, so rows may leave the batch
-at any time. Ids are [B, T]: left-padded prompts, then what was generated. The padding may be any id that is not part of a tag
-or a form; positions are only used as differences."""
+A rule keeps no state. Everything it needs it reads from the ids generated so far, at every step anew, so rows may leave the
+batch at any time. Ids are [B, T]: left-padded prompts, then what was generated. The padding may be any id that is not part
+of a tag or a form; positions are only used as differences.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +142,8 @@ def _last(ids_BT: Tensor, anchored: Iterable[tuple[Form, int]]) -> Tensor:
 class Ban(LogitsProcessor):
     """NoWait (arXiv 2506.08343): the logit of every token form of the banned words is -inf, in thought and answer alike.
 
-    A form of several tokens is banned at its last token, and only if the tokens before it are already there (like transformers' ``bad_words_ids``); the paper bans single tokens only. A banned token is banned inside longer words too.
+    A form of several tokens is banned at its last token, and only if the tokens before it are already there (like
+    transformers' ``bad_words_ids``); the paper bans single tokens only. A banned token is banned inside longer words too.
     """
 
     forms: tuple[Form, ...]
@@ -170,8 +172,9 @@ class SwitchPenalty(LogitsProcessor):
     switch starts a thought, and the window with it); with ``restarts=False`` always after ``<think>``. t is the position of
     the token that is drawn, so exactly the tokens 0 .. beta - 1 of a thought are penalised.
 
-    A form of several tokens is penalised at its last token, and only if the tokens before it are already there; the paper has single tokens only. With ``</think>`` as the form it is the variant in RICE's comparison (arXiv 2505.14681, Table 7, whose
-    strength is not published): the thought is kept from ending early.
+    A form of several tokens is penalised at its last token, and only if the tokens before it are already there; the paper
+    has single tokens only. With ``</think>`` as the form it is the variant in RICE's comparison (arXiv 2505.14681, Table 7,
+    whose strength is not published): the thought is kept from ending early.
     """
 
     forms: tuple[Form, ...]

@@ -25,8 +25,8 @@ class Problem:
     """One problem with its right answer.
 
     ``target`` is text; numbers, booleans and lists given in code or JSON are turned into it. A list target in square or
-    round brackets is ordered, in braces or bare (``2, 3``) it is not. A quantity's target may carry its own unit.
-    ``unit`` is the unit that the question asks for. ``cluster_id`` is equal for problems with a common source (a paper, a template).
+    round brackets is ordered, in braces or bare (``2, 3``) it is not. A quantity's target may carry its own unit. ``unit``
+    is the unit that the question asks for. ``cluster_id`` is equal for problems with a common source (a paper, a template).
     ``tolerance`` is the accepted relative error of a number or quantity; None leaves it to the grader, 0 means exact.
     """
 

@@ -28,8 +28,9 @@ class RenderedPrompt(NamedTuple):
 def render_prompt(tokenizer: Any, question: str, force_think: bool = True) -> RenderedPrompt:
     """One user turn in the tokenizer's chat template, opened for the assistant; no system prompt.
 
-    ``force_think`` makes the prompt end inside a thought (protocol of the R1 model card); a template that already ends in ``<think>`` is not changed. The ids come from the template's own text without added special tokens, so that a BOS in
-    the template is not doubled. ValueError when the tokenizer has no chat template.
+    ``force_think`` makes the prompt end inside a thought (protocol of the R1 model card); a template that already ends in
+    ``<think>`` is not changed. The ids come from the template's own text without added special tokens, so that a BOS in the
+    template is not doubled. ValueError when the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
@@ -75,8 +76,8 @@ def tag_ids(tokenizer: Any) -> TagIds:
 def prompt_before_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callable[[str], RenderedPrompt]:
     """Renders a question with ``text`` at the start of the assistant's turn, right before ``<think>``.
 
-    The prompt ends inside the thought, as it would without the text. ValueError when the text is empty or contains a tag, and as
-    ``render_prompt``.
+    The prompt ends inside the thought, as it would without the text. ValueError when the text is empty or contains a tag,
+    and as ``render_prompt``.
     """
     words = _checked(text)
 

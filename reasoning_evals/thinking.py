@@ -18,7 +18,8 @@ _BASE = 1_000_003
 class Thought(NamedTuple):
     """A response in two parts, both without surrounding blanks.
 
-    ``state``: "closed" (a thought that ends), "truncated" (a thought is still open at the end of the text), "none" (no tag, or no text), "empty" (the thought is blank). A truncated response has no answer.
+    ``state``: "closed" (a thought that ends), "truncated" (a thought is still open at the end of the text), "none" (no tag,
+    or no text), "empty" (the thought is blank). A truncated response has no answer.
     """
 
     state: str
@@ -31,9 +32,10 @@ def split_thought(
 ) -> Thought:
     """Split a generated text into thought and answer.
 
-    ``opened`` says that the prompt already ended inside the thought, as the templates of R1 do. A closing tag without
-    an opening one ends a thought that began with the text. A thought may be reopened: everything inside tags is thought,
-    everything outside is answer, an unmatched closing tag is ignored, and a text that ends inside a thought is truncated, even if there was text outside before. None (no response) is "none" with empty parts.
+    ``opened`` says that the prompt already ended inside the thought, as the templates of R1 do. A closing tag without an
+    opening one ends a thought that began with the text. A thought may be reopened: everything inside tags is thought,
+    everything outside is answer, an unmatched closing tag is ignored, and a text that ends inside a thought is truncated,
+    even if there was text outside before. None (no response) is "none" with empty parts.
 
     >>> split_thought("<think>2 + 2</think>4")
     Thought(state='closed', thought='2 + 2', answer='4')

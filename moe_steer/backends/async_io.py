@@ -1,7 +1,7 @@
 """DeepSpeed's operator async_io: compiled once per machine by one process, while the others wait.
 
-torch protects a compile with a file ``lock``. A killed process leaves it behind, and every later start would wait endlessly. It is
-deleted here when no process has it open.
+torch protects a compile with a file ``lock``. A killed process leaves it behind, and every later start would wait
+endlessly. It is deleted here when no process has it open.
 """
 
 from __future__ import annotations

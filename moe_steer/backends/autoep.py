@@ -1,6 +1,7 @@
 """DeepSpeed's expert shards: each rank keeps whole experts and sends tokens to their owners.
 
-DeepSpeed replaces the mixture-of-experts block by its own, with its own router. The preset that describes the block follows from the model's type: DeepSpeed does not notice a wrong one, and the logits are wrong.
+DeepSpeed replaces the mixture-of-experts block by its own, with its own router. The preset that describes the block follows
+from the model's type: DeepSpeed does not notice a wrong one, and the logits are wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ PRESETS = {
 
 
 def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
-    """Experts sharded, everything else replicated. Each rank reads its own experts only; DeepSpeed then takes over layer by layer."""
+    """Experts sharded, everything else replicated. Each rank reads its own experts only; DeepSpeed then takes over layer by
+    layer."""
     config = request.config()
     with own_experts_while_reading():
         model = request.model(**dequantised(config))

@@ -1,7 +1,7 @@
 """The request to load a model, and the parts of reading a checkpoint that all backends share.
 
-This includes expanding FP8 checkpoints whose last block is not full, such as DeepSeek-R1's ``kv_a_proj_with_mqa`` (576 rows, blocks
-of 128).
+This includes expanding FP8 checkpoints whose last block is not full, such as DeepSeek-R1's ``kv_a_proj_with_mqa`` (576
+rows, blocks of 128).
 """
 
 from __future__ import annotations
@@ -107,10 +107,11 @@ def cached_folder(name: str, revision: str | None) -> str | None:
 
 
 def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> None:
-    """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, or without
-    a tensor that the index promises.
+    """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, or
+    without a tensor that the index promises.
 
-    ``partial``: a missing file is not an error, it will be downloaded. Reads headers only, so a terabyte takes a second; a rank that fails later, while loading, would leave the other ranks waiting, and its error names no file.
+    ``partial``: a missing file is not an error, it will be downloaded. Reads headers only, so a terabyte takes a second; a
+    rank that fails later, while loading, would leave the other ranks waiting, and its error names no file.
     """
     index = Path(folder, "model.safetensors.index.json")
     promised: dict[str, set[str]] = {}
@@ -152,7 +153,8 @@ def _problem(path: Path, promised: set[str]) -> str:
 
 
 def has_fp8_hardware(on_gpu: bool) -> bool:
-    """Whether FP8 stays FP8: on this machine's GPUs by their capability; GPUs that are only planned for are assumed to have it."""
+    """Whether FP8 stays FP8: on this machine's GPUs by their capability; GPUs that are only planned for are assumed to have
+    it."""
     if not on_gpu:
         return False
     return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= _LEAST_CAPABILITY
@@ -172,8 +174,8 @@ def whole_blocks(config: Any) -> Iterator[None]:
     """Inside the block, transformers expands partly filled blocks correctly.
 
     transformers 5.22 takes the block size from the shapes (rows / rows of scales): where the last block is partly filled it
-    raises, or, if the division has no remainder by chance, scales with blocks of the wrong size. Here the weight is padded to whole blocks of
-    the checkpoint's block size, expanded, and cut back.
+    raises, or, if the division has no remainder by chance, scales with blocks of the wrong size. Here the weight is padded
+    to whole blocks of the checkpoint's block size, expanded, and cut back.
     """
     if not is_fp8(config):
         yield

@@ -12,11 +12,13 @@ from moe_steer.backends.layout import lockstep_is_on
 GATHER_AHEAD = 0
 """Elements of later layers that ZeRO-3 prefetches. 0: a rank then needs memory for its shard and one layer only."""
 KEEP_WHOLE_BELOW = 100_000
-"""Parameters of fewer elements stay whole on every rank (norms, biases, routers of small models): gathering them would cost more."""
+"""Parameters of fewer elements stay whole on every rank (norms, biases, routers of small models): gathering them would cost
+more."""
 
 
 def zero3_section(offload_param: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The ``zero_optimization`` section: parameters sharded, one layer at a time gathered; ``offload_param``: where shards are stored, if not on the device."""
+    """The ``zero_optimization`` section: parameters sharded, one layer at a time gathered; ``offload_param``: where shards
+    are stored, if not on the device."""
     section: dict[str, Any] = {
         "stage": 3,
         "stage3_param_persistence_threshold": KEEP_WHOLE_BELOW,
@@ -33,7 +35,8 @@ def settings(dtype: torch.dtype | None = None, **sections: Any) -> dict[str, Any
 
 
 def without_compiled_shared_memory() -> None:
-    """Keep DeepSpeed from compiling its shared-memory operator for the CPU when it initialises: that needs a C++ compiler, takes half a minute, and sums wrongly over subgroups of ranks (DeepSpeed issue 7625)."""
+    """Keep DeepSpeed from compiling its shared-memory operator for the CPU when it initialises: that needs a C++ compiler,
+    takes half a minute, and sums wrongly over subgroups of ranks (DeepSpeed issue 7625)."""
     import deepspeed
 
     compatible = getattr(getattr(deepspeed, "ops", None), "__compatible_ops__", None)

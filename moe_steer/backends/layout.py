@@ -32,11 +32,10 @@ _FINISHED, _DECODER, _MODEL = 0, 1, 2
 class Layout:
     """How a model is distributed over the ranks.
 
-    ``same_tokens``: all ranks together hold one model; each must get the same tokens in the same order and sees the routing of all of
-    them, and the counts and samples of one rank are the whole result. Otherwise every rank has its own tokens, and results are summed
-    over ranks.
-    ``lockstep``: a forward is collective: when one rank runs it, all must (see the module's docstring).
-    ``engine``: never read; the model's weights live as long as it does.
+    ``same_tokens``: all ranks together hold one model; each must get the same tokens in the same order and sees the routing
+    of all of them, and the counts and samples of one rank are the whole result. Otherwise every rank has its own tokens,
+    and results are summed over ranks. ``lockstep``: a forward is collective: when one rank runs it, all must (see the
+    module's docstring). ``engine``: never read; the model's weights live as long as it does.
     """
 
     backend: str = "plain"
@@ -87,8 +86,9 @@ def lockstep_is_on(model: Any) -> bool:
 def lockstep(model: Any) -> Iterator[None]:
     """Let each rank run any number of forwards of ``model``; all ranks leave the block together.
 
-    Enter it on all ranks, outside of ``steer`` and ``observe_routing``: the dummy forwards are then neither steered nor counted.
-    Inside, all ranks run the same module, the whole model or only its decoder. Does nothing for layouts without lockstep.
+    Enter it on all ranks, outside of ``steer`` and ``observe_routing``: the dummy forwards are then neither steered nor
+    counted. Inside, all ranks run the same module, the whole model or only its decoder. Does nothing for layouts without
+    lockstep.
     """
     layout = layout_of(model)
     if not layout.lockstep or layout.same_tokens or layout.world_size == 1 or lockstep_is_on(model):

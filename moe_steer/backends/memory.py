@@ -106,9 +106,9 @@ def choose_backend(
     context: int | None = None,
     prompt: int = 1024,
 ) -> tuple[str, str]:
-    """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU;
-    with ``limit``, of a machine where each rank may use so many bytes. ``batch`` rows of ``context`` tokens (default the model's, at
-    most 32,768) are decoded together, after prompts of ``prompt`` tokens."""
+    """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU; with
+    ``limit``, of a machine where each rank may use so many bytes. ``batch`` rows of ``context`` tokens (default the
+    model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens."""
     elsewhere = limit is not None
     limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
     plan = plan_memory(

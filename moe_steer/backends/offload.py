@@ -1,7 +1,8 @@
 """Offloading ZeRO-3's shards from the device: CPU memory, or files on an NVMe disk.
 
-DeepSpeed's operator async_io moves the files (see ``async_io``), and three of its problems are silent: parts below 1 MiB never leave memory, runs that share a folder delete each other's files, and
-the files remain after the run. They are handled here.
+DeepSpeed's operator async_io moves the files (see ``async_io``), and three of its problems are silent: parts below 1 MiB
+never leave memory, runs that share a folder delete each other's files, and the files remain after the run. They are handled
+here.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def on_nvme(offload: str, parts: Sequence[int], dtype: torch.dtype, local_ranks:
     """The same for files below the folder ``offload``, for parts of so many elements, one for each parameter of the model.
 
     The files lie in a folder of this rank's own, ``nvme_path``, which is deleted when the process ends, at the latest.
-    ValueError, in one line, for a missing folder, a file system without direct I/O or without space, a model too small for offloading, and an operator that
-    cannot be compiled.
+    ValueError, in one line, for a missing folder, a file system without direct I/O or without space, a model too small for
+    offloading, and an operator that cannot be compiled.
     """
     folder = Path(offload)
     if not folder.is_dir():

@@ -17,7 +17,8 @@ _COPIES = 3
 
 
 class Shard(NamedTuple):
-    """Bytes of the fullest rank: ``weights`` at rest on its device, ``gathered``: the largest layer that is gathered there to compute, ``host``: CPU memory at rest (offloaded shards), ``loading``: CPU memory at the peak of loading."""
+    """Bytes of the fullest rank: ``weights`` at rest on its device, ``gathered``: the largest layer that is gathered there
+    to compute, ``host``: CPU memory at rest (offloaded shards), ``loading``: CPU memory at the peak of loading."""
 
     weights: int
     gathered: int = 0

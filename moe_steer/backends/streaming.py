@@ -23,7 +23,8 @@ _SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"
 
 @contextmanager
 def cut_while_reading(settings: dict[str, Any]) -> Iterator[None]:
-    """Inside the block, ``from_pretrained`` keeps only this rank's part of every parameter: ``settings`` is the DeepSpeed configuration.
+    """Inside the block, ``from_pretrained`` keeps only this rank's part of every parameter: ``settings`` is the DeepSpeed
+    configuration.
 
     All ranks must read the same checkpoint together. A rank holds its shard and at most a few copies of one parameter.
     """
@@ -111,7 +112,8 @@ def _one_after_the_other(convert: Any) -> Iterator[None]:
 
 
 def _keep_own_experts(converter: Any, whole: Tensor) -> bool:
-    """Remove the experts of other ranks, unread, from a conversion that stacks one tensor per expert; returns whether it was possible.
+    """Remove the experts of other ranks, unread, from a conversion that stacks one tensor per expert; returns whether it
+    was possible.
 
     ZeRO-3 cuts a parameter [E, ...] in memory order, so a rank's part is E / ranks experts, where that is a whole number.
     """

@@ -39,8 +39,8 @@ def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
 
 @contextmanager
 def _left_as_loaded(model: Any) -> Iterator[None]:
-    """Inside the block, the model keeps the dtype of every tensor: the engine would cast all of them to one, including FP8 codes (without
-    their scales), and rotary frequencies and routing biases that the family keeps in float32."""
+    """Inside the block, the model keeps the dtype of every tensor: the engine would cast all of them to one, including FP8
+    codes (without their scales), and rotary frequencies and routing biases that the family keeps in float32."""
     casts = ("half", "bfloat16", "float")
     for name in casts:
         setattr(model, name, lambda: model)

@@ -46,13 +46,14 @@ def collect_contrast(
 ) -> dict[int, Contrast]:
     """Layer -> the statistics of the positive and of the negative positions of the sequences at its output.
 
-    One pass for all layers: rows are right-padded, without gradients, and no layer above the highest one runs (except
-    under backends whose ranks must run whole forwards together). The common prompt of a pair is computed once if the model allows it (see ``can_share``). Works on dense and mixture-of-experts models.
-    ``saes``: also measure the atoms of these layers, over the marked tokens alone and chunk by chunk; memory grows with
-    the number of atoms, never with the number of samples. ``weight``: "sample" counts every sequence's side once,
-    "token" every token. ``batch_tokens``: of one forward, padding included; default ``tokens_of_a_forward``. ``second_moments``: also what ``pca`` needs, D x D numbers a side. ``notes``: goes into the
-    header of every direction. ``progress(done, of)``: after every batch, in sequences. The result depends on the
-    batches only by rounding.
+    One pass for all layers: rows are right-padded, without gradients, and no layer above the highest one runs (except under
+    backends whose ranks must run whole forwards together). The common prompt of a pair is computed once if the model allows
+    it (see ``can_share``). Works on dense and mixture-of-experts models. ``saes``: also measure the atoms of these layers,
+    over the marked tokens alone and chunk by chunk; memory grows with the number of atoms, never with the number of
+    samples. ``weight``: "sample" counts every sequence's side once, "token" every token. ``batch_tokens``: of one forward,
+    padding included; default ``tokens_of_a_forward``. ``second_moments``: also what ``pca`` needs, D x D numbers a side.
+    ``notes``: goes into the header of every direction. ``progress(done, of)``: after every batch, in sequences. The result
+    depends on the batches only by rounding.
 
     Pairs of which one side is empty are left out, with a warning. ValueError, before anything runs, for no sequences, a
     name that stands twice, tokens that do not fit the model, layers that do not exist, and an SAE that belongs

@@ -1,9 +1,9 @@
 """Rows of a forward: one sequence per row, or both answers of a pair after their common prompt, which is then computed once.
 
-Why: the prompt of a pair is often longer than its answers, and in separate rows it would be computed twice. A shared row has
-prompt, answer 1, answer 2 (tree attention, SpecInfer, arXiv 2305.09781, with two branches). The mask lets an answer see the
-prompt and itself, but not the other answer; positions of each answer continue after the prompt. So every token gets what it would
-get in its own row, up to rounding. Example with prompt P Q, answers A B and C:
+Why: the prompt of a pair is often longer than its answers, and in separate rows it would be computed twice. A shared row
+has prompt, answer 1, answer 2 (tree attention, SpecInfer, arXiv 2305.09781, with two branches). The mask lets an answer see
+the prompt and itself, but not the other answer; positions of each answer continue after the prompt. So every token gets
+what it would get in its own row, up to rounding. Example with prompt P Q, answers A B and C:
 
     slot             0  1  2  3  4
     token            P  Q  A  B  C
@@ -181,8 +181,8 @@ def can_share(model: Any, rows: Sequence[Row], layer: int) -> bool:
 
 
 def _is_hooked(model: Any) -> bool:
-    """Whether the model has hooks, except those that transformers leaves on a model after a request for hidden states: they only
-    read, on request."""
+    """Whether the model has hooks, except those that transformers leaves on a model after a request for hidden states: they
+    only read, on request."""
     hooks = (
         hook
         for module in model.modules()

@@ -106,8 +106,8 @@ _Item = TypeVar("_Item", bound=Batchable)
 
 
 def tokens_of_a_forward(asked: int | None, device: torch.device) -> int:
-    """The requested number; by default 1,024 on a CPU, because larger batches do not fit its caches (they took up to 1.6 times as
-    long), and 8,192 elsewhere."""
+    """The requested number; by default 1,024 on a CPU, because larger batches do not fit its caches (they took up to 1.6
+    times as long), and 8,192 elsewhere."""
     return asked if asked is not None else _TOKENS.get(device.type, _TOKENS_ELSEWHERE)
 
 

@@ -26,9 +26,10 @@ def decision_sites(
 ) -> list[MarkedSequence]:
     """The decision to stop or to continue, from ordinary solutions: no pairs are needed.
 
-    Positive: the position just before `</think>`, where the thought is about to stop. Negative: the positions just
-    before a switch word (whole, in all its token forms, first letter in either case) at the start of a step: not at the start of the thought, and the token before them must end in ".", "!", "?" or a line break.
-    So a direction's POSITIVE strength means "stop thinking": shorter thoughts.
+    Positive: the position just before `</think>`, where the thought is about to stop. Negative: the positions just before a
+    switch word (whole, in all its token forms, first letter in either case) at the start of a step: not at the start of the
+    thought, and the token before them must end in ".", "!", "?" or a line break. So a direction's POSITIVE strength means
+    "stop thinking": shorter thoughts.
 
     ``closed_only``: leave out traces whose thought was never closed, where loops would outweigh all else.
     ``require_both``: leave out traces without a switch word as well. Traces without a thought give nothing. Collect
@@ -59,8 +60,9 @@ def thought_pairs(
 ) -> list[MarkedSequence]:
     """(concise, verbose) thoughts of the same problems, best both correct, as pairs; concise is the positive side.
 
-    The tokens of the thought count, without its tags; ``tokens``: only this slice of them, such as slice(50) for the
-    first 50. ``match_lengths``: only as many tokens of both thoughts as the shorter one has, so that the contrast is not about length. ValueError for a trace without a closed thought.
+    The tokens of the thought count, without its tags; ``tokens``: only this slice of them, such as slice(50) for the first
+    50. ``match_lengths``: only as many tokens of both thoughts as the shorter one has, so that the contrast is not about
+    length. ValueError for a trace without a closed thought.
     """
     found = []
     for number, (concise, verbose) in enumerate(pairs):

@@ -21,11 +21,11 @@ def answer_pairs(
 ) -> list[MarkedSequence]:
     """(question, matching answer, not matching answer) as pairs; all tokens of the answers count.
 
-    ``chat``: the question goes into a user turn of the tokenizer's chat template, up to where the model starts to
-    write; otherwise the answer follows the question directly, with a space if it does not begin with one, as in STA's data. Which tokens belong to the answer is read from character offsets: a token that holds any character of it
-    does. ``tokens``: only this slice of an answer's tokens, slice(-2, -1) for the last letter of a multiple choice
-    "(A)". ``match_lengths``: of both answers only as many as the shorter one has. ValueError for a tokenizer without
-    offsets.
+    ``chat``: the question goes into a user turn of the tokenizer's chat template, up to where the model starts to write;
+    otherwise the answer follows the question directly, with a space if it does not begin with one, as in STA's data. Which
+    tokens belong to the answer is read from character offsets: a token that holds any character of it does. ``tokens``:
+    only this slice of an answer's tokens, slice(-2, -1) for the last letter of a multiple choice "(A)". ``match_lengths``:
+    of both answers only as many as the shorter one has. ValueError for a tokenizer without offsets.
     """
     found = []
     for number, (question, matching, not_matching) in enumerate(rows):

@@ -1,4 +1,5 @@
-"""Families of physics problems: motion, force, energy, circuits, density, power, momentum and waves; every number has its unit."""
+"""Families of physics problems: motion, force, energy, circuits, density, power, momentum and waves; every number has its
+unit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Problems of the lab families in four splits that share no problem, not even in another wording.
 
-A problem's split is decided by a hash of its family and its numbers only, so the same numbers never occur in two splits with different wording.
+A problem's split is decided by a hash of its family and its numbers only, so the same numbers never occur in two splits
+with different wording.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from moe_steer.observe import observe_residual
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActivationBatches:
-    """The residual stream after ``layer``, in batches [batch_size, D] of tokens from all sequences; call it with the number of batches to skip. Endless: each pass over the
-    sequences has its own order.
+    """The residual stream after ``layer``, in batches [batch_size, D] of tokens from all sequences; call it with the number
+    of batches to skip. Endless: each pass over the sequences has its own order.
 
     Sequences are run ``buffer_tokens`` at a time, in an order that the seed decides; the tokens of such a round are mixed,
     and what does not fill a batch is dropped. How many batches a round gives follows from the lengths alone, so leaving

@@ -97,7 +97,8 @@ def fit_lines(layer: int, fit: SAEFit) -> list[str]:
 
 
 def refuse_unexplained(fit: SAEFit, layer: int) -> None:
-    """ValueError for an SAE that explains no more than the mean does: its atoms mean nothing, but results from them would look normal."""
+    """ValueError for an SAE that explains no more than the mean does: its atoms mean nothing, but results from them would
+    look normal."""
     if fit.fraction_variance_unexplained >= 1:
         raise ValueError(
             f"the SAE of layer {layer} explains nothing of these tokens (the mean would do better; {fit}): it was made for another "

@@ -55,8 +55,9 @@ def load_sae(
     """Read an SAE from the folder or file in which it was published, already on this disk.
 
     ``format``: a name of ``FORMATS``, or ``auto`` to recognise it by its files. ``layer`` and ``site`` (residual, mlp_out,
-    attention_out) are for files that do not state them, and must not contradict those that do; ``k`` and ``model_name`` override the files. Numbers stored in 16 bits are widened to float32. ValueError, in one line, when the files are not there, damaged,
-    of no known format, or hold an SAE whose arithmetic cannot be expressed here.
+    attention_out) are for files that do not state them, and must not contradict those that do; ``k`` and ``model_name``
+    override the files. Numbers stored in 16 bits are widened to float32. ValueError, in one line, when the files are not
+    there, damaged, of no known format, or hold an SAE whose arithmetic cannot be expressed here.
     """
     place = Path(path)
     if not place.exists():

@@ -63,8 +63,8 @@ def fold_input_scale(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(W_enc, W_dec, b_dec) of the SAE that does decode(encode(x * scale_in)) / scale_out.
 
-    The activations are those of the scaled SAE, so b_enc and thresholds do not change. If both scales are equal, this also holds for an
-    SAE that subtracts b_dec from its input: x f - b = f (x - b / f).
+    The activations are those of the scaled SAE, so b_enc and thresholds do not change. If both scales are equal, this also
+    holds for an SAE that subtracts b_dec from its input: x f - b = f (x - b / f).
     """
     return W_enc_DF * scale_in, W_dec_FD / scale_out, b_dec_D / scale_out
 

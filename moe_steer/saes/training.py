@@ -1,9 +1,9 @@
 """``train_sae``: a BatchTopK SAE from batches of activations, resumable to the byte, returned as JumpReLU.
 
-Why not a library's trainer: sae-lens 6.54 runs beside transformers 5.22 and torch 2.13 only with transformer-lens 3 and some
-forty further packages (wandb, pandas, plotly, nltk ...), its training state is a pickle without the position in the data, and its
-BatchTopK step took 236 ms of one CPU thread where this one takes 41 (2048 tokens, D 128, F 2048, k 24). dictionary-learning 0.1
-pins nnsight below 0.4 and cannot resume.
+Why not a library's trainer: sae-lens 6.54 runs beside transformers 5.22 and torch 2.13 only with transformer-lens 3 and
+some forty further packages (wandb, pandas, plotly, nltk ...), its training state is a pickle without the position in the
+data, and its BatchTopK step took 236 ms of one CPU thread where this one takes 41 (2048 tokens, D 128, F 2048, k 24).
+dictionary-learning 0.1 pins nnsight below 0.4 and cannot resume.
 
 A progress line for a training: steps, error, dead atoms, time left. Silent off a terminal.
 """

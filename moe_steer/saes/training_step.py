@@ -103,7 +103,8 @@ def batch_topk(z_TF: Tensor, k: int, guess: float) -> Entries:
 def train_step(weights: Weights, x_TD: Tensor, k: int, guess: float, dead_F: Tensor, aux_weight: float) -> StepResult:
     """Gradients of mean (x - decode(encode(x)))^2 + aux_weight * the auxiliary loss, for one batch of scaled activations.
 
-    The auxiliary loss (AuxK, arXiv 2406.04093) lets the D / 2 dead atoms closest to firing on a token reconstruct the residual error, relative to the size of that error.
+    The auxiliary loss (AuxK, arXiv 2406.04093) lets the D / 2 dead atoms closest to firing on a token reconstruct the
+    residual error, relative to the size of that error.
     """
     input_TD = x_TD - weights.b_dec_D
     z_TF = torch.addmm(weights.b_enc_F, input_TD, weights.W_enc_DF)

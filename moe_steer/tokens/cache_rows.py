@@ -1,4 +1,5 @@
-"""State of each row of a batch, stored with the key-value cache, so that it follows when the cache's rows are selected or reordered."""
+"""State of each row of a batch, stored with the key-value cache, so that it follows when the cache's rows are selected or
+reordered."""
 
 from __future__ import annotations
 

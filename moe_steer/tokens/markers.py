@@ -1,7 +1,7 @@
 """Reasoning markers as token ids of one tokenizer: `<think>`, `</think>`, "Alternatively", any word.
 
-RICE (arXiv 2505.14681) does not define which token's routing belongs to a marker, so every choice is a field of `MarkerSet`. The
-token forms of a word are found by tokenizing it in several contexts.
+RICE (arXiv 2505.14681) does not define which token's routing belongs to a marker, so every choice is a field of
+`MarkerSet`. The token forms of a word are found by tokenizing it in several contexts.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ class MarkerSet:
     """c_x of RICE Eq. 6, one per marker. Default: `RICE_COEFFICIENTS`, and 0 for every other name (measured, but not in the
     combined score)."""
     position: str = "input"
-    """"input": the routing while the marker's token is the input. "predicted": the position before it, where the model predicts it."""
+    """"input": the routing while the marker's token is the input. "predicted": the position before it, where the model
+    predicts it."""
     token: str = ""
     """"last" or "first" token of an occurrence of several tokens. Default: "last" for "input", "first" for "predicted"."""
     repeats: str = "all"
@@ -212,9 +213,9 @@ class MarkerSet:
         """Find all token forms of the named markers under a transformers tokenizer.
 
         ``coefficients``: name -> c_x; other names have +1 for `<think>`, -1 for `</think>` and "Alternatively", and 0
-        otherwise. ``either_case``: the first letter of a word may be upper or lower case. ``whole_words``: "Wait" is not found in
-        "Waiting". ``split_tags``: a tag such as `<think>` may be several tokens; otherwise it must be a token of its own.
-        ValueError names a marker that the tokenizer cannot express.
+        otherwise. ``either_case``: the first letter of a word may be upper or lower case. ``whole_words``: "Wait" is not
+        found in "Waiting". ``split_tags``: a tag such as `<think>` may be several tokens; otherwise it must be a token of
+        its own. ValueError names a marker that the tokenizer cannot express.
         """
 
         given = dict(coefficients or {})

@@ -1,8 +1,10 @@
-"""Which tokens are prompt, thought, answer or step end: tracked through prefill, cached decoding, left padding and dropped rows.
+"""Which tokens are prompt, thought, answer or step end: tracked through prefill, cached decoding, left padding and dropped
+rows.
 
 Definitions, one row at a time, padding never counted:
 - all        every real token
-- prompt     the first ``prompt_lengths[b]`` tokens, or, when no lengths are given, the tokens of the forward that fills an empty cache
+- prompt     the first ``prompt_lengths[b]`` tokens, or, when no lengths are given, the tokens of the forward that fills an
+  empty cache
 - generated  every real token that is not prompt
 - after:N    every generated token that has at least N generated tokens before it; after:0 is generated
 - thought    from ``<think>`` (itself included) to the token before ``</think>``; a ``<think>`` in the prompt opens it too

@@ -1,11 +1,11 @@
-"""Scopes: the tokens at which a plan acts; and the tokens of a tokenizer on which scopes depend (thinking tags, ends of sentences,
-lines and paragraphs).
+"""Scopes: the tokens at which a plan acts; and the tokens of a tokenizer on which scopes depend (thinking tags, ends of
+sentences, lines and paragraphs).
 
 A scope is written as a kind, for two kinds with a parameter after a colon:
 
-``all | prompt | thought | answer | generated | step_end``, ``step_end:sentence``, ``step_end:line``, ``step_end:paragraph``, several
-classes joined by ``+`` (``step_end:sentence+paragraph``), and ``after:N``. ``step_end`` alone is ``step_end:sentence+line``; what
-each one means is said in ``moe_steer.tokens.positions``.
+``all | prompt | thought | answer | generated | step_end``, ``step_end:sentence``, ``step_end:line``,
+``step_end:paragraph``, several classes joined by ``+`` (``step_end:sentence+paragraph``), and ``after:N``. ``step_end``
+alone is ``step_end:sentence+line``; what each one means is said in ``moe_steer.tokens.positions``.
 """
 
 from __future__ import annotations

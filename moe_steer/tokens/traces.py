@@ -19,11 +19,11 @@ from moe_steer.files import written_aside
 class Trace:
     """One prompt with one response.
 
-    ``token_ids`` contains both; the first ``prompt_length`` are the prompt. ``thought_start`` is the first token after the opening
-    tag (the tag may be in the prompt), ``thought_end`` the closing tag itself, so that the thought is
-    ``token_ids[thought_start:thought_end]``; None without a thought, or when it was never closed.
-    Samples of one problem are named "problem#0", "problem#1", ...: what stands before the last "#" keeps them in one group
-    when uncertainty is computed.
+    ``token_ids`` contains both; the first ``prompt_length`` are the prompt. ``thought_start`` is the first token after the
+    opening tag (the tag may be in the prompt), ``thought_end`` the closing tag itself, so that the thought is
+    ``token_ids[thought_start:thought_end]``; None without a thought, or when it was never closed. Samples of one problem
+    are named "problem#0", "problem#1", ...: what stands before the last "#" keeps them in one group when uncertainty is
+    computed.
     """
 
     trace_id: str
@@ -64,8 +64,8 @@ def trace_from_ids(
 ) -> Trace:
     """Join prompt and response and find the thought.
 
-    The opening tag is the last one in the prompt if it was not closed there (R1's template ends in it), else the first one in the
-    response. If a response closes a thought that it never opened, the thought starts at its first token.
+    The opening tag is the last one in the prompt if it was not closed there (R1's template ends in it), else the first one
+    in the response. If a response closes a thought that it never opened, the thought starts at its first token.
     """
     ids = [int(token) for token in (*prompt_ids, *generated_ids)]
     prompt_length = len(prompt_ids)
@@ -108,7 +108,8 @@ def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
 def read_traces(path: str | os.PathLike[str], *, strict: bool = False) -> list[Trace]:
     """Read JSON lines. An incomplete last line is skipped with a warning, or refused when ``strict``.
 
-    ValueError, with the line's number, for any other broken line, for a trace_id that stands twice, and for a file without traces.
+    ValueError, with the line's number, for any other broken line, for a trace_id that stands twice, and for a file without
+    traces.
     """
     try:
         content = Path(path).read_bytes()

@@ -73,10 +73,10 @@ def compare_arms(
 ) -> Comparison:
     """Compare every arm with the baseline, and with the placebo arms (those whose names start with "placebo").
 
-    ``pairs`` names the comparisons (a, b) instead: b - a. ``tuned``: how the plan was chosen, for the note on multiplicity. ``unit``: unit of a difference in sentences. Each problem
-    counts once for any k; problems with the same cluster_id are not treated as independent.
-    ValueError for an unknown arm, when arms have different problems or sample numbers, or with fewer than two
-    problems.
+    ``pairs`` names the comparisons (a, b) instead: b - a. ``tuned``: how the plan was chosen, for the note on multiplicity.
+    ``unit``: unit of a difference in sentences. Each problem counts once for any k; problems with the same cluster_id are
+    not treated as independent. ValueError for an unknown arm, when arms have different problems or sample numbers, or with
+    fewer than two problems.
     """
     tables = _tables(rows)
     if baseline not in tables:
@@ -240,7 +240,8 @@ def _token_difference(a: _Table, b: _Table, field: str, clusters: Sequence[str] 
 
 
 def _solved_tokens(a: _Table, b: _Table, both: Sequence[str]) -> Difference | None:
-    """Tokens of the correct samples, on problems that both arms solved at least once: without survivor bias (an arm that only solves easy problems would look short)."""
+    """Tokens of the correct samples, on problems that both arms solved at least once: without survivor bias (an arm that
+    only solves easy problems would look short)."""
     if len(both) < 2:
         return None
 

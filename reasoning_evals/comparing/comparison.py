@@ -97,7 +97,8 @@ class Flip:
 
     @classmethod
     def of(cls, problem_id: str, a: Sequence[GradeRow], b: Sequence[GradeRow]) -> Flip:
-        """Choose two samples that differ: with the same number (and seed) if possible, else the first correct and the first wrong."""
+        """Choose two samples that differ: with the same number (and seed) if possible, else the first correct and the first
+        wrong."""
         rate_a, rate_b = (sum(row.correct for row in rows) / len(rows) for rows in (a, b))
         better = rate_b > rate_a
         same = [x.sample_idx for x, y in zip(a, b, strict=True) if x.correct != better and y.correct == better]

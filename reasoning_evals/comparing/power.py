@@ -94,7 +94,8 @@ def samples_needed(
     target_power: float = 0.8,
     alpha: float = 0.05,
 ) -> int | None:
-    """Samples a problem for the target power; None when no number suffices because the effect varies too much between so few problems."""
+    """Samples a problem for the target power; None when no number suffices because the effect varies too much between so
+    few problems."""
     factor = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(target_power)) ** 2
     room = num_problems * effect**2 / factor - effect_variance
     return max(1, math.ceil(noise / room - 1e-9)) if room > 0 else None
@@ -166,7 +167,8 @@ def assume_from_baseline(correct_PK: ArrayLike, effect_sd: float = 0.1) -> Assum
 
 
 def assume_from_pair(correct_a_PK: ArrayLike, correct_b_PK: ArrayLike) -> Assumptions:
-    """From two arms on the same problems: noise and spread of the effect are both measured. A negative estimate of the spread, which can occur by chance, counts as 0 and is reported."""
+    """From two arms on the same problems: noise and spread of the effect are both measured. A negative estimate of the
+    spread, which can occur by chance, counts as 0 and is reported."""
     parts = variance_parts(correct_a_PK, correct_b_PK)
     source = "measured on both arms"
     spread = source if parts.effect_variance > 0 else f"{source}: estimated at or below 0, try larger values too"
@@ -186,7 +188,8 @@ def plan_power(
     target_power: float = 0.8,
     alpha: float = 0.05,
 ) -> PowerPlan:
-    """Two-sided paired test over problems. Power and numbers of problems use the normal approximation, smallest effects the t distribution, as in a comparison's report."""
+    """Two-sided paired test over problems. Power and numbers of problems use the normal approximation, smallest effects the
+    t distribution, as in a comparison's report."""
     if not effects or not all(0 < abs(effect) <= 1 for effect in effects):
         raise ValueError(f"effects must be shares in (0, 1], got {list(effects)}: 0.05 is 5 points")
     if not samples or min(samples) < 1 or not problems or min(problems) < 2:

@@ -53,10 +53,11 @@ def bootstrap_interval(
 def sign_flip_p(
     differences: ArrayLike, denominator: int | None = None, num_permutations: int = 9_999, seed: int = 0
 ) -> float:
-    """Two-sided p of the sign-flip permutation test: how often a sum with random signs is at least as far from 0 as the observed one.
+    """Two-sided p of the sign-flip permutation test: how often a sum with random signs is at least as far from 0 as the
+    observed one.
 
-    Why it is valid: if the arms do not differ, swapping them in a problem is as likely as not, so each difference could as well have
-    had the other sign.
+    Why it is valid: if the arms do not differ, swapping them in a problem is as likely as not, so each difference could as
+    well have had the other sign.
 
     Exact over all 2^n sign patterns when ``denominator`` makes every difference a whole number and their sum is small enough to
     tabulate; otherwise from random patterns, as (1 + hits) / (1 + patterns). With differences of -1, 0 and 1 it is the

@@ -97,8 +97,9 @@ def paired_difference(
 ) -> PairedDifference:
     """b - a for per-problem means of the same problems in the same order.
 
-    ``denominator``: a whole number that makes every value times it a whole number (k for accuracies of k samples); the sign-flip test is then exact. ``limit``: the largest possible difference (1 for shares);
-    the interval is cut to +- limit.
+    ``denominator``: a whole number that makes every value times it a whole number (k for accuracies of k samples); the
+    sign-flip test is then exact. ``limit``: the largest possible difference (1 for shares); the interval is cut to +-
+    limit.
     """
     a, b = _vector(a_P), _vector(b_P)
     if len(a) != len(b):
@@ -165,7 +166,8 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def majority_correct(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
-    """maj@k of one problem: is the most frequent answer correct? Equally frequent answers share the vote; samples without an answer (None) do not vote. 0 when no sample has an answer.
+    """maj@k of one problem: is the most frequent answer correct? Equally frequent answers share the vote; samples without
+    an answer (None) do not vote. 0 when no sample has an answer.
 
     >>> majority_correct(["4", "4", "5"], [True, True, False]), majority_correct(["4", "5", None], [True, False, False])
     (1.0, 0.5)

@@ -81,9 +81,10 @@ def efficiency(
 ) -> Efficiency:
     """Judge an arm of graded samples by length and by accuracy.
 
-    "Held" means that the 95% interval of the paired accuracy difference stays above -``margin``; "lost" that it stays below 0;
-    "not settled" is neither. If no problem changed at all, the interval has no width; the 95% bound on the share of problems that may change, 1 - 0.05^(1/n),
-    is used instead (100 problems or more can hold 3 points). The interval of the length must exclude 1 for shorter or longer.
+    "Held" means that the 95% interval of the paired accuracy difference stays above -``margin``; "lost" that it stays below
+    0; "not settled" is neither. If no problem changed at all, the interval has no width; the 95% bound on the share of
+    problems that may change, 1 - 0.05^(1/n), is used instead (100 problems or more can hold 3 points). The interval of the
+    length must exclude 1 for shorter or longer.
     """
     a_P, b_P = (_tokens_by_problem(rows, name) for name in (baseline, arm))
     ratio = paired_ratio(a_P, b_P)

@@ -47,9 +47,9 @@ def verdict_on(
 ) -> tuple[str, str]:
     """(verdict, one sentence) on b against a.
 
-    An effect is shown when the paired t test over problems and the sign-flip test both give p < .05; with one sample a problem,
-    when the exact McNemar test does. The t test alone is too optimistic where nearly all problems are ties; if all problems changed alike, there is no t test and no
-    interval.
+    An effect is shown when the paired t test over problems and the sign-flip test both give p < .05; with one sample a
+    problem, when the exact McNemar test does. The t test alone is too optimistic where nearly all problems are ties; if all
+    problems changed alike, there is no t test and no interval.
     """
     p_value = accuracy.p_value if mcnemar_p is None else mcnemar_p
     test = "exact McNemar test" if mcnemar_p is not None else difference_test(accuracy)
@@ -99,7 +99,8 @@ def notes_on(num_pairs: int, clustered: bool, tuned: Tuning | None) -> tuple[str
 
 
 def interval_text(difference: Difference) -> str:
-    """The interval of a difference of shares inside a sentence: left out where all problems changed alike, since its width of 0 would not mean certainty."""
+    """The interval of a difference of shares inside a sentence: left out where all problems changed alike, since its width
+    of 0 would not mean certainty."""
     if difference.se == 0:
         return f"{NO_INTERVAL}: all moved alike"
     return f"95% interval {points(difference.low)} to {points(difference.high)}"

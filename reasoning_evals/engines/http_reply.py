@@ -78,7 +78,8 @@ class Reply:
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The payloads of a server-sent event stream, up to ``[DONE]``.
 
-    Lines end at the byte newline only: JSON may contain U+2028 and similar characters, where ``str.splitlines`` would split too.
+    Lines end at the byte newline only: JSON may contain U+2028 and similar characters, where ``str.splitlines`` would split
+    too.
     """
     rest = b""
     async for chunk in chunks:

@@ -20,7 +20,8 @@ __all__ = ["EndpointError", "HttpSampler", "HttpStats"]
 
 
 class HttpStats(NamedTuple):
-    """Counts of requests so far. Failures need not be random (a long completion has more time to fail), so retries can bias what is sampled."""
+    """Counts of requests so far. Failures need not be random (a long completion has more time to fail), so retries can bias
+    what is sampled."""
 
     num_samples: int
     num_retried_samples: int
@@ -33,10 +34,12 @@ class HttpStats(NamedTuple):
 class HttpSampler:
     """Samples from a completions endpoint: one request a sample, with the sample's own seed, streamed.
 
-    Prompts are sent as rendered here, so every arm sees the same bytes, and the server's chat template and reasoning parser are not used.
-    Decoding follows ``SamplingConfig`` alone: servers take what a request omits from the model's generation_config, so every setting is sent. Samples come in a fixed order (longest prompt first, as the Sampler protocol wants it), each as soon
-    as it and those before it are there. This costs nothing on resume, because a run makes an unfinished chunk anew anyway.
-    A chunk is the run's ``batch_size``: take several times ``concurrency``, so that the server is kept busy.
+    Prompts are sent as rendered here, so every arm sees the same bytes, and the server's chat template and reasoning parser
+    are not used. Decoding follows ``SamplingConfig`` alone: servers take what a request omits from the model's
+    generation_config, so every setting is sent. Samples come in a fixed order (longest prompt first, as the Sampler
+    protocol wants it), each as soon as it and those before it are there. This costs nothing on resume, because a run makes
+    an unfinished chunk anew anyway. A chunk is the run's ``batch_size``: take several times ``concurrency``, so that the
+    server is kept busy.
 
     base_url: up to and with ``/v1``.
     model: the name that the server serves the model under.

@@ -26,8 +26,9 @@ from reasoning_evals.prompts import RenderedPrompt, render_prompt, tag_ids
 class InProcessSampler:
     """Samples from a decoder in this process.
 
-    Decoding follows ``SamplingConfig`` alone: only the stop ids of the model's generation_config are used. Every forward has a
-    2-D attention mask, and rows leave the batch through ``cache.batch_select_indices``, so code that tracks the rows of a cache (a steering plan with a scope) stays correct.
+    Decoding follows ``SamplingConfig`` alone: only the stop ids of the model's generation_config are used. Every forward
+    has a 2-D attention mask, and rows leave the batch through ``cache.batch_select_indices``, so code that tracks the rows
+    of a cache (a steering plan with a scope) stays correct.
 
     batch_size: rows decoded together; None uses the config's.
     processors: stateless LogitsProcessors of transformers, applied before temperature.
@@ -199,10 +200,11 @@ class _Batch:
     def _drop(self, done: Sequence[int]) -> None:
         """Remove the finished rows; rows from the end fill the gaps.
 
-        Why not simply keep ``tensor[rows_left]``: the token and mask tensors are large, and that would copy all rows at every
-        finished sample. Here only as many rows are copied as have finished. The cache has no such operation and is gathered as a
-        whole. Row order carries no meaning: each row has its own random stream, which moves with it. Example: 6 rows,
-        ``done`` = [1, 4]. 4 rows are left, so rows 4 and 5 must go; 4 has finished, 5 moves to place 1: ``keep`` = [0, 5, 2, 3].
+        Why not simply keep ``tensor[rows_left]``: the token and mask tensors are large, and that would copy all rows at
+        every finished sample. Here only as many rows are copied as have finished. The cache has no such operation and is
+        gathered as a whole. Row order carries no meaning: each row has its own random stream, which moves with it. Example:
+        6 rows, ``done`` = [1, 4]. 4 rows are left, so rows 4 and 5 must go; 4 has finished, 5 moves to place 1: ``keep`` =
+        [0, 5, 2, 3].
         """
         left = len(self._requests) - len(done)
         if not done or not left:

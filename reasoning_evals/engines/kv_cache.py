@@ -172,8 +172,8 @@ def _is_block_fp8(projection: Any) -> bool:
 
 
 def _expanded(module: Any, dtype: torch.dtype) -> Tensor:
-    """The weight of ``kv_b_proj``. An FP8 weight is expanded to ``dtype`` once and kept: doing so at every step would cost more than
-    the attention. For DeepSeek-R1 the copies take 2 GiB in total."""
+    """The weight of ``kv_b_proj``. An FP8 weight is expanded to ``dtype`` once and kept: doing so at every step would cost
+    more than the attention. For DeepSeek-R1 the copies take 2 GiB in total."""
     projection = module.kv_b_proj
     if not _is_block_fp8(projection):
         return projection.weight

@@ -157,10 +157,11 @@ def take_most_likely(logits_BV: Tensor) -> Tensor:
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int) -> Tensor:
-    """Ids [B] by inverse transform: the first token, in order of ids, where the cumulated probability exceeds the uniform number.
+    """Ids [B] by inverse transform: the first token, in order of ids, where the cumulated probability exceeds the uniform
+    number.
 
-    In order of ids, not of probability: a change in the last bits of the logits then moves each border just as little, while sorting
-    by probability could swap two tokens.
+    In order of ids, not of probability: a change in the last bits of the logits then moves each border just as little,
+    while sorting by probability could swap two tokens.
     """
     ids_BC, probabilities_BC = nucleus(logits_BV, temperature, top_p, top_k)
     cumulated_BC = probabilities_BC.double().cumsum(-1)
@@ -170,10 +171,12 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float,
 
 
 def nucleus(logits_BV: Tensor, temperature: float, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
-    """The tokens that remain after temperature, top-k and top-p: candidate ids [B, C] in ascending order and their probabilities [B, C] (float32, not normalised, 0 for a candidate that is cut).
+    """The tokens that remain after temperature, top-k and top-p: candidate ids [B, C] in ascending order and their
+    probabilities [B, C] (float32, not normalised, 0 for a candidate that is cut).
 
     The same sets as transformers' TemperatureLogitsWarper, TopKLogitsWarper and TopPLogitsWarper, without sorting the
-    vocabulary: only as many of the most likely tokens are examined as top-p needs. Among equal logits at the top-k border exactly k remain.
+    vocabulary: only as many of the most likely tokens are examined as top-p needs. Among equal logits at the top-k border
+    exactly k remain.
     """
     scores_BV = logits_BV.float() / temperature
     vocabulary = scores_BV.shape[-1]

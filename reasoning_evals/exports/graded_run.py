@@ -135,7 +135,8 @@ def open_graded_run(folder: Path | str, private: bool = False) -> GradedRun:
 
 
 def _closed_task(task: str, problems: tuple[Problem, ...]) -> str | None:
-    """The data set of a run whose authors ask not to publish it; recognised by the problem ids too, since a run may have its own task name."""
+    """The data set of a run whose authors ask not to publish it; recognised by the problem ids too, since a run may have
+    its own task name."""
     for name, spec in SPECS.items():
         mine = task == name or any(problem.problem_id.startswith(f"{spec.family}-") for problem in problems)
         if mine and not spec.publish_items:

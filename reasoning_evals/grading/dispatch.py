@@ -92,7 +92,8 @@ def grade_answer(
     pool: WorkerPool | None = None,
     in_process: bool = False,
 ) -> Verdict:
-    """The verdict on a final answer that was already extracted. ``in_process``: start no worker, for quick checks of many answers."""
+    """The verdict on a final answer that was already extracted. ``in_process``: start no worker, for quick checks of many
+    answers."""
     try:
         if problem.answer_type == "expression":
             return grade_expression(problem, answer, timeout, pool, in_process)

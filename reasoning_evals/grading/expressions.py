@@ -1,8 +1,8 @@
 r"""Grades expressions (equal as formulas, in whatever form) and quantities (a number with a unit).
 
-Expressions: first our own grammar, exact and quick, in this process: numbers, algebra, elementary functions, tuples, sets, intervals, matrices,
-equations, inequalities. Only what it cannot read, and sympy may (integrals, sums, derivatives, set operations), goes to a
-worker process that can be killed.
+Expressions: first our own grammar, exact and quick, in this process: numbers, algebra, elementary functions, tuples, sets,
+intervals, matrices, equations, inequalities. Only what it cannot read, and sympy may (integrals, sums, derivatives, set
+operations), goes to a worker process that can be killed.
 
 Quantities: compared after conversion to the target's unit, within a relative tolerance.
 """
@@ -36,9 +36,9 @@ _UNIT_TEXT = re.compile(r"\d[\s}]*(?:\\text\s*\{|\\mu\s*\\text|\^\\circ)|\d\s+[a
 def grade_quantity(problem: Problem, answer: str) -> Verdict:
     """Correct when the amounts agree in one unit.
 
-    The target's unit is in the target or in ``problem.unit``. An answer without a unit is taken to be in that unit, and the reason
-    says so. Another dimension or an unknown unit is wrong, and the reason begins with "unit". Hertz count cycles and never match
-    radians per second.
+    The target's unit is in the target or in ``problem.unit``. An answer without a unit is taken to be in that unit, and the
+    reason says so. Another dimension or an unknown unit is wrong, and the reason begins with "unit". Hertz count cycles and
+    never match radians per second.
     """
     try:
         target = read_amount(problem.target)

@@ -1,12 +1,13 @@
 r"""Reads a formula, LaTeX or plain, into a tree. Linear in the text, no evaluation, no names looked up in Python.
 
-Grammar: sums of products of powers; ``\frac``, ``\sqrt[n]{}``, ``\binom``, ``|x|``, factorials, elementary functions with or
-without brackets, Greek and subscripted symbols, implicit products (``2\pi r``), mixed fractions (``2\frac{3}{4}``), numerals such as
-``1,234.5``, ``1.6e-19``, ``0.\overline{3}``. ``records`` describes the tree.
+Grammar: sums of products of powers; ``\frac``, ``\sqrt[n]{}``, ``\binom``, ``|x|``, factorials, elementary functions with
+or without brackets, Greek and subscripted symbols, implicit products (``2\pi r``), mixed fractions (``2\frac{3}{4}``),
+numerals such as ``1,234.5``, ``1.6e-19``, ``0.\overline{3}``. ``records`` describes the tree.
 
-The grammar is written by hand rather than with a LaTeX library because answers are untrusted: it is bounded in length, depth and
-number size, never evaluates Python, and refuses what it does not know instead of guessing. An implicit product binds tighter than a
-slash in handwriting but not in calculators, so ``1/2x`` keeps both readings (``Reading.slash``) and ``identity`` accepts either.
+The grammar is written by hand rather than with a LaTeX library because answers are untrusted: it is bounded in length,
+depth and number size, never evaluates Python, and refuses what it does not know instead of guessing. An implicit product
+binds tighter than a slash in handwriting but not in calculators, so ``1/2x`` keeps both readings (``Reading.slash``) and
+``identity`` accepts either.
 """
 
 from __future__ import annotations

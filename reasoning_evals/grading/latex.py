@@ -1,6 +1,7 @@
 r"""One normal form for the many ways to write a formula: unicode, LaTeX spacing, delimiters, styles and wrappers.
 
-``clean`` changes how a formula is written, never what it means: no unit, sign, case or symbol is dropped. Symbols that differ only in style (``\mathbf{E}``, ``\vec{E}``, ``E``; ``\epsilon``, ``\varepsilon``) become one.
+``clean`` changes how a formula is written, never what it means: no unit, sign, case or symbol is dropped. Symbols that
+differ only in style (``\mathbf{E}``, ``\vec{E}``, ``E``; ``\epsilon``, ``\varepsilon``) become one.
 
 The commands and functions of the formula grammar: \frac, \sqrt, \sin, \log_2, \hat and their kin.
 """

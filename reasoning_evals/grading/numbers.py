@@ -1,7 +1,7 @@
 """Grades integers and numbers: reads one number from an answer and compares it within a relative tolerance.
 
-Integers are compared as integers: 025 is 25, 25.0 is 25, 24.9999 is not. A number is read with the text that follows it (a unit,
-words), so that graders of quantities can use the same reader.
+Integers are compared as integers: 025 is 25, 25.0 is 25, 24.9999 is not. A number is read with the text that follows it (a
+unit, words), so that graders of quantities can use the same reader.
 """
 
 from __future__ import annotations

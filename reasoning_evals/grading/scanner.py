@@ -180,8 +180,8 @@ class Scanner:
         return False
 
     def plain_word(self) -> str | None:
-        """A function or constant written as a plain word (sin, pi). In a pure number only if its argument follows: the unit in "5 sec"
-        is not a secant."""
+        """A function or constant written as a plain word (sin, pi). In a pure number only if its argument follows: the unit
+        in "5 sec" is not a secant."""
         match = _LETTERS.match(self.text, self.position)
         word = match.group() if match else ""
         if len(word) < 2:

@@ -1,9 +1,9 @@
 r"""The structure of an answer around its formulas: a value, a set, a tuple or interval, a matrix, a relation, plain words.
 
-``parse_answer`` splits a cleaned text until every part is a single formula; ``same_answer`` compares two such trees part by part.
-The order of the splits is what makes the notation unambiguous: "and" and "or" become commas; commas outside brackets make a set
-(conditions are dropped first); then union signs; then relation signs; then the outer brackets; what is left is one formula. Each
-part is split again in the same way. Worked examples:
+``parse_answer`` splits a cleaned text until every part is a single formula; ``same_answer`` compares two such trees part by
+part. The order of the splits is what makes the notation unambiguous: "and" and "or" become commas; commas outside brackets
+make a set (conditions are dropped first); then union signs; then relation signs; then the outer brackets; what is left is
+one formula. Each part is split again in the same way. Worked examples:
 
     x = 3 or x = 5          set of the values 3 and 5, both named x; equals {5, 3}, because order does not count in a set
     (1, 2]                  sequence with the brackets "(]"; equals 1 < x <= 2, which ``_interval`` turns into the same sequence
@@ -262,8 +262,8 @@ def _interval(relation: Answer) -> Answer | None:
 
 
 def _same_set(targets: list[Answer], answers: list[Answer]) -> bool:
-    """Each target has its own answer, in any order. Equality of formulas is transitive, so the first match is always right (unlike
-    numbers within a tolerance, see ``lists``)."""
+    """Each target has its own answer, in any order. Equality of formulas is transitive, so the first match is always right
+    (unlike numbers within a tolerance, see ``lists``)."""
     left = list(answers)
     for target in targets:
         match = next((index for index, answer in enumerate(left) if same_answer(target, answer)), None)

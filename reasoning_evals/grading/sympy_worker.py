@@ -1,8 +1,8 @@
 r"""The worker process that compares what our own grammar does not read: integrals, sums, derivatives, set operations.
 
-It parses with math-verify's LaTeX parser and compares with sympy and math-verify. Both may run for hours or never end, and their own time limits need an alarm in the main thread; so they run here without a
-limit, and the parent kills this process when the time is up.
-Protocol: one JSON object a line on standard input, one on standard output.
+It parses with math-verify's LaTeX parser and compares with sympy and math-verify. Both may run for hours or never end, and
+their own time limits need an alarm in the main thread; so they run here without a limit, and the parent kills this process
+when the time is up. Protocol: one JSON object a line on standard input, one on standard output.
 """
 
 from __future__ import annotations

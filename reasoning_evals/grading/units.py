@@ -1,7 +1,7 @@
 r"""Reads units as written (``m/s^2``, ``J mol^-1 K^-1``, ``\mathrm{kg\cdot m^2}``, ``10^6 m``) into a factor and dimensions.
 
-The grammar is our own: bounded, and linear in the text. Only single names (``mol``, ``secs``, ``M_odot``) are looked up with pint,
-once each.
+The grammar is our own: bounded, and linear in the text. Only single names (``mol``, ``secs``, ``M_odot``) are looked up
+with pint, once each.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def _from_pint(spelling: str) -> Unit | None:
 def parse_unit(text: str) -> tuple[Unit, ...]:
     """The possible meanings of a unit, best first; empty when it is unknown.
 
-    ``J/kg K`` has two: J/(kg K), which people mean, and (J/kg) K, which the rules of arithmetic say. An empty text is dimensionless. A
-    number before the unit (``10^6 m``) belongs to the factor.
+    ``J/kg K`` has two: J/(kg K), which people mean, and (J/kg) K, which the rules of arithmetic say. An empty text is
+    dimensionless. A number before the unit (``10^6 m``) belongs to the factor.
     """
     text = clean(text)
     factor = 1.0

@@ -120,8 +120,8 @@ def build_report(
     """Collect a report from a graded run folder.
 
     ``comparison`` (default: all arms of the folder), ``audit`` (default: the folder's own), ``figures`` (title -> SVG) and
-    ``facts`` (lines for the head) come from the caller. ``max_examples``: limit of the gained and of the lost problems that are shown. Texts beyond 20,000 characters are cut, with a
-    note. ValueError when the folder is not graded.
+    ``facts`` (lines for the head) come from the caller. ``max_examples``: limit of the gained and of the lost problems that
+    are shown. Texts beyond 20,000 characters are cut, with a note. ValueError when the folder is not graded.
     """
     folder = Path(run_dir)
     run = read_run(folder)

@@ -32,7 +32,8 @@ def style(salt: str, **more: Any) -> Any:
 
 
 def whiskers(values: Iterable[tuple[float, float, float]], factor: float) -> list[list[float]]:
-    """Lower and upper lengths for (mean, low, high) times a factor; clipped at 0, because an interval that was cut at 0 or 1 may end on the wrong side of the mean by rounding."""
+    """Lower and upper lengths for (mean, low, high) times a factor; clipped at 0, because an interval that was cut at 0 or
+    1 may end on the wrong side of the mean by rounding."""
     values = list(values)
     low = [max(0.0, factor * (mean - low)) for mean, low, _ in values]
     high = [max(0.0, factor * (high - mean)) for mean, _, high in values]

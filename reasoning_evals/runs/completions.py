@@ -109,9 +109,9 @@ def complete_lines(path: Path) -> Iterator[bytes]:
 
 
 class JsonLinesWriter:
-    """Appends lines to a file. Each line is handed to the operating system before ``append`` returns, so a killed process loses none.
-    They are forced onto the disk at most once a second and on closing (that takes milliseconds, longer than a short sample): only
-    a power failure can lose the last second, and those samples are made again.
+    """Appends lines to a file. Each line is handed to the operating system before ``append`` returns, so a killed process
+    loses none. They are forced onto the disk at most once a second and on closing (that takes milliseconds, longer than a
+    short sample): only a power failure can lose the last second, and those samples are made again.
 
     A torn last line of a killed process is cut off first, so that the next line does not continue it. ValueError
     when another process is writing to the file.

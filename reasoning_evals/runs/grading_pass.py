@@ -85,9 +85,9 @@ def grade_run(
 ) -> list[GradeRow]:
     """Judge every sample of a run folder and write grades.jsonl.
 
-    Rows are ordered by arm, problem and sample, in the order of the run. ``problems``
-    (default: the folder's own) must be those of the run; their targets may have been corrected. ``grade(problem, text, opened)``
-    is the grader (default: ``reasoning_evals.grade``). ValueError with their number when samples are missing.
+    Rows are ordered by arm, problem and sample, in the order of the run. ``problems`` (default: the folder's own) must be
+    those of the run; their targets may have been corrected. ``grade(problem, text, opened)`` is the grader (default:
+    ``reasoning_evals.grade``). ValueError with their number when samples are missing.
     """
     folder = Path(out_dir)
     config = read_run(folder)["config"]

@@ -14,8 +14,8 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """Counts samples stored and tokens made.
 
-    shown: None draws on a terminal only; True and False force it. Ranks other than 0 never draw. what: the work in one word; for work
-    other than sampling no tokens are counted, and the bar disappears at the end.
+    shown: None draws on a terminal only; True and False force it. Ranks other than 0 never draw. what: the work in one
+    word; for work other than sampling no tokens are counted, and the bar disappears at the end.
     """
 
     def __init__(

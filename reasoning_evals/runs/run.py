@@ -4,17 +4,22 @@ What happens, from top to bottom (``run_arms``, then ``grade_run``):
 
 1. Prompts. Each arm renders each problem to token ids. Prompts, sampling settings, seed and each arm's details (its steering
    plan, say) are hashed into the arm's config_hash.
-2. run.json is written by the first rank that arrives and problems.jsonl by rank 0, before anything is sampled. If run.json is already
+2. run.json is written by the first rank that arrives and problems.jsonl by rank 0, before anything is sampled. If run.json
+is already
    there, its config must be the same: a folder never mixes two runs.
 3. Chunks. The problems are sorted by prompt length, longest first (so that memory runs out at the start or never), with the k
-   samples of a problem next to each other, and cut every batch_size samples. Such a piece is a chunk. Chunks depend on problems,
+   samples of a problem next to each other, and cut every batch_size samples. Such a piece is a chunk. Chunks depend on
+   problems,
    prompts, k and batch_size only, not on the ranks or on what is already done: so a sample always meets the same neighbours in
-   its batch, and rounding is the same. Rank r of W takes the chunks r, r + W, r + 2W, ... of every arm, and goes through the arms
+   its batch, and rounding is the same. Rank r of W takes the chunks r, r + W, r + 2W, ... of every arm, and goes through
+   the arms
    chunk by chunk, so that a run that is stopped early has the same problems in all arms.
-4. Seeds. The seed of a sample is a hash of (run seed, task, problem id, sample number). The arm is not part of it: sample j of a
+4. Seeds. The seed of a sample is a hash of (run seed, task, problem id, sample number). The arm is not part of it: sample j
+of a
    problem draws the same random numbers in every arm, which makes the paired comparison sharper.
 5. Sampling. The arm's context (``steer`` with its plan) is entered around each chunk. Each finished sample is appended to this
-   rank's generations file, one JSON line. At the end of a chunk the context's audit rows (tokens steered per expert) are appended
+   rank's generations file, one JSON line. At the end of a chunk the context's audit rows (tokens steered per expert) are
+   appended
    to the audit file, and only then the chunk's last sample: a complete chunk therefore always has its audit.
 6. Resuming. A chunk with all samples on disk is skipped. One with a missing sample is sampled again as a whole, because its
    batch must have the same rows as before, but only the missing samples are stored. A torn last line is cut off first.
@@ -230,8 +235,8 @@ def _run_chunk(
     check_repeats: bool,
     bar: Progress,
 ) -> None:
-    """Sample a chunk and store its missing completions. The last one is stored after the audit: a chunk with all its samples on disk
-    then always has its audit too."""
+    """Sample a chunk and store its missing completions. The last one is stored after the audit: a chunk with all its
+    samples on disk then always has its audit too."""
     requests = {request.key: request for request in chunk.requests}
     waiting: Completion | None = None
     with one.arm.context() as audit:

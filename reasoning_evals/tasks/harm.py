@@ -55,7 +55,8 @@ REAL_TOXICITY = (
 
 
 def safeedit_problem(row: Row, prompt: str) -> Problem:
-    """One attack: a template around a harmful question. Attacks on the same question are not independent: they share a cluster."""
+    """One attack: a template around a harmful question. Attacks on the same question are not independent: they share a
+    cluster."""
     attack = row["adversarial prompt"]
     if not isinstance(attack, str) or not attack.strip():
         raise ValueError("the adversarial prompt is empty: take SafeEdit_test.json, which has one in every row")

@@ -45,7 +45,8 @@ GYM_TYPES: dict[str, tuple[str, float | None]] = {
     "simple_geometry": ("number", 0.0),
     "simple_integration": ("expression", None),
 }
-"""The sets of reasoning-gym that our graders can judge, with answer type and tolerance. Its own scorers accept wrong answers (coin_flip accepts "0" in most problems), so they are not used."""
+"""The sets of reasoning-gym that our graders can judge, with answer type and tolerance. Its own scorers accept wrong
+answers (coin_flip accepts "0" in most problems), so they are not used."""
 
 
 def load_task(

@@ -41,9 +41,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def find_files(data_dir: Path, family: str, split: str, config: str | None, name: str | None = None) -> list[Path]:
     """The data files of a task under a file or folder that the user named.
 
-    Inside a folder, a subfolder with the data set's name is used; files named after the split, then after the configuration, are
-    preferred. ``name``: the published file name, for data sets with similar files. ValueError if no file, or no unique choice, is
-    found.
+    Inside a folder, a subfolder with the data set's name is used; files named after the split, then after the
+    configuration, are preferred. ``name``: the published file name, for data sets with similar files. ValueError if no
+    file, or no unique choice, is found.
     """
     if data_dir.is_file():
         return [data_dir]

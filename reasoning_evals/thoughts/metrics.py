@@ -1,8 +1,9 @@
 """Over- and underthinking by rule: when a thought first states the right answer, and what happens afterwards.
 
-Definitions follow arXiv 2412.21187 (outcome and process efficiency) and 2501.18585 (underthinking), with rules instead of their judge models: attempts are segments between marker words, and an attempt's answers are the boxes, "answer is X", clause-final
-"= N" and option letters in it. They compare arms; they do not reproduce the papers' numbers, and they mean something only for
-short answers, which a thought may also hit by chance: see ``chance.py``.
+Definitions follow arXiv 2412.21187 (outcome and process efficiency) and 2501.18585 (underthinking), with rules instead of
+their judge models: attempts are segments between marker words, and an attempt's answers are the boxes, "answer is X",
+clause-final "= N" and option letters in it. They compare arms; they do not reproduce the papers' numbers, and they mean
+something only for short answers, which a thought may also hit by chance: see ``chance.py``.
 
 Judging what thoughts state: many answers to few problems, most of them said before, none of them worth minutes.
 """
@@ -114,8 +115,9 @@ def trace_thought(
 ) -> ThoughtTrace:
     """Cut a thought into attempts and judge what each of them states.
 
-    ``correct`` is the verdict on the whole response. ``count_tokens`` counts with the model's own tokenizer. ``judge`` (default:
-    the grader of the problem's answer type, without worker processes) and ``cluster`` (default: by stated answer) may be models.
+    ``correct`` is the verdict on the whole response. ``count_tokens`` counts with the model's own tokenizer. ``judge``
+    (default: the grader of the problem's answer type, without worker processes) and ``cluster`` (default: by stated answer)
+    may be models.
     """
     judge = judge or judge_by_rule
     segments = segment_thought(thought, markers)
@@ -227,8 +229,8 @@ class AttemptJudge:
         return self._known[key]
 
     def reads_target(self, problem: Problem) -> bool:
-        """Whether a grader can read the problem's target (some are not formulas). Tested with another answer, because an answer with the
-        same text as the target is accepted without reading it."""
+        """Whether a grader can read the problem's target (some are not formulas). Tested with another answer, because an
+        answer with the same text as the target is accepted without reading it."""
         return self._outcome(problem, "0") != "grader_error"
 
     def _outcome(self, problem: Problem, answer: str) -> str:

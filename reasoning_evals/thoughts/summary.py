@@ -74,8 +74,8 @@ class ThinkingSummary:
 def summarise_thinking(samples: Sequence[TracedSample], baseline: str | None = None) -> ThinkingSummary:
     """Every measure of every arm, and every arm against ``baseline`` (default: the first arm).
 
-    Means are over samples, as in the papers; intervals cluster them by problem. ValueError for an unknown arm, when the arms have
-    different problems or numbers of samples, or with fewer than two problems.
+    Means are over samples, as in the papers; intervals cluster them by problem. ValueError for an unknown arm, when the
+    arms have different problems or numbers of samples, or with fewer than two problems.
     """
     reference = baseline or (samples[0].row.arm if samples else "baseline")
     compared = compare_arms([sample.row for sample in samples], baseline=reference, pairs=[])

@@ -69,8 +69,8 @@ def _interval(name: str, value: ThinkingValue | None) -> str:
 
 
 def _change(name: str, change: ThinkingChange | None) -> str:
-    """A change with half the width of its interval, or with both ends if it is not symmetric; without interval where all problems
-    changed alike."""
+    """A change with half the width of its interval, or with both ends if it is not symmetric; without interval where all
+    problems changed alike."""
     if change is None:
         return "–"
     mean = _signed(name, change.mean)
@@ -95,7 +95,8 @@ def _number(name: str, value: float) -> str:
 
 
 def thinking_notes(samples: Sequence[TracedSample], summary: ThinkingSummary, num_timeouts: int = 0) -> list[str]:
-    """Notes for a careful reader; empty if there is no problem. ``num_timeouts``: time-outs of the judge that traced the samples."""
+    """Notes for a careful reader; empty if there is no problem. ``num_timeouts``: time-outs of the judge that traced the
+    samples."""
     return [
         *_alone(summary),
         *_thoughtless(summary),

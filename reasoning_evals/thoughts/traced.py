@@ -63,7 +63,8 @@ class TracedSample:
 
 
 def graded_rows(folder: Path | str) -> list[GradeRow]:
-    """Grade a run again. Where problems ask for labels, the stored verdicts of its classifier are read: no grader can judge labels."""
+    """Grade a run again. Where problems ask for labels, the stored verdicts of its classifier are read: no grader can judge
+    labels."""
     problems = read_problems(Path(folder) / PROBLEMS_FILE)
     if any(problem.answer_type == LABEL for problem in problems):
         return read_grades(folder)
