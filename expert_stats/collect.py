@@ -38,7 +38,7 @@ def collect_counts(
     from. ``allow_empty``: without traces return zero counts (for a process without a share) instead of an error.
 
     Only the decoder runs, not the language-model head; counting happens on the device. The result does not depend on the
-    order of the traces. ValueError, before anything runs, for a dense model, no traces, a trace_id that stands twice, a
+    order of the traces. ValueError, before anything runs, for a dense model, no traces, a trace_id that occurs twice, a
     token id outside the vocabulary, or a trace longer than the model's context.
     """
     shape = model_shape(model)

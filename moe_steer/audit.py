@@ -54,7 +54,7 @@ class Audit:
     def count_experts(
         self, layer: int, num_experts: int, ids_TK: Tensor, in_scope_TK: Tensor | None, added_TK: Tensor
     ) -> None:
-        """Note one forward of one layer: ids in 0..num_experts (the last stands for "not here"); no mask means every token.
+        """Record one forward of one layer: ids in 0..num_experts (the last means "not on this rank"); no mask means every token.
 
         The caller must not change the tensors later: they are summed many forwards at a time, because a sum after every
         decode step would cost too much.

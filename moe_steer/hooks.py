@@ -21,7 +21,7 @@ def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
     """Call a function with the routing of each given layer, once per forward, and replace the weights by its result.
 
     The weights are final: after top-k, normalisation and scaling. Every id is the router's, so under expert parallelism
-    ids >= num_experts may stand for "not here".
+    ids >= num_experts may mean "not on this rank".
     """
     with ExitStack() as stack:
         for layer, function in functions.items():

@@ -186,7 +186,7 @@ def _layer(index: int, name: str, block: nn.Module, experts: nn.Module, model: n
         getattr(config, "ffn_config", None), _NUM_EXPERTS_KEYS, 0
     )
     num_experts = num_experts or _first(experts, ("num_experts",), 0)
-    num_experts += getattr(config, "zero_expert_num", None) or 0  # LongCat's identity experts have ids of their own
+    num_experts += getattr(config, "zero_expert_num", None) or 0  # LongCat's identity experts have their own ids
     top_k = _first(router, ("top_k",), 0) or _first(block, ("top_k",), 0) or _first(config, _TOP_K_KEYS, 0)
     if not num_experts or not top_k:
         raise ValueError(

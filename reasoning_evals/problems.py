@@ -142,7 +142,7 @@ def _decoded(file: IO[Any], path: str | os.PathLike[str]) -> Iterator[str]:
 
 def not_utf8(path: str | os.PathLike[str], error: UnicodeDecodeError) -> str:
     """The error message for a text file in another encoding."""
-    return f"{os.fspath(path)} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"
+    return f"{os.fspath(path)} is not UTF-8 text ({error.reason} at byte {error.start}): save it in UTF-8"
 
 
 def _target_text(target: object, problem_id: str) -> str:

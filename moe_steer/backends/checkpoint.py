@@ -120,7 +120,7 @@ def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> No
             for tensor, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
                 promised.setdefault(name, set()).add(tensor)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index} is no index of weight files: fetch it again") from error
+            raise ValueError(f"{index} is not an index of weight files: fetch it again") from error
     else:
         promised = {path.name: set() for path in Path(folder).glob("*.safetensors")}
     for name, tensors in sorted(promised.items()):

@@ -96,7 +96,7 @@ def lockstep(model: Any) -> Iterator[None]:
         return
     inner = unwrap(model)
     body = decoder(inner)
-    # NCCL needs GPU tensors; the device of the model's tensors is no guide, since they may be offloaded.
+    # NCCL needs GPU tensors; the model's tensors do not tell the device, since they may be offloaded.
     on_gpu = torch.cuda.is_available()
     state = _State(torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"))
     setattr(model, _FLAG, True)

@@ -23,7 +23,7 @@ from moe_steer.backends import async_io
 SMALLEST = 2**20
 """Bytes; ``deepspeed.runtime.swap_tensor.utils.MIN_AIO_BYTES``: a smaller part of a parameter stays in memory."""
 BUFFERS = 5
-"""Parts of parameters that are read from NVMe at once: more than any module has parameters of its own."""
+"""Parts of parameters that are read from NVMe at once: more than the direct parameters of any module."""
 
 
 def in_cpu_memory() -> dict[str, Any]:

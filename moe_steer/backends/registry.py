@@ -39,7 +39,7 @@ def loader(backend: str) -> Loader:
 
 
 def load_plain(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
-    """The whole model in this process; every rank takes tokens of its own and waits for no other."""
+    """The whole model in this process; every rank has its own tokens and waits for no other rank."""
     return request.model().to(request.device), layout
 
 

@@ -1,7 +1,7 @@
 """ZeRO-3: every parameter is sharded over the ranks and gathered when its layer computes.
 
 Exact (the same arithmetic as one process), and the only way to run a model larger than all GPUs together: shards may be
-stored in CPU memory or on NVMe. Every rank has tokens of its own, but all must run the same number of forwards.
+stored in CPU memory or on NVMe. Every rank has its own tokens, but all must run the same number of forwards.
 """
 
 from __future__ import annotations

@@ -55,9 +55,8 @@ def collect_contrast(
     ``notes``: goes into the header of every direction. ``progress(done, of)``: after every batch, in sequences. The result
     depends on the batches only by rounding.
 
-    Pairs of which one side is empty are left out, with a warning. ValueError, before anything runs, for no sequences, a
-    name that stands twice, tokens that do not fit the model, layers that do not exist, and an SAE that belongs
-    elsewhere; and for families whose layers do not return one residual stream (DeepSeek-V4's hyper-connections).
+    Pairs with an empty side are skipped with a warning. ValueError, before anything runs, for no sequences, a
+    name that occurs twice, tokens that do not fit the model, layers that do not exist, and an SAE of another place; and for families whose layers do not return one residual stream (DeepSeek-V4's hyper-connections).
     """
     saes = dict(saes or {})
     sequences = list(sequences)

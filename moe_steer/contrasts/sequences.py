@@ -64,7 +64,7 @@ def check_sequences(model: Any, sequences: Sequence[MarkedSequence]) -> None:
     seen: set[str] = set()
     for item in sequences:
         if item.name in seen:
-            raise ValueError(f"the sequence {item.name!r} stands twice: it would be counted twice")
+            raise ValueError(f"the sequence {item.name!r} occurs twice: it would be counted twice")
         seen.add(item.name)
         if not 0 <= min(item.token_ids) <= max(item.token_ids) < num_tokens:
             raise ValueError(

@@ -70,10 +70,10 @@ def read_rows(path: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
                 records = [_json(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path!r} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"
+            f"{path!r} is not UTF-8 text ({error.reason} at byte {error.start}): save it in UTF-8"
         ) from error
     except csv.Error as error:
-        raise ValueError(f"{path!r} is no CSV ({error}): give CSV or JSON lines") from error
+        raise ValueError(f"{path!r} is not CSV ({error}): give CSV or JSON lines") from error
     rows: list[tuple[str, ...]] = []
     for number, record in enumerate(records, 1):
         given = record if isinstance(record, Mapping) else {}

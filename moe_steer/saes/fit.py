@@ -81,7 +81,7 @@ def measure_fit(sae: SAE, batches: Iterable[Tensor]) -> SAEFit:
     variance = squares - float(sum_D.square().sum()) / num_tokens
     if not (variance > 0 and error < float("inf")):
         raise ValueError(
-            f"the fit over {num_tokens} tokens is no number (variance {variance}, error {error}): the activations do not vary or are not finite"
+            f"the fit over {num_tokens} tokens is not a number (variance {variance}, error {error}): the activations do not vary or are not finite"
         )
     return SAEFit(
         fraction_variance_unexplained=error / variance,

@@ -82,5 +82,5 @@ def _recognise(place: Path) -> str:
             return name
     content = ", ".join(sorted(item.name for item in place.iterdir())[:6]) if place.is_dir() else place.name
     raise ValueError(
-        f"{str(place)!r} is no SAE of a known format (found: {content or 'nothing'}): give the folder of one layer, or name the format: {', '.join(FORMATS)}"
+        f"{str(place)!r} is not an SAE of a known format (found: {content or 'nothing'}): give the folder of one layer, or name the format: {', '.join(FORMATS)}"
     )

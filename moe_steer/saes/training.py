@@ -1,6 +1,6 @@
 """``train_sae``: a BatchTopK SAE from batches of activations, resumable to the byte, returned as JumpReLU.
 
-Why not a library's trainer: sae-lens 6.54 runs beside transformers 5.22 and torch 2.13 only with transformer-lens 3 and
+Why not a library's trainer: sae-lens 6.54 works with transformers 5.22 and torch 2.13 only with transformer-lens 3 and
 some forty further packages (wandb, pandas, plotly, nltk ...), its training state is a pickle without the position in the
 data, and its BatchTopK step took 236 ms of one CPU thread where this one takes 41 (2048 tokens, D 128, F 2048, k 24).
 dictionary-learning 0.1 pins nnsight below 0.4 and cannot resume.
@@ -157,7 +157,7 @@ def _advance(state: TrainingState, batch_TD: Tensor, recipe: TrainRecipe) -> flo
 @contextmanager
 def _without_denormals() -> Iterator[None]:
     """Set tiny moments to 0: Adam's moments of inactive atoms would become denormal numbers, ten times slower on a CPU."""
-    were_flushed = bool(torch.tensor(1e-39) * 1 == 0)  # there is no way to ask
+    were_flushed = bool(torch.tensor(1e-39) * 1 == 0)  # torch has no getter for this setting
     torch.set_flush_denormal(True)
     try:
         yield

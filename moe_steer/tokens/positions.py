@@ -9,7 +9,7 @@ Definitions, one row at a time, padding never counted:
 - after:N    every generated token that has at least N generated tokens before it; after:0 is generated
 - thought    from ``<think>`` (itself included) to the token before ``</think>``; a ``<think>`` in the prompt opens it too
 - answer     from ``</think>`` (itself included) on: it is the token whose processing starts the answer
-- step_end   the tokens of a thought that end a step; which ones is said by classes (``step_end`` alone: sentence+line)
+- step_end   the tokens of a thought that end a step; chosen by classes (``step_end`` alone: sentence+line)
   - sentence   tokens whose text ends in . ! ? or their full-width forms; closing quotes and brackets, white space may follow
   - line       tokens whose text ends in a line break; blanks may follow
   - paragraph  tokens whose text ends in a blank line, and white space with a line break right after a token that ended a line

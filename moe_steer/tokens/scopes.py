@@ -5,7 +5,7 @@ A scope is written as a kind, for two kinds with a parameter after a colon:
 
 ``all | prompt | thought | answer | generated | step_end``, ``step_end:sentence``, ``step_end:line``,
 ``step_end:paragraph``, several classes joined by ``+`` (``step_end:sentence+paragraph``), and ``after:N``. ``step_end``
-alone is ``step_end:sentence+line``; what each one means is said in ``moe_steer.tokens.positions``.
+alone is ``step_end:sentence+line``; ``moe_steer.tokens.positions`` defines each of them.
 """
 
 from __future__ import annotations

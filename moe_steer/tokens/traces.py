@@ -22,7 +22,7 @@ class Trace:
     ``token_ids`` contains both; the first ``prompt_length`` are the prompt. ``thought_start`` is the first token after the
     opening tag (the tag may be in the prompt), ``thought_end`` the closing tag itself, so that the thought is
     ``token_ids[thought_start:thought_end]``; None without a thought, or when it was never closed. Samples of one problem
-    are named "problem#0", "problem#1", ...: what stands before the last "#" keeps them in one group when uncertainty is
+    are named "problem#0", "problem#1", ...: the part before the last "#" keeps them in one group when uncertainty is
     computed.
     """
 
@@ -96,7 +96,7 @@ def _index(ids: list[int], wanted: int, start: int) -> int | None:
 def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
     """Write traces as JSON lines; the file appears complete or not at all.
 
-    ValueError, and no file, for no traces at all or for a trace_id that stands twice.
+    ValueError, and no file, for no traces at all or for a trace_id that occurs twice.
     """
     traces = list(traces)
     check_traces(traces)
@@ -108,7 +108,7 @@ def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
 def read_traces(path: str | os.PathLike[str], *, strict: bool = False) -> list[Trace]:
     """Read JSON lines. An incomplete last line is skipped with a warning, or refused when ``strict``.
 
-    ValueError, with the line's number, for any other broken line, for a trace_id that stands twice, and for a file without
+    ValueError, with the line's number, for any other broken line, for a trace_id that occurs twice, and for a file without
     traces.
     """
     try:
@@ -141,13 +141,13 @@ def read_traces(path: str | os.PathLike[str], *, strict: bool = False) -> list[T
 
 
 def check_traces(traces: Sequence[Trace]) -> None:
-    """ValueError when there are no traces, or when a trace_id stands twice."""
+    """ValueError when there are no traces, or when a trace_id occurs twice."""
     if not traces:
         raise ValueError("there are no traces: generate some first")
     seen: set[str] = set()
     for trace in traces:
         if trace.trace_id in seen:
-            raise ValueError(f"trace_id {trace.trace_id!r} stands twice: its routing would be counted twice")
+            raise ValueError(f"trace_id {trace.trace_id!r} occurs twice: its routing would be counted twice")
         seen.add(trace.trace_id)
 
 

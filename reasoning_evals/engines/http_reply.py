@@ -120,7 +120,7 @@ def raise_status(status: int, phrase: str, said: str, retry_after: str = "") -> 
 def _ids(choice: Mapping[str, Any], name: str) -> list[int] | None:
     ids = choice.get(name)
     if ids is not None and not (isinstance(ids, list) and all(isinstance(token_id, int) for token_id in ids)):
-        raise EndpointError(f"its {name} are no list of integers: {short(json.dumps(ids))}")
+        raise EndpointError(f"its {name} are not a list of integers: {short(json.dumps(ids))}")
     return ids
 
 

@@ -80,7 +80,7 @@ class HttpSampler:
         try:
             httpx.URL(base_url)
         except httpx.InvalidURL as error:
-            raise ValueError(f"base_url {base_url!r} is no address ({error}): such as http://HOST:8000/v1") from error
+            raise ValueError(f"base_url {base_url!r} is not a URL ({error}): such as http://HOST:8000/v1") from error
         if concurrency < 1 or max_retries < 0 or not chunk_timeout > 0 or backoff < 0:
             raise ValueError(
                 "expected concurrency >= 1, max_retries >= 0, chunk_timeout > 0 and backoff >= 0, got "

@@ -63,7 +63,7 @@ def grade(
 ) -> Grade:
     """The verdict on one generated text.
 
-    ``opened``: the prompt ended inside ``<think>``. A thought that never closes is "truncated", whatever it contains;
+    ``opened``: the prompt ended inside ``<think>``. A thought that never closes is "truncated";
     otherwise the final answer is taken from the answer part alone. ``timeout`` limits a comparison that needs a worker
     process; ``pool``: the workers to use. No text makes this function raise.
     """

@@ -8,7 +8,7 @@ one formula. Each part is split again in the same way. Worked examples:
     x = 3 or x = 5          set of the values 3 and 5, both named x; equals {5, 3}, because order does not count in a set
     (1, 2]                  sequence with the brackets "(]"; equals 1 < x <= 2, which ``_interval`` turns into the same sequence
     x < 1 or x > 2          set of two relations; equals the union (-oo, 1) \cup (2, oo), relation by interval
-    phi = Q/r, r > R        the value Q/r with the name phi: a relation beside a value is a condition, and is dropped
+    phi = Q/r, r > R        the value Q/r with the name phi: an inequality next to a value is a condition and is dropped
     2x = 4                  a relation; equals x - 2 = 0, because the differences of the sides are proportional
 """
 

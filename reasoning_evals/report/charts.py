@@ -42,7 +42,7 @@ def accuracy_against_tokens(report: Report) -> str | None:
             line(cx, y(100 * arm.accuracy.low), cx, y(100 * arm.accuracy.high), f"whisker {colour}"),
             dot(cx, cy, 6, f"mark {colour}", tip),
         ]
-    # Labels last, beside their marks.
+    # Labels are drawn last, next to their marks.
     ordered = sorted(measured, key=lambda pair: -pair[0].accuracy.mean)
     names = [_short(arm.name, 24) for arm, _ in ordered]
     marks = [(x(tokens.mean), y(100 * arm.accuracy.mean)) for arm, tokens in ordered]

@@ -182,7 +182,7 @@ def _distinct(problems: list[Problem]) -> list[Problem]:
 def _corrected(name: str, problems: list[Problem], targets: Mapping[str, Any]) -> list[Problem]:
     strange = sorted(set(targets) - {problem.problem_id for problem in problems})
     if strange:
-        raise ValueError(f"task {name!r}: overrides names {', '.join(strange[:5])}, which is no problem of it")
+        raise ValueError(f"task {name!r}: overrides names {', '.join(strange[:5])}, which is not one of its problems")
     return [
         dataclasses.replace(problem, target=targets[problem.problem_id]) if problem.problem_id in targets else problem
         for problem in problems

@@ -264,7 +264,7 @@ def test_the_fit_is_measured_on_the_marked_tokens() -> None:
     ("sequences", "options", "message"),
     [
         ([], {}, "there are no sequences: make some with answer_pairs, thought_pairs, prompt_pairs or decision_sites"),
-        (answers(1) + answers(1), {}, "the sequence '0positive' stands twice"),
+        (answers(1) + answers(1), {}, "the sequence '0positive' occurs twice"),
         (
             [MarkedSequence("a", (1, VOCAB), (1,))],
             {},

@@ -214,7 +214,7 @@ def test_a_connection_that_is_refused_or_broken_is_asked_again(serve: Callable[[
             200,
             "application/json",
             b'{"choices": [{"text": "x", "token_ids": 5}]}',
-            "token_ids are no list of integers: 5",
+            "token_ids are not a list of integers: 5",
         ),
         (400, "application/json", b'{"error": {"message": "too long"}}', "answers 400 Bad Request: "),
         (401, "text/plain", b"", "give the right api_key"),
@@ -358,7 +358,7 @@ def test_a_run_over_http_is_graded_and_resumed(serve: Callable[[Say], Server], t
 def test_wrong_settings() -> None:
     with pytest.raises(ValueError, match="base_url must start with http"):
         HttpSampler("localhost:8000", "m")
-    with pytest.raises(ValueError, match=r"base_url 'http://x:y/v1' is no address"):
+    with pytest.raises(ValueError, match=r"base_url 'http://x:y/v1' is not a URL"):
         HttpSampler("http://x:y/v1", "m")
     with pytest.raises(ValueError, match="expected concurrency >= 1"):
         HttpSampler("http://x/v1", "m", concurrency=0)

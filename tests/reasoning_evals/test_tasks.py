@@ -269,7 +269,7 @@ def test_published_errors_can_be_corrected(tmp_path):
     path = write_rows(tmp_path / "test.jsonl", [ROWS["gsm8k"]])
     (problem,) = load_task("gsm8k", data_dir=path, overrides={"gsm8k-ba352e24c6": 19})
     assert problem.target == "19"
-    with pytest.raises(ValueError, match="task 'gsm8k': overrides names gsm8k-x, which is no problem of it"):
+    with pytest.raises(ValueError, match="task 'gsm8k': overrides names gsm8k-x, which is not one of its problems"):
         load_task("gsm8k", data_dir=path, overrides={"gsm8k-x": 19})
     own = tmp_path / "own.jsonl"
     write_problems(own, [problem])
