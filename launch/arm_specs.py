@@ -16,7 +16,7 @@ from launch import steps
 from launch.options import Options
 from moe_steer import SteeringPlan, steer
 from reasoning_evals.decoding import NOWAIT_WORDS, Ban, SwitchPenalty, Tags, ThinkingBudget
-from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines import InProcessSampler
 from reasoning_evals.prompts import (
     THINKING_PROMPT,
     RenderedPrompt,
@@ -24,7 +24,7 @@ from reasoning_evals.prompts import (
     prompt_inside_thought,
     tag_ids,
 )
-from reasoning_evals.runs.run import Arm
+from reasoning_evals.runs import Arm
 
 BASELINE = "baseline"
 RULES = {

@@ -83,10 +83,9 @@ class CollectOptions:
     local_rank: LocalRank = 0
 
     def __post_init__(self) -> None:
-        from expert_stats.counter import BASES
-        from expert_stats.npmi import MISSING_MARKER, ZERO_JOINT
+        from expert_stats import BASES, MISSING_MARKER, ZERO_JOINT
         from launch.wiring import parse_coefficients
-        from moe_steer.tokens.markers import POSITIONS, RICE_COEFFICIENTS
+        from moe_steer.tokens import POSITIONS, RICE_COEFFICIENTS
 
         check_counts(self, ("top", "part", "tokens_per_batch", "min_support"))
         allowed_values = (
@@ -108,7 +107,7 @@ class CollectOptions:
 
     def config(self, traces: Sequence[Trace]) -> dict[str, Any]:
         """What the counts depend on."""
-        from reasoning_evals.runs.run_folder import digest
+        from reasoning_evals.runs import digest
 
         content = digest([[trace.trace_id, trace.token_ids, trace.prompt_length] for trace in traces])
         return {
@@ -126,8 +125,8 @@ def run(options: CollectOptions, ranks: Ranks) -> None:
     from expert_stats import MarkerSet
     from launch.wiring import read_any_traces
     from moe_steer.layers import model_shape
-    from moe_steer.tokens.traces import check_traces
-    from reasoning_evals.runs.run_folder import open_run
+    from moe_steer.tokens import check_traces
+    from reasoning_evals.runs import open_run
 
     model, tokenizer = load_asked(options)
     if not model_shape(model).moe_layers:
@@ -149,8 +148,7 @@ def run(options: CollectOptions, ranks: Ranks) -> None:
 
 def _count(options: CollectOptions, ranks: Ranks, model: Any, markers: Any, traces: Sequence[Trace]) -> None:
     """counts.safetensors, by way of the counts of every part."""
-    from expert_stats import RoutingCounts
-    from expert_stats.counts import sum_counts
+    from expert_stats import RoutingCounts, sum_counts
     from launch.sharded import collect_over_ranks
 
     parts = Path(options.out, _PARTS)
@@ -203,7 +201,7 @@ def _publish(options: CollectOptions, folder: Path) -> str:
 
 
 def _draw(scores: ExpertScores, folder: Path) -> None:
-    from expert_stats.plots import heat_map, rank_stability
+    from expert_stats import heat_map, rank_stability
     from moe_steer.files import write_text
 
     write_text(folder / PICTURES[0], heat_map(scores))

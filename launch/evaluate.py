@@ -47,7 +47,7 @@ from launch.shared_options import (
 from launch.start import start
 from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.prompts import THINKING_PROMPT
-from reasoning_evals.runs.run_folder import RUN_FILE, read_run
+from reasoning_evals.runs import RUN_FILE, read_run
 from reasoning_evals.whole_files import write_whole
 
 LAB_PROBLEMS = 240

@@ -15,9 +15,8 @@ from launch.rounding import rounded
 from launch.steps import gain_name, num_correct
 from moe_steer import SteeringPlan
 from reasoning_evals import compare_arms
-from reasoning_evals.comparing.compare import Comparison, Tuning
-from reasoning_evals.runs.grading_pass import GradeRow
-from reasoning_evals.runs.run_folder import read_audit
+from reasoning_evals.comparing import Comparison, Tuning
+from reasoning_evals.runs import GradeRow, read_audit
 
 _BEST = 10
 NO_PLACEBO = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_steer.plan import SteeringPlan
-from reasoning_evals.runs.run_folder import read_audit, read_generations
+from reasoning_evals.runs import read_audit, read_generations
 
 
 def nothing_fired(plan: SteeringPlan, rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -27,8 +27,8 @@ from launch.shared_options import (
     refuse_idle_drawing,
 )
 from moe_steer.lab import EMBEDDED
-from moe_steer.tokens.scopes import parse_scope
-from reasoning_evals.engines.sampling import SamplingConfig
+from moe_steer.tokens import parse_scope
+from reasoning_evals.engines import SamplingConfig
 
 LAB_SIZES = {"identification": 240, "tuning": 120, "test": 240}
 QUICK_SIZES = {"identification": 72, "tuning": 24, "test": 48}

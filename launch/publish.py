@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from expert_stats.plots import DosePoint, dose_response, heat_map, rank_stability
+from expert_stats import DosePoint, dose_response, heat_map, rank_stability
 from launch.findings import Findings, sweep_points
 from moe_steer import ExpertGain, SteeringPlan
-from reasoning_evals.comparing.compare import Comparison
+from reasoning_evals.comparing import Comparison
 from reasoning_evals.report import build_report, write_pages
-from reasoning_evals.runs.run_folder import read_run
+from reasoning_evals.runs import read_run
 
 
 def publish(findings: Findings) -> str:

@@ -10,8 +10,7 @@ from launch.options import Options
 from launch.results_file import RESULTS_FILE, read_results
 from launch.stored_options import options_from, stored_config
 from moe_steer import SteeringPlan
-from reasoning_evals.runs.grading_pass import GradeRow, grade_run
-from reasoning_evals.runs.run_folder import read_run
+from reasoning_evals.runs import GradeRow, grade_run, read_run
 
 # An option that no other job has.
 _MAIN, _OVERTHINKING, _SAFETY = "gains", "decision_strengths", "attack_tokens"

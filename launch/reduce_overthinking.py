@@ -46,8 +46,7 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     from launch.sharded import record_start, refuse_different, unclaimed_when_refused
     from launch.steps import Bench
     from moe_steer.layers import model_shape
-    from reasoning_evals.runs.grading_pass import GradeRow
-    from reasoning_evals.runs.run_folder import open_run
+    from reasoning_evals.runs import GradeRow, open_run
 
     job = options.job()
     sets = problem_sets(job)
@@ -115,8 +114,7 @@ def read_sae(options: OverthinkingOptions, model: Any) -> SAE | None:
     """The SAE of --sae, or the dense lab model's own; ValueError when it does not fit the model."""
     from moe_steer.lab import LAB_SAE
     from moe_steer.layers import unwrap
-    from moe_steer.saes import check_fits, load_sae
-    from moe_steer.saes.reading import layers_among
+    from moe_steer.saes import check_fits, layers_among, load_sae
 
     wanted = SAE_METHODS.intersection(options.methods or METHODS)
     path = options.sae or (str(LAB_SAE) if options.model == "lab-dense" else None)

@@ -36,8 +36,8 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
     from launch.safety_experiment.tasks import judge, safety_tasks, sample
     from launch.sharded import unclaimed_when_refused
     from moe_steer.directions import Direction
-    from moe_steer.saes.fit import fit_lines
-    from reasoning_evals.runs.run_folder import open_run
+    from moe_steer.saes import fit_lines
+    from reasoning_evals.runs import open_run
 
     pairs = read_pairs(options.pairs, options.num_pairs)
     model, tokenizer = load_asked(options)
@@ -87,7 +87,7 @@ class _Judges:
     """The classifiers, loaded before the long work starts, so that a wrong name fails at once."""
 
     def __init__(self, options: SafetyOptions) -> None:
-        from reasoning_evals.safety.verdicts import load_classifier
+        from reasoning_evals.safety import load_classifier
 
         self._batch = options.classifier_batch
         self._by_task: dict[str, Any] = {}

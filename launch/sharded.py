@@ -12,12 +12,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from expert_stats import MarkerSet, RoutingCounts, Trace, reduce_counts
-from expert_stats.collect import batches, collect_counts
+from expert_stats import MarkerSet, RoutingCounts, Trace, batches, collect_counts, reduce_counts
 from launch.ranks import Ranks
-from moe_steer.backends.layout import layout_of, lockstep
+from moe_steer.backends import layout_of, lockstep
 from moe_steer.plan import SteeringPlan
-from reasoning_evals.runs.run_folder import RUN_FILE, read_run
+from reasoning_evals.runs import RUN_FILE, read_run
 from reasoning_evals.whole_files import write_whole
 
 _FOLDERS: list[

@@ -33,8 +33,7 @@ def run(options: Options, ranks: Ranks) -> None:
     from launch.publish import publish
     from launch.sharded import agree_on_plan, record_start
     from moe_steer.layers import model_shape
-    from reasoning_evals.runs.grading_pass import GradeRow
-    from reasoning_evals.runs.run_folder import open_run
+    from reasoning_evals.runs import GradeRow, open_run
 
     if options.dry_run:
         ranks.say(dry_run.report(options, ranks) if ranks.is_main else "")

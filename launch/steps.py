@@ -10,21 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expert_stats import ExpertScores, RoutingCounts, score_experts, select_experts
-from expert_stats.select import select_placebo
+from expert_stats import ExpertScores, RoutingCounts, score_experts, select_experts, select_placebo
 from launch.options import Options
 from launch.ranks import Ranks
 from launch.sharded import collect_over_ranks
 from launch.wiring import markers_for, parse_coefficients, traces_of
 from moe_steer import ExpertGain, SteeringPlan, steer
-from moe_steer.backends.layout import layout_of, lockstep
+from moe_steer.backends import layout_of, lockstep
 from moe_steer.presets import PAPER_GAIN, preset_plan
 from reasoning_evals import Problem, run_arms
-from reasoning_evals.engines.in_process import InProcessSampler
-from reasoning_evals.engines.sampling import SamplingConfig
-from reasoning_evals.runs.grading_pass import GradeRow, grade_run
-from reasoning_evals.runs.run import Arm
-from reasoning_evals.runs.run_folder import read_generations
+from reasoning_evals.engines import InProcessSampler, SamplingConfig
+from reasoning_evals.runs import Arm, GradeRow, grade_run, read_generations
 
 CALIBRATION = 64
 """Unsteered answers that firing rates are taken from when the plan is given."""

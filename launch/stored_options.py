@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reasoning_evals.runs.run_folder import read_run
+from reasoning_evals.runs import read_run
 
 OptionsT = TypeVar("OptionsT")
 

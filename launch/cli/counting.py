@@ -109,8 +109,7 @@ class Score:
         """Write the scores and print the best."""
         from pathlib import Path
 
-        from expert_stats import RoutingCounts, score_experts
-        from expert_stats.counts import sum_counts
+        from expert_stats import RoutingCounts, score_experts, sum_counts
         from launch.wiring import parse_coefficients
 
         contents = [Path(path).read_bytes() if Path(path).is_file() else path for path in self.counts]
@@ -131,7 +130,7 @@ class Score:
         stability = ", ".join(f"{key} {value:.2f}" for key, value in scores.stability.items())
         print(f"agreement of two halves of the traces: {stability}")
         if self.heatmap:
-            from expert_stats.plots import heat_map
+            from expert_stats import heat_map
 
             Path(self.heatmap).write_text(heat_map(scores), encoding="utf-8")
         print(f"wrote {self.out}; next: moe-steer plan --scores {self.out} --top 2 --gain 64 --out plan.json")

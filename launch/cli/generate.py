@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moe_steer.plan import SteeringPlan
-    from reasoning_evals.runs.run import Arm
+    from reasoning_evals.runs import Arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ class Generate:
         from launch.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
-        from reasoning_evals.engines.sampling import SamplingConfig
-        from reasoning_evals.runs.grading_pass import grade_run
+        from reasoning_evals.engines import SamplingConfig
+        from reasoning_evals.runs import grade_run
 
         refuse_several_ranks("moe-steer generate", "deepspeed launch/evaluate.py")
         self._check_options()
@@ -137,8 +137,8 @@ class Generate:
 
     def _model_arm(self, plan: SteeringPlan | None) -> Arm:
         from moe_steer import load_model, steer
-        from reasoning_evals.engines.in_process import InProcessSampler
-        from reasoning_evals.runs.run import Arm
+        from reasoning_evals.engines import InProcessSampler
+        from reasoning_evals.runs import Arm
 
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
         sampler = InProcessSampler(model, tokenizer)
@@ -156,9 +156,8 @@ class Generate:
         import os
 
         from moe_steer.loading import read_tokenizer
-        from reasoning_evals.engines.http_audit import HttpAudit
-        from reasoning_evals.engines.http_sampler import HttpSampler
-        from reasoning_evals.runs.run import Arm
+        from reasoning_evals.engines import HttpAudit, HttpSampler
+        from reasoning_evals.runs import Arm
 
         assert self.endpoint is not None
         key = None
@@ -178,8 +177,8 @@ class Generate:
         return Arm(self.arm or "baseline", sampler, context=lambda: HttpAudit(sampler), details={"plan": None})
 
     def _report_endpoint(self, arm: str) -> None:
-        from reasoning_evals.engines.http_audit import http_line
-        from reasoning_evals.runs.run_folder import read_audit
+        from reasoning_evals.engines import http_line
+        from reasoning_evals.runs import read_audit
 
         print(http_line(read_audit(self.out)[arm]))
 
@@ -187,7 +186,7 @@ class Generate:
         from launch.firing import nothing_fired
         from moe_steer.audit import row_lines
         from moe_steer.plan import SteeringPlan
-        from reasoning_evals.runs.run_folder import read_audit
+        from reasoning_evals.runs import read_audit
 
         assert isinstance(plan, SteeringPlan)
         rows = [row for arm in read_audit(self.out).values() for row in arm]

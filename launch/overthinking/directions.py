@@ -12,16 +12,20 @@ from expert_stats import Trace
 from launch.overthinking.options import PAIR_METHODS, OverthinkingOptions
 from launch.steps import Bench
 from launch.wiring import traces_of
-from moe_steer.backends.layout import lockstep
-from moe_steer.contrasts.collect import collect_contrast, contrast_fits, fit_notes
-from moe_steer.contrasts.sequences import MarkedSequence
-from moe_steer.contrasts.sites import concise_and_verbose, decision_sites, thought_pairs
+from moe_steer.backends import lockstep
+from moe_steer.contrasts import (
+    MarkedSequence,
+    collect_contrast,
+    concise_and_verbose,
+    contrast_fits,
+    decision_sites,
+    fit_notes,
+    thought_pairs,
+)
 from moe_steer.directions import Direction, all_atoms, caa, report_atoms, single_atom, sta
-from moe_steer.saes import SAE, SAEFit
-from moe_steer.saes.fit import fit_lines
-from moe_steer.tokens.markers import text_notes
-from reasoning_evals.runs.grading_pass import GradeRow
-from reasoning_evals.runs.run_folder import read_generations
+from moe_steer.saes import SAE, SAEFit, fit_lines
+from moe_steer.tokens import text_notes
+from reasoning_evals.runs import GradeRow, read_generations
 from reasoning_evals.whole_files import write_whole
 
 FOLDER = "directions"

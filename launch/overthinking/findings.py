@@ -16,18 +16,20 @@ from launch.overthinking.settings import BASELINE, Choice, Setting
 from launch.results_file import write_results
 from launch.rounding import rounded
 from moe_steer.directions import Direction
-from moe_steer.saes import SAEFit
-from moe_steer.saes.fit import fit_lines
+from moe_steer.saes import SAEFit, fit_lines
 from reasoning_evals import compare_arms
-from reasoning_evals.comparing.compare import Comparison, Tuning
-from reasoning_evals.comparing.comparison import ArmSummary
-from reasoning_evals.comparing.token_use import MARGIN, Efficiency, Thoughts, efficiency, thoughts_of
-from reasoning_evals.report import build_report, write_pages
-from reasoning_evals.report.build import Table
-from reasoning_evals.report.figures import ArmPoint, frontier
-from reasoning_evals.report.text import minus, percent, signed_percent
-from reasoning_evals.runs.grading_pass import GradeRow
-from reasoning_evals.runs.run_folder import read_generations, read_run
+from reasoning_evals.comparing import (
+    MARGIN,
+    ArmSummary,
+    Comparison,
+    Efficiency,
+    Thoughts,
+    Tuning,
+    efficiency,
+    thoughts_of,
+)
+from reasoning_evals.report import ArmPoint, Table, build_report, frontier, minus, percent, signed_percent, write_pages
+from reasoning_evals.runs import GradeRow, read_generations, read_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from launch.shared_options import (
     refuse_unread,
 )
 from moe_steer.lab import EMBEDDED
-from moe_steer.tokens.scopes import parse_scope
+from moe_steer.tokens import parse_scope
 
 METHODS = ("caa", "sta", "sae", "atom", "decision", "concise-prompt", "nowait", "budget")
 SAE_METHODS = frozenset({"sta", "sae", "atom"})

@@ -10,7 +10,7 @@ from launch.overthinking.options import OverthinkingOptions, methods_of
 from launch.overthinking.settings import all_settings, choices_of
 from launch.results_file import read_results
 from launch.stored_options import options_from, stored_config
-from reasoning_evals.runs.grading_pass import grade_run
+from reasoning_evals.runs import grade_run
 
 
 def findings_of(folder: Path) -> OverthinkingFindings:

@@ -12,10 +12,9 @@ from launch.arm_specs import Words, build_arm
 from launch.overthinking.options import OverthinkingOptions
 from launch.steps import Bench
 from moe_steer import ResidualVector, SteeringPlan
-from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.engines import InProcessSampler
 from reasoning_evals.prompts import prompt_with_request
-from reasoning_evals.runs.grading_pass import GradeRow
-from reasoning_evals.runs.run import Arm
+from reasoning_evals.runs import Arm, GradeRow
 
 BASELINE = "baseline"
 UNTUNED = ("concise-prompt", "nowait")

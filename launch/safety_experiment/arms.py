@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from launch.safety_experiment.options import VECTOR_ARMS, SafetyOptions
 from launch.safety_experiment.tasks import SafetyTask
 from moe_steer import ResidualVector, SteeringPlan, steer
-from reasoning_evals.runs.run import Arm
+from reasoning_evals.runs import Arm
 
 
 class SafetyArm(NamedTuple):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from reasoning_evals.comparing.comparison import Measure
-from reasoning_evals.report.figures import finished_svg, style, whiskers
+from reasoning_evals.comparing import Measure
+from reasoning_evals.report import finished_svg, style, whiskers
 
 _COLOURS = ("#111111", "#a16207", "#7e22ce", "#1f5fa8", "#15803d", "#c2410c", "#0e7490", "#be185d")
 

@@ -12,16 +12,14 @@ from launch.ranks import Ranks
 from launch.safety_experiment.options import VECTOR_ARMS, SafetyOptions
 from launch.safety_experiment.prompts import is_chat
 from launch.sharded import refuse_different
-from moe_steer.backends.layout import layout_of, lockstep
-from moe_steer.contrasts.collect import collect_contrast, contrast_fits, fit_notes
-from moe_steer.contrasts.sequences import MarkedSequence
-from moe_steer.contrasts.texts import answer_pairs
+from moe_steer.backends import layout_of, lockstep
+from moe_steer.contrasts import MarkedSequence, answer_pairs, collect_contrast, contrast_fits, fit_notes
 from moe_steer.directions import Direction, all_atoms, caa, report_atoms, sta
 from moe_steer.layers import unwrap
 from moe_steer.saes import SAE, SAEFit, check_fits, load_sae
-from moe_steer.tokens.markers import text_notes
-from reasoning_evals.runs.run_folder import digest
-from reasoning_evals.tasks.own_file import read_rows
+from moe_steer.tokens import text_notes
+from reasoning_evals.runs import digest
+from reasoning_evals.tasks import read_rows
 from reasoning_evals.whole_files import write_whole
 
 FOLDER = "directions"

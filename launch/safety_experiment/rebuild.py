@@ -15,8 +15,7 @@ from launch.safety_experiment.tasks import SafetyTask, judge
 from launch.stored_options import options_from, stored_config
 from moe_steer.directions import Direction
 from reasoning_evals.problems import read_problems
-from reasoning_evals.runs.grading_pass import GradeRow, read_grades
-from reasoning_evals.runs.run_folder import PROBLEMS_FILE
+from reasoning_evals.runs import PROBLEMS_FILE, GradeRow, read_grades
 
 
 def findings_of(folder: Path) -> SafetyFindings:

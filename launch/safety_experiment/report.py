@@ -9,12 +9,18 @@ from launch.safety_experiment.chart import trade_off
 from launch.safety_experiment.findings import Change, SafetyFindings
 from launch.safety_experiment.prompts import AUTOMATIC_PROMPT, HAND_PROMPT
 from launch.safety_experiment.tasks import SafetyTask
-from reasoning_evals.comparing.comparison import Measure
-from reasoning_evals.comparing.verdicts import detectable_text, difference_test, interval_text, p_text, points, t_text
-from reasoning_evals.report import build_report, write_pages
-from reasoning_evals.report.build import Report, Table
-from reasoning_evals.report.text import bootstrap_points_interval, percent, points_interval, signed_points
-from reasoning_evals.runs.run_folder import read_run
+from reasoning_evals.comparing import Measure, detectable_text, difference_test, interval_text, p_text, points, t_text
+from reasoning_evals.report import (
+    Report,
+    Table,
+    bootstrap_points_interval,
+    build_report,
+    percent,
+    points_interval,
+    signed_points,
+    write_pages,
+)
+from reasoning_evals.runs import read_run
 from reasoning_evals.tasks import task_spec
 
 

@@ -11,15 +11,11 @@ from launch.ranks import Ranks
 from launch.safety_experiment.options import ATTACKS, SafetyOptions
 from launch.safety_experiment.prompts import Render, is_chat, own_answer, renderer
 from launch.steps import own_folder
-from moe_steer.backends.layout import layout_of, lockstep
+from moe_steer.backends import layout_of, lockstep
 from reasoning_evals import Problem, grade, load_task, run_arms
-from reasoning_evals.engines.first_letter import FirstLetterSampler
-from reasoning_evals.engines.in_process import InProcessSampler
-from reasoning_evals.engines.sampling import Sampler, SamplingConfig
-from reasoning_evals.runs.grading_pass import GradeRow, Judgement, grade_run, opens_thought
-from reasoning_evals.runs.run import Arm
-from reasoning_evals.runs.run_folder import read_generations, read_run
-from reasoning_evals.safety.verdicts import LabelJudge, TextScore, answer_texts
+from reasoning_evals.engines import FirstLetterSampler, InProcessSampler, Sampler, SamplingConfig
+from reasoning_evals.runs import Arm, GradeRow, Judgement, grade_run, opens_thought, read_generations, read_run
+from reasoning_evals.safety import LabelJudge, TextScore, answer_texts
 from reasoning_evals.tasks import task_spec
 
 
