@@ -1,7 +1,4 @@
-"""Traces through a model, teacher-forced, to routing counts.
-
-Counts of several processes to one sum.
-"""
+"""Routing counts of traces: teacher-forced through a model, and summed over processes."""
 
 from __future__ import annotations
 
@@ -18,8 +15,7 @@ from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
 from moe_steer.layers import decoder, model_shape, moe_layers, text_config, unwrap
 from moe_steer.observe import observe_routing
-from moe_steer.tokens.markers import MarkerSet
-from moe_steer.tokens.traces import Trace, check_traces
+from moe_steer.tokens import MarkerSet, Trace, check_traces
 
 
 def collect_counts(
@@ -37,13 +33,13 @@ def collect_counts(
 ) -> RoutingCounts:
     """Count the routing of traces, each run once through the model with its own tokens as input.
 
-    ``base``, ``prompt_tail``: which tokens count (`expert_stats.counter.count_sites`). ``tokens_per_batch``: padded tokens of one forward
-    pass; ``batch_size``: at most so many traces in one. ``num_groups``: groups of traces that intervals are computed from.
-    ``allow_empty``: no traces give zero counts (a process without a share) instead of an error.
+    ``base``, ``prompt_tail``: which tokens count (`expert_stats.counter.count_sites`). ``tokens_per_batch``: padded tokens
+    of one forward pass; ``batch_size``: maximum traces in one. ``num_groups``: groups of traces that intervals are computed
+    from. ``allow_empty``: without traces return zero counts (for a process without a share) instead of an error.
 
-    Only the decoder runs, not the language-model head; counting happens on the device. The result does not depend on the order of the
-    traces. ValueError, before anything runs, for a dense model, no traces, a trace_id that stands twice, a token id outside the
-    vocabulary, or a trace longer than the model's context.
+    Only the decoder runs, not the language-model head; counting happens on the device. The result does not depend on the
+    order of the traces. ValueError, before anything runs, for a dense model, no traces, a trace_id that occurs twice, a
+    token id outside the vocabulary, or a trace longer than the model's context.
     """
     shape = model_shape(model)
     if not shape.moe_layers:
@@ -65,7 +61,7 @@ def collect_counts(
     inner, body = unwrap(model), decoder(model)
     device = inner.get_input_embeddings().weight.device
     was_training = inner.training
-    inner.eval()  # a router may add noise while training
+    inner.eval()  # a router may add noise in training mode
     try:
         with torch.no_grad(), observe_routing(model, counter):
             for batch in _with_progress(list(batches(traces, tokens_per_batch, batch_size)), progress):
@@ -78,7 +74,7 @@ def collect_counts(
 
 
 def batches(traces: Sequence[Trace], tokens_per_batch: int, batch_size: int | None = None) -> Iterator[list[Trace]]:
-    """Traces of about one length together, longest first (so that memory runs out at once or never), at most
+    """Traces of similar length together, longest first (so that memory runs out at once or never), at most
     ``tokens_per_batch`` padded tokens or one trace each."""
     if tokens_per_batch < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"tokens_per_batch is {tokens_per_batch} and batch_size {batch_size}: give at least 1")
@@ -94,8 +90,8 @@ def batches(traces: Sequence[Trace], tokens_per_batch: int, batch_size: int | No
 
 
 def router_digest(model: Any) -> str:
-    """Fingerprint of the routers' weights, the same in every precision that bfloat16 can hold; "" where they are not at hand
-    (sharded or not yet loaded)."""
+    """Fingerprint of the routers' weights, the same in every precision that bfloat16 can hold; "" if this process does not
+    have them (sharded or not yet loaded)."""
     digest = hashlib.sha256()
     for layer in moe_layers(model):
         tensors = list(layer.router.state_dict().items()) if isinstance(layer.router, nn.Module) else []
@@ -149,15 +145,17 @@ def _with_progress(items: list[list[Trace]], progress: bool) -> Iterator[list[Tr
 
 
 def reduce_counts(counts: RoutingCounts) -> RoutingCounts:
-    """The sum over all processes, each of which counted its own share of the traces; every process gets it.
+    """The sum over all processes, each with its own share of the traces; every process gets the sum.
 
-    Without a process group the counts are returned as they are. ValueError on every process when they do not fit together.
+    Without a process group the counts are returned unchanged. ValueError on every process if they cannot be added.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return counts
     heads: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(heads, (counts.signature, counts.num_groups, dict(counts.versions)))
-    total = sum_counts(RoutingCounts.zeros(*head) for head in heads)  # refuses on every process what does not fit
+    total = sum_counts(
+        RoutingCounts.zeros(*head) for head in heads
+    )  # raises on every process if the counts cannot be added
     on_gpu = "nccl" in torch.distributed.get_backend()
     arrays: dict[str, Any] = {}
     for name, array in counts.arrays.items():

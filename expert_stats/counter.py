@@ -1,6 +1,6 @@
 """Counts routing while a model runs: a sink for `observe_routing` that adds up on the device, O(G x M x L x E) memory.
 
-Which positions of a trace are counted: the base (all tokens of the response) and the readings of every marker.
+Also which positions of a trace are counted: the base (all tokens of the response) and the positions of every marker.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from torch import Tensor
 
 from expert_stats.counts import CountsSignature, RoutingCounts, group_of
 from moe_steer.layers import ModelShape
-from moe_steer.tokens.markers import MarkerSet
-from moe_steer.tokens.traces import Trace
+from moe_steer.tokens import MarkerSet, Trace
 
 BASES = ("generated", "all")
 
 
 class Sites(NamedTuple):
-    """Positions, sorted and distinct. Every reading of a marker is also in the base, so that joint <= expert <= total holds."""
+    """Positions, sorted and distinct. Every position of a marker is also in the base, so that joint <= expert <= total holds."""
 
     base: np.ndarray[Any, Any]
     readings: tuple[np.ndarray[Any, Any], ...]
@@ -30,10 +29,10 @@ class Sites(NamedTuple):
 def count_sites(trace: Trace, markers: MarkerSet, *, base: str = "generated", prompt_tail: int = 4) -> Sites:
     """Positions of one trace at which routing is counted.
 
-    ``base``: "generated" (RICE: the tokens of the response) or "all" (the prompt as well). ``prompt_tail``: a marker in the prompt
-    is counted with base "generated" only among the prompt's last so many tokens, where chat templates open the thought (R1's ends in
-    `<think>` and a newline); markers further up are quotations in the question. With markers read where they are "predicted", every
-    position is the one before its token, for the base as well.
+    ``base``: "generated" (RICE: the tokens of the response) or "all" (the prompt as well). ``prompt_tail``: a marker in the
+    prompt is counted with base "generated" only among the prompt's last so many tokens, where chat templates open the
+    thought (R1's ends in `<think>` and a newline); earlier markers are part of the question. With markers read where they
+    are "predicted", every position is the one before its token, for the base as well.
     """
     first = 0 if base == "all" else trace.prompt_length
     first_marker = 0 if base == "all" else max(0, trace.prompt_length - prompt_tail)
@@ -48,7 +47,7 @@ def count_sites(trace: Trace, markers: MarkerSet, *, base: str = "generated", pr
 
 
 class _Forward(NamedTuple):
-    """What the next forward pass is counted at: rows of its flattened batch, and the row of the table each of them adds to."""
+    """Positions of the next forward pass: rows of its flattened batch, and the table row to which each of them is added."""
 
     num_tokens: int
     tokens_N: Tensor
@@ -90,8 +89,8 @@ class RoutingCounter:
             model=shape.to_dict(), markers=markers.to_dict(), base=base, prompt_tail=prompt_tail, routers=routers
         )
         self._counts = RoutingCounts.zeros(signature, num_groups, versions)
-        # One flat table a layer: G rows of base counts, then G x M rows of joint counts. Its last column takes ids that name no
-        # expert (id E stands for "not here" under expert parallelism), so that they cannot be mistaken for one.
+        # One flat table per layer: G rows of base counts, then G x M rows of joint counts. Its last column is for ids of no
+        # expert (id E means "on another rank" under expert parallelism), so that they are not counted for one.
         self._table_rows = num_groups * (1 + len(markers.markers))
         self._columns = shape.num_experts + 1
         self._tables: dict[int, Tensor] = {}
@@ -100,7 +99,7 @@ class RoutingCounter:
         self._waiting: set[int] = set()
 
     def expect(self, traces: Sequence[Trace], width: int) -> None:
-        """Announce the next forward pass: one row a trace, right-padded to ``width`` tokens."""
+        """Announce the next forward pass: one row per trace, right-padded to ``width`` tokens."""
         self._refuse_missing_layers()
         num_groups, num_markers = self._counts.num_groups, len(self._markers.markers)
         tokens, rows = [], []
@@ -128,7 +127,7 @@ class RoutingCounter:
         self._waiting = set(self._shape.moe_layers)
 
     def __call__(self, layer: int, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> None:
-        """Add the routing of one layer; nothing leaves the device and nothing waits for it."""
+        """Add the routing of one layer; no data leaves the device, and no call waits for it."""
         forward = self._expected(layer, topk_ids_TK)
         table = self._tables.get(layer)
         if table is None:

@@ -1,8 +1,8 @@
-"""Routing counts: whole numbers that can be added, checked and kept, with what they were counted from.
+"""Routing counts: integer arrays that can be added, checked and saved, together with a signature of their origin.
 
 Dimension letters: G groups of traces, M markers, L layers with experts, E experts.
 
-Routing counts on disk: one safetensors file with the arrays and, in its metadata, one JSON text with the signature.
+On disk: one safetensors file with the arrays; its metadata has the signature as one JSON text.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ _KIND = HeadedKind(
     again="collect the counts again",
 )
 
+Array = np.ndarray[Any, Any]
+ARRAYS = ("joint_GMLE", "expert_GLE", "marker_GM", "total_G", "num_traces_G")
+
 
 def save_counts(counts: RoutingCounts, path: str | os.PathLike[str]) -> None:
-    """Write counts that pass their check; aside first, then renamed, so that no reader sees half a file."""
+    """Check the counts and write them; the file appears complete or not at all."""
     counts.check()
     head = {"version": _KIND.version, "signature": counts.signature.to_dict(), "versions": counts.versions}
     # One metadata key only: the library writes several in no fixed order, and equal counts should be equal files.
@@ -55,12 +58,9 @@ def load_counts(path: str | os.PathLike[str]) -> RoutingCounts:
     return load_headed(path, _KIND, set(ARRAYS), build, framework="np")
 
 
-Array = np.ndarray[Any, Any]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CountsSignature:
-    """What two counts must share to be added."""
+    """Everything that must be equal for two counts to be added."""
 
     model: Mapping[str, Any]
     """The model's shape (``ModelShape.to_dict``): model_type, num_layers, num_experts, top_k, moe_layers, hidden_size, name."""
@@ -69,11 +69,11 @@ class CountsSignature:
     base: str = "generated"
     """Which tokens are the base rate: "generated" or "all"."""
     prompt_tail: int = 4
-    """How many of the prompt's last tokens may hold a marker that belongs to the response."""
+    """Number of last prompt tokens in which a marker counts for the response."""
     routers: str = ""
-    """Fingerprint of the router weights; tells two checkpoints of one shape apart."""
+    """Fingerprint of the router weights; distinguishes two checkpoints of the same shape."""
     counted: str = "selections"
-    """An expert counts as active at a token when it is among the top-k, whatever its weight (RICE)."""
+    """An expert counts as active at a token when it is among the top-k, regardless of its weight (RICE)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -82,8 +82,8 @@ class CountsSignature:
     def difference(self, other: CountsSignature) -> str | None:
         """The first field that differs, with both values; None when counts may be added.
 
-        Names of models are folders or hub ids: they need not agree where the fingerprint of the routers does. A fingerprint that could
-        not be taken ("": the routers lay in pieces on the ranks) contradicts none.
+        Model names (folders or hub ids) may differ if the fingerprints of the routers are equal. A missing fingerprint ("":
+        the routers were sharded) matches every other.
         """
         mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         if not (self.routers and other.routers):
@@ -96,7 +96,7 @@ class CountsSignature:
         return None
 
     def merged(self, other: CountsSignature) -> CountsSignature:
-        """The signature of a sum; of two names the one that sorts first, so that the order of adding does not show."""
+        """The signature of a sum; the name that sorts first, so that the order of addition does not matter."""
         name = min(str(self.model.get("name", "")), str(other.model.get("name", "")))
         routers = self.routers or other.routers
         return dataclasses.replace(self, model={**self.model, "name": name}, routers=routers)
@@ -106,9 +106,9 @@ class CountsSignature:
 class RoutingCounts:
     """How often experts were selected, int64, per group of traces (``group_of``).
 
-    ``joint_GMLE``: times the expert was selected at the marker's token. ``expert_GLE``: times it was selected at any base token.
-    ``marker_GM``: occurrences of the marker. ``total_G``: base tokens. ``num_traces_G``: traces. Layer axis: ``moe_layers`` in order.
-    Counts of the same signature add up, in any order, to the counts of all their traces.
+    ``joint_GMLE``: times the expert was selected at the marker's token. ``expert_GLE``: times it was selected at any base
+    token. ``marker_GM``: occurrences of the marker. ``total_G``: base tokens. ``num_traces_G``: traces. Layer axis:
+    ``moe_layers`` in order. Counts of the same signature add up, in any order, to the counts of all their traces.
     """
 
     signature: CountsSignature
@@ -118,7 +118,7 @@ class RoutingCounts:
     total_G: Array
     num_traces_G: Array
     versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Versions of the libraries that routed: selection rules drift between them."""
+    """Versions of the libraries that computed the routing: selection rules change between versions."""
 
     @classmethod
     def zeros(
@@ -193,7 +193,7 @@ class RoutingCounts:
     __hash__ = None  # type: ignore[assignment]
 
     def subset(self, groups: Iterable[int]) -> RoutingCounts:
-        """The counts of some groups alone; the group axis keeps its length, so that subsets can be added again."""
+        """Only the counts of some groups; the group axis keeps its length, so that subsets can be added again."""
         keep_G = np.zeros(self.num_groups, dtype=np.int64)
         keep_G[list(groups)] = 1
         kept: dict[str, Any] = {
@@ -236,7 +236,7 @@ class RoutingCounts:
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file that carries the signature; aside first, then renamed."""
+        """Write a safetensors file with the signature; it appears complete or not at all."""
 
         save_counts(self, path)
 
@@ -245,9 +245,6 @@ class RoutingCounts:
         """Read and check a counts file; ValueError in one line for a missing, foreign, corrupt or inconsistent one."""
 
         return load_counts(path)
-
-
-ARRAYS = ("joint_GMLE", "expert_GLE", "marker_GM", "total_G", "num_traces_G")
 
 
 def sum_counts(parts: Iterable[RoutingCounts]) -> RoutingCounts:
@@ -259,7 +256,7 @@ def sum_counts(parts: Iterable[RoutingCounts]) -> RoutingCounts:
 
 
 def group_of(trace_id: str, num_groups: int) -> int:
-    """The group of a trace: a stable hash of what stands before the last "#", so that samples of one problem share a group."""
+    """The group of a trace: a stable hash of the part before the last "#", so that samples of one problem share a group."""
     key = trace_id.rpartition("#")[0] or trace_id
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % num_groups
 
@@ -273,7 +270,7 @@ def _law(name: str, left: Array, right: Array, holds: np.ufunc) -> None:
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; sequences as JSON text, so that tuples and lists compare alike."""
+    """Nested mappings as dotted keys; sequences as JSON text, so that tuples and lists compare as equal."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, Mapping):

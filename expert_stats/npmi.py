@@ -22,8 +22,8 @@ def npmi(joint: Array, expert: Array, marker: Array, total: Array) -> Array:
 
         [log2(joint / marker) + log2(total / expert)] / log2(total / joint)
 
-    NaN where the expert or the marker was never seen, and where both are at every token (0/0); -1, the limit, where both were seen
-    but never together. Always together gives 1, independence 0.
+    NaN where the expert or the marker was never seen, and where both are at every token (0/0); -1, the limit, where both
+    were seen but never together. Always together gives 1, independence 0.
 
     >>> [float(npmi(*map(np.array, counts))) for counts in [(4, 8, 4, 1024), (4, 4, 4, 1024), (1, 32, 32, 1024)]]
     [0.875, 1.0, 0.0]
@@ -48,17 +48,17 @@ def score_experts(
 ) -> ExpertScores:
     """Score every (layer, expert): the sum over markers of coefficient x nPMI (Eq. 6), with support, interval and null.
 
-    ``coefficients``: name -> c_x; markers left out keep the coefficient that they were counted with (`MarkerSet.coefficients`: +1 for
-    `<think>`, -1 for `</think>` and "Alternatively", 0 otherwise).
-    ``zero_joint``: what a marker adds at whose tokens the expert was never selected; RICE does not say. "half" (default): as if it had
-    been selected there half a time, but never as an association: about -0.3 for an expert that fires often elsewhere, 0 for a rare one.
-    "skip": nothing. "minus_one": the limit of nPMI. From one joint selection to none the score moves little with "half", by up to 0.3
-    the wrong way with "skip", and by 0.7 or more with "minus_one": there a single token of a negative marker decides the ranking, and
-    scores exceed the 0.4-0.7 that RICE reports. The table of nPMI shows -1 in every case.
-    ``min_support``: joint selections that an expert needs, at a marker of positive coefficient with which it is associated (nPMI > 0), to be
-    supported; default a tenth of the marker's occurrences, at least 3, at most all of them.
-    ``missing_marker``: a marker with a coefficient but without occurrences is an "error", or is left out ("skip"). The only positive
-    marker cannot be left out.
+    ``coefficients``: name -> c_x; other markers keep the coefficient with which they were counted
+    (`MarkerSet.coefficients`: +1 for `<think>`, -1 for `</think>` and "Alternatively", 0 otherwise). ``zero_joint``: the
+    nPMI of a marker at whose tokens the expert was never selected; RICE does not define it. "half" (default): as if it had
+    been selected there half a time, but never as an association: about -0.3 for an expert that fires often elsewhere, 0 for
+    a rare one. "skip": nothing. "minus_one": the limit of nPMI. From one joint selection to none the score moves little
+    with "half", by up to 0.3 the wrong way with "skip", and by 0.7 or more with "minus_one": there a single token of a
+    negative marker decides the ranking, and scores exceed the 0.4-0.7 that RICE reports. The table of nPMI shows -1 in
+    every case. ``min_support``: joint selections that an expert needs, at a marker of positive coefficient with which it is
+    associated (nPMI > 0), to be supported; default a tenth of the marker's occurrences, at least 3, at most all of them.
+    ``missing_marker``: a marker with a coefficient but without occurrences is an "error", or is left out ("skip"). The only
+    positive marker cannot be left out.
 
     No smoothing. Cells that are undefined are NaN and unsupported. ValueError says what is missing.
     """

@@ -1,4 +1,4 @@
-"""Pictures for reports, as SVG text that depends on the data alone: heat map, ranking and its stability, dose-response."""
+"""Figures for reports, as SVG text that depends only on the data: heat map, ranking and its stability, dose-response."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _STYLE: dict[Any, Any] = {
 
 
 class DosePoint(NamedTuple):
-    """Outcome at one gain; each number comes with its interval. Accuracy is a share, tokens a mean."""
+    """Outcome at one gain; each number with its interval. Accuracy is a share, tokens a mean."""
 
     gain: float
     accuracy: float
@@ -55,13 +55,13 @@ class DosePoint(NamedTuple):
 
 
 def heat_map(scores: ExpertScores, plan: SteeringPlan | None = None, placebo: SteeringPlan | None = None) -> str:
-    """Combined score of every expert, layers down and experts across; chosen experts are ringed, placebo experts boxed.
+    """Combined score of every expert, layers down and experts across; chosen experts have a ring, placebo experts a box.
 
-    Red experts go with the start of a thought, blue ones against it; pale cells have too little support to be chosen, grey ones have no
-    defined score.
+    Red experts go with the start of a thought, blue ones against it; pale cells have too little support to be chosen, grey
+    ones have no defined score.
     """
     num_layers, num_experts = scores.score_LE.shape
-    across, down = min(0.34, max(0.036, 9.5 / num_experts)), min(0.34, max(0.085, 5.5 / num_layers))  # inches a cell
+    across, down = min(0.34, max(0.036, 9.5 / num_experts)), min(0.34, max(0.085, 5.5 / num_layers))  # inches per cell
     width, height = max(across * num_experts, 4.6), down * num_layers
     left, below, full_width, full_height = 0.55, 0.62, width + 1.35, height + 0.95
     finite = scores.score_LE[np.isfinite(scores.score_LE)]
@@ -127,7 +127,7 @@ def rank_stability(scores: ExpertScores, top: int = 15) -> str:
 
 
 def dose_response(points: Sequence[DosePoint], baseline: DosePoint | None = None, chosen: float | None = None) -> str:
-    """Accuracy and thinking tokens against the gain (log axis; a gain of 0 stands apart at the left), with intervals.
+    """Accuracy and thinking tokens against the gain (log axis; a gain of 0 is placed separately at the left), with intervals.
 
     ``baseline``: the unsteered outcome, drawn as a dashed line with a band. ``chosen``: the gain to point out.
     """
@@ -184,7 +184,7 @@ def _outcome(point: DosePoint, name: str) -> tuple[float, float, float]:
 
 
 def _cell_colours(scores: ExpertScores, scale: ScalarMappable) -> Array:
-    """RGBA of every cell, each repeated to several pixels, so that viewers which smooth images blur nothing but edges."""
+    """RGBA of every cell, each repeated to several pixels, so that viewers which smooth images blur only the edges."""
     colours = np.asarray(scale.to_rgba(np.nan_to_num(scores.score_LE)))
     colours[~scores.supported_LE] = 0.4 * colours[~scores.supported_LE] + 0.6 * np.array(_PALE)
     colours[~np.isfinite(scores.score_LE)] = _GREY
@@ -194,7 +194,7 @@ def _cell_colours(scores: ExpertScores, scale: ScalarMappable) -> Array:
 
 
 def _mark(axes: Axes, scores: ExpertScores, plan: SteeringPlan | None, shape: str, size: float) -> None:
-    """Ring the experts of a plan: a white ring under a black one is seen on any colour."""
+    """Ring the experts of a plan: a white ring under a black one is visible on any colour."""
     if plan is None:
         return
     ys = [scores.layers.index(entry.layer) for entry in plan.experts]
@@ -258,7 +258,7 @@ def _number(value: float) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    """SVG text without date and with fixed ids, from the XML root on, so that it can stand inside HTML."""
+    """SVG text without date and with fixed ids, starting at the root element, so that it can be embedded in HTML."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, dpi=100)
     text = buffer.getvalue()

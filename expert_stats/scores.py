@@ -1,6 +1,5 @@
-"""Scores of all experts, with everything needed to judge and to repeat them. Kept as JSON.
-
-How sure a score is: delete-one-group jackknife, split halves, and a null of no association.
+"""Scores of all experts and their uncertainty: delete-one-group jackknife, split halves, and a test of no association.
+Stored as JSON with everything needed to judge and to repeat them.
 """
 
 from __future__ import annotations
@@ -21,9 +20,24 @@ from moe_steer.json_files import check_types, parse_json
 
 Array = np.ndarray[Any, Any]
 
+_VERSION = 1
+_TABLES = {
+    "npmi_MLE": np.float64,
+    "joint_MLE": np.int64,
+    "p_MLE": np.float64,
+    "q_MLE": np.float64,
+    "expert_LE": np.int64,
+    "score_LE": np.float64,
+    "error_LE": np.float64,
+    "low_LE": np.float64,
+    "high_LE": np.float64,
+    "supported_LE": np.bool_,
+}
+
 
 def jackknife_error(replicates: Array) -> Array:
-    """Standard error from the leave-one-group-out values [G, ...]: sqrt((G - 1) / G x sum of squared deviations from their mean).
+    """Standard error from the leave-one-group-out values [G, ...]: sqrt((G - 1) / G x sum of squared deviations from their
+    mean).
 
     NaN with fewer than two groups, and where a replicate is undefined (an expert seen in one group only).
     """
@@ -43,8 +57,8 @@ def interval(value: Array, error: Array, num_groups: int, level: float = 0.95) -
 def upper_tail(joint_MLE: Array, expert_LE: Array, marker_M: Array, total: int) -> Array:
     """P(joint this large or larger) if the marker's tokens were drawn at random from all tokens: hypergeometric, [M, L, E].
 
-    NaN where expert or marker was never seen. Tokens of one text are not independent, so small values are optimistic: a screen, not
-    a proof.
+    NaN where expert or marker was never seen. Tokens of one text are not independent, so small values are optimistic: use
+    them for screening, not as proof.
     """
     p_MLE = stats.hypergeom.sf(joint_MLE - 1, total, expert_LE[None], marker_M[:, None, None])
     seen = (expert_LE[None] > 0) & (marker_M > 0)[:, None, None]
@@ -81,21 +95,6 @@ def _top(table: Array, size: int) -> set[Sequence[int]]:
     return set(order[:size])
 
 
-_VERSION = 1
-_TABLES = {
-    "npmi_MLE": np.float64,
-    "joint_MLE": np.int64,
-    "p_MLE": np.float64,
-    "q_MLE": np.float64,
-    "expert_LE": np.int64,
-    "score_LE": np.float64,
-    "error_LE": np.float64,
-    "low_LE": np.float64,
-    "high_LE": np.float64,
-    "supported_LE": np.bool_,
-}
-
-
 _TYPES = {
     "model": dict,
     "marker_names": list[str],
@@ -130,7 +129,7 @@ class RankedExpert(NamedTuple):
     rate: float
     """Share of base tokens that selected the expert."""
     npmi: tuple[float, ...]
-    """One a marker."""
+    """One value per marker."""
     q: float
     """False discovery rate of its association with a marker of positive coefficient (the smallest of them)."""
     supported: bool
@@ -138,7 +137,7 @@ class RankedExpert(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ExpertScores:
-    """What `score_experts` found. Tables run over markers M, layers with experts L (``model["moe_layers"]``) and experts E."""
+    """The result of `score_experts`. Tables run over markers M, layers with experts L (``model["moe_layers"]``) and experts E."""
 
     model: Mapping[str, Any]
     marker_names: tuple[str, ...]
@@ -146,13 +145,13 @@ class ExpertScores:
     num_traces: int
     num_tokens: int
     occurrences: tuple[int, ...]
-    """Of each marker."""
+    """Coefficient of each marker."""
     counts_digest: str
     options: Mapping[str, Any]
     npmi_MLE: Array
     joint_MLE: Array
     p_MLE: Array
-    """Chance of a joint count this large without association."""
+    """Probability of a joint count this large without association."""
     q_MLE: Array
     """Benjamini-Hochberg over all cells."""
     expert_LE: Array
@@ -189,7 +188,7 @@ class ExpertScores:
         return {"spearman": rank_agreement(first, second), **overlaps}
 
     def ranking(self, *, supported_only: bool = True) -> list[RankedExpert]:
-        """Experts by score, then support, then layer, then expert id; those without a defined score are left out."""
+        """Experts by score, then support, then layer, then expert id; without those that have no defined score."""
         rows = []
         positive = np.array(self.coefficients) > 0
         support_LE, rate_LE = self.support_LE, self.rate_LE
@@ -235,7 +234,7 @@ class ExpertScores:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON (undefined numbers as null): aside first, then renamed."""
+        """Write JSON (undefined numbers as null); the file appears complete or not at all."""
         record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in _TABLES}
         record |= {
             "version": _VERSION,

@@ -1,4 +1,4 @@
-"""Scores to a steering plan: the best experts, and a placebo of random experts that match them."""
+"""From scores to a steering plan: the best experts, and a placebo of random experts that fire equally often."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def select_experts(
 ) -> SteeringPlan:
     """A plan that multiplies the gate weight of the ``top`` best experts by ``gain`` (RICE: 2 experts, gain 64; 0 suppresses).
 
-    Experts qualify when they are supported (`score_experts`), have at least ``min_support`` joint selections and at most the false
-    discovery rate ``max_q`` where these are given, and score more than ``min_score`` (None: any score). Ties go to the larger support, then the lower layer, then the lower expert id.
-    Exactly ``top`` experts are returned; ValueError says how many qualify when there are fewer.
+    Experts qualify when they are supported (`score_experts`), have at least ``min_support`` joint selections and at most
+    the false discovery rate ``max_q`` where these are given, and score more than ``min_score`` (None: any score). Ties go
+    to the larger support, then the lower layer, then the lower expert id. Exactly ``top`` experts are returned; ValueError
+    says how many qualify when there are fewer.
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise ValueError(f"top is {top!r}: give a whole number >= 1")
@@ -80,9 +81,10 @@ def select_placebo(
     """The plan with every expert replaced by a random other expert of the same layer that fires about as often.
 
     Candidates are experts that the plan does not name and that were selected at least once; one is drawn among the
-    ``num_candidates`` whose firing rate is nearest by ratio. Given scores, experts that would qualify for a plan themselves (supported,
-    score > 0) stay out while a layer has others: a placebo should lack what is tested. Gains, scope and renormalisation stay. The
-    draw depends on ``seed`` and on the expert only. ValueError when a layer has no candidate, or the plan is of another model.
+    ``num_candidates`` whose firing rate is nearest by ratio. Given scores, experts that would qualify for a plan themselves
+    (supported, score > 0) stay out while a layer has others: a placebo should lack what is tested. Gains, scope and
+    renormalisation stay. The draw depends on ``seed`` and on the expert only. ValueError when a layer has no candidate, or
+    the plan is of another model.
     """
     if num_candidates < 1:
         raise ValueError(f"num_candidates is {num_candidates}: give a whole number >= 1")
@@ -143,7 +145,7 @@ def _firing(source: ExpertScores | RoutingCounts) -> tuple[Mapping[str, Any], Ar
 
 
 def _active(source: ExpertScores | RoutingCounts, fired_LE: Array) -> Array:
-    """Experts that would qualify for a plan; nothing is known of that without scores."""
+    """Experts that would qualify for a plan; empty without scores."""
     if isinstance(source, RoutingCounts):
         return np.zeros(fired_LE.shape, dtype=np.bool_)
     return np.asarray(source.supported_LE & (np.nan_to_num(source.score_LE) > 0))
@@ -156,12 +158,12 @@ def _check_fits(plan: SteeringPlan, model: Mapping[str, Any]) -> None:
 
 
 def _distance(fired: int, wanted: int) -> float:
-    """How far two firing counts are apart, by ratio; one is added so that an expert that never fired has a distance too."""
+    """Distance of two firing counts by ratio; 1 is added to both so that an expert that never fired has a distance too."""
     return abs(math.log((fired + 1) / (wanted + 1)))
 
 
 def _draw(key: str, size: int) -> int:
-    """A number below ``size`` that depends on the key alone, on every platform and in every version."""
+    """A number below ``size`` that depends only on the key, on every platform and in every version."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % size
 
 

@@ -26,7 +26,7 @@ class Machine:
     @classmethod
     def of_gpus(cls, gpus: int, gpu_gib: float, name: str = "GPUs") -> Machine:
         """So many GPUs of the size that their maker states."""
-        from moe_steer.backends.memory import GPU_SHARE
+        from moe_steer.backends import GPU_SHARE
 
         return cls(gpus=gpus, limit=int(gpu_gib * GPU_SHARE * 2**30), what=f"{gpus} x {name} of {gpu_gib:g} GiB")
 
@@ -35,7 +35,7 @@ class Machine:
         """The ranks of this start, on this machine."""
         import torch
 
-        from moe_steer.backends.memory import available_bytes
+        from moe_steer.backends import available_bytes
 
         limit, where = available_bytes(world_size)
         what = f"{world_size} rank{'s' * (world_size > 1)} here, {where}"
@@ -55,7 +55,7 @@ class Fit:
     experts_a_layer: int
 
     def __str__(self) -> str:
-        from moe_steer.backends.memory import gib
+        from moe_steer.backends import gib
 
         experts = (
             f"{self.layers_with_experts} layers of {self.experts_a_layer} experts"
@@ -81,10 +81,7 @@ def fit(
     ``prompt``: tokens of the longest prompt; ``rows``: samples decoded together where there are fewer than ``options.rows``.
     ValueError says what does not fit.
     """
-    from moe_steer.backends.checkpoint import skeleton
-    from moe_steer.backends.choose import choose
-    from moe_steer.backends.memory import gib, plan_memory
-    from moe_steer.backends.names import check_name, refusal
+    from moe_steer.backends import check_name, gib, plan_memory, refusal, skeleton
     from moe_steer.layers import model_shape
 
     check_name(options.backend)
@@ -94,7 +91,7 @@ def fit(
     backend, reason = options.backend, "asked for"
     if backend == "auto":
         backend, reason = (
-            choose(
+            choose_backend(
                 config,
                 machine.gpus,
                 options.dtype,
@@ -145,10 +142,10 @@ def report(options: Options, ranks: Ranks) -> str:
     from launch.core.problem_sets import problem_sets
     from launch.core.wiring import markers_for, parse_coefficients
     from launch.jobs.experts import check_has_experts, given_plan
-    from moe_steer.backends.checkpoint import check_shards
+    from moe_steer.backends import check_shards
     from moe_steer.loading import read_config, read_tokenizer, resolve
     from reasoning_evals.prompts import render_prompt
-    from reasoning_evals.runs.run_folder import RUN_FILE, open_run
+    from reasoning_evals.runs import RUN_FILE, open_run
 
     plan = given_plan(options)
     sets = problem_sets(options)

@@ -133,8 +133,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     from transformers import CONFIG_MAPPING
 
     from launch.jobs.experts import given_plan
-    from reasoning_evals.tasks import task_names
-    from reasoning_evals.tasks.own_file import is_file_name
+    from reasoning_evals.tasks import is_file_name, task_names
 
     values = dict(recipe.shape)
     config = CONFIG_MAPPING[values.pop("model_type")](**values)

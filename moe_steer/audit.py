@@ -1,4 +1,4 @@
-"""What a plan really did: counted while it ran, on the device, read once at the end."""
+"""What a plan actually changed: counted on the device while it ran, read once at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moe_steer.plan_entries import ExpertGain, ResidualVector
 
-_ADD_UP_AT = 8192  # selections that may wait on the device
+_ADD_UP_AT = 8192  # selections that are kept on the device before they are summed
 
 
 class Fired(NamedTuple):
@@ -31,15 +31,15 @@ class _Waiting:
 
 
 class SteeringWarning(UserWarning):
-    """A plan that changed nothing, or a layer that was named and never ran."""
+    """A plan changed nothing, or a layer that it names never ran."""
 
 
 class NothingFired(RuntimeError):
-    """Raised in place of the warning when steering is strict."""
+    """Raised instead of the warning when steering is strict."""
 
 
 class Audit:
-    """Firing record of one ``steer`` block. Entries with gain 1 or strength 0 are not followed: nothing is hooked for them."""
+    """Counts of one ``steer`` block. Entries with gain 1 or strength 0 have no hook and are not counted."""
 
     def __init__(self, experts: Iterable[ExpertGain], residual: Iterable[ResidualVector]) -> None:
         self._entries = {(entry.layer, entry.expert): entry for entry in experts}
@@ -54,10 +54,10 @@ class Audit:
     def count_experts(
         self, layer: int, num_experts: int, ids_TK: Tensor, in_scope_TK: Tensor | None, added_TK: Tensor
     ) -> None:
-        """Note one forward of one layer: ids in 0..num_experts (the last stands for "not here"); no mask means every token.
+        """Record one forward of one layer: ids in 0..num_experts (the last means "not on this rank"); no mask means every token.
 
-        The tensors must be the caller's own: they are added up later, many forwards at once, since a decode step is too short
-        to pay for a sum of its own.
+        The caller must not change the tensors later: they are summed many forwards at a time, because a sum after every
+        decode step would cost too much.
         """
         self._seen[layer] += 1
         waiting = self._waiting.setdefault(layer, _Waiting(num_experts))
@@ -73,7 +73,7 @@ class Audit:
         notes, waiting.notes, waiting.size = waiting.notes, [], 0
         device = notes[0][0].device
         if layer not in self._tokens:
-            with torch.inference_mode(False):  # also to be added to outside of inference mode
+            with torch.inference_mode(False):  # a tensor that may also be changed outside of inference mode
                 self._tokens[layer] = torch.zeros(waiting.num_experts + 1, dtype=torch.long, device=device)
                 self._added[layer] = torch.zeros(waiting.num_experts + 1, dtype=torch.float64, device=device)
         with torch.no_grad():
@@ -103,11 +103,11 @@ class Audit:
 
     @property
     def residual(self) -> Mapping[int, int]:
-        """Number of the residual entry (among those with a strength) -> tokens it was added to."""
+        """Index of the residual entry (among those with a strength) -> number of tokens it was added to."""
         return {index: int(touched) for index, touched in self._touched.items()}
 
     def problems(self) -> list[str]:
-        """Why the run does not deserve the name steered; empty when all is well."""
+        """Reasons why the plan had no effect (nothing fired, or a named layer never ran); empty if it had."""
         found = [
             f"layer {layer} is named in the plan and never ran"
             for layer, runs in sorted(self._seen.items())
@@ -132,7 +132,7 @@ class Audit:
         return found
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One row a plan entry, plain JSON values; rows of several runs add up."""
+        """One row per plan entry, plain JSON values; rows of several runs can be added."""
         rows: list[dict[str, Any]] = [
             {
                 "kind": "expert",
@@ -158,13 +158,13 @@ class Audit:
         return rows
 
     def summary(self) -> str:
-        """One line an entry, for people."""
+        """One line of text per entry."""
         lines = row_lines(self.to_rows())
         return "\n".join([*lines, *self.problems()]) or "the plan is neutral: nothing was hooked"
 
 
 def row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Audit rows for people: one line a plan entry."""
+    """Audit rows as text: one line per plan entry."""
     lines = []
     for row in rows:
         if row["kind"] == "expert":

@@ -1,4 +1,4 @@
-"""How an error reads on the command line, and the exit code that goes with it."""
+"""Errors on the command line: one line of text and an exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line; the type where there is no message. Of a file that the system refuses, its name and why."""
+    """The message of an error as one line; its type if it has no message; file name and reason for an OSError."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)!r}: {error.strerror[:1].lower()}{error.strerror[1:]}"
     text = " ".join(str(error).split())
@@ -16,9 +16,9 @@ def one_line(error: BaseException) -> str:
 
 
 def exit_code(program: str, work: Callable[[], int | None], again: str = "started again with the same options") -> int:
-    """Do the work; 0 or what it returns when it is done, 1 with one line on stderr when it failed or was stopped by Ctrl-C.
+    """Run ``work``: its exit code or 0 on success; 1, with one line on stderr, on failure or Ctrl-C.
 
-    With MOE_STEER_TRACEBACK set, the error itself comes through.
+    With MOE_STEER_TRACEBACK set, the error is raised with its traceback.
     """
     try:
         return work() or 0

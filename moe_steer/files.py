@@ -121,7 +121,7 @@ def read_headed(
     """The header under the metadata key ``key``, and the ``wanted`` tensors (default: all).
 
     ``again``: what to do with a damaged file. ValueError in one line for a file that is damaged or cannot be opened, and for a
-    header that is no JSON object.
+    header that is not a JSON object.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -136,7 +136,7 @@ def read_headed(
         raise ValueError(f"{name} is not a whole safetensors file ({error}): {again}") from error
     header = None if text is None else parse_json(text, f"{name} has a header that", again)
     if header is not None and not isinstance(header, dict):
-        raise ValueError(f"{name} has the header {quoted(header)}, which is no JSON object: {again}")
+        raise ValueError(f"{name} has the header {quoted(header)}, which is not a JSON object: {again}")
     return Headed(header, names, tensors)
 
 

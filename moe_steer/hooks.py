@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from moe_steer.layers import MoELayer
 
 RoutingFn = Callable[[Tensor, Tensor], Tensor | None]
-"""(ids_TK int64, weights_TK) -> new weights_TK of the same dtype, or None to leave them alone."""
+"""(ids_TK int64, weights_TK) -> new weights_TK of the same dtype, or None to keep them."""
 
 
 @contextmanager
 def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
-    """Call a function with the routing of each given layer, once per forward, and put what it returns in place of the weights.
+    """Call a function with the routing of each given layer, once per forward, and replace the weights by its result.
 
     The weights are final: after top-k, normalisation and scaling. Every id is the router's, so under expert parallelism
-    ids >= num_experts may stand for "not here".
+    ids >= num_experts may mean "not on this rank".
     """
     with ExitStack() as stack:
         for layer, function in functions.items():
@@ -39,7 +39,7 @@ def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
 
 @contextmanager
 def output_hooks(functions: Mapping[nn.Module, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
-    """Call a function with the hidden states [B, S, D] that each given module returns; what it returns takes their place."""
+    """Call a function with the hidden states [B, S, D] that each given module returns; its result replaces them."""
     with ExitStack() as stack:
         for module, function in functions.items():
             stack.callback(module.register_forward_hook(_hidden_states_hook(function)).remove)
@@ -53,9 +53,10 @@ def call_hooks(
     after: Callable[[dict[str, Any], Any], None],
     first: bool = False,
 ) -> Iterator[None]:
-    """Show the arguments of every call of ``module``, by name, before it and again with its output after it.
+    """Call ``before`` with the arguments (by name) of every call of ``module``, and ``after`` with the arguments and the
+    output.
 
-    ``first``: before the hooks that are there already, such as an engine's own.
+    ``first``: before hooks that already exist, such as an engine's.
     """
     names = list(inspect.signature(module.forward).parameters)
 
@@ -76,9 +77,9 @@ def call_hooks(
 
 @contextmanager
 def stop_after(module: nn.Module) -> Iterator[None]:
-    """End the forward that runs inside, and the with-block with it, once ``module`` has returned: what comes later never runs.
+    """End the forward inside the with-block, and the block itself, as soon as ``module`` has returned: later layers never run.
 
-    Enter it after the hooks that are to see that module's output.
+    Enter it after the hooks that must see that module's output.
     """
     reached = _ReachedError()
 
@@ -95,7 +96,7 @@ def stop_after(module: nn.Module) -> Iterator[None]:
 
 
 class _ReachedError(Exception):
-    """Carries a forward that has gone far enough out of the model."""
+    """Raised to leave a forward early."""
 
 
 def _experts_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., Any]:

@@ -144,7 +144,7 @@ def decode(content: bytes, where: str) -> str:
 
 def not_utf8(where: str | os.PathLike[str], error: UnicodeDecodeError) -> str:
     """What to say of a text in another encoding."""
-    return f"{os.fspath(where)} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"
+    return f"{os.fspath(where)} is not UTF-8 text ({error.reason} at byte {error.start}): save it in UTF-8"
 
 
 def read_plain_or_gzipped(path: str | os.PathLike[str]) -> bytes:

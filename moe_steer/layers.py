@@ -1,7 +1,7 @@
-"""Where a transformers model keeps its decoder layers and its experts. The only module that knows model families.
+"""The decoder layers and the experts of a transformers model. The only module that knows model families.
 
 Found by structure: a mixture-of-experts block is a module with a child ``experts`` that is called with (hidden states, expert
-ids, final weights). Nearly every family of transformers 5 is built so; the exceptions are named below.
+ids, final weights). Nearly all families of transformers 5 are built like this; the exceptions are named below.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a plan and a count must agree with. ``num_experts`` is 0 and ``moe_layers`` empty for a dense model."""
+    """The shape of a model, with which plans and counts must agree. ``num_experts`` is 0 and ``moe_layers`` empty for a
+    dense model."""
 
     model_type: str
     num_layers: int
@@ -90,7 +91,7 @@ def text_config(model: Any) -> Any:
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder layers; ValueError when none or several lists could be meant."""
+    """Name and list of the decoder layers; ValueError when no list or several lists qualify."""
     inner = unwrap(model)
     config = text_config(inner)
     # LongCat counts two attentions a layer in num_hidden_layers; its num_layers is the length of the list.
@@ -123,7 +124,7 @@ def decoder(model: Any) -> nn.Module:
 
 
 def moe_layers(model: Any) -> list[MoELayer]:
-    """All mixture-of-experts layers in order; ValueError for dense models and for families that cannot be reached."""
+    """All mixture-of-experts layers in order; ValueError for dense models and for families whose experts cannot be hooked."""
     inner = unwrap(model)
     model_type = getattr(inner.config, "model_type", type(inner).__name__)
     if model_type in _REFUSED:
@@ -155,7 +156,7 @@ def model_shape(model: Any) -> ModelShape:
     """The shape of a dense or mixture-of-experts model."""
     inner = unwrap(model)
     config = text_config(inner)
-    # Configuration numbers do not tell: a dense model of a family with experts keeps the default number of experts.
+    # The configuration cannot decide this: a dense model of a family with experts keeps the default number of experts.
     has_experts = any(isinstance(getattr(module, "experts", None), nn.Module) for module in decoder(inner).modules())
     layers = moe_layers(inner) if has_experts or inner.config.model_type in _REFUSED else []
     return ModelShape(
@@ -185,7 +186,7 @@ def _layer(index: int, name: str, block: nn.Module, experts: nn.Module, model: n
         getattr(config, "ffn_config", None), _NUM_EXPERTS_KEYS, 0
     )
     num_experts = num_experts or _first(experts, ("num_experts",), 0)
-    num_experts += getattr(config, "zero_expert_num", None) or 0  # LongCat's identity experts have ids of their own
+    num_experts += getattr(config, "zero_expert_num", None) or 0  # LongCat's identity experts have their own ids
     top_k = _first(router, ("top_k",), 0) or _first(block, ("top_k",), 0) or _first(config, _TOP_K_KEYS, 0)
     if not num_experts or not top_k:
         raise ValueError(
@@ -195,7 +196,7 @@ def _layer(index: int, name: str, block: nn.Module, experts: nn.Module, model: n
 
 
 def _first(owner: Any, names: tuple[str, ...], default: int) -> int:
-    """The first of the attributes that is a whole number; lists (one number a layer) do not count."""
+    """The first attribute that is a whole number; lists (one number per layer) are skipped."""
     for name in names:
         value = getattr(owner, name, None)
         if isinstance(value, int) and not isinstance(value, bool):

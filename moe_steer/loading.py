@@ -1,4 +1,4 @@
-"""One way to load a model, whoever runs it."""
+"""Loading a model and its tokenizer, under any backend."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends.checkpoint import Wanted, cached_folder, check_shards, refuse_without_kernels, torch_dtype
-from moe_steer.backends.choose import choose
-from moe_steer.backends.layout import Layout, remember_layout
-from moe_steer.backends.names import check_name, refusal
+from moe_steer.backends import (
+    Layout,
+    LoadRequest,
+    cached_folder,
+    check_name,
+    check_shards,
+    choose_backend,
+    loader,
+    refusal,
+    refuse_without_kernels,
+    remember_layout,
+    torch_dtype,
+)
 from moe_steer.lab import EMBEDDED
-from moe_steer.tokens.positions import remember_tokenizer
+from moe_steer.tokens import remember_tokenizer
 
 
 def load_model(
@@ -34,18 +43,20 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer for inference; returns (model, tokenizer).
 
-    ``path_or_id``: a folder, a hub id, ``lab`` or ``lab-dense`` for an embedded model. ``backend``: ``plain`` holds the whole model on every
-    rank; tp_ep, autoep, autoep_zero3 and zero3 spread it over the ranks of the run (``moe_steer.backends``); ``auto`` takes the
-    fastest that fits and says which. ``dtype``: ``auto`` (as stored) or a torch name such as ``bfloat16``. ``device``: default
-    the GPU of this rank where there is one, else the CPU. ``experts_implementation``: eager, batched_mm or grouped_mm; default
-    the library's choice. ``batch``, ``context``: rows decoded together and tokens that each may reach, for ``auto``. ``offload``: for zero3, ``cpu`` or a folder on a local NVMe disk. ``check``: try a sharded model on a
-    probe before handing it out (``moe_steer.selfcheck``). ValueError, in one line, when there is no such model, it cannot be
-    read, or the backend cannot run it. ``moe_steer.backends.layout.layout_of(model)`` says who must see which tokens.
+    ``path_or_id``: a folder, a hub id, ``lab`` or ``lab-dense`` for an embedded model. ``backend``: ``plain`` holds the
+    whole model on every rank; tp_ep, autoep, autoep_zero3 and zero3 spread it over the ranks of the run
+    (``moe_steer.backends``); ``auto`` chooses the fastest that fits and prints which. ``dtype``: ``auto`` (as stored) or a
+    torch name such as ``bfloat16``. ``device``: default the GPU of this rank where there is one, else the CPU.
+    ``experts_implementation``: eager, batched_mm or grouped_mm; default the library's choice. ``batch``, ``context``: rows
+    decoded together and tokens that each may reach, for ``auto``. ``offload``: for zero3, ``cpu`` or a folder on a local
+    NVMe disk. ``check``: try a sharded model on a probe before handing it out (``moe_steer.selfcheck``). ValueError, in one
+    line, when there is no such model, it cannot be read, or the backend cannot run it.
+    ``moe_steer.backends.layout_of(model)`` says which rank needs which tokens.
     """
     check_name(backend)
     torch_dtype(dtype)
     name = resolve(path_or_id)
-    wanted = Wanted(
+    request = LoadRequest(
         name=name,
         dtype=dtype,
         device=device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"),
@@ -64,14 +75,14 @@ def load_model(
         check_shards(name)
     elif cached := cached_folder(name, revision):
         check_shards(cached, partial=True)
-    # The configuration first: of a name that is wrong, the tokenizer's reader would ask the hub twice.
-    config = _one_line(path_or_id, wanted.config)
-    tokenizer = read_tokenizer(path_or_id, **wanted.hub_options)
-    layout = _layout(backend, config, wanted, batch, context)
-    model, layout = _one_line(path_or_id, lambda: _loader(layout.backend)(wanted, layout))
+    # The configuration first: for a wrong name the tokenizer's reader would ask the hub twice.
+    config = _one_line(path_or_id, request.config)
+    tokenizer = read_tokenizer(path_or_id, **request.hub_options)
+    layout = _layout(backend, config, request, batch, context)
+    model, layout = _one_line(path_or_id, lambda: loader(layout.backend)(request, layout))
     model.eval().requires_grad_(False)
     if os.fspath(path_or_id) in EMBEDDED:
-        model.config._name_or_path = os.fspath(path_or_id)  # the same wherever the package lies
+        model.config._name_or_path = os.fspath(path_or_id)  # independent of where the package is installed
     remember_layout(model, layout)
     remember_tokenizer(model, tokenizer)
     if check and layout.backend != "plain":
@@ -82,7 +93,7 @@ def load_model(
 
 
 def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
-    """The configuration alone, of anything ``load_model`` takes; a config.json without weights will do."""
+    """Only the configuration of a model, named as for ``load_model``; a config.json without weights is enough."""
     from transformers import AutoConfig
 
     given = Path(os.fspath(path_or_id))
@@ -91,7 +102,7 @@ def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
-    """The tokenizer alone, of anything ``load_model`` takes."""
+    """Only the tokenizer of a model, named as for ``load_model``."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -107,7 +118,7 @@ def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def resolve(path_or_id: str | os.PathLike[str]) -> str:
-    """The folder or hub id that is meant; ValueError for a folder that is not there or holds no model."""
+    """The folder or hub id; ValueError for a folder that does not exist or has no config.json."""
     name = str(EMBEDDED.get(os.fspath(path_or_id), os.fspath(path_or_id)))
     looks_like_path = os.sep in name or name.startswith(".")
     if looks_like_path and not Path(name).exists() and (name.count("/") != 1 or name[0] in "./"):
@@ -119,19 +130,21 @@ def resolve(path_or_id: str | os.PathLike[str]) -> str:
     return name
 
 
-def _layout(backend: str, config: Any, wanted: Wanted, batch: int, context: int | None) -> Layout:
+def _layout(backend: str, config: Any, request: LoadRequest, batch: int, context: int | None) -> Layout:
     rank, world_size = _rank(), int(os.environ.get("WORLD_SIZE", "1"))
     reason = f"{backend}: asked for"
     if backend == "auto":
-        backend, reason = choose(config, world_size, wanted.dtype, wanted.offload, batch=batch, context=context)
+        backend, reason = choose_backend(
+            config, world_size, request.dtype, request.offload, batch=batch, context=context
+        )
         if rank == 0 and (world_size > 1 or backend != "plain"):
             print(f"backend {reason}", file=sys.stderr, flush=True)
     why_not = refusal(backend, config, world_size)
     if why_not:
         raise ValueError(f"backend {backend!r} cannot run this model: {why_not}")
-    if wanted.offload and backend != "zero3":
+    if request.offload and backend != "zero3":
         raise ValueError(
-            f"offload {wanted.offload!r} is a feature of zero3, not of {backend}: leave it out, or use zero3"
+            f"offload {request.offload!r} is a feature of zero3, not of {backend}: leave it out, or use zero3"
         )
     if backend in ("plain", "tp_ep"):
         refuse_without_kernels(config)
@@ -140,22 +153,9 @@ def _layout(backend: str, config: Any, wanted: Wanted, batch: int, context: int 
     return Layout(backend=backend, rank=rank, world_size=world_size, reason=reason)
 
 
-def _loader(backend: str) -> Callable[[Wanted, Layout], tuple[Any, Layout]]:
-    from moe_steer.backends import autoep, plain, tp_ep, zero3
-
-    table: dict[str, Callable[[Wanted, Layout], tuple[Any, Layout]]] = {
-        "plain": plain.load,
-        "tp_ep": tp_ep.load,
-        "autoep": autoep.load,
-        "autoep_zero3": autoep.load_zero3,
-        "zero3": zero3.load,
-    }
-    return table[backend]
-
-
 def _join_ranks(world_size: int) -> None:
-    """A sharded backend needs the process group of the run; a process on its own makes one of itself."""
-    from moe_steer.backends.engine import without_compiled_shared_memory
+    """Sharded backends need the process group of the run; a single process creates a group of one."""
+    from moe_steer.backends import without_compiled_shared_memory
 
     without_compiled_shared_memory()
     if torch.distributed.is_initialized():

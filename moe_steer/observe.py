@@ -39,7 +39,7 @@ def observe_routing(model: Any, sink: RoutingSink) -> Iterator[None]:
 def observe_residual(model: Any, layers: Sequence[int], sink: ResidualSink, *, stop: bool = False) -> Iterator[None]:
     """Call ``sink(layer, hidden_BSD)`` with the residual stream at the output of each named decoder layer, once per forward.
 
-    ``stop``: one forward a with-block; it ends, and the block with it, at the highest of the layers, so that neither the layers
+    ``stop``: run one forward per with-block and end it, and the block, at the highest of the layers: neither the layers
     above nor the head run. ValueError when a layer does not exist.
     """
     _, modules = decoder_layers(model)

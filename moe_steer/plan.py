@@ -15,7 +15,7 @@ from moe_steer.directions.direction import VectorFile
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, quoted, read_json
 from moe_steer.plan_entries import RESIDUAL_KEYS, UNITS, ExpertGain, ResidualVector
-from moe_steer.tokens.scopes import SCOPES, parse_scope
+from moe_steer.tokens import SCOPES, parse_scope
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_steer.directions.direction import SITE, Direction, VectorFile
 from moe_steer.json_files import is_number, quoted
-from moe_steer.tokens.scopes import parse_scope
+from moe_steer.tokens import parse_scope
 
 if TYPE_CHECKING:
     from torch import Tensor

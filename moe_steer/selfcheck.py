@@ -1,9 +1,9 @@
-"""Before a sharded model is used: a probe of a few tokens, steered, compared with the formula on that very backend.
+"""A check before a sharded model is used: steer a few tokens and compare with the formula, on the same backend.
 
-One expert's contribution to its block is linear in its gain: out(g) = out(0) + g * (out(1) - out(0)). So three runs with gains 0, 1
-and g give the contribution without knowing where the expert's weights lie, and a fourth run with that contribution added by
-hand must give the logits of the steered one. Caught: a hook that does not bite, ids that are not global (transformers <= 5.17
-under expert parallelism), ranks that compute different things.
+One expert's contribution to its block is linear in its gain: out(g) = out(0) + g * (out(1) - out(0)). So three runs with
+gains 0, 1 and g give the contribution without access to the expert's weights, and a fourth run with that contribution added
+explicitly must give the logits of the steered one. Caught: a hook that does not bite, ids that are not global (transformers
+<= 5.17 under expert parallelism), ranks that compute different things.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_steer.backends.layout import in_step, layout_of
+from moe_steer.backends import layout_of, lockstep
 from moe_steer.hooks import output_hooks
 from moe_steer.layers import MoELayer, model_shape, moe_layers, text_config, unwrap
 from moe_steer.observe import observe_routing
@@ -29,18 +29,18 @@ _ROUNDINGS = 16
 
 
 class BackendCheckFailed(RuntimeError):
-    """A sharded model does not do what a plan says."""
+    """A sharded model is not steered as the plan says."""
 
 
 def check_backend(model: Any) -> None:
-    """Raise ``BackendCheckFailed``, on every rank, when a sharded model is not steered as the formula says.
+    """Raise ``BackendCheckFailed``, on every rank, when a sharded model is not steered as the formula demands.
 
     All ranks must call it together. Checks the first and the last layer with experts; a dense model only for finite logits that
     are equal where ranks must agree. About ten forwards of eight tokens.
     """
     layout = layout_of(model)
-    # A rank that finds something wrong stops; where a forward is a joint act, it then keeps the others company.
-    with torch.no_grad(), in_step(model):
+    # A rank that finds an error stops; under lockstep it still joins the forwards of the others.
+    with torch.no_grad(), lockstep(model):
         problems = _problems(model)
     if layout.world_size > 1 and dist.is_initialized():
         gathered: list[Any] = [None] * layout.world_size

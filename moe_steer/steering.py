@@ -14,7 +14,7 @@ from moe_steer.audit import Audit, NothingFired, SteeringWarning
 from moe_steer.hooks import RoutingFn, call_hooks, output_hooks, routing_hooks
 from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config
 from moe_steer.plan import SteeringPlan
-from moe_steer.tokens.positions import PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
+from moe_steer.tokens import PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
 
 
 @contextmanager
@@ -30,13 +30,13 @@ def steer(
     """Apply ``plan`` to every forward inside the with-block; yields the audit of what fired.
 
     Gains multiply the final weights of experts that the router selected (RICE, Eq. 7: after top-k and normalisation); with
-    ``plan.renormalize`` the weights of a token are then rescaled to their former sum. Residual entries are added at the outputs of
-    their layers, in the plan's order, each in its own unit and scope. Layers that the plan does not name, and
-    a neutral plan altogether, are not hooked: their outputs are bit for bit the unsteered ones.
+    ``plan.renormalize`` the weights of a token are then rescaled to their former sum. Residual entries are added at the
+    outputs of their layers, in the plan's order, each in its own unit and scope. Layers that the plan does not name, and a
+    neutral plan altogether, are not hooked: their outputs are bit for bit the unsteered ones.
 
     ``tokenizer``: needed by the scopes thought, answer and step_end, unless the model came from ``load_model``.
     ``prompt_lengths``: real tokens of each row's prompt, for forwards over whole texts (see ``moe_steer.tokens.positions``).
-    On leaving, a plan of which nothing fired is a ``SteeringWarning``; with ``strict`` it is ``NothingFired``; with ``quiet``
+    On leaving, a plan that changed nothing is a ``SteeringWarning``; with ``strict`` it is ``NothingFired``; with ``quiet``
     the caller looks at ``audit.problems()`` itself. ValueError if the plan does not fit the model, before anything is hooked.
     """
     if not isinstance(plan, SteeringPlan):
@@ -94,7 +94,7 @@ def _gain_function(
     layer: MoELayer, gains: dict[int, float], plan: SteeringPlan, tracker: PositionTracker, audit: Audit
 ) -> RoutingFn:
     num_experts = layer.num_experts
-    gain_E = torch.ones(num_experts + 1, dtype=torch.float64)  # the last row stands for ids that live on another rank
+    gain_E = torch.ones(num_experts + 1, dtype=torch.float64)  # the last row is for ids of experts on another rank
     for expert, gain in gains.items():
         gain_E[expert] = gain
     tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -122,7 +122,7 @@ def _gain_function(
 
 
 def _rescale(new_TK: Tensor, old_TK: Tensor) -> Tensor:
-    """Scale each token's weights back to their former sum; a token whose weights all became 0 has nothing to scale."""
+    """Scale each token's weights back to their former sum; a token whose weights are all 0 is not changed."""
     sum_T1 = new_TK.sum(-1, keepdim=True)
     return new_TK * torch.where(sum_T1 > 0, old_TK.sum(-1, keepdim=True) / sum_T1, 1.0)
 

@@ -1,7 +1,7 @@
-r"""Where the final answer stands in the answer part of a response (never in its thought).
+r"""Finds the final answer in the answer part of a response (never in its thought).
 
-In order: the last balanced ``\boxed{...}`` or ``\fbox{...}``; ``#### X``; "the answer is X"; the text itself where it is
-nothing but an answer; and, as a last resort that the grade's reason names, the last number, option letter or formula.
+In order: the last balanced ``\boxed{...}`` or ``\fbox{...}``; ``#### X``; "the answer is X"; the whole text, if it is
+nothing but an answer; and as a last resort, which the grade's reason mentions, the last number, option letter or formula.
 Every search is linear in the text, or runs on its last few thousand characters.
 """
 
@@ -11,20 +11,9 @@ import re
 from typing import NamedTuple
 
 MAX_TEXT = 200_000
-"""Characters of the answer part that are looked at, from its end."""
+"""Only so many characters at the end of the answer part are searched."""
 TAIL = 4_000
-"""Characters from the end in which answers without a box are searched."""
-
-
-class Extraction(NamedTuple):
-    """A final answer as written, and how it was found.
-
-    ``method`` is one of box, hashes, phrase, whole, last number, last letter, last formula.
-    """
-
-    text: str
-    method: str
-
+"""Answers without a box are searched in so many characters at the end."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -78,10 +67,20 @@ _MATH_WORDS = {
 }
 
 
+class Extraction(NamedTuple):
+    """A final answer as written, and how it was found.
+
+    ``method`` is one of box, hashes, phrase, whole, last number, last letter, last formula.
+    """
+
+    text: str
+    method: str
+
+
 def extract_answer(answer: str, answer_type: str) -> Extraction | None:
     """The final answer of an answer part, or None.
 
-    ``answer_type`` decides what may stand without a box: a last number for integer, number and quantity, an option letter
+    ``answer_type`` decides what counts without a box: a last number for integer, number and quantity, an option letter
     for choice, a formula between dollar signs for expression and list.
     """
     answer = answer[-MAX_TEXT:]
@@ -89,7 +88,7 @@ def extract_answer(answer: str, answer_type: str) -> Extraction | None:
     if box is not None:
         return Extraction(box, "box")
     if _BOX.search(answer):
-        return None  # cut off inside its box: what stands there may be half a number
+        return None  # cut off inside a box: the content may be half a number
     tail = answer[-TAIL:].strip()
     if hashes := _HASHES.findall(tail):
         return Extraction(hashes[-1].strip(), "hashes")
@@ -101,7 +100,7 @@ def extract_answer(answer: str, answer_type: str) -> Extraction | None:
 
 
 def boxes(text: str) -> list[str]:
-    r"""Contents of all balanced boxes in order of their closing, inner boxes unwrapped, empty ones left out.
+    r"""Contents of all balanced boxes in order of their closing, inner boxes unwrapped, without empty ones.
 
     >>> boxes(r"\boxed{1} or \boxed{\frac{1}{2}} or \boxed{3")
     ['1', '\\frac{1}{2}']
@@ -149,7 +148,7 @@ def _closing_braces(text: str, start: int) -> dict[int, int]:
 
 
 def _unwrap(content: str) -> str:
-    """The inside of boxes that hold nothing but a box."""
+    """The content of boxes that contain only another box."""
     for _ in range(4):
         match = _BOX.match(content)
         if not match or not content.startswith("{", match.end()):
@@ -161,7 +160,7 @@ def _unwrap(content: str) -> str:
 
 
 def _phrase(tail: str) -> str | None:
-    """What follows the last "answer is", up to the end of its sentence."""
+    """The text after the last "answer is", up to the end of its sentence."""
     found = _PHRASE.findall(tail)
     if not found:
         return None
@@ -172,7 +171,7 @@ def _phrase(tail: str) -> str | None:
 
 
 def _is_bare(tail: str, answer_type: str) -> bool:
-    """Whether the text is an answer and nothing else: one short line without a sentence in it."""
+    """Whether the text is only an answer: one short line that is not a sentence."""
     if not tail or len(tail) > 200 or "\n" in tail:
         return False
     if answer_type == "choice":

@@ -1,4 +1,4 @@
-"""Problems: what is asked and what the right answer is; JSON lines in and out."""
+"""Problems: a question and its right answer; read from and written to JSON lines."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from moe_steer.files import write_whole
 from moe_steer.json_files import quoted, read_json_lines
 
 ANSWER_TYPES = ("integer", "number", "quantity", "expression", "choice", "list")
-"""The types that a grader decides."""
+"""Answer types that a grader can judge."""
 LABEL = "label"
-"""Nothing but a classifier decides (``reasoning_evals.safety``); the target names the label that a good answer gets."""
+"""The answer type that only a classifier judges (``reasoning_evals.safety``); the target is the label of a good answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Problem:
     """One problem with its right answer.
 
     ``target`` is text; numbers, booleans and lists given in code or JSON are turned into it. A list target in square or
-    round brackets is ordered, in braces or bare (``2, 3``) it is not. A quantity's target may carry its own unit.
-    ``unit`` is the unit that the question asks for. ``cluster_id`` names what problems share (a paper, a template).
+    round brackets is ordered, in braces or bare (``2, 3``) it is not. A quantity's target may carry its own unit. ``unit``
+    is the unit that the question asks for. ``cluster_id`` is equal for problems with a common source (a paper, a template).
     ``tolerance`` is the accepted relative error of a number or quantity; None leaves it to the grader, 0 means exact.
     """
 
@@ -68,7 +68,7 @@ class Problem:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Problem:
-        """ValueError names the keys that are missing or unknown, and what would fit."""
+        """ValueError names missing and unknown keys, and the known ones."""
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(row) - set(known))
         missing = [name for name in ("problem_id", "prompt", "target", "answer_type") if name not in row]
@@ -83,7 +83,7 @@ class Problem:
 
 
 def check_unique(problems: Iterable[Problem], source: str = "the problems") -> None:
-    """ValueError when two problems have one id: results are joined on it."""
+    """ValueError when two problems have the same id: results are joined on it."""
     seen: set[str] = set()
     for problem in problems:
         if problem.problem_id in seen:
@@ -104,8 +104,8 @@ def write_problems(path: str | os.PathLike[str], problems: Iterable[Problem]) ->
 def read_problems(path: str | os.PathLike[str], torn_tail: bool = False) -> list[Problem]:
     """The problems of a JSON lines file, plain or gzipped.
 
-    ``torn_tail`` accepts a last line that a killed writer left unfinished, and leaves it out. Everything else that is
-    not a problem is a ValueError with file and line.
+    ``torn_tail``: ignore a last line that a killed writer left unfinished. Any other line that is not a problem is a ValueError
+    with file and line.
     """
     problems = []
     for where, row in read_json_lines(path, torn_tail=torn_tail):

@@ -1,8 +1,7 @@
-"""Questions to the exact prompt that every arm sees. Works with any tokenizer object; imports none.
+"""From a question to the exact prompt of every arm. Works with any tokenizer object and imports none.
 
-Prompts that ask for care, before or inside the thought: the cheapest rivals of steering.
-
-RICE compares itself with both (arXiv 2505.14681, Table 7: thinking prompt before and after ``<think>``). The wording here is
+Also prompts that ask for careful thinking, before or inside the thought: the cheapest alternative to steering. RICE compares
+itself with both (arXiv 2505.14681, Table 7: thinking prompt before and after ``<think>``). The wording here is
 this project's own; give the text of your study instead.
 """
 
@@ -13,9 +12,14 @@ from typing import Any, NamedTuple
 
 from reasoning_evals.thinking import CLOSE_TAG, OPEN_TAG
 
+THINKING_PROMPT = (
+    "I will think this through step by step, follow each idea to its end before I try another one, "
+    "and check the result before I answer."
+)
+
 
 class RenderedPrompt(NamedTuple):
-    """A prompt as text and as the token ids of that text, BOS included where the template writes one."""
+    """A prompt as text and as its token ids, including BOS where the template writes one."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -25,8 +29,8 @@ def render_prompt(tokenizer: Any, question: str, force_think: bool = True) -> Re
     """One user turn in the tokenizer's chat template, opened for the assistant; no system prompt.
 
     ``force_think`` makes the prompt end inside a thought (protocol of the R1 model card); a template that already ends in
-    ``<think>`` is left as it is. The ids come from the template's own text without added special tokens, so that a BOS in
-    the template is not doubled. ValueError when the tokenizer has no chat template.
+    ``<think>`` is not changed. The ids come from the template's own text without added special tokens, so that a BOS in the
+    template is not doubled. ValueError when the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
@@ -69,17 +73,11 @@ def tag_ids(tokenizer: Any) -> TagIds:
     return TagIds(ids(OPEN_TAG), ids(CLOSE_TAG))
 
 
-THINKING_PROMPT = (
-    "I will think this through step by step, follow each idea to its end before I try another one, "
-    "and check the result before I answer."
-)
-
-
 def prompt_before_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callable[[str], RenderedPrompt]:
     """Renders a question with ``text`` at the start of the assistant's turn, right before ``<think>``.
 
-    The prompt ends inside the thought, as without the text. ValueError when the text is empty or has a tag in it, and what
-    ``render_prompt`` raises.
+    The prompt ends inside the thought, as it would without the text. ValueError when the text is empty or contains a tag,
+    and as ``render_prompt``.
     """
     words = _checked(text)
 
@@ -104,7 +102,7 @@ def prompt_inside_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callab
 
 
 def prompt_with_request(tokenizer: Any, text: str) -> Callable[[str], RenderedPrompt]:
-    """Renders a question followed by ``text`` in the user's own turn, such as "Be brief.".
+    """Renders a question followed by ``text`` in the user's turn, such as "Be brief.".
 
     ValueError as ``prompt_before_thought``.
     """

@@ -1,8 +1,4 @@
-"""Where the thought of a response ends and its answer begins.
-
-How many of the generated tokens are thought and how many are answer, from token ids.
-Repetition in a sequence of token ids: loops at its end, and its longest repeated stretch.
-"""
+"""Thought and answer of a response: split in its text, counted in its token ids; and how much of it repeats itself."""
 
 from __future__ import annotations
 
@@ -15,12 +11,15 @@ OPEN_TAG = "<think>"
 CLOSE_TAG = "</think>"
 STATES = ("closed", "truncated", "none", "empty")
 
+_MODULUS = (1 << 61) - 1
+_BASE = 1_000_003
+
 
 class Thought(NamedTuple):
     """A response in two parts, both without surrounding blanks.
 
-    ``state``: "closed" (a thought that ends), "truncated" (a thought is still open at the end of the text), "none" (no
-    tag at all, or no text), "empty" (the thought holds only blanks). A truncated response has no answer.
+    ``state``: "closed" (a thought that ends), "truncated" (a thought is still open at the end of the text), "none" (no tag,
+    or no text), "empty" (the thought is blank). A truncated response has no answer.
     """
 
     state: str
@@ -33,10 +32,10 @@ def split_thought(
 ) -> Thought:
     """Split a generated text into thought and answer.
 
-    ``opened`` says that the prompt already ended inside the thought, as the templates of R1 do. A closing tag without
-    an opening one ends a thought that began with the text. A thought may be reopened: everything inside tags is thought,
-    everything outside is answer, a closing tag that closes nothing is ignored, and a text that ends inside a thought is
-    truncated whatever was outside before. None (no response) is "none" with empty parts.
+    ``opened`` says that the prompt already ended inside the thought, as the templates of R1 do. A closing tag without an
+    opening one ends a thought that began with the text. A thought may be reopened: everything inside tags is thought,
+    everything outside is answer, an unmatched closing tag is ignored, and a text that ends inside a thought is truncated,
+    even if there was text outside before. None (no response) is "none" with empty parts.
 
     >>> split_thought("<think>2 + 2</think>4")
     Thought(state='closed', thought='2 + 2', answer='4')
@@ -75,7 +74,7 @@ def _tags(open_tag: str, close_tag: str) -> re.Pattern[str]:
 
 
 class TokenCounts(NamedTuple):
-    """Tags and the stop token belong to neither part, so thinking + answer <= total."""
+    """Tags and the stop token count in the total only, so thinking + answer <= total."""
 
     thinking: int
     answer: int
@@ -116,19 +115,15 @@ def _starts(ids: tuple[int, ...], position: int, tag: Sequence[int]) -> bool:
     return bool(tag) and ids[position] == tag[0] and ids[position : position + len(tag)] == tuple(tag)
 
 
-_MODULUS = (1 << 61) - 1
-_BASE = 1_000_003
-
-
 class Loop(NamedTuple):
-    """How a sequence ends: ``length`` tokens that are copies of the last ``period`` ones. Both 0 where it does not loop."""
+    """A loop at the end of a sequence: the last ``length`` tokens repeat with the given ``period``. Both are 0 without a loop."""
 
     period: int
     length: int
 
 
 def loop_at_end(token_ids: Sequence[int], copies: int = 3, min_tokens: int = 30) -> Loop:
-    """The longest ending that repeats one stretch at least ``copies`` times and covers at least ``min_tokens`` tokens.
+    """The longest ending that repeats the same tokens at least ``copies`` times and has at least ``min_tokens`` tokens.
 
     Linear, from the failure function of Knuth, Morris and Pratt over the reversed sequence.
 

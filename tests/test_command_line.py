@@ -87,7 +87,7 @@ def test_overview_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["collect", "--out", "c.safetensors", "--traces", "torn_traces.jsonl"], "torn_traces.jsonl"),
         (
             ["generate", "--out", "g", "--problems", "latin.jsonl"],
-            "latin.jsonl:1 is no text in UTF-8 (invalid continuation",
+            "latin.jsonl:1 is not UTF-8 text (invalid continuation",
         ),
         (["generate", "--out", "torn.jsonl", "--num", "2"], "'torn.jsonl"),
         (["compare", "--baseline", "empty_folder"], "is not a run folder"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_steer.plan import SteeringPlan
+from moe_steer import SteeringPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Bake:
                 return 0
         if self.out is None:
             raise ValueError("give --out, the folder to write")
-        from moe_steer.baking import bake
+        from moe_steer import bake
 
         options: dict[str, Any] = {"copy": self.copy, "symlink": self.symlink, "hash_all": self.hash_all}
         certificate = bake(
@@ -157,7 +157,7 @@ class Unbake:
             return self._gguf()
         if self.out is None:
             raise ValueError("give --out, the folder to write the original to")
-        from moe_steer.baking import unbake
+        from moe_steer import unbake
 
         record = unbake(self.baked, self.out, copy=self.copy, symlink=self.symlink)
         print(f"wrote {self.out}: {len(record.changes)} tensors have the hashes they had before the bake")
@@ -202,7 +202,7 @@ class Verify:
             return self._gguf()
         if self.forward and self.model is None:
             raise ValueError("--forward needs --model, the original checkpoint")
-        from moe_steer.baking import verify_bake
+        from moe_steer import verify_bake
 
         source = model_folder(self.model) if self.model is not None else None
         found = verify_bake(self.baked, source)
@@ -219,9 +219,9 @@ class Verify:
         return 0
 
     def _forward(self, source: str) -> None:
+        from moe_steer import SteeringPlan
         from moe_steer.baking.forward import PROMPTS, applied_plan, compare_forward
         from moe_steer.baking.record import read_record
-        from moe_steer.plan import SteeringPlan
 
         record = read_record(self.baked)
         if record.plan.active_residual and self.plan is None:

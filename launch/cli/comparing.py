@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from reasoning_evals.comparing.power import Assumptions, PowerPlan
-    from reasoning_evals.runs.grading_pass import GradeRow
+    from reasoning_evals.comparing import Assumptions, PowerPlan
+    from reasoning_evals.runs import GradeRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Compare:
 
         from moe_steer.files import write_whole
         from reasoning_evals import compare_arms
-        from reasoning_evals.runs.grading_pass import grade_run
+        from reasoning_evals.runs import grade_run
 
         rows = [row for folder in (self.baseline, *self.arm_folder) for row in grade_run(folder)]
         comparison = compare_arms(rows, baseline=self.baseline_arm)
@@ -91,7 +91,7 @@ class Power:
         from pathlib import Path
 
         from moe_steer.files import write_whole
-        from reasoning_evals.comparing.power import plan_power
+        from reasoning_evals.comparing import plan_power
 
         assumptions, size = self._assumptions()
         plan = plan_power(
@@ -114,8 +114,8 @@ class Power:
 
     def _assumptions(self) -> tuple[Assumptions, tuple[int, int] | None]:
         """And problems and samples of the baseline, where there is one."""
-        from reasoning_evals.comparing.power import Assumptions, assume_from_baseline, assume_from_pair
-        from reasoning_evals.runs.grading_pass import grade_run
+        from reasoning_evals.comparing import Assumptions, assume_from_baseline, assume_from_pair
+        from reasoning_evals.runs import grade_run
 
         if (self.baseline is None) == (self.noise is None):
             raise ValueError("give either --baseline RUN or --noise E, the mean of p(1-p) of one arm (0.25 at most)")
@@ -183,7 +183,7 @@ class Power:
             print("never: the effect varies too much over so few problems; only more problems help")
 
     def _print_run(self, assumptions: Assumptions, num_problems: int, k: int) -> None:
-        from reasoning_evals.comparing.power import plan_power
+        from reasoning_evals.comparing import plan_power
 
         found = plan_power(assumptions, [0.05], [k], [num_problems], self.power, self.alpha).detectable[0][0]
         print(

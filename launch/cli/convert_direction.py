@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from moe_steer.directions import Direction
+    from moe_steer import Direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ class ConvertDirection:
         import re
         from pathlib import Path
 
-        from moe_steer.directions import Direction, import_easyedit, import_gguf
+        from moe_steer import Direction
+        from moe_steer.directions import import_easyedit, import_gguf
 
         kind = Path(name).suffix
         if self.layer is not None and kind != ".pt":

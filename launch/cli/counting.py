@@ -77,8 +77,7 @@ class Score(ScoringOptions):
         """Write the scores and print the best."""
         from pathlib import Path
 
-        from expert_stats import RoutingCounts
-        from expert_stats.counts import sum_counts
+        from expert_stats import RoutingCounts, sum_counts
 
         contents = [Path(path).read_bytes() if Path(path).is_file() else path for path in self.counts]
         if len(set(contents)) < len(contents):
@@ -92,7 +91,7 @@ class Score(ScoringOptions):
         stability = ", ".join(f"{key} {value:.2f}" for key, value in scores.stability.items())
         print(f"agreement of two halves of the traces: {stability}")
         if self.heatmap:
-            from expert_stats.plots import heat_map
+            from expert_stats import heat_map
 
             Path(self.heatmap).write_text(heat_map(scores), encoding="utf-8")
         print(f"wrote {self.out}; next: moe-steer plan --scores {self.out} --top 2 --gain 64 --out plan.json")

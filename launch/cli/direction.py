@@ -35,10 +35,10 @@ class MakeDirection(DirectionOptions):
         from pathlib import Path
 
         from expert_stats import collect_contrast
-        from moe_steer.contrasts.fit import contrast_fits, fit_notes
+        from moe_steer import load_model
+        from moe_steer.contrasts import contrast_fits, fit_notes
         from moe_steer.directions import report_atoms
-        from moe_steer.loading import load_model
-        from moe_steer.saes.fit import fit_lines
+        from moe_steer.saes import fit_lines
 
         saes = self._saes()
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
@@ -76,8 +76,8 @@ class MakeDirection(DirectionOptions):
 
     def _refuse_others(self, model: Any, sequences: Any) -> None:
         """ValueError where a file to be written is a direction of other texts or of another model; one of the same is replaced."""
-        from moe_steer.contrasts.collect import data_digest
-        from moe_steer.directions import Direction
+        from moe_steer import Direction
+        from moe_steer.contrasts import data_digest
         from moe_steer.layers import model_shape
 
         wanted = (self._file(method, layer) for method in self.method for layer in self.layers)
@@ -98,8 +98,7 @@ class MakeDirection(DirectionOptions):
         return Path(self.out, f"{method}-L{layer}.safetensors")
 
     def _saes(self) -> dict[int, Any]:
-        from moe_steer.saes import load_sae
-        from moe_steer.saes.reading import layers_among
+        from moe_steer.saes import layers_among, load_sae
 
         found: dict[int, Any] = {}
         asked: list[tuple[str, int | None]] = []
@@ -134,8 +133,8 @@ class MakeDirection(DirectionOptions):
     def _sequences(self, tokenizer: Any) -> tuple[list[Any], dict[str, Any]]:
         """The marked sequences, and what the directions' headers say about them."""
         from expert_stats import answer_pairs, concise_and_verbose, decision_sites, prompt_pairs, thought_pairs
-        from moe_steer.contrasts.texts import read_rows
-        from moe_steer.tokens.markers import text_notes
+        from moe_steer.contrasts import read_rows
+        from moe_steer.tokens import text_notes
 
         notes: dict[str, Any] = {"contrast": self.contrast, **text_notes(tokenizer)}
         tokens = slice(self.first_tokens)
@@ -162,7 +161,7 @@ class MakeDirection(DirectionOptions):
         from pathlib import Path
 
         from launch.core.wiring import read_any_traces
-        from reasoning_evals.runs.grading_pass import grade_run
+        from reasoning_evals.runs import grade_run
 
         found = []
         for path in self.traces:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from launch.core.options import DRAWING, ReadBy, check_counts, refuse_greedy_samples, refuse_idle
 
 if TYPE_CHECKING:
-    from moe_steer.plan import SteeringPlan
-    from reasoning_evals.runs.run import Arm
+    from moe_steer import SteeringPlan
+    from reasoning_evals.runs import Arm
 
 
 _ENDPOINT = ReadBy(("endpoint",), "--{option} is for sampling over HTTP: give --endpoint, or leave it out")
@@ -82,8 +82,8 @@ class Generate:
         from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
-        from reasoning_evals.engines.sampling import SamplingConfig
-        from reasoning_evals.runs.grading_pass import grade_run
+        from reasoning_evals.engines import SamplingConfig
+        from reasoning_evals.runs import grade_run
 
         refuse_several_ranks("moe-steer generate", "deepspeed launch/evaluate.py")
         self._check_options()
@@ -135,8 +135,8 @@ class Generate:
 
     def _model_arm(self, plan: SteeringPlan | None) -> Arm:
         from moe_steer import load_model, steer
-        from reasoning_evals.engines.in_process import InProcessSampler
-        from reasoning_evals.runs.run import Arm
+        from reasoning_evals.engines import InProcessSampler
+        from reasoning_evals.runs import Arm
 
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
         sampler = InProcessSampler(model, tokenizer)
@@ -154,9 +154,8 @@ class Generate:
         import os
 
         from moe_steer.loading import read_tokenizer
-        from reasoning_evals.engines.http_audit import HttpAudit
-        from reasoning_evals.engines.http_sampler import HttpSampler
-        from reasoning_evals.runs.run import Arm
+        from reasoning_evals.engines import HttpAudit, HttpSampler
+        from reasoning_evals.runs import Arm
 
         assert self.endpoint is not None
         key = None
@@ -176,16 +175,16 @@ class Generate:
         return Arm(self.arm_name or "baseline", sampler, context=lambda: HttpAudit(sampler), details={"plan": None})
 
     def _report_endpoint(self, arm: str) -> None:
-        from reasoning_evals.engines.http_audit import http_line
-        from reasoning_evals.runs.run_folder import read_audit
+        from reasoning_evals.engines import http_line
+        from reasoning_evals.runs import read_audit
 
         print(http_line(read_audit(self.out)[arm]))
 
     def _report_firing(self, plan: object) -> None:
         from launch.core.findings import nothing_fired
+        from moe_steer import SteeringPlan
         from moe_steer.audit import row_lines
-        from moe_steer.plan import SteeringPlan
-        from reasoning_evals.runs.run_folder import read_audit
+        from reasoning_evals.runs import read_audit
 
         assert isinstance(plan, SteeringPlan)
         rows = [row for arm in read_audit(self.out).values() for row in arm]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_steer.plan import UNITS, ExpertGain, ResidualVector, SteeringPlan
+from moe_steer import ExpertGain, ResidualVector, SteeringPlan
+from moe_steer.plan import UNITS
 from moe_steer.plan_entries import read_vector
 from moe_steer.presets import PRESETS, preset_plan
 

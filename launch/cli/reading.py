@@ -25,7 +25,7 @@ class Report:
         """Write the pages."""
         from launch.jobs import rebuild
         from reasoning_evals.report import build_report, write_pages
-        from reasoning_evals.runs.grading_pass import grade_run
+        from reasoning_evals.runs import grade_run
 
         folder = Path(self.folder)
         summary = rebuild(folder)

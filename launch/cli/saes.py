@@ -115,14 +115,21 @@ class TrainSAE:
         from pathlib import Path
 
         from launch.cli.notes import check_folder, check_numbers
+        from moe_steer import load_model
         from moe_steer.layers import model_shape
-        from moe_steer.loading import load_model
-        from moe_steer.saes import SAEAbout, TrainRecipe, measure_fit, save_sae, train_sae
-        from moe_steer.saes.activations import ActivationBatches, residual_of
-        from moe_steer.saes.fit import check_layer
-        from moe_steer.saes.formats.saelens import WEIGHTS
-        from moe_steer.saes.training import TrainingProgress
-        from moe_steer.saes.training_state import remember_data
+        from moe_steer.saes import (
+            WEIGHTS,
+            ActivationBatches,
+            SAEAbout,
+            TrainingProgress,
+            TrainRecipe,
+            check_layer,
+            measure_fit,
+            remember_data,
+            residual_of,
+            save_sae,
+            train_sae,
+        )
 
         whole = ("tokens", "save_every", "batch_size", "buffer_tokens", "tokens_per_forward", "width", "k")
         check_numbers(self, dict.fromkeys(whole, 1) | {"skip_first": 0})
@@ -215,10 +222,9 @@ class FitSAE:
         from pathlib import Path
 
         from launch.cli.notes import check_numbers
+        from moe_steer import load_model
         from moe_steer.layers import unwrap
-        from moe_steer.loading import load_model
-        from moe_steer.saes import check_fits, load_sae, measure_fit
-        from moe_steer.saes.activations import check_sequences, residual_of
+        from moe_steer.saes import check_fits, check_sequences, load_sae, measure_fit, residual_of
 
         check_numbers(self, {"max_tokens": 1, "tokens_per_forward": 1, "skip_first": 0})
         sae = load_sae(self.sae, format=self.format, layer=self.layer, site=self.site, k=self.k)

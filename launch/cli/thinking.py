@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import tyro
 
 if TYPE_CHECKING:
-    from reasoning_evals.thoughts.metrics import AttemptJudge
-    from reasoning_evals.thoughts.traced import TracedSample
+    from reasoning_evals.thoughts import AttemptJudge, TracedSample
 
 _STEPS = {"identification", "tuning"}  # of a job, before its test
 
@@ -42,11 +41,14 @@ class Thinking:
         import json
 
         from moe_steer.files import write_whole
-        from reasoning_evals.runs.run_folder import read_run
-        from reasoning_evals.thoughts.metrics import AttemptJudge
-        from reasoning_evals.thoughts.segments import SWITCH_MARKERS
-        from reasoning_evals.thoughts.summary import summarise_thinking
-        from reasoning_evals.thoughts.table import thinking_lines, thinking_notes
+        from reasoning_evals.runs import read_run
+        from reasoning_evals.thoughts import (
+            SWITCH_MARKERS,
+            AttemptJudge,
+            summarise_thinking,
+            thinking_lines,
+            thinking_notes,
+        )
 
         folders = [_run_folder(Path(given)) for given in (self.folder, *self.arm_folder)]
         configs = [read_run(folder)["config"] for folder in folders]
@@ -124,8 +126,8 @@ def _traced(
     folder: Path, count_tokens: Callable[[str], int], judge: AttemptJudge, markers: Sequence[str]
 ) -> list[TracedSample]:
     """The samples of a folder in the order of its grades, with a progress line while it takes."""
-    from reasoning_evals.runs.progress import Progress
-    from reasoning_evals.thoughts.traced import graded_rows, trace_run
+    from reasoning_evals.runs import Progress
+    from reasoning_evals.thoughts import graded_rows, trace_run
 
     rows = graded_rows(folder)
     place = {(row.arm, row.problem_id, row.sample_idx): index for index, row in enumerate(rows)}

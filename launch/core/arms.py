@@ -15,9 +15,8 @@ from expert_stats import MarkerSet
 from launch.core.options import BASELINE
 from moe_steer import SteeringPlan, steer
 from moe_steer.presets import preset_plan
-from reasoning_evals.decoding import Ban, SwitchPenalty, Tags, ThinkingBudget
-from reasoning_evals.decoding.processors import NOWAIT_WORDS
-from reasoning_evals.engines.in_process import InProcessSampler
+from reasoning_evals.decoding import NOWAIT_WORDS, Ban, SwitchPenalty, Tags, ThinkingBudget
+from reasoning_evals.engines import InProcessSampler
 from reasoning_evals.prompts import (
     THINKING_PROMPT,
     RenderedPrompt,
@@ -25,7 +24,7 @@ from reasoning_evals.prompts import (
     prompt_inside_thought,
     tag_ids,
 )
-from reasoning_evals.runs.run import Arm
+from reasoning_evals.runs import Arm
 
 RULES = {
     BASELINE: "baseline, the model as it is",

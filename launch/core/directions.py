@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.core.session import Session, unclaimed_when_refused
-from moe_steer.backends.layout import in_step, layout_of
-from moe_steer.contrasts.fit import contrast_fits
-from moe_steer.contrasts.sequences import MarkedSequence
-from moe_steer.directions import Direction
-from moe_steer.layers import unwrap
-from moe_steer.saes import SAE, SAEFit, check_fits, load_sae
-from moe_steer.saes.fit import fit_lines
-from moe_steer.saes.reading import layers_among
+from moe_steer import Direction
+from moe_steer.backends import layout_of, lockstep
+from moe_steer.contrasts import MarkedSequence, contrast_fits
 from moe_steer.files import write_whole
+from moe_steer.layers import unwrap
+from moe_steer.saes import SAE, SAEFit, check_fits, fit_lines, layers_among, load_sae
 
 FOLDER = "directions"
 INDEX = "index.json"
@@ -91,9 +88,9 @@ def make_once(session: Session, make: Callable[[], NewDirections]) -> JobDirecti
 
 def _make(session: Session, make: Callable[[], NewDirections], home: Path) -> None:
     layout = layout_of(session.model)
-    if not (session.ranks.is_main or layout.same_tokens or layout.in_step):
+    if not (session.ranks.is_main or layout.same_tokens or layout.lockstep):
         return
-    with in_step(session.model), warnings.catch_warnings(record=True) as caught:
+    with lockstep(session.model), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         new = make()
     if not session.ranks.is_main:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_steer.plan import SteeringPlan
-from reasoning_evals.comparing.comparison import Comparison
-from reasoning_evals.report import build_report, write_pages
-from reasoning_evals.report.build import Report, Table
-from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
+from moe_steer import SteeringPlan
 from moe_steer.files import write_whole
+from reasoning_evals.comparing import Comparison
+from reasoning_evals.report import Report, Table, build_report, write_pages
+from reasoning_evals.runs import read_audit, read_generations, read_run
 
 RESULTS_FILE = "results.json"
 

@@ -97,7 +97,7 @@ class RunOptions(ModelOptions):
     """What the job adds to the name of its folder."""
 
     def __post_init__(self) -> None:
-        from reasoning_evals.engines.sampling import SamplingConfig
+        from reasoning_evals.engines import SamplingConfig
 
         check_counts(self, ("samples", "batch_size"))
         SamplingConfig(temperature=self.temperature, top_p=self.top_p)  # refuses what no token can be drawn by

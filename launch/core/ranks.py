@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from launch.core.failure import end_with_the_launcher, error_to_report, failure_is_reported
-from moe_steer.backends.engine import without_compiled_shared_memory
+from moe_steer.backends import without_compiled_shared_memory
 
 _WAIT_SECONDS = 3600.0
 """How long a rank waits for another before it takes it for dead: one may sample long while another has finished its share."""

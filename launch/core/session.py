@@ -15,14 +15,11 @@ from launch.core.findings import Findings, publish
 from launch.core.options import USUAL_PROMPT, ModelOptions, RunOptions
 from launch.core.ranks import Ranks
 from moe_steer import SteeringPlan, load_model, steer
-from moe_steer.backends.layout import in_step, layout_of
-from reasoning_evals import Problem, run_arms
-from reasoning_evals.engines.in_process import InProcessSampler
-from reasoning_evals.engines.sampling import SamplingConfig
-from reasoning_evals.runs.grading_pass import GradeRow, grade_run
-from reasoning_evals.runs.run import Arm
-from reasoning_evals.runs.run_folder import RUN_FILE, open_run, read_run
+from moe_steer.backends import layout_of, lockstep
 from moe_steer.files import write_whole
+from reasoning_evals import Problem, run_arms
+from reasoning_evals.engines import InProcessSampler, SamplingConfig
+from reasoning_evals.runs import RUN_FILE, Arm, GradeRow, grade_run, open_run, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +92,7 @@ class Session:
         folder = self.folder / step
         layout = layout_of(self.model)
         index, number = layout.share
-        with _folder_of_rank(folder, self.model, self.ranks) as mine, in_step(self.model):
+        with _folder_of_rank(folder, self.model, self.ranks) as mine, lockstep(self.model):
             run_arms(
                 arms,
                 problems,
@@ -108,7 +105,7 @@ class Session:
                 progress=None if self.ranks.is_main else False,
                 task=self.options.task if task is None else task,
             )
-        if not layout.in_step:
+        if not layout.lockstep:
             self.ranks.wait_while_growing(folder)
         self.ranks.barrier()
 

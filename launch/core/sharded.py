@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from expert_stats import MarkerSet, RoutingCounts, Trace, reduce_counts
-from expert_stats.collect import batches, collect_counts
+from expert_stats import MarkerSet, RoutingCounts, Trace, batches, collect_counts, reduce_counts
 from launch.core.ranks import Ranks
-from moe_steer.backends.layout import in_step, layout_of
-from moe_steer.plan import SteeringPlan
+from moe_steer import SteeringPlan
+from moe_steer.backends import layout_of, lockstep
 
 _FOLDERS: list[
     tempfile.TemporaryDirectory[str]
@@ -66,6 +65,6 @@ def collect_over_ranks(
     index, number = layout.share
     dealt = list(batches(traces, tokens_per_batch))[index::number]
     own = [trace for batch in dealt for trace in batch]
-    with in_step(model):
+    with lockstep(model):
         counts = collect_counts(model, own, markers, tokens_per_batch=tokens_per_batch, allow_empty=True, **options)
     return reduce_counts(counts)

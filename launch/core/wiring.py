@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from expert_stats import MarkerSet, RoutingCounts, Trace, read_traces, trace_from_ids
-from reasoning_evals.runs.completions import Completion, read_completions
+from reasoning_evals import Completion
+from reasoning_evals.runs import read_completions
 from reasoning_evals.thinking import CLOSE_TAG, OPEN_TAG
 
 _ANOTHER = "they were made with another tokenizer; give that model, or sample again with this one"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.core.findings import RESULTS_FILE, Findings, publish, read_results
-from reasoning_evals.runs.run_folder import read_run
+from reasoning_evals.runs import read_run
 
 JOBS = {
     "steer_r1": "launch.jobs.experts",

@@ -14,10 +14,9 @@ from launch.core.options import BASELINE, ProblemOptions, ReadBy, check_num_prob
 from launch.core.ranks import Ranks
 from launch.core.session import Session
 from reasoning_evals import Problem, compare_arms, load_task
-from reasoning_evals.decoding.processors import NOWAIT_WORDS
+from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.prompts import THINKING_PROMPT
-from reasoning_evals.runs.grading_pass import GradeRow, grade_run
-from reasoning_evals.runs.run_folder import read_run
+from reasoning_evals.runs import GradeRow, grade_run, read_run
 
 NAME = "evaluate"
 LAB_PROBLEMS = 240

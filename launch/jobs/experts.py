@@ -9,8 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from expert_stats import ExpertScores, RoutingCounts, score_experts, select_experts
-from expert_stats.select import select_placebo
+from expert_stats import ExpertScores, RoutingCounts, score_experts, select_experts, select_placebo
 from launch.core.arms import load_plan
 from launch.core.findings import Findings
 from launch.core.options import options_from
@@ -25,8 +24,7 @@ from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.layers import model_shape
 from moe_steer.presets import PAPER_GAIN, preset_plan
 from reasoning_evals import Problem
-from reasoning_evals.runs.grading_pass import GradeRow, grade_run
-from reasoning_evals.runs.run_folder import read_generations, read_run
+from reasoning_evals.runs import GradeRow, grade_run, read_generations, read_run
 
 NAME = "steer_r1"
 CALIBRATION = 64

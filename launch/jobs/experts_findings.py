@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expert_stats import ExpertScores
-from expert_stats.plots import DosePoint, dose_response, heat_map, rank_stability
+from expert_stats import DosePoint, ExpertScores, dose_response, heat_map, rank_stability
 from launch.core.findings import Findings, arm_lines, silent_arms
 from launch.jobs.experts_options import Options
 from moe_steer import ExpertGain, SteeringPlan
 from reasoning_evals import compare_arms
-from reasoning_evals.comparing.compare import Tuning
-from reasoning_evals.comparing.comparison import Comparison, rounded
-from reasoning_evals.runs.grading_pass import GradeRow
-from reasoning_evals.runs.run_folder import read_audit
+from reasoning_evals.comparing import Comparison, Tuning, rounded
+from reasoning_evals.runs import GradeRow, read_audit
 
 _BEST = 10
 NO_PLACEBO = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from launch.core.options import ELSEWHERE, ReadBy, SplitOptions, check_counts, config_of
-from moe_steer.tokens.scopes import parse_scope
+from moe_steer.tokens import parse_scope
 
 _GIVEN = "--{option} is for experts that are searched, and --{options.given} gives them: leave it out"
 SEARCH = ReadBy(("search",), _GIVEN)

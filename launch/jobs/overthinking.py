@@ -28,17 +28,15 @@ from launch.jobs.overthinking_options import (
     methods_of,
 )
 from launch.jobs.overthinking_settings import BASELINE, UNTUNED, Setting, all_settings, build, choices_of
-from moe_steer.contrasts.collect import collect_contrast
-from moe_steer.contrasts.fit import fit_notes
-from moe_steer.contrasts.sequences import MarkedSequence
-from moe_steer.directions import Direction, all_atoms, caa, report_atoms, single_atom, sta
+from moe_steer import Direction
+from moe_steer.contrasts import MarkedSequence, collect_contrast, fit_notes
+from moe_steer.directions import all_atoms, caa, report_atoms, single_atom, sta
 from moe_steer.lab import LAB_SAE
 from moe_steer.layers import model_shape
 from moe_steer.saes import SAE
-from moe_steer.tokens.markers import text_notes
+from moe_steer.tokens import text_notes
 from reasoning_evals import Problem
-from reasoning_evals.runs.grading_pass import GradeRow, grade_run
-from reasoning_evals.runs.run_folder import read_generations, read_run
+from reasoning_evals.runs import GradeRow, grade_run, read_generations, read_run
 
 NAME = "reduce_overthinking"
 LENGTH_RATIO = 1.5

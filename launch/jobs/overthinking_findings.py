@@ -13,18 +13,22 @@ from launch.core.directions import FOLDER, JobDirections, read_made
 from launch.core.findings import Findings, silent_arms
 from launch.jobs.overthinking_options import OverthinkingOptions
 from launch.jobs.overthinking_settings import BASELINE, Choice, Setting
-from moe_steer.directions import Direction
-from moe_steer.saes import SAEFit
-from moe_steer.saes.fit import fit_lines
+from moe_steer import Direction
+from moe_steer.saes import SAEFit, fit_lines
 from reasoning_evals import compare_arms
-from reasoning_evals.comparing.compare import Comparison, Tuning
-from reasoning_evals.comparing.comparison import ArmSummary, rounded
-from reasoning_evals.comparing.efficiency import MARGIN, Efficiency, Thoughts, efficiency, thoughts_of
-from reasoning_evals.report.build import Table
-from reasoning_evals.report.figures import Place, frontier
-from reasoning_evals.report.text import minus, percent, signed_percent
-from reasoning_evals.runs.grading_pass import GradeRow
-from reasoning_evals.runs.run_folder import read_generations
+from reasoning_evals.comparing import (
+    MARGIN,
+    ArmSummary,
+    Comparison,
+    Efficiency,
+    Thoughts,
+    Tuning,
+    efficiency,
+    rounded,
+    thoughts_of,
+)
+from reasoning_evals.report import ArmPoint, Table, frontier, minus, percent, signed_percent
+from reasoning_evals.runs import GradeRow, read_generations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +153,7 @@ def figures(outcome: Outcome) -> dict[str, str]:
     result = {"Accuracy against thinking, test problems": frontier(curves, _place(comparison.arm(BASELINE)))}
     sweep = outcome.sweep
     if sweep is not None and outcome.settings:
-        tried: dict[str, list[Place]] = {}
+        tried: dict[str, list[ArmPoint]] = {}
         for setting in outcome.settings:
             layer = f" L{setting.layer}" if setting.layer is not None else ""
             tried.setdefault(setting.method + layer, []).append(_place(sweep.arm(setting.label)))
@@ -159,11 +163,11 @@ def figures(outcome: Outcome) -> dict[str, str]:
     return result
 
 
-def _place(arm: ArmSummary) -> Place:
+def _place(arm: ArmSummary) -> ArmPoint:
     tokens = arm.thinking_tokens or arm.total_tokens
     assert tokens is not None
     accuracy = arm.accuracy
-    return Place(arm.name, tokens.mean, tokens.low, tokens.high, accuracy.mean, accuracy.low, accuracy.high)
+    return ArmPoint(arm.name, tokens.mean, tokens.low, tokens.high, accuracy.mean, accuracy.low, accuracy.high)
 
 
 def facts(outcome: Outcome) -> dict[str, str]:

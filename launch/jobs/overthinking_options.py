@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from launch.core.options import ReadBy, SplitOptions, check_counts, check_names, config_of
-from moe_steer.tokens.scopes import parse_scope
+from moe_steer.tokens import parse_scope
 
 METHODS = ("caa", "sta", "sae", "atom", "decision", "concise-prompt", "nowait", "budget")
 SAE_METHODS = frozenset({"sta", "sae", "atom"})

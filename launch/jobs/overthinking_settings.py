@@ -14,8 +14,7 @@ from launch.core.session import Session
 from launch.jobs.overthinking_options import OverthinkingOptions
 from moe_steer import ResidualVector, SteeringPlan
 from reasoning_evals.prompts import prompt_with_request
-from reasoning_evals.runs.grading_pass import GradeRow
-from reasoning_evals.runs.run import Arm
+from reasoning_evals.runs import Arm, GradeRow
 
 UNTUNED = ("concise-prompt", "nowait")
 """Methods without a setting."""

@@ -12,15 +12,12 @@ from launch.core.session import Session
 from launch.jobs.safety_options import VECTOR_ARMS, SafetyOptions
 from launch.jobs.safety_tasks import SafetyTask, is_chat
 from moe_steer import ResidualVector, SteeringPlan
-from moe_steer.contrasts.collect import collect_contrast
-from moe_steer.contrasts.fit import fit_notes
-from moe_steer.contrasts.texts import answer_pairs
+from moe_steer.contrasts import answer_pairs, collect_contrast, fit_notes
 from moe_steer.directions import all_atoms, caa, report_atoms, sta
 from moe_steer.saes import SAE
-from moe_steer.tokens.markers import text_notes
-from reasoning_evals.runs.run import Arm
-from reasoning_evals.runs.run_folder import digest
-from reasoning_evals.tasks.own_file import read_rows
+from moe_steer.tokens import text_notes
+from reasoning_evals.runs import Arm, digest
+from reasoning_evals.tasks import read_rows
 
 _COLUMNS = (
     ("question", "matching", "not_matching"),

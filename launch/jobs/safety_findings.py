@@ -15,16 +15,29 @@ from launch.jobs.safety_options import SafetyOptions
 from launch.jobs.safety_tasks import SafetyTask
 from moe_steer.saes import SAEFit
 from reasoning_evals import compare_arms
-from reasoning_evals.comparing.compare import Comparison
-from reasoning_evals.comparing.comparison import Difference, DomainAccuracy, Measure, rounded
-from reasoning_evals.comparing.statistics import holm, mean_estimate, paired_difference
-from reasoning_evals.comparing.verdicts import ALPHA
-from reasoning_evals.engines.first_letter import letter_mass
-from reasoning_evals.runs.grading_pass import GradeRow, opens_thought
-from reasoning_evals.runs.run_folder import read_generations, read_run
-from reasoning_evals.safety import Defence, compare_defence, defence_of, text_fluency
-from reasoning_evals.safety.defence import mean_of_tasks, plain, safe_share
-from reasoning_evals.safety.verdicts import answer_text
+from reasoning_evals.comparing import (
+    ALPHA,
+    Comparison,
+    Difference,
+    DomainAccuracy,
+    Measure,
+    holm,
+    mean_estimate,
+    paired_difference,
+    rounded,
+)
+from reasoning_evals.engines import letter_mass
+from reasoning_evals.runs import GradeRow, opens_thought, read_generations, read_run
+from reasoning_evals.safety import (
+    Defence,
+    answer_text,
+    compare_defence,
+    defence_of,
+    mean_of_tasks,
+    plain,
+    safe_share,
+    text_fluency,
+)
 
 LOW_LETTER_MASS = 0.5
 MANY_AT_LIMIT = 0.1

@@ -17,11 +17,10 @@ from launch.jobs.safety_findings import Outcome
 from launch.jobs.safety_options import VECTOR_ARMS, SafetyOptions
 from launch.jobs.safety_report import findings_of
 from launch.jobs.safety_tasks import SafetyTask, judge, safety_tasks
-from moe_steer.directions import Direction
+from moe_steer import Direction
 from reasoning_evals.problems import read_problems
-from reasoning_evals.runs.grading_pass import GradeRow, read_grades
-from reasoning_evals.runs.run_folder import PROBLEMS_FILE, read_run
-from reasoning_evals.safety.classifier import load_classifier
+from reasoning_evals.runs import PROBLEMS_FILE, GradeRow, read_grades, read_run
+from reasoning_evals.safety import load_classifier
 
 NAME = "safety"
 

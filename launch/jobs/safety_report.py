@@ -11,13 +11,20 @@ from launch.core.findings import Findings
 from launch.jobs.safety_findings import Change, Outcome
 from launch.jobs.safety_options import AUTOMATIC_PROMPT, HAND_PROMPT
 from launch.jobs.safety_tasks import SafetyTask
-from reasoning_evals.comparing.comparison import Measure
-from reasoning_evals.comparing.verdicts import detectable_text, difference_test, interval_text, p_text, points, t_text
-from reasoning_evals.report import build_report
-from reasoning_evals.report.build import Report, Table
-from reasoning_evals.report.figures import finished_svg, style, whiskers
-from reasoning_evals.report.text import bootstrap_points_interval, percent, points_interval, signed_points
-from reasoning_evals.runs.run_folder import read_run
+from reasoning_evals.comparing import Measure, detectable_text, difference_test, interval_text, p_text, points, t_text
+from reasoning_evals.report import (
+    Report,
+    Table,
+    bootstrap_points_interval,
+    build_report,
+    finished_svg,
+    percent,
+    points_interval,
+    signed_points,
+    style,
+    whiskers,
+)
+from reasoning_evals.runs import read_run
 from reasoning_evals.tasks import task_spec
 
 _COLOURS = ("#111111", "#a16207", "#7e22ce", "#1f5fa8", "#15803d", "#c2410c", "#0e7490", "#be185d")

@@ -10,13 +10,10 @@ from typing import Any
 
 from launch.jobs.safety_options import ATTACKS, SafetyOptions
 from reasoning_evals import Problem, grade, load_task
-from reasoning_evals.engines.first_letter import FirstLetterSampler
-from reasoning_evals.engines.in_process import InProcessSampler
-from reasoning_evals.engines.sampling import Sampler
+from reasoning_evals.engines import FirstLetterSampler, InProcessSampler, Sampler
 from reasoning_evals.prompts import RenderedPrompt, render_prompt
-from reasoning_evals.runs.grading_pass import GradeRow, Judgement, grade_run, opens_thought
-from reasoning_evals.runs.run_folder import read_generations, read_run
-from reasoning_evals.safety.verdicts import LabelJudge, TextScore, answer_texts
+from reasoning_evals.runs import GradeRow, Judgement, grade_run, opens_thought, read_generations, read_run
+from reasoning_evals.safety import LabelJudge, TextScore, answer_texts
 from reasoning_evals.tasks import task_spec
 
 Render = Callable[[str], RenderedPrompt]

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expert_stats import ExpertScores, RoutingCounts, Trace, score_experts
-from expert_stats.counter import BASES
-from expert_stats.npmi import MISSING_MARKER, ZERO_JOINT
+from expert_stats import BASES, MISSING_MARKER, ZERO_JOINT, ExpertScores, RoutingCounts, Trace, score_experts
 from launch.core.options import ELSEWHERE, ModelOptions, check_counts, config_of
 from launch.core.ranks import Ranks
 from launch.core.wiring import counted, parse_coefficients
-from moe_steer.tokens.markers import POSITIONS, RICE_COEFFICIENTS
+from moe_steer.tokens import POSITIONS, RICE_COEFFICIENTS
 
 COUNTS, SCORES = "counts.safetensors", "scores.json"
 PICTURES = ("heatmap.svg", "stability.svg")
@@ -106,7 +104,7 @@ class CollectOptions(ScoringOptions, CountingOptions, ModelOptions):
 
     def config(self, traces: Sequence[Trace]) -> dict[str, Any]:
         """What the counts depend on."""
-        from reasoning_evals.runs.run_folder import digest
+        from reasoning_evals.runs import digest
 
         content = digest([[trace.trace_id, trace.token_ids, trace.prompt_length] for trace in traces])
         return {
@@ -126,8 +124,8 @@ def run(options: CollectOptions, ranks: Ranks) -> None:
     from launch.core.session import load_asked
     from launch.core.wiring import read_any_traces
     from moe_steer.layers import model_shape
-    from moe_steer.tokens.traces import check_traces
-    from reasoning_evals.runs.run_folder import open_run
+    from moe_steer.tokens import check_traces
+    from reasoning_evals.runs import open_run
 
     model, tokenizer = load_asked(options, batch=1, context=None)
     if not model_shape(model).moe_layers:
@@ -149,7 +147,7 @@ def run(options: CollectOptions, ranks: Ranks) -> None:
 
 def _count(options: CollectOptions, ranks: Ranks, model: Any, markers: Any, traces: Sequence[Trace]) -> None:
     """counts.safetensors, by way of the counts of every part."""
-    from expert_stats.counts import sum_counts
+    from expert_stats import sum_counts
     from launch.core.sharded import collect_over_ranks
 
     parts = Path(options.out, _PARTS)
@@ -193,7 +191,7 @@ def _publish(options: CollectOptions, folder: Path) -> str:
 
 
 def _draw(scores: ExpertScores, folder: Path) -> None:
-    from expert_stats.plots import heat_map, rank_stability
+    from expert_stats import heat_map, rank_stability
     from moe_steer.files import write_whole
 
     write_whole(folder / PICTURES[0], heat_map(scores))

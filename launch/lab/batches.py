@@ -22,9 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from launch.lab.models import EOS, prompt_text
 from launch.lab.overthought import write_overthought
 from launch.lab.solutions import CHECK_RATE, write_solution
+from moe_steer import observe_routing
 from moe_steer.lab.problems import FAMILIES, draw_params
 from moe_steer.layers import model_shape, moe_layers
-from moe_steer.observe import observe_routing
 
 
 class LoadBalancer:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from moe_steer.lab.family import Check, Family, Params, Value, second_method, show
-from moe_steer.lab.scratch import NotWholeError, Scratch
+from moe_steer.lab.family import Check, Family, NotWholeError, Params, Scratch, Value, second_method, show
 
 CHECK_RATE = 0.5
 MAX_CHECKS = 5

@@ -13,14 +13,9 @@ import tyro
 from transformers import PreTrainedTokenizerBase
 
 from launch.lab.batches import Writer, overthinking_text
+from moe_steer import load_model
 from moe_steer.lab import LAB_DENSE, LAB_SAE
-from moe_steer.loading import load_model
-from moe_steer.saes import SAE, measure_fit
-from moe_steer.saes.activations import ActivationBatches, residual_of
-from moe_steer.saes.fit import SAEFit
-from moe_steer.saes.sae import SAEAbout
-from moe_steer.saes.training import train_sae
-from moe_steer.saes.training_state import TrainRecipe
+from moe_steer.saes import SAE, ActivationBatches, SAEAbout, SAEFit, TrainRecipe, measure_fit, residual_of, train_sae
 
 CARD = """# The sparse autoencoder of lab-dense
 

@@ -1,7 +1,7 @@
-"""DeepSpeed's operator async_io: compiled at the first start on a machine, by one process, while the others wait.
+"""DeepSpeed's operator async_io: compiled once per machine by one process, while the others wait.
 
-torch guards a compile by a file, ``lock``, that a process leaves behind when it is killed; every later start would then
-wait for ever. It is deleted here when nobody holds it any more.
+torch protects a compile with a file ``lock``. A killed process leaves it behind, and every later start would wait
+endlessly. It is deleted here when no process has it open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 GIVE_UP_S = 600.0
-"""A lock beside which nothing has been written for so long is no longer worth waiting for."""
+"""Stop waiting for a compile that has written nothing for so long."""
 
 
 def refuse_without_compiler() -> None:
@@ -50,20 +50,20 @@ def compile_once() -> None:
 
 @contextmanager
 def _alone(turn: Path) -> Iterator[None]:
-    """A lock that goes with its process, unlike torch's."""
+    """A lock that the system releases when its process ends, unlike torch's."""
     with turn.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _wait_for(lock: Path) -> None:
-    """Until the compile that made this lock is over, or is known to be dead: then the lock is deleted.
+    """Wait until the compile of this lock has finished; delete the lock if its process is dead.
 
-    ValueError if somebody holds it, but has written nothing for ``GIVE_UP_S``.
+    ValueError if a process holds it but has written nothing for ``GIVE_UP_S``.
     """
     told, last_s = False, time.time()
     while lock.exists():
-        with suppress(FileNotFoundError):  # a file of the compiler's that has just gone is a sign of life
+        with suppress(FileNotFoundError):  # a temporary file of the compiler that has just been deleted: it is alive
             last_s = max(path.stat().st_mtime for path in (lock.parent, *lock.parent.iterdir()))
         if time.time() - last_s > GIVE_UP_S:
             if holder := _holder(lock):
@@ -81,9 +81,9 @@ def _wait_for(lock: Path) -> None:
 
 
 def _holder(lock: Path) -> int | None:
-    """A process of this machine that has the file open, as torch has as long as it compiles."""
+    """A process of this machine that has the file open (torch keeps it open while compiling)."""
     for opened in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):  # the process has gone, or is another user's, who cannot have made our lock
+        with suppress(OSError):  # the process has ended, or belongs to another user, who cannot have created our lock
             if os.path.samefile(opened, lock):
                 return int(opened.parts[2])
     return None

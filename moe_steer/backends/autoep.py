@@ -1,7 +1,7 @@
 """DeepSpeed's expert shards: each rank keeps whole experts and sends tokens to their owners.
 
-DeepSpeed replaces the mixture-of-experts block by its own, with its own router. Which preset describes the block follows from the
-model's type: a wrong one is not noticed by DeepSpeed and gives wrong logits.
+DeepSpeed replaces the mixture-of-experts block by its own, with its own router. The preset that describes the block follows
+from the model's type: DeepSpeed does not notice a wrong one, and the logits are wrong.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from moe_steer.backends import engine, zero3
-from moe_steer.backends.checkpoint import Wanted, dequantised
+from moe_steer.backends.checkpoint import LoadRequest, dequantised
 from moe_steer.backends.layout import Layout
 from moe_steer.backends.streaming import own_experts_while_reading
 
@@ -24,20 +24,21 @@ PRESETS = {
 """Model type -> DeepSpeed's preset, for the families whose logits were compared with one unsharded process."""
 
 
-def load(wanted: Wanted, layout: Layout) -> tuple[Any, Layout]:
-    """Experts cut, everything else whole. Of experts a rank reads its own; DeepSpeed then takes them layer by layer."""
-    config = wanted.config()
+def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
+    """Experts sharded, everything else replicated. Each rank reads its own experts only; DeepSpeed then takes over layer by
+    layer."""
+    config = request.config()
     with own_experts_while_reading():
-        model = wanted.model(**dequantised(config))
-    # No precision is named: DeepSpeed would start an optimizer for it, which refuses experts outside of training.
+        model = request.model(**dequantised(config))
+    # No precision is given: DeepSpeed would create an optimizer for it, which refuses experts outside of training.
     settings = engine.settings(**expert_section(config, layout.world_size))
     started = engine.start(model, settings)
-    return started.module, dataclasses.replace(layout, in_step=True, engine=started)
+    return started.module, dataclasses.replace(layout, lockstep=True, engine=started)
 
 
-def load_zero3(wanted: Wanted, layout: Layout) -> tuple[Any, Layout]:
-    """Experts cut by expert, the rest by ZeRO-3; for loading see ``zero3.load``."""
-    return zero3.load_with(wanted, layout, expert_section(wanted.config(), layout.world_size))
+def load_zero3(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
+    """Experts sharded by expert, the rest by ZeRO-3; for loading see ``zero3.load``."""
+    return zero3.load_with(request, layout, expert_section(request.config(), layout.world_size))
 
 
 def expert_section(config: Any, world_size: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""What is asked of every backend, and the parts of reading a checkpoint that all of them share.
+"""The request to load a model, and the parts of reading a checkpoint that all backends share.
 
-Expanding FP8 checkpoints whose last block is not full, such as DeepSeek-R1's ``kv_a_proj_with_mqa`` (576 rows, blocks of 128).
+This includes expanding FP8 checkpoints whose last block is not full, such as DeepSeek-R1's ``kv_a_proj_with_mqa`` (576
+rows, blocks of 128).
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+_LEAST_CAPABILITY = (8, 9)
+"""CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class LoadRequest:
     """A model to load. ``dtype``: auto or a torch name. ``offload``: "" (none), "cpu", or a folder on NVMe."""
 
     name: str
@@ -57,7 +61,7 @@ class Wanted:
 
 
 def torch_dtype(name: str) -> str | torch.dtype:
-    """The dtype of a name; ValueError for names that are none."""
+    """The dtype with this name; ValueError for unknown names."""
     if name == "auto":
         return name
     value = getattr(torch, name, None)
@@ -67,7 +71,7 @@ def torch_dtype(name: str) -> str | torch.dtype:
 
 
 def stored_dtype(config: Any) -> torch.dtype:
-    """The precision that a checkpoint computes in (of an FP8 checkpoint, the one it is dequantised to)."""
+    """The precision that a checkpoint computes in (for FP8, the precision to which it is dequantised)."""
     value = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     if isinstance(value, str):
         value = getattr(torch, value.removeprefix("torch."))
@@ -95,7 +99,7 @@ def dequantised(config: Any) -> dict[str, Any]:
 
 
 def cached_folder(name: str, revision: str | None) -> str | None:
-    """Where the hub's cache of this machine holds a model, or what there is of it; None where it holds nothing."""
+    """The folder of a model (perhaps incomplete) in this machine's hub cache; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, "config.json", revision=revision) if name.count("/") <= 1 else None
@@ -103,11 +107,11 @@ def cached_folder(name: str, revision: str | None) -> str | None:
 
 
 def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> None:
-    """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, or without
-    a tensor that the index promises.
+    """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, or
+    without a tensor that the index promises.
 
-    ``partial``: a file that is missing is no error, it is still to be fetched. Reads headers only, so a terabyte takes a second; a rank that fails later, in the middle of loading, would leave the others
-    waiting and name no file.
+    ``partial``: a missing file is not an error, it will be downloaded. Reads headers only, so a terabyte takes a second; a
+    rank that fails later, while loading, would leave the other ranks waiting, and its error names no file.
     """
     index = Path(folder, "model.safetensors.index.json")
     promised: dict[str, set[str]] = {}
@@ -116,7 +120,7 @@ def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> No
             for tensor, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
                 promised.setdefault(name, set()).add(tensor)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index} is no index of weight files: fetch it again") from error
+            raise ValueError(f"{index} is not an index of weight files: fetch it again") from error
     else:
         promised = {path.name: set() for path in Path(folder).glob("*.safetensors")}
     for name, tensors in sorted(promised.items()):
@@ -148,19 +152,16 @@ def _problem(path: Path, promised: set[str]) -> str:
     return f"the tensor {absent[0]} is not in it" if absent else ""
 
 
-_LEAST_CAPABILITY = (8, 9)
-"""CUDA compute capability; transformers expands FP8 to bfloat16 below it, and on a CPU."""
-
-
 def has_fp8_hardware(on_gpu: bool) -> bool:
-    """Whether FP8 stays FP8: on this machine's GPUs by what they are; GPUs that are described only are taken to be able to."""
+    """Whether FP8 stays FP8: on this machine's GPUs by their capability; GPUs that are only planned for are assumed to have
+    it."""
     if not on_gpu:
         return False
     return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= _LEAST_CAPABILITY
 
 
 def refuse_without_kernels(config: Any) -> None:
-    """ValueError, before a terabyte is read, when FP8 would stay FP8 here and the package that computes with it is missing."""
+    """ValueError, before a terabyte is read, when FP8 would stay FP8 here but the package for FP8 arithmetic is missing."""
     if is_fp8(config) and torch.cuda.is_available() and has_fp8_hardware(True) and find_spec("kernels") is None:
         raise ValueError(
             "an FP8 checkpoint needs the package 'kernels' on this GPU: pip install 'moe-steer[fp8]', "
@@ -170,11 +171,11 @@ def refuse_without_kernels(config: Any) -> None:
 
 @contextmanager
 def whole_blocks(config: Any) -> Iterator[None]:
-    """While it lasts, transformers expands partly filled blocks too.
+    """Inside the block, transformers expands partly filled blocks correctly.
 
     transformers 5.22 takes the block size from the shapes (rows / rows of scales): where the last block is partly filled it
-    raises, or, when the division happens to leave no rest, scales with blocks of the wrong size. Here the weight is filled up to
-    whole blocks of the size that the checkpoint states, expanded, and cut back.
+    raises, or, if the division has no remainder by chance, scales with blocks of the wrong size. Here the weight is padded
+    to whole blocks of the checkpoint's block size, expanded, and cut back.
     """
     if not is_fp8(config):
         yield
@@ -205,7 +206,7 @@ def whole_blocks(config: Any) -> Iterator[None]:
 
 
 def skeleton(config: Any, dtype: str = "auto") -> Any:
-    """The model of ``config`` with parameters that have shapes and dtypes and no memory.
+    """The model of ``config`` on the meta device: parameters with shapes and dtypes but without memory.
 
     ``dtype``: auto (as stored: FP8 stays FP8), fp8 (the family's experts and linear layers in FP8 blocks of 128), or a torch
     name, to which an FP8 checkpoint is expanded.

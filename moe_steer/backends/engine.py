@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of the backends that DeepSpeed itself shards."""
+"""The DeepSpeed engine of the backends that DeepSpeed shards itself (zero3, autoep)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends.layout import in_step_is_on
+from moe_steer.backends.layout import lockstep_is_on
 
 GATHER_AHEAD = 0
-"""Elements of later layers that ZeRO-3 gathers while one computes. None: what a rank needs is its shard and one layer."""
+"""Elements of later layers that ZeRO-3 prefetches. 0: a rank then needs memory for its shard and one layer only."""
 KEEP_WHOLE_BELOW = 100_000
-"""Parameters of fewer elements stay whole on every rank (norms, biases, routers of small models): gathering them costs more."""
+"""Parameters of fewer elements stay whole on every rank (norms, biases, routers of small models): gathering them would cost
+more."""
 
 
 def zero3_section(offload_param: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The ``zero_optimization`` section: shards at rest, one layer at a time whole; ``offload_param``: where shards rest, if not
-    on the device."""
+    """The ``zero_optimization`` section: parameters sharded, one layer at a time gathered; ``offload_param``: where shards
+    are stored, if not on the device."""
     section: dict[str, Any] = {
         "stage": 3,
         "stage3_param_persistence_threshold": KEEP_WHOLE_BELOW,
@@ -28,14 +29,14 @@ def zero3_section(offload_param: dict[str, Any] | None = None) -> dict[str, Any]
 
 
 def settings(dtype: torch.dtype | None = None, **sections: Any) -> dict[str, Any]:
-    """A DeepSpeed configuration for inference in ``dtype``; None: as the model is, whatever that be."""
+    """A DeepSpeed configuration for inference in ``dtype``; None: the model's own."""
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype) if dtype else None
     return {"train_micro_batch_size_per_gpu": 1, **({precision: {"enabled": True}} if precision else {}), **sections}
 
 
 def without_compiled_shared_memory() -> None:
-    """Keep DeepSpeed from compiling its shared-memory operator for the CPU when it joins the ranks: that needs a C++ compiler,
-    takes half a minute, and adds up wrongly over parts of the ranks (DeepSpeed issue 7625)."""
+    """Keep DeepSpeed from compiling its shared-memory operator for the CPU when it initialises: that needs a C++ compiler,
+    takes half a minute, and sums wrongly over subgroups of ranks (DeepSpeed issue 7625)."""
     import deepspeed
 
     compatible = getattr(getattr(deepspeed, "ops", None), "__compatible_ops__", None)
@@ -54,8 +55,8 @@ def start(model: Any, config: dict[str, Any]) -> Any:
 
     @functools.wraps(generate)
     def in_lockstep(*args: Any, **kwargs: Any) -> Any:
-        # Ranks that stop at different lengths would wait for each other for ever; inside in_step() that is seen to.
-        kwargs.setdefault("synced_gpus", not in_step_is_on(inner))
+        # Without synced_gpus, ranks whose generation ends earlier would leave the others waiting; lockstep() already handles that.
+        kwargs.setdefault("synced_gpus", not lockstep_is_on(inner))
         return generate(*args, **kwargs)
 
     inner.generate = in_lockstep

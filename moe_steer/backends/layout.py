@@ -1,9 +1,11 @@
-"""What a backend made of a model, and what follows for its callers: who sees which tokens, and who must wait for whom.
+"""How a model is distributed over ranks, and what follows for callers: which rank sees which tokens, and who waits for whom.
 
-Ranks that must run every forward together, each on tokens of its own, although their work differs in length.
+Under ZeRO-3 and AutoEP a forward is a collective operation: every rank must take part, each with its own tokens. But ranks have
+different amounts of work, and one that finishes early would leave the others waiting forever. ``lockstep`` solves this: a rank
+that has finished keeps joining the forwards of the others with one dummy token, until all have finished.
 
-Under ZeRO-3 and AutoEP a forward is a joint act of all ranks. A rank whose prompts are finished would leave the others
-waiting for ever. Inside ``in_step`` it keeps them company: it runs forwards on one token, thrown away, until all have finished.
+Before each forward, every rank announces what it does next in an all-reduce (maximum): 2 the whole model, 1 the decoder only, 0
+finished. A finished rank learns from the result which module to join; if all announce 0, the block ends everywhere.
 """
 
 from __future__ import annotations
@@ -22,22 +24,25 @@ from moe_steer.layers import decoder, unwrap
 
 _ATTRIBUTE = "steering_layout"
 
+_FLAG = "steering_lockstep"
+_FINISHED, _DECODER, _MODEL = 0, 1, 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a model lies on the ranks.
+    """How a model is distributed over the ranks.
 
-    ``same_tokens``: one model stretches over all ranks; each must be given the same tokens in the same order, sees the routing
-    of all of them, and one rank's counts and samples are the whole result. Otherwise every rank has tokens of its own and
-    results are summed over ranks.
-    ``in_step``: a forward is a joint act: when one rank runs it, all must (see ``moe_steer.backends.layout``).
+    ``same_tokens``: all ranks together hold one model; each must get the same tokens in the same order and sees the routing
+    of all of them, and the counts and samples of one rank are the whole result. Otherwise every rank has its own tokens,
+    and results are summed over ranks. ``lockstep``: a forward is collective: when one rank runs it, all must (see the
+    module's docstring). ``engine``: never read; the model's weights live as long as it does.
     """
 
     backend: str = "plain"
     rank: int = 0
     world_size: int = 1
     same_tokens: bool = False
-    in_step: bool = False
+    lockstep: bool = False
     reason: str = ""
     engine: Any = None
 
@@ -48,17 +53,17 @@ class Layout:
 
     @property
     def writes(self) -> bool:
-        """Whether what this rank sampled and counted goes into the results: exactly once over all ranks."""
+        """Whether the samples and counts of this rank go into the results, so that each counts exactly once."""
         return self.rank == 0 or not self.same_tokens
 
 
 def local_ranks(world_size: int) -> int:
-    """How many of a run's ranks are on this machine: what the launcher says, else all."""
+    """Number of this run's ranks on this machine, from the launcher's environment; else all."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size))
 
 
 def layout_of(model: Any) -> Layout:
-    """The layout that ``load_model`` recorded; for any other model, the whole model on every rank of the run."""
+    """The layout that ``load_model`` recorded; for other models, the whole model on every rank of the run."""
     layout = getattr(model, _ATTRIBUTE, None)
     if layout is not None:
         return layout
@@ -72,44 +77,41 @@ def remember_layout(model: Any, layout: Layout) -> None:
     setattr(model, _ATTRIBUTE, layout)
 
 
-_FLAG = "steering_in_step"
-_FINISHED, _DECODER, _MODEL = 0, 1, 2
-
-
-def in_step_is_on(model: Any) -> bool:
-    """Whether ``in_step`` is around the caller."""
+def lockstep_is_on(model: Any) -> bool:
+    """Whether the caller is inside ``lockstep(model)``."""
     return getattr(model, _FLAG, False)
 
 
 @contextmanager
-def in_step(model: Any) -> Iterator[None]:
-    """Let every rank run as many forwards of ``model`` as it likes; leave together.
+def lockstep(model: Any) -> Iterator[None]:
+    """Let each rank run any number of forwards of ``model``; all ranks leave the block together.
 
-    Enter it on all ranks, and outside of ``steer`` and ``observe_routing``: the company is then neither steered nor counted.
-    All ranks run the same thing inside, the whole model or its decoder alone. Does nothing for layouts that need no company.
+    Enter it on all ranks, outside of ``steer`` and ``observe_routing``: the dummy forwards are then neither steered nor
+    counted. Inside, all ranks run the same module, the whole model or only its decoder. Does nothing for layouts without
+    lockstep.
     """
     layout = layout_of(model)
-    if not layout.in_step or layout.same_tokens or layout.world_size == 1 or in_step_is_on(model):
+    if not layout.lockstep or layout.same_tokens or layout.world_size == 1 or lockstep_is_on(model):
         yield
         return
     inner = unwrap(model)
     body = decoder(inner)
-    # NCCL sends from GPUs only; where the model's tensors lie says nothing, they may be offloaded.
+    # NCCL needs GPU tensors; the model's tensors do not tell the device, since they may be offloaded.
     on_gpu = torch.cuda.is_available()
     state = _State(torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"))
     setattr(model, _FLAG, True)
     try:
-        # First: ZeRO-3's own hook on the model already waits for the other ranks.
+        # Our hook must come first: ZeRO-3's own hook on the model already waits for the other ranks.
         with call_hooks(inner, state.enter_model, state.leave_model, first=True):
             with call_hooks(body, state.enter_decoder, state.ignore, first=True):
                 yield
-        _keep_company(inner, body, state)
+        _join_forward_passes(inner, body, state)
     finally:
         delattr(model, _FLAG)
 
 
 class _State:
-    """Announces each forward of this rank to the others, once, whichever module it enters first."""
+    """Announces each forward of this rank to the others once, whether it enters the model or the decoder first."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -119,7 +121,8 @@ class _State:
         """Tell all ranks what this one does next; returns the most that any of them does."""
         flag = torch.tensor([what], device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return int(flag) if what == _FINISHED else what  # a rank with work of its own need not wait for the answer
+        # Reading the flag waits for the device, so a rank with work, which does not need it, leaves it unread.
+        return int(flag) if what == _FINISHED else what
 
     def enter_model(self, _: dict[str, Any]) -> None:
         self._inside_model = True
@@ -136,7 +139,7 @@ class _State:
         return
 
 
-def _keep_company(inner: Any, body: Any, state: _State) -> None:
+def _join_forward_passes(inner: Any, body: Any, state: _State) -> None:
     token = torch.zeros((1, 1), dtype=torch.long, device=state.device)
     with torch.no_grad():
         while (what := state.announce(_FINISHED)) != _FINISHED:

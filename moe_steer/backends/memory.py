@@ -1,4 +1,4 @@
-"""Which backend fits: weights, cache and activations of one rank, from a model's configuration alone."""
+"""Which backend fits, and the fastest that does: weights, cache and activations of one rank, from a model's configuration."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends import BACKENDS
 from moe_steer.backends.checkpoint import has_fp8_hardware, is_fp8, skeleton
 from moe_steer.backends.layout import local_ranks
-from moe_steer.backends.names import refusal
+from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
 from moe_steer.backends.shards import shard_of
 from moe_steer.backends.tp_ep import parallel_rules
@@ -24,7 +23,7 @@ _RANKS_TO_TRY = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes on the device of the fullest rank under one backend; ``why_not``: a sentence where it cannot run at all."""
+    """Bytes on the device of the fullest rank under one backend; ``why_not``: the reason if it cannot run at all."""
 
     backend: str
     weights: int = 0
@@ -38,7 +37,7 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """All that must fit on the device at once."""
+        """Bytes that must fit on the device at once."""
         return self.weights + self.gathered + self.cache + self.activations
 
 
@@ -73,8 +72,8 @@ def plan_memory(
     """Footprints of a model under every backend.
 
     ``limit``: bytes of one rank's device; ``context``: tokens a sequence may reach; ``batch``: sequences decoded together on a
-    rank; ``prompt``: tokens of the longest prompt, read at once; ``dtype``: auto (as stored), fp8, or a torch name;
-    ``host_limit``: CPU memory for one rank while loading, if it is to count.
+    rank; ``prompt``: tokens of the longest prompt, processed at once; ``dtype``: auto (as stored), fp8, or a torch name;
+    ``host_limit``: limit of one rank's CPU memory while loading; None: no limit.
     """
     if world_size < 1 or limit <= 0 or context < 1 or batch < 1:
         raise ValueError(f"{world_size} ranks, {limit} bytes, context {context}, batch {batch}: all must be positive")
@@ -95,23 +94,63 @@ def plan_memory(
     return plan if plan.fastest else dataclasses.replace(plan, advice=work.advice(world_size))
 
 
+def choose_backend(
+    config: Any,
+    world_size: int,
+    dtype: str,
+    offload: str,
+    limit: int | None = None,
+    on_gpu: bool | None = None,
+    *,
+    batch: int = 1,
+    context: int | None = None,
+    prompt: int = 1024,
+) -> tuple[str, str]:
+    """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU; with
+    ``limit``, of a machine where each rank may use so many bytes. ``batch`` rows of ``context`` tokens (default the
+    model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens."""
+    elsewhere = limit is not None
+    limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
+    plan = plan_memory(
+        config,
+        world_size,
+        limit,
+        dtype=dtype,
+        context=context or _context(config),
+        batch=batch,
+        prompt=prompt,
+        offload=offload,
+        host_limit=None if elsewhere else host_bytes(world_size),
+        on_gpu=torch.cuda.is_available() if on_gpu is None else on_gpu,
+    )
+    best = plan.fastest
+    if best is None:
+        raise ValueError(f"no backend fits {gib(limit)} GiB a rank ({where}): {plan.advice}")
+    reason = f"{best.backend}: the fastest that fits, {gib(best.total)} of {gib(limit)} GiB a rank ({where}), {world_size} ranks"
+    return best.backend, reason.replace("1 ranks", "1 rank") if world_size == 1 else reason
+
+
 def available_bytes(world_size: int) -> tuple[int, str]:
-    """What one rank may fill on this machine, and what that is: a GPU's memory, or its part of the CPU's."""
+    """(bytes that one rank may use on this machine, which memory that is): a GPU's, or its share of the CPU's."""
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory * GPU_SHARE), "GPU memory"
     return host_bytes(world_size), "this rank's part of the CPU memory"
 
 
 def host_bytes(world_size: int) -> int:
-    """CPU memory of this machine that one of its ranks may fill."""
+    """Bytes of this machine's CPU memory that one of its ranks may use."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(total * GPU_SHARE) // local_ranks(world_size)
 
 
 def gib(number: int) -> str:
-    """Bytes in GiB, as people read them."""
+    """Bytes as text in GiB."""
     value = number / 2**30
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
+def _context(config: Any) -> int:
+    return min(getattr(config.get_text_config(), "max_position_embeddings", None) or 4096, 32768)
 
 
 def _latent_copies(config: Any) -> int:
@@ -130,7 +169,7 @@ def _computing(model: Any) -> torch.dtype:
 
 @dataclass(frozen=True)
 class _Work:
-    """One model and one load; ``footprint`` answers for any number of ranks."""
+    """One model and one workload; ``footprint`` gives the memory for any number of ranks."""
 
     config: Any
     stored: Any
@@ -167,7 +206,7 @@ class _Work:
         return dataclasses.replace(found, fits=found.total <= self.limit)
 
     def _cache_parts(self, world_size: int) -> int:
-        """Ranks that share the key-value heads between them; latent caches and uncut attention are whole on each."""
+        """Number of ranks that share the key-value heads; latent caches and replicated attention are whole on each rank."""
         if world_size == 1:
             return 1
         tp_plan, _ = parallel_rules(self.expanded, world_size)
@@ -184,7 +223,7 @@ class _Work:
                 break
         if self.run.activations + self.cache > self.limit // 4:
             found.append("a smaller --batch or --context")
-        if not self.fp8 and not is_fp8(self.config):  # one that is expanded here is FP8 already
+        if not self.fp8 and not is_fp8(self.config):  # a checkpoint that is expanded here is already FP8
             found.append("an FP8 checkpoint with tp_ep")
         if not self.offload:
             found.append("zero3 with --offload cpu")

@@ -1,7 +1,8 @@
-"""Where ZeRO-3 keeps its shards off the device: CPU memory, or files on an NVMe disk.
+"""Offloading ZeRO-3's shards from the device: CPU memory, or files on an NVMe disk.
 
-DeepSpeed's operator async_io moves the files (see ``async_io``), and several things around it pass without a word: parts
-below 1 MiB never leave memory, runs that share a folder delete one another's files, and the files outlive the run.
+DeepSpeed's operator async_io moves the files (see ``async_io``), and three of its problems are silent: parts below 1 MiB
+never leave memory, runs that share a folder delete each other's files, and the files remain after the run. They are handled
+here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from moe_steer.backends import async_io
 SMALLEST = 2**20
 """Bytes; ``deepspeed.runtime.swap_tensor.utils.MIN_AIO_BYTES``: a smaller part of a parameter stays in memory."""
 BUFFERS = 5
-"""Parts of parameters that are on their way from NVMe at once: more than any module has parameters of its own."""
+"""Parts of parameters that are read from NVMe at once: more than the direct parameters of any module."""
 
 
 def in_cpu_memory() -> dict[str, Any]:
@@ -33,9 +34,9 @@ def in_cpu_memory() -> dict[str, Any]:
 def on_nvme(offload: str, parts: Sequence[int], dtype: torch.dtype, local_ranks: int) -> dict[str, Any]:
     """The same for files below the folder ``offload``, for parts of so many elements, one for each parameter of the model.
 
-    The files lie in a folder of this rank's own, ``nvme_path``, which goes with the process at the latest.
-    ValueError, in one line, for no such folder, a file system that cannot do it or is too full, a model of which nothing
-    would lie there, and an operator that cannot be compiled.
+    The files lie in a folder of this rank's own, ``nvme_path``, which is deleted when the process ends, at the latest.
+    ValueError, in one line, for a missing folder, a file system without direct I/O or without space, a model too small for
+    offloading, and an operator that cannot be compiled.
     """
     folder = Path(offload)
     if not folder.is_dir():
@@ -87,7 +88,7 @@ def _prefix() -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what killed runs of this machine have left."""
+    """Delete the files of killed runs of this machine."""
     for path in folder.glob(f"{_prefix()}*"):
         pid = path.name.removeprefix(_prefix()).partition("-")[0]
         if pid.isdecimal() and not Path("/proc", pid).exists():

@@ -1,4 +1,4 @@
-"""A forward pass without weights or arithmetic: the library's own code run on the meta device, its allocations added up."""
+"""A forward pass without weights or arithmetic: the library's code runs on the meta device while its allocations are counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Rehearsed(NamedTuple):
-    """Bytes: ``cache`` after the pass; ``activations``: the most that lived at once during the pass, cache left out."""
+    """Bytes: ``cache`` after the pass; ``activations``: the most that existed at once during the pass, without the cache."""
 
     cache: int
     activations: int
@@ -31,10 +31,10 @@ def rehearse(model: Any, batch: int, tokens: int, on_gpu: bool = True) -> Rehear
 
 
 def rehearse_step(model: Any, batch: int, context: int, on_gpu: bool = True) -> Rehearsed:
-    """One token a row behind ``context`` - 1 others, with the mask that rows of unequal prompts need: under it the library
+    """One token per row after ``context`` - 1 others, with the mask that rows of unequal prompts need: under it the library
     repeats keys and values for all heads that share them.
 
-    Latent attention is left to the prefill's numbers: the sampler decodes it in the latent space, which takes next to nothing.
+    For latent attention the prefill decides: the sampler decodes in the latent space, which needs almost no memory.
     """
     from transformers import DynamicCache
 
@@ -65,7 +65,7 @@ def _bytes_of(cache: Any) -> int:
 
 
 class _FusedKernels(TorchFunctionMode):
-    """Stands in for kernels that do not run on the meta device, or that take the slow way there."""
+    """Replaces kernels that do not run on the meta device, or are slow there."""
 
     def __init__(self, on_gpu: bool) -> None:
         super().__init__()

@@ -12,19 +12,18 @@ from moe_steer.backends.engine import KEEP_WHOLE_BELOW
 from moe_steer.backends.offload import BUFFERS, SMALLEST
 from moe_steer.backends.tp_ep import parallel_rules
 
+_COPIES = 3
+"""Copies of a parameter that exist while it is read: the checkpoint's tensors, those stacked, those joined."""
+
 
 class Shard(NamedTuple):
-    """Bytes of the fullest rank: ``weights`` at rest on its device, ``gathered``: the largest layer that is made whole there to
-    compute, ``host``: CPU memory at rest (offloaded shards), ``loading``: CPU memory at the peak of loading."""
+    """Bytes of the fullest rank: ``weights`` at rest on its device, ``gathered``: the largest layer that is gathered there
+    to compute, ``host``: CPU memory at rest (offloaded shards), ``loading``: CPU memory at the peak of loading."""
 
     weights: int
     gathered: int = 0
     host: int = 0
     loading: int = 0
-
-
-_COPIES = 3
-"""Copies of a parameter that live while it is read: the checkpoint's tensors, those stacked, those joined."""
 
 
 def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "") -> Shard:
@@ -55,7 +54,7 @@ def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "")
         weights += math.ceil(parameter.numel() / parts) * parameter.element_size()
     gathered = max(_own(module, name, cut_by_expert) for name, module in model.named_modules())
     loading = weights + _COPIES * _read_at_once(model, world_size, experts)
-    if cut_by_expert:  # DeepSpeed gathers a layer's experts to hand them out
+    if cut_by_expert:  # DeepSpeed gathers a layer's experts before it distributes them
         loading = max(loading, weights + (_COPIES + 1) * _largest(model))
     if offload == "cpu":
         return Shard(gathered, gathered, host=weights, loading=loading)
@@ -66,13 +65,13 @@ def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "")
 
 
 def _beside_nvme(model: nn.Module, world_size: int) -> int:
-    """Bytes of a rank's shard that stay in memory when the rest lies on NVMe, and of the buffers between."""
+    """Bytes of a rank's shard that stay in memory when the rest is on NVMe, plus the transfer buffers."""
     parts = [-(-parameter.numel() // world_size) * parameter.element_size() for parameter in model.parameters()]
     return _buffers(model) + sum(part for part in parts if part < SMALLEST) + BUFFERS * max(parts)
 
 
 def _read_at_once(model: Any, world_size: int, experts: set[str]) -> int:
-    """Bytes of the largest parameter, or of a rank's experts of it where a checkpoint has one tensor an expert
+    """Bytes of the largest parameter, or of a rank's experts in it if the checkpoint has one tensor per expert
     (``moe_steer.backends.streaming``)."""
     from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -86,7 +85,7 @@ def _read_at_once(model: Any, world_size: int, experts: set[str]) -> int:
 
 
 def _largest(model: nn.Module) -> int:
-    """Bytes of the largest layer: read whole before it is cut."""
+    """Bytes of the largest layer, which is read whole before it is sharded."""
     return max(
         sum(p.numel() * p.element_size() for p in module.parameters(recurse=False)) for module in model.modules()
     )
@@ -130,7 +129,7 @@ def _tp_ep(model: Any, world_size: int) -> int:
 
 
 def _cut_dimension(name: str, ndim: int, tp_plan: dict[str, str], ep_plan: dict[str, str]) -> int | None:
-    """Which dimension of a parameter the ranks share; None for what stays whole."""
+    """The dimension along which the ranks share a parameter; None if it is replicated."""
     base = name.removesuffix("_scale_inv")
     if ep_plan.get(name) == "grouped_gemm" or ep_plan.get(base) == "grouped_gemm":
         return 0

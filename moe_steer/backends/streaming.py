@@ -1,4 +1,4 @@
-"""A checkpoint read one parameter at a time, each cut among the ranks before the next is read.
+"""A checkpoint read one parameter at a time, each sharded over the ranks before the next is read.
 
 transformers 5.22 under its own ZeRO-3 switch first puts the experts of all layers together, on every rank, and reads an FP8
 checkpoint whole. Its ordinary way of loading makes one parameter after the other (experts stacked, FP8 blocks expanded, names
@@ -23,7 +23,8 @@ _SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"
 
 @contextmanager
 def cut_while_reading(settings: dict[str, Any]) -> Iterator[None]:
-    """While it lasts, ``from_pretrained`` leaves this rank its part of every parameter: ``settings`` is the DeepSpeed configuration.
+    """Inside the block, ``from_pretrained`` keeps only this rank's part of every parameter: ``settings`` is the DeepSpeed
+    configuration.
 
     All ranks must read the same checkpoint together. A rank holds its shard and at most a few copies of one parameter.
     """
@@ -64,9 +65,9 @@ def cut_while_reading(settings: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def own_experts_while_reading() -> Iterator[None]:
-    """While it lasts, of stacked experts ``from_pretrained`` reads this rank's; the others are zeros that take no memory.
+    """Inside the block, ``from_pretrained`` reads only this rank's experts; the others are zeros that take no memory.
 
-    For what then cuts them itself, as DeepSpeed's AutoEP does: rank r of n has experts r * E / n and on.
+    For code that then shards them itself, as DeepSpeed's AutoEP does: rank r of n has E / n experts, from r * E / n on.
     """
     from transformers.core_model_loading import WeightConverter
 
@@ -83,7 +84,7 @@ def own_experts_while_reading() -> Iterator[None]:
 
 
 def _among_zeros(part: Any, shape: torch.Size) -> Tensor:
-    """This rank's experts at their place in a tensor of ``shape``, whose other pages nobody writes: they stay virtual."""
+    """This rank's experts at their place in a tensor of ``shape``, whose other pages are never written and so use no memory."""
     part = part[0] if isinstance(part, list) else part
     pages = mmap.mmap(-1, shape.numel() * part.element_size())
     whole = torch.frombuffer(pages, dtype=part.dtype).view(shape)
@@ -94,7 +95,7 @@ def _among_zeros(part: Any, shape: torch.Size) -> Tensor:
 
 @contextmanager
 def _one_after_the_other(convert: Any) -> Iterator[None]:
-    """Conversions by ``convert``; the library's threads would read far ahead, up to the whole checkpoint."""
+    """Use ``convert`` for conversions; the library's threads would read far ahead, up to the whole checkpoint."""
     from transformers.core_model_loading import WeightConverter
 
     before, convert_all = os.environ.get(_SEQUENTIAL), WeightConverter.convert
@@ -111,7 +112,8 @@ def _one_after_the_other(convert: Any) -> Iterator[None]:
 
 
 def _keep_own_experts(converter: Any, whole: Tensor) -> bool:
-    """Drop, unread, the experts of other ranks from a conversion that stacks one tensor an expert; whether it was possible.
+    """Remove the experts of other ranks, unread, from a conversion that stacks one tensor per expert; returns whether it
+    was possible.
 
     ZeRO-3 cuts a parameter [E, ...] in memory order, so a rank's part is E / ranks experts, where that is a whole number.
     """
@@ -132,7 +134,7 @@ def _keep_own_experts(converter: Any, whole: Tensor) -> bool:
 
 
 def _cut_already(cutter: Any, shape: torch.Size, part: Tensor) -> nn.Parameter:
-    """A parameter of ``shape`` as ZeRO-3 leaves it, of which this rank holds ``part``: its share in memory order."""
+    """A parameter of ``shape`` as ZeRO-3 represents it, with this rank's ``part`` in memory order."""
     from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
     from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus
 
@@ -160,6 +162,6 @@ def _cut_already(cutter: Any, shape: torch.Size, part: Tensor) -> nn.Parameter:
     parameter.ds_numel_aligned = shape.numel()
     if disk is not None:
         disk.swap_out_and_release([parameter])
-    parameter.partition()  # the part is there: lets go of the rest
+    parameter.partition()  # the part is copied: release the rest
     parameter._is_hf_initialized = True
     return parameter

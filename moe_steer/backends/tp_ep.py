@@ -1,4 +1,4 @@
-"""transformers' tensor and expert parallelism, held by a DeepSpeed inference engine.
+"""transformers' tensor and expert parallelism in a DeepSpeed inference engine.
 
 Every rank keeps whole experts (number of experts / ranks) and its slice of the dense layers, read straight from the
 checkpoint; FP8 blocks stay FP8. All ranks process the same tokens, and the router's ids stay global down to ``experts``.
@@ -12,35 +12,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moe_steer.backends.checkpoint import Wanted, skeleton
+from moe_steer.backends.checkpoint import LoadRequest, skeleton
 from moe_steer.backends.layout import Layout
 
 _ATTENTION = (".self_attn", ".attn", ".attention")
 
 
-def load(wanted: Wanted, layout: Layout) -> tuple[Any, Layout]:
+def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
     """Load this rank's shard; all ranks must then be given the same tokens and the same seeds."""
     import deepspeed
     from transformers.distributed import DistributedConfig
 
     size = layout.world_size
     if size > 1:
-        tp_plan, ep_plan = parallel_rules(skeleton(wanted.config()), size)
+        tp_plan, ep_plan = parallel_rules(skeleton(request.config()), size)
         whole = {name: "replicate" for name, style in tp_plan.items() if style == "replicate"}
         options: dict[str, Any] = {"tp_size": size, "ep_size": size if ep_plan else None, "tp_plan": whole or None}
-        model = wanted.model(distributed_config=DistributedConfig(**options))
+        model = request.model(distributed_config=DistributedConfig(**options))
     else:
-        model = wanted.model().to(wanted.device)
+        model = request.model().to(request.device)
     dtype = str(model.dtype).removeprefix("torch.")
     with _left_as_loaded(model):
         engine = deepspeed.init_inference(model, config={"dtype": dtype, "replace_with_kernel_inject": False})
-    return engine.module, dataclasses.replace(layout, same_tokens=True, in_step=True, engine=engine)
+    return engine.module, dataclasses.replace(layout, same_tokens=True, lockstep=True, engine=engine)
 
 
 @contextmanager
 def _left_as_loaded(model: Any) -> Iterator[None]:
-    """While it lasts, the model keeps the precision of every tensor: the engine would cast them all to one, FP8 codes without
-    their scales and rotary frequencies and routing biases that the family keeps in float32 included."""
+    """Inside the block, the model keeps the dtype of every tensor: the engine would cast all of them to one, including FP8
+    codes (without their scales), and rotary frequencies and routing biases that the family keeps in float32."""
     casts = ("half", "bfloat16", "float")
     for name in casts:
         setattr(model, name, lambda: model)
@@ -52,10 +52,10 @@ def _left_as_loaded(model: Any) -> Iterator[None]:
 
 
 def parallel_rules(model: Any, world_size: int) -> tuple[dict[str, str], dict[str, str]]:
-    """(dense rules, expert rules) by wildcard name for a model on so many ranks; ``replicate`` marks what stays whole.
+    """(dense rules, expert rules) by wildcard name for a model on so many ranks; ``replicate`` marks layers that stay whole.
 
     Starts from the family's own plans. A group of layers (an attention, an MLP) whose heads or FP8 blocks the ranks cannot
-    share evenly stays whole on every rank: cut further, it fails in the forward pass or is read with the wrong scales.
+    share evenly stays whole on every rank: if it were cut, the forward pass would fail or use wrong scales.
     """
     ep_plan = dict(model.ep_plan)
     inside = tuple(f"{name}." for name in ep_plan)

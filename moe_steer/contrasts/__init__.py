@@ -1,1 +1,5 @@
-"""From texts and traces to the statistics of two sides of a contrast, in one pass of the model."""
+"""Pairs of token sequences, and the difference of a model's activations between their two sides."""
+
+from moe_steer.lazy_exports import stub_exports
+
+__getattr__, __all__ = stub_exports(__name__)

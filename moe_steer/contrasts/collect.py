@@ -1,4 +1,5 @@
-"""Marked sequences through a model -> the two sides of a contrast at any number of layers, in one pass."""
+"""Marked sequences through a model: the two sides of a contrast at any number of layers in one pass, and how well SAEs fit the
+tokens that the contrast is measured on."""
 
 from __future__ import annotations
 
@@ -10,16 +11,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from moe_steer.backends.layout import layout_of
+from moe_steer.backends import layout_of
 from moe_steer.contrasts.rows import Marks, Row, arguments, can_share, marks, packed
-from moe_steer.contrasts.sequences import MarkedSequence, batches, check_sequences, tokens_of_a_forward, whole_pairs
+from moe_steer.contrasts.sequences import (
+    MarkedSequence,
+    batches,
+    check_sequences,
+    padded,
+    tokens_of_a_forward,
+    whole_pairs,
+)
 from moe_steer.directions.contrast import HASH_MODULUS, Contrast, describe_sae
 from moe_steer.directions.moments import Accumulator, PairMoments
 from moe_steer.layers import decoder, model_shape, unwrap
 from moe_steer.observe import observe_residual
 
 if TYPE_CHECKING:
-    from moe_steer.saes.sae import SAE
+    from moe_steer.saes import SAE, SAEFit
 
 __all__ = ["MarkedSequence", "collect_contrast", "data_digest"]
 
@@ -36,20 +44,19 @@ def collect_contrast(
     notes: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, Contrast]:
-    """Layer -> what the positive and the negative positions of the sequences look like at its output.
+    """Layer -> the statistics of the positive and of the negative positions of the sequences at its output.
 
-    One pass for all layers: rows padded on the right, no gradients, and nothing above the highest layer runs (except
-    under backends whose ranks must run whole forwards together). A prompt that both answers of a pair start with runs
-    once, where the model can do that (see ``can_share``). Works on dense and mixture-of-experts models.
-    ``saes``: also measure the atoms of these layers, over the marked tokens alone and chunk by chunk; memory grows with
-    the number of atoms, never with the number of samples. ``weight``: "sample" counts every sequence's side once,
-    "token" every token. ``batch_tokens``: of one forward, padding included; default ``tokens_of_a_forward``. ``second_moments``: also what ``pca`` needs, D x D numbers a side. ``notes``: goes into the
-    header of every direction. ``progress(done, of)``: after every batch, in sequences. The result depends on the
-    batches only by rounding.
+    One pass for all layers: rows are right-padded, without gradients, and no layer above the highest one runs (except under
+    backends whose ranks must run whole forwards together). The common prompt of a pair is computed once if the model allows
+    it (see ``can_share``). Works on dense and mixture-of-experts models. ``saes``: also measure the atoms of these layers,
+    over the marked tokens alone and chunk by chunk; memory grows with the number of atoms, never with the number of
+    samples. ``weight``: "sample" counts every sequence's side once, "token" every token. ``batch_tokens``: of one forward,
+    padding included; default ``tokens_of_a_forward``. ``second_moments``: also what ``pca`` needs, D x D numbers a side.
+    ``notes``: goes into the header of every direction. ``progress(done, of)``: after every batch, in sequences. The result
+    depends on the batches only by rounding.
 
-    Pairs of which one side is empty are left out, with a warning. ValueError, before anything runs, for no sequences, a
-    name that stands twice, tokens that do not fit the model, layers that do not exist, and an SAE that belongs
-    elsewhere; and for families whose layers do not return one residual stream (DeepSeek-V4's hyper-connections).
+    Pairs with an empty side are skipped with a warning. ValueError, before anything runs, for no sequences, a
+    name that occurs twice, tokens that do not fit the model, layers that do not exist, and an SAE of another place; and for families whose layers do not return one residual stream (DeepSeek-V4's hyper-connections).
     """
     saes = dict(saes or {})
     sequences = list(sequences)
@@ -70,7 +77,7 @@ def collect_contrast(
     sums = {
         layer: _LayerSums(shape.hidden_size, weight, saes.get(layer), second_moments, pairing) for layer in set(layers)
     }
-    stop = not layout_of(model).in_step  # ranks that keep one another company expect whole forwards
+    stop = not layout_of(model).lockstep  # ranks in lockstep expect whole forwards of each other
     done = 0
     with torch.no_grad(), _evaluating(inner):
         for batch in todo:
@@ -97,7 +104,7 @@ def collect_contrast(
 
 
 def data_digest(sequences: Sequence[MarkedSequence]) -> int:
-    """``Contrast.data`` of these sequences; pairs of which one side is empty do not count."""
+    """``Contrast.data`` of these sequences; pairs with an empty side do not count."""
     return sum(item.digest() for item in whole_pairs(sequences)[0]) % HASH_MODULUS
 
 
@@ -111,7 +118,7 @@ class _LayerSums:
         self._num_pairs = 0
 
     def add(self, hidden_BSD: Tensor, sides: Sequence[Marks]) -> None:
-        """The marked tokens of one forward, the positive side's and the negative side's."""
+        """Add the marked tokens of one forward, positive and negative."""
         for side, found in enumerate(sides):
             if not found.members:
                 continue
@@ -122,7 +129,7 @@ class _LayerSums:
                     self._meet(item.pair, side, mean_D)
 
     def _meet(self, pair: str | None, side: int, mean_D: Tensor) -> None:
-        """Pairs follow one another, so only the means of a batch or two wait for their other half."""
+        """The two sequences of a pair are neighbours, so only the means of a batch or two wait for their partner."""
         if pair is None or self._second_DD is None:
             return
         if pair not in self._waiting:
@@ -135,7 +142,7 @@ class _LayerSums:
         self._num_pairs += 1
 
     def pair_moments(self) -> PairMoments | None:
-        """None unless asked for."""
+        """None unless requested."""
         if self._second_DD is None:
             return None
         return PairMoments(num_pairs=self._num_pairs, second_DD=self._second_DD)
@@ -156,7 +163,7 @@ def _sink(sums: Mapping[int, _LayerSums], batch: Sequence[Row], width: int) -> C
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """A router may add noise while training."""
+    """Evaluation mode during the block: a router may add noise in training mode."""
     was_training = model.training
     model.eval()
     try:
@@ -184,3 +191,64 @@ def _check(
     for layer, sae in saes.items():
         check_fits(sae, shape, layer)
     check_sequences(model, sequences)
+
+
+def contrast_fits(
+    model: Any, sequences: Sequence[MarkedSequence], saes: Mapping[int, SAE], *, batch_tokens: int | None = None
+) -> dict[int, SAEFit]:
+    """Layer -> fit of its SAE, as ``measure_contrast_fit`` measures it. ValueError for an SAE that explains nothing."""
+    from moe_steer.saes import refuse_unexplained
+
+    fits = {}
+    for layer, sae in saes.items():
+        fits[layer] = measure_contrast_fit(model, sequences, layer, sae, batch_tokens=batch_tokens)
+        refuse_unexplained(fits[layer], layer)
+    return fits
+
+
+def fit_notes(fits: Mapping[int, SAEFit]) -> dict[str, Any]:
+    """The SAEs' fit for a direction's header: sae_fit_LAYER."""
+    return {f"sae_fit_{layer}": fit.to_dict() for layer, fit in fits.items()}
+
+
+def measure_contrast_fit(
+    model: Any,
+    sequences: Sequence[MarkedSequence],
+    layer: int,
+    sae: SAE,
+    *,
+    max_tokens: int = 4096,
+    batch_tokens: int | None = None,
+) -> SAEFit:
+    """``measure_fit`` over the marked tokens of the first sequences at one layer, about ``max_tokens`` of them.
+
+    ValueError for an SAE of another layer or width.
+    """
+    from moe_steer.saes import check_fits, measure_fit
+
+    check_fits(sae, model, layer)
+    chosen, number = [], 0
+    for item in sequences:
+        if number < max_tokens:
+            chosen.append(item)
+            number += len(item.positive) + len(item.negative)
+    return measure_fit(sae, _marked_tokens(model, chosen, layer, batch_tokens))
+
+
+def _marked_tokens(
+    model: Any, sequences: Sequence[MarkedSequence], layer: int, batch_tokens: int | None
+) -> Iterator[Tensor]:
+    body = decoder(model)
+    device = unwrap(model).get_input_embeddings().weight.device
+    seen: list[Tensor] = []
+    for batch in batches(sequences, tokens_of_a_forward(batch_tokens, device)):
+        with (
+            torch.no_grad(),
+            observe_residual(
+                model, [layer], lambda _, hidden_BSD: seen.append(hidden_BSD), stop=not layout_of(model).lockstep
+            ),
+        ):
+            body(**padded(batch, device), use_cache=False)
+        places = [(row, place) for row, item in enumerate(batch) for place in (*item.positive, *item.negative)]
+        row_T, place_T = torch.tensor(places, device=seen[-1].device).T
+        yield seen.pop()[row_T, place_T]

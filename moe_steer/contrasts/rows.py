@@ -1,8 +1,16 @@
-"""Rows of a forward: one sequence each, or the answers of a pair behind the prompt that they share, which then runs once.
+"""Rows of a forward: one sequence per row, or both answers of a pair after their common prompt, which is then computed once.
 
-A shared row reads prompt, answer, answer. Every answer sees the prompt and itself, not the answer before it, and its
-positions go on from the prompt: tree attention (SpecInfer, arXiv 2305.09781) with two branches. Each token then gets what
-it would get in a row of its own, up to rounding.
+Why: the prompt of a pair is often longer than its answers, and in separate rows it would be computed twice. A shared row
+has prompt, answer 1, answer 2 (tree attention, SpecInfer, arXiv 2305.09781, with two branches). The mask lets an answer see
+the prompt and itself, but not the other answer; positions of each answer continue after the prompt. So every token gets
+what it would get in its own row, up to rounding. Example with prompt P Q, answers A B and C:
+
+    slot             0  1  2  3  4
+    token            P  Q  A  B  C
+    position         0  1  2  3  2        C continues after the prompt, as A does
+    branch           0  0  1  1  2        a token sees earlier slots of branch 0 and of its own branch: C sees P Q C
+
+5 tokens instead of 4 + 3. Position 2 of the second sequence (its C) is slot 4: ``marks`` translates positions to slots.
 """
 
 from __future__ import annotations
@@ -15,33 +23,33 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moe_steer.backends.layout import layout_of
+from moe_steer.backends import layout_of
 from moe_steer.contrasts.sequences import MarkedSequence, padded
 from moe_steer.layers import decoder, text_config, unwrap
 from moe_steer.observe import observe_residual
 
 _LEAST_SAVED = 1 / 8
-"""Of a row's tokens; below it, the longer attention costs about what the prompt saves."""
+"""Share of a row's tokens that sharing must save; with less, the longer attention costs about as much as it saves."""
 _LONGEST = 2048
-"""Tokens of a shared row: its mask has the square of that."""
+"""Maximum tokens of a shared row, because its mask has the square of that."""
 _PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Sequences in one row of a forward; the first ``prefix`` tokens are the same in all and stand there once."""
+    """Sequences in one row of a forward; the first ``prefix`` tokens are common to all and appear once."""
 
     members: tuple[MarkedSequence, ...]
     prefix: int = 0
 
     @property
     def name(self) -> str:
-        """Of the first."""
+        """Name of the first member."""
         return self.members[0].name
 
     @property
     def pair(self) -> str | None:
-        """Of all."""
+        """The pair of all members."""
         return self.members[0].pair
 
     @property
@@ -51,11 +59,11 @@ class Row:
 
     @property
     def saved(self) -> int:
-        """Tokens fewer than in rows of their own."""
+        """Number of tokens saved in comparison with separate rows."""
         return self.prefix * (len(self.members) - 1)
 
     def starts(self) -> list[int]:
-        """Where the own tokens of every member begin."""
+        """The slot at which each member's own tokens begin."""
         starts = [self.prefix]
         for item in self.members[:-1]:
             starts.append(starts[-1] + item.needed - self.prefix)
@@ -63,7 +71,7 @@ class Row:
 
 
 class Marks(NamedTuple):
-    """The tokens of one side in a batch: ``row_T``, ``slot_T`` say where, ``sizes`` how many each member has."""
+    """The tokens of one side in a batch: their rows ``row_T`` and slots ``slot_T``, and the number ``sizes`` of each member."""
 
     row_T: Tensor
     slot_T: Tensor
@@ -72,7 +80,7 @@ class Marks(NamedTuple):
 
 
 def packed(sequences: Sequence[MarkedSequence]) -> list[Row]:
-    """The sequences in rows, pairs in one row where they start alike for long enough to gain by it."""
+    """The sequences as rows; a pair shares a row if its common prompt is long enough to save time."""
     groups: dict[str | None, list[MarkedSequence]] = {}
     rows = []
     for item in sequences:
@@ -99,7 +107,7 @@ def _common_prefix(members: Sequence[MarkedSequence]) -> int:
 
 
 def marks(batch: Sequence[Row], side: str) -> Marks:
-    """``side``: "positive" or "negative"."""
+    """The marked tokens of a side ("positive" or "negative") in a batch."""
     rows: list[int] = []
     slots: list[int] = []
     members = []
@@ -117,13 +125,13 @@ def marks(batch: Sequence[Row], side: str) -> Marks:
 
 
 def arguments(batch: Sequence[Row], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What the decoder is called with: as ``padded`` where nothing is shared, else input_ids and position_ids [B, S] and
-    an additive attention_mask [B, 1, S, S] of ``dtype``."""
+    """The decoder's arguments: as ``padded`` if no row is shared, else input_ids and position_ids [B, S] and an additive
+    attention_mask [B, 1, S, S] of ``dtype``."""
     if not any(row.prefix for row in batch):
         return padded([item for row in batch for item in row.members], device)
     width = max(row.needed for row in batch)
     input_ids, position_ids, branch_BS = (torch.zeros((len(batch), width), dtype=torch.int64) for _ in range(3))
-    branch_BS.fill_(-1)  # padding sees itself and the prompt, since a token that sees nothing becomes NaN
+    branch_BS.fill_(-1)  # padding may see itself and the prompt: a token that sees nothing becomes NaN
     for number, row in enumerate(batch):
         branch_BS[number, : row.prefix] = 0
         for branch, (item, start) in enumerate(zip(row.members, row.starts(), strict=True), start=1):
@@ -147,18 +155,18 @@ def arguments(batch: Sequence[Row], device: torch.device, dtype: torch.dtype) ->
 
 
 def can_share(model: Any, rows: Sequence[Row], layer: int) -> bool:
-    """Whether this model gives the tokens of shared rows what it gives them in rows of their own.
+    """Whether this model gives tokens the same hidden states in shared rows as in separate rows.
 
-    No: under backends whose ranks run whole forwards together; while something hooks the model (a steering scope reads
-    plain rows); for attention that takes no mask from outside; for recurrent, chunked or sparse layers; for a sliding
-    window shorter than a sequence. Then one short forward each way up to ``layer`` must agree.
+    False for backends in lockstep; while the model has hooks (a steering scope expects plain rows); for attention that does not
+    accept a mask; for recurrent, chunked or sparse layers; for a sliding window shorter than a sequence. Otherwise a short test
+    decides: one forward with a shared row and one with separate rows must agree up to ``layer``.
     """
     inner, config = unwrap(model), text_config(model)
     body = decoder(model)
     embeddings = inner.get_input_embeddings().weight
     window = getattr(config, "sliding_window", None)
     if (
-        layout_of(model).in_step
+        layout_of(model).lockstep
         or _is_hooked(inner)
         or not embeddings.is_floating_point()
         or getattr(config, "_attn_implementation", None) not in ("sdpa", "eager")
@@ -173,8 +181,8 @@ def can_share(model: Any, rows: Sequence[Row], layer: int) -> bool:
 
 
 def _is_hooked(model: Any) -> bool:
-    """Whether anybody hooks the model, but for what transformers leaves on one that was once asked for hidden states: it reads
-    only, when asked."""
+    """Whether the model has hooks, except those that transformers leaves on a model after a request for hidden states: they
+    only read, on request."""
     hooks = (
         hook
         for module in model.modules()
@@ -185,7 +193,7 @@ def _is_hooked(model: Any) -> bool:
 
 
 def _agrees(model: Any, row: Row, layer: int) -> bool:
-    """A few of the row's own tokens, as one shared row and as two."""
+    """Test with a few of the row's own tokens: one shared row against two separate rows."""
     ids = (row.members[0].token_ids * 16)[:16]
     answers = (ids[:4] + ids[4:12], ids[:4] + ids[12:])
     pair = [
@@ -206,7 +214,7 @@ def _agrees(model: Any, row: Row, layer: int) -> bool:
             with torch.no_grad(), observe_residual(model, [layer], keep, stop=True):
                 decoder(model)(**arguments(batch, embeddings.device, embeddings.dtype), use_cache=False)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-            return False  # such a mask or such positions are nothing that this family's code expects
+            return False  # this family's code does not accept such a mask or such positions
         finally:
             unwrap(model).train(was_training)
     shared_TD, plain_TD = found

@@ -1,5 +1,4 @@
-"""``MarkedSequence``: tokens for one row of a forward, and which of them count for either side of a contrast; and their
-batches."""
+"""``MarkedSequence``: tokens of one sequence, and which of them count for each side of a contrast; and their batches."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ _TOKENS_ELSEWHERE = 8192
 
 @dataclass(frozen=True, slots=True)
 class MarkedSequence:
-    """Tokens as the model reads them, with the positions that count for the wanted and for the unwanted side.
+    """Tokens of a sequence with the positions that count for the positive (wanted) and for the negative (unwanted) side.
 
     A pair of answers is two sequences with the same ``pair``, one with positive and one with negative positions; a
     contrast of decisions is one sequence with both.
@@ -46,7 +45,7 @@ class MarkedSequence:
 
     @property
     def needed(self) -> int:
-        """Tokens up to the last that counts: those behind it cannot change it. 0 where none counts."""
+        """Number of tokens up to the last marked one: later tokens cannot change it. 0 if none is marked."""
         return max(self.positive[-1:] + self.negative[-1:], default=-1) + 1
 
     def digest(self) -> int:
@@ -56,7 +55,7 @@ class MarkedSequence:
 
 
 def check_sequences(model: Any, sequences: Sequence[MarkedSequence]) -> None:
-    """ValueError for a name that stands twice, tokens outside the vocabulary, and sequences longer than the model's
+    """ValueError for a repeated name, tokens outside the vocabulary, and sequences longer than the model's
     context."""
     inner = unwrap(model)
     embeddings = inner.get_input_embeddings()
@@ -65,7 +64,7 @@ def check_sequences(model: Any, sequences: Sequence[MarkedSequence]) -> None:
     seen: set[str] = set()
     for item in sequences:
         if item.name in seen:
-            raise ValueError(f"the sequence {item.name!r} stands twice: it would be counted twice")
+            raise ValueError(f"the sequence {item.name!r} occurs twice: it would be counted twice")
         seen.add(item.name)
         if not 0 <= min(item.token_ids) <= max(item.token_ids) < num_tokens:
             raise ValueError(
@@ -78,9 +77,9 @@ def check_sequences(model: Any, sequences: Sequence[MarkedSequence]) -> None:
 
 
 def whole_pairs(sequences: Sequence[MarkedSequence]) -> tuple[list[MarkedSequence], int]:
-    """The sequences without the pairs of which one side is empty, and how many pairs those are.
+    """The sequences without pairs that have an empty side, and the number of those pairs.
 
-    The mean over no tokens is no number: in the released code of STA one empty answer makes the whole vector NaN.
+    The mean over no tokens is undefined: in the released code of STA one empty answer makes the whole vector NaN.
     """
     sides: dict[str, list[int]] = {}
     for item in sequences:
@@ -93,7 +92,7 @@ def whole_pairs(sequences: Sequence[MarkedSequence]) -> tuple[list[MarkedSequenc
 
 
 class Batchable(Protocol):
-    """What ``batches`` goes by: a sequence, or several that share a row."""
+    """Anything ``batches`` can sort: a sequence, or several that share a row."""
 
     @property
     def name(self) -> str: ...
@@ -107,14 +106,14 @@ _Item = TypeVar("_Item", bound=Batchable)
 
 
 def tokens_of_a_forward(asked: int | None, device: torch.device) -> int:
-    """What was asked for; by default 1,024 on a CPU, since larger batches leave its caches (they took up to 1.6 times as
-    long), and 8,192 elsewhere."""
+    """The requested number; by default 1,024 on a CPU, because larger batches do not fit its caches (they took up to 1.6
+    times as long), and 8,192 elsewhere."""
     return asked if asked is not None else _TOKENS.get(device.type, _TOKENS_ELSEWHERE)
 
 
 def batches(items: Iterable[_Item], batch_tokens: int, *, keep_pairs: bool = False) -> Iterator[list[_Item]]:
     """Items of about one length together, longest first (so that memory runs out at once or never), at most
-    ``batch_tokens`` padded tokens or one item each. ``keep_pairs``: the items of a pair follow one another."""
+    ``batch_tokens`` padded tokens or one item each. ``keep_pairs``: the items of a pair stay neighbours."""
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens is {batch_tokens}: give at least 1")
     items = [item for item in items if item.needed]
@@ -138,7 +137,7 @@ def batches(items: Iterable[_Item], batch_tokens: int, *, keep_pairs: bool = Fal
 
 
 def padded(batch: Sequence[MarkedSequence], device: torch.device) -> dict[str, torch.Tensor]:
-    """input_ids and attention_mask [B, S], filled up on the right, each row cut behind its last marked position."""
+    """input_ids and attention_mask [B, S], right-padded, each row cut after its last marked position."""
     lengths = [item.needed for item in batch]
     input_ids = torch.zeros((len(batch), max(lengths)), dtype=torch.int64)
     mask = torch.zeros((len(batch), max(lengths)), dtype=torch.int64)

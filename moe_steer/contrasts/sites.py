@@ -1,5 +1,4 @@
-"""Marked sequences from traces: where a thought stops against where it goes on, and concise against verbose
-thoughts."""
+"""Marked sequences from traces: the decision to stop a thought or to continue it, and concise against verbose thoughts."""
 
 from __future__ import annotations
 
@@ -9,8 +8,7 @@ from typing import Any
 
 from moe_steer.contrasts.sequences import MarkedSequence
 from moe_steer.contrasts.texts import answer_pairs, prompt_pairs
-from moe_steer.tokens.markers import MarkerSet
-from moe_steer.tokens.traces import Trace
+from moe_steer.tokens import MarkerSet, Trace
 
 __all__ = ["MarkedSequence", "answer_pairs", "concise_and_verbose", "decision_sites", "prompt_pairs", "thought_pairs"]
 
@@ -26,12 +24,12 @@ def decision_sites(
     closed_only: bool = True,
     require_both: bool = False,
 ) -> list[MarkedSequence]:
-    """The decision itself, from ordinary solutions: no pairs are needed.
+    """The decision to stop or to continue, from ordinary solutions: no pairs are needed.
 
-    Positive: the position just before `</think>`, where the thought is about to stop. Negative: the positions just
-    before a switch word (whole, in all its token forms, first letter in either case) at the start of a step: at the
-    start of the thought they are not looked for, and the token before them must end in ".", "!", "?" or a line break.
-    So a direction's POSITIVE strength means "stop thinking": shorter thoughts.
+    Positive: the position just before `</think>`, where the thought is about to stop. Negative: the positions just before a
+    switch word (whole, in all its token forms, first letter in either case) at the start of a step: not at the start of the
+    thought, and the token before them must end in ".", "!", "?" or a line break. So a direction's POSITIVE strength means
+    "stop thinking": shorter thoughts.
 
     ``closed_only``: leave out traces whose thought was never closed, where loops would outweigh all else.
     ``require_both``: leave out traces without a switch word as well. Traces without a thought give nothing. Collect
@@ -62,9 +60,9 @@ def thought_pairs(
 ) -> list[MarkedSequence]:
     """(concise, verbose) thoughts of the same problems, best both correct, as pairs; concise is the positive side.
 
-    The tokens of the thought count, without its tags; ``tokens``: only this slice of them, such as slice(50) for the
-    first 50. ``match_lengths``: of both thoughts only as many as the shorter one has, so that length itself is not what
-    is contrasted. ValueError for a trace without a closed thought.
+    The tokens of the thought count, without its tags; ``tokens``: only this slice of them, such as slice(50) for the first
+    50. ``match_lengths``: only as many tokens of both thoughts as the shorter one has, so that the contrast is not about
+    length. ValueError for a trace without a closed thought.
     """
     found = []
     for number, (concise, verbose) in enumerate(pairs):
@@ -101,9 +99,8 @@ def _ends_step(text: str) -> bool:
 
 
 def concise_and_verbose(traces: Iterable[Trace], *, min_ratio: float = 1.5) -> list[tuple[Trace, Trace]]:
-    """Of the samples of each problem (what stands before the last "#" of a trace_id) the shortest and the longest
-    closed thought, where the longest has ``min_ratio`` times as many tokens or more. Which traces are correct is for
-    the caller to say."""
+    """Of the samples of each problem (the part of a trace_id before the last "#") the shortest and the longest
+    closed thought, where the longest has ``min_ratio`` times as many tokens or more. The caller selects the correct traces."""
     groups: dict[str, list[Trace]] = {}
     for trace in traces:
         if trace.thought_start is not None and trace.thought_end is not None and len(_thought(trace)):

@@ -21,14 +21,13 @@ def answer_pairs(
     tokens: slice = slice(None),
     match_lengths: bool = False,
 ) -> list[MarkedSequence]:
-    """(question, matching answer, not matching answer) as pairs; the tokens of the answers count, all of them.
+    """(question, matching answer, not matching answer) as pairs; all tokens of the answers count.
 
-    ``chat``: the question goes into a user turn of the tokenizer's chat template, up to where the model starts to
-    write; otherwise question and answer follow one another, a space between them where the answer brings none, as in
-    STA's data. Which tokens belong to the answer is read from character offsets: a token that holds any character of it
-    does. ``tokens``: only this slice of an answer's tokens, slice(-2, -1) for the last letter of a multiple choice
-    "(A)". ``match_lengths``: of both answers only as many as the shorter one has. ValueError for a tokenizer without
-    offsets.
+    ``chat``: the question goes into a user turn of the tokenizer's chat template, up to where the model starts to write;
+    otherwise the answer follows the question directly, with a space if it does not begin with one, as in STA's data. Which
+    tokens belong to the answer is read from character offsets: a token that holds any character of it does. ``tokens``:
+    only this slice of an answer's tokens, slice(-2, -1) for the last letter of a multiple choice "(A)". ``match_lengths``:
+    of both answers only as many as the shorter one has. ValueError for a tokenizer without offsets.
     """
     found = []
     for number, (question, matching, not_matching) in enumerate(rows):
@@ -45,7 +44,7 @@ def answer_pairs(
 def prompt_pairs(
     rows: Iterable[tuple[str, str]], prompt: str, tokenizer: Any, *, chat: bool = False, joint: str = "\n"
 ) -> list[MarkedSequence]:
-    """A prompt turned into a contrast: (question, answer) with the prompt in front of the question, and without it.
+    """A contrast for a prompt: (question, answer) with the prompt before the question, and without it.
 
     Positive: prompt + ``joint`` + question + answer; negative: question + answer; the tokens of the answer count. With
     an empty question this is STA's form: the prompt alone against an empty turn.
@@ -61,7 +60,7 @@ def prompt_pairs(
 
 
 def read_rows(path: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Rows of a CSV file with a header, or of JSON lines; ValueError names the line that lacks a column."""
+    """Rows of a CSV file with a header, or of JSON lines; ValueError names the line in which a column is missing."""
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"there is no file {path!r}: give CSV or JSON lines with {', '.join(columns)}")
@@ -70,7 +69,7 @@ def read_rows(path: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
         try:
             records: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
         except csv.Error as error:
-            raise ValueError(f"{path!r} is no CSV ({error}): give CSV or JSON lines") from error
+            raise ValueError(f"{path!r} is not CSV ({error}): give CSV or JSON lines") from error
     else:
         lines = enumerate(text.split("\n"), 1)
         records = [parse_json(line, f"{path}, line {n}", "give one object a line") for n, line in lines if line.strip()]
@@ -94,8 +93,7 @@ def _prefix(tokenizer: Any, question: str, chat: bool) -> str:
 
 
 def _encode(tokenizer: Any, prefix: str, answer: str, chat: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(token ids, positions of the answer). A chat template writes its special tokens itself: they are not added
-    twice."""
+    """(token ids, positions of the answer). A chat template writes its own special tokens, so the tokenizer adds none."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"{type(tokenizer).__name__} gives no character offsets: use a fast tokenizer, so that the answer's start is known"

@@ -18,7 +18,7 @@ from moe_steer.directions.methods import decode_weights, finish
 from moe_steer.directions.moments import Moments
 
 if TYPE_CHECKING:
-    from moe_steer.saes.sae import SAE
+    from moe_steer.saes import SAE
 
 
 SMOOTHING = 0.5

@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_steer.directions.moments import Moments, PairMoments
 
 if TYPE_CHECKING:
-    from moe_steer.saes.sae import SAE
+    from moe_steer.saes import SAE
 
 HASH_MODULUS = 1 << 256
 

@@ -20,7 +20,7 @@ from moe_steer.directions.contrast import Contrast, describe_sae
 from moe_steer.directions.direction import Direction
 
 if TYPE_CHECKING:
-    from moe_steer.saes.sae import SAE
+    from moe_steer.saes import SAE
 
 
 MAX_LISTED = 10_000

@@ -24,7 +24,7 @@ from moe_steer.directions.direction import Direction, DirectionWarning
 from moe_steer.directions.methods import decode_weights, finish
 
 if TYPE_CHECKING:
-    from moe_steer.saes.sae import SAE
+    from moe_steer.saes import SAE
 
 
 class Released(NamedTuple):

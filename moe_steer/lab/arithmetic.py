@@ -6,9 +6,8 @@ import math
 import random
 from fractions import Fraction
 
-from moe_steer.lab.family import Check, Family, Params, Value, second_method
+from moe_steer.lab.family import Check, Family, NotWholeError, Params, Scratch, Value, second_method
 from moe_steer.lab.maths import ALTERNATIVELY, HMM, LET_ME_CHECK
-from moe_steer.lab.scratch import NotWholeError, Scratch
 
 
 def _modular_solve(sheet: Scratch, params: Params) -> Value:
@@ -95,7 +94,7 @@ def _fractions_solve(sheet: Scratch, params: Params) -> Value:
 
 
 def _fractions_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value, Value]:
-    """Takes the first fraction, over the common denominator, away again."""
+    """Subtracts the first fraction again, over the common denominator."""
     top_first, first, top_second, second = params
     top, bottom = (int(part) for part in str(value).split("/"))
     left = sheet.multiply(top_first, second)
@@ -208,7 +207,7 @@ def _average_solve(sheet: Scratch, params: Params) -> Value:
 
 
 def _average_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value, Value]:
-    """Three times the average, less the largest number, must leave the sum of the other two."""
+    """Three times the average, minus the largest number, must be the sum of the other two."""
     whole = sheet.multiply(3, int(value))
     rest = sheet.subtract(whole, params[2]) if whole >= params[2] else 0
     return rest, sheet.add(params[0], params[1])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from moe_steer.lab.family import Check, Family, Params, Value, second_method
-from moe_steer.lab.scratch import Scratch
+from moe_steer.lab.family import Check, Family, Params, Scratch, Value, second_method
 
 LET_ME_CHECK = "Wait, let me check."
 HMM = "Hmm, is that right?"

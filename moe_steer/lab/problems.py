@@ -1,7 +1,7 @@
-"""Problems of the lab families in four splits that share no problem, under whatever wording.
+"""Problems of the lab families in four splits that share no problem, not even in another wording.
 
-A problem's split is decided by a hash of its family and its numbers alone, so the same numbers never turn up in two
-splits in other words.
+A problem's split is decided by a hash of its family and its numbers only, so the same numbers never occur in two splits
+with different wording.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moe_steer.lab import arithmetic, maths, matter, physics
+from moe_steer.lab import arithmetic, maths, physics
 from moe_steer.lab.family import Family, Params, show
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (*maths.FAMILIES, *arithmetic.FAMILIES, *physics.FAMILIES, *matter.FAMILIES)
+    family.name: family for family in (*maths.FAMILIES, *arithmetic.FAMILIES, *physics.FAMILIES)
 }
 SPLITS = {"train": (0, 55), "identification": (55, 70), "tuning": (70, 85), "test": (85, 100)}
 """Half-open ranges of the hash bucket (0-99) that belong to each split."""
@@ -34,19 +34,19 @@ class LabProblem:
     cluster_id: str | None = None
     domain: str | None = None
     tolerance: float | None = 0.0
-    """Answers come out even, so nothing but the exact value counts."""
+    """Answers are whole or exact, so only the exact value counts."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def content_hash(family: str, params: Params) -> str:
-    """Hex digest of what a problem is about, without its wording."""
+    """Hex digest of a problem's family and numbers, without its wording."""
     return hashlib.sha256(f"{family}:{','.join(str(number) for number in params)}".encode()).hexdigest()
 
 
 def split_of(family: str, params: Params) -> str:
-    """The one split that owns these numbers."""
+    """The split to which these numbers belong."""
     bucket = int(content_hash(family, params)[:12], 16) % 100
     return next(split for split, (low, high) in SPLITS.items() if low <= bucket < high)
 

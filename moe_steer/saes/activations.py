@@ -1,4 +1,4 @@
-"""A model's activations as shuffled batches, made again from any batch on without running what came before it."""
+"""A model's activations as shuffled batches, which can restart at any batch without computing the earlier ones."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_steer.backends.layout import layout_of
+from moe_steer.backends import layout_of
 from moe_steer.layers import decoder, model_shape, text_config, unwrap
 from moe_steer.observe import observe_residual
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActivationBatches:
-    """The residual stream after ``layer``, in batches [batch_size, D] of tokens from everywhere; call it with the number of
-    batches to leave out. Endless: each pass over the sequences has an order of its own.
+    """The residual stream after ``layer``, in batches [batch_size, D] of tokens from all sequences; call it with the number
+    of batches to skip. Endless: each pass over the sequences has its own order.
 
     Sequences are run ``buffer_tokens`` at a time, in an order that the seed decides; the tokens of such a round are mixed,
     and what does not fill a batch is dropped. How many batches a round gives follows from the lengths alone, so leaving
@@ -32,7 +32,7 @@ class ActivationBatches:
     batch_size: int = 2048
     buffer_tokens: int = 1 << 19
     skip_first: int = 1
-    """Positions at the start of each sequence that are left out: the first token's activations are of another size."""
+    """Number of positions skipped at the start of each sequence: the first token's activations have a very different size."""
     tokens_per_forward: int = 8192
     seed: int = 0
 
@@ -63,7 +63,7 @@ class ActivationBatches:
             done = 0
 
     def digest(self) -> str:
-        """Of everything but the model that decides the batches."""
+        """Digest of everything that determines the batches, except the model."""
         settings = [
             self.layer,
             self.batch_size,
@@ -87,7 +87,7 @@ class ActivationBatches:
         return max(0, len(self.sequences[index]) - self.skip_first)
 
     def _rounds(self) -> Iterator[tuple[int, list[int]]]:
-        """(number of the round, its sequences); one round holds everything where everything fits."""
+        """(number of the round, its sequences); a single round if everything fits into one."""
         if self._fits_one_round:
             number = 0
             while True:
@@ -118,11 +118,11 @@ def residual_of(
 ) -> Iterator[Tensor]:
     """The residual stream [T, D] after ``layer`` at all but the first positions of each sequence, forward by forward.
 
-    Sequences of about one length run together, the longest first, padded on the right; nothing above the layer runs.
+    Sequences of similar length run together, longest first, right-padded; no layer above runs.
     """
     inner, body = unwrap(model), decoder(model)
     device = inner.get_input_embeddings().weight.device
-    stop = not layout_of(model).in_step  # ranks that keep one another company expect whole forwards
+    stop = not layout_of(model).lockstep  # ranks in lockstep expect whole forwards of each other
     for batch in _by_length(sequences, tokens_per_forward):
         input_ids, mask = _padded(batch)
         real_BS = mask.bool()
@@ -138,7 +138,7 @@ def residual_of(
 
 
 def check_sequences(model: Any, sequences: Sequence[Sequence[int]]) -> None:
-    """ValueError for no sequences, an empty one, and tokens or lengths that the model does not have."""
+    """ValueError for no sequences, an empty one, and tokens or lengths beyond the model's vocabulary or context."""
     inner = unwrap(model)
     vocabulary = getattr(inner.get_input_embeddings(), "num_embeddings", None) or text_config(inner).vocab_size
     limit = getattr(text_config(inner), "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""Reading the files SAEs come in: safetensors, npz, and torch files, whose pickles may hold nothing but tensors."""
+"""Reading SAE files: safetensors, npz, and torch files (pickles with nothing but tensors)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moe_steer.saes.sae import SAEAbout
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Given:
-    """What the caller says about an SAE, for what its files leave open."""
+    """Facts about an SAE from the caller, where its files do not state them."""
 
     layer: int | None = None
     site: str | None = None
@@ -30,7 +30,7 @@ class Given:
     model_name: str | None = None
 
     def agreed_layer(self, found: int | None, path: Path) -> int | None:
-        """The layer that is given or found; ValueError where both are and differ."""
+        """The layer from the caller or the files; ValueError if both exist and differ."""
         if None not in (self.layer, found) and self.layer != found:
             raise ValueError(
                 f"{path} says that it belongs to layer {found}, not {self.layer}: take the SAE of that layer"
@@ -38,7 +38,7 @@ class Given:
         return found if self.layer is None else self.layer
 
     def agreed_site(self, found: str | None, path: Path) -> str | None:
-        """The site that is given or found; ValueError where both are and differ."""
+        """The site from the caller or the files; ValueError if both exist and differ."""
         if None not in (self.site, found) and self.site != found:
             raise ValueError(f"{path} says that it reads {found}, not {self.site}: take an SAE of that site")
         return self.site or found
@@ -53,7 +53,7 @@ class Given:
         layer: int | None = None,
         site: str | None = None,
     ) -> SAEAbout:
-        """Where an SAE comes from: what its files say (``model_name``, ``layer``, ``site``), completed by the caller's words."""
+        """Where an SAE comes from: the facts of its files (``model_name``, ``layer``, ``site``), completed by the caller's."""
         return SAEAbout(
             format=format,
             source=str(source),
@@ -70,7 +70,7 @@ def read_config(path: Path, **types: Any) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; ValueError where there is no such file or it is damaged."""
+    """All tensors of a safetensors file; ValueError if it is missing or damaged."""
     try:
         return load_file(path)
     except OSError as error:
@@ -80,7 +80,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    """All arrays of an npz file, without the pickles that the format allows."""
+    """All arrays of an npz file; pickles, which the format allows, are refused."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
@@ -89,7 +89,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a torch file, also where they lie one level down (``state_dict``). No code in the file is run."""
+    """The tensors of a torch file, also from one level down (``state_dict``). No code of the file is run."""
     value = load_plain(path)
     if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
         value = value["state_dict"]
@@ -99,7 +99,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def pick(tensors: Mapping[str, Tensor], path: Path, *names: str) -> Tensor:
-    """The tensor of the first name that is there, in 32 bits where it was stored in 16; ValueError names what is missing."""
+    """The first of these tensors that exists, in 32 bits if it was stored in 16; ValueError names missing ones."""
     for name in names:
         if name in tensors:
             return widen(tensors[name])
@@ -107,7 +107,7 @@ def pick(tensors: Mapping[str, Tensor], path: Path, *names: str) -> Tensor:
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """16-bit numbers as float32: sums over thousands of atoms need the digits, and no value changes."""
+    """16-bit numbers as float32: exact, and sums over thousands of atoms need the precision."""
     return tensor.contiguous() if tensor.dtype in (torch.float32, torch.float64) else tensor.float().contiguous()
 
 

@@ -1,4 +1,4 @@
-"""How well an SAE fits the activations it is to be used on, and whether it may be used there at all."""
+"""How well an SAE fits the activations on which it will be used, and whether it may be used there at all."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from moe_steer.layers import ModelShape, model_shape
 from moe_steer.saes.sae import SAE
 
 POOR_FIT = 0.5
-"""Share of the variance that an SAE may leave unexplained before it is warned about."""
+"""A warning is given if an SAE leaves more than this share of the variance unexplained."""
 _NUMBERS_PER_CHUNK = 1 << 24  # activations held at once: 64 MB in float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SAEFit:
-    """What ``measure_fit`` found."""
+    """The result of ``measure_fit``."""
 
     fraction_variance_unexplained: float
     """sum |x - decode(encode(x))|^2 / sum |x - mean|^2: 0 is perfect, 1 is as good as the mean alone."""
@@ -40,7 +40,7 @@ class SAEFit:
 
     @property
     def warning(self) -> str:
-        """What a reader has to know before what is read by the SAE's atoms; empty for a fair fit."""
+        """A warning for readers of results from the SAE's atoms; empty for a good fit."""
         share = self.fraction_variance_unexplained
         if share <= POOR_FIT:
             return ""
@@ -71,7 +71,7 @@ def measure_fit(sae: SAE, batches: Iterable[Tensor]) -> SAEFit:
             exact_TD = x_TD.to(device=sae.device, dtype=torch.float64)
             error += float((exact_TD - sae.decode(acts_TF)).square().sum())
             if shift_D is None:
-                shift_D = exact_TD.mean(0)  # variance about a point near the mean loses no digits to a large mean
+                shift_D = exact_TD.mean(0)  # variance around a point near the mean: a large mean would cost digits
             moved_TD = exact_TD - shift_D
             squares += float(moved_TD.square().sum())
             sum_D += moved_TD.sum(0).cpu()
@@ -81,7 +81,7 @@ def measure_fit(sae: SAE, batches: Iterable[Tensor]) -> SAEFit:
     variance = squares - float(sum_D.square().sum()) / num_tokens
     if not (variance > 0 and error < float("inf")):
         raise ValueError(
-            f"the fit over {num_tokens} tokens is no number (variance {variance}, error {error}): the activations do not vary or are not finite"
+            f"the fit over {num_tokens} tokens is not a number (variance {variance}, error {error}): the activations do not vary or are not finite"
         )
     return SAEFit(
         fraction_variance_unexplained=error / variance,
@@ -92,12 +92,13 @@ def measure_fit(sae: SAE, batches: Iterable[Tensor]) -> SAEFit:
 
 
 def fit_lines(layer: int, fit: SAEFit) -> list[str]:
-    """What is said of an SAE before its atoms are used."""
+    """Lines about an SAE's fit, shown before its atoms are used."""
     return [f"the SAE of layer {layer} on this model: {fit}", *([f"WARNING: {fit.warning}"] if fit.warning else [])]
 
 
 def refuse_unexplained(fit: SAEFit, layer: int) -> None:
-    """ValueError for an SAE that explains no more than the mean does: what is read by its atoms would look like any other result."""
+    """ValueError for an SAE that explains no more than the mean does: its atoms mean nothing, but results from them would
+    look normal."""
     if fit.fraction_variance_unexplained >= 1:
         raise ValueError(
             f"the SAE of layer {layer} explains nothing of these tokens (the mean would do better; {fit}): it was made for another "
@@ -108,7 +109,7 @@ def refuse_unexplained(fit: SAEFit, layer: int) -> None:
 def check_fits(sae: SAE, model_or_shape: Any, layer: int) -> None:
     """ValueError, in one line, when the SAE cannot belong to the residual stream at the output of ``layer`` of this model.
 
-    ``model_or_shape``: a model, or its ``ModelShape``. What the SAE's files leave open (None) is not held against it.
+    ``model_or_shape``: a model, or its ``ModelShape``. Facts that the SAE's files do not state (None) are not checked.
     """
     shape = model_or_shape if isinstance(model_or_shape, ModelShape) else model_shape(model_or_shape)
     name = os.path.basename(shape.name.rstrip("/")) or shape.model_type

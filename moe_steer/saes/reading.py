@@ -1,4 +1,4 @@
-"""``load_sae``: any published format to an ``SAE``."""
+"""``load_sae``: reads an ``SAE`` from any published format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from moe_steer.saes.sae import SAE
 
 
 class Format(NamedTuple):
-    """How a published format is told from the others, and how it is read."""
+    """A published format: how to recognise it, and how to read it."""
 
     recognises: Callable[[Path], bool]
     read: Callable[[Path, Given], SAE]
@@ -54,10 +54,10 @@ def load_sae(
 ) -> SAE:
     """Read an SAE from the folder or file in which it was published, already on this disk.
 
-    ``format``: a name of ``FORMATS``, or ``auto`` to tell by the files. ``layer`` and ``site`` (residual, mlp_out,
-    attention_out) are for files that do not say, and must not contradict those that do; ``k`` and ``model_name`` win over the
-    files. Numbers stored in 16 bits are widened to float32. ValueError, in one line, when the files are not there, damaged,
-    of no known format, or hold an SAE whose arithmetic cannot be expressed here.
+    ``format``: a name of ``FORMATS``, or ``auto`` to recognise it by its files. ``layer`` and ``site`` (residual, mlp_out,
+    attention_out) are for files that do not state them, and must not contradict those that do; ``k`` and ``model_name``
+    override the files. Numbers stored in 16 bits are widened to float32. ValueError, in one line, when the files are not
+    there, damaged, of no known format, or hold an SAE whose arithmetic cannot be expressed here.
     """
     place = Path(path)
     if not place.exists():
@@ -66,12 +66,12 @@ def load_sae(
         raise ValueError(f"SAE format {format!r} is unknown: choose auto, {', '.join(FORMATS)}")
     chosen = format if format != "auto" else _recognise(place)
     if not FORMATS[chosen].recognises(place) and FORMATS[chosen].recognises(place.parent):
-        place = place.parent  # a file of the folder was named
+        place = place.parent  # the path was a file of the folder
     return FORMATS[chosen].read(place, Given(layer=layer, site=site, k=k, model_name=model_name))
 
 
 def layers_among(path: str | os.PathLike[str]) -> list[int]:
-    """The layers of a folder that holds several SAEs (Qwen-Scope), of which ``load_sae`` must be told one; else none."""
+    """The layers of a folder that holds several SAEs (Qwen-Scope), from which ``load_sae`` needs a choice; otherwise empty."""
     layers = qwen_scope.layers_in(Path(path))
     return layers if len(layers) > 1 else []
 
@@ -82,5 +82,5 @@ def _recognise(place: Path) -> str:
             return name
     content = ", ".join(sorted(item.name for item in place.iterdir())[:6]) if place.is_dir() else place.name
     raise ValueError(
-        f"{str(place)!r} is no SAE of a known format (found: {content or 'nothing'}): give the folder of one layer, or name the format: {', '.join(FORMATS)}"
+        f"{str(place)!r} is not an SAE of a known format (found: {content or 'nothing'}): give the folder of one layer, or name the format: {', '.join(FORMATS)}"
     )

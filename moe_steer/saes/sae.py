@@ -1,6 +1,6 @@
 """A sparse autoencoder (SAE) as plain tensors: encode a residual stream into atoms, decode atoms back.
 
-Letters: T tokens, D model width, F atoms ("features"). Published files are brought into this one form by the readers:
+Letters: T tokens, D model width, F atoms ("features"). The readers convert published files to this form:
 constant normalisations are folded into the weights, thresholds are plain numbers, rows of ``W_dec_FD`` are atoms.
 
 Names of hook points, in TransformerLens' words and in transformers', to a decoder layer and a site.
@@ -36,9 +36,9 @@ _HOOKS = {"residual": "hook_resid_post", "mlp_out": "hook_mlp_out", "attention_o
 
 
 def place_of_hook(name: str | None) -> tuple[int | None, str | None]:
-    """(layer, site) of a hook point; the name itself is the site where none of ours is meant.
+    """(layer, site) of a hook point; for other sites the name itself is the site.
 
-    The input of block N is the output of block N - 1, and is counted as that.
+    The input of block N is the output of block N - 1 and gets layer N - 1.
     """
     if not name:
         return None, None
@@ -52,7 +52,7 @@ def place_of_hook(name: str | None) -> tuple[int | None, str | None]:
 
 
 def hook_of_place(layer: int | None, site: str | None) -> str | None:
-    """TransformerLens' name of a place; a site that is not one of ours is such a name already."""
+    """TransformerLens' name of a layer and site; other sites are already such names."""
     if site in _HOOKS:
         return None if layer is None else f"blocks.{layer}.{_HOOKS[site]}"
     return site
@@ -63,8 +63,8 @@ def fold_input_scale(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(W_enc, W_dec, b_dec) of the SAE that does decode(encode(x * scale_in)) / scale_out.
 
-    The activations stay those of the scaled SAE, so b_enc and thresholds stay too. An SAE that subtracts b_dec from its
-    input stays right as well where both scales are equal: x f - b = f (x - b / f).
+    The activations are those of the scaled SAE, so b_enc and thresholds do not change. If both scales are equal, this also
+    holds for an SAE that subtracts b_dec from its input: x f - b = f (x - b / f).
     """
     return W_enc_DF * scale_in, W_dec_FD / scale_out, b_dec_D / scale_out
 
@@ -77,20 +77,20 @@ def fold_decoder_norm(W_enc_DF: Tensor, b_enc_F: Tensor, W_dec_FD: Tensor) -> tu
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SAEAbout:
-    """Where an SAE comes from and what it reads. None: the files do not say."""
+    """Origin of an SAE and the activations that it reads. None: not stated in the files."""
 
     format: str
     """The published format, such as ``saelens``; ``trained`` for one that was never written."""
     source: str
     """The file or folder it was read from."""
     sha256: str
-    """Of the file with the weights; "" for one that was never written."""
+    """Digest of the weights file; "" for an SAE that was never written."""
     model_name: str | None = None
     """The model whose activations it was trained on."""
     layer: int | None = None
     """Decoder layer, counted from 0."""
     site: str | None = None
-    """residual: the output of a decoder layer; mlp_out; attention_out; anything else names a site that is not offered here."""
+    """residual: the output of a decoder layer; mlp_out; attention_out; anything else is a site that cannot be used here."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +98,7 @@ class SAE:
     """``kind``: relu, jumprelu (with ``threshold_F``), topk (with ``k``), gated (with ``r_mag_F`` and ``b_mag_F``).
 
     ``b_enc_F`` of a gated SAE is the bias of its gate. ``apply_b_dec_to_input``: b_dec is subtracted before encoding.
-    ValueError, in one line, for tensors that do not belong together.
+    ValueError, in one line, for tensors that do not fit together.
     """
 
     kind: str
@@ -144,7 +144,7 @@ class SAE:
 
     @property
     def d_in(self) -> int:
-        """D, the width of what it reads."""
+        """D, the width of its input."""
         return self.W_enc_DF.shape[0]
 
     @property
@@ -154,18 +154,18 @@ class SAE:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision that it computes in."""
+        """Precision of its computations."""
         return self.W_enc_DF.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors lie."""
+        """Device of its tensors."""
         return self.W_enc_DF.device
 
     def encode(self, x_TD: Tensor) -> Tensor:
         """Activations of all atoms, [T, F] (or [..., F] for an input [..., D]), in the SAE's precision.
 
-        Needs about 2 T F numbers: whoever has many tokens brings them in chunks. ValueError for another width.
+        Needs about 2 T F numbers: encode many tokens in chunks. ValueError for another width.
         """
         if x_TD.shape[-1] != self.d_in:
             raise ValueError(
@@ -183,7 +183,7 @@ class SAE:
         return acts_TF.to(device=self.device, dtype=self.dtype) @ self.W_dec_FD + self.b_dec_D
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SAE:
-        """The same SAE elsewhere or in another precision; itself where nothing changes."""
+        """The same SAE on another device or in another precision; itself if nothing changes."""
         changed = {name: value.to(device=device, dtype=dtype) for name, value in self.tensors().items()}
         if all(changed[name] is value for name, value in self.tensors().items()):
             return self

@@ -1,9 +1,9 @@
-"""``train_sae``: a BatchTopK SAE from batches of activations, resumable to the byte, handed out as JumpReLU.
+"""``train_sae``: a BatchTopK SAE from batches of activations, resumable to the byte, returned as JumpReLU.
 
-Why not a library's trainer: sae-lens 6.54 runs beside transformers 5.22 and torch 2.13 only with transformer-lens 3 and some
-forty further packages (wandb, pandas, plotly, nltk ...), its training state is a pickle without the position in the data, and its
-BatchTopK step took 236 ms of one CPU thread where this one takes 41 (2048 tokens, D 128, F 2048, k 24). dictionary-learning 0.1
-pins nnsight below 0.4 and cannot resume.
+Why not a library's trainer: sae-lens 6.54 works with transformers 5.22 and torch 2.13 only with transformer-lens 3 and
+some forty further packages (wandb, pandas, plotly, nltk ...), its training state is a pickle without the position in the
+data, and its BatchTopK step took 236 ms of one CPU thread where this one takes 41 (2048 tokens, D 128, F 2048, k 24).
+dictionary-learning 0.1 pins nnsight below 0.4 and cannot resume.
 
 A progress line for a training: steps, error, dead atoms, time left. Silent off a terminal.
 """
@@ -32,16 +32,16 @@ from moe_steer.saes.training_state import TrainingState, TrainRecipe, load_state
 from moe_steer.saes.training_step import Weights, train_step
 
 Batches = Iterable[Tensor] | Callable[[int], Iterable[Tensor]]
-"""Batches [T, D]; or a function from the number of batches to leave out to the rest of them, where skipping is cheaper."""
+"""Batches [T, D]; or a function from the number of batches to skip to the remaining ones, if skipping is cheaper."""
 
 
 class TrainProgress(NamedTuple):
-    """Where a training is."""
+    """Progress of a training."""
 
     step: int
     steps: int
     error: float
-    """Of this batch: about the fraction of variance unexplained."""
+    """Loss of this batch, about the fraction of variance unexplained."""
     num_dead: int
 
 
@@ -109,7 +109,7 @@ def _check(batch_TD: Tensor, d_in: int) -> None:
 
 
 def _begin(batch_TD: Tensor, recipe: TrainRecipe) -> TrainingState:
-    """Atoms point anywhere; the encoder begins as the decoder's transpose."""
+    """Random directions as atoms; the encoder starts as the decoder's transpose."""
     generator = torch.Generator().manual_seed(recipe.seed)
     x_TD = batch_TD.float()
     mean_D = x_TD.mean(0)
@@ -121,7 +121,9 @@ def _begin(batch_TD: Tensor, recipe: TrainRecipe) -> TrainingState:
     W_dec_FD /= W_dec_FD.norm(dim=-1, keepdim=True)
     return TrainingState(
         weights=Weights(
-            W_enc_DF=W_dec_FD.T.clone(memory_format=torch.contiguous_format),  # one layout, or sums round differently
+            W_enc_DF=W_dec_FD.T.clone(
+                memory_format=torch.contiguous_format
+            ),  # always the same memory layout, otherwise sums round differently
             b_enc_F=W_dec_FD.new_zeros(recipe.width),
             W_dec_FD=W_dec_FD,
             b_dec_D=mean_D * scale,
@@ -137,7 +139,7 @@ def _advance(state: TrainingState, batch_TD: Tensor, recipe: TrainRecipe) -> flo
     dead_F = state.idle_F >= recipe.dead_after_steps
     result = train_step(weights, x_TD, recipe.k, 0.8 * state.threshold, dead_F, recipe.aux_weight)
     grad_FD = result.gradients.W_dec_FD
-    # Atoms keep norm 1: what would only stretch them is taken out before Adam counts it.
+    # Atoms keep norm 1: the gradient along the atom would only stretch it and is removed before Adam sees it.
     grad_FD -= (grad_FD * weights.W_dec_FD).sum(-1, keepdim=True) * weights.W_dec_FD
     for name, tensor in weights.fields().items():
         tensor.grad = result.gradients.fields()[name]
@@ -154,8 +156,8 @@ def _advance(state: TrainingState, batch_TD: Tensor, recipe: TrainRecipe) -> flo
 
 @contextmanager
 def _without_denormals() -> Iterator[None]:
-    """Adam's moments of atoms that rest would otherwise become denormal numbers, which are ten times slower on a CPU."""
-    were_flushed = bool(torch.tensor(1e-39) * 1 == 0)  # there is no way to ask
+    """Set tiny moments to 0: Adam's moments of inactive atoms would become denormal numbers, ten times slower on a CPU."""
+    were_flushed = bool(torch.tensor(1e-39) * 1 == 0)  # torch has no getter for this setting
     torch.set_flush_denormal(True)
     try:
         yield
@@ -164,7 +166,7 @@ def _without_denormals() -> Iterator[None]:
 
 
 def _export(state: TrainingState, about: SAEAbout) -> SAE:
-    """In raw units: activations, biases and threshold divided by the scale, both matrices as they are."""
+    """Convert to raw units: activations, biases and threshold are divided by the scale, both matrices stay."""
     weights = state.weights
     return SAE(
         kind="jumprelu",
@@ -179,7 +181,7 @@ def _export(state: TrainingState, about: SAEAbout) -> SAE:
 
 
 class TrainingProgress:
-    """Hand it to ``train_sae`` as ``progress``. shown: None draws on a terminal; True and False force."""
+    """A progress bar for ``train_sae(progress=...)``. shown: None draws on a terminal only; True and False force it."""
 
     def __init__(self, steps: int, shown: bool | None = None) -> None:
         drawn = sys.stderr.isatty() if shown is None else shown

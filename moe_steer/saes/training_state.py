@@ -25,7 +25,7 @@ _NAMES = ("W_enc_DF", "b_enc_F", "W_dec_FD", "b_dec_D")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainRecipe:
-    """What decides the trained SAE, besides the activations."""
+    """The settings that determine the trained SAE, together with the activations."""
 
     width: int
     """F, the number of atoms."""
@@ -34,17 +34,17 @@ class TrainRecipe:
     steps: int
     """Optimizer steps of one batch each."""
     learning_rate: float | None = None
-    """Peak of Adam's rate, for activations scaled to variance 1; left out, 0.1 / sqrt(D): a tenth of an atom's typical entry."""
+    """Peak of Adam's rate, for activations scaled to variance 1; default 0.1 / sqrt(D): a tenth of an atom's typical entry."""
     warmup_steps: int = 50
-    """The rate rises in a line."""
+    """Steps of linear warm-up."""
     decay_share: float = 0.5
-    """Last share of the training, over which the rate falls in a line to 0."""
+    """Last share of the training, in which the rate decreases linearly to 0."""
     aux_weight: float = 1 / 32
     """Weight of the auxiliary loss that revives dead atoms."""
     dead_after_steps: int = 50
-    """An atom that was active in none of so many batches counts as dead."""
+    """An atom that was inactive for so many batches counts as dead."""
     seed: int = 0
-    """Of the first weights."""
+    """Seed of the initial weights."""
 
     def __post_init__(self) -> None:
         for name in ("width", "k", "steps", "dead_after_steps"):
@@ -69,17 +69,17 @@ class TrainRecipe:
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """A training between two steps."""
+    """The state of a training between two steps."""
 
     weights: Weights
     idle_F: Tensor
-    """Batches since each atom was last active."""
+    """Number of batches since each atom was last active."""
     scale: float
-    """What raw activations are multiplied by."""
+    """Factor by which raw activations are multiplied."""
     threshold: float = 0.0
     """Running mean of the smallest selected activation."""
     step: int = 0
-    """Steps done."""
+    """Number of finished steps."""
     optimizer: torch.optim.Adam = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,20 +87,20 @@ class TrainingState:
 
 
 def save_state(path: Path, state: TrainingState, recipe: TrainRecipe) -> None:
-    """Numbers go into the header as text that reads back exactly."""
+    """Numbers are stored in the header as text that reads back exactly."""
     tensors = {**state.weights.fields(), "idle": state.idle_F}
     for name, parameter in state.weights.fields().items():
         for moment in _MOMENTS:
             tensors[f"{moment}.{name}"] = state.optimizer.state[parameter][moment]
     progress = {"step": state.step, "threshold": state.threshold, "scale": state.scale}
-    # One entry: the order of several would change from file to file.
+    # One metadata entry only: several would be written in no fixed order.
     header = {_KEY: json.dumps({"recipe": dataclasses.asdict(recipe), "progress": progress})}
     with written_aside(path) as aside:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside, metadata=header)
 
 
 def load_state(path: Path, recipe: TrainRecipe, d_in: int, device: torch.device) -> TrainingState:
-    """ValueError, in one line, for a damaged file and for one that another recipe or another width began."""
+    """ValueError, in one line, for a damaged file and for one of another recipe or width."""
     header, _, tensors = read_headed(path, _KEY, "remove it to begin the training again")
     if header is None:
         raise ValueError(f"{path} holds no training: use another folder")
@@ -131,7 +131,7 @@ def load_state(path: Path, recipe: TrainRecipe, d_in: int, device: torch.device)
 
 
 def remember_data(work: Path, data: dict[str, Any]) -> None:
-    """Note in a training's folder what it reads; ValueError when it was begun on something else."""
+    """Record in a training's folder what it reads; ValueError if it was started on other data."""
     path = work / "data.json"
     again = f"use another folder, or remove {work} to begin the training again"
     if path.exists() and read_json(path, again) != data:

@@ -17,7 +17,7 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta"
 
 @dataclass(kw_only=True, slots=True)
 class Weights:
-    """What is learned, in the units of scaled activations; or the loss's gradients by it."""
+    """The learned tensors, for scaled activations; also used for their gradients."""
 
     W_enc_DF: Tensor
     b_enc_F: Tensor
@@ -25,7 +25,7 @@ class Weights:
     b_dec_D: Tensor
 
     def fields(self) -> dict[str, Tensor]:
-        """By name, in one order."""
+        """The tensors by name, in a fixed order."""
         return {
             "W_enc_DF": self.W_enc_DF,
             "b_enc_F": self.b_enc_F,
@@ -56,7 +56,7 @@ class Entries:
         )
 
     def transposed(self) -> tuple[Entries, Tensor]:
-        """The entries of the transpose, and where each of them stands here."""
+        """The entries of the transpose, and their indices here."""
         order_N = torch.argsort(self.columns_N, stable=True)
         return (
             Entries(
@@ -72,7 +72,7 @@ class Entries:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What a step found."""
+    """The result of a step."""
 
     gradients: Weights
     threshold: float
@@ -84,9 +84,9 @@ class StepResult:
 
 
 def batch_topk(z_TF: Tensor, k: int, guess: float) -> Entries:
-    """The T * k largest positive entries of the whole batch; all that tie with the last, and fewer where fewer are positive.
+    """The T * k largest positive entries of the whole batch; including all ties with the last; fewer if fewer are positive.
 
-    ``guess``: about where the limit will be. It decides how many entries are looked at, not which are chosen.
+    ``guess``: the expected limit. It affects how many entries are examined, not which are selected.
     """
     wanted = k * len(z_TF)
     found = (z_TF > max(guess, 0.0)).nonzero()
@@ -103,8 +103,8 @@ def batch_topk(z_TF: Tensor, k: int, guess: float) -> Entries:
 def train_step(weights: Weights, x_TD: Tensor, k: int, guess: float, dead_F: Tensor, aux_weight: float) -> StepResult:
     """Gradients of mean (x - decode(encode(x)))^2 + aux_weight * the auxiliary loss, for one batch of scaled activations.
 
-    The auxiliary loss (AuxK, arXiv 2406.04093) lets the D / 2 dead atoms that come nearest to firing on a token explain what
-    is left over, relative to how much that is.
+    The auxiliary loss (AuxK, arXiv 2406.04093) lets the D / 2 dead atoms closest to firing on a token reconstruct the
+    residual error, relative to the size of that error.
     """
     input_TD = x_TD - weights.b_dec_D
     z_TF = torch.addmm(weights.b_enc_F, input_TD, weights.W_enc_DF)
@@ -132,7 +132,7 @@ def train_step(weights: Weights, x_TD: Tensor, k: int, guess: float, dead_F: Ten
 
 
 def _nearest(z_TF: Tensor, ids_M: Tensor, count: int) -> Entries:
-    """Per token, the largest entries among some atoms, negative ones too: an atom far from firing must feel a gradient."""
+    """Per token, the largest entries among some atoms, negative ones too: an atom far from firing must get a gradient."""
     top_TK, places_TK = z_TF[:, ids_M].topk(min(count, len(ids_M)), dim=-1)
     columns_TK, order_TK = ids_M[places_TK].sort(dim=-1)
     rows_T = torch.arange(len(z_TF), device=z_TF.device)
@@ -146,10 +146,10 @@ def _nearest(z_TF: Tensor, ids_M: Tensor, count: int) -> Entries:
 
 
 def _add_gradients(gradients: Weights, weights: Weights, entries: Entries, slope_TD: Tensor, input_TD: Tensor) -> None:
-    """What flows through some activations into W_dec, W_enc and b_enc, for a slope of the loss by the reconstruction."""
+    """Gradients of W_dec, W_enc and b_enc through the given activations, from the gradient of the loss by the reconstruction."""
     by_atom, order_N = entries.transposed()
     gradients.W_dec_FD += by_atom.csr() @ slope_TD
-    # The slope of an entry is the product of its token's slope and its atom; of no other entry is it worked out.
+    # The gradient of an entry is the dot product of its token's gradient and its atom; only needed at the non-zero entries.
     pattern = entries.csr(torch.zeros_like(entries.values_N))
     slopes_N = torch.sparse.sampled_addmm(pattern, slope_TD, weights.W_dec_FD.T, beta=0.0).values()
     gradients.W_enc_DF += (by_atom.csr(slopes_N[order_N]) @ input_TD).T

@@ -1,1 +1,5 @@
-"""Which token is what: scopes, thoughts, markers, the tokens of a trace."""
+"""Which token is what: markers, thoughts, sentences, padding, prompts; and traces of generated tokens."""
+
+from moe_steer.lazy_exports import stub_exports
+
+__getattr__, __all__ = stub_exports(__name__)

@@ -1,4 +1,5 @@
-"""What is known of each row of a batch, kept with the cache and carried along whatever happens to the cache's rows."""
+"""State of each row of a batch, stored with the key-value cache, so that it follows when the cache's rows are selected or
+reordered."""
 
 from __future__ import annotations
 
@@ -13,20 +14,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Per row of a cache: [B] each."""
+    """State per row of a cache: tensors [B]."""
 
     seen_B: Tensor
     """Real tokens so far."""
     prompt_B: Tensor
     """Real tokens of the prompt."""
     phase_B: Tensor
-    """Before the thought, in it, or in the answer."""
+    """Phase: before the thought, in it, or in the answer."""
     line_B: Tensor
     """Whether the last real token ended a line."""
     forwards: int = 0
-    """How many forwards this state has seen."""
+    """Number of forwards so far."""
     follows_tags: bool = False
-    """Whether phase and line were followed from the first token on."""
+    """Whether phase and line were tracked from the first token on."""
 
     def select(self, index: Tensor) -> Rows:
         """The state of other rows, in their order."""
@@ -41,7 +42,7 @@ class Rows:
 
 
 class FollowsRows:
-    """Mixed into a cache object, so that the rows' state follows whatever happens to the rows of the cache."""
+    """Mixed into a cache object: every operation on the cache's rows is applied to the rows' state too."""
 
     steering_rows: Rows | None = None
 
@@ -81,9 +82,9 @@ def _following(kind: type) -> type:
 
 
 def leave_rows(cache: Any, rows: Rows) -> None:
-    """Put the state of a finished forward on its cache.
+    """Store the state of a finished forward on its cache.
 
-    With one ``steer`` block inside another both do so: one that does not follow the tags must not undo the other's work.
+    Nested ``steer`` blocks both do this: one that does not track the tags must not overwrite the state of the other.
     """
     if not isinstance(cache, FollowsRows):
         cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
@@ -94,5 +95,5 @@ def leave_rows(cache: Any, rows: Rows) -> None:
 
 
 def rows_on(cache: Any) -> Rows | None:
-    """The state that an earlier forward left, or None."""
+    """The state that an earlier forward stored, or None."""
     return getattr(cache, "steering_rows", None)

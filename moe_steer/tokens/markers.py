@@ -1,8 +1,7 @@
 """Reasoning markers as token ids of one tokenizer: `<think>`, `</think>`, "Alternatively", any word.
 
-Which routing belongs to a marker is not defined by RICE (arXiv 2505.14681); every choice is a field of `MarkerSet` here.
-
-The token forms of a word under one tokenizer, found by writing the word in context and reading the tokens back.
+RICE (arXiv 2505.14681) does not define which token's routing belongs to a marker, so every choice is a field of
+`MarkerSet`. The token forms of a word are found by tokenizing it in several contexts.
 """
 
 from __future__ import annotations
@@ -23,13 +22,21 @@ _AFTER = ("", ",", " ", "\n")
 _TAG = re.compile(r"<[^<>\s]+>")
 _LETTERS = frozenset(string.ascii_letters)
 _PADDING = string.whitespace + string.punctuation
-_SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t"})  # how vocabularies write white space
+_SPACES = str.maketrans(
+    {"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t"}
+)  # the characters with which vocabularies write white space
+
+RICE_COEFFICIENTS: Mapping[str, float] = {"<think>": 1.0, "</think>": -1.0, "Alternatively": -1.0}
+"""RICE Eq. 6: the start of a thought counts for an expert, its end and a switch count against it."""
+POSITIONS = ("input", "predicted")
+TOKENS = ("last", "first")
+REPEATS = ("all", "first")
 
 
 def find_forms(tokenizer: Any, name: str, *, either_case: bool, split_tags: bool) -> tuple[tuple[int, ...], ...]:
     """All distinct token sequences that spell ``name``: at the start of a text, after a space, after a newline, before a comma.
 
-    A tag such as `<think>` must be one token of its own unless ``split_tags``. ValueError when the tokenizer cannot express it.
+    A tag such as `<think>` must be a single token unless ``split_tags``. ValueError when the tokenizer cannot express it.
     """
     if not name.strip():
         raise ValueError(f"marker {name!r} is empty: give a tag or a word")
@@ -57,7 +64,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def text_notes(tokenizer: Any) -> dict[str, Any]:
-    """What a direction's header says of how its texts became tokens: sha256 of the vocabulary and of the chat template."""
+    """For the header of a direction: sha256 of the vocabulary and of the chat template with which its texts were tokenized."""
     template = str(getattr(tokenizer, "chat_template", None) or "")
     return {
         "tokenizer_sha256": tokenizer_digest(tokenizer),
@@ -97,7 +104,7 @@ def _spellings(name: str, either_case: bool) -> Iterator[str]:
 
 
 def _window(tokenizer: Any, ids: list[int], word: str) -> tuple[int, ...] | None:
-    """The shortest run of tokens whose text is the word, give or take white space and punctuation at its ends."""
+    """The shortest run of tokens whose text is the word, ignoring white space and punctuation at its ends."""
     for length in range(1, len(ids) + 1):
         for start in range(len(ids) - length + 1):
             part = ids[start : start + length]
@@ -112,13 +119,6 @@ def _joins(tokenizer: Any, token_id: int, text: str) -> bool:
     return text + text in pair
 
 
-RICE_COEFFICIENTS: Mapping[str, float] = {"<think>": 1.0, "</think>": -1.0, "Alternatively": -1.0}
-"""RICE Eq. 6: what starts thinking counts for an expert, what ends or switches a thought counts against it."""
-POSITIONS = ("input", "predicted")
-TOKENS = ("last", "first")
-REPEATS = ("all", "first")
-
-
 class Span(NamedTuple):
     """One occurrence of a marker: tokens start .. stop - 1."""
 
@@ -128,7 +128,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A marker and its token forms. Forms are kept longest first, so that a longer form is never read as a shorter one."""
+    """A marker and its token forms. Forms are sorted longest first, so that a longer form is not matched as a shorter one."""
 
     name: str
     forms: tuple[tuple[int, ...], ...]
@@ -155,22 +155,23 @@ class WordEdges:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MarkerSet:
-    """Ordered markers, what each counts for, and at which token the routing of an occurrence is read."""
+    """Ordered markers, their coefficients, and the token at which the routing of an occurrence is read."""
 
     markers: tuple[Marker, ...]
     coefficients: tuple[float, ...] = ()
-    """c_x of RICE Eq. 6, one a marker. Left out: `RICE_COEFFICIENTS`, and 0 for every other name (measured, but not in the
+    """c_x of RICE Eq. 6, one per marker. Default: `RICE_COEFFICIENTS`, and 0 for every other name (measured, but not in the
     combined score)."""
     position: str = "input"
-    """"input": the routing while the marker's token is the input. "predicted": the position before it, where it is chosen."""
+    """"input": the routing while the marker's token is the input. "predicted": the position before it, where the model
+    predicts it."""
     token: str = ""
-    """"last" or "first" token of an occurrence of several tokens. Left out: "last" for "input", "first" for "predicted"."""
+    """"last" or "first" token of an occurrence of several tokens. Default: "last" for "input", "first" for "predicted"."""
     repeats: str = "all"
     """"all" occurrences count, or only the "first" of each trace."""
     tokenizer: str = ""
-    """Fingerprint of the tokenizer that the ids belong to."""
+    """Fingerprint of the tokenizer of the ids."""
     edges: WordEdges | None = field(default=None, compare=False, repr=False)
-    """Whole words only, where given."""
+    """The whole-word rule; None: occurrences inside words count too."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "markers", tuple(self.markers))
@@ -211,10 +212,10 @@ class MarkerSet:
     ) -> MarkerSet:
         """Find all token forms of the named markers under a transformers tokenizer.
 
-        ``coefficients``: name -> c_x; names left out keep +1 for `<think>`, -1 for `</think>` and "Alternatively", and 0
-        otherwise. ``either_case``: the first letter of a word may be upper or lower case. ``whole_words``: "Wait" is not found in
-        "Waiting". ``split_tags``: a tag such as `<think>` may be several tokens; otherwise it must be a token of its own.
-        ValueError names a marker that the tokenizer cannot express.
+        ``coefficients``: name -> c_x; other names have +1 for `<think>`, -1 for `</think>` and "Alternatively", and 0
+        otherwise. ``either_case``: the first letter of a word may be upper or lower case. ``whole_words``: "Wait" is not
+        found in "Waiting". ``split_tags``: a tag such as `<think>` may be several tokens; otherwise it must be a token of
+        its own. ValueError names a marker that the tokenizer cannot express.
         """
 
         given = dict(coefficients or {})
@@ -241,7 +242,7 @@ class MarkerSet:
         return {marker.name: find_spans(ids_T, marker.forms, self.edges) for marker in self.markers}
 
     def to_dict(self) -> dict[str, Any]:
-        """What two counts must share to be added, as plain JSON values."""
+        """Everything that must be equal for two counts to be added, as plain JSON values."""
         return {
             "names": list(self.names),
             "forms": [[list(form) for form in marker.forms] for marker in self.markers],
@@ -257,7 +258,7 @@ class MarkerSet:
 def find_spans(
     ids_T: np.ndarray[Any, Any], forms: Sequence[tuple[int, ...]], edges: WordEdges | None = None
 ) -> list[Span]:
-    """Occurrences of one marker's forms (longest first) from left to right; an occurrence starts after the one before has ended.
+    """Occurrences of one marker's forms (longest first) from left to right; occurrences do not overlap.
 
     >>> find_spans(np.array([7, 1, 2, 1]), [(1, 2), (1,)])
     [Span(start=1, stop=3), Span(start=3, stop=4)]

@@ -1,13 +1,15 @@
-"""Which tokens are prompt, thought, answer or step end: followed over prefill, cached decode, left padding and dropped rows.
+"""Which tokens are prompt, thought, answer or step end: tracked through prefill, cached decoding, left padding and dropped
+rows.
 
 Definitions, one row at a time, padding never counted:
 - all        every real token
-- prompt     the first ``prompt_lengths[b]`` tokens, or, when no lengths are given, the tokens of the forward that fills an empty cache
+- prompt     the first ``prompt_lengths[b]`` tokens, or, when no lengths are given, the tokens of the forward that fills an
+  empty cache
 - generated  every real token that is not prompt
 - after:N    every generated token that has at least N generated tokens before it; after:0 is generated
 - thought    from ``<think>`` (itself included) to the token before ``</think>``; a ``<think>`` in the prompt opens it too
 - answer     from ``</think>`` (itself included) on: it is the token whose processing starts the answer
-- step_end   the tokens of a thought that end a step; which ones is said by classes (``step_end`` alone: sentence+line)
+- step_end   the tokens of a thought that end a step; chosen by classes (``step_end`` alone: sentence+line)
   - sentence   tokens whose text ends in . ! ? or their full-width forms; closing quotes and brackets, white space may follow
   - line       tokens whose text ends in a line break; blanks may follow
   - paragraph  tokens whose text ends in a blank line, and white space with a line break right after a token that ended a line
@@ -48,17 +50,17 @@ __all__ = [
 TAG_SCOPES = frozenset({"thought", "answer", "step_end"})
 """Kinds of scope that need token ids and the thinking tags."""
 PROMPT_SCOPES = frozenset({"prompt", "generated", "after"})
-"""Kinds of scope that need to know where the prompt ends."""
+"""Kinds of scope that need the end of the prompt."""
 _BEFORE, _THOUGHT, _ANSWER = 0, 1, 2
 
 
 def tag_scopes(scopes: Collection[str]) -> list[str]:
-    """Those that need the tags of a tokenizer, sorted."""
+    """The scopes that need the tags of a tokenizer, sorted."""
     return sorted(text for text in scopes if parse_scope(text).kind in TAG_SCOPES)
 
 
 class PositionTracker:
-    """Answers ``mask(scope)`` for the forward that is running. Fed by ``hooks.call_hooks`` on the decoder."""
+    """Gives ``mask(scope)`` for the current forward. ``hooks.call_hooks`` on the decoder calls it."""
 
     def __init__(
         self,
@@ -86,14 +88,14 @@ class PositionTracker:
 
     def before(self, call: dict[str, Any]) -> None:
         """Compute the masks of the tokens that enter the decoder now."""
-        self._rows = None  # of a forward that an error ended
+        self._rows = None  # left by a forward that ended in an error
         ids_BS = call.get("input_ids")
         tokens: Tensor = ids_BS if ids_BS is not None else call["inputs_embeds"][..., 0]
         mask = call.get("attention_mask")
         num_rows, length = tokens.shape
         known = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length
         real_BS = mask[:, -length:].to(tokens.device).bool() if isinstance(mask, Tensor) and known else None
-        # Off the CPU the question "is anything padding?" would wait for the device.
+        # On a GPU the test for padding would wait for the device.
         whole = real_BS is None or (real_BS.device.type == "cpu" and bool(real_BS.all()))
         everywhere = None if real_BS is None or whole else real_BS.reshape(-1)
         self._masks = {"all": everywhere}
@@ -110,7 +112,7 @@ class PositionTracker:
         if self._follows_tags:
             ids_BS = self._ids(ids_BS)
             bits_BS = self._bits(ids_BS)
-            # Columns: what held before this forward, then what holds after each of its tokens.
+            # Columns: the state before this forward, then the state after each of its tokens.
             opened_BS = self._opened_phase(ids_BS)
             phase_BS = _carried(rows.phase_B, opened_BS, real_BS & (opened_BS > 0))
             line_BS = _carried(rows.line_B, (bits_BS & LINE) > 0, real_BS)
@@ -129,7 +131,7 @@ class PositionTracker:
         )
 
     def after(self, call: dict[str, Any], output: Any) -> None:
-        """Leave the rows' state with the cache, where the next forward finds it."""
+        """Store the rows' state on the cache for the next forward."""
         self._masks = None
         if self._rows is None:
             return
@@ -186,7 +188,7 @@ class PositionTracker:
         return ids_BS
 
     def _opened_phase(self, ids_BS: Tensor) -> Tensor:
-        """The phase that a token opens, 0 where it opens none."""
+        """The phase that a token starts; 0 where it starts none."""
         assert self._special is not None
         opens_BS = torch.where(ids_BS == self._special.think, _THOUGHT, _BEFORE)
         return torch.where(ids_BS == self._special.end_think, _ANSWER, opens_BS)
@@ -200,7 +202,7 @@ class PositionTracker:
 
 
 def _carried(before_B: Tensor, value_BS: Tensor, counts_BS: Tensor) -> Tensor:
-    """[B, 1 + S]: ``before_B``, then at each token the value of the last token up to it that counts."""
+    """[B, 1 + S]: ``before_B``, then at each token the value of the latest real token so far."""
     value_BS = value_BS.to(before_B.dtype)
     if value_BS.shape[1] == 1:
         return torch.cat([before_B[:, None], torch.where(counts_BS, value_BS, before_B[:, None])], 1)

@@ -1,10 +1,11 @@
-"""What a tokenizer's single tokens mean to scopes: the thinking tags, and the tokens that end a sentence, a line or a paragraph.
+"""Scopes: the tokens at which a plan acts; and the tokens of a tokenizer on which scopes depend (thinking tags, ends of
+sentences, lines and paragraphs).
 
-The words that say at which tokens a plan acts: a kind, and for two of the kinds a parameter after a colon.
+A scope is written as a kind, for two kinds with a parameter after a colon:
 
-``all | prompt | thought | answer | generated | step_end``, ``step_end:sentence``, ``step_end:line``, ``step_end:paragraph``, several
-classes joined by ``+`` (``step_end:sentence+paragraph``), and ``after:N``. ``step_end`` alone is ``step_end:sentence+line``; what
-each one means is said in ``moe_steer.tokens.positions``.
+``all | prompt | thought | answer | generated | step_end``, ``step_end:sentence``, ``step_end:line``,
+``step_end:paragraph``, several classes joined by ``+`` (``step_end:sentence+paragraph``), and ``after:N``. ``step_end``
+alone is ``step_end:sentence+line``; ``moe_steer.tokens.positions`` defines each of them.
 """
 
 from __future__ import annotations
@@ -16,22 +17,30 @@ from dataclasses import dataclass
 from typing import Any
 
 SCOPES = ("all", "prompt", "thought", "answer", "generated", "step_end")
-"""The kinds that stand alone."""
+"""The kinds without a parameter."""
 STEP_CLASSES = ("sentence", "line", "paragraph")
 SCOPE_FORMS = "all, prompt, thought, answer, generated, step_end, step_end:CLASS with sentence, line or paragraph (joined by +), after:N"
 """All forms, for help texts and error messages."""
 _PLAIN_STEP_END = frozenset({"sentence", "line"})
 
+SENTENCE, LINE, BLANK_LINE, ONLY_SPACE = 1, 2, 4, 8
+"""Bits of a token's class. ``BLANK_LINE``: it contains a whole blank line; ``ONLY_SPACE``: it is white space only."""
+_CLOSERS = "\"'\u2019\u201d)]*"  # quotes, brackets and Markdown emphasis that may follow the full stop
+_ENDS_LINE = re.compile(r"\n[ \t\r]*\Z")
+_ENDS_BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r]*\Z")
+_ENDS_SENTENCE = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # the last three: full-width, in Chinese and Japanese
+_TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scope:
-    """A scope that was read: its kind and what follows the colon."""
+    """A parsed scope: its kind and its parameter."""
 
     kind: str
     classes: frozenset[str] = frozenset()
-    """Of ``step_end``: the classes of tokens that end a step."""
+    """For ``step_end``: the classes of tokens that end a step."""
     skip: int = 0
-    """Of ``after``: generated tokens that are left alone first."""
+    """For ``after``: number of generated tokens before steering starts."""
 
 
 def parse_scope(text: object) -> Scope:
@@ -72,18 +81,9 @@ def _classes(text: str, parameter: str) -> frozenset[str]:
     return frozenset(names)
 
 
-SENTENCE, LINE, BLANK_LINE, ONLY_SPACE = 1, 2, 4, 8
-"""Bits of a token's class. ``BLANK_LINE``: it holds a whole blank line; ``ONLY_SPACE``: it holds nothing but white space."""
-_CLOSERS = "\"'\u2019\u201d)]*"  # quotes, brackets and Markdown emphasis that may follow the full stop
-_ENDS_LINE = re.compile(r"\n[ \t\r]*\Z")
-_ENDS_BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r]*\Z")
-_ENDS_SENTENCE = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # the last three: full-width, in Chinese and Japanese
-_TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-
-
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The token ids that scopes depend on; ``classes[id]`` holds the bits of a token."""
+    """The token ids on which scopes depend; ``classes[id]`` has the bits of a token."""
 
     think: int
     end_think: int
@@ -101,7 +101,7 @@ class SpecialTokens:
 def special_tokens(tokenizer: Any, think: str = "<think>", end_think: str = "</think>") -> SpecialTokens:
     """Read the ids of the thinking tags and the class of every token; ValueError when a tag is not one token.
 
-    A token is judged by its own text alone, so the dot of "3.14" ends a sentence where it is a token of its own.
+    A token is classified by its own text only, so the dot of "3.14" ends a sentence if it is a separate token.
     """
     ids = []
     for tag in (think, end_think):

@@ -1,4 +1,4 @@
-"""Trace records: the token ids of one prompt and its response, and where the thought lies. Kept as JSON lines."""
+"""Trace records: the token ids of a prompt and its response, and the position of the thought. Stored as JSON lines."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from moe_steer.json_files import NotJSON, parse_json, quoted
 class Trace:
     """One prompt with one response.
 
-    ``token_ids`` holds both; the first ``prompt_length`` are the prompt. ``thought_start`` is the first token after the opening
-    tag (the tag may stand in the prompt), ``thought_end`` the closing tag itself, so that the thought is
-    ``token_ids[thought_start:thought_end]``; None where there is no thought, or where it was never closed.
-    Samples of one problem are named "problem#0", "problem#1", ...: what stands before the last "#" keeps them in one group
-    when uncertainty is computed.
+    ``token_ids`` contains both; the first ``prompt_length`` are the prompt. ``thought_start`` is the first token after the
+    opening tag (the tag may be in the prompt), ``thought_end`` the closing tag itself, so that the thought is
+    ``token_ids[thought_start:thought_end]``; None without a thought, or when it was never closed. Samples of one problem
+    are named "problem#0", "problem#1", ...: the part before the last "#" keeps them in one group when uncertainty is
+    computed.
     """
 
     trace_id: str
@@ -65,8 +65,8 @@ def trace_from_ids(
 ) -> Trace:
     """Join prompt and response and find the thought.
 
-    The opening tag is the last of the prompt if it was not closed there (R1's template ends in it), else the first of the
-    response. A response that closes a thought it never opened is a thought from its first token on.
+    The opening tag is the last one in the prompt if it was not closed there (R1's template ends in it), else the first one
+    in the response. If a response closes a thought that it never opened, the thought starts at its first token.
     """
     ids = [int(token) for token in (*prompt_ids, *generated_ids)]
     prompt_length = len(prompt_ids)
@@ -95,9 +95,9 @@ def _index(ids: list[int], wanted: int, start: int) -> int | None:
 
 
 def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
-    """Write traces as JSON lines: aside first, then renamed, so that no reader sees half a file.
+    """Write traces as JSON lines; the file appears complete or not at all.
 
-    ValueError, and no file, for no traces at all or for a trace_id that stands twice.
+    ValueError, and no file, for no traces at all or for a trace_id that occurs twice.
     """
     traces = list(traces)
     check_traces(traces)
@@ -107,9 +107,10 @@ def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
 
 
 def read_traces(path: str | os.PathLike[str], *, strict: bool = False) -> list[Trace]:
-    """Read JSON lines. A last line that was cut off is left out with a warning, or refused when ``strict``.
+    """Read JSON lines. An incomplete last line is skipped with a warning, or refused when ``strict``.
 
-    ValueError, with the line's number, for any other broken line, for a trace_id that stands twice, and for a file without traces.
+    ValueError, with the line's number, for any other broken line, for a trace_id that occurs twice, and for a file without
+    traces.
     """
     try:
         content = Path(path).read_bytes()
@@ -141,13 +142,13 @@ def read_traces(path: str | os.PathLike[str], *, strict: bool = False) -> list[T
 
 
 def check_traces(traces: Sequence[Trace]) -> None:
-    """ValueError when there are no traces, or when a trace_id stands twice."""
+    """ValueError when there are no traces, or when a trace_id occurs twice."""
     if not traces:
         raise ValueError("there are no traces: generate some first")
     seen: set[str] = set()
     for trace in traces:
         if trace.trace_id in seen:
-            raise ValueError(f"trace_id {trace.trace_id!r} stands twice: its routing would be counted twice")
+            raise ValueError(f"trace_id {trace.trace_id!r} occurs twice: its routing would be counted twice")
         seen.add(trace.trace_id)
 
 

@@ -1,4 +1,17 @@
-"""Graded samples of several arms, compared problem by problem."""
+"""Graded samples of several arms, compared problem by problem.
+
+Why paired: problems differ in difficulty far more than arms do. Both arms get the same problems, so the difference is taken per
+problem and the difficulty cancels; the interval comes from the spread of these differences. Why per problem: k samples of one
+problem are not k independent observations, so each problem contributes one number however large k is. Worked example with
+4 problems and k = 2 (share of correct samples):
+
+    problem      1    2    3    4      mean
+    baseline    0.0  0.5  1.0  1.0    0.625
+    steered     0.5  0.5  1.0  1.0    0.75
+    b - a       0.5  0.0  0.0  0.0    0.125, standard error 0.125 (over n = 4 problems, not 8 samples): no effect shown
+
+Two independent samples of problems with these means would have a standard error of 0.28 instead.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +40,13 @@ from reasoning_evals.comparing.statistics import (
     proportion_estimate,
 )
 from reasoning_evals.comparing.verdicts import Tuning, notes_on, verdict_on
-from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.runs import GradeRow
 
 __all__ = ["Comparison", "Tuning", "compare_arms"]
 
 
 class _Table(NamedTuple):
-    """Rows of one arm by problem, samples in order; problems in the order of the first arm."""
+    """The rows of one arm by problem, samples in order; problems in the order of the first arm."""
 
     name: str
     rows: dict[str, list[GradeRow]]
@@ -46,7 +59,7 @@ class _Table(NamedTuple):
         return [sum(samples) / len(samples) for samples in values]
 
     def share(self, *outcomes: str) -> float:
-        """Of all samples."""
+        """Share of all samples with one of these outcomes."""
         rows = [row for samples in self.rows.values() for row in samples]
         return sum(row.outcome in outcomes for row in rows) / len(rows)
 
@@ -60,10 +73,10 @@ def compare_arms(
 ) -> Comparison:
     """Compare every arm with the baseline, and with the placebo arms (those whose names start with "placebo").
 
-    ``pairs`` names the comparisons (a, b) instead: b - a. ``tuned`` says how the plan was chosen, for the note on
-    multiplicity; ``unit`` what a difference is counted in, for the sentences. Problems count once whatever k; problems that share a cluster_id are not taken as independent.
-    ValueError when there is no such arm, when arms have different problems or sample numbers, or with fewer than two
-    problems.
+    ``pairs`` names the comparisons (a, b) instead: b - a. ``tuned``: how the plan was chosen, for the note on multiplicity.
+    ``unit``: unit of a difference in sentences. Each problem counts once for any k; problems with the same cluster_id are
+    not treated as independent. ValueError for an unknown arm, when arms have different problems or sample numbers, or with
+    fewer than two problems.
     """
     tables = _tables(rows)
     if baseline not in tables:
@@ -227,7 +240,8 @@ def _token_difference(a: _Table, b: _Table, field: str, clusters: Sequence[str] 
 
 
 def _solved_tokens(a: _Table, b: _Table, both: Sequence[str]) -> Difference | None:
-    """Tokens of the correct samples, on problems that both arms solved at least once: free of survivor bias."""
+    """Tokens of the correct samples, on problems that both arms solved at least once: without survivor bias (an arm that
+    only solves easy problems would look short)."""
     if len(both) < 2:
         return None
 

@@ -1,4 +1,4 @@
-"""What a comparison of arms says: plain records, JSON in and out. Equal data give equal bytes."""
+"""The result of a comparison of arms as plain records, to and from JSON. Equal data give equal bytes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reasoning_evals.comparing.statistics import Estimate, PairedDifference, proportion_estimate
-from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.runs import GradeRow
 
-_DIGITS = 6  # significant: far below any standard error, above the rounding of sums
+_DIGITS = 6  # significant digits: far finer than any standard error, coarser than the rounding of sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class DomainAccuracy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmSummary:
-    """One arm alone. Shares are of all samples."""
+    """One arm by itself. Shares are of all samples."""
 
     name: str
     accuracy: Measure
@@ -81,13 +81,13 @@ class Difference:
 
     @classmethod
     def of(cls, found: PairedDifference) -> Difference:
-        """The part that is reported."""
+        """The fields that are reported."""
         return cls(**{field.name: getattr(found, field.name) for field in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A problem that one arm solved more often, with a sample of each arm to look at."""
+    """A problem that one arm solved more often, with one sample of each arm as an example."""
 
     problem_id: str
     rate_a: float
@@ -97,7 +97,8 @@ class Flip:
 
     @classmethod
     def of(cls, problem_id: str, a: Sequence[GradeRow], b: Sequence[GradeRow]) -> Flip:
-        """Point at samples that differ: of the same number (and seed) where there are such, else the first that fit."""
+        """Choose two samples that differ: with the same number (and seed) if possible, else the first correct and the first
+        wrong."""
         rate_a, rate_b = (sum(row.correct for row in rows) / len(rows) for rows in (a, b))
         better = rate_b > rate_a
         same = [x.sample_idx for x, y in zip(a, b, strict=True) if x.correct != better and y.correct == better]
@@ -125,7 +126,7 @@ class PairSummary:
     losses: int
     ties: int
     mcnemar_p: float | None
-    """Exact; for one sample a problem."""
+    """Exact McNemar test, for one sample a problem."""
     holm_p: float | None
     """p_value of the accuracy, adjusted for the number of pairs."""
     effect_variance: float | None
@@ -158,7 +159,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def arm(self, name: str) -> ArmSummary:
-        """KeyError when there is no such arm."""
+        """KeyError for an unknown arm."""
         return {arm.name: arm for arm in self.arms}[name]
 
     def pair(self, a: str, b: str) -> PairSummary:
@@ -171,12 +172,12 @@ class Comparison:
         return values
 
     def to_json(self) -> str:
-        """Keys sorted; no time, path or machine in it."""
+        """With sorted keys; without time, path or machine."""
         return json.dumps(self.to_dict(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
-        """The reverse of ``to_dict``; ValueError when the values are no comparison's."""
+        """The reverse of ``to_dict``; ValueError when the values are not a comparison."""
         try:
             arms = tuple(_arm(arm) for arm in values["arms"])
             pairs = tuple(_pair(pair) for pair in values["pairs"])

@@ -1,9 +1,7 @@
-"""How large a comparison must be: from a baseline run, or from numbers that are known or feared.
-
-How much a run can show: variance of a paired comparison taken apart, power, problems and samples needed.
+"""Power of a paired comparison: problems and samples that an effect needs, from a baseline run, a pilot or assumed numbers.
 
 Var(mean difference) = (w^2 + (E p(1-p)_a + E p(1-p)_b) / k) / n, with n problems, k samples each, and w^2 the variance over
-problems of the true effect. More samples shrink the second part only.
+problems of the true effect. More samples reduce the second part only.
 """
 
 from __future__ import annotations
@@ -25,16 +23,16 @@ class VarianceParts(NamedTuple):
     """Unbiased estimates from two arms on the same problems."""
 
     effect_variance: float
-    """w^2: variance over problems of the true per-problem difference; below 0 by chance where it is small."""
+    """w^2: variance over problems of the true per-problem difference; can be below 0 by chance where it is small."""
     noise_a: float
     """E p(1-p) of arm a: variance of one sample around its problem's rate."""
     noise_b: float
 
 
 def variance_parts(correct_a_PK: ArrayLike, correct_b_PK: ArrayLike) -> VarianceParts:
-    """Take the variance of the difference apart: correctness (0 or 1) by problem and sample.
+    """Split the variance of the difference into its parts: correctness (0 or 1) by problem and sample.
 
-    ValueError with one sample a problem, where the two parts cannot be told apart.
+    ValueError with one sample a problem, where the parts cannot be separated.
     """
     a, b = np.asarray(correct_a_PK, dtype=np.float64), np.asarray(correct_b_PK, dtype=np.float64)
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 2:
@@ -49,7 +47,7 @@ def variance_parts(correct_a_PK: ArrayLike, correct_b_PK: ArrayLike) -> Variance
 
 
 def sampling_noise(correct_PK: ArrayLike) -> float:
-    """E p(1-p) of one arm, unbiased: what a baseline run alone tells about the power of a later comparison."""
+    """E p(1-p) of one arm, unbiased: what a baseline run alone says about the power of a later comparison."""
     table = np.asarray(correct_PK, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] < 2:
         raise ValueError(f"expected a table problems x samples with at least 2 samples, got {table.shape}")
@@ -62,7 +60,7 @@ def difference_se(num_problems: int, k: int, effect_variance: float, noise: floa
 
 
 def power(effect: float, num_problems: int, k: int, effect_variance: float, noise: float, alpha: float = 0.05) -> float:
-    """Chance that a two-sided test of level alpha shows a true mean difference of ``effect`` (normal approximation).
+    """Probability that a two-sided test of level alpha detects a true mean difference of ``effect`` (normal approximation).
 
     >>> round(power(0.05, 198, 4, effect_variance=0.01, noise=0.2), 2)
     0.82
@@ -96,8 +94,8 @@ def samples_needed(
     target_power: float = 0.8,
     alpha: float = 0.05,
 ) -> int | None:
-    """Samples a problem for the target power; None when no number suffices, because the effect varies too much over so few
-    problems."""
+    """Samples a problem for the target power; None when no number suffices because the effect varies too much between so
+    few problems."""
     factor = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(target_power)) ** 2
     room = num_problems * effect**2 / factor - effect_variance
     return max(1, math.ceil(noise / room - 1e-9)) if room > 0 else None
@@ -105,14 +103,14 @@ def samples_needed(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assumptions:
-    """What the size of a comparison depends on."""
+    """The assumptions from which the size of a comparison follows."""
 
     noise: float
     """E p(1-p) of both arms together: variance of a sample around its problem's rate."""
     effect_sd: float
     """w: standard deviation over problems of the true effect."""
     noise_source: str
-    """Where the noise comes from, in words."""
+    """How the noise was found, in words."""
     effect_sd_source: str
 
     def __post_init__(self) -> None:
@@ -126,7 +124,7 @@ class Assumptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PowerPlan:
-    """Sizes and what they show. Effects are shares: 0.05 is 5 points."""
+    """Sizes of a comparison and the effects that they detect. Effects are shares: 0.05 is 5 points."""
 
     assumptions: Assumptions
     target_power: float
@@ -139,7 +137,7 @@ class PowerPlan:
     detectable: tuple[tuple[float, ...], ...]
     """Smallest effect with the target power, [samples][problems]."""
     power: tuple[tuple[tuple[float, ...], ...], ...]
-    """Chance to show the effect, [effects][samples][problems]."""
+    """Power for each effect, [effects][samples][problems]."""
     samples_needed: tuple[tuple[int | None, ...], ...]
     """Samples a problem for the effect, [effects][problems]; None where no number is enough."""
 
@@ -149,9 +147,9 @@ class PowerPlan:
 
 
 def assume_from_baseline(correct_PK: ArrayLike, effect_sd: float = 0.1) -> Assumptions:
-    """From one arm's correctness by problem and sample; the other arm is taken to be as noisy.
+    """From one arm's correctness by problem and sample; the other arm is assumed to be as noisy.
 
-    With one sample a problem the noise cannot be told from the spread of difficulty, so its upper bound is taken: p(1-p) of
+    With one sample a problem the noise cannot be separated from the spread of difficulty, so its upper bound is used: p(1-p) of
     the mean accuracy.
     """
     table = np.asarray(correct_PK, dtype=np.float64)
@@ -170,7 +168,7 @@ def assume_from_baseline(correct_PK: ArrayLike, effect_sd: float = 0.1) -> Assum
 
 def assume_from_pair(correct_a_PK: ArrayLike, correct_b_PK: ArrayLike) -> Assumptions:
     """From two arms on the same problems: noise and spread of the effect are both measured. A negative estimate of the
-    spread, which chance can give, counts as 0 and is said."""
+    spread, which can occur by chance, counts as 0 and is reported."""
     parts = variance_parts(correct_a_PK, correct_b_PK)
     source = "measured on both arms"
     spread = source if parts.effect_variance > 0 else f"{source}: estimated at or below 0, try larger values too"
@@ -190,8 +188,8 @@ def plan_power(
     target_power: float = 0.8,
     alpha: float = 0.05,
 ) -> PowerPlan:
-    """Two-sided paired test over problems. Chances and numbers of problems are by the normal approximation, smallest effects
-    by the t distribution, as in a comparison's report."""
+    """Two-sided paired test over problems. Power and numbers of problems use the normal approximation, smallest effects the
+    t distribution, as in a comparison's report."""
     if not effects or not all(0 < abs(effect) <= 1 for effect in effects):
         raise ValueError(f"effects must be shares in (0, 1], got {list(effects)}: 0.05 is 5 points")
     if not samples or min(samples) < 1 or not problems or min(problems) < 2:

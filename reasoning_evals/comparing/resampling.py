@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-_BLOCK = 2_000_000  # numbers drawn at a time
+_BLOCK = 2_000_000  # random numbers drawn at a time
 _EXACT_STATES = 2_000_000
 
 
 class Interval(NamedTuple):
-    """Two ends."""
+    """Lower and upper end."""
 
     low: float
     high: float
@@ -53,10 +53,14 @@ def bootstrap_interval(
 def sign_flip_p(
     differences: ArrayLike, denominator: int | None = None, num_permutations: int = 9_999, seed: int = 0
 ) -> float:
-    """Two-sided p of the sign-flip permutation test: how often a sum with random signs is as far from 0 as the seen one.
+    """Two-sided p of the sign-flip permutation test: how often a sum with random signs is at least as far from 0 as the
+    observed one.
 
-    Exact, over all 2^n sign patterns, when ``denominator`` makes every difference a whole number and their sum is small
-    enough to tabulate; else from random patterns, as (1 + hits) / (1 + patterns). With differences of -1, 0 and 1 it is the
+    Why it is valid: if the arms do not differ, swapping them in a problem is as likely as not, so each difference could as
+    well have had the other sign.
+
+    Exact over all 2^n sign patterns when ``denominator`` makes every difference a whole number and their sum is small enough to
+    tabulate; otherwise from random patterns, as (1 + hits) / (1 + patterns). With differences of -1, 0 and 1 it is the
     exact McNemar test.
     """
     values = np.asarray(differences, dtype=np.float64)
@@ -74,14 +78,16 @@ def sign_flip_p(
     step = max(1, _BLOCK // len(sizes))
     for start in range(0, num_permutations, step):
         signs = random.integers(0, 2, (min(step, num_permutations - start), len(sizes))) * 2 - 1
-        # The tolerance counts equal sums as equal whatever the order of addition.
+        # Sums that are equal except for the order of addition must count as equal, hence the tolerance.
         hits += int((np.abs(signs @ sizes) >= seen * (1 - 1e-12) - 1e-12).sum())
     return (1 + hits) / (1 + num_permutations)
 
 
 def _exact_sign_flip(sizes: NDArray[np.int64], seen: int) -> float:
     total = int(sizes.sum())
-    share = np.zeros(total + 1)  # share[t]: of the sign patterns, those whose positive sizes add up to t
+    share = np.zeros(
+        total + 1
+    )  # share[t]: the share of sign patterns whose positive differences add up to t (dynamic programming over the problems)
     share[0] = 1.0
     reached = 0
     for size in sizes.tolist():
@@ -106,7 +112,7 @@ def _bca_levels(
     levels: NDArray[np.float64], means: NDArray[np.float64], sums: NDArray[np.float64], sizes: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     seen = sums.sum() / sizes.sum()
-    # Equal means count half, as the data are on a lattice.
+    # Resampled means equal to the observed one count half: the data are discrete, so ties are frequent.
     below = np.clip(((means < seen).mean() + (means <= seen).mean()) / 2, 1e-9, 1 - 1e-9)
     bias = stats.norm.ppf(below)
     without = (sums.sum() - sums) / (sizes.sum() - sizes)

@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """Mean over problems of (b - a), with three independent looks at its uncertainty."""
+    """Mean over problems of (b - a), with three estimates of its uncertainty: t interval, bootstrap interval, sign-flip test."""
 
     mean: float
     se: float
@@ -37,13 +37,13 @@ class PairedDifference(NamedTuple):
     high: float
     df: int
     p_value: float
-    """Of the t test; where all differences are equal (se 0), of the sign-flip test."""
+    """From the t test; from the sign-flip test where all differences are equal (se 0)."""
     bootstrap_low: float
     bootstrap_high: float
     sign_flip_p: float
-    """Exact where the differences are fractions of one small denominator."""
+    """Exact where the differences are fractions with a small common denominator."""
     detectable: float | None
-    """Smallest true difference that a run like this one shows with 80% power; None when nothing varied."""
+    """Smallest true difference that a run like this one shows with 80% power; None when all differences are equal."""
     num_problems: int
     num_clusters: int | None
 
@@ -62,7 +62,7 @@ def mean_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: fl
     if groups < 2:
         what = "problem" if clusters is None else "cluster"
         raise ValueError(f"an interval needs at least 2 {what}s, got {groups}: add problems")
-    if np.abs(residuals).max() < 1e-12:  # equal values, up to the rounding of their mean
+    if np.abs(residuals).max() < 1e-12:  # equal values up to rounding of their mean: no variance
         residuals = np.zeros(groups)
     se = math.sqrt(groups / (groups - 1) * float((residuals**2).sum())) / n
     half = float(stats.t.ppf((1 + confidence) / 2, groups - 1)) * se
@@ -70,14 +70,14 @@ def mean_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: fl
 
 
 def proportion_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: float = 0.95) -> Estimate:
-    """As ``mean_estimate`` for values in [0, 1], the interval kept inside [0, 1]. Where every value is 0 or 1 (one sample a
+    """As ``mean_estimate`` for values in [0, 1], with the interval cut to [0, 1]. Where every value is 0 or 1 (one sample a
     problem, or none that varies) and no clusters are given, the interval is Wilson's; with clusters it is Wilson's over these
     where all values are 0 or all are 1."""
     estimate = mean_estimate(values_P, clusters, confidence)
     values = _vector(values_P)
     if clusters is None and bool(np.isin(values, (0.0, 1.0)).all()):
         low, high = wilson_interval(float(values.sum()), len(values), confidence)
-    elif estimate.se == 0 and estimate.mean in (0.0, 1.0):  # an interval of t would be a point
+    elif estimate.se == 0 and estimate.mean in (0.0, 1.0):  # the t interval would have no width
         num_clusters = estimate.df + 1
         low, high = wilson_interval(estimate.mean * num_clusters, num_clusters, confidence)
     else:
@@ -98,18 +98,20 @@ def paired_difference(
     """b - a for per-problem means of the same problems in the same order.
 
     ``denominator``: a whole number that makes every value times it a whole number (k for accuracies of k samples); the
-    sign-flip test is then exact. ``limit``: the largest difference that there can be (1 for shares); the interval is kept within
-    +- it.
+    sign-flip test is then exact. ``limit``: the largest possible difference (1 for shares); the interval is cut to +-
+    limit.
     """
     a, b = _vector(a_P), _vector(b_P)
     if len(a) != len(b):
         raise ValueError(f"a paired difference needs the same problems on both sides, got {len(a)} and {len(b)}")
     difference = b - a
     if denominator is not None:
-        difference = np.rint(difference * denominator) / denominator  # equal fractions become equal numbers
+        difference = (
+            np.rint(difference * denominator) / denominator
+        )  # 1/3 computed in two ways becomes one number, so that ties are ties
     estimate = mean_estimate(difference, clusters, confidence)
     flip = sign_flip_p(difference if clusters is None else _cluster_sums(difference, clusters), denominator, seed=seed)
-    # Where every problem moved by the same amount, t is 0/0 or infinite; the permutation test still speaks.
+    # If every problem changed by the same amount, t is 0/0 or infinite; the permutation test is still defined.
     p_value = float(2 * stats.t.sf(abs(estimate.mean) / estimate.se, estimate.df)) if estimate.se > 0 else flip
     resampled = bootstrap_interval(difference, clusters, confidence, num_resamples, seed)
     return PairedDifference(
@@ -164,8 +166,8 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def majority_correct(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
-    """maj@k of one problem: is the most frequent answer correct? Several equally frequent ones share the vote; samples
-    without an answer (None) have none. 0 when no sample has an answer.
+    """maj@k of one problem: is the most frequent answer correct? Equally frequent answers share the vote; samples without
+    an answer (None) do not vote. 0 when no sample has an answer.
 
     >>> majority_correct(["4", "4", "5"], [True, True, False]), majority_correct(["4", "5", None], [True, False, False])
     (1.0, 0.5)

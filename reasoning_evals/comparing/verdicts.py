@@ -1,4 +1,4 @@
-"""The numbers of a comparison in words."""
+"""The numbers of a comparison in words: verdicts, notes, and formats of differences and p-values."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ NO_INTERVAL = "no interval"
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How what is under test was chosen."""
+    """How the setting under test was chosen."""
 
     num_settings: int
     """Settings that were tried: experts, gains, strengths."""
     on: str
-    """On what, in words: "120 tuning problems"."""
+    """The data of the choice, in words: "120 tuning problems"."""
     num_shared: int = 0
-    """Problems that were used for the choice and are compared here too."""
+    """Problems that were used both for the choice and in this comparison."""
     num_arms: int | None = None
-    """Arms that were tuned, each among settings of its own; None where one plan was chosen for the run."""
+    """Number of tuned arms, each with its own settings; None where one plan was chosen for the run."""
 
     @property
     def choice(self) -> str:
-        """What was chosen, among what."""
+        """The choice as a sentence."""
         if self.num_arms is None:
             return f"The plan was chosen among {self.num_settings} settings on {self.on}"
         if self.num_arms == 1:
@@ -47,9 +47,9 @@ def verdict_on(
 ) -> tuple[str, str]:
     """(verdict, one sentence) on b against a.
 
-    An effect is shown when the paired t test over problems and the sign-flip test both give p < .05; with one sample a problem,
-    when the exact McNemar test does. The t test alone is too eager where nearly all problems are ties; where all moved alike there is
-    none, and no interval.
+    An effect is shown when the paired t test over problems and the sign-flip test both give p < .05; with one sample a
+    problem, when the exact McNemar test does. The t test alone is too optimistic where nearly all problems are ties; if all
+    problems changed alike, there is no t test and no interval.
     """
     p_value = accuracy.p_value if mcnemar_p is None else mcnemar_p
     test = "exact McNemar test" if mcnemar_p is not None else difference_test(accuracy)
@@ -78,7 +78,7 @@ def verdict_on(
 
 
 def notes_on(num_pairs: int, clustered: bool, tuned: Tuning | None) -> tuple[str, ...]:
-    """What a careful reader must know beside the verdicts."""
+    """Notes that a careful reader needs in addition to the verdicts."""
     notes = []
     if num_pairs > 1:
         notes.append(
@@ -99,26 +99,27 @@ def notes_on(num_pairs: int, clustered: bool, tuned: Tuning | None) -> tuple[str
 
 
 def interval_text(difference: Difference) -> str:
-    """The interval of a difference of shares inside a sentence: none where all moved alike, as no width is no knowledge."""
+    """The interval of a difference of shares inside a sentence: left out where all problems changed alike, since its width
+    of 0 would not mean certainty."""
     if difference.se == 0:
         return f"{NO_INTERVAL}: all moved alike"
     return f"95% interval {points(difference.low)} to {points(difference.high)}"
 
 
 def difference_test(difference: Difference) -> str:
-    """The test that ``p_value`` is of."""
+    """The name of the test that gave ``p_value``."""
     return "paired t test" if difference.se > 0 else "sign-flip test"
 
 
 def detectable_text(difference: Difference) -> str:
-    """The smallest difference of shares that could be shown, in points; no two shares are further than 100 apart."""
+    """The smallest difference of shares that could be shown, in points; at most 100."""
     if difference.detectable is None:
         return "–"
     return "more than 100" if difference.detectable > 1 else f"{100 * difference.detectable:.1f}"
 
 
 def t_text(difference: Difference) -> str:
-    """The p-value of the t test in a table; none where all moved alike."""
+    """The p-value of the t test in a table; left out where all problems changed alike."""
     return p_text(difference.p_value).removeprefix("p = ") if difference.se > 0 else "–"
 
 
@@ -133,7 +134,7 @@ def points(difference: float) -> str:
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as readers expect it.
+    """A p-value in the usual notation.
 
     >>> p_text(0.0004), p_text(0.042), p_text(0.5), p_text(1.0)
     ('p < .001', 'p = .042', 'p = .50', 'p = 1.00')

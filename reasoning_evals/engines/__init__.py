@@ -1,1 +1,5 @@
-"""What answers prompts: the model in this process, an HTTP endpoint, a first letter."""
+"""Samplers: a model in this process, a server behind HTTP, and the probability of the first letter of an answer."""
+
+from moe_steer.lazy_exports import stub_exports
+
+__getattr__, __all__ = stub_exports(__name__)

@@ -1,4 +1,4 @@
-"""A sampler that answers with the option letter of largest probability as the very next token: MMLU without generation."""
+"""A sampler that answers with the most probable option letter as the next token: MMLU without generation."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MASS = re.compile(r"mass of the letters: ([0-9.]+)")
 class FirstLetterSampler:
     """One forward a prompt; the answer is the letter with most probability mass on the next token.
 
-    The mass of a letter is the sum over its spellings that are one token each: bare and after a space. The text of a sample
+    The mass of a letter is the sum over its single-token spellings: alone and after a space. The text of a sample
     is ``\\boxed{B}`` with the masses behind it, its ids the letter's likeliest spelling; temperature and limits of the config
-    play no part. ValueError where a letter has no spelling of one token.
+    play no part. ValueError if a letter has no single-token spelling.
     """
 
     def __init__(self, model: Any, tokenizer: Any, letters: str = "ABCD") -> None:
@@ -53,7 +53,7 @@ class FirstLetterSampler:
                 yield self._sample(request, chance_V)
 
     def _next_token(self, requests: Sequence[Request]) -> Tensor:
-        """Probabilities [B, V] of the token after each prompt; rows are padded on the left, as in decoding."""
+        """Probabilities [B, V] of the token after each prompt; rows are left-padded, as in decoding."""
         width = max(len(request.prompt_ids) for request in requests)
         tokens_BT = torch.zeros((len(requests), width), dtype=torch.long)
         mask_BT = torch.zeros_like(tokens_BT)
@@ -82,7 +82,7 @@ class FirstLetterSampler:
 def letter_mass(text: str) -> float | None:
     """Probability of all letters together, read back from the text of a sample; None for another sampler's text.
 
-    Where it is small the model did not mean to answer with a letter, and the choice among them says little.
+    If it is small, the model did not intend to answer with a letter, and its choice among the letters means little.
     """
     match = _MASS.search(text)
     return float(match[1]) if match else None

@@ -1,4 +1,4 @@
-"""What an endpoint did while an arm was sampled, as rows of the run's audit: stored chunk by chunk, added up over sessions."""
+"""Retries and other events of an HTTP endpoint as audit rows of a run: stored chunk by chunk, added up over sessions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from reasoning_evals.engines.http_sampler import HttpSampler
 class HttpAudit:
     """The context of an arm that samples over HTTP: ``Arm(name, sampler, context=lambda: HttpAudit(sampler))``.
 
-    The counts are those of the chunk that it is entered around. A chunk that was cut off by a kill and made again counts
-    once, with what its last attempt saw.
+    Counts the events of one chunk. A chunk that was interrupted by a kill and sampled again counts once, with its last attempt.
     """
 
     def __init__(self, sampler: HttpSampler) -> None:
@@ -23,10 +22,10 @@ class HttpAudit:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing to undo."""
+        """Nothing to clean up."""
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """A row with the counts, and one a cause of retries."""
+        """One row with the counts, and one for each cause of retries."""
         now, before = self._sampler.stats, self._before
         causes = {name: number - before.reasons.get(name, 0) for name, number in now.reasons.items()}
         return [

@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible completions endpoint answers: a stream of events, put together to one completion. Pure."""
+"""The reply of an OpenAI-compatible completions endpoint: a stream of events that add up to one completion. No I/O here."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ CUT = ("length", "max_tokens")
 
 
 class EndpointError(RuntimeError):
-    """The endpoint does not do what was asked, and asking again would not help."""
+    """The endpoint cannot do what was asked, and a retry would not help."""
 
 
 class PassingFailure(Exception):
-    """A failure that may pass; ``kind`` is what it is counted under, ``wait`` what the server asks for in seconds."""
+    """A temporary failure; ``kind`` is its name in the counts, ``wait`` the pause in seconds that the server asks for."""
 
     def __init__(self, kind: str, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -26,18 +26,18 @@ class PassingFailure(Exception):
 
 @dataclass(slots=True)
 class Reply:
-    """A completion while it arrives."""
+    """A completion that is arriving."""
 
     text: str = ""
     token_ids: list[int] | None = None
-    """None when the server sends none."""
+    """None if the server sends none."""
     prompt_ids: tuple[int, ...] | None = None
-    """How the server read the prompt, when it says so."""
+    """The prompt's token ids on the server, if it sends them."""
     finish_reason: str | None = None
     _pieces: list[str] = field(default_factory=list)
 
     def add(self, event: bytes) -> None:
-        """Take one event. EndpointError when it is none of a completion, PassingFailure when the server reports trouble."""
+        """Take one event. EndpointError if it is not part of a completion, PassingFailure if the server reports an error."""
         try:
             values = json.loads(event)
         except ValueError as error:
@@ -64,7 +64,7 @@ class Reply:
             self.prompt_ids = tuple(ids)
 
     def finish(self) -> str:
-        """stop or length, when all has come. A stream that ends without a reason was cut."""
+        """stop or length, after the last event. A stream without a finish reason was cut."""
         self.text = "".join(self._pieces)
         if self.finish_reason in STOPPED:
             return "stop"
@@ -78,8 +78,8 @@ class Reply:
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The payloads of a server-sent event stream, up to ``[DONE]``.
 
-    Lines are cut at the byte newline alone: JSON may hold U+2028 and its like as they are, and ``str.splitlines`` would
-    cut there too.
+    Lines end at the byte newline only: JSON may contain U+2028 and similar characters, where ``str.splitlines`` would split
+    too.
     """
     rest = b""
     async for chunk in chunks:
@@ -91,7 +91,7 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                     return
                 yield value.strip()
     if rest.startswith(b"data:") and rest[5:].strip() != b"[DONE]":
-        # The server closed the connection inside an event or left out the last newline; half an event is no event.
+        # The server closed the connection inside an event, or omitted the last newline: half an event is ignored.
         try:
             json.loads(rest[5:])
         except ValueError:
@@ -100,7 +100,7 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def raise_reported(error: Any) -> NoReturn:
-    """An error object inside a stream that began well."""
+    """An error object inside a stream that began normally."""
     values: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
     code, message = values.get("code"), short(str(values.get("message")))
     if isinstance(code, int) and (code == 429 or code >= 500):
@@ -109,7 +109,7 @@ def raise_reported(error: Any) -> NoReturn:
 
 
 def raise_status(status: int, phrase: str, said: str, retry_after: str = "") -> NoReturn:
-    """An answer other than 200: 429 and 5xx may pass."""
+    """A status other than 200: 429 and 5xx are temporary."""
     message = f"answers {status} {phrase}" + (f": {short(said)}" if said else "")
     if status == 429 or status >= 500:
         raise PassingFailure(str(status), message, float(retry_after) if retry_after.isdecimal() else 0.0)
@@ -120,11 +120,11 @@ def raise_status(status: int, phrase: str, said: str, retry_after: str = "") -> 
 def _ids(choice: Mapping[str, Any], name: str) -> list[int] | None:
     ids = choice.get(name)
     if ids is not None and not (isinstance(ids, list) and all(isinstance(token_id, int) for token_id in ids)):
-        raise EndpointError(f"its {name} are no list of integers: {short(json.dumps(ids))}")
+        raise EndpointError(f"its {name} are not a list of integers: {short(json.dumps(ids))}")
     return ids
 
 
 def short(text: str, limit: int = 300) -> str:
-    """On one line, not longer than the limit."""
+    """On one line, shortened to the limit."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 3] + "..."

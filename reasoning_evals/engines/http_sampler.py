@@ -20,25 +20,26 @@ __all__ = ["EndpointError", "HttpSampler", "HttpStats"]
 
 
 class HttpStats(NamedTuple):
-    """What happened on the wire so far. Failed attempts are no random ones, so retries shift what is sampled."""
+    """Counts of requests so far. Failures need not be random (a long completion has more time to fail), so retries can bias
+    what is sampled."""
 
     num_samples: int
-    num_retries: int
     num_retried_samples: int
     reasons: dict[str, int]
     """Retries by cause: an HTTP status, "connection", or "cut stream"."""
     num_retokenized: int
-    """Samples whose ids the server did not send, so that they were made from the text."""
+    """Samples whose ids the server did not send, so that the text was tokenized again here."""
 
 
 class HttpSampler:
     """Samples from a completions endpoint: one request a sample, with the sample's own seed, streamed.
 
-    Prompts are sent as rendered here, so every arm sees the same bytes and no server template or reasoning parser takes part.
-    Decoding follows ``SamplingConfig`` alone: servers fill what a request leaves out from the model's generation_config, so
-    everything is said. Samples come in a fixed order (longest prompt first, as the Sampler protocol wants it), each as soon
-    as it and those before it are there. This costs nothing on resume, because a run makes an unfinished chunk anew anyway.
-    A chunk is the run's ``batch_size``: take several times ``concurrency``, so that the server is kept busy.
+    Prompts are sent as rendered here, so every arm sees the same bytes, and the server's chat template and reasoning parser
+    are not used. Decoding follows ``SamplingConfig`` alone: servers take what a request omits from the model's
+    generation_config, so every setting is sent. Samples come in a fixed order (longest prompt first, as the Sampler
+    protocol wants it), each as soon as it and those before it are there. This costs nothing on resume, because a run makes
+    an unfinished chunk anew anyway. A chunk is the run's ``batch_size``: take several times ``concurrency``, so that the
+    server is kept busy.
 
     base_url: up to and with ``/v1``.
     model: the name that the server serves the model under.
@@ -79,7 +80,7 @@ class HttpSampler:
         try:
             httpx.URL(base_url)
         except httpx.InvalidURL as error:
-            raise ValueError(f"base_url {base_url!r} is no address ({error}): such as http://HOST:8000/v1") from error
+            raise ValueError(f"base_url {base_url!r} is not a URL ({error}): such as http://HOST:8000/v1") from error
         if concurrency < 1 or max_retries < 0 or not chunk_timeout > 0 or backoff < 0:
             raise ValueError(
                 "expected concurrency >= 1, max_retries >= 0, chunk_timeout > 0 and backoff >= 0, got "
@@ -102,10 +103,9 @@ class HttpSampler:
 
     @property
     def stats(self) -> HttpStats:
-        """Over the life of this sampler; kept out of ``describe``, which must be the same when a run is resumed."""
+        """Counts since this sampler was made; not part of ``describe``, which must be the same when a run is resumed."""
         return HttpStats(
             num_samples=self._counts["samples"],
-            num_retries=self._reasons.total(),
             num_retried_samples=self._counts["retried"],
             reasons=dict(sorted(self._reasons.items())),
             num_retokenized=self._counts["retokenized"],
@@ -132,7 +132,7 @@ class HttpSampler:
     def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:
         """Yield the samples, longest prompts first, equal prompts in the order given.
 
-        EndpointError in one line when a sample cannot be had; those still under way are then given up.
+        EndpointError in one line when a sample fails for good; pending requests are then cancelled.
         """
         bodies = [(request, self._body(request, config)) for request in requests]
         client = httpx.AsyncClient(
@@ -145,7 +145,7 @@ class HttpSampler:
 
         async def one(request: Request, body: dict[str, Any]) -> Sample:
             try:
-                async with places:  # first come, first served
+                async with places:  # report the failure that happened first
                     return await self._sample_one(client, request, body)
             except Exception as error:
                 if not failed.done():
@@ -153,7 +153,7 @@ class HttpSampler:
                 raise
 
         futures: list[Future[Sample]] = []
-        # A loop in its own thread: works inside notebooks, and lets requests under way be cancelled at once.
+        # An event loop in its own thread: works inside notebooks, and pending requests can be cancelled at once.
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="http-sampler", daemon=True)
         thread.start()
@@ -163,7 +163,7 @@ class HttpSampler:
             for future in futures:
                 either: list[Future[Any]] = [future, failed]
                 wait(either, return_when=FIRST_COMPLETED)
-                if failed.done():  # said at once, not when its turn comes
+                if failed.done():  # raise at once, not when this sample's turn comes
                     raise failed.result()
                 yield future.result()
         finally:
@@ -270,7 +270,7 @@ class HttpSampler:
 
 
 async def _give_up(client: httpx.AsyncClient) -> None:
-    """Cancel what is still under way on this loop and close the connections."""
+    """Cancel the pending requests of this loop and close the connections."""
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, LogitsProcessorList, PreTrainedModel
 
-from reasoning_evals.engines.kv_cache import growing_cache
-from reasoning_evals.engines.latent_attention import AbsorbedLatents
+from reasoning_evals.engines.kv_cache import AbsorbedLatents, growing_cache
 from reasoning_evals.engines.sampling import (
     Request,
     Sample,
@@ -27,12 +26,12 @@ from reasoning_evals.prompts import RenderedPrompt, render_prompt, tag_ids
 class InProcessSampler:
     """Samples from a decoder in this process.
 
-    Decoding follows ``SamplingConfig`` alone: of the model's generation_config only the stop ids are read. Every forward has a
-    2-D attention mask, and rows leave the batch through ``cache.batch_select_indices``, so whatever follows the rows of a
-    cache (a steering plan with a scope) stays right.
+    Decoding follows ``SamplingConfig`` alone: only the stop ids of the model's generation_config are used. Every forward
+    has a 2-D attention mask, and rows leave the batch through ``cache.batch_select_indices``, so code that tracks the rows
+    of a cache (a steering plan with a scope) stays correct.
 
-    batch_size: rows decoded together; None takes the config's.
-    processors: transformers' LogitsProcessors without memory of their own, applied before temperature.
+    batch_size: rows decoded together; None uses the config's.
+    processors: stateless LogitsProcessors of transformers, applied before temperature.
     force_think: render prompts so that they end inside ``<think>``.
     """
 
@@ -79,7 +78,7 @@ class InProcessSampler:
             yield from _Batch(self, order[start : start + size], config, self._processors).decode()
 
     def finished(self, request: Request, token_ids: tuple[int, ...]) -> Sample:
-        """The sample that these generated ids make."""
+        """The finished sample of these generated ids."""
         stopped = token_ids[-1] in self.stop_ids
         shown = token_ids[:-1] if stopped else token_ids
         text = self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -126,7 +125,7 @@ class _Batch:
             self._mask_BT[row, :padding] = 0
         self._tokens_BT = self._tokens_BT.to(device)
         self._mask_BT = self._mask_BT.to(device)
-        # Position of the newest token of each row, padding not counted.
+        # Position of the newest token of each row, without padding.
         self._position_B = self._mask_BT[:, : self._width].sum(-1) - 1
 
     def decode(self) -> Iterator[Sample]:
@@ -150,7 +149,7 @@ class _Batch:
                 return
 
     def _prefill(self) -> Tensor:
-        """Each different prompt once; its cache row is then copied to all samples of the prompt."""
+        """Process each distinct prompt once and copy its cache row to all samples of the prompt: k samples cost one prefill."""
         first_row: dict[tuple[int, ...], int] = {}
         source = [first_row.setdefault(request.prompt_ids, len(first_row)) for request in self._requests]
         rows = [source.index(number) for number in range(len(first_row))]
@@ -184,7 +183,7 @@ class _Batch:
         return output.logits[:, -1]
 
     def _choose(self, logits_BV: Tensor, length: int) -> list[int]:
-        """Write the token at ``length`` of each row; return the rows that it finishes."""
+        """Write the token at ``length`` of each row; return the rows that are finished with it."""
         if self._processors:
             process: Any = self._processors
             logits_BV = process(self._tokens_BT[:, :length], logits_BV.float())
@@ -199,7 +198,14 @@ class _Batch:
         return torch.isin(ids_B, self._stop_ids).nonzero()[:, 0].tolist()
 
     def _drop(self, done: Sequence[int]) -> None:
-        """Take finished rows out; the last rows move into their places, so that only as many rows are copied."""
+        """Remove the finished rows; rows from the end fill the gaps.
+
+        Why not simply keep ``tensor[rows_left]``: the token and mask tensors are large, and that would copy all rows at
+        every finished sample. Here only as many rows are copied as have finished. The cache has no such operation and is
+        gathered as a whole. Row order carries no meaning: each row has its own random stream, which moves with it. Example:
+        6 rows, ``done`` = [1, 4]. 4 rows are left, so rows 4 and 5 must go; 4 has finished, 5 moves to place 1: ``keep`` =
+        [0, 5, 2, 3].
+        """
         left = len(self._requests) - len(done)
         if not done or not left:
             self._requests = self._requests if left else []

@@ -1,6 +1,6 @@
-"""Logits to token ids. A sample's randomness is its own stream of uniform numbers, so it does not depend on its neighbours.
+"""The interface of samplers (settings, requests, samples), and drawing token ids from logits.
 
-What a sampler is asked and what it answers: any engine that turns prompts into completions can stand behind it.
+Each sample has its own stream of uniform random numbers, so its result does not depend on the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from reasoning_evals.prompts import RenderedPrompt
 
+_BLOCK = 128
+_CANDIDATES = 64
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
@@ -27,13 +30,13 @@ class SamplingConfig:
     top_p: float = 0.95
     """Smallest set of tokens with at least this probability; 1 keeps all. Not used when greedy."""
     top_k: int = 0
-    """Only the so many most likely tokens, before top_p; 0 keeps all. Not used when greedy."""
+    """Only this many of the most likely tokens, before top_p; 0 keeps all. Not used when greedy."""
     max_new_tokens: int = 32768
-    """Longest completion in tokens, thought and stop token included."""
+    """Longest completion in tokens, including thought and stop token."""
     greedy: bool = False
     """Take the most likely token at each step."""
     batch_size: int = 64
-    """Samples decoded together. Part of the config, because the last bits of the logits depend on it."""
+    """Samples decoded together. Part of the config because the last bits of the logits depend on the batch size."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -64,32 +67,32 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sample wanted."""
+    """One sample to make."""
 
     prompt_ids: tuple[int, ...]
     seed: int
-    """Decides the sample's randomness alone, whatever else is in the batch."""
+    """Seed of the sample's random numbers, independent of the rest of the batch."""
     key: Any
-    """Handed back with the sample; never looked at."""
+    """Returned with the sample; not interpreted."""
     prompt: str = ""
     """The same prompt as text, for engines that take text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample made."""
+    """A finished sample."""
 
     key: Any
     token_ids: tuple[int, ...]
-    """Generated ids, the stop token included."""
+    """Generated ids, including the stop token."""
     text: str
-    """Special tokens kept, the stop token left out."""
+    """Text with special tokens, without the stop token."""
     finish_reason: str
     """stop or length."""
 
 
 class Sampler(Protocol):
-    """An engine: in-process model, HTTP endpoint, script."""
+    """Anything that turns prompts into completions: an in-process model, an HTTP endpoint, a script."""
 
     def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:
         """Yield one sample a request, each as soon as it is finished, in any order.
@@ -112,7 +115,7 @@ class Sampler(Protocol):
 
 
 def model_identity(model: Any) -> dict[str, Any]:
-    """What a sampler of a loaded model says of it in run.json."""
+    """What identifies a loaded model in run.json."""
     config = model.config
     return {
         "model": config.name_or_path,
@@ -120,10 +123,6 @@ def model_identity(model: Any) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
-
-
-_BLOCK = 128
-_CANDIDATES = 64
 
 
 class UniformStreams:
@@ -151,31 +150,33 @@ class UniformStreams:
 
 
 def take_most_likely(logits_BV: Tensor) -> Tensor:
-    """Greedy ids [B]; the first of equals, as argmax."""
+    """Greedy ids [B]; the first of equal logits, as argmax."""
     ids_B = logits_BV.argmax(-1)
     _refuse_nan(logits_BV.gather(-1, ids_B[:, None]))
     return ids_B
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int) -> Tensor:
-    """Ids [B] by inverse transform: the first token, in order of ids, where the cumulated probability exceeds the uniform number.
+    """Ids [B] by inverse transform: the first token, in order of ids, where the cumulated probability exceeds the uniform
+    number.
 
-    Order of ids, not of probability: a last-bit change of the logits then moves each border by as little.
+    In order of ids, not of probability: a change in the last bits of the logits then moves each border just as little,
+    while sorting by probability could swap two tokens.
     """
     ids_BC, probabilities_BC = nucleus(logits_BV, temperature, top_p, top_k)
     cumulated_BC = probabilities_BC.double().cumsum(-1)
-    # uniform <= 1 - 2^-53, so the product is below the total and a token of probability 0 is never hit.
+    # uniform <= 1 - 2^-53, so the product is below the total and a token of probability 0 is never drawn.
     target_B1 = (uniform_B * cumulated_BC[:, -1])[:, None]
     return ids_BC.gather(-1, torch.searchsorted(cumulated_BC, target_B1, right=True))[:, 0]
 
 
 def nucleus(logits_BV: Tensor, temperature: float, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
-    """The tokens that temperature, then top-k, then top-p leave, as candidate ids [B, C] in rising order and their
+    """The tokens that remain after temperature, top-k and top-p: candidate ids [B, C] in ascending order and their
     probabilities [B, C] (float32, not normalised, 0 for a candidate that is cut).
 
     The same sets as transformers' TemperatureLogitsWarper, TopKLogitsWarper and TopPLogitsWarper, without sorting the
-    vocabulary: only as many of the most likely tokens are looked at as top-p needs. Of equal logits at the top-k border
-    exactly k stay.
+    vocabulary: only as many of the most likely tokens are examined as top-p needs. Among equal logits at the top-k border
+    exactly k remain.
     """
     scores_BV = logits_BV.float() / temperature
     vocabulary = scores_BV.shape[-1]

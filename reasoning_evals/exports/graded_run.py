@@ -1,4 +1,4 @@
-"""A run folder as the exports see it: problems, samples and verdicts side by side."""
+"""A graded run folder as input of the exports: problems with their samples and verdicts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reasoning_evals.comparing.statistics import mean_estimate
+from reasoning_evals.comparing import mean_estimate
 from reasoning_evals.problems import Problem, read_problems
-from reasoning_evals.runs.completions import Completion
-from reasoning_evals.runs.grading_pass import GradeRow, grade_run, opens_thought
-from reasoning_evals.runs.run_folder import PROBLEMS_FILE, read_generations, read_run, refuse_job
-from reasoning_evals.tasks.loading import SPECS
+from reasoning_evals.runs import (
+    PROBLEMS_FILE,
+    Completion,
+    GradeRow,
+    grade_run,
+    opens_thought,
+    read_generations,
+    read_run,
+    refuse_job,
+)
+from reasoning_evals.tasks import SPECS
 from reasoning_evals.thinking import Thought, split_thought
 
 
@@ -29,7 +36,7 @@ class ProblemSamples(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GradedRun:
-    """Holds the verdicts; texts are read an arm at a time."""
+    """Verdicts are in memory; texts are read one arm at a time."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -67,15 +74,15 @@ class GradedRun:
         return names
 
     def model(self, arm: str) -> str:
-        """What the arm's engine calls its model."""
+        """The model's name, as the arm's sampler gives it."""
         return str(self.config["arms"][arm]["sampler"].get("model") or "unknown")
 
     def thought(self, completion: Completion) -> Thought:
-        """Thought and answer of a sample, told apart as in grading."""
+        """Thought and answer of a sample, split as in grading."""
         return split_thought(completion.text, opens_thought(self.config["arms"][completion.arm], completion.prompt))
 
     def samples(self, arm: str) -> Iterator[ProblemSamples]:
-        """By problem, in the order of the run, whatever order they were made in. Holds the texts of one arm in memory."""
+        """By problem, in the order of the run. Loads the texts of one arm."""
         completions = {(one.problem_id, one.sample_idx): one for one in read_generations(self.folder) if one.arm == arm}
         for place, problem in enumerate(self.problems):
             keys = [(problem.problem_id, j) for j in range(self.k)]
@@ -83,7 +90,7 @@ class GradedRun:
 
     @property
     def clusters(self) -> list[str] | None:
-        """A cluster a problem, or None when no two problems share one."""
+        """One cluster per problem, or None when no two problems share one."""
         names = [
             f"problem {one.problem_id}" if one.cluster_id is None else f"cluster {one.cluster_id}"
             for one in self.problems
@@ -91,17 +98,17 @@ class GradedRun:
         return names if len(set(names)) < len(names) else None
 
     def standard_error(self, values_P: Sequence[float]) -> float | None:
-        """Of the mean over problems; None for a single problem or cluster."""
+        """Standard error of the mean over problems; None for a single problem or cluster."""
         groups = self.clusters or [problem.problem_id for problem in self.problems]
         return mean_estimate(values_P, self.clusters).se if len(set(groups)) > 1 else None
 
     def correct(self, arm: str) -> list[list[bool]]:
-        """By problem and sample."""
+        """Whether each sample is correct, [problems][samples]."""
         return [[self.grades[arm, one.problem_id, j].correct for j in range(self.k)] for one in self.problems]
 
 
 def open_graded_run(folder: Path | str, private: bool = False) -> GradedRun:
-    """Grade a finished run and lay it out. ``private`` says that the export stays with people who may see the questions.
+    """Grade a finished run and load it. ``private``: the export stays with people who may see the questions.
 
     ValueError when samples are missing, or when the task's authors ask not to publish its questions and ``private`` is not
     set.
@@ -128,7 +135,8 @@ def open_graded_run(folder: Path | str, private: bool = False) -> GradedRun:
 
 
 def _closed_task(task: str, problems: tuple[Problem, ...]) -> str | None:
-    """The data set behind a run that asks not to be published; told by the problems too, since a run may name itself."""
+    """The data set of a run whose authors ask not to publish it; recognised by the problem ids too, since a run may have
+    its own task name."""
     for name, spec in SPECS.items():
         mine = task == name or any(problem.problem_id.startswith(f"{spec.family}-") for problem in problems)
         if mine and not spec.publish_items:
@@ -137,10 +145,10 @@ def _closed_task(task: str, problems: tuple[Problem, ...]) -> str | None:
 
 
 def clean(text: str) -> str:
-    """Lone surrogates, which broken model output may hold, become U+FFFD: parquet and JSON readers refuse them."""
+    """Replace lone surrogates, which broken model output may contain, by U+FFFD: parquet and JSON readers refuse them."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def file_name(text: str) -> str:
-    """Safe on every file system."""
+    """The text as a file name that is safe on every file system."""
     return re.sub(r"[^\w.-]+", "_", text).strip(".") or "_"

@@ -1,4 +1,4 @@
-"""Logs that Inspect's viewer and readers open (format version 2), an arm a file. Needs inspect-ai, an extra."""
+"""Logs that Inspect's viewer and readers open (format version 2), one file per arm. Needs inspect-ai, an extra."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_evals.exports.graded_run import GradedRun, ProblemSamples, clean, file_name, open_graded_run
-from reasoning_evals.runs.completions import Completion
-from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.runs import Completion, GradeRow
 
 SCORER = "reasoning_evals"
 

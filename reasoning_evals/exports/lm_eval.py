@@ -1,4 +1,4 @@
-"""The files that lm-evaluation-harness leaves behind (0.4.x): per-document samples and aggregated results, an arm a folder."""
+"""The files that lm-evaluation-harness (0.4.x) writes: per-document samples and aggregated results, one folder per arm."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_steer.files import write_whole
-from reasoning_evals.comparing.statistics import majority_correct, pass_at_k
+from reasoning_evals.comparing import majority_correct, pass_at_k
 from reasoning_evals.exports.graded_run import GradedRun, ProblemSamples, clean, file_name, open_graded_run
-from reasoning_evals.runs.completions import json_line
+from reasoning_evals.runs import json_line
 
 FILTER = "none"
 NO_ANSWER = "[invalid]"

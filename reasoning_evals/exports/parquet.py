@@ -1,4 +1,4 @@
-"""One parquet file of a run, a row a sample, for ``datasets`` and pandas."""
+"""A run as one parquet file with one row per sample, for ``datasets`` and pandas."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _COLUMNS = {
 def export_parquet(run_folder: Path | str, path: Path | str, private: bool = False) -> Path:
     """Write all samples of a graded run, arms, problems and samples in the order of the run.
 
-    ``datasets.load_dataset("parquet", data_files=path)`` gives every column its type also where all values are missing.
+    ``datasets.load_dataset("parquet", data_files=path)`` gives every column its type even if all its values are missing.
     See ``open_graded_run`` for the errors.
     """
     import pyarrow

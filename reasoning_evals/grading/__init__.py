@@ -1,7 +1,5 @@
-"""Graders: is this final answer the right one, and why."""
+"""Graders: whether a final answer is right, and why."""
 
-from reasoning_evals.grading.dispatch import TIME_LIMIT, grade, grade_answer, grade_many
-from reasoning_evals.grading.records import OUTCOMES, Grade, Verdict
-from reasoning_evals.grading.workers import WorkerPool
+from moe_steer.lazy_exports import stub_exports
 
-__all__ = ["OUTCOMES", "TIME_LIMIT", "Grade", "Verdict", "WorkerPool", "grade", "grade_answer", "grade_many"]
+__getattr__, __all__ = stub_exports(__name__)

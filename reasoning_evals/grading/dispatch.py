@@ -1,6 +1,6 @@
-"""From a generated text to its verdict: split the thought off, find the final answer, hand it to the grader of its type.
+"""From a generated text to its verdict: split off the thought, find the final answer, call the grader of its answer type.
 
-Option letters, and the words True, False, Yes, No.
+The grader of choices is here too: option letters, and the words True, False, Yes, No.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ _LETTER = re.compile(r"^\(?\s*([A-Ja-j])\s*(?:[).:,;]|$|\s+(?=and\b|or\b|&|-)|(?
 _UPPER_WORD = re.compile(r"^([A-HJ])\s+\S")
 _SECOND = re.compile(r"^[\s).:]*(?:,|;|/|&|and\b|or\b)\s*\(?[A-J]\s*(?:[),.;]|$)")
 
+TIME_LIMIT = 5.0
+"""Seconds for one comparison in a worker."""
+
 
 def grade_choice(problem: Problem, answer: str) -> Verdict:
     """Correct when the answer names the target's letter, alone or before the option's text."""
@@ -50,10 +53,6 @@ def read_choice(text: str) -> str | None:
     return match[1].upper()
 
 
-TIME_LIMIT = 5.0
-"""Seconds for one comparison in a worker."""
-
-
 def grade(
     problem: Problem,
     text: str | None,
@@ -64,9 +63,9 @@ def grade(
 ) -> Grade:
     """The verdict on one generated text.
 
-    ``opened`` says that the prompt ended inside ``<think>``. A thought that never closes is "truncated", whatever it holds;
+    ``opened``: the prompt ended inside ``<think>``. A thought that never closes is "truncated";
     otherwise the final answer is taken from the answer part alone. ``timeout`` limits a comparison that needs a worker
-    process; ``pool`` brings own workers. No text makes this function raise.
+    process; ``pool``: the workers to use. No text makes this function raise.
     """
     if problem.answer_type == LABEL:
         return Grade(
@@ -93,7 +92,8 @@ def grade_answer(
     pool: WorkerPool | None = None,
     in_process: bool = False,
 ) -> Verdict:
-    """The verdict on a final answer that was already extracted. ``in_process`` starts no worker, for quick looks at many."""
+    """The verdict on a final answer that was already extracted. ``in_process``: start no worker, for quick checks of many
+    answers."""
     try:
         if problem.answer_type == "expression":
             return grade_expression(problem, answer, timeout, pool, in_process)
@@ -117,7 +117,7 @@ def grade_many(
 
 
 def _list_of_boxes(problem: Problem, answer: str, found: Extraction | None) -> Extraction | None:
-    """Several boxes of one value each may be a list; the last box alone, where it holds a list itself."""
+    """Several boxes with one value each may be one list; if the last box contains a list itself, it alone is the answer."""
     if found is None or found.method != "box" or len(read_list(found.text)[0]) != 1:
         return found
     values = boxes(answer)

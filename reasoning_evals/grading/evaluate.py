@@ -17,7 +17,7 @@ _LOCAL = threading.local()
 
 
 def context() -> Any:
-    """This thread's arithmetic; mpmath's global precision is shared by threads and by every other library."""
+    """This thread's own arithmetic: mpmath's global precision is shared with other threads and libraries."""
     if not hasattr(_LOCAL, "context"):
         _LOCAL.context = mpmath.MPContext()
         _LOCAL.context.dps = DIGITS
@@ -25,7 +25,7 @@ def context() -> Any:
 
 
 def exact(tree: Tree) -> Fraction | None:
-    """The rational value, None where a part is not rational for sure (symbols, functions, inexact roots, huge powers)."""
+    """The rational value; None where a part may be irrational (symbols, functions, inexact roots, huge powers)."""
     kind = tree[0]
     if kind == "num":
         return tree[1]

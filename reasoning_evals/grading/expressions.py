@@ -1,10 +1,10 @@
-r"""Expressions: equal as formulas, whatever their form.
+r"""Grades expressions (equal as formulas, in whatever form) and quantities (a number with a unit).
 
-First our own grammar, exact and quick, in this process: numbers, algebra, elementary functions, tuples, sets, intervals, matrices,
-equations, inequalities. Only what it cannot read, and sympy may (integrals, sums, derivatives, set operations), goes to a
-killable worker.
+Expressions: first our own grammar, exact and quick, in this process: numbers, algebra, elementary functions, tuples, sets,
+intervals, matrices, equations, inequalities. Only what it cannot read, and sympy may (integrals, sums, derivatives, set
+operations), goes to a worker process that can be killed.
 
-Quantities: a number and a unit, compared after conversion, within a relative tolerance whatever the magnitude.
+Quantities: compared after conversion to the target's unit, within a relative tolerance.
 """
 
 from __future__ import annotations
@@ -22,15 +22,23 @@ from reasoning_evals.grading.workers import WorkerFailed, WorkerPool, WorkerTime
 from reasoning_evals.problems import Problem
 
 ROUNDING = Fraction(1, 10**12)
-"""What the conversion of a unit may cost an exact comparison."""
+"""Relative error that the conversion of a unit may add to an exact comparison."""
+
+_FOR_SYMPY = re.compile(
+    r"\\(?:int|iint|iiint|oint|sum|prod|lim|partial|mathbb|cap|cup|setminus|in|notin|emptyset|varnothing|mid|det|max|min|gcd|lcm|pmod|bmod|"
+    r"begin|overline|bar|dbinom|tbinom|leq|geq|neq|exists|forall|subset|Re|Im|arg)(?![a-zA-Z])|\\[\{|]|[<>]|\\frac\s*\{\s*d"
+)
+_RATIONAL = re.compile(r"[+-]?\d{1,300}(?:/0*[1-9]\d{0,300})?")
+_WORDS_BEHIND = re.compile(r"(?:\s*\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*\d\s*\}?)?|\s*\^\\circ)+\s*$")
+_UNIT_TEXT = re.compile(r"\d[\s}]*(?:\\text\s*\{|\\mu\s*\\text|\^\\circ)|\d\s+[a-zA-Z]+(?:/[a-zA-Z]+)?(?:\^?\d)?$")
 
 
 def grade_quantity(problem: Problem, answer: str) -> Verdict:
     """Correct when the amounts agree in one unit.
 
-    The target's unit stands in the target or in ``problem.unit``. An answer without a unit is taken to be in the asked
-    unit, and the reason says so. Another dimension, or a unit that is not known, is wrong with a reason that begins with
-    "unit". Hertz are cycles and never match radians per second.
+    The target's unit is in the target or in ``problem.unit``. An answer without a unit is taken to be in that unit, and the
+    reason says so. Another dimension or an unknown unit is wrong, and the reason begins with "unit". Hertz count cycles and
+    never match radians per second.
     """
     try:
         target = read_amount(problem.target)
@@ -138,21 +146,12 @@ def _scaled(value: Real, ratio: Fraction) -> Real:
     return value * ratio if isinstance(value, Fraction) else value * ratio.numerator / ratio.denominator
 
 
-_FOR_SYMPY = re.compile(
-    r"\\(?:int|iint|iiint|oint|sum|prod|lim|partial|mathbb|cap|cup|setminus|in|notin|emptyset|varnothing|mid|det|max|min|gcd|lcm|pmod|bmod|"
-    r"begin|overline|bar|dbinom|tbinom|leq|geq|neq|exists|forall|subset|Re|Im|arg)(?![a-zA-Z])|\\[\{|]|[<>]|\\frac\s*\{\s*d"
-)
-_RATIONAL = re.compile(r"[+-]?\d{1,300}(?:/0*[1-9]\d{0,300})?")
-_WORDS_BEHIND = re.compile(r"(?:\s*\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*\d\s*\}?)?|\s*\^\\circ)+\s*$")
-_UNIT_TEXT = re.compile(r"\d[\s}]*(?:\\text\s*\{|\\mu\s*\\text|\^\\circ)|\d\s+[a-zA-Z]+(?:/[a-zA-Z]+)?(?:\^?\d)?$")
-
-
 def grade_expression(
     problem: Problem, answer: str, limit: float, pool: WorkerPool | None = None, in_process: bool = False
 ) -> Verdict:
     """The verdict on one expression; ``limit`` is the worker's time in seconds.
 
-    ``in_process`` uses no worker: what only a worker could read is then wrong, with that reason.
+    ``in_process``: use no worker; what only a worker could read is then wrong, and the reason says so.
     """
     if len(answer) > MAX_CHARS:
         return wrong(f"answer of {len(answer)} characters is longer than {MAX_CHARS}")
@@ -179,7 +178,7 @@ def grade_expression(
 
 
 def _without_words(target: str, given: str) -> Verdict | None:
-    """Units, degrees and words behind an answer are left out where the target has none, and the reason says so."""
+    """Units, degrees and words after an answer are dropped where the target has none, and the reason says so."""
     bare = _WORDS_BEHIND.sub("", given)
     if bare == given or not bare or _WORDS_BEHIND.search(target):
         return None
@@ -195,7 +194,7 @@ def _verdict(same: bool, target: str, given: str) -> Verdict:
 
 
 def _as_quantity(problem: Problem, target: str, given: str) -> Verdict | None:
-    """A target with a unit is compared as a quantity, exactly: 5 km is not 5 m, and 1000 m is 1 km."""
+    """Compare a target with a unit as an exact quantity: 5 km is not 5 m, and 1000 m is 1 km."""
     if not _UNIT_TEXT.search(target) or "," in target:
         return None
     try:

@@ -1,8 +1,13 @@
 r"""Reads a formula, LaTeX or plain, into a tree. Linear in the text, no evaluation, no names looked up in Python.
 
-Grammar: sums of products of powers; ``\frac``, ``\sqrt[n]{}``, ``\binom``, ``|x|``, factorials, elementary functions with or
-without brackets, Greek and subscripted symbols, implicit products (``2\pi r``), mixed fractions (``2\frac{3}{4}``), numerals such as
-``1,234.5``, ``1.6e-19``, ``0.\overline{3}``. See ``trees`` for what comes out.
+Grammar: sums of products of powers; ``\frac``, ``\sqrt[n]{}``, ``\binom``, ``|x|``, factorials, elementary functions with
+or without brackets, Greek and subscripted symbols, implicit products (``2\pi r``), mixed fractions (``2\frac{3}{4}``),
+numerals such as ``1,234.5``, ``1.6e-19``, ``0.\overline{3}``. ``records`` describes the tree.
+
+The grammar is written by hand rather than with a LaTeX library because answers are untrusted: it is bounded in length,
+depth and number size, never evaluates Python, and refuses what it does not know instead of guessing. An implicit product
+binds tighter than a slash in handwriting but not in calculators, so ``1/2x`` keeps both readings (``Reading.slash``) and
+``identity`` accepts either.
 """
 
 from __future__ import annotations
@@ -18,11 +23,11 @@ _OPEN = {"(": ")", "[": "]", "{": "}"}
 
 
 class Reading(NamedTuple):
-    """A formula as a tree, with what a comparison must know about how it was written."""
+    """A formula as a tree, with the features of its notation that make it ambiguous."""
 
     tree: Tree
     end: int
-    """Where reading stopped; the length of the text when all of it was read."""
+    """Position where reading stopped; the length of the text when all of it was read."""
     decimals: bool
     """A numeral with a decimal point or an exponent occurs."""
     percent: bool
@@ -38,7 +43,7 @@ def read(text: str, tight: bool = False, log_base: int | None = None) -> Reading
     """The tree of a whole formula with symbols; ``text`` comes from ``clean``.
 
     ``tight`` reads ``1/2x`` as 1/(2x) instead of (1/2)x. ``log_base`` is the base of a bare ``log``, None the natural one.
-    Raises Unreadable where the text is no formula, TooLarge beyond the limits.
+    Raises Unreadable for a text that is not a formula, TooLarge beyond the limits.
     """
     reading = _Reader(check_size(text), True, tight, log_base).run()
     if reading.end != len(text):
@@ -77,7 +82,7 @@ class _Reader(Commands):
         return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else ("sum", tuple(terms))
 
     def may_stop(self, error: Unreadable, nesting: int) -> bool:
-        """Whether a number may end where reading failed: at its outermost level, if something else may follow it."""
+        """Whether a number may end where reading failed: only outside all brackets, and only if other text may follow."""
         if self.symbols or nesting > 1 or isinstance(error, TooLarge):
             return False
         self.nesting, self.in_bars, self.in_function = nesting, 0, 0
@@ -192,7 +197,7 @@ class _Reader(Commands):
         raise self.unreadable()
 
     def group(self, opening: str = "", closing: str = "") -> Tree:
-        """What stands in brackets, of the kind that opens here."""
+        """The content of the bracket that opens here."""
         opening = opening or self.peek()
         closing = closing or _OPEN[opening]
         self.position += len(opening)

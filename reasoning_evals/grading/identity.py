@@ -23,14 +23,14 @@ NEEDED = 2
 AGREEMENT = 25
 """Digits in which values of equal formulas agree."""
 DECIMAL_DIGITS = 6
-"""Digits in which they agree where one of them is written with decimals."""
+"""Digits in which they agree when one of them is written with decimals."""
 
 
 def same_formula(target: str, answer: str) -> bool:
     """Whether two formulas (from ``clean``) are equal under some common way to read them.
 
-    Ambiguous notation is read in the answerer's favour: 1/2x as (1/2)x or 1/(2x), log as natural or decimal, 50 % as 0.5 or 50.
-    Raises Unreadable when one is no formula.
+    Ambiguous notation is read in favour of the answer: 1/2x is (1/2)x or 1/(2x), log is natural or decimal, 50 % is 0.5 or 50.
+    Raises Unreadable when one of them is not a formula.
     """
     targets, answers = _readings(target), _readings(answer)
     decimals = targets[0].decimals or answers[0].decimals
@@ -48,9 +48,10 @@ def same_formula(target: str, answer: str) -> bool:
 
 
 def proportional(left: tuple[str, str], right: tuple[str, str]) -> Fraction | float | None:
-    """The constant by which left[0] - left[1] exceeds right[0] - right[1] at every point, None when there is none.
+    """The constant c with left[0] - left[1] = c * (right[0] - right[1]) at every point; None when there is no such constant.
 
-    With it two equations or inequalities are compared: they say the same when their differences are proportional.
+    Two equations say the same when the differences of their sides are proportional: 2x = 4 and x - 2 = 0 have c = 2. For
+    inequalities the sign of c says whether the sign < becomes >: -x < 1 and x > -1.
     """
     difference, other = (("sum", ((1, read(first).tree), (-1, read(second).tree))) for first, second in (left, right))
     ratios = []
@@ -110,7 +111,7 @@ def _agree(left: Any, right: Any, digits: int) -> bool:
     ctx = context()
     size = max(abs(left), abs(right))
     if min(abs(left), abs(right)) == 0:
-        return bool(size < ctx.mpf(10) ** -30)  # what cancellation leaves of a zero
+        return bool(size < ctx.mpf(10) ** -30)  # the rounding error that cancellation leaves in place of zero
     return bool(abs(left - right) <= size * ctx.mpf(10) ** -digits)
 
 

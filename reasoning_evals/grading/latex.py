@@ -1,7 +1,7 @@
-r"""One surface for the many ways to write a formula: unicode, LaTeX spacing, delimiters, styles and wrappers.
+r"""One normal form for the many ways to write a formula: unicode, LaTeX spacing, delimiters, styles and wrappers.
 
-``clean`` changes how a formula is written, never what it says: no unit, sign, case or symbol is dropped. Symbols that
-differ in style alone (``\mathbf{E}``, ``\vec{E}``, ``E``; ``\epsilon``, ``\varepsilon``) become one.
+``clean`` changes how a formula is written, never what it means: no unit, sign, case or symbol is dropped. Symbols that
+differ only in style (``\mathbf{E}``, ``\vec{E}``, ``E``; ``\epsilon``, ``\varepsilon``) become one.
 
 The commands and functions of the formula grammar: \frac, \sqrt, \sin, \log_2, \hat and their kin.
 """
@@ -70,10 +70,13 @@ _RINGED_A = re.compile(
 _MATH_MARKS = re.compile(r"(?<!\\)\$|\\\(|\\\)|(?<!\\)\\\[|(?<!\\)\\\](?!\])")
 _BLANKS = re.compile(r"\s+")
 
+_INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")}
+_TEXT = re.compile(r"\\text\s*\{\s*([a-zA-Z]+)\s*\}")
+
 
 @lru_cache(maxsize=4096)
 def clean(text: str) -> str:
-    """The formula on the common surface; text inside ``\\text{...}`` stays marked as text."""
+    """The formula in normal form; text inside ``\\text{...}`` stays marked as text."""
     if not text.isascii():
         text = _UP_RUN.sub(lambda run: "^{" + run.group().translate(_SUPERSCRIPTS) + "}", text)
         text = _DOWN_RUN.sub(lambda run: "_{" + run.group().translate(_SUBSCRIPTS) + "}", text)
@@ -100,7 +103,7 @@ def _clean_commands(text: str) -> str:
 
 
 def top_level(text: str, separators: str) -> list[str]:
-    """Split at single-character separators that stand outside all brackets; escaped braces are brackets too."""
+    """Split at single-character separators outside all brackets; escaped braces count as brackets."""
     parts, depth, start = [], 0, 0
     for position, char in enumerate(text):
         if char in "([{":
@@ -126,12 +129,8 @@ def depth(text: str) -> int:
     return deepest
 
 
-_INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")}
-_TEXT = re.compile(r"\\text\s*\{\s*([a-zA-Z]+)\s*\}")
-
-
 class Commands(Scanner, ABC):
-    """What begins with a backslash or with a function's name; sums, powers and brackets come from the reader."""
+    """Reads commands (backslash) and functions by name; a subclass provides sums, powers and brackets."""
 
     def __init__(self, text: str, symbols: bool, log_base: int | None) -> None:
         super().__init__(text, symbols)
@@ -147,14 +146,14 @@ class Commands(Scanner, ABC):
 
     @abstractmethod
     def exponent(self) -> Tree:
-        """What stands behind ``^``."""
+        """The exponent after ``^``."""
 
     @abstractmethod
     def group(self, opening: str = "", closing: str = "") -> Tree:
-        """What stands in brackets."""
+        """The content of brackets."""
 
     def sign(self) -> int:
-        """The product of the plus and minus signs that stand here."""
+        """The product of the plus and minus signs at this position."""
         sign = 1
         while self.peek() and self.peek() in "+-":
             sign = -sign if self.peek() == "-" else sign
@@ -191,7 +190,7 @@ class Commands(Scanner, ABC):
         return ("prod", ((1, first), (-1, second))) if name == "frac" else ("binom", first, second)
 
     def upright(self, text: re.Match[str]) -> Tree:
-        r"""``\text{ln} x``, or a single upright letter such as the base of the natural logarithm; words are no formula."""
+        r"""``\text{ln} x``, or a single upright letter such as e; words are not a formula."""
         word = text.group(1)
         if word in FUNCTIONS:
             self.position = text.end()

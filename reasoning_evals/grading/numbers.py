@@ -1,7 +1,7 @@
-"""Numbers without a unit, within a relative tolerance.
+"""Grades integers and numbers: reads one number from an answer and compares it within a relative tolerance.
 
-Integers are compared as integers: 025 is 25, 25.0 is 25, 24.9999 is not.
-An answer read as one number with what follows it, and the comparison of two numbers within a tolerance.
+Integers are compared as integers: 025 is 25, 25.0 is 25, 24.9999 is not. A number is read with the text that follows it (a
+unit, words), so that graders of quantities can use the same reader.
 """
 
 from __future__ import annotations
@@ -21,9 +21,34 @@ from reasoning_evals.problems import Problem
 MAX_INEXACT = 10**30
 """Integers beyond this are compared only where they are computed exactly."""
 
+DEFAULT_TOLERANCE = Fraction(1, 100)
+"""Relative tolerance of a number or quantity when the problem gives none."""
+WIDEST = Fraction(1, 20)
+"""Upper limit of the tolerance that a rounded target's last digit may give."""
+Real = Any
+"""A Fraction, or a 40-digit number of ``evaluate.context()``."""
+_PLAIN = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)(\.\d+)?(?= |$|[a-zA-Z%°])(?!e[+-]?\d)(?!E[+-]?\d)")
+_RELATION = re.compile(
+    r"\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\propto(?![a-zA-Z])|(?<![<>!:])=|\\to(?![a-zA-Z])"
+)
+_ABOUT = re.compile(
+    r"^(?:\\text\s*\{\s*)?(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)?|about|approximately|approx\.?|roughly|around|nearly|almost|"
+    r"is|only|just|a total of|exactly)(?![a-zA-Z])\s*:?\s*\}?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
+    re.IGNORECASE,
+)
+_UNCERTAINTY = re.compile(r"\\pm\s*[\d.]+(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|-?\d))?")
+_DIGITS = re.compile(
+    r"[+-]?\s*(\d[\d, ]*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,4})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?)?\s*$"
+)
+_WORDS_ONLY = re.compile(
+    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|[A-Za-z]{3,}[\s,.;:()'-]*|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
+)
+_RANGE = re.compile(r"\d+(?:\.\d+)?\s*-\s*\d+(?:\.\d+)?(?:\s*(?:\\text|[a-zA-Z%])|\s*$)")
+_COMMON_LETTERS = set("msghLNJWVKCATHF")
+
 
 def grade_integer(problem: Problem, answer: str) -> Verdict:
-    """Correct when the answer states the target and nothing else; units and words around it are left out of account."""
+    """Correct when the answer states the target and nothing else; units and words around it are ignored."""
     target = int(problem.target)
     if answer == problem.target:
         return correct("the same integer")
@@ -52,45 +77,16 @@ def _decimal(value: Fraction) -> str:
     return f"{float(value):g}" if abs(value) < 10**300 else "the number"
 
 
-DEFAULT_TOLERANCE = Fraction(1, 100)
-"""Relative error of a number or quantity whose problem names none."""
-WIDEST = Fraction(1, 20)
-"""The digits of a rounded target never widen the tolerance beyond this."""
-
-Real = Any
-"""A Fraction, or a 40-digit number of ``evaluate.context()``."""
-
-
 class Amount(NamedTuple):
     """One number as written."""
 
     value: Real
     rest: str
-    """What follows the number, on the clean surface: a unit, words, or nothing."""
+    """The text after the number, in normal form: a unit, words, or nothing."""
     half_digit: Fraction | None
     """Half a unit of the last digit of a decimal numeral, None for whole numbers and formulas."""
     plain: bool
-    """A numeral and nothing else: digits, a sign, a point."""
-
-
-_PLAIN = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)(\.\d+)?(?= |$|[a-zA-Z%°])(?!e[+-]?\d)(?!E[+-]?\d)")
-_RELATION = re.compile(
-    r"\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\propto(?![a-zA-Z])|(?<![<>!:])=|\\to(?![a-zA-Z])"
-)
-_ABOUT = re.compile(
-    r"^(?:\\text\s*\{\s*)?(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)?|about|approximately|approx\.?|roughly|around|nearly|almost|"
-    r"is|only|just|a total of|exactly)(?![a-zA-Z])\s*:?\s*\}?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
-    re.IGNORECASE,
-)
-_UNCERTAINTY = re.compile(r"\\pm\s*[\d.]+(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|-?\d))?")
-_DIGITS = re.compile(
-    r"[+-]?\s*(\d[\d, ]*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,4})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?)?\s*$"
-)
-_WORDS_ONLY = re.compile(
-    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|[A-Za-z]{3,}[\s,.;:()'-]*|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
-)
-_RANGE = re.compile(r"\d+(?:\.\d+)?\s*-\s*\d+(?:\.\d+)?(?:\s*(?:\\text|[a-zA-Z%])|\s*$)")
-_COMMON_LETTERS = set("msghLNJWVKCATHF")
+    """Only a numeral: digits, a sign, a point."""
 
 
 @lru_cache(maxsize=8192)
@@ -113,7 +109,7 @@ def read_amount(text: str, log_base: int | None = None) -> Amount:
 
 
 def is_remark(rest: str) -> bool:
-    """Whether what follows a number leaves the number what it is: a unit or words, not more mathematics."""
+    """Whether the text after a number does not change its value: a unit or words, not more mathematics."""
     rest = rest.strip()
     if not rest or _WORDS_ONLY.match(rest):
         return True
@@ -123,16 +119,16 @@ def is_remark(rest: str) -> bool:
 
 
 def close(value: Real, target: Real, tolerance: Fraction, half_digit: Fraction | None = None) -> bool:
-    """|value - target| <= max(tolerance * |target|, half a unit of the target's last digit), never more than WIDEST of it.
+    """|value - target| <= max(tolerance * |target|, half a unit of the target's last digit), at most WIDEST * |target|.
 
-    The tolerance is relative, whatever the magnitude. A target of 0 is met by 0 and by what rounds to it.
+    The tolerance is relative at every magnitude. A target of 0 accepts 0 and what rounds to it.
     """
     margin = tolerance * abs(target)
     if half_digit is not None:
         margin = max(margin, min(half_digit, WIDEST * abs(target)) if target != 0 else half_digit)
     if isinstance(value, Fraction) and isinstance(target, Fraction):
         return abs(value - target) <= margin
-    # both sides carry 40 digits; numbers that were meant equal differ by rounding alone
+    # both sides have 40 digits: equal numbers may differ by rounding
     size = max(abs(_float(value)), abs(_float(target)))
     return bool(abs(_float(value) - _float(target)) <= _float(margin) + size * context().mpf(10) ** -30)
 
@@ -152,7 +148,7 @@ def _plain_amount(match: re.Match[str]) -> Amount:
 
 
 def _says_more(surface: str) -> bool:
-    """Whether a comma or semicolon, not of a thousand, divides the text into several statements or numbers."""
+    """Whether a comma or semicolon (not a thousands separator) divides the text into several statements or numbers."""
     if not ("," in surface or ";" in surface or "\\text" in surface):
         return False
     marked = re.sub(r",(?=\d{3}(?!\d))", "", re.sub(r"\\text\s*\{\s*(?:and|or)\s*\}", ";", surface))
@@ -161,7 +157,7 @@ def _says_more(surface: str) -> bool:
 
 
 def _sides(surface: str) -> list[str]:
-    """What stands between relation signs outside brackets, blanks and "about" taken off."""
+    """The parts between relation signs outside brackets, without blanks and "about"."""
     marked = _RELATION.sub("\x00", surface)
     sides = [_ABOUT.sub("", side.strip().lstrip("~ ")) for side in top_level(marked, "\x00")]
     return [side for side in sides if side] or [surface]
@@ -252,14 +248,14 @@ def tolerance_of(problem: Problem, target: Amount, amount: Amount) -> tuple[Frac
 
 
 def within(tolerance: Fraction, half: Fraction | None) -> str:
-    """The tolerance in words."""
+    """The tolerance in words, for a reason."""
     if tolerance == 0:
         return "exactly"
     return f"within {float(tolerance * 100):g} %" + (" or half of the target's last digit" if half is not None else "")
 
 
 def show(value: Real) -> str:
-    """A number for a reason."""
+    """A number as text, for a reason."""
     if isinstance(value, Fraction) and value.denominator == 1 and abs(value) < 10**15:
         return str(int(value))
     ctx = context()

@@ -1,10 +1,12 @@
-"""What grading says about one answer.
+"""What all graders share: the verdict on an answer, the limits of what is read, and formulas as trees of tuples.
 
-What a grader will read: answers come from models, and a box may hold anything.
-Formulas as trees of tuples.
+Answers come from models and a box may contain anything, hence the limits.
 
-``("num", Fraction)``, ``("sym", name)``, ``("sum", ((sign, tree), ...))``, ``("prod", ((power, tree), ...))`` with sign and power
-1 or -1, ``("pow", base, exponent)``, ``("root", radicand, index)``, ``("binom", n, k)``, ``("call", function, tree)``.
+A tree is one of
+
+``("num", Fraction)``, ``("sym", name)``, ``("sum", ((sign, tree), ...))``, ``("prod", ((power, tree), ...))`` with sign and
+power 1 or -1, ``("pow", base, exponent)``, ``("root", radicand, index)``, ``("binom", n, k)``, ``("call", function,
+tree)``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ MAX_DIGITS = 1_000
 MAX_BITS = 20_000
 """Largest integer that is computed exactly; beyond it numbers are floating point with 40 digits."""
 MAX_LOG = 1e7
-"""Largest natural logarithm of a number that is computed at all."""
+"""Largest natural logarithm of a number that is computed."""
+
+Tree = tuple[Any, ...]
+ONE: Tree = ("num", Fraction(1))
+MINUS_ONE: Tree = ("sum", ((-1, ONE),))
+DEGREE: Tree = ("prod", ((1, ("sym", "pi")), (-1, ("num", Fraction(180)))))
+OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_timeout", "grader_error")
 
 
 class Unreadable(ValueError):
@@ -40,23 +48,14 @@ def check_size(text: str) -> str:
     return text
 
 
-Tree = tuple[Any, ...]
-ONE: Tree = ("num", Fraction(1))
-MINUS_ONE: Tree = ("sum", ((-1, ONE),))
-DEGREE: Tree = ("prod", ((1, ("sym", "pi")), (-1, ("num", Fraction(180)))))
-
-
 def signed(sign: int, tree: Tree) -> Tree:
-    """The tree, or its negative."""
+    """The tree with this sign."""
     return tree if sign == 1 else ("sum", ((-1, tree),))
-
-
-OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_timeout", "grader_error")
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """The verdict on one response, with what it rests on.
+    """The verdict on one response, and how it was found.
 
     ``extracted`` is the final answer as written, None where there is none. ``method`` says how it was found ("box",
     "phrase", "last number", ...); ``reason`` says in words why the verdict is what it is.
@@ -92,11 +91,11 @@ def wrong(reason: str) -> Verdict:
 
 
 def bad_target(reason: object) -> Verdict:
-    """The problem's own target cannot be read: nothing can be said about the answer."""
+    """The problem's own target cannot be read, so the answer cannot be judged."""
     return Verdict("grader_error", f"target: {reason}")
 
 
 def short(text: object, limit: int = 60) -> str:
-    """A text cut for a one-line reason."""
+    """A text shortened for a one-line reason."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,4 +1,8 @@
-"""The reading head of the formula grammar: where it stands in the text, and what it sees there."""
+"""The scanner of the formula grammar: a position in the text, and the tokens that are recognised there.
+
+One pass from left to right, without going back, so the time is linear in the text. There is no token list, because the same
+characters mean different things in different places: in "2 m" the m is a unit where a number with a unit is read, and a symbol
+where a formula is read."""
 
 from __future__ import annotations
 
@@ -95,7 +99,7 @@ _DEGREE_SIGN = re.compile(r"\s*\^\\circ(?![a-zA-Z])\s*")
 
 
 class Scanner:
-    """Position, nesting and findings of one reading of a text."""
+    """Position and nesting of one pass over a text, and the features of its notation that were met."""
 
     def __init__(self, text: str, symbols: bool) -> None:
         self.text = text
@@ -111,12 +115,12 @@ class Scanner:
             self.position += 1
 
     def peek(self) -> str:
-        """The next character that is not blank, "" at the end."""
+        """The next non-blank character; "" at the end."""
         self.blanks()
         return self.text[self.position] if self.position < len(self.text) else ""
 
     def take(self, token: str) -> bool:
-        """Step over a token, if it stands here."""
+        """Step over this token if it comes next."""
         self.blanks()
         if self.text.startswith(token, self.position):
             self.position += len(token)
@@ -124,7 +128,7 @@ class Scanner:
         return False
 
     def command(self) -> str:
-        r"""The name of the command that stands here, without the backslash, or ""."""
+        r"""The name of the command at this position, without the backslash, or ""."""
         self.blanks()
         match = _COMMAND.match(self.text, self.position)
         return match.group(1) if match else ""
@@ -153,7 +157,7 @@ class Scanner:
         return Unreadable(f"cannot read {self.text[self.position : self.position + 30]!r}")
 
     def starts_factor(self) -> bool:
-        """Whether a factor stands here without a multiplication sign before it."""
+        r"""Whether another factor follows without a multiplication sign: 2x, 2(x + 1), x \sin y."""
         char = self.peek()
         if not char:
             return False
@@ -176,7 +180,8 @@ class Scanner:
         return False
 
     def plain_word(self) -> str | None:
-        """A function or constant that stands here as a plain word; in a pure number only where its argument follows."""
+        """A function or constant written as a plain word (sin, pi). In a pure number only if its argument follows: the unit
+        in "5 sec" is not a secant."""
         match = _LETTERS.match(self.text, self.position)
         word = match.group() if match else ""
         if len(word) < 2:
@@ -191,7 +196,7 @@ class Scanner:
         return word if self.symbols and word in GREEK else None
 
     def numeral(self) -> Fraction:
-        """The value of the numeral that stands here."""
+        """The value of the numeral at this position."""
         match = _NUMERAL.match(self.text, self.position)
         if not match:
             raise self.unreadable()
@@ -236,7 +241,7 @@ class Scanner:
                 return name + subscript + primes + self.applied(name)
 
     def applied(self, name: str) -> str:
-        """A numeral in brackets right behind a symbol is a function's argument: I(0) is a value of I, not I times 0."""
+        """A numeral in brackets right after a symbol is a function's argument: I(0) is a value of I, not I times 0."""
         match = _APPLIED.match(self.text, self.position) if name not in ("pi", "e", "i") else None
         if not match:
             return ""

@@ -1,6 +1,15 @@
-r"""What kind of answer a formula is: a value, a set, a tuple or interval, a matrix, a relation, plain words.
+r"""The structure of an answer around its formulas: a value, a set, a tuple or interval, a matrix, a relation, plain words.
 
-``parse_answer`` splits the surface into parts that are single formulas; ``same_answer`` compares two such trees part by part.
+``parse_answer`` splits a cleaned text until every part is a single formula; ``same_answer`` compares two such trees part by
+part. The order of the splits is what makes the notation unambiguous: "and" and "or" become commas; commas outside brackets
+make a set (conditions are dropped first); then union signs; then relation signs; then the outer brackets; what is left is
+one formula. Each part is split again in the same way. Worked examples:
+
+    x = 3 or x = 5          set of the values 3 and 5, both named x; equals {5, 3}, because order does not count in a set
+    (1, 2]                  sequence with the brackets "(]"; equals 1 < x <= 2, which ``_interval`` turns into the same sequence
+    x < 1 or x > 2          set of two relations; equals the union (-oo, 1) \cup (2, oo), relation by interval
+    phi = Q/r, r > R        the value Q/r with the name phi: an inequality next to a value is a condition and is dropped
+    2x = 4                  a relation; equals x - 2 = 0, because the differences of the sides are proportional
 """
 
 from __future__ import annotations
@@ -13,21 +22,6 @@ from reasoning_evals.grading.latex import depth, top_level
 from reasoning_evals.grading.records import MAX_NESTING, TooLarge, Unreadable, check_size
 
 MAX_PARTS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """``kind`` is value, set, sequence, union, matrix, relation or words.
-
-    ``text`` is the formula of a value, the words of words, the brackets of a sequence, the operators of a relation.
-    ``name`` is the left side of a value that was given as ``x = ...``.
-    """
-
-    kind: str
-    text: str
-    parts: tuple[Answer, ...] = ()
-    name: str = ""
-
 
 _OR = re.compile(
     r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:lor|land|vee|wedge)(?![a-zA-Z]))\s*"
@@ -55,8 +49,8 @@ _NAME = re.compile(
     rf"|\\frac\s*\{{\s*(?:d\s*)?{_SYMBOL}\}}\s*\{{\s*(?:d\s*)?{_SYMBOL}\}}|{_SYMBOL}/\s*{_SYMBOL}"
     r"|(?:\\text\s*\{[^{}]*\}\s*)+(?:of\s*)?[a-zA-Z]?"
 )
-# Words of two letters or more, single letters behind a word and a blank. Every letter can be read in one way only: with two, a
-# long sentence that is no words takes exponential time.
+# Words of two letters or more, or single letters after a word and a blank. The pattern can match every letter in one way only: with
+# two ways, a long sentence that fails to match would take exponential time.
 _WORDS = re.compile(
     r"(?:\\text\s*\{[^{}\\$]*\}|[A-Za-z]{2,}(?![A-Za-z])|(?<=[A-Za-z] )[A-Za-z](?![A-Za-z])|[\s,.;!?'\"-])+"
 )
@@ -66,6 +60,20 @@ _CONDITION = re.compile(
     r"(?<=[\s}\w)])\s+\(\s*[^()=]{1,20}(?:<|>|\\leq|\\geq)[^()=]{1,20}\)$|\s*\\text\s*\{\s*\(?(?:for|at|when|if|where|in|as|outside|inside)\b.*$"
 )
 _RATIO = re.compile(r"([^:=()]+):([^:=()]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``kind`` is value, set, sequence, union, matrix, relation or words.
+
+    ``text``: a value's formula, the words, a sequence's brackets, or a relation's operators.
+    ``name`` is the left side of a value that was given as ``x = ...``.
+    """
+
+    kind: str
+    text: str
+    parts: tuple[Answer, ...] = ()
+    name: str = ""
 
 
 def parse_answer(text: str) -> Answer:
@@ -98,7 +106,7 @@ def parse_answer(text: str) -> Answer:
 
 
 def _without_conditions(pieces: list[str]) -> list[str]:
-    """Values without the conditions they hold under: "phi = Q/r, r > R" is phi = Q/r; inequalities alone stay."""
+    """Values without their conditions: "phi = Q/r, r > R" is phi = Q/r. Inequalities without a value are kept."""
     conditions = [
         piece for piece in pieces if _INEQUALITY.search(piece) or re.match(r"[a-zA-Z]\s*\\in(?![a-zA-Z])", piece)
     ]
@@ -111,7 +119,7 @@ def split_words(text: str) -> str:
 
 
 def same_answer(target: Answer, answer: Answer) -> bool:
-    """Whether two answers say the same. Raises Unreadable where a part is no formula, so that others may try."""
+    """Whether two answers mean the same. Raises Unreadable where a part is not a formula, so that another grader may try."""
     target, answer = _single(target), _single(answer)
     if "words" in (target.kind, answer.kind):
         return not target.parts and not answer.parts and letters(target.text) == letters(answer.text)
@@ -129,7 +137,7 @@ def same_answer(target: Answer, answer: Answer) -> bool:
 
 
 def letters(text: str) -> str:
-    r"""Letters and digits alone, in lower case: \\text{June 20} is June 20."""
+    r"""Only letters and digits, in lower case: \\text{June 20} is June 20."""
     return re.sub(r"\\text|[^a-zA-Z0-9]", "", text).lower()
 
 
@@ -164,7 +172,7 @@ def _matrix(body: str) -> Answer:
 
 
 def _relation(text: str) -> Answer | None:
-    """A value behind a name (x = 5), or a relation between formulas."""
+    """A value after a name (x = 5), or a relation between formulas."""
     operators: list[str] = []
 
     def mark(match: re.Match[str]) -> str:
@@ -211,7 +219,7 @@ def _plus_minus(text: str) -> Answer | None:
 
 
 def _single(answer: Answer) -> Answer:
-    """A set of one part, (5) or {5}, is that part."""
+    """A set with one part, (5) or {5}, is that part."""
     while answer.kind in ("set", "union") and len(answer.parts) == 1:
         answer = answer.parts[0]
     return answer
@@ -254,7 +262,8 @@ def _interval(relation: Answer) -> Answer | None:
 
 
 def _same_set(targets: list[Answer], answers: list[Answer]) -> bool:
-    """Each target has its own answer, in any order; equality of formulas is transitive, so taking the first match is enough."""
+    """Each target has its own answer, in any order. Equality of formulas is transitive, so the first match is always right
+    (unlike numbers within a tolerance, see ``lists``)."""
     left = list(answers)
     for target in targets:
         match = next((index for index, answer in enumerate(left) if same_answer(target, answer)), None)

@@ -1,8 +1,8 @@
-r"""The process that compares what our own grammar does not read: integrals, sums, derivatives, set operations.
+r"""The worker process that compares what our own grammar does not read: integrals, sums, derivatives, set operations.
 
-It parses with math-verify's LaTeX parser and compares with sympy and math-verify. Both may run for hours or for ever, and their own
-time-outs need the main thread's alarm; so they run here, without one, and the parent kills this process when time is up.
-Protocol: one JSON object a line on standard input, one on standard output.
+It parses with math-verify's LaTeX parser and compares with sympy and math-verify. Both may run for hours or never end, and
+their own time limits need an alarm in the main thread; so they run here without a limit, and the parent kills this process
+when the time is up. Protocol: one JSON object a line on standard input, one on standard output.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import sys
 from typing import Any
 
 MEMORY_LIMIT = 4 << 30
-"""Bytes of address space; a formula that needs more is given up."""
+"""Limit of the address space in bytes; a formula that needs more counts as unreadable."""
 GRACE = 5.0
-"""Seconds after the parent's limit at which this process ends itself, should the parent be gone."""
+"""Seconds after the parent's limit at which this process ends itself, in case the parent has died."""
 _LETTERS = "abcfghjklmnopqrstuvwyzABCDFGHJKLMPRTUVWXYZ"
 _SUBSCRIPTED = r"(?:\\[a-zA-Z]+|[a-zA-Z])(?:'|_\s*(?:\w|\{(?:[^{}]|\{[^{}]*\})*\}|\\text\s*\{[^{}]*\}))+"
 _PROTECTED = re.compile(
@@ -29,9 +29,9 @@ _OPERATORS = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|log|max|min|sup|inf)(?
 
 
 def protect(*formulas: str) -> list[str]:
-    r"""The formulas with symbols that the parser would misread as plain letters, the same letter for the same symbol.
+    r"""Replace symbols that the parser would misread by plain letters, the same letter for the same symbol.
 
-    The parser takes I_0 for the imaginary unit, \gamma for Euler's constant, k' for k.
+    The parser reads I_0 as the imaginary unit, \gamma for Euler's constant, k' for k.
     """
     free = [
         letter for letter in _LETTERS if not any(letter in re.sub(r"\\[a-zA-Z]+", "", formula) for formula in formulas)
@@ -115,7 +115,9 @@ def _same_expression(target: Any, answer: Any) -> bool:
 def serve() -> None:
     """Answer requests until standard input ends."""
     requests, replies = sys.stdin, os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints must not reach the protocol
+    os.dup2(
+        os.open(os.devnull, os.O_WRONLY), 1
+    )  # stdout carries the protocol: what a library prints must not get into it
     logging.disable(logging.CRITICAL)
     _limit_memory()
     import math_verify  # noqa: F401  (slow to import: before the parent starts its clock)

@@ -1,8 +1,7 @@
 r"""Reads units as written (``m/s^2``, ``J mol^-1 K^-1``, ``\mathrm{kg\cdot m^2}``, ``10^6 m``) into a factor and dimensions.
 
-The grammar is our own, bounded and linear.
-
-Single unit names (``mol``, ``secs``, ``M_odot``), looked up with pint, once each.
+The grammar is our own: bounded, and linear in the text. Only single names (``mol``, ``secs``, ``M_odot``) are looked up
+with pint, once each.
 """
 
 from __future__ import annotations
@@ -18,22 +17,6 @@ from reasoning_evals.grading.evaluate import number
 from reasoning_evals.grading.formula import read_number
 from reasoning_evals.grading.latex import clean
 from reasoning_evals.grading.records import Unreadable
-
-
-class Unit(NamedTuple):
-    """What a unit is in base units: ``value * factor + offset``, with the exponent of each dimension.
-
-    ``angle`` is the exponent of the radian, ``hertz`` whether a frequency in hertz occurs: cycles are not radians.
-    """
-
-    factor: float
-    dimensions: tuple[tuple[str, Fraction], ...]
-    angle: Fraction = Fraction(0)
-    hertz: bool = False
-    offset: float = 0.0
-
-
-DIMENSIONLESS = Unit(1.0, ())
 
 _DEFINITIONS = (
     "solar_mass = 1.98841e30 * kilogram = M_sun = Msun",
@@ -57,17 +40,57 @@ _COUNTED = {
     "fringe", "slit", "count", "event", "decay", "disintegration", "collision", "time", "wave", "wavelength", "oscillation",
     "bit", "unit", "pulse", "image", "layer", "order", "mode", "piece", "item",
 }  # fmt: skip
-"""Things that are counted: no unit of their own."""
+"""Things that are counted (5 photons): dimensionless."""
 _REFUSED = {
     "a", "at", "the", "to", "of", "or", "and", "as", "is", "on", "by", "be", "i", "E", "x", "y", "z", "n", "k", "e", "ks", "pi",
 }  # fmt: skip
 """Words and symbols that pint would read as rare units."""
 _LOCK = threading.Lock()
 _REGISTRY: list[Any] = []
+MAX_UNIT_CHARS = 120
+MAX_EXPONENT = 12
+_COMPOUND = {
+    **{name: tuple(name) for name in ("Nm", "Ns", "Vs", "Ws", "Am", "Cm", "Ah", "As", "Js", "Wh")},
+    "kWh": ("kW", "h"), "mAh": ("mA", "h"), "kgm": ("kg", "m"), "MeVs": ("MeV", "s"), "Pas": ("Pa", "s"),
+}  # fmt: skip
+"""Products written without a sign between their factors; an exponent after them belongs to the last factor."""
+_WRAPPER = re.compile(r"\\(?:text|unit|si|SI)\s*\{([^{}]*)\}|\\operatorname\s*\{([^{}]*)\}")
+_MICRO = re.compile(r"\\mu\s*")
+_PREFIXED_OHM = re.compile(r"(?<![A-Za-z])([kKMGmunpT])\s*ohm")
+_TOKEN = re.compile(
+    r"\s*(?:(\*\*|\^|[*/()]|\\cdot|\\times)|([A-Za-zµ°%_]+(?:\.[A-Za-z](?![A-Za-z]))?|''|')(-?\d+(?![\d.^]))?|(-?\d+(?:/\d+)?))"
+)
+_SQUARES = re.compile(r"\b(square|sq\.?|cubic|cu\.?)\s+([A-Za-z]+)")
+_SQUARED = re.compile(r"\b([A-Za-z]+)[\s-]+(squared|cubed)\b")
+_ASIDE = re.compile(r"\s+\([A-Za-z ,.'-]*\)\s*$|[\s,]*\b(?:approximately|approx\.?)$")
+_STOP = re.compile(
+    r"(?<=\S)[\s,]+(?:to(?:wards?)?|the|from|off|of|on|above|below|along|away|at|with|which|where|when|for|if|is|are|and|or|"
+    r"(?:down|up|left|right|for|back|east|west|north|south|out)-?(?:wards?|ern)?|inwards?|(?:north|south)(?:east|west)|"
+    r"in\s+(?:the|a|opposite|total|vacuum|air|water|\w+ward)|deeper|higher|lower|clockwise|counter-?clockwise|"
+    r"anti-?clockwise|between|behind|before|after|long|wide|tall|high|deep)(?![A-Za-z/^*]).*$",
+    re.DOTALL,
+)
+"""Words after which the unit has ended."""
+
+
+class Unit(NamedTuple):
+    """A unit in base units: ``value * factor + offset``, with the exponent of each dimension.
+
+    ``angle`` is the exponent of the radian, ``hertz`` whether a frequency in hertz occurs: cycles are not radians.
+    """
+
+    factor: float
+    dimensions: tuple[tuple[str, Fraction], ...]
+    angle: Fraction = Fraction(0)
+    hertz: bool = False
+    offset: float = 0.0
+
+
+DIMENSIONLESS = Unit(1.0, ())
 
 
 def look_up(name: str) -> Unit:
-    """What a name means; Unreadable when it is no unit."""
+    """The unit of a name; Unreadable when it is not a unit."""
     unit = _unit_by_name(name)
     if unit is None:
         raise Unreadable(f"{name!r} is not a known unit")
@@ -115,42 +138,12 @@ def _from_pint(spelling: str) -> Unit | None:
     )
 
 
-MAX_UNIT_CHARS = 120
-MAX_EXPONENT = 12
-
-_COMPOUND = {name: tuple(name) for name in ("Nm", "Ns", "Vs", "Ws", "Am", "Cm", "Ah", "As", "Js", "Wh")} | {
-    "kWh": ("kW", "h"),
-    "mAh": ("mA", "h"),
-    "kgm": ("kg", "m"),
-    "MeVs": ("MeV", "s"),
-    "Pas": ("Pa", "s"),
-}
-"""Products written without a sign between: an exponent behind them belongs to the last factor."""
-_WRAPPER = re.compile(r"\\(?:text|unit|si|SI)\s*\{([^{}]*)\}|\\operatorname\s*\{([^{}]*)\}")
-_MICRO = re.compile(r"\\mu\s*")
-_PREFIXED_OHM = re.compile(r"(?<![A-Za-z])([kKMGmunpT])\s*ohm")
-_TOKEN = re.compile(
-    r"\s*(?:(\*\*|\^|[*/()]|\\cdot|\\times)|([A-Za-zµ°%_]+(?:\.[A-Za-z](?![A-Za-z]))?|''|')(-?\d+(?![\d.^]))?|(-?\d+(?:/\d+)?))"
-)
-_SQUARES = re.compile(r"\b(square|sq\.?|cubic|cu\.?)\s+([A-Za-z]+)")
-_SQUARED = re.compile(r"\b([A-Za-z]+)[\s-]+(squared|cubed)\b")
-_ASIDE = re.compile(r"\s+\([A-Za-z ,.'-]*\)\s*$|[\s,]*\b(?:approximately|approx\.?)$")
-_STOP = re.compile(
-    r"(?<=\S)[\s,]+(?:to(?:wards?)?|the|from|off|of|on|above|below|along|away|at|with|which|where|when|for|if|is|are|and|or|"
-    r"(?:down|up|left|right|for|back|east|west|north|south|out)-?(?:wards?|ern)?|inwards?|(?:north|south)(?:east|west)|"
-    r"in\s+(?:the|a|opposite|total|vacuum|air|water|\w+ward)|deeper|higher|lower|clockwise|counter-?clockwise|"
-    r"anti-?clockwise|between|behind|before|after|long|wide|tall|high|deep)(?![A-Za-z/^*]).*$",
-    re.DOTALL,
-)
-"""Words that begin what is not the unit any more."""
-
-
 @lru_cache(maxsize=4096)
 def parse_unit(text: str) -> tuple[Unit, ...]:
-    """The readings of a unit, best first; empty when it is none that is known.
+    """The possible meanings of a unit, best first; empty when it is unknown.
 
-    ``J/kg K`` has two readings, J/(kg K) as people mean it and (J/kg) K as it stands. An empty text is dimensionless. A
-    number before the unit (``10^6 m``) belongs to the factor.
+    ``J/kg K`` has two: J/(kg K), which people mean, and (J/kg) K, which the rules of arithmetic say. An empty text is
+    dimensionless. A number before the unit (``10^6 m``) belongs to the factor.
     """
     text = clean(text)
     factor = 1.0
@@ -179,7 +172,7 @@ def parse_unit(text: str) -> tuple[Unit, ...]:
 
 @lru_cache(maxsize=4096)
 def unit_surface(text: str) -> str:
-    """A unit as plain text: no markup, words around it cut off. Equal surfaces are equal units."""
+    """A unit as plain text, without markup and the words around it. Equal texts are equal units."""
     text = re.sub(r"\\%", "%", text)
     text = re.sub(
         r"\^\s*\\circ\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF])(?![a-zA-Z]))", lambda m: f" deg{m[1] or m[2]} ", text
@@ -216,7 +209,7 @@ def known_unit(text: str) -> bool:
 
 
 class _Reader:
-    """unit := factor (('*' | '/' | nothing) factor)*; with ``grouped``, everything after a slash is below it."""
+    """unit := factor (('*' | '/' | nothing) factor)*; with ``grouped``, everything after a slash is in the denominator."""
 
     def __init__(self, text: str, grouped: bool) -> None:
         self.grouped = grouped

@@ -1,8 +1,8 @@
-"""Killable processes for graders that may never end.
+"""Worker processes that can be killed, for graders that may never end.
 
-Each worker is an interpreter of its own, started with a command line and spoken to over pipes: nothing is inherited from this
-process, so it works from any thread, in notebooks, under test runners and in scripts without a main guard. A request that
-outlives its limit costs the worker its life; the next request gets a new one.
+Each worker is a new Python interpreter that is started by a command line and talks over pipes. It inherits nothing from this
+process, so it works from any thread, in notebooks, under test runners and in scripts without a main guard. If a request takes
+longer than its limit, its worker is killed; the next request starts a new one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ START_LIMIT = 120.0
 _ROOT = str(Path(__file__).resolve().parents[2])
 _PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from reasoning_evals.grading.sympy_worker import serve; serve()"
 
+_lock = threading.Lock()
+
 
 class WorkerTimeout(Exception):
     """The request ran into its time limit and its worker was killed."""
 
 
 class WorkerFailed(Exception):
-    """The worker ended by itself, at its start or in the request."""
+    """The worker ended by itself, at its start or during the request."""
 
 
 class WorkerPool:
@@ -62,7 +64,7 @@ class WorkerPool:
             self._idle.put(worker)
 
     def pids(self) -> list[int]:
-        """Process ids of the idle workers."""
+        """Process ids of the idle workers: who supervises memory or tests a worker's death needs them."""
         workers = [worker for worker in list(self._idle.queue) if worker is not None and worker.alive()]
         return [worker.process.pid for worker in workers]
 
@@ -92,7 +94,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            start_new_session=True,  # an interrupt at the keyboard is the parent's business
+            start_new_session=True,  # Ctrl-C goes to the parent only, which then closes the pool
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert self.process.stdin
@@ -146,16 +148,15 @@ class _Worker:
         for pipe in (self.requests, self.replies, self.errors):
             try:
                 pipe.close()
-            except OSError:  # a request that never reached the dead worker
+            except OSError:  # closing flushes a request that the dead worker never read
                 continue
 
 
-_lock = threading.Lock()
 _shared: list[WorkerPool] = []
 
 
 def shared_pool() -> WorkerPool:
-    """The pool of this process, for callers that bring none."""
+    """The pool of this process, for callers without their own."""
     with _lock:
         if not _shared:
             pool = WorkerPool(min(4, os.cpu_count() or 1))
@@ -170,7 +171,7 @@ def _close(pool: WorkerPool, owner: int) -> None:
 
 
 def _forget() -> None:
-    """A forked child must not speak into its parent's pipes."""
+    """A forked child must not write into its parent's pipes."""
     global _lock
     _lock = threading.Lock()
     _shared.clear()

@@ -1,16 +1,5 @@
 """A run's report: Markdown, and one HTML file that needs nothing else."""
 
-from reasoning_evals.report.build import Example, ProblemOutcome, Report, Side, build_report
-from reasoning_evals.report.markdown import render_markdown
-from reasoning_evals.report.page import render_html, write_pages
+from moe_steer.lazy_exports import stub_exports
 
-__all__ = [
-    "Example",
-    "ProblemOutcome",
-    "Report",
-    "Side",
-    "build_report",
-    "render_html",
-    "render_markdown",
-    "write_pages",
-]
+__getattr__, __all__ = stub_exports(__name__)

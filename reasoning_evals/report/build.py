@@ -1,7 +1,4 @@
-"""A run folder to a Report.
-
-What a report shows. Plain records: rendering reads nothing else.
-"""
+"""From a run folder to a Report: plain records that contain everything which is rendered."""
 
 from __future__ import annotations
 
@@ -10,13 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reasoning_evals.comparing.compare import compare_arms
-from reasoning_evals.comparing.comparison import Comparison, Flip, PairSummary
+from reasoning_evals.comparing import Comparison, Flip, PairSummary, compare_arms
 from reasoning_evals.problems import Problem, read_problems
-from reasoning_evals.runs.completions import Completion
-from reasoning_evals.runs.grading_pass import GradeRow, opens_thought, read_grades
-from reasoning_evals.runs.run_folder import PROBLEMS_FILE, read_audit, read_generations, read_run
+from reasoning_evals.runs import (
+    PROBLEMS_FILE,
+    Completion,
+    GradeRow,
+    opens_thought,
+    read_audit,
+    read_generations,
+    read_grades,
+    read_run,
+)
 from reasoning_evals.thinking import split_thought
+
+MAX_CHARACTERS = 20_000
+_SampleKey = tuple[str, str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +41,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A problem that one arm solved more often, with a sample of each arm."""
+    """A problem that one arm solved more often, with one sample of each arm."""
 
     problem_id: str
     question: str
@@ -57,7 +63,7 @@ class ProblemOutcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A table that the caller made; the first column names the row."""
+    """A table from the caller; the first column is the name of the row."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -75,21 +81,21 @@ class Report:
     """Arm -> thinking tokens of every sample (total tokens where thoughts were not measured)."""
     lengths_are_thoughts: bool
     gained: Sequence[Example] = ()
-    """Of the first pair, largest change first; may be fewer than the comparison counts."""
+    """Examples of the first pair, largest change first; may be fewer than the comparison counts."""
     lost: Sequence[Example] = ()
     figures: Mapping[str, str] = field(default_factory=dict)
-    """Title -> SVG text, made by the caller."""
+    """Title -> SVG text, from the caller."""
     audit: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """Arm -> rows of what fired."""
+    """Arm -> audit rows."""
     run: Mapping[str, Any] = field(default_factory=dict)
     """run.json."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Further lines for the head, such as model and plan, made by the caller."""
+    """More lines for the head, such as model and plan, from the caller."""
 
     headline: Sequence[str] = ()
-    """Sentences that stand first, before those of the pairs, for a question other than accuracy alone."""
+    """Sentences that come before those of the pairs, for questions other than accuracy."""
     tables: Mapping[str, Table] = field(default_factory=dict)
-    """Title -> table, made by the caller; they stand before the table of arms."""
+    """Title -> table, from the caller; placed before the table of arms."""
 
     def audit_columns(self) -> list[str]:
         """The fields of the audit rows, in the order of their first appearance."""
@@ -102,11 +108,6 @@ class Report:
         return [(name, row) for name in ordered for row in self.audit[name]]
 
 
-MAX_CHARACTERS = 20_000
-
-_SampleKey = tuple[str, str, int]
-
-
 def build_report(
     run_dir: Path | str,
     comparison: Comparison | None = None,
@@ -116,11 +117,11 @@ def build_report(
     facts: Mapping[str, str] | None = None,
     max_examples: int = 6,
 ) -> Report:
-    """Collect what a graded run folder holds.
+    """Collect a report from a graded run folder.
 
     ``comparison`` (default: all arms of the folder), ``audit`` (default: the folder's own), ``figures`` (title -> SVG) and
-    ``facts`` (lines for the head) come from the caller. ``max_examples`` limits the gained and the lost problems that are
-    shown, each; texts beyond 20,000 characters are cut, and say so. ValueError when the folder is not graded.
+    ``facts`` (lines for the head) come from the caller. ``max_examples``: limit of the gained and of the lost problems that
+    are shown. Texts beyond 20,000 characters are cut, with a note. ValueError when the folder is not graded.
     """
     folder = Path(run_dir)
     run = read_run(folder)

@@ -1,4 +1,4 @@
-"""The drawings of the report: Report -> SVG text."""
+"""The charts of the report: Report -> SVG text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from reasoning_evals.report.build import Report
 from reasoning_evals.report.svg import Scale, bar, bottom_axis, dot, drawing, left_axis, line, padded, path, text
 from reasoning_evals.report.text import count, percent, signed_points, visible
 
-WIDE, HALF = 960, 480  # drawn at about their size on the page, so that the letters keep theirs
+WIDE, HALF = 960, 480  # about the size on the page, so that letters are not scaled
 MAX_DUMBBELLS = 40
 _NUM_COLOURS = 6
 
@@ -42,7 +42,7 @@ def accuracy_against_tokens(report: Report) -> str | None:
             line(cx, y(100 * arm.accuracy.low), cx, y(100 * arm.accuracy.high), f"whisker {colour}"),
             dot(cx, cy, 6, f"mark {colour}", tip),
         ]
-    # Labels last, beside their marks.
+    # Labels are drawn last, next to their marks.
     ordered = sorted(measured, key=lambda pair: -pair[0].accuracy.mean)
     names = [_short(arm.name, 24) for arm, _ in ordered]
     marks = [(x(tokens.mean), y(100 * arm.accuracy.mean)) for arm, tokens in ordered]
@@ -54,7 +54,7 @@ def accuracy_against_tokens(report: Report) -> str | None:
 def _beside(
     marks: Sequence[tuple[float, float]], names: Sequence[str], frame: tuple[float, float]
 ) -> list[tuple[float, float, str]]:
-    """(x, y, anchor) of a label for each mark: near it, inside the frame, and off the other marks and labels if it can be."""
+    """(x, y, anchor) of a label for each mark: near it, inside the frame, and if possible not over other marks and labels."""
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in marks]
     places = []
     for (x, y), name in zip(marks, names, strict=True):
@@ -134,7 +134,7 @@ def sorted_differences(report: Report) -> str | None:
 
 
 def dumbbells(report: Report) -> tuple[str, int] | None:
-    """(drawing, number left out): problems that changed, accuracy before and after, first pair."""
+    """(chart, number of omitted problems): problems that changed, accuracy before and after, first pair."""
     pair = _first_pair(report)
     if pair is None:
         return None
@@ -161,14 +161,14 @@ def dumbbells(report: Report) -> tuple[str, int] | None:
 
 
 def length_distributions(report: Report) -> str | None:
-    """One histogram an arm, on one scale, with the median marked."""
+    """One histogram per arm on a common scale, with the median marked."""
     arms = [(name, values) for name, values in report.lengths.items() if values]
     everything = sorted(value for _, values in arms for value in values)
     if not everything:
         return None
     left, right, top, step = 140, HALF - 12, 4, 84
     bottom = top + step * len(arms)
-    # The longest half per cent would squeeze the rest: they are counted in the last bin.
+    # The longest 0.5% would compress the rest: they are counted in the last bin.
     limit = max(1, everything[min(len(everything) - 1, int(0.995 * len(everything)))])
     x = Scale(0, limit * 1.02, left, right)
     num_bins = 40

@@ -1,6 +1,6 @@
 """Accuracy against thinking length for many settings: one curve a method, the arms of the test with both intervals.
 
-What the matplotlib figures of reports have in common: style, whiskers, a figure as SVG text.
+Also what all matplotlib figures of reports share: style, whiskers, conversion to SVG text.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
 }
 
+_COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4d7c0f", "#44403c")
+
 
 def style(salt: str, **more: Any) -> Any:
-    """Settings for ``matplotlib.rc_context``. ``salt``: makes ids that depend on the drawing alone."""
+    """Settings for ``matplotlib.rc_context``. ``salt``: makes ids in the SVG depend on the drawing only."""
     return {**_STYLE, "svg.hashsalt": salt, **more}
 
 
 def whiskers(values: Iterable[tuple[float, float, float]], factor: float) -> list[list[float]]:
-    """Lower and upper lengths for (mean, low, high) times a factor; an interval that was cut at 0 or 1 may end on the mean's
-    other side by rounding."""
+    """Lower and upper lengths for (mean, low, high) times a factor; clipped at 0, because an interval that was cut at 0 or
+    1 may end on the wrong side of the mean by rounding."""
     values = list(values)
     low = [max(0.0, factor * (mean - low)) for mean, low, _ in values]
     high = [max(0.0, factor * (high - mean)) for mean, _, high in values]
@@ -39,7 +41,7 @@ def whiskers(values: Iterable[tuple[float, float, float]], factor: float) -> lis
 
 
 def finished_svg(figure: Figure, axes: Axes) -> str:
-    """Grid and legend added; SVG text that depends on the data alone."""
+    """Add grid and legend; return SVG text that depends on the data only."""
     axes.grid(color="#ececec", linewidth=0.6)
     axes.set_axisbelow(True)
     figure.legend(loc="outside right upper", frameon=False)
@@ -48,10 +50,7 @@ def finished_svg(figure: Figure, axes: Axes) -> str:
     return text.getvalue()
 
 
-_COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4d7c0f", "#44403c")
-
-
-class Place(NamedTuple):
+class ArmPoint(NamedTuple):
     """One setting: mean thinking tokens and accuracy (a share), each with its interval."""
 
     label: str
@@ -63,7 +62,7 @@ class Place(NamedTuple):
     accuracy_high: float
 
 
-def frontier(curves: Mapping[str, Sequence[Place]], baseline: Place, chosen: Sequence[str] = ()) -> str:
+def frontier(curves: Mapping[str, Sequence[ArmPoint]], baseline: ArmPoint, chosen: Sequence[str] = ()) -> str:
     """SVG text. ``curves``: method -> its settings in order of strength; a curve starts at the unsteered model.
 
     ``chosen``: labels that are ringed. Up and to the left is better. ValueError without a curve.

@@ -1,4 +1,4 @@
-"""Report -> Markdown: the same story without drawings."""
+"""Report -> Markdown: the same content as the page, without charts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from reasoning_evals.comparing.comparison import Difference
-from reasoning_evals.comparing.verdicts import detectable_text, p_text, t_text
+from reasoning_evals.comparing import Difference, detectable_text, p_text, t_text
 from reasoning_evals.report import text as form
 from reasoning_evals.report.build import Example, Report, Side
 
@@ -16,7 +15,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~])")
 
 
 def render_markdown(report: Report) -> str:
-    """Headings, tables and fenced model output; what a model wrote cannot break out of its fence."""
+    """Headings, tables and fenced model output; model output cannot close its own fence."""
     comparison = report.comparison
     parts = [f"# {_inline(report.title)}", *_verdicts(report)]
     facts = {
@@ -168,7 +167,7 @@ def _side(side: Side) -> str:
 
 
 def _inline(value: object) -> str:
-    """Text that is one line and no markup."""
+    """Text on one line with markup escaped."""
     return _SPECIAL.sub(r"\\\1", html.escape(" ".join(form.visible(value).split()), quote=False))
 
 

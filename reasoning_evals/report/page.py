@@ -1,6 +1,6 @@
-"""Report -> one HTML page. Everything that a model wrote is escaped; the page holds no script and loads nothing.
+"""Report -> one HTML page. Model output is escaped; the page has no script and loads nothing.
 
-A report into its folder: report.md and report.html.
+``write_pages`` writes a report into its folder: report.md and report.html.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from moe_steer.files import write_whole
-from reasoning_evals.comparing.verdicts import detectable_text, p_text, t_text
+from reasoning_evals.comparing import detectable_text, p_text, t_text
 from reasoning_evals.report import charts
 from reasoning_evals.report import text as form
 from reasoning_evals.report.build import Report
@@ -24,13 +24,13 @@ from reasoning_evals.report.markdown import render_markdown
 
 
 def write_pages(report: Report, folder: Path) -> None:
-    """Both pages, each whole or not at all."""
+    """Write both pages, each completely or not at all."""
     write_whole(folder / "report.md", render_markdown(report))
     write_whole(folder / "report.html", render_html(report))
 
 
 def render_html(report: Report) -> str:
-    """A page for any browser: no request leaves it, and model output in it is inert."""
+    """A page for any browser: it sends no request, and model output in it cannot run."""
     comparison = report.comparison
     ends = [end for arm in comparison.arms for end in (arm.accuracy.low, arm.accuracy.high)]
     low, high = charts.padded(min(ends), max(ends), 0.05, 0.02)
@@ -65,7 +65,7 @@ def _mark(svg: str | None) -> Markup | None:
 
 
 def _image(svg: str) -> str:
-    """A foreign drawing as an image: its ids cannot clash with others', and nothing in it can run."""
+    """An SVG of the caller as an image: its ids cannot clash with others, and no script in it can run."""
     return "data:image/svg+xml;base64," + base64.b64encode(form.visible(svg).encode()).decode()
 
 

@@ -1,4 +1,4 @@
-"""Small vector drawings that take their colours from the page, so that they fit light, dark and print."""
+"""Small SVG drawings that take their colours from the page, for light, dark and print."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def padded(low: float, high: float, share: float = 0.08, least: float = 1e-9) -> tuple[float, float]:
-    """A range with air on both sides; never empty."""
+    """A range with a margin on both sides; never empty."""
     width = max(high - low, least)
     middle = (low + high) / 2
     return middle - width * (0.5 + share), middle + width * (0.5 + share)
 
 
 def drawing(width: float, height: float, label: str, parts: Sequence[str]) -> str:
-    """The whole <svg>; ``label`` is read out to those who cannot see it."""
+    """The whole <svg>; ``label`` is for screen readers."""
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}" '
         f'style="max-width:{width:g}px">{"".join(parts)}</svg>'
@@ -63,7 +63,7 @@ def text(x: float, y: float, content: object, kind: str = "label", anchor: str =
 
 
 def dot(x: float, y: float, radius: float, kind: str, tip: str = "") -> str:
-    """A filled circle; ``tip`` shows when the mouse rests on it."""
+    """A filled circle; ``tip`` is its tooltip."""
     inside = f"<title>{escape(tip)}</title>" if tip else ""
     return f'<circle class="{kind}" cx="{x:g}" cy="{y:g}" r="{radius:g}">{inside}</circle>'
 
@@ -91,7 +91,7 @@ def bottom_axis(scale: Scale, top: float, bottom: float, title: str, form: str =
 
 
 def left_axis(scale: Scale, left: float, right: float, title: str, form: str = "{:g}") -> list[str]:
-    """Grid lines and numbers along y; the title stands above the axis, upright."""
+    """Grid lines and numbers along y; the title is above the axis, not rotated."""
     parts = []
     for value in ticks(scale.low, scale.high):
         y = scale(value)

@@ -1,12 +1,10 @@
-"""Numbers and model output as text that is safe to show."""
+"""Numbers and model output as text for reports."""
 
 from __future__ import annotations
 
 import re
 
-from reasoning_evals.comparing.comparison import Difference, DomainAccuracy, Measure
-from reasoning_evals.comparing.efficiency import percent_change
-from reasoning_evals.comparing.verdicts import NO_INTERVAL, points
+from reasoning_evals.comparing import NO_INTERVAL, Difference, DomainAccuracy, Measure, percent_change, points
 
 # Control characters, and marks that reorder or hide the text around them.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
@@ -36,7 +34,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def percent_interval(measure: Measure | DomainAccuracy) -> str:
-    """The two ends of an accuracy."""
+    """The interval of an accuracy."""
     return "–" if measure.low is None or measure.high is None else f"{100 * measure.low:.1f} – {100 * measure.high:.1f}"
 
 
@@ -52,7 +50,7 @@ def count(value: float | None) -> str:
 
 
 def count_interval(measure: Measure | None) -> str:
-    """The two ends of a number of tokens."""
+    """The interval of a number of tokens."""
     return "" if measure is None else f"{count(measure.low)} – {count(measure.high)}"
 
 
@@ -81,26 +79,26 @@ def signed_percent(ratio: float) -> str:
 
 
 def minus(number: str) -> str:
-    """A number in a table or a drawing: its hyphen becomes a real minus sign."""
+    """A number in a table or chart: its hyphen becomes a real minus sign."""
     return number.replace("-", "−")
 
 
 def points_interval(difference: Difference) -> str:
-    """The two ends of a difference of accuracies; where all moved alike, that there are none."""
+    """The interval of a difference of accuracies; a note where all problems changed alike, so that there is none."""
     if difference.se == 0:
         return NO_INTERVAL
     return f"{signed_points(difference.low)} to {signed_points(difference.high)}"
 
 
 def bootstrap_points_interval(difference: Difference) -> str:
-    """As ``points_interval``, by the bootstrap."""
+    """As ``points_interval``, from the bootstrap."""
     if difference.se == 0:
         return NO_INTERVAL
     return f"{signed_points(difference.bootstrap_low)} to {signed_points(difference.bootstrap_high)}"
 
 
 def signed_interval(difference: Difference) -> str:
-    """The two ends of a difference of tokens; where all moved alike, that there are none."""
+    """The interval of a difference of tokens; a note where all problems changed alike, so that there is none."""
     if difference.se == 0:
         return NO_INTERVAL
     return f"{signed_count(difference.low)} to {signed_count(difference.high)}"

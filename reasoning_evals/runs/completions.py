@@ -20,7 +20,7 @@ _LINE_ENDS = (("\x85", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
 
 
 class CompletionKey(NamedTuple):
-    """What makes a sample one and only one in a run folder."""
+    """The identity of a sample: unique in a run folder."""
 
     arm: str
     task: str
@@ -31,19 +31,19 @@ class CompletionKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """One sampled answer, as generated: nothing in it is judged."""
+    """One sampled answer as generated, before any grading."""
 
     arm: str
     task: str
     problem_id: str
     sample_idx: int
-    """0..k-1, the same number and seed in every arm."""
+    """0..k-1; the same number has the same seed in every arm."""
     prompt: str
     """The rendered prompt, template and forced ``<think>`` included."""
     text: str
-    """The generated tokens as text, ``</think>`` and other special tokens kept, the stop token left out."""
+    """The generated tokens as text, with ``</think>`` and other special tokens, without the stop token."""
     token_ids: tuple[int, ...]
-    """The generated ids, the stop token included."""
+    """The generated ids, including the stop token."""
     finish_reason: str
     """"stop" (a stop token came) or "length" (the token limit came first)."""
     seed: int
@@ -94,7 +94,7 @@ def json_line(row: Mapping[str, Any]) -> str:
 def read_completions(path: Path) -> Iterator[Completion]:
     """The completions of one file, in order.
 
-    A last line without a newline is the trace of a killed process and is left out; any other line that is not a
+    A last line without a newline was left by a killed process and is ignored; any other line that is not a
     completion is a ValueError that names file and line.
     """
     for number, line in enumerate(complete_lines(path), 1):
@@ -116,11 +116,11 @@ def complete_lines(path: Path) -> Iterator[bytes]:
 
 
 class JsonLinesWriter:
-    """Appends lines to a file; each is in the operating system's hands before ``append`` returns, so a killed process loses
-    none. At most once a second, and on closing, they are forced onto the disk (a busy disk takes milliseconds for that,
-    longer than a short sample): only a power failure can cost the last second, which is sampled again.
+    """Appends lines to a file. Each line is handed to the operating system before ``append`` returns, so a killed process
+    loses none. They are forced onto the disk at most once a second and on closing (that takes milliseconds, longer than a
+    short sample): only a power failure can lose the last second, and those samples are made again.
 
-    A torn last line that a killed predecessor left is cut off first, so that it cannot run into the next one. ValueError
+    A torn last line of a killed process is cut off first, so that the next line does not continue it. ValueError
     when another process is writing to the file.
     """
 
@@ -135,7 +135,7 @@ class JsonLinesWriter:
         os.ftruncate(self._file, _end_of_last_line(self._file))
 
     def append(self, line: str) -> None:
-        """Write one line; ``line`` holds no newline."""
+        """Write one line; ``line`` contains no newline."""
         assert "\n" not in line
         data = memoryview(line.encode() + b"\n")
         while data:

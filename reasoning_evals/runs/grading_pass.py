@@ -1,4 +1,4 @@
-"""The grading pass: pure and repeatable, over all samples of a run; a missing sample is an error."""
+"""The grading pass over all samples of a run: no randomness, repeatable; a missing sample is an error."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
-from reasoning_evals.runs.completions import Completion, json_line
-from reasoning_evals.problems import Problem, read_problems
-from reasoning_evals.prompts import prompt_opens_thought
-from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
-from reasoning_evals.thinking import split_thought
-from reasoning_evals.thinking import TokenCounts, count_tokens
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, quoted
+from reasoning_evals.problems import Problem, read_problems
+from reasoning_evals.prompts import prompt_opens_thought
+from reasoning_evals.runs.completions import Completion, json_line
+from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
+from reasoning_evals.thinking import TokenCounts, count_tokens, split_thought
 
 
 class Judgement(Protocol):
-    """What a grader says: see ``Grade``."""
+    """A grader's verdict: see ``Grade``."""
 
     @property
     def outcome(self) -> str:
@@ -54,10 +53,10 @@ class GradeRow:
     finish_reason: str
     """stop or length."""
     thinking_tokens: int | None
-    """Generated tokens inside the thought; None when the sampler does not know its tags' ids."""
+    """Generated tokens inside the thought; None when the sampler does not know the ids of the thinking tags."""
     answer_tokens: int | None
     total_tokens: int
-    """Generated tokens, tags and stop token included."""
+    """All generated tokens, including tags and stop token."""
     domain: str | None = None
     cluster_id: str | None = None
 
@@ -92,9 +91,9 @@ def grade_run(
 ) -> list[GradeRow]:
     """Judge every sample of a run folder and write grades.jsonl.
 
-    Rows come by arm, problem and sample, in the order of the run, whatever order the samples were made in. ``problems``
-    (default: the folder's own) must be the run's; their targets may be corrected ones. ``grade(problem, text, opened)``
-    is the judge (default: ``reasoning_evals.grade``). ValueError with their number when samples are missing.
+    Rows are ordered by arm, problem and sample, in the order of the run. ``problems`` (default: the folder's own) must be
+    those of the run; their targets may have been corrected. ``grade(problem, text, opened)`` is the grader (default:
+    ``reasoning_evals.grade``). ValueError with their number when samples are missing.
     """
     folder = Path(out_dir)
     config = read_run(folder)["config"]
@@ -123,7 +122,7 @@ def grade_run(
             f"(first: {missing[0] if missing else 'none'}): run it again, it continues where it was"
         )
     ordered = [rows[key] for key in expected]
-    if os.access(folder, os.W_OK):  # somebody else's results may lie on a read-only disk: they can be read all the same
+    if os.access(folder, os.W_OK):  # the folder may be on a read-only disk: its results can still be read
         write_whole(folder / GRADES_FILE, "".join(json_line(row.to_dict()) + "\n" for row in ordered))
     return ordered
 
@@ -140,8 +139,8 @@ def read_grades(out_dir: Path | str) -> list[GradeRow]:
 def opens_thought(arm: Mapping[str, Any], prompt: str) -> bool:
     """Whether completions of an arm (its entry in run.json) start inside the thought.
 
-    The arm's details say it where the prompt goes on after ``<think>`` (``prompt_opens_thought``); else the end of the prompt
-    does.
+    If the prompt continues after ``<think>``, the arm's details say so (``prompt_opens_thought``); otherwise the end of the
+    prompt decides.
     """
     said = arm.get("details", {}).get("prompt_opens_thought")
     return prompt_opens_thought(prompt) if said is None else bool(said)

@@ -1,4 +1,4 @@
-"""A progress line for people: samples, tokens a second where some are made, time left. Silent off a terminal and on ranks other than 0."""
+"""A progress bar: samples, tokens per second, time left. Shown on a terminal and on rank 0 only."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """Counts samples stored and tokens made.
 
-    shown: None draws on a terminal; True and False force. Ranks other than 0 never draw. what: the work, in a word; of work
-    other than sampling no tokens are counted, and nothing of the line stays when it is done.
+    shown: None draws on a terminal only; True and False force it. Ranks other than 0 never draw. what: the work in one
+    word; for work other than sampling no tokens are counted, and the bar disappears at the end.
     """
 
     def __init__(

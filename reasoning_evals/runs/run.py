@@ -1,34 +1,66 @@
-"""Crash-safe runs: the same samples come out however often a run is killed and whatever number of ranks shares it.
+"""The evaluation loop: sample every problem k times in every arm, so that a killed and resumed run equals an unbroken one.
 
-The work of a run, cut into pieces that are always the same.
+What happens, from top to bottom (``run_arms``, then ``grade_run``):
+
+1. Prompts. Each arm renders each problem to token ids. Prompts, sampling settings, seed and each arm's details (its steering
+   plan, say) are hashed into the arm's config_hash.
+2. run.json is written by the first rank that arrives and problems.jsonl by rank 0, before anything is sampled. If run.json
+is already
+   there, its config must be the same: a folder never mixes two runs.
+3. Chunks. The problems are sorted by prompt length, longest first (so that memory runs out at the start or never), with the k
+   samples of a problem next to each other, and cut every batch_size samples. Such a piece is a chunk. Chunks depend on
+   problems,
+   prompts, k and batch_size only, not on the ranks or on what is already done: so a sample always meets the same neighbours in
+   its batch, and rounding is the same. Rank r of W takes the chunks r, r + W, r + 2W, ... of every arm, and goes through
+   the arms
+   chunk by chunk, so that a run that is stopped early has the same problems in all arms.
+4. Seeds. The seed of a sample is a hash of (run seed, task, problem id, sample number). The arm is not part of it: sample j
+of a
+   problem draws the same random numbers in every arm, which makes the paired comparison sharper.
+5. Sampling. The arm's context (``steer`` with its plan) is entered around each chunk. Each finished sample is appended to this
+   rank's generations file, one JSON line. At the end of a chunk the context's audit rows (tokens steered per expert) are
+   appended
+   to the audit file, and only then the chunk's last sample: a complete chunk therefore always has its audit.
+6. Resuming. A chunk with all samples on disk is skipped. One with a missing sample is sampled again as a whole, because its
+   batch must have the same rows as before, but only the missing samples are stored. A torn last line is cut off first.
+7. Grading is a separate pass over the finished folder (``grading_pass``): it writes grades.jsonl, which can be deleted and made
+   again without the model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
-from reasoning_evals.runs.completions import CompletionKey
-from reasoning_evals.prompts import RenderedPrompt
-from reasoning_evals.engines.sampling import Request
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from reasoning_evals.runs.run_folder import AuditWriter
+
+from reasoning_evals.engines import Request, Sample, Sampler, SamplingConfig
+from reasoning_evals.problems import Problem, check_unique, write_problems
+from reasoning_evals.prompts import RenderedPrompt
 from reasoning_evals.runs.completions import Completion, CompletionKey, JsonLinesWriter
 from reasoning_evals.runs.grading_pass import GradeRow, grade_run, read_grades
-from reasoning_evals.problems import Problem, check_unique, write_problems
 from reasoning_evals.runs.progress import Progress
-from reasoning_evals.runs.run_folder import PROBLEMS_FILE, audit_file, content_digest, digest, generation_file, open_run, read_generations
-from reasoning_evals.engines.sampling import Sample, Sampler, SamplingConfig
+from reasoning_evals.runs.run_folder import (
+    PROBLEMS_FILE,
+    AuditWriter,
+    audit_file,
+    content_digest,
+    digest,
+    generation_file,
+    open_run,
+    read_generations,
+)
+
+__all__ = ["Arm", "GradeRow", "RunSummary", "grade_run", "read_grades", "run_arms"]
+Render = Callable[[str], RenderedPrompt]
 
 
 class Chunk(NamedTuple):
-    """Samples that are made together; keys are CompletionKeys."""
+    """Samples that are generated together in one batch; the keys are CompletionKeys."""
 
     number: int
     requests: tuple[Request, ...]
@@ -43,9 +75,9 @@ def sample_seed(seed: int, task: str, problem_id: str, sample_idx: int) -> int:
 def plan_chunks(
     keys: Sequence[CompletionKey], prompts: Sequence[RenderedPrompt], k: int, seed: int, chunk_size: int
 ) -> tuple[Chunk, ...]:
-    """Longest prompts first, the k samples of a problem side by side, cut every ``chunk_size`` samples.
+    """Longest prompts first, the k samples of a problem next to each other, cut every ``chunk_size`` samples.
 
-    ``keys`` and ``prompts`` belong to the problems, in order; the key's sample number is replaced.
+    ``keys`` and ``prompts``: one per problem, in the same order; the sample number of a key is replaced.
     """
     order = sorted(range(len(keys)), key=lambda index: (-len(prompts[index].token_ids), index))
     requests = [
@@ -62,21 +94,16 @@ def plan_chunks(
     return tuple(Chunk(i, tuple(requests[start : start + chunk_size])) for i, start in enumerate(starts))
 
 
-__all__ = ["Arm", "GradeRow", "RunSummary", "grade_run", "read_grades", "run_arms"]
-
-Render = Callable[[str], RenderedPrompt]
-
-
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One side of a comparison: an engine, and what is done to it while it samples."""
+    """One side of a comparison: a sampler, and what is done to its model while it samples."""
 
     name: str
     sampler: Sampler
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Entered around each chunk. When its value has ``to_rows()`` (a steering audit), the rows are kept and added up."""
+    """Entered around each chunk. If its value has ``to_rows()`` (a steering audit), the rows are stored and added up."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Plain JSON values that say what the context does, such as a plan's digest; part of the run's config."""
+    """Plain JSON values that describe the context, such as a plan's digest; part of the run's config."""
     render: Render | None = None
     """This arm's own prompt, for arms that differ by prompt."""
 
@@ -87,7 +114,7 @@ class RunSummary(NamedTuple):
     num_samples: int
     """Samples that this rank is responsible for."""
     num_new: int
-    """Of these, sampled now."""
+    """How many of these were sampled in this call."""
     num_new_tokens: int
     seconds: float
 
@@ -106,7 +133,7 @@ def run_arms(
     task: str = "task",
     check_repeats: bool = False,
 ) -> RunSummary:
-    """Sample every problem k times in every arm, into ``out_dir``; what is there already is not sampled again.
+    """Sample every problem k times in every arm, into ``out_dir``; samples that are already there are kept.
 
     The work is cut into chunks of ``config.batch_size`` samples whose composition depends on problems, prompts, k and config
     alone. Rank r of W does the chunks i with i % W == r, in every arm. A chunk with a missing sample runs in full and only
@@ -208,8 +235,8 @@ def _run_chunk(
     check_repeats: bool,
     bar: Progress,
 ) -> None:
-    """Store the missing completions of a chunk. The last waits until the audit is on disk: a chunk whose samples are all
-    there has its audit too."""
+    """Sample a chunk and store its missing completions. The last one is stored after the audit: a chunk with all its
+    samples on disk then always has its audit too."""
     requests = {request.key: request for request in chunk.requests}
     waiting: Completion | None = None
     with one.arm.context() as audit:

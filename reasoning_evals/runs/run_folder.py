@@ -1,32 +1,36 @@
-"""A run's folder: run.json says what the run is, the data files hold what it made.
+"""The files of a run: run.json (settings, versions, hardware), and one generations and one audit file per rank.
 
-Where and with what a run was made.
-What the contexts of a run report (a steering audit's rows): stored chunk by chunk, so that it survives a killed run too.
+An audit file has the rows that an arm's context reports (a steering audit), chunk by chunk, so that a killed run keeps them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from reasoning_evals.runs.completions import Completion, read_completions
+
 from moe_steer.files import create_whole
 from moe_steer.json_files import check_types, parse_json, quoted, read_json
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from reasoning_evals.runs.completions import JsonLinesWriter, complete_lines, json_line
-
+from reasoning_evals.runs.completions import Completion, JsonLinesWriter, complete_lines, json_line, read_completions
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "math-verify", "moe-steer")
+
+RUN_FILE = "run.json"
+PROBLEMS_FILE = "problems.jsonl"
+GRADES_FILE = "grades.jsonl"
+_HASHES = ("config_hash", "prompts", "problems")
+SUMS = ("tokens", "weight_added", "samples", "retried_samples", "retokenized", "retries")
+"""The fields of an audit row that are added up; all others identify the row."""
 
 
 def provenance() -> dict[str, Any]:
@@ -68,9 +72,6 @@ def _hardware() -> dict[str, Any]:
     return hardware
 
 
-RUN_FILE = "run.json"
-PROBLEMS_FILE = "problems.jsonl"
-GRADES_FILE = "grades.jsonl"
 _CONFIG_TYPES = {
     "arm_order": list[str],
     "arms": dict,
@@ -80,7 +81,6 @@ _CONFIG_TYPES = {
     "seed": int,
     "task": str,
 }
-_HASHES = ("config_hash", "prompts", "problems")
 
 
 def digest(value: Any) -> str:
@@ -89,7 +89,7 @@ def digest(value: Any) -> str:
 
 
 def open_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Make the folder's run.json, or check that the one that is there has the same config.
+    """Write the folder's run.json, or check that an existing one has the same config.
 
     Several ranks may do this at once; one of them writes. ValueError in one line when the configs differ.
     """
@@ -101,7 +101,7 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> None:
         create_whole(path, text)
     found = read_run(folder)["config"]
     if differences := dict(_differences(found, wanted)):
-        # Settings before the hashes that follow from them.
+        # Name the settings that differ before the hashes, which differ as a consequence.
         ordered = sorted(differences, key=lambda name: name.rpartition(".")[2] in _HASHES)
         shown = "; ".join(f"{name}: {differences[name]}" for name in ordered[:3]) + (
             "; ..." if len(ordered) > 3 else ""
@@ -112,7 +112,7 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The content of run.json; ValueError when there is none or it is no run's."""
+    """The content of run.json; ValueError when there is none, or when it is not a run's."""
     path = folder / RUN_FILE
     missing = f"{folder} is not a run folder: it has no {RUN_FILE}"
     run = read_json(path, "restore it, or take another folder", missing=missing)
@@ -124,7 +124,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def refuse_job(folder: Path) -> None:
-    """ValueError for the folder of a job of several steps, whose samples lie in its steps' folders."""
+    """ValueError for the folder of a job with several steps: its samples are in the folders of the steps."""
     if not (folder / PROBLEMS_FILE).exists() and (folder / "test" / RUN_FILE).exists():
         raise ValueError(
             f"{folder} is the folder of a job and holds no samples itself: give one of its steps, {folder}/test"
@@ -132,19 +132,19 @@ def refuse_job(folder: Path) -> None:
 
 
 def generation_file(folder: Path, rank: int, world_size: int) -> Path:
-    """Where a rank appends its completions."""
+    """The file to which a rank appends its completions."""
     return folder / ("generations.jsonl" if world_size == 1 else f"generations.rank{rank}.jsonl")
 
 
 def audit_file(folder: Path, rank: int, world_size: int) -> Path:
-    """Where a rank appends what its contexts report."""
+    """The file to which a rank appends audit rows."""
     return folder / ("audit.jsonl" if world_size == 1 else f"audit.rank{rank}.jsonl")
 
 
 def read_generations(folder: Path) -> Iterator[Completion]:
-    """Every completion of a run once, in the order of the files, whatever number of ranks wrote them.
+    """Every completion of a run once, in the order of the files, for any number of ranks.
 
-    ValueError when a sample is there twice with different content. Holds one digest a sample in memory.
+    ValueError when a sample is there twice with different content. Keeps one digest per sample in memory.
     """
     seen: dict[tuple[Any, ...], bytes] = {}
     for path in sorted(folder.glob("generations*.jsonl")):
@@ -179,15 +179,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-SUMS = ("tokens", "weight_added", "samples", "retried_samples", "retokenized", "retries")
-"""The fields of a row that add up; all others say what the row is about."""
-
-
 _AUDIT_TYPES = {"arm": str, "chunk": int, "rows": list[dict]}
 
 
 class AuditWriter:
-    """Appends the rows of one chunk of one arm; makes the file on the first."""
+    """Appends the audit rows of one chunk of one arm; creates the file with the first."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -212,7 +208,7 @@ class AuditWriter:
 def read_audit(folder: Path | str) -> dict[str, list[dict[str, Any]]]:
     """Arm -> rows added up over the chunks of a run; arms whose context reported nothing are absent.
 
-    A chunk that ran twice, because the run was killed in it, counts once.
+    A chunk that ran twice because the run was killed counts once.
     """
     chunks: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for path in sorted(Path(folder).glob("audit*.jsonl")):

@@ -1,6 +1,5 @@
 """Tasks by name: data sets, generated problems, a user's own file."""
 
-from reasoning_evals.tasks.loading import load_task, task_names, task_spec
-from reasoning_evals.tasks.spec import Sampling, TaskSpec
+from moe_steer.lazy_exports import stub_exports
 
-__all__ = ["Sampling", "TaskSpec", "load_task", "task_names", "task_spec"]
+__getattr__, __all__ = stub_exports(__name__)

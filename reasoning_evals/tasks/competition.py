@@ -1,8 +1,9 @@
-"""OlympiadBench, open-ended English text problems in maths and physics (arXiv 2402.14008).
+"""Competition and school mathematics.
 
-AIME 2024, 2025 and 2026: competition problems whose answers are integers from 0 to 999.
-MATH-500: the test problems that OpenAI's PRM800K held out from MATH (arXiv 2103.03874, 2305.20050).
-GSM8K: grade-school word problems with whole-number answers (arXiv 2110.14168).
+- AIME 2024, 2025 and 2026: competition problems whose answers are integers from 0 to 999.
+- MATH-500: the test problems that OpenAI's PRM800K held out from MATH (arXiv 2103.03874, 2305.20050).
+- GSM8K: grade-school word problems with whole-number answers (arXiv 2110.14168).
+- OlympiadBench: open-ended English text problems in maths and physics (arXiv 2402.14008).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _mapping(year: int, id_column: str) -> Callable[[Row, str], Problem]:
 
 
 def _paper(row: Row, year: int) -> str:
-    """The exam that the problem is from, where its address says so: problems of one paper are no independent draws."""
+    """The exam of the problem, if its address names it: problems of one exam are not independent."""
     address = str(row.get("url", ""))
     part = "II" if "AIME_II_" in address else "I" if "AIME_I_" in address else ""
     return f"aime{year}{part and '-' + part}"
@@ -102,7 +103,7 @@ MATH500 = (
 
 
 def gsm8k_problem(row: Row, prompt: str) -> Problem:
-    """The target is what follows ``####``."""
+    """The target is the text after ``####``."""
     _, marker, target = row["answer"].rpartition("####")
     if not marker:
         raise ValueError(f"answer has no '####': {row['answer'][-40:]!r}")

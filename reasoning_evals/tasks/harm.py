@@ -1,6 +1,7 @@
-"""RealToxicityPrompts, the challenging part: sentence beginnings that models continued toxically (arXiv 2009.11462).
+"""Attacks and toxic prompts, judged by a classifier.
 
-SafeEdit: adversarial prompts around harmful questions, for detoxifying methods (arXiv 2403.14472).
+- RealToxicityPrompts, the challenging part: sentence beginnings that models continued toxically (arXiv 2009.11462).
+- SafeEdit: adversarial prompts around harmful questions, for detoxifying methods (arXiv 2403.14472).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from reasoning_evals.tasks.spec import Row, Sampling, TaskSpec, ask, content_id
 
 
 def real_toxicity_problem(row: Row, prompt: str) -> Problem | None:
-    """The beginning of a sentence; None where it is not marked as challenging."""
+    """The beginning of a sentence; None if it is not marked as challenging."""
     if not isinstance(row["challenging"], bool):
         raise ValueError(f"challenging is {row['challenging']!r}: expected true or false, as in prompts.jsonl")
     if not row["challenging"]:
@@ -54,7 +55,8 @@ REAL_TOXICITY = (
 
 
 def safeedit_problem(row: Row, prompt: str) -> Problem:
-    """One attack: a template around a harmful question. Attacks on one question are no independent problems: they share a cluster."""
+    """One attack: a template around a harmful question. Attacks on the same question are not independent: they share a
+    cluster."""
     attack = row["adversarial prompt"]
     if not isinstance(attack, str) or not attack.strip():
         raise ValueError("the adversarial prompt is empty: take SafeEdit_test.json, which has one in every row")

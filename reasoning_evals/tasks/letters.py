@@ -1,8 +1,8 @@
-"""MMLU: four options a question, 57 subjects (arXiv 2009.03300).
+"""Multiple-choice tasks; where options are shuffled, their order depends on the item only.
 
-Options of multiple-choice problems, in an order that depends on the item alone.
-GPQA-Diamond: graduate questions in physics, chemistry and biology (arXiv 2311.12022).
-MMLU-Pro, maths and physics: up to ten options a question (arXiv 2406.01574).
+- GPQA-Diamond: graduate questions in physics, chemistry and biology (arXiv 2311.12022).
+- MMLU-Pro, maths and physics: up to ten options a question (arXiv 2406.01574).
+- MMLU: four options a question, 57 subjects (arXiv 2009.03300).
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from reasoning_evals.tasks.spec import CHOICE_PROMPT, Row, Sampling, TaskSpec, a
 
 LETTERS = "ABCDEFGHIJ"
 
+_ANSWERS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+MMLU_LETTERS = "ABCD"
+FIRST_LETTER_PROMPT = "{problem}\n\nAnswer with the letter of the right option only.\nAnswer:"
+"""For ``reasoning_evals.engines.first_letter``: the next token is the letter. The wording is from this project."""
+
 
 def shuffled(item_id: str, options: Sequence[str]) -> list[int]:
     """A permutation of the options' indices, the same in every run, arm and machine."""
@@ -25,14 +30,11 @@ def shuffled(item_id: str, options: Sequence[str]) -> list[int]:
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
-    """The question with its lettered options below it."""
+    """The question, followed by its options with letters."""
     if not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"{len(options)} options: expected 2 to {len(LETTERS)}")
     lines = [f"({letter}) {option.strip()}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question.strip(), "", *lines])
-
-
-_ANSWERS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 
 def gpqa_problem(row: Row, prompt: str) -> Problem:
@@ -78,11 +80,6 @@ GPQA = (
     _gpqa_spec("gpqa_diamond_chemistry", _of_domain("Chemistry"), "93 questions"),
     _gpqa_spec("gpqa_diamond_biology", _of_domain("Biology"), "19 questions"),
 )
-
-
-MMLU_LETTERS = "ABCD"
-FIRST_LETTER_PROMPT = "{problem}\n\nAnswer with the letter of the right option only.\nAnswer:"
-"""For ``reasoning_evals.engines.first_letter``: the next token is the letter. The wording is this project's own."""
 
 
 def mmlu_problem(row: Row, prompt: str) -> Problem:

@@ -1,23 +1,24 @@
-"""From the name of a task to its problems."""
+"""Problems of a task by name: a data set, a user's own file, or a generator that a package registers as an entry point."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from reasoning_evals.problems import Problem, check_unique
 from reasoning_evals.tasks.competition import AIME, GSM8K, MATH500, OLYMPIADBENCH
-from reasoning_evals.tasks.generated import entry_point_tasks, load_entry_point, load_gym
 from reasoning_evals.tasks.harm import REAL_TOXICITY, SAFEEDIT
 from reasoning_evals.tasks.letters import GPQA, MMLU, MMLU_PRO
 from reasoning_evals.tasks.own_file import find_files, is_file_name, load_own_file, read_rows
 from reasoning_evals.tasks.science import PHYBENCH, PHYSICS, SCIBENCH, THEOREMQA, TPBENCH, UGPHYSICS
-from reasoning_evals.tasks.spec import Row, TaskSpec
+from reasoning_evals.tasks.spec import R1_PROMPT, Row, TaskSpec, ask
 
 _DATA_SETS = (
     *AIME, *MATH500, *GSM8K, *OLYMPIADBENCH, *GPQA, *MMLU_PRO, *SCIBENCH, *UGPHYSICS, *PHYBENCH, *TPBENCH, *PHYSICS, *THEOREMQA,
@@ -25,6 +26,27 @@ _DATA_SETS = (
 )  # fmt: skip
 SPECS: dict[str, TaskSpec] = {spec.name: spec for spec in _DATA_SETS}
 GYM = "reasoning_gym"
+
+GROUP = "reasoning_evals.tasks"
+GYM_TYPES: dict[str, tuple[str, float | None]] = {
+    "basic_arithmetic": ("integer", None),
+    "chain_sum": ("integer", None),
+    "complex_arithmetic": ("expression", None),
+    "count_primes": ("integer", None),
+    "decimal_arithmetic": ("number", 1e-9),
+    "decimal_chain_sum": ("number", 0.0),
+    "gcd": ("integer", None),
+    "gsm_symbolic": ("integer", None),
+    "lcm": ("integer", None),
+    "leg_counting": ("integer", None),
+    "number_sequence": ("integer", None),
+    "products": ("integer", None),
+    "simple_equations": ("integer", None),
+    "simple_geometry": ("number", 0.0),
+    "simple_integration": ("expression", None),
+}
+"""The sets of reasoning-gym that our graders can judge, with answer type and tolerance. Its own scorers accept wrong
+answers (coin_flip accepts "0" in most problems), so they are not used."""
 
 
 def load_task(
@@ -38,8 +60,8 @@ def load_task(
     """The problems of a task.
 
     ``name`` is a data set (see ``task_names``), a generated task, or the path of a file of problems. ``data_dir`` is a local
-    file or folder in the data set's own format; without it the data set comes from the hub, at a pinned ``revision``.
-    ``num`` problems are drawn without repetition, decided by ``seed`` and each problem's id alone; generated tasks get both.
+    file or folder in the data set's own format; without it the data set comes from the hub at a fixed ``revision``.
+    ``num`` problems are drawn without repetition, decided by ``seed`` and each problem's id alone; generators receive both.
     Options: ``revision``, ``config``, ``prompt`` (template with ``{problem}``) for data sets; ``columns``, ``answer_type``,
     ``unit``, ``tolerance``, ``prompt`` for a file; ``overrides`` (problem_id -> right target, for errors in the published
     ones) for both; those of the generator for a generated task. ValueError for names,
@@ -75,14 +97,14 @@ def task_names() -> list[str]:
 
 
 def task_spec(name: str) -> TaskSpec:
-    """Where a data set comes from, how it is asked and sampled. ValueError for names that are no data set."""
+    """The description of a data set: source, prompt, sampling. ValueError for unknown names."""
     if name not in SPECS:
         raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(SPECS)}")
     return SPECS[name]
 
 
 def draw(name: str, problems: list[Problem], num: int | None, seed: int) -> list[Problem]:
-    """``num`` of the problems in their own order; which ones depends on seed and ids, not on the order of the file."""
+    """``num`` of the problems in their own order; the choice depends on seed and ids, not on the order of the file."""
     if num is None:
         return problems
     if num > len(problems):
@@ -139,14 +161,14 @@ def _hub_rows(spec: TaskSpec, config: str | None, split: str, revision: str | No
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{spec.hub_id} cannot be loaded from the hub ({reason}): give data_dir= with local files"
+            f"{spec.hub_id} cannot be loaded from the hub ({reason}): give data_dir= with local files; {spec.terms}"
         ) from error
     for number, row in enumerate(rows):
         yield f"{spec.hub_id}: row {number}", row
 
 
 def _distinct(problems: list[Problem]) -> list[Problem]:
-    """Ids made from the text get a number where a data set holds a text twice."""
+    """Number the ids of equal texts: ids are made from the text, and some data sets contain a text twice."""
     seen: Counter[str] = Counter()
     distinct = []
     for problem in problems:
@@ -160,7 +182,7 @@ def _distinct(problems: list[Problem]) -> list[Problem]:
 def _corrected(name: str, problems: list[Problem], targets: Mapping[str, Any]) -> list[Problem]:
     strange = sorted(set(targets) - {problem.problem_id for problem in problems})
     if strange:
-        raise ValueError(f"task {name!r}: overrides names {', '.join(strange[:5])}, which is no problem of it")
+        raise ValueError(f"task {name!r}: overrides names {', '.join(strange[:5])}, which is not one of its problems")
     return [
         dataclasses.replace(problem, target=targets[problem.problem_id]) if problem.problem_id in targets else problem
         for problem in problems
@@ -180,3 +202,43 @@ def _refuse_unknown(name: str, options: dict[str, Any], allowed: set[str]) -> No
         raise ValueError(
             f"task {name!r} has no option {', '.join(unknown)}: it takes {', '.join(sorted({*allowed, 'overrides'}))}"
         )
+
+
+def entry_point_tasks() -> dict[str, EntryPoint]:
+    """Tasks of installed packages, by name."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def load_entry_point(point: EntryPoint, options: Mapping[str, Any]) -> list[Problem]:
+    """Call the generator with the given options; it returns one mapping of problem fields for each problem."""
+    generate = point.load()
+    known = inspect.signature(generate).parameters
+    unknown = sorted(set(options) - set(known))
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        raise ValueError(
+            f"task {point.name!r} has no option {', '.join(unknown)}: it takes {', '.join(known) or 'none'}"
+        )
+    return [row if isinstance(row, Problem) else Problem.from_dict(row) for row in generate(**options)]
+
+
+def load_gym(dataset: str | None = None, num: int | None = None, seed: int = 0, **config: Any) -> list[Problem]:
+    """``num`` problems (default 100) of one of reasoning-gym's generated sets; ``config`` goes to its generator."""
+    if dataset not in GYM_TYPES:
+        raise ValueError(f"reasoning_gym dataset is {dataset!r}: expected one of {', '.join(sorted(GYM_TYPES))}")
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise ImportError(f"task 'reasoning_gym' needs a package ({error}): pip install reasoning-gym") from error
+    answer_type, tolerance = GYM_TYPES[dataset]
+    rows = reasoning_gym.create_dataset(dataset, seed=seed, size=100 if num is None else num, **config)
+    return [
+        Problem(
+            f"reasoning_gym-{dataset}-{seed}-{number}",
+            ask(R1_PROMPT, row["question"]),
+            str(row["answer"]).strip("$ "),
+            answer_type,
+            domain=f"maths/{dataset}",
+            tolerance=tolerance,
+        )
+        for number, row in enumerate(rows)
+    ]

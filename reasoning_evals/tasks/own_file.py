@@ -1,7 +1,4 @@
-"""A user's own file of problems as a task.
-
-Rows of local data files: JSON, JSON lines, CSV and parquet, plain or gzipped, as the data sets are published.
-"""
+"""Local files: a user's own problems as a task, and rows of data files (JSON, JSON lines, CSV, parquet; plain or gzipped)."""
 
 from __future__ import annotations
 
@@ -17,6 +14,8 @@ from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.tasks.spec import ask
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -41,9 +40,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def find_files(data_dir: Path, family: str, split: str, config: str | None, name: str | None = None) -> list[Path]:
     """The data files of a task under a file or folder that the user named.
 
-    A folder called like the data set is looked into; files named after the split, and then after the configuration, are
-    preferred to others. ``name`` is the file's name as published, where others could be taken for it. ValueError where nothing,
-    or nothing certain, is found.
+    Inside a folder, a subfolder with the data set's name is used; files named after the split, then after the
+    configuration, are preferred. ``name``: the published file name, for data sets with similar files. ValueError if no
+    file, or no unique choice, is found.
     """
     if data_dir.is_file():
         return [data_dir]
@@ -74,9 +73,6 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}: item {number}", row
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
-
-
 def load_own_file(
     path: str,
     columns: Mapping[str, str] | None = None,
@@ -88,8 +84,8 @@ def load_own_file(
     """The problems of a file, in order.
 
     Without ``columns`` each row has the columns of ``Problem``. With it, ``columns`` maps fields of ``Problem`` to columns of
-    the file; other columns are left alone, and a missing ``problem_id`` becomes the file's name with the row's number.
-    ``answer_type``, ``unit`` and ``tolerance`` hold for rows that do not say themselves; ``prompt`` is a template.
+    the file; other columns are ignored, and a missing ``problem_id`` becomes the file's name with the row's number.
+    ``answer_type``, ``unit`` and ``tolerance`` apply to rows without their own; ``prompt`` is a template.
     """
     source = Path(path)
     if not source.is_file():
@@ -120,7 +116,7 @@ def load_own_file(
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a task name means a file."""
+    """Whether a task name is a file name."""
     return name.endswith(SUFFIXES) or "/" in name or "\\" in name
 
 

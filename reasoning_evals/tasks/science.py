@@ -1,10 +1,15 @@
-"""TheoremQA: questions that need a theorem, from maths, physics, computing and finance (arXiv 2305.12524).
+"""Science, most of it at university level.
 
-PHYBench: original physics problems with one LaTeX formula as answer (arXiv 2504.16074).
-PHYSICS: university physics problems, most with several answers (arXiv 2503.21821).
-SciBench: numerical problems from university textbooks (arXiv 2307.10635).
-TPBench: theoretical physics at research level (arXiv 2502.15815).
-UGPhysics: undergraduate physics in thirteen subjects (arXiv 2502.00334).
+- TheoremQA: questions that need a theorem, from maths, physics, computing and finance (arXiv 2305.12524).
+- PHYBench: original physics problems with one LaTeX formula as answer (arXiv 2504.16074).
+
+- PHYSICS: university physics problems, most with several answers (arXiv 2503.21821).
+
+- SciBench: numerical problems from university textbooks (arXiv 2307.10635).
+
+- TPBench: theoretical physics at research level (arXiv 2502.15815).
+
+- UGPhysics: undergraduate physics in thirteen subjects (arXiv 2502.00334).
 """
 
 from __future__ import annotations
@@ -13,6 +18,21 @@ from collections.abc import Callable
 
 from reasoning_evals.problems import Problem
 from reasoning_evals.tasks.spec import CHOICE_PROMPT, QUANTITY_PROMPT, R1_PROMPT, Row, TaskSpec, ask, content_id, listed
+
+SCIBENCH_TOLERANCE = 0.05
+"""The relative error that the authors accept."""
+_UGPHYSICS_TYPES = {"NV": "number", "MC": "choice", "TF": "choice"}
+THEOREMQA_TOLERANCE = 0.04
+"""The relative error that the authors' own evaluation accepts for floats."""
+_THEOREMQA_TYPES = {
+    "integer": "integer",
+    "float": "number",
+    "bool": "choice",
+    "option": "choice",
+    "list of integer": "list",
+    "list of float": "list",
+}
+_TRUTH_PROMPT = R1_PROMPT.replace("your final answer", "your final answer, True or False,")
 
 
 def phybench_problem(row: Row, prompt: str) -> Problem | None:
@@ -36,7 +56,7 @@ PHYBENCH = (
         hub_id="Eureka-Lab/PHYBench",
         split="train",
         revision="d6d91c787b7abb865eb2490a328bf85a9f5095f0",
-        data_file="PHYBench-questions_v1.json",  # the other files hold parts of it again
+        data_file="PHYBench-questions_v1.json",  # the other files repeat parts of it
         columns=("id", "content", "answer"),
         answer_type="expression",
         to_problem=phybench_problem,
@@ -77,12 +97,8 @@ PHYSICS = (
 )
 
 
-SCIBENCH_TOLERANCE = 0.05
-"""The relative error that the authors accept."""
-
-
 def scibench_problem(row: Row, prompt: str) -> Problem:
-    """The unit may carry a power of ten; the number is in it. It is named in the prompt, as in the paper."""
+    """The unit may contain a power of ten, and the number is in that unit. The prompt names it, as in the paper."""
     unit = str(row.get("unit") or "").strip().strip("$").strip() or None
     name = f"{row.get('source') or 'scibench'}-{str(row['problemid']).strip()}".replace(" ", "")
     template = QUANTITY_PROMPT if unit and prompt == R1_PROMPT else prompt
@@ -115,7 +131,7 @@ SCIBENCH = (
 
 
 def tpbench_problem(row: Row, prompt: str) -> Problem | None:
-    """The formula of the published answer; its checks by program are not used."""
+    """The formula of the published answer; the authors' test programs are not used."""
     answer = str(row["answer"] or "").strip().strip("$").strip()
     if not answer:
         return None
@@ -142,9 +158,6 @@ TPBENCH = (
         note="10 public problems; formulas by rule are a lower bound",
     ),
 )
-
-
-_UGPHYSICS_TYPES = {"NV": "number", "MC": "choice", "TF": "choice"}
 
 
 def ugphysics_problem(row: Row, prompt: str) -> Problem | None:
@@ -186,19 +199,6 @@ UGPHYSICS = (
         note="one configuration a subject: give config=; expressions by rule are a lower bound",
     ),
 )
-
-
-THEOREMQA_TOLERANCE = 0.04
-"""The relative error that the authors' own evaluation accepts for floats."""
-_THEOREMQA_TYPES = {
-    "integer": "integer",
-    "float": "number",
-    "bool": "choice",
-    "option": "choice",
-    "list of integer": "list",
-    "list of float": "list",
-}
-_TRUTH_PROMPT = R1_PROMPT.replace("your final answer", "your final answer, True or False,")
 
 
 def theoremqa_problem(row: Row, prompt: str) -> Problem | None:

@@ -1,4 +1,4 @@
-"""What a task is: where its problems come from, how they are asked, how they are graded."""
+"""The description of a task: the source of its problems, its prompt, its answer type."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ QUANTITY_PROMPT = "{problem}\n\nPlease reason step by step, and put your final a
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How a task is sampled unless the user says otherwise: the protocol of DeepSeek-R1 (arXiv 2501.12948, section 3)."""
+    """Default sampling of a task: the protocol of DeepSeek-R1 (arXiv 2501.12948, section 3)."""
 
     temperature: float = 0.6
-    """0 is the most likely token at each step."""
+    """0: the most likely token at each step."""
     top_p: float = 0.95
     max_new_tokens: int = 32_768
     forced: str = "<think>\n"
-    """What the answer is made to begin with."""
+    """Text with which every completion begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,29 +41,34 @@ class TaskSpec:
     """Configuration on the hub; None is the default one."""
     split: str
     revision: str | None = None
-    """Commit of the hub's repository; None has to be given by the caller, so that no result rests on a moving target."""
+    """Commit of the hub's repository; None: the caller must give one, because results on a moving revision cannot be repeated."""
     data_file: str | None = None
-    """The one file of that repository that holds the rows, where loading all of its files would repeat them."""
+    """The one file of that repository with the rows, where loading all its files would repeat them."""
     file_name: str | None = None
-    """Name of a split's file, with {split} in it, where the data set has other files that look like it."""
+    """Name of a split's file, with {split} in it, where the data set has similar files."""
     columns: tuple[str, ...]
     """Columns that a row must have."""
     answer_type: str
-    """The type of its answers, in words where they differ."""
+    """The type of its answers; a description where it varies."""
     to_problem: Callable[[Row, str], Problem | None]
-    """Row and prompt template to problem; None for a row that the task leaves out (pictures, no answer)."""
+    """Row and prompt template to problem; None for a row that the task skips (pictures, no answer)."""
     prompt: str = R1_PROMPT
     k: int
     """Samples a problem."""
     licence: str
     publish_items: bool = True
-    """False where the authors ask that no problem be published: reports leave the texts out."""
+    """False where the authors ask not to publish problems: reports omit the texts."""
     sampling: Sampling = field(default_factory=Sampling)
     note: str = ""
 
+    @property
+    def terms(self) -> str:
+        """Licence and note, as one line."""
+        return f"licence: {self.licence}" + (f" ({self.note})" if self.note else "")
+
 
 def content_id(name: str, text: str) -> str:
-    """An id from the problem's own text, for data sets that have none: the same in every file and order.
+    """An id made from the problem's text, for data sets without ids: independent of file and order.
 
     >>> content_id("gsm8k", "How many?")
     'gsm8k-ba352e24c6'

@@ -1,1 +1,5 @@
-"""What thoughts state: attempts, over- and underthinking, by arm."""
+"""What happens inside thoughts: attempts, switches, right answers that were given up."""
+
+from moe_steer.lazy_exports import stub_exports
+
+__getattr__, __all__ = stub_exports(__name__)

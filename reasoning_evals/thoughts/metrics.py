@@ -1,9 +1,9 @@
-"""Over- and underthinking by rule: when a thought first held the right answer, and what it did afterwards.
+"""Over- and underthinking by rule: when a thought first states the right answer, and what happens afterwards.
 
-Definitions follow arXiv 2412.21187 (outcome and process efficiency) and 2501.18585 (underthinking), with rules in the place of
-their judge models: attempts are segments between marker words, and an attempt's answers are the boxes, "answer is X", clause-final
-"= N" and option letters in it. They compare arms; they do not reproduce the papers' numbers, and they mean something only for
-short answers, which a thought may also hit by chance: see ``chance.py``.
+Definitions follow arXiv 2412.21187 (outcome and process efficiency) and 2501.18585 (underthinking), with rules instead of
+their judge models: attempts are segments between marker words, and an attempt's answers are the boxes, "answer is X",
+clause-final "= N" and option letters in it. They compare arms; they do not reproduce the papers' numbers, and they mean
+something only for short answers, which a thought may also hit by chance: see ``chance.py``.
 
 Judging what thoughts state: many answers to few problems, most of them said before, none of them worth minutes.
 """
@@ -18,8 +18,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from reasoning_evals.answers import boxes
-from reasoning_evals.grading import TIME_LIMIT, WorkerPool, grade_answer
-from reasoning_evals.grading.numbers import read_amount
+from reasoning_evals.grading import TIME_LIMIT, WorkerPool, grade_answer, read_amount
 from reasoning_evals.problems import Problem
 from reasoning_evals.thoughts.segments import SWITCH_MARKERS, Segment, segment_thought
 
@@ -37,19 +36,22 @@ _EQUALS = re.compile(
 )
 _OPTION = re.compile(r"\b(?:option|choice)\s+\(?([A-J])\)?(?!\w)|\(([A-J])\)")
 
+MAX_TIMEOUTS = 3
+"""After so many time-outs, further answers to the same problem are judged without a worker process."""
+
 
 class Attempt(NamedTuple):
-    """One segment of a thought with what it states."""
+    """One segment of a thought, and the answers that it states."""
 
     tokens: int
     answer: str | None
-    """The last answer that the segment states; numbers by their value, without a unit."""
+    """The last answer of the segment; numbers as their value, without a unit."""
     correct: bool
     """Whether any answer that it states is right."""
     ends_correct: bool
     """Whether the last one is."""
     stated: tuple[str, ...] = ()
-    """All answers that it states, as they stand there."""
+    """All answers of the segment, as written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +62,7 @@ class ThoughtTrace:
     """Whether the response's final answer was right."""
     attempts: tuple[Attempt, ...]
     strategies: tuple[int, ...]
-    """The strategy of each attempt; by rule, a new one unless the attempt states an answer that was stated before."""
+    """The strategy of each attempt. By rule: a new one unless the attempt states an earlier answer again."""
 
     @property
     def tokens(self) -> int:
@@ -89,13 +91,13 @@ class ThoughtTrace:
 
     @property
     def correct_to_wrong(self) -> int:
-        """How often a right answer is given up for a wrong one."""
+        """How often a wrong answer follows a right one."""
         ends = [attempt.ends_correct for attempt in self.attempts if attempt.answer is not None]
         return sum(before and not after for before, after in itertools.pairwise(ends))
 
     @property
     def revisit_rate(self) -> float:
-        """Share of the later stated answers that were stated before."""
+        """Share of the later answers that had been stated before."""
         answers = [attempt.answer for attempt in self.attempts if attempt.answer is not None]
         later = range(1, len(answers))
         return fmean(answers[index] in answers[:index] for index in later) if later else 0.0
@@ -113,8 +115,9 @@ def trace_thought(
 ) -> ThoughtTrace:
     """Cut a thought into attempts and judge what each of them states.
 
-    ``correct`` is the verdict on the whole response. ``count_tokens`` counts with the model's own tokenizer. ``judge`` (default:
-    the grader of the problem's answer type, without worker processes) and ``cluster`` (default: by stated answer) may be models.
+    ``correct`` is the verdict on the whole response. ``count_tokens`` counts with the model's own tokenizer. ``judge``
+    (default: the grader of the problem's answer type, without worker processes) and ``cluster`` (default: by stated answer)
+    may be models.
     """
     judge = judge or judge_by_rule
     segments = segment_thought(thought, markers)
@@ -126,7 +129,7 @@ def trace_thought(
 
 
 def candidates(text: str, answer_type: str) -> list[str]:
-    """The answers that a piece of a thought states, in the order in which they stand."""
+    """The answers that a piece of a thought states, in order."""
     found = [(text.rfind(box), box) for box in boxes(text)]
     found += [(match.start(1), match[1]) for match in _STATED.finditer(text)]
     if answer_type == "choice":
@@ -144,7 +147,7 @@ def judge_by_rule(problem: Problem, answer: str) -> bool:
 def oe_rule(traces: Iterable[ThoughtTrace]) -> float | None:
     """Outcome efficiency: mean of (tokens to the first right answer / tokens), 0 for a thought without one.
 
-    arXiv 2412.21187, section 2.2. 1 means nothing was thought after the answer was found. None for no thoughts.
+    arXiv 2412.21187, section 2.2. 1: no token was spent after the answer was found. None for no thoughts.
     """
     return _mean((trace.first_correct_token or 0) / trace.tokens for trace in traces if trace.tokens)
 
@@ -152,7 +155,7 @@ def oe_rule(traces: Iterable[ThoughtTrace]) -> float | None:
 def ut_rule(traces: Iterable[ThoughtTrace]) -> float | None:
     """Underthinking: over INCORRECT responses, mean of (1 - tokens to the first right attempt / tokens).
 
-    arXiv 2501.18585, section 3. A thought that never held the right answer contributes 0. None when no response is wrong.
+    arXiv 2501.18585, section 3. A thought that never states the right answer contributes 0. None when no response is wrong.
     """
     wrong = [trace for trace in traces if not trace.correct and trace.tokens]
     return _mean(0.0 if (first := trace.first_correct_token) is None else 1 - first / trace.tokens for trace in wrong)
@@ -171,7 +174,7 @@ def _attempt(problem: Problem, segment: Segment, count_tokens: Callable[[str], i
 
 
 def _canonical(answer: str, answer_type: str) -> str:
-    """One spelling for one number, so that 7, 7.0 and 7 m do not count as changes of mind."""
+    """A canonical form of an answer, so that 7, 7.0 and 7 m do not count as changes."""
     if answer_type in ("integer", "number", "quantity"):
         try:
             return str(read_amount(answer).value)
@@ -202,14 +205,10 @@ def _mean(values: Iterable[float]) -> float | None:
     return fmean(kept) if kept else None
 
 
-MAX_TIMEOUTS = 3
-"""Answers to one problem that may run into the time limit; after them its answers are judged without a worker process."""
-
-
 class AttemptJudge:
-    """The graders as a ``Judge``: each answer to a problem once, what may hang in the killable worker processes.
+    """The graders as a ``Judge``: each answer to a problem is judged once, in worker processes where a grader could hang.
 
-    ``timeout``: seconds for one comparison in a worker; ``pool`` brings own workers.
+    ``timeout``: seconds for one comparison in a worker; ``pool``: the workers to use.
     """
 
     def __init__(self, timeout: float = TIME_LIMIT, pool: WorkerPool | None = None) -> None:
@@ -219,7 +218,7 @@ class AttemptJudge:
 
     @property
     def num_timeouts(self) -> int:
-        """Answers that ran into the time limit; they count as wrong."""
+        """Number of answers that reached the time limit; they count as wrong."""
         return sum(self._late.values())
 
     def __call__(self, problem: Problem, answer: str) -> bool:
@@ -230,7 +229,8 @@ class AttemptJudge:
         return self._known[key]
 
     def reads_target(self, problem: Problem) -> bool:
-        """Whether a grader can read the problem's target; some are no formulas. Asked by another answer: an equal text is not read."""
+        """Whether a grader can read the problem's target (some are not formulas). Tested with another answer, because an
+        answer with the same text as the target is accepted without reading it."""
         return self._outcome(problem, "0") != "grader_error"
 
     def _outcome(self, problem: Problem, answer: str) -> str:

@@ -1,4 +1,4 @@
-"""A thought cut into its successive attempts, at sentences that begin with a word of changed mind."""
+"""A thought cut into its successive attempts, at sentences that begin with a switch marker such as "wait"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SWITCH_MARKERS = (
 )  # fmt: skip
 """Sentence openings that begin a new attempt or a check (the marker words of arXiv 2501.18585 and 2412.21187, widened)."""
 MIN_CHARS = 20
-"""Shorter pieces belong to the one that follows: "Wait, wait." begins one attempt."""
+"""Shorter pieces are joined with the next one: "Wait, wait." begins one attempt."""
 _SENTENCE_START = r"(?:^|(?<=[.!?\n])|(?<=[.!?][\"')\]]))\s*(?:\*\*|- |\d+[.)] )?"
 
 
@@ -45,11 +45,6 @@ def segment_thought(
     return tuple(Segment(start, end, thought[start:end]) for start, end in zip(bounds, ends, strict=True))
 
 
-def count_markers(text: str, markers: Sequence[str] = SWITCH_MARKERS) -> dict[str, int]:
-    """How often each marker occurs as whole words, anywhere, in any case."""
-    return {marker: len(_word(marker).findall(text)) for marker in markers}
-
-
 @lru_cache(maxsize=64)
 def _openings(markers: tuple[str, ...]) -> re.Pattern[str]:
     if not markers or not all(marker.strip() for marker in markers):
@@ -57,8 +52,3 @@ def _openings(markers: tuple[str, ...]) -> re.Pattern[str]:
     longest_first = sorted(markers, key=len, reverse=True)
     words = "|".join(re.escape(marker.strip()).replace(r"\ ", r"\s+") for marker in longest_first)
     return re.compile(rf"{_SENTENCE_START}(?:{words})(?!\w)", re.IGNORECASE)
-
-
-@lru_cache(maxsize=256)
-def _word(marker: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(marker)}(?!\w)", re.IGNORECASE)

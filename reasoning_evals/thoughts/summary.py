@@ -1,6 +1,6 @@
-"""Over- and underthinking of every arm of a run, and what changes against the baseline. Pure.
+"""Over- and underthinking of every arm of a run, and its change against the baseline.
 
-Samples of one problem are no independent witnesses: intervals are over problems, or over clusters of problems.
+Samples of one problem are not independent: intervals are over problems, or over clusters of problems.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from reasoning_evals.comparing.compare import compare_arms
-from reasoning_evals.comparing.comparison import rounded
-from reasoning_evals.comparing.statistics import mean_estimate, paired_difference, proportion_estimate
+from reasoning_evals.comparing import compare_arms, mean_estimate, paired_difference, proportion_estimate, rounded
 from reasoning_evals.thoughts.traced import MEASURES, ThinkingMeasure, TracedSample
 
 
 @dataclass(frozen=True, slots=True)
 class ThinkingValue:
-    """A mean over samples with its 95% interval, None where it would be over one problem alone."""
+    """A mean over samples with its 95% interval, None for a single problem."""
 
     mean: float
     low: float | None
     high: float | None
     num_samples: int
-    """To which the measure applies."""
+    """Number of samples to which the measure applies."""
     num_problems: int
 
 
@@ -34,7 +32,7 @@ class ThinkingValue:
 class ThinkingChange:
     """Arm - baseline: mean over the problems to which the measure applies in both, of the difference of their means.
 
-    The 95% interval is None where all problems moved alike: no width is no knowledge."""
+    The 95% interval is None where all problems changed alike: its width of 0 would not mean certainty."""
 
     mean: float
     low: float | None
@@ -76,8 +74,8 @@ class ThinkingSummary:
 def summarise_thinking(samples: Sequence[TracedSample], baseline: str | None = None) -> ThinkingSummary:
     """Every measure of every arm, and every arm against ``baseline`` (default: the first arm).
 
-    Means are over samples, as the papers take them; intervals cluster them by problem. ValueError when there is no such arm,
-    when the arms have other problems or numbers of samples, or with fewer than two problems.
+    Means are over samples, as in the papers; intervals cluster them by problem. ValueError for an unknown arm, when the
+    arms have different problems or numbers of samples, or with fewer than two problems.
     """
     reference = baseline or (samples[0].row.arm if samples else "baseline")
     compared = compare_arms([sample.row for sample in samples], baseline=reference, pairs=[])
@@ -117,9 +115,7 @@ def _value(measure: ThinkingMeasure, samples: Sequence[TracedSample]) -> Thinkin
     if measure.kind != "share":
         estimate = mean_estimate(values, groups)
     elif len(set(groups)) == len(by_problem) and len(set(by_problem.values())) == 1:
-        estimate = proportion_estimate(
-            [*_by_problem(measure, samples).values()]
-        )  # as accuracies are reported elsewhere
+        estimate = proportion_estimate([*_by_problem(measure, samples).values()])  # as for accuracies in the comparison
     else:
         estimate = proportion_estimate(values, groups)
     return ThinkingValue(estimate.mean, estimate.low, estimate.high, len(values), len(by_problem))

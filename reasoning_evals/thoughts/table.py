@@ -1,14 +1,11 @@
-"""What the measures of thoughts do not say, one line each: what could not be measured, and what means little.
-
-The summary of thoughts as one table for a terminal.
-"""
+"""The summary of thoughts as a table for a terminal, and notes: what could not be measured, and which numbers mean little."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from reasoning_evals.report.text import count, minus, percent, signed_count, signed_points
+from reasoning_evals.report import count, minus, percent, signed_count, signed_points
 from reasoning_evals.thoughts.summary import ArmThinking, ThinkingChange, ThinkingSummary, ThinkingValue
 from reasoning_evals.thoughts.traced import MEASURES, TracedSample
 
@@ -29,6 +26,10 @@ LEGEND = (
     "stated: thoughts that state the right answer; chance: that of another problem; first at: tokens up to the first right one",
     "outcome, process: efficiency (arXiv 2412.21187); under: underthinking of wrong responses (2501.18585); all by rule",
 )
+
+MEANINGLESS = 0.2
+"""False-positive rate ("chance") above which a note says that a right answer in a thought means little; also if it is half of
+``stated``. Our choice."""
 
 
 def thinking_lines(summary: ThinkingSummary) -> list[str]:
@@ -68,7 +69,8 @@ def _interval(name: str, value: ThinkingValue | None) -> str:
 
 
 def _change(name: str, change: ThinkingChange | None) -> str:
-    """With half the width of its interval, or both ends where they are not as far; no interval where all moved alike."""
+    """A change with half the width of its interval, or with both ends if it is not symmetric; without interval where all
+    problems changed alike."""
     if change is None:
         return "–"
     mean = _signed(name, change.mean)
@@ -92,12 +94,9 @@ def _number(name: str, value: float) -> str:
     return count(value) if _KINDS[name] == "tokens" else f"{value:.2f}"
 
 
-MEANINGLESS = 0.2
-"""Chance rate from which a right answer in a thought is said to mean little; also where it is half of ``stated``. Our choice."""
-
-
 def thinking_notes(samples: Sequence[TracedSample], summary: ThinkingSummary, num_timeouts: int = 0) -> list[str]:
-    """Sentences for a careful reader, none where nothing is wrong. ``num_timeouts``: of the judge that traced the samples."""
+    """Notes for a careful reader; empty if there is no problem. ``num_timeouts``: time-outs of the judge that traced the
+    samples."""
     return [
         *_alone(summary),
         *_thoughtless(summary),

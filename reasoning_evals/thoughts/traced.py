@@ -1,7 +1,7 @@
-"""The thoughts of a run folder, traced attempt by attempt beside their grades.
+"""The thoughts of a run folder, attempt by attempt, and the measures of one sample's thought.
 
-How often a thought states the right answer of ANOTHER problem: then a right one means nothing either.
-What is measured on the thought of one sample.
+Every sample is joined with its grade. Measures that ask whether a thought states the right answer come with a control, their
+false-positive rate against shuffled targets: how often a thought states the right answer of ANOTHER problem.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 from reasoning_evals.problems import LABEL, Problem, read_problems
-from reasoning_evals.runs.grading_pass import GradeRow, grade_run, opens_thought, read_grades
-from reasoning_evals.runs.run_folder import PROBLEMS_FILE, read_generations, read_run
+from reasoning_evals.runs import (
+    PROBLEMS_FILE,
+    GradeRow,
+    grade_run,
+    opens_thought,
+    read_generations,
+    read_grades,
+    read_run,
+)
 from reasoning_evals.thinking import split_thought
 from reasoning_evals.thoughts.metrics import (
     AttemptJudge,
     Judge,
     ThoughtTrace,
     candidates,
-    judge_by_rule,
     oe_rule,
     process_efficiency,
     trace_thought,
@@ -45,19 +50,21 @@ class TracedSample:
     unjudged: str | None = None
     """Why no answer that the thought states can be judged, ``LABELS`` or ``UNREADABLE``; None where it can."""
     boxed_only: bool = False
-    """Whether the right answer is seen in boxes and after "answer is" alone: a formula or a list, not a number."""
-    chance: bool | None = None
-    """Whether the thought states the target of another problem, the same one in every arm; None where there is none."""
+    """Whether only boxes and phrases like "answer is" can show the right answer, because it is a formula or a list."""
+    states_shuffled_target: bool | None = None
+    """False-positive control: whether the thought states the target of another problem (the same one in every arm); None where
+    there is no other target."""
 
     @property
     def cluster(self) -> tuple[str, str]:
-        """Samples that share it are no independent witnesses."""
+        """Samples of one cluster are not independent observations."""
         row = self.row
         return ("problem", row.problem_id) if row.cluster_id is None else ("cluster", row.cluster_id)
 
 
 def graded_rows(folder: Path | str) -> list[GradeRow]:
-    """Grade a run again. Where problems ask for labels, the verdicts of its classifier are read instead: no grader has others."""
+    """Grade a run again. Where problems ask for labels, the stored verdicts of its classifier are read: no grader can judge
+    labels."""
     problems = read_problems(Path(folder) / PROBLEMS_FILE)
     if any(problem.answer_type == LABEL for problem in problems):
         return read_grades(folder)
@@ -74,7 +81,7 @@ def trace_run(
 ) -> Iterator[TracedSample]:
     """Every sample of a run folder with its thought traced, in the order of the files.
 
-    ``rows``: the run's grades. ``count_tokens`` counts as the run's model does. ``seed`` deals the targets for the chance rate.
+    ``rows``: the run's grades. ``count_tokens`` counts as the run's model does. ``seed`` draws the shuffled targets.
     ValueError for a sample without a grade.
     """
     judge = judge or AttemptJudge()
@@ -85,7 +92,7 @@ def trace_run(
     judged = [problem for name, problem in problems.items() if name not in unjudged]
     places = [(problem.problem_id, sample) for problem in judged for sample in range(config["k"])]
     asked = [problem for problem in judged for _ in repeat(None, config["k"])]
-    dealt = dict(zip(places, strangers(asked, seed), strict=True))
+    dealt = dict(zip(places, shuffled_targets(asked, seed), strict=True))
     boxed_only = {problem.problem_id for problem in judged if _in_boxes_only(problem)}
     for item in read_generations(Path(folder)):
         name, key = item.problem_id, (item.arm, item.problem_id, item.sample_idx)
@@ -104,13 +111,13 @@ def trace_run(
             markers=markers,
             judge=_nothing if name in unjudged else judge,
         )
-        stranger = dealt.get((name, item.sample_idx))
+        shuffled = dealt.get((name, item.sample_idx))
         yield TracedSample(
             row=row,
             trace=trace,
             unjudged=unjudged.get(name),
             boxed_only=name in boxed_only,
-            chance=None if stranger is None else states(stranger, trace, judge),
+            states_shuffled_target=None if shuffled is None else states(shuffled, trace, judge),
         )
 
 
@@ -129,40 +136,26 @@ def _nothing(problem: Problem, answer: str) -> bool:
     return False
 
 
-def chance_rate(
-    problems: Sequence[Problem], traces: Sequence[ThoughtTrace], seed: int = 0, judge: Judge | None = None
-) -> float | None:
-    """Share of thoughts in which a stranger's target is stated, among all answers that their attempts state.
+def shuffled_targets(problems: Sequence[Problem], seed: int = 0) -> list[Problem | None]:
+    """Each problem with the target (and unit) of another problem of the same answer type, drawn at random, never an equal one.
 
-    ``problems``: of each thought. None where no thought can be given another target; see ``strangers``.
-    """
-    if len(problems) != len(traces):
-        raise ValueError(f"{len(problems)} problems and {len(traces)} thoughts: expected one thought for each")
-    judge = judge or judge_by_rule
-    hits = [
-        states(stranger, trace, judge)
-        for stranger, trace in zip(strangers(problems, seed), traces, strict=True)
-        if stranger is not None
-    ]
-    return fmean(hits) if hits else None
+    None for a problem whose answer type has no other target. The same problem may be listed several times, once a sample:
+    each occurrence is drawn anew.
 
-
-def strangers(problems: Sequence[Problem], seed: int = 0) -> list[Problem | None]:
-    """Every problem with the target of another one of the same answer type, drawn at random, never an equal target.
-
-    None for a problem that is alone with its target. A problem may stand there once a sample: each place is drawn anew.
+    Why: a long thought states many numbers, and one may equal the target by chance. The share of thoughts that "state" a
+    shuffled target is the false-positive rate of that measure: if it is high, a stated right answer proves nothing.
     """
     generator = random.Random(seed)
     distinct = list({problem.problem_id: problem for problem in problems}.values())
     others: dict[tuple[str, str], list[Problem]] = {}
-    found: list[Problem | None] = []
+    shuffled: list[Problem | None] = []
     for problem in problems:
-        kind = (problem.answer_type, problem.target)
-        if kind not in others:
-            others[kind] = [one for one in distinct if one.answer_type == kind[0] and one.target != kind[1]]
-        other = generator.choice(others[kind]) if others[kind] else None
-        found.append(None if other is None else replace(problem, target=other.target, unit=other.unit))
-    return found
+        answer_type, target = key = (problem.answer_type, problem.target)
+        if key not in others:
+            others[key] = [item for item in distinct if item.answer_type == answer_type and item.target != target]
+        other = generator.choice(others[key]) if others[key] else None
+        shuffled.append(None if other is None else replace(problem, target=other.target, unit=other.unit))
+    return shuffled
 
 
 def states(problem: Problem, trace: ThoughtTrace, judge: Judge) -> bool:
@@ -186,14 +179,14 @@ def _judged(rule: Callable[[ThoughtTrace], float | None]) -> Callable[[TracedSam
 
 
 def _thinking_tokens(sample: TracedSample) -> float:
-    """As generated; counted in the text where the sampler did not know its tags."""
+    """The number that was generated; counted in the text where the sampler did not know the thinking tags."""
     if sample.row.thinking_tokens is not None:
         return sample.row.thinking_tokens
     return sample.trace.tokens if sample.trace else 0
 
 
 def _underthinking(sample: TracedSample) -> float | None:
-    """For incorrect responses alone; an answer at which the grader failed is not known to be one."""
+    """For incorrect responses only. An answer on which the grader failed is not known to be incorrect."""
     if sample.trace is None or sample.unjudged or sample.row.outcome not in ("wrong", "no_answer", "truncated"):
         return None
     return ut_rule([sample.trace])
@@ -206,7 +199,7 @@ MEASURES = (
     ThinkingMeasure("truncated", "share", lambda sample: sample.row.outcome == "truncated"),
     ThinkingMeasure("attempts", "count", lambda sample: len(sample.trace.attempts) if sample.trace else None),
     ThinkingMeasure("stated", "share", _judged(lambda trace: trace.first_correct_token is not None)),
-    ThinkingMeasure("chance", "share", lambda sample: sample.chance),
+    ThinkingMeasure("chance", "share", lambda sample: sample.states_shuffled_target),
     ThinkingMeasure("first_right_at", "tokens", _judged(lambda trace: trace.first_correct_token)),
     ThinkingMeasure("tokens_after_first_right", "tokens", _judged(lambda trace: trace.tokens_after_first_correct)),
     ThinkingMeasure("outcome_efficiency", "share", _judged(lambda trace: oe_rule([trace]))),
@@ -216,5 +209,5 @@ MEASURES = (
     ThinkingMeasure("right_to_wrong", "count", _judged(lambda trace: trace.correct_to_wrong)),
     ThinkingMeasure("revisit_rate", "share", _judged(lambda trace: trace.revisit_rate)),
 )
-"""Attempts and what follows are of samples with a thought; first_right_at and tokens_after_first_right of thoughts that state
-the right answer. The rules: ``thinking_metrics``."""
+"""From "attempts" on: samples with a thought only; first_right_at and tokens_after_first_right: thoughts that state the right
+answer only. "chance" is the false-positive rate of "stated". The rules are in ``metrics``."""

@@ -144,7 +144,7 @@ def test_predicted_positions_are_one_earlier() -> None:
     ("traces", "message"),
     [
         ([], "there are no traces: generate some first"),
-        (random_traces(2) + random_traces(1), "trace_id 'problem-0#0' stands twice"),
+        (random_traces(2) + random_traces(1), "trace_id 'problem-0#0' occurs twice"),
         ([Trace("a", (1, VOCAB), 1)], f"trace 'a' holds the token id {VOCAB}, this model has ids 0-{VOCAB - 1}"),
         ([Trace("a", (5,) * 129, 1)], "trace 'a' has 129 tokens, this model's context 128"),
     ],

@@ -13,7 +13,7 @@ import torch
 
 from direction_cases import plain_sae, released
 from expert_stats import MarkedSequence, collect_contrast
-from moe_steer.contrasts.fit import measure_contrast_fit
+from moe_steer.contrasts.collect import measure_contrast_fit
 from moe_steer.contrasts.sequences import batches, padded
 from moe_steer.directions import DirectionWarning, caa, pca, sta
 from moe_steer.observe import observe_residual
@@ -264,7 +264,7 @@ def test_the_fit_is_measured_on_the_marked_tokens() -> None:
     ("sequences", "options", "message"),
     [
         ([], {}, "there are no sequences: make some with answer_pairs, thought_pairs, prompt_pairs or decision_sites"),
-        (answers(1) + answers(1), {}, "the sequence '0positive' stands twice"),
+        (answers(1) + answers(1), {}, "the sequence '0positive' occurs twice"),
         (
             [MarkedSequence("a", (1, VOCAB), (1,))],
             {},

@@ -18,10 +18,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_public_names_are_pinned_and_all_there() -> None:
     assert sorted(expert_stats.__all__) == [
-        "ExpertScores", "MarkedSequence", "Marker", "MarkerSet", "RoutingCounter", "RoutingCounts", "Trace", "answer_pairs",
-        "collect_contrast", "collect_counts", "concise_and_verbose", "decision_sites", "prompt_pairs", "read_traces",
-        "reduce_counts", "score_experts", "select_experts", "select_placebo", "thought_pairs", "trace_from_ids",
-        "write_traces",
+        "BASES", "DosePoint", "ExpertScores", "MISSING_MARKER", "MarkedSequence", "Marker", "MarkerSet",
+        "RoutingCounter", "RoutingCounts", "Trace", "ZERO_JOINT", "answer_pairs", "batches", "collect_contrast",
+        "collect_counts", "concise_and_verbose", "decision_sites", "dose_response", "heat_map", "prompt_pairs",
+        "rank_stability", "read_traces", "reduce_counts", "score_experts", "select_experts", "select_placebo",
+        "sum_counts", "thought_pairs", "trace_from_ids", "write_traces",
     ]  # fmt: skip
     assert all(hasattr(expert_stats, name) for name in expert_stats.__all__)
     with pytest.raises(AttributeError, match="module 'expert_stats' has no attribute 'nothing'"):
@@ -29,7 +30,7 @@ def test_public_names_are_pinned_and_all_there() -> None:
 
 
 def heavy(*modules: str) -> str:
-    names = ", ".join(f"expert_stats.{module}" for module in modules)
+    names = ", ".join(modules)
     code = f"import sys, {names}; print(sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
@@ -37,13 +38,12 @@ def heavy(*modules: str) -> str:
 
 
 def test_pure_modules_import_neither_torch_nor_transformers() -> None:
-    assert (
-        heavy("counts", "npmi", "select", "scores", "uncertainty", "markers", "traces", "sites", "token_forms") == "[]"
-    )
+    rooms = ("expert_stats.counts", "expert_stats.npmi", "expert_stats.select", "expert_stats.scores")
+    assert heavy(*rooms, "moe_steer.tokens.markers", "moe_steer.tokens.traces") == "[]"
 
 
 def test_counting_imports_torch_alone() -> None:
-    assert heavy("collect", "reduce") == "['torch']"
+    assert heavy("expert_stats.collect") == "['torch']"
 
 
 def test_examples_in_docstrings_hold() -> None:

@@ -94,7 +94,7 @@ def test_no_traces_are_refused(tmp_path: Path) -> None:
         read_traces(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="there are no traces"):
         write_traces(tmp_path / "new.jsonl", [])
-    with pytest.raises(ValueError, match="trace_id 'a#0' stands twice"):
+    with pytest.raises(ValueError, match="trace_id 'a#0' occurs twice"):
         write_traces(tmp_path / "new.jsonl", [TRACES[0], TRACES[0]])
     assert not (tmp_path / "new.jsonl").exists()
 

@@ -20,7 +20,7 @@ from expert_stats.collect import collect_counts
 from launch.core.ranks import Ranks, leave, ranks_of_this_run
 from launch.core.sharded import broadcast_plan, collect_over_ranks
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, steer
-from moe_steer.backends.layout import in_step, layout_of
+from moe_steer.backends.layout import layout_of, lockstep
 from moe_steer.layers import model_shape
 from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.sampling import Request, SamplingConfig
@@ -114,7 +114,7 @@ def compare(backend: str, name: str, folder: Path, ranks: Ranks) -> dict[str, An
         greedy=True, max_new_tokens=7 + 5 * ranks.rank if not layout.same_tokens else 7, batch_size=2
     )
     for key, change in (("greedy", SteeringPlan()), ("steered_greedy", plan)):
-        with in_step(model), steer(model, change, quiet=True):
+        with lockstep(model), steer(model, change, quiet=True):
             got = {s.key: s.token_ids for s in InProcessSampler(model, tokenizer).sample(own, config)}
         with steer(reference, change, quiet=True):
             want = {s.key: s.token_ids for s in InProcessSampler(reference, tokenizer).sample(own, config)}

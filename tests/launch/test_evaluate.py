@@ -14,7 +14,7 @@ from launch.evaluate import main
 from launch.jobs.evaluation import EvaluateOptions
 from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.lab import LAB_MODEL
-from reasoning_evals.decoding.processors import NOWAIT_WORDS
+from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.runs.run_folder import read_generations, read_run
 
 SMALL = ["--num-problems", "6", "--samples", "1", "--max-new-tokens", "80", "--batch-size", "6"]

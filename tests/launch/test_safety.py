@@ -19,7 +19,7 @@ from moe_steer.directions import Direction
 from moe_steer.saes import load_sae, save_sae
 from reasoning_evals.runs.run_folder import read_generations, read_run
 from reasoning_evals.safety import text_fluency
-from reasoning_evals.safety.classifier import load_classifier
+from reasoning_evals.safety.verdicts import load_classifier
 
 SHORT = ["--attack-tokens", "6", "--gsm8k-tokens", "5", "--batch-size", "8"]
 

@@ -17,14 +17,13 @@ from transformers import CONFIG_MAPPING
 
 import tiny
 from moe_steer import load_model
-from moe_steer.backends import BACKENDS
 from moe_steer.backends.autoep import PRESETS
 from moe_steer.backends.checkpoint import cached_folder, check_shards, skeleton, whole_blocks
-from moe_steer.backends.choose import choose
 from moe_steer.backends.engine import settings, zero3_section
-from moe_steer.backends.layout import Layout, in_step, layout_of, remember_layout
-from moe_steer.backends.names import refusal
+from moe_steer.backends.layout import Layout, layout_of, lockstep, remember_layout
+from moe_steer.backends.memory import choose_backend
 from moe_steer.backends.offload import in_cpu_memory
+from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.tp_ep import _left_as_loaded, parallel_rules
 
 
@@ -165,7 +164,7 @@ def test_a_damaged_or_missing_weight_file_is_named(tmp_path: Path) -> None:
 
 
 def test_auto_takes_plain_where_it_fits_and_says_so() -> None:
-    backend, reason = choose(tiny.deepseek_v3().config, 1, "auto", "")
+    backend, reason = choose_backend(tiny.deepseek_v3().config, 1, "auto", "")
     assert backend == "plain"
     assert reason.startswith("plain: the fastest that fits, ")
     assert "\n" not in reason
@@ -181,15 +180,15 @@ def test_auto_takes_the_next_where_the_model_does_not_fit(monkeypatch: pytest.Mo
             0, int(whole * 1.4)
         ),
     )
-    assert choose(config, 2, "auto", "")[0] == "tp_ep"
+    assert choose_backend(config, 2, "auto", "")[0] == "tp_ep"
     monkeypatch.setattr("moe_steer.backends.memory.available_bytes", lambda world_size: (whole // 50, "test"))
     with pytest.raises(ValueError, match="no backend fits .* a rank .*: use "):
-        choose(config, 2, "auto", "")
+        choose_backend(config, 2, "auto", "")
 
 
 def test_layouts_say_whose_tokens_count() -> None:
-    same = Layout(backend="tp_ep", rank=1, world_size=4, same_tokens=True, in_step=True)
-    own = Layout(backend="zero3", rank=1, world_size=4, in_step=True)
+    same = Layout(backend="tp_ep", rank=1, world_size=4, same_tokens=True, lockstep=True)
+    own = Layout(backend="zero3", rank=1, world_size=4, lockstep=True)
     assert (same.share, same.writes) == ((0, 1), False)
     assert (own.share, own.writes) == ((1, 4), True)
     model = tiny.qwen2()
@@ -202,7 +201,7 @@ def test_layouts_say_whose_tokens_count() -> None:
 def test_in_step_leaves_a_lone_model_alone() -> None:
     model = tiny.qwen2()
     before = tiny.hook_count(model)
-    with in_step(model):
+    with lockstep(model):
         assert tiny.hook_count(model) == before
 
 

@@ -306,7 +306,7 @@ def test_pairs_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "pairs.csv").write_bytes(b"\xff\xfe\x00abc")
     given = ["direction", "--contrast", "answers", "--pairs", str(tmp_path / "pairs.csv"), "--layers", "2"]
     assert main([*given, "--out", str(tmp_path / "d")]) == 1
-    assert "is no text in UTF-8" in capsys.readouterr().err
+    assert "is not UTF-8 text" in capsys.readouterr().err
 
 
 def test_an_sae_that_explains_nothing_is_refused(

@@ -52,8 +52,8 @@ def test_what_the_standard_writer_writes_is_read_as_it_is(value: Any) -> None:
         (b'{"gain": ' + b"9" * 309 + b".0}", "holds inf under the key 'gain'"),
         (b'{"gain": ' + b"9" * 5000 + b"}", "f.json:3 holds a number of more than 4300 digits: mend"),
         (b"\xef\xbb\xbf{}", "f.json:3 begins with a byte order mark: save it in UTF-8 without one"),
-        (b'{"name": "\xe9"}', "f.json:3 is no text in UTF-8 .* at byte 10.: save it in UTF-8"),
-        ('{"a": 1}'.encode("utf-16"), "f.json:3 is no text in UTF-8"),
+        (b'{"name": "\xe9"}', "f.json:3 is not UTF-8 text .* at byte 10.: save it in UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "f.json:3 is not UTF-8 text"),
         (rb'{"name": {"x": ["\ud800"]}}', "f.json:3 holds half a surrogate pair under the key 'x', which is no character"),
         (rb'{"\udc00": 1}', "half a surrogate pair under the key"),
         (b'{"a": ' + deep(99).encode() + b"}", None),
@@ -163,7 +163,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
         (b'{"version": 1e999}\n', "holds inf under the key 'version'"),
         (b'{"version": ' + deep(20_000).encode() + b"}\n", "is nested deeper than 100 levels"),
         (b'\xef\xbb\xbf{"version": 1}\n', "byte order mark"),
-        (b'{"version": "\xff"}\n', "is no text in UTF-8"),
+        (b'{"version": "\xff"}\n', "is not UTF-8 text"),
     ],
 )
 def test_every_reader_refuses_them_and_names_the_file(

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.lab.solutions import MAX_CHECKS, write_solution
-from moe_steer.lab.family import show
+from moe_steer.lab.family import NotWholeError, Scratch, evaluate, long_multiplication, show, slipped
 from moe_steer.lab.problems import FAMILIES, draw_params, make_problem
-from moe_steer.lab.scratch import NotWholeError, Scratch, evaluate, long_multiplication, slipped
 
 SENTENCE = re.compile(r"(\d+) ([-+*/]) (\d+) = (?:[\d +]+ = )?(\d+)\.")
 

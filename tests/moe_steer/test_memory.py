@@ -13,9 +13,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 from launch.cli.main import main
 from moe_steer.backends import checkpoint, shards
 from moe_steer.backends.checkpoint import skeleton
-from moe_steer.backends.choose import choose
 from moe_steer.backends.engine import KEEP_WHOLE_BELOW
-from moe_steer.backends.memory import plan_memory
+from moe_steer.backends.memory import choose_backend, plan_memory
 from moe_steer.backends.rehearsal import _Allocations, rehearse, rehearse_step
 
 GIB = 2**30
@@ -205,8 +204,8 @@ def test_auto_chooses_for_the_jobs_batch_and_length() -> None:
     shape = json.loads(recipe.read_text())["shape"]
     config = CONFIG_MAPPING[shape.pop("model_type")](**shape)
     limit = int(0.92 * 80 * GIB)
-    assert choose(config, 2, "auto", "", limit, True)[0] == "plain"
-    assert choose(config, 2, "auto", "", limit, True, batch=8, context=32768)[0] == "tp_ep"
+    assert choose_backend(config, 2, "auto", "", limit, True)[0] == "plain"
+    assert choose_backend(config, 2, "auto", "", limit, True, batch=8, context=32768)[0] == "tp_ep"
 
 
 def test_a_module_of_several_parameters_is_gathered_twice_over() -> None:

@@ -231,7 +231,7 @@ def test_a_file_of_the_directions_room_can_be_named(tmp_path) -> None:
         (direction(residual_norm=0.0), None, "says residual_norm is 0.0, which is no length"),
         (direction(residual_norm=2.0), torch.zeros(3), "holds a vector of zeros, which has no direction"),
         ({"direction": "{half"}, None, "has a header that is not JSON"),
-        ({"direction": "[1]"}, None, "which is no JSON object"),
+        ({"direction": "[1]"}, None, "which is not a JSON object"),
     ],
 )  # fmt: skip
 def test_headers_that_do_not_fit_are_refused_in_one_line(tmp_path, metadata, vector, message: str) -> None:

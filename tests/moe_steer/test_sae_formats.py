@@ -285,7 +285,7 @@ def test_wrong_paths_and_damaged_files(tmp_path: Path) -> None:
         load_sae(tmp_path / "none")
     with pytest.raises(ValueError, match="SAE format 'sae' is unknown: choose auto, saelens"):
         load_sae(tmp_path, format="sae")
-    with pytest.raises(ValueError, match=r"is no SAE of a known format \(found: nothing\)"):
+    with pytest.raises(ValueError, match=r"is not an SAE of a known format \(found: nothing\)"):
         load_sae(tmp_path)
     with pytest.raises(ValueError, match="params.npz cannot be read"):
         load_sae(tmp_path, format="gemma-scope")

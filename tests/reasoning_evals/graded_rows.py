@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
+from reasoning_evals.problems import Problem
 from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.thoughts.metrics import Judge, ThoughtTrace, judge_by_rule
+from reasoning_evals.thoughts.traced import shuffled_targets, states
 
 
 def row(arm: str, problem: str, sample: int, correct: bool, tokens: int = 50, **changes: object) -> GradeRow:
@@ -60,3 +64,21 @@ def simulated(num_problems: int, k: int, effects: Mapping[str, float], seed: int
                     )
                 rows.append(made)
     return rows
+
+
+def false_positive_rate(
+    problems: Sequence[Problem], traces: Sequence[ThoughtTrace], seed: int = 0, judge: Judge | None = None
+) -> float | None:
+    """Share of thoughts in which a shuffled target is stated, among all answers that their attempts state.
+
+    ``problems``: of each thought. None where no thought can be given another target; see ``shuffled_targets``.
+    """
+    if len(problems) != len(traces):
+        raise ValueError(f"{len(problems)} problems and {len(traces)} thoughts: expected one thought for each")
+    judge = judge or judge_by_rule
+    hits = [
+        states(shuffled, trace, judge)
+        for shuffled, trace in zip(shuffled_targets(problems, seed), traces, strict=True)
+        if shuffled is not None
+    ]
+    return fmean(hits) if hits else None

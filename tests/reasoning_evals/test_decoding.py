@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList
 
-from reasoning_evals.decoding import Ban, SwitchPenalty, Tags, ThinkingBudget
-from reasoning_evals.decoding.forms import completed_by, last_end, last_start
+from reasoning_evals.decoding import Ban, SwitchPenalty, Tags, ThinkingBudget, completed_by, last_end, last_start
 
 PAD, OPEN, CLOSE = 0, 1, 2
 TAGS = Tags((OPEN,), (CLOSE,))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoning_evals.comparing.compare import compare_arms
-from reasoning_evals.comparing.efficiency import efficiency, paired_ratio, percent_change, thoughts_of
+from reasoning_evals.comparing.token_use import efficiency, paired_ratio, percent_change, thoughts_of
 from reasoning_evals.runs.grading_pass import GradeRow
 
 lengths = st.lists(st.tuples(st.floats(1, 1e4), st.floats(0, 1e4)), min_size=2, max_size=40)

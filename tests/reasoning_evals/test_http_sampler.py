@@ -58,7 +58,7 @@ def test_one_request_a_sample_with_its_own_seed(serve: Callable[[Say], Server]) 
     http = sampler(server, api_key="secret")
     found = list(http.sample(requests(3), CONFIG))
     assert found == [Sample(i, (5, 6, 7, 100 + i, 1), f"wait, </think>{100 + i}", "stop") for i in range(3)]
-    assert http.stats == HttpStats(3, 0, 0, {}, 0)
+    assert http.stats == HttpStats(3, 0, {}, 0)
     assert sorted(body["seed"] for body in server.bodies) == [100, 101, 102]
     assert {body["prompt"] for body in server.bodies} == {"question 0", "question 1", "question 2"}
     assert server.headers_seen[0]["authorization"] == "Bearer secret"
@@ -152,7 +152,7 @@ def test_429_then_ok_is_counted(serve: Callable[[Say], Server]) -> None:
     begin = time.monotonic()
     assert len(list(http.sample(requests(2), CONFIG))) == 2
     assert time.monotonic() - begin >= 1
-    assert http.stats == HttpStats(2, 2, 2, {"429": 2}, 0)
+    assert http.stats == HttpStats(2, 2, {"429": 2}, 0)
     assert len(server.bodies) == 4
 
 
@@ -214,7 +214,7 @@ def test_a_connection_that_is_refused_or_broken_is_asked_again(serve: Callable[[
             200,
             "application/json",
             b'{"choices": [{"text": "x", "token_ids": 5}]}',
-            "token_ids are no list of integers: 5",
+            "token_ids are not a list of integers: 5",
         ),
         (400, "application/json", b'{"error": {"message": "too long"}}', "answers 400 Bad Request: "),
         (401, "text/plain", b"", "give the right api_key"),
@@ -358,7 +358,7 @@ def test_a_run_over_http_is_graded_and_resumed(serve: Callable[[Say], Server], t
 def test_wrong_settings() -> None:
     with pytest.raises(ValueError, match="base_url must start with http"):
         HttpSampler("localhost:8000", "m")
-    with pytest.raises(ValueError, match=r"base_url 'http://x:y/v1' is no address"):
+    with pytest.raises(ValueError, match=r"base_url 'http://x:y/v1' is not a URL"):
         HttpSampler("http://x:y/v1", "m")
     with pytest.raises(ValueError, match="expected concurrency >= 1"):
         HttpSampler("http://x/v1", "m", concurrency=0)

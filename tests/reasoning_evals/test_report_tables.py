@@ -10,15 +10,15 @@ from graded_rows import table
 from reasoning_evals.comparing.compare import compare_arms
 from reasoning_evals.report import Report, render_html, render_markdown
 from reasoning_evals.report.build import ProblemOutcome, Table
-from reasoning_evals.report.figures import Place, frontier
+from reasoning_evals.report.figures import ArmPoint, frontier
 
-BASE = Place("baseline", 100.0, 95.0, 105.0, 0.8, 0.75, 0.85)
+BASE = ArmPoint("baseline", 100.0, 95.0, 105.0, 0.8, 0.75, 0.85)
 
 
 def test_the_frontier_draws_every_setting_and_is_the_same_every_time() -> None:
     curves = {
-        "caa L2": [Place("a", 80, 75, 85, 0.8, 0.7, 0.9), Place("b", 60, 50, 70, 0.5, 0.4, 0.6)],
-        "$odd <method>": [Place("c", 90, 85, 95, 1.0, 1.0, 1.0)],
+        "caa L2": [ArmPoint("a", 80, 75, 85, 0.8, 0.7, 0.9), ArmPoint("b", 60, 50, 70, 0.5, 0.4, 0.6)],
+        "$odd <method>": [ArmPoint("c", 90, 85, 95, 1.0, 1.0, 1.0)],
     }
     drawn = frontier(curves, BASE, ["b"])
     assert drawn == frontier(curves, BASE, ["b"])

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from reasoning_evals.engines.kv_cache import GrowingLayer, growing_cache
-from reasoning_evals.engines.latent_attention import AbsorbedLatents
+from reasoning_evals.engines.kv_cache import AbsorbedLatents, GrowingLayer, growing_cache
 from tiny_reasoners import tiny_model
 
 STEPS = st.lists(

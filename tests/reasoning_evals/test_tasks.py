@@ -9,7 +9,7 @@ import pytest
 from reasoning_evals import Problem, grade, load_task
 from reasoning_evals.grading import grade_answer
 from reasoning_evals.problems import write_problems
-from reasoning_evals.tasks import generated, task_names, task_spec
+from reasoning_evals.tasks import loading, task_names, task_spec
 from reasoning_evals.tasks.letters import LETTERS, shuffled
 from reasoning_evals.tasks.loading import SPECS
 
@@ -269,7 +269,7 @@ def test_published_errors_can_be_corrected(tmp_path):
     path = write_rows(tmp_path / "test.jsonl", [ROWS["gsm8k"]])
     (problem,) = load_task("gsm8k", data_dir=path, overrides={"gsm8k-ba352e24c6": 19})
     assert problem.target == "19"
-    with pytest.raises(ValueError, match="task 'gsm8k': overrides names gsm8k-x, which is no problem of it"):
+    with pytest.raises(ValueError, match="task 'gsm8k': overrides names gsm8k-x, which is not one of its problems"):
         load_task("gsm8k", data_dir=path, overrides={"gsm8k-x": 19})
     own = tmp_path / "own.jsonl"
     write_problems(own, [problem])
@@ -286,9 +286,9 @@ def sample_task(num: int = 2, seed: int = 0):
 
 @pytest.fixture
 def offered(monkeypatch):
-    point = EntryPoint("sample", f"{__name__}:sample_task", generated.GROUP)
+    point = EntryPoint("sample", f"{__name__}:sample_task", loading.GROUP)
     monkeypatch.setattr(EntryPoint, "load", lambda self: sample_task)
-    monkeypatch.setattr(generated, "entry_points", lambda group: [point])
+    monkeypatch.setattr(loading, "entry_points", lambda group: [point])
 
 
 @pytest.mark.usefixtures("offered")
@@ -319,7 +319,7 @@ def test_reasoning_gym_says_what_it_needs():
         with pytest.raises(ImportError, match="pip install reasoning-gym"):
             load_task("reasoning_gym", dataset="gcd")
         return
-    for dataset in generated.GYM_TYPES:
+    for dataset in loading.GYM_TYPES:
         problems = load_task("reasoning_gym", dataset=dataset, num=20, seed=2)
         assert problems == load_task("reasoning_gym", dataset=dataset, num=20, seed=2)
         for problem in problems:

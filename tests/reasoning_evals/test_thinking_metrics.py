@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graded_rows import false_positive_rate
 from reasoning_evals import Problem
 from reasoning_evals.thinking import Loop, longest_repeat, loop_at_end
 from reasoning_evals.thoughts.metrics import (
@@ -15,8 +16,7 @@ from reasoning_evals.thoughts.metrics import (
     trace_thought,
     ut_rule,
 )
-from reasoning_evals.thoughts.segments import count_markers, segment_thought
-from reasoning_evals.thoughts.traced import chance_rate
+from reasoning_evals.thoughts.segments import segment_thought
 
 SEVEN = Problem("seven", "3+4?", "7", "integer")
 THOUGHT = (
@@ -80,10 +80,6 @@ def test_other_markers_and_what_is_none():
         segment_thought("x", markers=["wait", ""])
 
 
-def test_markers_are_counted_as_words():
-    assert count_markers("Wait, WAIT! await; waiter. But wait", ["wait", "hmm"]) == {"wait": 3, "hmm": 0}
-
-
 def test_candidates():
     assert candidates("so 3 + 4 = 8. Then \\boxed{7}, and the answer is 9.", "integer") == ["8", "7", "9"]
     assert candidates("$v = 5$ m/s, and $x = \\frac{1}{2}$.", "number") == ["5 m/s", "\\frac{1}{2}"]
@@ -142,7 +138,7 @@ def test_chance_is_measured_with_the_targets_of_others():
     letter = Problem("letter", "?", "B", "choice")
 
     def rate(problems, thoughts):
-        return chance_rate(
+        return false_positive_rate(
             problems, [trace_thought(p, text, False, words) for p, text in zip(problems, thoughts, strict=True)]
         )
 
@@ -151,7 +147,7 @@ def test_chance_is_measured_with_the_targets_of_others():
     assert rate([SEVEN, twin], ["3 + 4 = 7.", "3 + 4 = 7."]) is None
     assert rate([SEVEN, letter], ["7", "B"]) is None
     with pytest.raises(ValueError, match="2 problems and 1 thoughts"):
-        chance_rate([SEVEN, eight], [trace_thought(SEVEN, "7", False, words)])
+        false_positive_rate([SEVEN, eight], [trace_thought(SEVEN, "7", False, words)])
 
 
 def naive_loop(ids, copies, min_tokens):

@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 import pytest
 from scipy import stats
 
+from graded_rows import false_positive_rate
 from reasoning_evals import Problem
 from reasoning_evals.comparing.compare import compare_arms
 from reasoning_evals.comparing.statistics import wilson_interval
@@ -32,9 +33,8 @@ from reasoning_evals.thoughts.traced import (
     MEASURES,
     UNREADABLE,
     TracedSample,
-    chance_rate,
     graded_rows,
-    strangers,
+    shuffled_targets,
     trace_run,
 )
 from spoken_runs import AGAIN, RIGHT, WRONG, Rambling, Spoken, write_run
@@ -260,10 +260,10 @@ def test_chance_looks_at_every_attempt_and_deals_alike() -> None:
     thought = "First of all we have 1 + 7 = 8. " + "Wait, let me count that again: 1 + 2 = 3. " * 40
     trace = trace_thought(seven, thought, False, words)
     assert sum(len(attempt.stated) for attempt in trace.attempts) == 41
-    assert chance_rate([seven, eight], [trace, trace_thought(eight, "", False, words)]) == 0.5
+    assert false_positive_rate([seven, eight], [trace, trace_thought(eight, "", False, words)]) == 0.5
     problems = [Problem(f"p{i}", "?", str(i % 5), "integer") for i in range(40)]
-    dealt = strangers(problems * 2, seed=3)
-    assert dealt == strangers(problems * 2, seed=3) != strangers(problems * 2, seed=4)
+    dealt = shuffled_targets(problems * 2, seed=3)
+    assert dealt == shuffled_targets(problems * 2, seed=3) != shuffled_targets(problems * 2, seed=4)
     assert all(
         one is not None and one.target != problem.target for one, problem in zip(dealt, problems * 2, strict=True)
     )
@@ -300,7 +300,7 @@ def test_what_cannot_be_said_is_said(tmp_path: Path, samples: list[TracedSample]
     ]
     one = samples[:4]
     assert notes(one) == ["baseline is the only arm: nothing is compared; give the folder of another one with --arm"]
-    unjudged = [dataclasses.replace(s, unjudged=UNREADABLE, chance=None) for s in one]
+    unjudged = [dataclasses.replace(s, unjudged=UNREADABLE, states_shuffled_target=None) for s in one]
     values = summarise_thinking(unjudged).arms[0].values
     assert {name for name, value in values.items() if value} == {
         "accuracy", "thinking_tokens", "closed", "truncated", "attempts",
@@ -313,11 +313,11 @@ def test_what_cannot_be_said_is_said(tmp_path: Path, samples: list[TracedSample]
         "no response is wrong, so none underthinks: baseline",
         "the grader failed at 4 of 4 responses: they are not taken for wrong ones",
     ]
-    hit = [dataclasses.replace(s, chance=True) for s in one]
+    hit = [dataclasses.replace(s, states_shuffled_target=True) for s in one]
     assert "thoughts often state the answer to ANOTHER problem (baseline 100.0%): a right one means little there" in (
         notes(hit)
     )
-    none = [dataclasses.replace(s, chance=None) for s in one]
+    none = [dataclasses.replace(s, states_shuffled_target=None) for s in one]
     assert "no chance rate (baseline): no problem has another answer of the same type to look for" in notes(none)
     boxed = [dataclasses.replace(s, boxed_only=s.row.problem_id == "p1") for s in one]
     assert (

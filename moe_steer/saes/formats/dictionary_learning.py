@@ -42,7 +42,7 @@ def read(path: Path, given: Given) -> SAE:
     kind = _KINDS[dictionary]
     tensors = read_torch(weights_path)
     bias = pick(tensors, weights_path, "encoder.bias", "b_enc")
-    matrices = "W_enc" in tensors  # the Matryoshka class keeps plain matrices, the others linear layers
+    matrices = "W_enc" in tensors  # the Matryoshka class stores plain matrices, the others linear layers
     encoder = pick(tensors, weights_path, "W_enc") if matrices else pick(tensors, weights_path, "encoder.weight").T
     decoder = pick(tensors, weights_path, "W_dec") if matrices else pick(tensors, weights_path, "decoder.weight").T
     return SAE(
@@ -68,7 +68,7 @@ def read(path: Path, given: Given) -> SAE:
 
 
 def _site(submodule: str | None) -> str:
-    # The library's own example trains on the residual stream and then names no submodule.
+    # The library's example trains on the residual stream and then gives no submodule name.
     if not submodule:
         return "residual"
     return next((site for name, site in _SITES.items() if submodule.startswith(name)), submodule)

@@ -1,4 +1,4 @@
-"""Gemma Scope (Gemma 2): params.npz alone; model, layer and site stand in the path it was downloaded to."""
+"""Gemma Scope (Gemma 2): only params.npz; model, layer and site are in the download path."""
 
 from __future__ import annotations
 

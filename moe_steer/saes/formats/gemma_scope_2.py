@@ -16,7 +16,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, given: Given) -> SAE:
-    """JumpReLU; ValueError for the transcoders of the same collection, whose output is another site than their input."""
+    """JumpReLU; ValueError for the transcoders of the same collection, which map one site to another."""
     config = read_config(
         path / CONFIG, hf_hook_point_in=str | None, affine_connection=bool | None, model_name=str | None
     )

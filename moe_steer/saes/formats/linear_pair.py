@@ -12,7 +12,7 @@ _LAYER = re.compile(r"[-_]l(?:ayer)?[-_]?(\d+)(?=[-_.]|$)")
 
 
 def recognises(path: Path) -> bool:
-    """Any torch file: what is in it is seen when it is read."""
+    """Any torch file: its content is checked when it is read."""
     return path.is_file() and path.suffix in (".pt", ".pth")
 
 

@@ -45,7 +45,7 @@ def read(path: Path, given: Given) -> SAE:
 
 
 def scale_of(path: Path, config: dict[str, Any], mean_norm: Any) -> float:
-    """What inputs are multiplied by: sqrt(D) / mean norm; ValueError for what is not a JumpReLU SAE of that kind."""
+    """The factor of the inputs, sqrt(D) / mean norm; ValueError for anything but a JumpReLU SAE of this kind."""
     if config.get("act_fn", "jumprelu") != "jumprelu":
         raise ValueError(f"{path} has the activation {config['act_fn']!r}: jumprelu is expected")
     if config.get("use_glu_encoder") or config.get("apply_decoder_bias_to_pre_encoder"):
@@ -75,7 +75,7 @@ def build(
     model_name: str,
     given: Given,
 ) -> SAE:
-    """The SAE of raw activations from tensors of scaled ones; ``threshold`` is in the scaled SAE's units."""
+    """The SAE for raw activations, from tensors for scaled ones; ``threshold`` is in the scaled SAE's units."""
     encoder = pick(tensors, weights_path, "encoder.weight").T.contiguous()
     decoder = pick(tensors, weights_path, "decoder.weight").T.contiguous()
     bias = pick(tensors, weights_path, "encoder.bias")

@@ -1,6 +1,6 @@
 """Llama Scope R1 (DeepSeek-R1-Distill-Llama-8B): config.json and sae_weights.safetensors.
 
-As Llama Scope, with the logarithm of one threshold an atom, and the mean norms of the activations among the tensors.
+Like Llama Scope, but with the logarithm of one threshold per atom, and with the mean norms of the activations as tensors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Qwen-Scope (Qwen3, Qwen3.5): one layer{n}.sae.pt a layer, with or without the repository's config.json beside it."""
+"""Qwen-Scope (Qwen3, Qwen3.5): one layer{n}.sae.pt per layer, with or without the repository's config.json in the same folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _REPOSITORY = re.compile(r"SAE-Res-(.+?)-W\d+K-L0_(\d+)")
 
 
 def recognises(path: Path) -> bool:
-    """Such a file, or a folder with some."""
+    """Such a file, or a folder with such files."""
     return bool(_FILE.search(path.name)) if not path.is_dir() else bool(_files(path))
 
 
 def layers_in(path: Path) -> list[int]:
-    """Layers whose SAEs a folder holds."""
+    """Layers of the SAEs in a folder."""
     return sorted(int(item.name.removeprefix("layer").partition(".")[0]) for item in _files(path))
 
 

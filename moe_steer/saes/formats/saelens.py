@@ -1,7 +1,4 @@
-"""SAELens folders: cfg.json and sae_weights.safetensors, of version 6 and of the versions before it.
-
-Writes an SAE as a SAELens folder (version 6): cfg.json and sae_weights.safetensors.
-"""
+"""SAELens folders: cfg.json and sae_weights.safetensors, read in version 6 and older ones, written in version 6."""
 
 from __future__ import annotations
 
@@ -19,6 +16,17 @@ from moe_steer.saes.sae import SAE, fold_decoder_norm, hook_of_place, place_of_h
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _KINDS = {"standard": "relu", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
+
+_ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
+_KEYS = {
+    "W_enc_DF": "W_enc",
+    "b_enc_F": "b_enc",
+    "W_dec_FD": "W_dec",
+    "b_dec_D": "b_dec",
+    "threshold_F": "threshold",
+    "r_mag_F": "r_mag",
+    "b_mag_F": "b_mag",
+}
 
 
 def recognises(path: Path) -> bool:
@@ -56,7 +64,7 @@ def read(path: Path, given: Given) -> SAE:
         encoder, bias, decoder = fold_decoder_norm(encoder, bias, decoder)
     finetuned = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
     if finetuned is not None and not torch.equal(finetuned, torch.ones_like(finetuned)):
-        decoder = decoder * finetuned.to(decoder.dtype)[:, None]  # it stretched activations just before decoding
+        decoder = decoder * finetuned.to(decoder.dtype)[:, None]  # a factor applied to activations just before decoding
     layer, site = place_of_hook(_metadata(config, "hook_name", "hook_point"))
     return SAE(
         kind=kind,
@@ -108,20 +116,8 @@ def _refuse_normalisation(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-_ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
-_KEYS = {
-    "W_enc_DF": "W_enc",
-    "b_enc_F": "b_enc",
-    "W_dec_FD": "W_dec",
-    "b_dec_D": "b_dec",
-    "threshold_F": "threshold",
-    "r_mag_F": "r_mag",
-    "b_mag_F": "b_mag",
-}
-
-
 def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
-    """Write the folder and return it; ``load_sae`` reads back every number as it is. A file appears complete or not at all."""
+    """Write the folder and return it; ``load_sae`` reads back exactly the same numbers. A file appears complete or not at all."""
     target = Path(folder)
     keys = {**_KEYS, "b_enc_F": "b_gate"} if sae.kind == "gated" else _KEYS
     tensors = {keys[name]: tensor.detach().cpu().contiguous() for name, tensor in sae.tensors().items()}

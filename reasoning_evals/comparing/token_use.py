@@ -1,4 +1,4 @@
-"""Shorter thoughts, and what they cost: the change in length as a ratio, accuracy against a margin, repetition."""
+"""Shorter thoughts and their price: length as a ratio to the baseline, accuracy against a margin, repetition."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import stats
 
 from reasoning_evals.comparing.comparison import ArmSummary, Difference
 from reasoning_evals.comparing.verdicts import NO_INTERVAL, points
-from reasoning_evals.runs.grading_pass import GradeRow
+from reasoning_evals.runs import GradeRow
 from reasoning_evals.thinking import longest_repeat, loop_at_end
 
 SHORTER_HELD, SHORTER_OPEN, SHORTER_LOST = (
@@ -21,7 +21,7 @@ SHORTER_HELD, SHORTER_OPEN, SHORTER_LOST = (
 )
 LONGER, SAME = "longer", "no change in length shown"
 MARGIN = 0.03
-"""Accuracy that may be lost and still count as held: the lower end of the 95% interval must stay above its negative."""
+"""Loss of accuracy that still counts as "held": the lower end of the 95% interval must stay above its negative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,15 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thoughts:
-    """How the thoughts of one arm look. Shares are of all samples."""
+    """The thoughts of one arm. Shares are of all samples."""
 
     thinking_tokens: float
     closed: float
     truncated: float
     loops: float
-    """Samples that end in a loop (one stretch three times or more, 30 tokens at least)."""
+    """Samples that end in a loop (the same tokens three times or more, at least 30 tokens)."""
     repetition: float
-    """Longest stretch that occurs twice, as a share of the generated tokens; mean over samples."""
+    """Longest sequence of tokens that occurs twice, as a share of the generated tokens; mean over samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,9 +81,10 @@ def efficiency(
 ) -> Efficiency:
     """Judge an arm of graded samples by length and by accuracy.
 
-    "Held" means that the 95% interval of the paired accuracy difference stays above -``margin``; "lost" that it stays below 0;
-    "not settled" is neither. Where no problem changed at all, the interval has no width: then the 95% bound on the share of problems that
-    may change, 1 - 0.05^(1/n), takes its place (100 problems or more can hold 3 points). The interval of the length must exclude 1 for shorter or longer.
+    "Held" means that the 95% interval of the paired accuracy difference stays above -``margin``; "lost" that it stays below
+    0; "not settled" is neither. If no problem changed at all, the interval has no width; the 95% bound on the share of
+    problems that may change, 1 - 0.05^(1/n), is used instead (100 problems or more can hold 3 points). The interval of the
+    length must exclude 1 for shorter or longer.
     """
     a_P, b_P = (_tokens_by_problem(rows, name) for name in (baseline, arm))
     ratio = paired_ratio(a_P, b_P)
@@ -95,7 +96,7 @@ def efficiency(
         verdict = SHORTER_LOST
     else:
         low = accuracy.low
-        if accuracy.high == low:  # no problem changed: that says little about few problems
+        if accuracy.high == low:  # no problem changed, which is weak evidence when there are few problems
             low = accuracy.mean - (1 - 0.05 ** (1 / len(a_P)))
         verdict = SHORTER_HELD if low > -margin else SHORTER_OPEN
     between = f"{points(accuracy.low)} to {points(accuracy.high)}"

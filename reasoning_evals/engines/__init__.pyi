@@ -1,0 +1,10 @@
+from reasoning_evals.engines.first_letter import FirstLetterSampler as FirstLetterSampler
+from reasoning_evals.engines.first_letter import letter_mass as letter_mass
+from reasoning_evals.engines.http_audit import HttpAudit as HttpAudit
+from reasoning_evals.engines.http_audit import http_line as http_line
+from reasoning_evals.engines.http_sampler import HttpSampler as HttpSampler
+from reasoning_evals.engines.in_process import InProcessSampler as InProcessSampler
+from reasoning_evals.engines.sampling import Request as Request
+from reasoning_evals.engines.sampling import Sample as Sample
+from reasoning_evals.engines.sampling import Sampler as Sampler
+from reasoning_evals.engines.sampling import SamplingConfig as SamplingConfig
