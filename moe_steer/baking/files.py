@@ -1,4 +1,4 @@
-"""Files put beside one another: linked, copied without filling holes, hashed. The source is only ever opened for reading."""
+"""Files linked, copied without filling holes, compared, hashed. The source is only ever opened for reading."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from moe_steer.baking.shards import INDEX_SUFFIX, PIECE
-
+PIECE = 1 << 23
+"""Bytes that are read at once."""
+INDEX_SUFFIX = ".safetensors.index.json"
 Place = Callable[[Path, Path], int]
 """(source, target): makes the target hold what the source holds; returns the bytes of data that were written for it."""
 
@@ -51,6 +52,13 @@ def symbolic_link(source: Path, target: Path) -> int:
     """A pointer to the source's file: the source must stay where it is."""
     os.symlink(os.path.realpath(source), target)
     return 0
+
+
+def placing(copy: bool, symlink: bool) -> tuple[Place, str]:
+    """How unchanged files get to the target, and the word for it in the record."""
+    if copy and symlink:
+        raise ValueError("copy and symlink exclude each other: choose one")
+    return (copy_file, "copied") if copy else (symbolic_link, "symlinked") if symlink else (hard_link, "linked")
 
 
 def copy_file(source: Path, target: Path) -> int:
@@ -143,13 +151,35 @@ def write_text(target: Path, text: str) -> int:
     return len(data)
 
 
-def sha256_file(path: Path) -> str:
-    """Hash of a file's data."""
+def read_text(path: Path) -> str:
+    """A text file with its line ends as they are."""
+    return path.read_bytes().decode("utf-8")
+
+
+def sha256_file(path: Path, num_bytes: int | None = None) -> str:
+    """Hash of a file's data, or of its first bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(PIECE):
+        left = os.fstat(file.fileno()).st_size if num_bytes is None else num_bytes
+        while piece := file.read(min(PIECE, left)):
             digest.update(piece)
+            left -= len(piece)
     return digest.hexdigest()
+
+
+def first_difference(ours: Path, theirs: Path, skipped: Iterable[tuple[int, int]]) -> int | None:
+    """Offset of the first byte, outside of the ranges ``skipped``, that differs in two files of one size."""
+    at = 0
+    with open(ours, "rb") as a, open(theirs, "rb") as b:
+        for begin, end in [*sorted(skipped), (os.fstat(a.fileno()).st_size,) * 2]:
+            while at < begin:
+                size = min(PIECE, begin - at)
+                x, y = os.pread(a.fileno(), size, at), os.pread(b.fileno(), size, at)
+                if x != y:
+                    return at + next(i for i in range(len(x)) if x[i : i + 1] != y[i : i + 1])
+                at += size
+            at = end
+    return None
 
 
 def side_files(folder: Path, shards: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -170,8 +200,11 @@ def side_files(folder: Path, shards: tuple[str, ...]) -> tuple[list[str], list[s
     return taken, left
 
 
-def refuse_full_disk(parent: Path, needed: int, source: Path) -> None:
+def refuse_full_disk(target: Path, needed: int, source: Path) -> None:
     """ValueError when the target's file system has less room than will be written, and cannot share ``source``'s blocks."""
+    parent = target.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
     free = shutil.disk_usage(parent).free
     if needed > free and not can_clone(source, parent):
         raise ValueError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_steer.baking.certificate import Certificate
-from moe_steer.baking.verification import BakeMismatch
+from moe_steer.baking.record import BakeMismatch
 from moe_steer.plan import SteeringPlan
 
 PROMPTS = (

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bake_checkpoints import gains, looks_whole, qwen, snapshot
-from moe_steer.baking import bake, baker, staging, unbake, verify_bake
+from moe_steer.baking import bake, edits, staging, unbake, verify_bake
 
 PLAN = gains((1, 2, 64.0))
 INDEX = "model.safetensors.index.json"
@@ -283,10 +283,11 @@ def test_a_full_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 CHILD = """
 import sys, time
 from pathlib import Path
-from moe_steer.baking import baker, staging
+from moe_steer.baking import bake, edits, staging
+from moe_steer.baking.safetensors import writing
 from moe_steer.plan import ExpertGain, SteeringPlan
 stage, source, target, overlay = sys.argv[1:]
-module = staging if stage in ("_sync_folders", "_remove_leftovers") else baker
+module = {"_sync_folders": staging, "_remove_leftovers": staging, "write_at": edits}.get(stage, writing)
 original = getattr(module, stage)
 def stop_here(*args, **kwargs):
     if stage == "write_at":
@@ -294,7 +295,7 @@ def stop_here(*args, **kwargs):
     print("here", flush=True)
     time.sleep(60)
 setattr(module, stage, stop_here)
-baker.bake(source, SteeringPlan(experts=[ExpertGain(1, 2, 64.0)]), target, overlay=overlay == "overlay")
+bake(source, SteeringPlan(experts=[ExpertGain(1, 2, 64.0)]), target, overlay=overlay == "overlay")
 """
 
 
@@ -352,7 +353,7 @@ def test_interrupted_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     source = qwen(tmp_path / "source", 3)
     before = snapshot(source)
-    monkeypatch.setattr(baker, "write_at", interrupt)
+    monkeypatch.setattr(edits, "write_at", interrupt)
     with pytest.raises(KeyboardInterrupt):
         bake(source, PLAN, tmp_path / "baked")
     assert_nothing_happened(tmp_path, source, before)

@@ -11,8 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from launch.cli.main import main
-from moe_steer.backends import checkpoint
-from moe_steer.backends import shards
+from moe_steer.backends import checkpoint, shards
 from moe_steer.backends.checkpoint import skeleton
 from moe_steer.backends.choose import choose
 from moe_steer.backends.engine import KEEP_WHOLE_BELOW

@@ -6,8 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-Patch = tuple[str, str]
-"""(old, new): ``old`` stands exactly once in the text before, ``new`` exactly once after."""
+from moe_steer.baking.record import Patch
 
 
 def apply_patches(text: str, patches: Iterable[Patch], where: str) -> str:

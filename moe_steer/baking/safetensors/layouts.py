@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from moe_steer.baking.shards import StoredTensor
+from moe_steer.baking.edits import StoredTensor
 
 Parts = dict[str, StoredTensor]
 """What one down projection consists of, by role: weight, bias, weight_scale_inv, qweight, scales, blocks, ..."""

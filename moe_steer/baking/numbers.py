@@ -1,14 +1,15 @@
-"""Numbers as safetensors stores them: scaled in place, with a measure of what rounding did.
+"""Stored numbers: decoded, scaled and encoded again, with a measure of what rounding did.
 
 Only numpy, one piece at a time: a checkpoint is never held in memory and no model library is imported.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 BITS = {
     "F64": 64,
@@ -39,15 +40,25 @@ BITS = {
 ROUNDOFF = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Largest relative error of rounding one normal number to nearest, by type."""
 
+LARGEST = {
+    "F64": float(np.finfo(np.float64).max),
+    "F32": float(np.finfo(np.float32).max),
+    "F16": 65504.0,
+    "BF16": float(np.ldexp(255.0, 120)),
+}
+"""Largest finite number, by type."""
+
 E8M0_NAN = 255
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass
 class Rounding:
     """What storing scaled numbers lost: sums over elements, mergeable with ``+``.
 
-    ``worst`` is the largest relative error of one element; ``error2`` and ``size2`` are sums of squares of the errors and
-    of the wanted values; ``inexact``, ``overflowed`` and ``numbers`` count elements.
+    ``worst`` is the largest relative error of one element (1 for one that became 0); ``error2`` and ``size2`` are sums of
+    squares of the errors and of the wanted values; ``inexact``, ``overflowed``, ``not_finite`` (before scaling) and
+    ``numbers`` count elements; ``largest`` is the largest magnitude before scaling.
     """
 
     worst: float = 0.0
@@ -55,16 +66,20 @@ class Rounding:
     size2: float = 0.0
     inexact: int = 0
     overflowed: int = 0
+    not_finite: int = 0
     numbers: int = 0
+    largest: float = 0.0
 
     def __add__(self, other: Rounding) -> Rounding:
         return Rounding(
-            max(self.worst, other.worst),
-            self.error2 + other.error2,
-            self.size2 + other.size2,
-            self.inexact + other.inexact,
-            self.overflowed + other.overflowed,
-            self.numbers + other.numbers,
+            worst=max(self.worst, other.worst),
+            error2=self.error2 + other.error2,
+            size2=self.size2 + other.size2,
+            inexact=self.inexact + other.inexact,
+            overflowed=self.overflowed + other.overflowed,
+            not_finite=self.not_finite + other.not_finite,
+            numbers=self.numbers + other.numbers,
+            largest=max(self.largest, other.largest),
         )
 
     @property
@@ -73,17 +88,17 @@ class Rounding:
         return float((self.error2 / self.size2) ** 0.5) if self.size2 else 0.0
 
 
-def decode(raw: bytes, dtype: str) -> np.ndarray[Any, Any]:
+def decode(raw: bytes, dtype: str) -> Floats:
     """The numbers as float64; ``dtype`` one of ROUNDOFF."""
-    if dtype == "BF16":
-        with np.errstate(invalid="ignore"):  # signalling NaNs
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        if dtype == "BF16":
             return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return np.frombuffer(raw, {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float64)
+        return np.frombuffer(raw, {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float64)
 
 
-def encode(values: np.ndarray[Any, Any], dtype: str) -> bytes:
+def encode(values: Floats, dtype: str) -> bytes:
     """Round to nearest, ties to even; what is too large becomes infinite."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         if dtype != "BF16":
             return values.astype({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
         bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
@@ -95,31 +110,47 @@ def encode(values: np.ndarray[Any, Any], dtype: str) -> bytes:
 def scale_floats(raw: bytes, dtype: str, factor: float, *, divide: bool = False) -> tuple[bytes, Rounding]:
     """Every number times (or divided by) ``factor``, rounded to ``dtype``."""
     old = decode(raw, dtype)
-    want = old / factor if divide else old * factor
+    want = scaled(old, factor, divide=divide)
     new = encode(want, dtype)
-    return new, _rounding(old, want, decode(new, dtype))
+    return new, measured(old, want, decode(new, dtype), vanished=(want == 0) & (old != 0) & (factor != 0))
 
 
-def add_floats(raw: bytes, dtype: str, vector: np.ndarray[Any, Any]) -> tuple[bytes, Rounding]:
+def scaled(old: Floats, factor: float, *, divide: bool = False) -> Floats:
+    """The exact product or quotient, as far as float64 holds it."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return old / factor if divide else old * factor
+
+
+def add_floats(raw: bytes, dtype: str, vector: Floats) -> tuple[bytes, Rounding]:
     """Every number plus its counterpart in ``vector`` (float64), rounded to ``dtype``."""
     old = decode(raw, dtype)
     new = encode(old + vector, dtype)
-    return new, _rounding(old, old + vector, decode(new, dtype))
+    return new, measured(old, old + vector, decode(new, dtype))
 
 
-def _rounding(old: np.ndarray[Any, Any], want: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> Rounding:
+def measured(
+    old: Floats, want: Floats, got: Floats, vanished: npt.NDArray[np.bool_] | bool = False, clipped_at: float = np.inf
+) -> Rounding:
+    """What was lost when ``want`` was stored and ``got`` read back. ``vanished``: products too small even for float64.
+
+    ``clipped_at``: the largest number of a format without infinity, which stores it for all that is larger.
+    """
+    finite = np.isfinite(old)
     with np.errstate(invalid="ignore", divide="ignore"):
-        overflowed = np.isfinite(old) & ~np.isfinite(got)
-        counted = np.isfinite(old) & ~overflowed
+        overflowed = finite & (~np.isfinite(got) | ((np.abs(want) > clipped_at) & (got != want)))
+        counted = finite & ~overflowed
         error = np.where(counted, got - want, 0.0)
         relative = np.where(counted & (want != 0), np.abs(error / want), 0.0)
+    relative = np.where(vanished, 1.0, relative)
     return Rounding(
         worst=float(relative.max(initial=0.0)),
         error2=float((error**2).sum()),
         size2=float((np.where(counted, want, 0.0) ** 2).sum()),
-        inexact=int(np.count_nonzero(error)),
+        inexact=int(np.count_nonzero((error != 0) | vanished)),
         overflowed=int(overflowed.sum()),
-        numbers=len(old),
+        not_finite=int((~finite).sum()),
+        numbers=old.size,
+        largest=float(np.abs(old[finite]).max(initial=0.0)),
     )
 
 
@@ -133,14 +164,19 @@ def shift_exponents(raw: bytes, power: int) -> tuple[bytes, Rounding]:
 
 def is_power_of_two(value: float) -> bool:
     """True for 2^k with a whole k."""
-    return value > 0 and float(np.frexp(value)[0]) == 0.5
+    return value > 0 and math.frexp(value)[0] == 0.5
 
 
 def nearest_power_of_two(value: float) -> float:
     """The power of two with the nearest logarithm: 3 -> 4, 1.4 -> 1; ``value`` > 0."""
-    return float(2.0 ** round(float(np.log2(value))))
+    return float(2.0 ** round(math.log2(value)))
 
 
 def exponent_of(value: float) -> int:
     """k of 2^k."""
-    return int(np.frexp(value)[1]) - 1
+    return math.frexp(value)[1] - 1
+
+
+def shown(number: float) -> str:
+    """A number for a message, in as many digits as it takes to give it back: 64, 0.25, 1048576."""
+    return repr(float(number)).removesuffix(".0")

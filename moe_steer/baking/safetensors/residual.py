@@ -9,17 +9,16 @@ Layers that end in a norm (Gemma, OLMo-2), scale their branch (Granite) or route
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from moe_steer.baking.architectures import CheckpointShape
 from moe_steer.baking.certificate import EntryCertificate
-from moe_steer.baking.edits import Edit
-from moe_steer.baking.floats import ROUNDOFF, Rounding, add_floats
+from moe_steer.baking.edits import Edit, NewTensor
+from moe_steer.baking.numbers import ROUNDOFF, Rounding, add_floats
 from moe_steer.baking.planning import Work
-from moe_steer.baking.shards import Checkpoint
+from moe_steer.baking.safetensors.checkpoint import Checkpoint
+from moe_steer.baking.safetensors.families import CheckpointShape
 from moe_steer.plan import ResidualVector, SteeringPlan
 
 _PLACES = {
@@ -32,16 +31,6 @@ _PLACES = {
     "starcoder2": "model.layers.{}.mlp.c_proj",
 }
 _CAN_GET_BIASES = ("llama", "smollm3", "seed_oss")
-
-
-@dataclass(frozen=True)
-class NewTensor:
-    """A tensor that the source does not have."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
 
 
 def plan_residual(source: Checkpoint, shape: CheckpointShape, plan: SteeringPlan, work: Work) -> list[NewTensor]:
@@ -108,7 +97,7 @@ def _edit(
         )
     old = b"".join(piece for _, piece in source.pieces(tensor))
     new, lost = add_floats(old, tensor.dtype, vector_D)
-    work.add(tensor, Edit(operation="replace", begin=0, end=len(old), layer=layer, old=old, new=new))
+    work.add(tensor, Edit(operation="replace", begin=0, end=len(old), layer=layer, old=old, new=new), lost)
     return _within_range(lost, name, tensor.dtype), tensor.dtype
 
 

@@ -1,4 +1,4 @@
-"""The header of one GGUF file: its metadata and its tensor table.
+"""The header of one GGUF file: its metadata and its tensor table; and GGUF's names of architectures.
 
 The package's own reader makes an array object of every token of the vocabulary, which takes tens of seconds for a large one
 and is not needed here: lists are skipped. The format is ``docs/gguf.md`` of ggml; the tests compare with that reader.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,24 @@ from typing import Any, NamedTuple
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+
+# transformers' model_type -> general.architecture of the files that llama.cpp's converter makes of it, where the names differ
+# by more than signs
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    "deepseek_v2": ("deepseek2",),
+    "deepseek_v3": ("deepseek2",),
+    "gemma4_text": ("gemma4",),
+    "glm4_moe_lite": ("deepseek2",),
+    "glm_moe_dsa": ("glm-dsa",),
+    "granitemoehybrid": ("granitehybrid",),
+    "hunyuan_v1_moe": ("hunyuan-moe",),
+    "kimi_k2": ("deepseek2",),
+    "mimo_v2_flash": ("mimo2",),
+    "mixtral": ("llama",),
+    "nemotron_h": ("nemotron_h_moe",),
+    "qwen3_5_moe_text": ("qwen35moe",),
+    "qwen3_vl_moe_text": ("qwen3vlmoe",),
+}
 
 
 class Entry(NamedTuple):
@@ -46,6 +65,17 @@ def gguf_package() -> Any:
         raise ValueError(
             "GGUF files are read with the package 'gguf', which is not installed: pip install 'moe-steer[gguf]'"
         ) from None
+
+
+def architectures_of(model_type: str) -> tuple[str, ...]:
+    """What GGUF calls a transformers model_type; empty where it is not known."""
+    names = gguf_package().MODEL_ARCH_NAMES.values()
+    return ARCHITECTURES.get(model_type, tuple(name for name in names if letters(name) == letters(model_type)))
+
+
+def letters(name: str) -> str:
+    """A name without the signs in which GGUF and transformers differ: 'qwen3moe' for 'qwen3_moe'."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def read_header(path: Path) -> Header:

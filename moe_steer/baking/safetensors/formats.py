@@ -7,12 +7,10 @@ and Mistral (qscale_weight) as their loaders in transformers and vLLM read them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from moe_steer.baking.floats import ROUNDOFF
-from moe_steer.baking.layouts import Parts
-
-Operation = Literal["multiply", "divide", "exponent", "replace"]
+from moe_steer.baking.edits import Operation
+from moe_steer.baking.numbers import ROUNDOFF
+from moe_steer.baking.safetensors.layouts import Parts
 
 _FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 _PACKED = frozenset({"U8", "I8", "I32", "F4"})
@@ -24,7 +22,7 @@ _INPUT = frozenset({"input_scale", "activation_scale", "input_zero_point", "inpu
 class Format:
     """``payload`` of a type in ``types`` holds the numbers, ``scale`` what they are multiplied with.
 
-    ``inverse``: the stored scale divides. ``companions``: other parts that may stand beside them and need no change.
+    ``inverse``: the stored scale divides. ``companions``: other parts that may be there and need no change.
     """
 
     name: str

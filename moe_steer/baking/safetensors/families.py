@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moe_steer.baking.layouts import LayerPlaces, count_experts
+from moe_steer.baking.safetensors.layouts import LayerPlaces, count_experts
 
 _VERIFIED = """
     afmoe aria aria_text axk1 axk2 bailing_hybrid beam cohere2_moe dbrx deepseek_ocr2 deepseek_v2 deepseek_v3 deepseek_v32
@@ -57,7 +57,7 @@ class CheckpointShape:
 
     @property
     def is_verified(self) -> bool:
-        """Whether the family stands in the table."""
+        """Whether the family is in the table."""
         return self.model_type in VERIFIED or self.text_type in VERIFIED
 
 
