@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Verdict = Literal["exact", "rounded"]
+Family = Literal["verified", "by structure", "GGUF"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Certificate:
     verdict: Verdict
     bound: float
     model_type: str
-    family: Literal["verified", "by structure", "GGUF"]
+    family: Family
     entries: tuple[EntryCertificate, ...]
     notes: tuple[str, ...] = ()
     overlay: bool = False
@@ -100,9 +101,3 @@ class Certificate:
         if self.verdict == "exact":
             return f"{self.verdict_words}: the baked model computes what the steered one does"
         return f"{self.verdict_words}: no stored number is off by more than {self.bound:.1e} of itself"
-
-
-def overall(entries: Sequence[EntryCertificate]) -> tuple[Verdict, float]:
-    """The verdict and bound of the weakest entry."""
-    verdict: Verdict = "exact" if all(entry.verdict == "exact" for entry in entries) else "rounded"
-    return verdict, max((entry.bound for entry in entries), default=0.0)

@@ -151,6 +151,11 @@ class Change:
             at = edit.end
         yield from source.pieces(self.tensor, at)
 
+    @property
+    def source_shard(self) -> str:
+        """The file of the source that holds the tensor."""
+        return self.tensor.shard
+
     def edited(self, source: Container, edit: Edit) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) of one edit's run alone."""
         for offset, piece in source.pieces(self.tensor, edit.begin, edit.end):
@@ -163,12 +168,20 @@ class Change:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor that the source does not have."""
+    """A tensor that the source does not have. What a ``Change`` has besides is empty here."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     data: bytes
+    edits: tuple[Edit, ...] = ()
+    before: None = None
+    source_shard: None = None
+    lost: None = None
+
+    def sha256(self, source: Container) -> str:
+        """Hash of the data."""
+        return hashlib.sha256(self.data).hexdigest()
 
 
 def measure(source: Container, tensor: StoredTensor, edit: Edit) -> Rounding:

@@ -21,16 +21,7 @@ FICLONE = 0x40049409
 """Linux's request to share all blocks of a file (ioctl_ficlone(2)): XFS, btrfs, bcachefs, OCFS2, NFS 4.2 know it."""
 
 OTHER_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".npz",
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz"),
     ".index.json",
 )
 

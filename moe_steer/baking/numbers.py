@@ -11,30 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-BITS = {
-    "F64": 64,
-    "F32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "I64": 64,
-    "I32": 32,
-    "I16": 16,
-    "I8": 8,
-    "U64": 64,
-    "U32": 32,
-    "U16": 16,
-    "U8": 8,
-    "BOOL": 8,
-    "C64": 64,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "F8_E8M0": 8,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "F4": 4,
+_NAMES_BY_BITS = {
+    64: "F64 I64 U64 C64",
+    32: "F32 I32 U32",
+    16: "F16 BF16 I16 U16",
+    8: "I8 U8 BOOL F8_E4M3 F8_E5M2 F8_E4M3FNUZ F8_E5M2FNUZ F8_E8M0",
+    6: "F6_E2M3 F6_E3M2",
+    4: "F4",
 }
+BITS = {name: bits for bits, names in _NAMES_BY_BITS.items() for name in names.split()}
 """Bits of one element, by the names of the safetensors format."""
 
 ROUNDOFF = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
@@ -71,16 +56,8 @@ class Rounding:
     largest: float = 0.0
 
     def __add__(self, other: Rounding) -> Rounding:
-        return Rounding(
-            worst=max(self.worst, other.worst),
-            error2=self.error2 + other.error2,
-            size2=self.size2 + other.size2,
-            inexact=self.inexact + other.inexact,
-            overflowed=self.overflowed + other.overflowed,
-            not_finite=self.not_finite + other.not_finite,
-            numbers=self.numbers + other.numbers,
-            largest=max(self.largest, other.largest),
-        )
+        sums = {key: value + getattr(other, key) for key, value in vars(self).items()}
+        return Rounding(**{**sums, "worst": max(self.worst, other.worst), "largest": max(self.largest, other.largest)})
 
     @property
     def rms(self) -> float:

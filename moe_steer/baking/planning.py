@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from moe_steer.baking.certificate import EntryCertificate
-from moe_steer.baking.edits import Change, Container, Edit, StoredTensor
+from moe_steer.baking.certificate import Certificate, EntryCertificate, Family
+from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
 from moe_steer.baking.numbers import Rounding, is_power_of_two, nearest_power_of_two, shown
 from moe_steer.plan import SteeringPlan
 
@@ -36,10 +37,19 @@ class Work:
             for tensor, edits in self.edits.items()
         ]
 
-    @property
-    def changed_bytes(self) -> int:
-        """How many bytes the edits cover."""
-        return sum(edit.end - edit.begin for edits in self.edits.values() for edit, _ in edits)
+    def certificate(self, model_type: str, family: Family, new: Sequence[NewTensor] = ()) -> Certificate:
+        """The certificate of it; ``new`` tensors count as changed ones."""
+        edited = sum(edit.end - edit.begin for edits in self.edits.values() for edit, _ in edits)
+        return Certificate(
+            verdict="exact" if all(entry.verdict == "exact" for entry in self.entries) else "rounded",
+            bound=max((entry.bound for entry in self.entries), default=0.0),
+            model_type=model_type,
+            family=family,
+            entries=tuple(self.entries),
+            notes=tuple(self.notes),
+            changed_tensors=len(self.edits) + len(new),
+            changed_bytes=edited + sum(len(tensor.data) for tensor in new),
+        )
 
 
 def refuse_plan(plan: SteeringPlan) -> None:

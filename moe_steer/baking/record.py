@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_steer.baking.certificate import Certificate
-from moe_steer.baking.edits import Change, Container, Edit, StoredTensor
+from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
 from moe_steer.baking.files import sha256_file
 from moe_steer.baking.numbers import Rounding
 from moe_steer.plan import SteeringPlan
@@ -171,7 +171,7 @@ def recorded(path: Path, made: str, source: str | None, hashed: bool, written: i
 
 
 def proven(
-    source: Container, places: Iterable[tuple[Change, Container, StoredTensor]], spans: bool = False
+    source: Container, places: Iterable[tuple[Change | NewTensor, Container, StoredTensor]], spans: bool = False
 ) -> list[ChangedTensor]:
     """What the record says about the changes, each read back from where it was written.
 
@@ -187,7 +187,7 @@ def proven(
             ChangedTensor(
                 name=tensor.name,
                 shard=tensor.shard,
-                source_shard=change.tensor.shard,
+                source_shard=change.source_shard,
                 dtype=tensor.dtype,
                 shape=tensor.shape,
                 edits=change.edits,

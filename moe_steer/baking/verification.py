@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_steer.baking.certificate import Certificate
-from moe_steer.baking.containers import open_source, read_bake
 from moe_steer.baking.edits import Change, Container, StoredTensor
 from moe_steer.baking.files import INDEX_SUFFIX, first_difference, read_text, sha256_file
-from moe_steer.baking.gguf.model import GgufModel
-from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record, RecordedFile
+from moe_steer.baking.gguf.model import GgufModel, is_gguf, read_gguf
+from moe_steer.baking.gguf.record import gguf_record_path, read_gguf_record
+from moe_steer.baking.gguf.undo_file import refuse_half_written
+from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record, RecordedFile, has_record, read_record
 from moe_steer.baking.safetensors.checkpoint import Checkpoint, open_checkpoint
 from moe_steer.baking.safetensors.textpatch import apply_patches
 
@@ -56,6 +57,24 @@ def verify_bake(baked: str | os.PathLike[str], source: str | os.PathLike[str] | 
         compared_bytes=compared,
         unhashed=unhashed if source is None else (),
     )
+
+
+def open_source(path: str | os.PathLike[str]) -> Container:
+    """The original model of a bake; ValueError for a baked one."""
+    source: Container = read_gguf(Path(path)) if is_gguf(path) else open_checkpoint(path)
+    is_baked = gguf_record_path(source.first).exists() if isinstance(source, GgufModel) else has_record(Path(path))
+    if is_baked:
+        raise ValueError(f"{os.fspath(path)} is itself baked: give the original model as the source")
+    return source
+
+
+def read_bake(path: str | os.PathLike[str]) -> tuple[Record, Container | None]:
+    """The record of a baked model, and the GGUF model; a checkpoint folder is opened when its files have been looked at."""
+    if not is_gguf(path):
+        return read_record(path), None
+    model = read_gguf(Path(path))
+    refuse_half_written(model.first)
+    return read_gguf_record(model), model
 
 
 def check_bake(path: Path, record: Record, model: Container | None, times_count: bool) -> Container:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class GgufModel(Container):
         blocks_NB = np.frombuffer(piece, np.uint8).reshape(-1, form.num_bytes)
         new_NB, lost = rescale(blocks_NB, form, factor, divide=divide)
         return new_NB.tobytes(), lost
+
+
+def is_gguf(path: str | os.PathLike[str]) -> bool:
+    """Whether a model's path is that of a GGUF file: by its name, or because it is a file."""
+    return os.fspath(path).endswith(".gguf") or Path(path).is_file()
 
 
 def read_gguf(path: Path) -> GgufModel:

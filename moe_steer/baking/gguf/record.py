@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moe_steer.baking.certificate import Certificate, EntryCertificate, overall
+from moe_steer.baking.certificate import Certificate, EntryCertificate
 from moe_steer.baking.edits import Edit
 from moe_steer.baking.gguf.blocks import BLOCK_FORMATS
 from moe_steer.baking.gguf.gains import certify, is_exact
 from moe_steer.baking.gguf.model import GgufModel
 from moe_steer.baking.numbers import Rounding
+from moe_steer.baking.planning import Work
 from moe_steer.baking.record import ChangedTensor, Record, RecordedFile
 from moe_steer.plan import SteeringPlan
 
 RECORD_VERSION = 1
 BOUND_OF = "relative error of a block scale"
-_KEYS = {
-    "version",
-    "format",
-    "mode",
-    "verdict",
-    "bound",
-    "reversible",
-    "plan",
-    "plan_digest",
-    "model",
-    "files",
-    "slices",
-}
+_KEYS = {"mode", "verdict", "bound", "reversible", "plan", "plan_digest", "model", "files", "slices"}
 
 
 def gguf_record_path(first: Path) -> Path:
@@ -118,7 +108,7 @@ def read_gguf_record(model: GgufModel) -> Record:
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds {type(data).__name__}: a JSON object is expected")
     missing = sorted(_KEYS - set(data))
-    if missing or data["format"] != "gguf" or data["version"] != RECORD_VERSION:
+    if missing or (data.get("format"), data.get("version")) != ("gguf", RECORD_VERSION):
         raise ValueError(
             f"{path} is not a GGUF certificate of version {RECORD_VERSION}: "
             + (f"it lacks {missing[0]!r}" if missing else "it is another kind")
@@ -132,16 +122,11 @@ def read_gguf_record(model: GgufModel) -> Record:
 
 def _record(data: Mapping[str, Any], model: GgufModel) -> Record:
     changes = tuple(_change(entry, model) for entry in data["slices"])
-    entries = [_entry(list(slices)) for _, slices in groupby(data["slices"], lambda it: (it["layer"], it["expert"]))]
-    verdict, bound = overall(entries)
+    slices = groupby(data["slices"], lambda it: (it["layer"], it["expert"]))
+    work = Work(entries=[_entry(list(group)) for _, group in slices], notes=list(data.get("notes", ())))
     parts = dict(zip(model.shards, data["files"], strict=True))
-    certificate = Certificate(
-        verdict=verdict,
-        bound=bound,
-        model_type=data["model"]["architecture"],
-        family="GGUF",
-        entries=tuple(entries),
-        notes=tuple(data.get("notes", ())),
+    certificate = replace(
+        work.certificate(data["model"]["architecture"], "GGUF"),
         changed_tensors=len(changes),
         changed_bytes=sum(item["num_bytes"] for item in data["slices"]),
         files_written=tuple(file["name"] for file in parts.values() if file["sha256"] is not None),
@@ -152,7 +137,7 @@ def _record(data: Mapping[str, Any], model: GgufModel) -> Record:
         plan_digest=data["plan_digest"],
         certificate=certificate,
         changes=changes,
-        files={part: gguf_file(file["size"], file["sha256"], part) for part, file in parts.items()},
+        files={part: _file(part, file["size"], file["sha256"]) for part, file in parts.items()},
         patches={},
         source_name=data["model"].get("source") or "",
         source_sha256={},
@@ -161,8 +146,8 @@ def _record(data: Mapping[str, Any], model: GgufModel) -> Record:
     )
 
 
-def gguf_file(size: int, sha256: str | None, part: str) -> RecordedFile:
-    """What is known of one part; parts without a hash are links to the source."""
+def _file(part: str, size: int, sha256: str | None) -> RecordedFile:
+    """Parts without a hash are links to the source."""
     made = "linked" if sha256 is None else "rewritten"
     return RecordedFile(made=made, source=part, size=size, mtime_ns=None, sha256=sha256)
 
@@ -179,14 +164,8 @@ def _lost(entry: Mapping[str, Any]) -> Rounding:
 def _change(entry: Mapping[str, Any], model: GgufModel) -> ChangedTensor:
     try:
         span = (entry["offset"], entry["offset"] + entry["num_bytes"])
-        edit = Edit(
-            operation="multiply",
-            begin=0,
-            end=entry["num_bytes"],
-            layer=entry["layer"],
-            expert=entry["expert"],
-            factor=entry["gain"],
-        )
+        which = {"layer": entry["layer"], "expert": entry["expert"], "factor": entry["gain"]}
+        edit = Edit(operation="multiply", begin=0, end=entry["num_bytes"], **which)
         tensor, dtype, shard = model.tensors.get(entry["tensor"]), entry["type"], str(entry["part"])
         change = ChangedTensor(
             name=entry["tensor"],

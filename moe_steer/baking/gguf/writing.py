@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_steer.baking.certificate import Certificate, overall
+from moe_steer.baking.certificate import Certificate
 from moe_steer.baking.edits import Change, write_changed
 from moe_steer.baking.files import copy_file, hard_link, sha256_file, write_text
 from moe_steer.baking.gguf.gains import plan_gains
 from moe_steer.baking.gguf.model import GgufModel, part_names, read_gguf
-from moe_steer.baking.gguf.record import gguf_file, gguf_record_path, gguf_record_text
+from moe_steer.baking.gguf.record import gguf_record_path, gguf_record_text
 from moe_steer.baking.gguf.undo_file import refuse_half_written
-from moe_steer.baking.record import Record, RecordedFile, proven
+from moe_steer.baking.record import Record, RecordedFile, proven, recorded
 from moe_steer.baking.staging import staging
 from moe_steer.gguf.control_vector import export_residual
 from moe_steer.plan import SteeringPlan
@@ -48,18 +49,7 @@ def bake_gguf(
     names = _target_names(model, target)
     work = plan_gains(model, plan, round_gains)
     changes = work.changes(model)
-    verdict, bound = overall(work.entries)
-    certificate = Certificate(
-        verdict=verdict,
-        bound=bound,
-        model_type=model.architecture,
-        family="GGUF",
-        entries=tuple(work.entries),
-        notes=tuple(work.notes),
-        changed_tensors=len(changes),
-        changed_bytes=work.changed_bytes,
-        parts=names,
-    )
+    certificate = replace(work.certificate(model.architecture, "GGUF"), parts=names)
     with ExitStack() as undo:
         exported = None
         if control_vector is not None:
@@ -107,13 +97,13 @@ def _write(
             if part in rewritten:
                 mine = [change for change in changes if change.tensor.shard == part]
                 written = write_changed(model, part, mine, path)
-                files[part] = replace(gguf_file(path.stat().st_size, sha256_file(path), part), written=written)
+                files[part] = recorded(path, "rewritten", part, True, written)
             else:
                 try:
                     hard_link(model.path(part), path)
                 except ValueError:  # another file system, or one without hard links
                     copy_file(model.path(part), path)
-                files[part] = gguf_file(path.stat().st_size, None, part)
+                files[part] = recorded(path, "linked", part, False, 0)
         staged = replace(model, paths={part: folder / name for part, name in names.items()})
         certificate = replace(
             certificate,
@@ -171,6 +161,7 @@ def restore_gguf(model: GgufModel, changes: Sequence[Change]) -> None:
     with staging(model.first, lambda folder, to: _replace(folder, to, list(names.values()))) as folder:
         for part, name in names.items():
             write_changed(model, part, [change for change in changes if change.tensor.shard == part], folder / name)
+            shutil.copymode(model.path(part), folder / name)
         staged = replace(model, paths={part: folder / name for part, name in names.items()})
         proven(model, ((change, staged, change.tensor) for change in changes))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moe_steer.baking.certificate import Certificate, overall
-from moe_steer.baking.edits import Change, write_changed
+from moe_steer.baking.certificate import Certificate, Family
+from moe_steer.baking.edits import Change, NewTensor, write_changed
 from moe_steer.baking.files import (
     Place,
     copy_file,
@@ -64,18 +62,9 @@ def bake_checkpoint(
     layout = target_layout(source, changes, created, overlay)
     taken, left_out = side_files(source.folder, source.shards)
     refuse_full_disk(target, _needed(source, layout, copy), source.path(source.shards[0]))
-    verdict, bound = overall(work.entries)
-    certificate = Certificate(
-        verdict=verdict,
-        bound=bound,
-        model_type=shape.model_type,
-        family="verified" if shape.is_verified else "by structure",
-        entries=tuple(work.entries),
-        notes=tuple(work.notes + notes(source, shape, work.entries, layout.extra, overlay, left_out)),
-        overlay=overlay,
-        changed_tensors=len(changes) + len(created),
-        changed_bytes=work.changed_bytes + sum(len(tensor.data) for tensor in created),
-    )
+    work.notes += notes(source, shape, work.entries, layout.extra, overlay, left_out)
+    family: Family = "verified" if shape.is_verified else "by structure"
+    certificate = replace(work.certificate(shape.model_type, family, created), overlay=overlay)
     with staging(target) as staged_folder:
         files = _place_shards(source, layout, place, made, staged_folder, hash_all)
         files.update(_write_shards(source, layout, staged_folder))
@@ -162,34 +151,11 @@ def _proven(
     source: Checkpoint, changes: Sequence[Change], layout: TargetLayout, folder: Path
 ) -> tuple[ChangedTensor, ...]:
     """Every changed and new tensor, read back from the target."""
-    homes = [_home(change, layout) for change in changes]
-    written = {shard: open_shard(folder / shard) for shard in {*homes, *([layout.extra] if layout.extra else [])}}
-    found = proven(
-        source,
-        (
-            (change, written[home], written[home].tensors[change.tensor.name])
-            for change, home in zip(changes, homes, strict=True)
-        ),
-    )
-    for tensor in layout.created:
-        assert layout.extra is not None
-        extra, digest = written[layout.extra], hashlib.sha256(tensor.data).hexdigest()
-        if extra.sha256(extra.tensors[tensor.name]) != digest:
-            raise OSError(errno.EIO, f"{tensor.name} did not arrive on the disk as it was written")
-        found.append(
-            ChangedTensor(
-                name=tensor.name,
-                shard=layout.extra,
-                source_shard=None,
-                dtype=tensor.dtype,
-                shape=tensor.shape,
-                edits=(),
-                sha256_before=None,
-                sha256_after=digest,
-            )
-        )
-    return tuple(found)
-
-
-def _home(change: Change, layout: TargetLayout) -> str:
-    return layout.extra if layout.extra and change in layout.extra_changes else layout.names[change.tensor.shard]
+    places: list[tuple[Change | NewTensor, str | None, str]] = []
+    for change in changes:
+        home = layout.extra if change in layout.extra_changes else layout.names[change.tensor.shard]
+        places.append((change, home, change.tensor.name))
+    places += [(tensor, layout.extra, tensor.name) for tensor in layout.created]
+    written = {home: open_shard(folder / home) for _, home, _ in places if home}
+    found = ((change, written[home], written[home].tensors[name]) for change, home, name in places if home)
+    return tuple(proven(source, found))
