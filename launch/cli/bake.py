@@ -148,7 +148,7 @@ class Verify:
     baked: str
     """The baked folder or GGUF file."""
     model: str | None = None
-    """The original: compares every byte, and carries the edits out again."""
+    """The original: compares every byte, and applies the edits again."""
     forward: bool = False
     """Load both, steer the original, and compare logits and greedy tokens."""
     prompts: str | None = None
@@ -160,7 +160,7 @@ class Verify:
     dtype: str = "auto"
     """Type to compute in for --forward: auto (as stored), float32, bfloat16 or float16."""
     experts_implementation: str | None = None
-    """How the library runs experts: eager, batched_mm or grouped_mm; default eager, whose sums do not hang on the layout."""
+    """How the library runs experts: eager, batched_mm or grouped_mm; default eager, whose sums do not depend on the layout."""
 
     def run(self) -> int:
         """Check, and say what was checked."""
@@ -183,7 +183,7 @@ class Verify:
             print(f"everything else is byte for byte that of {self.model}")
         if found.unhashed:
             print(
-                f"{len(found.unhashed)} large linked shards carry no hash and were checked by size and time: give --model to compare them"
+                f"{len(found.unhashed)} large linked shards have no hash and were checked by size and time: give --model to compare them"
             )
         print(found.certificate.summary())
         if self.forward and source is not None:

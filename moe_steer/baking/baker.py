@@ -32,7 +32,7 @@ def bake(
     """Write ``plan`` into a copy of a model, which any engine then serves as it is; returns what was done, and how exactly.
 
     A gain multiplies what makes the expert's output: its down projection (weights or their scales, and its bias). That equals
-    the gain on the gate weight, for the output is weight * projection(x).
+    the gain on the gate weight, because the output is weight * projection(x).
 
     ``model``: a folder with config.json and safetensors files, or a GGUF file (the first part of a model in several parts); it
     is only read. ``out``: the folder or file to write, which must not exist (a folder may be empty); it appears when all is

@@ -39,7 +39,7 @@ class Certificate:
     """The verdict over a whole plan and checkpoint. A plan that cannot be baked has none: ``bake`` raises instead.
 
     ``family``: how the layout was recognised, 'verified' (the family is compared with the hooked model in the tests) or
-    'by structure' (only the tensor names speak for it); GGUF files have fixed names. ``bytes_written``: data written for ``files_written``; where the file
+    'by structure' (by tensor names alone); GGUF files have fixed names. ``bytes_written``: data written for ``files_written``; where the file
     system lets a copy share its source's blocks, only what differs counts (the record of a GGUF file does not keep it).
     steering.json, which holds this, comes on top.
     """

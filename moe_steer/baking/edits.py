@@ -1,7 +1,7 @@
 """Changes to the bytes of stored tensors: what they are, how they are carried out, how they are written down.
 
 A container is a model's files of weights, opened by their headers alone. It answers which tensors there are, where their
-bytes lie, and how its number formats scale; all else in this package works on any container.
+bytes lie, and how its number formats scale; everything else in this package works on any container.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Operation = Literal["multiply", "divide", "exponent", "replace"]
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where the data of a tensor, or of one expert's part of it, lies: bytes ``begin`` to ``end`` of the file ``shard``."""
+    """Where the data of a tensor, or of one expert's part of it, is: bytes ``begin`` to ``end`` of the file ``shard``."""
 
     name: str
     shard: str
@@ -85,8 +85,8 @@ class Container(ABC):
 class Edit:
     """One run of bytes [begin, end) of a tensor, and what happens to it.
 
-    multiply, divide: its numbers by ``factor``. exponent: its E8M0 bytes times ``factor``, a power of two. replace: ``new``
-    takes the place of ``old``. ``layer`` and ``expert`` say for which entry of the plan (no expert: a residual vector).
+    multiply, divide: its numbers by ``factor``. exponent: its E8M0 bytes times ``factor``, a power of two. replace: ``old``
+    becomes ``new``. ``layer`` and ``expert`` say for which entry of the plan (no expert: a residual vector).
     """
 
     operation: Operation
@@ -168,7 +168,7 @@ class Change:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor that the source does not have. What a ``Change`` has besides is empty here."""
+    """A tensor that the source does not have. The fields that it shares with ``Change`` are empty."""
 
     name: str
     dtype: str

@@ -15,7 +15,7 @@ PIECE = 1 << 23
 """Bytes that are read at once."""
 INDEX_SUFFIX = ".safetensors.index.json"
 Place = Callable[[Path, Path], int]
-"""(source, target): makes the target hold what the source holds; returns the bytes of data that were written for it."""
+"""(source, target): makes the target have the source's content; returns the bytes of data that were written for it."""
 
 FICLONE = 0x40049409
 """Linux's request to share all blocks of a file (ioctl_ficlone(2)): XFS, btrfs, bcachefs, OCFS2, NFS 4.2 know it."""
@@ -46,7 +46,7 @@ def symbolic_link(source: Path, target: Path) -> int:
 
 
 def placing(copy: bool, symlink: bool) -> tuple[Place, str]:
-    """How unchanged files get to the target, and the word for it in the record."""
+    """How unchanged files are put into the target, and the record's word for it."""
     if copy and symlink:
         raise ValueError("copy and symlink exclude each other: choose one")
     return (copy_file, "copied") if copy else (symbolic_link, "symlinked") if symlink else (hard_link, "linked")
@@ -85,7 +85,7 @@ def clone(reader: int, writer: int) -> bool:
     """Let an empty file share all blocks of another one; False where the file system cannot do that."""
     try:
         fcntl.ioctl(writer, FICLONE, reader)
-    except OSError:  # whatever was amiss, a plain copy works or says why it does not
+    except OSError:  # whatever the reason, a plain copy works or says why it does not
         os.ftruncate(writer, 0)
         return False
     return True
@@ -96,7 +96,7 @@ def can_clone(source: Path, folder: Path) -> bool:
     try:
         with open(source, "rb") as reader, tempfile.TemporaryFile(dir=folder) as writer:
             return clone(reader.fileno(), writer.fileno())
-    except OSError:  # no file can be made there: the writing itself will say why
+    except OSError:  # no file can be made there; writing will fail with the reason
         return False
 
 
@@ -174,7 +174,7 @@ def first_difference(ours: Path, theirs: Path, skipped: Iterable[tuple[int, int]
 
 
 def side_files(folder: Path, shards: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Files of a checkpoint that are no weights (to take along), and weights in other formats (to leave behind).
+    """Files of a checkpoint that are not weights (to copy), and weights in other formats (to leave out).
 
     Paths are relative to the folder. Hidden folders are not looked into.
     """

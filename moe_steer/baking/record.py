@@ -23,8 +23,6 @@ UNDO = (
     "moe-steer unbake --baked THIS_FOLDER --out NEW_FOLDER restores the original and proves it by the hashes 'before'. "
     "By hand: take the tensors under 'changes' from the original checkpoint."
 )
-
-
 Patch = tuple[str, str]
 """(old, new): a piece of a text file that occurs exactly once before, and what is there after. See safetensors/textpatch.py."""
 
@@ -35,7 +33,7 @@ class BakeMismatch(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedTensor:
-    """One tensor: where it lies now (``shard``), where it lay (``source_shard``, None if it is new), its edits and hashes.
+    """One tensor: its file now (``shard``), its file in the source (``source_shard``, None if it is new), edits and hashes.
 
     In GGUF files, whose tensors hold all experts of a layer, ``span`` is the range of the file that holds the changed expert:
     hashes and edits are those of that range. ``lost`` is what rounding lost there; neither is in steering.json.
@@ -68,8 +66,8 @@ class ChangedTensor:
 class RecordedFile:
     """One file of the baked folder. ``made``: linked, symlinked, copied, rewritten, patched or new.
 
-    ``source`` is its name in the source, None if there is none; ``sha256`` is None for large linked shards, whose identity
-    rests on ``size``, ``mtime_ns`` (not kept for GGUF files) and the comparison with the source. ``written``: bytes of data
+    ``source`` is its name in the source, None if there is none; ``sha256`` is None for large linked shards, which are
+    identified by ``size``, ``mtime_ns`` (not kept for GGUF files) and the comparison with the source. ``written``: bytes of data
     written for it, 0 for a link; a file that shares its source's blocks counts what was changed in it.
     """
 
@@ -175,7 +173,7 @@ def proven(
 ) -> list[ChangedTensor]:
     """What the record says about the changes, each read back from where it was written.
 
-    ``places``: a change, the written files and where it lies in them. ``spans``: record the ranges (GGUF). OSError when the
+    ``places``: a change, the written files and where it is in them. ``spans``: record the ranges (GGUF). OSError when the
     disk holds other bytes than were meant to be written.
     """
     found = []

@@ -45,8 +45,8 @@ def unbake(
         return record
     folder, target = Path(baked), Path(out)
     refuse_target(target, folder)
-    opened = check_bake(folder, record, None, times_count=False)
-    undone = _undone(opened, record)
+    check_bake(model, record, times_count=False)
+    undone = _undone(model, record)
     copied = [name for name in record.files if name in undone or (copy and name.endswith(".safetensors"))]
     refuse_full_disk(target, sum(data_size(folder / name) for name in copied), folder / "config.json")
     with staging(target) as restored:
@@ -56,7 +56,7 @@ def unbake(
             path = staged(restored, file.source)
             path.parent.mkdir(parents=True, exist_ok=True)
             if name in undone:
-                write_changed(opened, name, undone[name], path)
+                write_changed(model, name, undone[name], path)
             elif name in record.patches:
                 _restore_text(folder / name, path, record, file.source)
             elif name.endswith(".safetensors"):

@@ -29,9 +29,9 @@ def refuse_target(target: Path, source: Path) -> None:
     if outer.is_relative_to(inner):
         raise ValueError(f"the source {source} lies inside the target {target}: give another target")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise ValueError(f"{target} is there and is no folder: give the name of a new folder")
+        raise ValueError(f"{target} exists and is not a folder: give the name of a new folder")
     if target.is_dir() and any(target.iterdir()):
-        raise ValueError(f"the target {target} is there and is not empty: remove it, or give the name of a new folder")
+        raise ValueError(f"the target {target} exists and is not empty: remove it, or give the name of a new folder")
 
 
 def as_folder(inner: Path, target: Path) -> None:
@@ -44,7 +44,7 @@ def as_folder(inner: Path, target: Path) -> None:
 def staging(target: Path, publish: Callable[[Path, Path], None] = as_folder) -> Iterator[Path]:
     """Yields an empty folder whose files get their names at the end of the block; after an error nothing of them is left.
 
-    The folder lies two levels deep in a hidden sibling of the target, ``.NAME.unfinished-*``; the files of a process that was
+    The folder is two levels deep in a hidden sibling of the target, ``.NAME.unfinished-*``; the files of a process that was
     killed stay there, have no config.json, and are removed by the next run to the same target. Write ``config.json`` to
     ``staged(folder, "config.json")``. ``publish(folder, target)`` makes the files appear when all are on the disk. OSError
     tells what happened, with the target's name.

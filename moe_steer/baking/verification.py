@@ -22,8 +22,8 @@ from moe_steer.baking.safetensors.textpatch import apply_patches
 class Verification:
     """What was checked. ``tensors``: changed tensors (GGUF: slices). ``hashed``: files whose hash was compared.
 
-    ``compared_bytes``: bytes of weights compared with the source, 0 without it. ``unhashed``: files that only size and time
-    speak for (GGUF: size), for want of the source.
+    ``compared_bytes``: bytes of weights compared with the source, 0 without it. ``unhashed``: files of which only size and
+    time (GGUF: size) were checked, because they have no hash and no source was given.
     """
 
     certificate: Certificate
@@ -42,11 +42,11 @@ class Verification:
 def verify_bake(baked: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Verification:
     """Check every file and every changed tensor of a baked folder or GGUF file; ValueError names the first that is wrong.
 
-    Without ``source`` the model is held against the hashes of its record. With the original model the edits are carried out
+    Without ``source`` the model is checked against the hashes of its record. With the original model the edits are carried out
     again, and all that was not edited is compared byte by byte (or found to be the same file).
     """
     record, model = read_bake(baked)
-    model = check_bake(Path(baked), record, model, times_count=source is None)
+    check_bake(model, record, times_count=source is None)
     compared = 0 if source is None else _compare_with_source(model, record, open_source(source))
     unhashed = tuple(name for name, file in record.files.items() if file.sha256 is None)
     return Verification(
@@ -68,40 +68,32 @@ def open_source(path: str | os.PathLike[str]) -> Container:
     return source
 
 
-def read_bake(path: str | os.PathLike[str]) -> tuple[Record, Container | None]:
-    """The record of a baked model, and the GGUF model; a checkpoint folder is opened when its files have been looked at."""
-    if not is_gguf(path):
-        return read_record(path), None
-    model = read_gguf(Path(path))
-    refuse_half_written(model.first)
-    return read_gguf_record(model), model
+def read_bake(path: str | os.PathLike[str]) -> tuple[Record, Container]:
+    """The record of a baked model and its files; ValueError when one is missing, and where there are others that engines load."""
+    if is_gguf(path):
+        model = read_gguf(Path(path))
+        refuse_half_written(model.first)
+        return read_gguf_record(model), model
+    record = read_record(path)
+    _check_names(Path(path), record)
+    try:
+        return record, open_checkpoint(path)
+    except ValueError as error:
+        raise BakeMismatch(f"the baked folder is not whole: {error}") from error
 
 
-def check_bake(path: Path, record: Record, model: Container | None, times_count: bool) -> Container:
-    """Hold a baked model against its record; ``times_count``: a shard without a hash must have the time it had.
-
-    ``model``: the opened GGUF model, None for a folder, which is opened here.
-    """
-    if model is None:
-        _check_names(path, record)
+def check_bake(model: Container, record: Record, times_count: bool) -> None:
+    """Check a baked model against its record; ``times_count``: a shard without a hash must have the time it had."""
     for name, file in record.files.items():
-        there = path / name if model is None else model.path(name)
-        if there.stat().st_size != file.size:
-            raise BakeMismatch(
-                f"{there} has {there.stat().st_size} bytes and had {file.size} when it was baked: bake again"
-            )
-    if model is None:
-        try:
-            model = open_checkpoint(path)
-        except ValueError as error:
-            raise BakeMismatch(f"the baked folder is not whole: {error}") from error
+        size = model.path(name).stat().st_size
+        if size != file.size:
+            raise BakeMismatch(f"{model.path(name)} has {size} bytes and had {file.size} when it was baked: bake again")
     if isinstance(model, GgufModel):
         _check_headers(model, record)
     for change in record.changes:
         _check_change(model, change)
     for name, file in record.files.items():
         _check_file(model.path(name), file, times_count)
-    return model
 
 
 def _check_names(folder: Path, record: Record) -> None:
@@ -124,10 +116,10 @@ def _check_headers(model: GgufModel, record: Record) -> None:
 def _check_file(path: Path, file: RecordedFile, times_count: bool) -> None:
     if file.sha256 is not None:
         if sha256_file(path) != file.sha256:
-            raise BakeMismatch(f"{path} was changed after baking: its hash is another one; bake again")
+            raise BakeMismatch(f"{path} was changed after baking: its hash differs; bake again")
     elif times_count and file.mtime_ns is not None and path.stat().st_mtime_ns != file.mtime_ns:
         raise BakeMismatch(
-            f"{path} carries no hash and its time is not that of the bake: pass the source to compare it, or bake again with hashes of all shards"
+            f"{path} has no hash, and its time differs from that of the bake: pass the source to compare it, or bake again with hashes of all shards"
         )
 
 
@@ -151,11 +143,14 @@ def _check_change(model: Container, change: ChangedTensor) -> None:
     where = f"{change.where} in {model.path(tensor.shard)}"
     if found == change.sha256_before:
         raise BakeMismatch(f"{where} is the original, without the plan: bake again")
-    raise BakeMismatch(f"{where} was changed after baking: its hash is another one; bake again")
+    raise BakeMismatch(f"{where} was changed after baking: its hash differs; bake again")
 
 
 def _compare_with_source(baked: Container, record: Record, source: Container) -> int:
     """BakeMismatch unless the baked model is the source with exactly the recorded edits; returns the bytes compared."""
+    for name, file in record.files.items():
+        if name in baked.paths and file.source is not None and file.source not in source.paths:
+            raise BakeMismatch(f"the source has no file for {baked.path(name)}: this is not the model that was baked")
     changes = {change.name: change for change in record.changes}
     for name in sorted(set(baked.tensors) ^ set(source.tensors)):
         if name not in changes or changes[name].source_shard is not None:
@@ -191,7 +186,7 @@ def _compare_shards(baked: Container, record: Record, source: Container) -> int:
         if os.path.samefile(ours, theirs):
             if file.sha256 is None and file.mtime_ns is not None and ours.stat().st_mtime_ns != file.mtime_ns:
                 raise BakeMismatch(
-                    f"{ours} is one file with the source's and was changed after baking: fetch the source again"
+                    f"{ours} is the same file as the source's and was changed after baking: fetch the source again"
                 )
             continue
         if ours.stat().st_size != theirs.stat().st_size:

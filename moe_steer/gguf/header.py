@@ -86,7 +86,7 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(data, package)
-    except (struct.error, OverflowError):  # a field, or where a length of the header sends us, lies behind the end
+    except (struct.error, OverflowError):  # a field, or a place that a length in the header leads to, is behind the end
         raise ValueError(f"{path} cannot be read as GGUF: it is cut short in its header") from None
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as GGUF: {error}") from error

@@ -233,7 +233,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     first = source / "model-00001-of-00003.safetensors"
     tensors = read_shard(first)
     write_shard(first, {**tensors, DOWN: raw(torch.zeros(8, 16))})
-    with pytest.raises(ValueError, match=f"{DOWN} stands in several shards and engines may load either"):
+    with pytest.raises(ValueError, match=f"{DOWN} is in several shards, and engines may load either"):
         bake(source, PLAN, tmp_path / "baked")
 
 

@@ -247,7 +247,7 @@ def test_a_stored_inverse_cannot_be_silenced(tmp_path: Path) -> None:
 def test_unknown_formats_are_refused_with_what_was_found(parts: Parts, tmp_path: Path) -> None:
     source = quantised(tmp_path / "source", parts)
     with pytest.raises(
-        ValueError, match=r"layer 1 expert 2 is stored as .*, which is no known number format: bake the unq"
+        ValueError, match=r"layer 1 expert 2 is stored as .*, which is not a known number format: bake the unq"
     ):
         bake(source, gains((1, 2, 2.0)), tmp_path / "baked")
     assert not (tmp_path / "baked").exists()

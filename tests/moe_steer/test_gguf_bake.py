@@ -129,6 +129,9 @@ def test_a_model_in_parts_changes_only_the_parts_that_hold_the_experts(tmp_path:
         assert (digest(part) == original[index]) == (index != changed)
         assert part.samefile(source.with_name(names[index])) == (index != changed)
     assert verify_bake(parts[0], source).hashed == 1
+    whole = write_gguf(tmp_path / "whole.gguf", "Q8_0")
+    with pytest.raises(ValueError, match="the source has no file for .*out-00002-of-00003.gguf"):
+        verify_bake(parts[0], whole)
     unbake(parts[0])
     assert [digest(part) for part in parts] == original
     bake(source, plan(64.0), tmp_path / "c" / "out.gguf", copy=True)
@@ -266,7 +269,7 @@ def test_source_and_target_are_looked_at_first(tmp_path: Path) -> None:
     bake(source, PLAN, target)
     with pytest.raises(ValueError, match="out.gguf' exists: give another name, or remove it first"):
         bake(source, PLAN, target)
-    with pytest.raises(ValueError, match="carries a plan already .out.gguf.steering.json.: unbake it first"):
+    with pytest.raises(ValueError, match="already has a plan baked in .out.gguf.steering.json.: unbake it first"):
         bake(target, PLAN, tmp_path / "again.gguf")
     with pytest.raises(ValueError, match="is itself baked: give the original model as the source"):
         verify_bake(target, target)
@@ -291,7 +294,7 @@ def test_verify_finds_one_flipped_byte_wherever_it_is(tmp_path: Path) -> None:
         ),
         (
             int(embedding.data_offset) + 3,
-            "out.gguf was changed after baking: its hash is another one",
+            "out.gguf was changed after baking: its hash differs",
             "out.gguf was changed after baking",
         ),
         (whole.index(b"t13") + 1, "the header of .* was changed after the bake", "the header of"),

@@ -249,6 +249,9 @@ def test_what_an_earlier_version_rounded_in_place_comes_back(tmp_path: Path) -> 
     undo.write_bytes(bytes([kept[0] ^ 1]) + kept[1:])
     with pytest.raises(ValueError, match="undo does not hold the original of blk.1.ffn_down_exps.weight"):
         unbake(target)
+    undo.write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(ValueError, match="out.gguf.steering.undo is incomplete: fetch the original model again"):
+        unbake(target)
     undo.write_bytes(kept)
     unbake(target)
     assert digest(target) == original
@@ -311,10 +314,12 @@ def test_parts_that_are_missing_or_mixed_up_are_named(tmp_path: Path) -> None:
         bake(second, PLAN, tmp_path / "out.gguf")
     kept = third.read_bytes()
     third.unlink()
-    with pytest.raises(ValueError, match="is the first of 3 parts, and 'm-00003-of-00003.gguf' is not beside it"):
+    with pytest.raises(
+        ValueError, match="is the first of 3 parts, and 'm-00003-of-00003.gguf' is not in the same folder"
+    ):
         bake(first, PLAN, tmp_path / "out.gguf")
     third.write_bytes(second.read_bytes())
-    with pytest.raises(ValueError, match="stands in m-00002-of-00003.gguf and again in m-00003-of-00003.gguf"):
+    with pytest.raises(ValueError, match="is in m-00002-of-00003.gguf and again in m-00003-of-00003.gguf"):
         bake(first, PLAN, tmp_path / "out.gguf")
     third.write_bytes(kept)
     renamed = tmp_path / "renamed.gguf"

@@ -184,7 +184,7 @@ def _runs(model: GgufModel, entry: ExpertGain, round_gains: bool) -> Iterator[tu
 
 
 def _refuse_loss(run: StoredTensor, edit: Edit, lost: Rounding, round_gains: bool) -> None:
-    """ValueError for scales that are no numbers, too large, or (unless rounding was allowed) too small for the format."""
+    """ValueError for scales that are not finite, too large, or (unless rounding was allowed) too small for the format."""
     form = BLOCK_FORMATS[run.dtype]
     where, number = f"layer {edit.layer} expert {edit.expert}: {run.name} ({run.dtype})", NAMES[form.number]
     if lost.not_finite:

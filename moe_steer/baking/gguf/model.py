@@ -67,7 +67,7 @@ def read_gguf(path: Path) -> GgufModel:
         for item in header.tensors:
             if item.name in tensors:
                 raise ValueError(
-                    f"{item.name} stands in {paths[int(tensors[item.name].shard)].name} and again in {paths[part].name}"
+                    f"{item.name} is in {paths[int(tensors[item.name].shard)].name} and again in {paths[part].name}"
                 )
             end = item.offset + item.num_bytes
             tensors[item.name] = StoredTensor(item.name, str(part), item.type_name, item.shape, item.offset, end)
@@ -110,7 +110,9 @@ def _part_paths(path: Path, count: int, number: int) -> tuple[Path, ...]:
     paths = tuple(path.with_name(name) for name in names)
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
-        raise ValueError(f"{path} is the first of {count} parts, and {missing[0]!r} is not beside it: fetch all parts")
+        raise ValueError(
+            f"{path} is the first of {count} parts, and {missing[0]!r} is not in the same folder: fetch all parts"
+        )
     return paths
 
 

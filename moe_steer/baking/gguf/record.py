@@ -1,4 +1,4 @@
-"""The record of a baked GGUF file: ``NAME.steering.json`` beside the (first part of the) model."""
+"""The record of a baked GGUF file: ``NAME.steering.json`` next to the (first part of the) model."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ def read_gguf_record(model: GgufModel) -> Record:
     """The record of a baked model; ValueError says what is wrong with it, or that it is not this model's."""
     path = gguf_record_path(model.first)
     if not path.is_file():
-        raise ValueError(
-            f"there is no certificate {str(path)!r}: the model beside it was not baked, or was moved without it"
-        )
+        raise ValueError(f"there is no certificate {str(path)!r}: the model was not baked, or was moved without it")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -115,7 +113,7 @@ def read_gguf_record(model: GgufModel) -> Record:
         )
     if len(data["files"]) != len(model.paths):
         raise ValueError(
-            f"{model.first} has {len(model.paths)} parts, the certificate speaks of {len(data['files'])}: they do not belong together"
+            f"{model.first} has {len(model.paths)} parts and the certificate lists {len(data['files'])}: they do not belong together"
         )
     return _record(data, model)
 
@@ -189,6 +187,6 @@ def _change(entry: Mapping[str, Any], model: GgufModel) -> ChangedTensor:
     )
     if not inside:
         raise ValueError(
-            f"the certificate speaks of {change.name} ({dtype}) at byte {span[0]}, which this file does not hold there: they do not belong together"
+            f"the certificate lists {change.name} ({dtype}) at byte {span[0]}, which this file does not hold there: they do not belong together"
         )
     return change

@@ -1,7 +1,7 @@
 """What earlier versions kept when they rounded a GGUF file in place: ``NAME.steering.undo``.
 
-It holds the scale bytes of every changed slice, the original ones and then the baked ones. They are the only way back: there
-is no source file. Earlier versions also wrote ``NAME.steering.journal``, which is there only where such a write was cut off.
+It holds the scale bytes of every changed slice, the original ones and then the baked ones. They are the only way back, because
+there is no source file. Earlier versions also wrote ``NAME.steering.journal``, which is there only where such a write was cut off.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def original_scales(model: GgufModel, changes: list[Change]) -> list[Change]:
         old = b"".join(piece for _, piece in model.pieces(tensor))
         new_NB = np.frombuffer(old, np.uint8).reshape(-1, form.num_bytes).copy()
         size = len(new_NB) * len(columns)
+        if len(kept) < at + size:
+            raise ValueError(f"{undo_path(model.first)} is incomplete: fetch the original model again")
         new_NB[:, columns] = np.frombuffer(kept[at : at + size], np.uint8).reshape(-1, len(columns))
         at += 2 * size
         back = Edit(operation="replace", begin=0, end=len(old), layer=edit.layer, old=old, new=new_NB.tobytes())

@@ -34,13 +34,13 @@ def bake_gguf(
 ) -> Certificate:
     """As ``bake``, for a GGUF file or the first part of a model in several parts.
 
-    ``target``: the file to write; a model's parts are named after it. The record goes beside it as ``NAME.steering.json``.
+    ``target``: the file to write; a model's parts are named after it. The record is written next to it as ``NAME.steering.json``.
     """
     model = read_gguf(Path(source))
     refuse_half_written(model.first)
     if gguf_record_path(model.first).exists():
         raise ValueError(
-            f"{model.first} carries a plan already ({gguf_record_path(model.first).name}): unbake it first, or bake from the original file"
+            f"{model.first} already has a plan baked in ({gguf_record_path(model.first).name}): unbake it first, or bake from the original file"
         )
     if plan.active_residual and control_vector is None:
         raise ValueError(
@@ -61,7 +61,7 @@ def bake_gguf(
 
 
 def _target_names(model: GgufModel, target: Path) -> tuple[str, ...]:
-    """How the parts of the baked model are called; ValueError when something of a name is there already."""
+    """The file names of the baked model's parts; ValueError when one exists already."""
     if target.is_dir():
         raise ValueError(f"the target {str(target)!r} is a folder: give the name of the GGUF file to write")
     names = tuple(part_names(target.name, len(model.paths)))
@@ -87,10 +87,10 @@ def _write(
     rewritten = {change.tensor.shard for change in changes}
     if copy or len(names) == 1:
         rewritten = set(names)
-    beside = gguf_record_path(target.with_name(names["0"])).name
-    shown_last = [*certificate.parts[1:], beside, certificate.parts[0]]
+    record_name = gguf_record_path(target.with_name(names["0"])).name
+    shown_last = [*certificate.parts[1:], record_name, certificate.parts[0]]
     with staging(target, lambda folder, to: _publish(folder, to, shown_last)) as folder:
-        target.with_name(beside).unlink(missing_ok=True)  # of a run that was killed: there is no model of that name
+        target.with_name(record_name).unlink(missing_ok=True)  # left by a killed run: no model of that name exists
         files: dict[str, RecordedFile] = {}
         for part, name in names.items():
             path = folder / name
@@ -122,14 +122,14 @@ def _write(
             headers={part: sha256_file(staged.path(part), size) for part, size in model.header_bytes.items()},
             control_vector=exported,
         )
-        write_text(folder / beside, gguf_record_text(record, model))
+        write_text(folder / record_name, gguf_record_text(record, model))
     return certificate
 
 
 def _publish(folder: Path, target: Path, names: Sequence[str]) -> None:
     """Give the files their names, in this order; the first part comes last: without it no engine takes the others for a model.
 
-    A link fails where a file of that name came to be meanwhile; a rename would take its place.
+    A link fails where another process made a file of that name in the meantime; a rename would replace it.
     """
     with ExitStack() as undo:
         for name in names:
@@ -151,7 +151,7 @@ def _named(staged: Path, path: Path) -> None:
 def restore_gguf(model: GgufModel, changes: Sequence[Change]) -> None:
     """Replace each part that holds changes by a copy with them, one whole file after the other.
 
-    A process that is killed in between leaves some parts restored, each of them whole: the next run sees which.
+    A process that is killed in between leaves some parts restored, each of them whole; the next run restores the rest.
     """
     parts = sorted({change.tensor.shard for change in changes})
     for path in map(model.path, parts):

@@ -42,7 +42,7 @@ class Checkpoint(Container):
 
 
 def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Read config, index and every header. ValueError says which file is missing, torn or contradicts another."""
+    """Read config, index and every header. ValueError says which file is missing, incomplete or contradicts another."""
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(
@@ -86,7 +86,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise ValueError(f"{path} is torn: {size} bytes cannot hold its header; fetch it again")
+                raise ValueError(f"{path} is incomplete: {size} bytes cannot hold its header; fetch it again")
             header = json.loads(file.read(length).decode("utf-8"))
     except FileNotFoundError:
         raise ValueError(f"the shard {path} is missing: fetch the rest of the checkpoint") from None
@@ -103,7 +103,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise ValueError(f"{path}: the data of {tensor.name} does not follow its neighbour's; fetch the file again")
         end = tensor.end
     if end != size:
-        raise ValueError(f"{path} has {size} bytes and its header speaks of {end}: fetch it again")
+        raise ValueError(f"{path} has {size} bytes and its header describes {end}: fetch it again")
     return tensors
 
 
@@ -153,15 +153,15 @@ def _by_index(
         tensor = headers[shard].get(name)
         if tensor is None:
             where = next((other for other in headers if name in headers[other]), None)
-            found = f"it lies in {where}" if where else "no shard has it"
+            found = f"it is in {where}" if where else "no shard has it"
             raise ValueError(
-                f"{index} puts {name} into {shard}, and {found}: the index lies; fetch the checkpoint again"
+                f"{index} puts {name} into {shard}, and {found}: the index is wrong; fetch the checkpoint again"
             )
         tensors[name] = tensor
     for shard, header in headers.items():
         for name in header:
             if name not in tensors:
                 raise ValueError(
-                    f"{shard} holds {name}, which {index} does not list: the index lies; fetch the checkpoint again"
+                    f"{shard} holds {name}, which {index} does not list: the index is wrong; fetch the checkpoint again"
                 )
     return tensors

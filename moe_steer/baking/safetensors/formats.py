@@ -90,5 +90,5 @@ def placement(parts: Parts, where: str) -> Placement:
             return Placement(entry.name, ((entry.scale, operation), ("bias", "multiply")))
     listed = ", ".join(f"{role} {tensor.dtype}" for role, tensor in sorted(parts.items()))
     raise ValueError(
-        f"{where} is stored as {listed}, which is no known number format: bake the unquantised checkpoint and quantise that"
+        f"{where} is stored as {listed}, which is not a known number format: bake the unquantised checkpoint and quantise that"
     )

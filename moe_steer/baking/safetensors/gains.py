@@ -1,4 +1,4 @@
-"""Where a checkpoint takes the plan's gains: the edits, what each loses, and what the owner should know besides."""
+"""Where a checkpoint takes the plan's gains: the edits, what each loses, and notes for whoever serves it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moe_steer.baking.safetensors.layouts import LayerPlaces, Parts, find_places
 from moe_steer.plan import ExpertGain, SteeringPlan
 
 NEGLIGIBLE = 2.0**-20
-"""A native scale is taken when it is off by no more; else wherever less is lost, for one rounded scale shifts a whole expert."""
+"""A native scale is used when its error is at most this; else the place that loses less, because one rounded scale shifts a whole expert."""
 _NEEDS_SCORING = ("deepseek_v3", "deepseek_v32", "kimi_k2")
 
 
@@ -45,7 +45,7 @@ def plan_experts(source: Checkpoint, plan: SteeringPlan, round_gains: bool) -> t
 
 
 def _as_planned(shape: CheckpointShape, plan: SteeringPlan) -> CheckpointShape:
-    """A plan made on the text model alone carries the text model's type."""
+    """The shape with the model type that the plan has: a plan made on the text model alone has the text model's type."""
     made_for = (plan.model or {}).get("model_type")
     return dataclasses.replace(shape, model_type=shape.text_type) if made_for == shape.text_type else shape
 
@@ -53,7 +53,7 @@ def _as_planned(shape: CheckpointShape, plan: SteeringPlan) -> CheckpointShape:
 def _refuse_place(entry: ExpertGain, places: LayerPlaces, shape: CheckpointShape) -> None:
     if entry.expert >= shape.num_experts - shape.zero_experts:
         raise ValueError(
-            f"expert {entry.expert} at layer {entry.layer} is a zero expert (it hands its input on) and has no weights to scale; {STEER_INSTEAD}"
+            f"expert {entry.expert} at layer {entry.layer} is a zero expert (it returns its input unchanged) and has no weights to scale; {STEER_INSTEAD}"
         )
     if places.ambiguous:
         raise ValueError(
@@ -61,7 +61,7 @@ def _refuse_place(entry: ExpertGain, places: LayerPlaces, shape: CheckpointShape
         )
     if not shape.is_verified and places.strange:
         raise ValueError(
-            f"model type {shape.model_type!r} is unknown and has {places.strange[0]} beside its experts, which may undo a scale: {STEER_INSTEAD}"
+            f"model type {shape.model_type!r} is unknown and also has {places.strange[0]}, which may undo a scale: {STEER_INSTEAD}"
         )
 
 

@@ -104,14 +104,16 @@ def _edit(
 def _created(
     source: Checkpoint, shape: CheckpointShape, template: str, vectors_LD: dict[int, np.ndarray[Any, Any]]
 ) -> tuple[list[NewTensor], dict[int, tuple[Rounding, str]]]:
-    """Biases for all three projections of every layer, zero but for the vectors."""
+    """Biases for all three projections of every layer, zero except for the vectors."""
     created, lost = [], {}
     for layer in range(shape.num_layers):
         for projection in ("gate_proj", "up_proj", "down_proj"):
             module = template.format(layer).replace("down_proj", projection)
             weight = source.tensors.get(f"{module}.weight")
             if weight is None or weight.dtype not in ROUNDOFF or len(weight.shape) != 2:
-                raise ValueError(f"{module}.weight is no plain matrix in this checkpoint, so it cannot be given a bias")
+                raise ValueError(
+                    f"{module}.weight is not a plain matrix in this checkpoint, so it cannot be given a bias"
+                )
             width = weight.shape[0]
             data = bytes(width * weight.num_bytes // (weight.shape[0] * weight.shape[1]))
             if projection == "down_proj" and layer in vectors_LD:

@@ -21,7 +21,7 @@ from moe_steer.baking.safetensors.textpatch import Patch, added_entries, moved_e
 NEW_INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 SINGLE_AS_FIRST = "model-00001-of-00002.safetensors"
-"""What a single file is called beside an overlay: under its own name engines would load it alone."""
+"""The name of a single file that has an overlay: under its own name engines would load it alone."""
 
 _NAMES = ("model-steered{}.safetensors", "steered{}.safetensors", "zz-steered{}.safetensors")
 
@@ -123,7 +123,7 @@ def _natural(name: str) -> list[tuple[int, int | str]]:
 
 
 def kept_name(source: Checkpoint, shard: str) -> str:
-    """The name of a source's shard beside an overlay."""
+    """The name of a source's shard when there is an overlay."""
     return SINGLE_AS_FIRST if source.index is None and shard == SINGLE_FILE else shard
 
 

@@ -56,7 +56,7 @@ def bake_checkpoint(
     for tensor in work.edits:
         if tensor.name in source.repeated:
             raise ValueError(
-                f"{tensor.name} stands in several shards and engines may load either: save the checkpoint again"
+                f"{tensor.name} is in several shards, and engines may load either: save the checkpoint again"
             )
     changes = work.changes(source)
     layout = target_layout(source, changes, created, overlay)
