@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from moe_steer import SteeringPlan
+
+if TYPE_CHECKING:
+    from moe_steer.baking import Certificate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,101 +37,74 @@ class Bake:
     """Where a number format holds only powers of two, take the nearest one."""
     hash_all: bool = False
     """Hash unchanged shards too, however large, so that 'verify' needs no source."""
-    in_place: bool = False
-    """GGUF: change the file itself, under a journal."""
     control_vector: str | None = None
     """Write the plan's residual vectors to this GGUF control vector instead of baking them."""
 
     def run(self) -> int:
         """Bake and show the certificate."""
         plan = SteeringPlan.load(self.plan)
-        if self.model.endswith(".gguf"):
-            return self._gguf(plan)
-        if self.in_place:
-            raise ValueError("--in-place is for GGUF files: a checkpoint is baked into a new folder, give --out")
-        if self.control_vector is not None:
-            plan = self._export(plan)
-            if not plan.active_experts and self.out is None:
-                return 0
+        if self.control_vector is not None and not plan.active_experts and self.out is None:
+            from moe_steer.gguf.control_vector import export_control_vector
+
+            export_control_vector(dataclasses.replace(plan, experts=()), self.control_vector)
+            self._say_vectors(plan)
+            return 0
         if self.out is None:
-            raise ValueError("give --out, the folder to write")
+            raise ValueError("give --out, the folder to write (for a GGUF model: the file)")
         from moe_steer import bake
 
-        options: dict[str, Any] = {"copy": self.copy, "symlink": self.symlink, "hash_all": self.hash_all}
         certificate = bake(
-            model_folder(self.model), plan, self.out, overlay=self.overlay, round_gains=self.round, **options
-        )
-        print(certificate.summary())
-        print(
-            f"wrote {self.out}: {certificate.changed_tensors} tensors changed, {len(certificate.files_written)} files written "
-            f"({certificate.bytes_written:,} bytes, and {(Path(self.out) / 'steering.json').stat().st_size:,} of steering.json), "
-            f"{'no shard linked' if self.copy else 'the rest linked'}"
-        )
-        print(f"next: moe-steer verify --baked {self.out} --model {self.model} --forward")
-        return 0
-
-    def _export(self, plan: SteeringPlan) -> SteeringPlan:
-        """Write the vectors and return the plan without them."""
-        from moe_steer.bake_gguf import export_control_vector
-
-        assert self.control_vector is not None
-        export_control_vector(dataclasses.replace(plan, experts=()), self.control_vector)
-        print(f"wrote {self.control_vector}: {len(plan.active_residual)} residual vectors (llama.cpp --control-vector)")
-        return dataclasses.replace(plan, residual=())
-
-    def _gguf(self, plan: SteeringPlan) -> int:
-        for name in ("overlay", "symlink", "hash_all"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is for checkpoint folders, and {self.model} is a GGUF file"
-                )
-        if plan.active_residual and self.control_vector is None:
-            raise ValueError(
-                f"a GGUF model has no place for the plan's {len(plan.active_residual)} residual vectors: give --control-vector FILE to write them beside it"
-            )
-        if self.control_vector is not None and not plan.active_experts and self.out is None and not self.in_place:
-            self._export(plan)
-            return 0
-        if self.in_place == (self.out is not None):
-            raise ValueError(
-                "give either --out, the GGUF file to write, or --in-place" + (", not both" if self.in_place else "")
-            )
-        from moe_steer.bake_gguf import bake_gguf
-
-        certificate = bake_gguf(
-            self.model,
+            model_folder(self.model),
             plan,
             self.out,
-            self.in_place,
-            round_gains=self.round,
+            overlay=self.overlay,
             copy=self.copy,
+            symlink=self.symlink,
+            round_gains=self.round,
+            hash_all=self.hash_all,
             control_vector=self.control_vector,
         )
-        # A split model's parts have names of their own: the one to load is the first.
-        written = Path(self.out or self.model).with_name(certificate["files"][0]["name"])
-        parts = len(certificate["files"])
+        if certificate.parts:
+            self._say_gguf(plan, certificate, Path(self.out).with_name(certificate.parts[0]))
+        else:
+            self._say_checkpoint(plan, certificate, self.out)
+        return 0
+
+    def _say_vectors(self, plan: SteeringPlan) -> None:
+        print(f"wrote {self.control_vector}: {len(plan.active_residual)} residual vectors (llama.cpp --control-vector)")
+
+    def _say_checkpoint(self, plan: SteeringPlan, certificate: Certificate, out: str) -> None:
+        if self.control_vector is not None:
+            self._say_vectors(plan)
+        print(certificate.summary())
         print(
-            f"{certificate['verdict']}: {len(certificate['slices'])} slices changed in {written}"
+            f"wrote {out}: {certificate.changed_tensors} tensors changed, {len(certificate.files_written)} files written "
+            f"({certificate.bytes_written:,} bytes, and {(Path(out) / 'steering.json').stat().st_size:,} of steering.json), "
+            f"{'no shard linked' if self.copy else 'the rest linked'}"
+        )
+        print(f"next: moe-steer verify --baked {out} --model {self.model} --forward")
+
+    def _say_gguf(self, plan: SteeringPlan, certificate: Certificate, first: Path) -> None:
+        """``first``: the file to load, whose name differs from --out where the model is in several parts."""
+        from moe_steer.baking.gguf.record import BOUND_OF, undo_words
+
+        parts = len(certificate.parts)
+        print(
+            f"{certificate.verdict_words}: {certificate.changed_tensors} slices changed in {first}"
             + (f" (the first of {parts} files)" if parts > 1 else "")
         )
-        for piece in certificate["slices"]:
-            if piece["gain"] != piece["asked"]:
-                print(
-                    f"  layer {piece['layer']} expert {piece['expert']}: {piece['asked']:g} asked, {piece['gain']:g} baked"
-                )
-        print(f"  bound: {certificate['bound']:.3g} ({certificate['bound_of']})")
-        print(f"  undo: {certificate['undo'].replace('NAME', written.name)}")
-        vector = certificate["control_vector"]
-        if vector is not None:
-            print(
-                f"  control vector: {self.control_vector}, layers {', '.join(map(str, vector['layers']))}; serve with"
-            )
-            print(f"    llama-server --model {written} --control-vector {self.control_vector}")
-        for note in certificate["notes"]:
+        for entry in certificate.entries:
+            if entry.applied != entry.gain:
+                print(f"  layer {entry.layer} expert {entry.expert}: {entry.gain:g} asked, {entry.applied:g} baked")
+        print(f"  bound: {certificate.bound:.3g} ({BOUND_OF})")
+        print(f"  undo: {undo_words(certificate)}")
+        if self.control_vector is not None:
+            layers = ", ".join(map(str, sorted({entry.layer for entry in plan.active_residual})))
+            print(f"  control vector: {self.control_vector}, layers {layers}; serve with")
+            print(f"    llama-server --model {first} --control-vector {self.control_vector}")
+        for note in certificate.notes:
             print(f"  note: {note}")
-        against = "" if self.in_place else f" --model {self.model}"
-        print(f"next: moe-steer verify --baked {written}{against}")
-        return 0
+        print(f"next: moe-steer verify --baked {first} --model {self.model}")
 
 
 def model_folder(name: str) -> str:
@@ -153,25 +129,15 @@ class Unbake:
 
     def run(self) -> int:
         """Restore and say what was restored."""
-        if self.baked.endswith(".gguf"):
-            return self._gguf()
-        if self.out is None:
-            raise ValueError("give --out, the folder to write the original to")
-        from moe_steer import unbake
+        from moe_steer.baking import unbake
 
         record = unbake(self.baked, self.out, copy=self.copy, symlink=self.symlink)
+        if self.out is None:
+            print(f"{self.baked} is what it was before the bake")
+            return 0
         print(f"wrote {self.out}: {len(record.changes)} tensors have the hashes they had before the bake")
         if record.left_out:
             print(f"{len(record.left_out)} files in other formats had been left out by the bake and are not there")
-        return 0
-
-    def _gguf(self) -> int:
-        if self.out is not None or self.copy or self.symlink:
-            raise ValueError("a GGUF file is restored in place: give --baked alone")
-        from moe_steer.bake_gguf import unbake_gguf
-
-        unbake_gguf(self.baked)
-        print(f"{self.baked} is what it was before the bake")
         return 0
 
 
@@ -182,7 +148,7 @@ class Verify:
     baked: str
     """The baked folder or GGUF file."""
     model: str | None = None
-    """The original: compares every byte, and carries the edits out again."""
+    """The original: compares every byte, and applies the edits again."""
     forward: bool = False
     """Load both, steer the original, and compare logits and greedy tokens."""
     prompts: str | None = None
@@ -194,24 +160,30 @@ class Verify:
     dtype: str = "auto"
     """Type to compute in for --forward: auto (as stored), float32, bfloat16 or float16."""
     experts_implementation: str | None = None
-    """How the library runs experts: eager, batched_mm or grouped_mm; default eager, whose sums do not hang on the layout."""
+    """How the library runs experts: eager, batched_mm or grouped_mm; default eager, whose sums do not depend on the layout."""
 
     def run(self) -> int:
         """Check, and say what was checked."""
-        if self.baked.endswith(".gguf"):
-            return self._gguf()
+        if self.forward and self.baked.endswith(".gguf"):
+            raise ValueError("--forward is for checkpoint folders: compare GGUF models with llama.cpp")
         if self.forward and self.model is None:
             raise ValueError("--forward needs --model, the original checkpoint")
         from moe_steer import verify_bake
 
         source = model_folder(self.model) if self.model is not None else None
         found = verify_bake(self.baked, source)
+        if found.certificate.parts:
+            print(
+                f"{found.certificate.verdict_words}: {found.tensors} changed slices are as they were baked, {found.hashed} of {found.files} files "
+                f"by hash, {found.compared_bytes:,} bytes compared with the source"
+            )
+            return 0
         print(f"{found.files} files and {found.tensors} changed tensors are as they were baked")
         if source is not None:
             print(f"everything else is byte for byte that of {self.model}")
         if found.unhashed:
             print(
-                f"{len(found.unhashed)} large linked shards carry no hash and were checked by size and time: give --model to compare them"
+                f"{len(found.unhashed)} large linked shards have no hash and were checked by size and time: give --model to compare them"
             )
         print(found.certificate.summary())
         if self.forward and source is not None:
@@ -245,15 +217,3 @@ class Verify:
         if result.silent:
             print(f"no prompt reached {', '.join(result.silent)}: this says nothing about them")
         result.check(record.certificate)
-
-    def _gguf(self) -> int:
-        if self.forward:
-            raise ValueError("--forward is for checkpoint folders: compare GGUF models with llama.cpp")
-        from moe_steer.bake_gguf import verify_gguf
-
-        found = verify_gguf(self.baked, self.model)
-        print(
-            f"{found['verdict']}: {found['slices']} changed slices are as they were baked, {found['whole_files']} of {found['files']} files "
-            f"by hash, {found['compared_bytes']:,} bytes compared with the source"
-        )
-        return 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Verdict = Literal["exact", "rounded"]
+Family = Literal["verified", "by structure", "GGUF"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,8 @@ class EntryCertificate:
 
     exact: the baked model computes bit for bit what the steered model does, while nothing overflows. rounded: no stored number
     is off by more than ``bound`` (relative); ``worst`` and ``rms`` are what was measured. ``applied`` is the gain that was
-    baked: the asked one, or the power of two beside it. ``reversible``: the original can be had back from the baked numbers.
+    baked: the asked one, or the nearest power of two. ``reversible``: the original can be computed from the baked numbers.
+    ``rms`` is None for GGUF files.
     """
 
     layer: int
@@ -26,7 +28,7 @@ class EntryCertificate:
     verdict: Verdict
     bound: float
     worst: float
-    rms: float
+    rms: float | None
     format: str
     tensors: tuple[str, ...]
     reversible: bool
@@ -37,14 +39,15 @@ class Certificate:
     """The verdict over a whole plan and checkpoint. A plan that cannot be baked has none: ``bake`` raises instead.
 
     ``family``: how the layout was recognised, 'verified' (the family is compared with the hooked model in the tests) or
-    'by structure' (only the tensor names speak for it). ``bytes_written``: data written for ``files_written``; where the file
-    system lets a copy share its source's blocks, only what differs counts. steering.json, which holds this, comes on top.
+    'by structure' (by tensor names alone); GGUF files have fixed names. ``bytes_written``: data written for ``files_written``; where the file
+    system lets a copy share its source's blocks, only what differs counts (the record of a GGUF file does not keep it).
+    steering.json, which holds this, comes on top.
     """
 
     verdict: Verdict
     bound: float
     model_type: str
-    family: Literal["verified", "by structure"]
+    family: Family
     entries: tuple[EntryCertificate, ...]
     notes: tuple[str, ...] = ()
     overlay: bool = False
@@ -52,6 +55,8 @@ class Certificate:
     changed_bytes: int = 0
     files_written: tuple[str, ...] = ()
     bytes_written: int = 0
+    parts: tuple[str, ...] = ()
+    """GGUF: the files of the baked model. The first is the one to load."""
 
     @property
     def reversible(self) -> bool:
@@ -60,7 +65,8 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**dataclasses.asdict(self), "reversible": self.reversible}
+        values = {**dataclasses.asdict(self), "reversible": self.reversible}
+        return values if self.parts else {key: value for key, value in values.items() if key != "parts"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Certificate:
@@ -80,20 +86,18 @@ class Certificate:
         for entry in self.entries:
             what = f"layer {entry.layer:3d} " + ("residual" if entry.expert is None else f"expert {entry.expert:3d}")
             gain = f"gain {entry.gain:g}" + (f" baked as {entry.applied:g}" if entry.applied != entry.gain else "")
-            error = (
-                "bit-exact" if entry.verdict == "exact" else f"rounded, worst {entry.worst:.1e}, rms {entry.rms:.1e}"
-            )
+            rms = "" if entry.rms is None else f", rms {entry.rms:.1e}"
+            error = "bit-exact" if entry.verdict == "exact" else f"rounded, worst {entry.worst:.1e}{rms}"
             lines.append(f"  {what} {gain}: {error}; {entry.format}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
+    @property
+    def verdict_words(self) -> str:
+        """The verdict in short."""
+        return "bit-exact" if self.verdict == "exact" else "exact to rounding"
+
     def verdict_line(self) -> str:
-        """The verdict in words."""
+        """The verdict in a sentence."""
         if self.verdict == "exact":
-            return "bit-exact: the baked model computes what the steered one does"
-        return f"exact to rounding: no stored number is off by more than {self.bound:.1e} of itself"
-
-
-def overall(entries: Sequence[EntryCertificate]) -> tuple[Verdict, float]:
-    """The verdict and bound of the weakest entry."""
-    verdict: Verdict = "exact" if all(entry.verdict == "exact" for entry in entries) else "rounded"
-    return verdict, max((entry.bound for entry in entries), default=0.0)
+            return f"{self.verdict_words}: the baked model computes what the steered one does"
+        return f"{self.verdict_words}: no stored number is off by more than {self.bound:.1e} of itself"

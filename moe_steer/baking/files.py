@@ -1,4 +1,4 @@
-"""Files put beside one another: linked, copied without filling holes, hashed. The source is only ever opened for reading."""
+"""Files linked, copied without filling holes, compared, hashed. The source is only ever opened for reading."""
 
 from __future__ import annotations
 
@@ -8,28 +8,20 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from moe_steer.baking.shards import INDEX_SUFFIX, PIECE
-
+PIECE = 1 << 23
+"""Bytes that are read at once."""
+INDEX_SUFFIX = ".safetensors.index.json"
 Place = Callable[[Path, Path], int]
-"""(source, target): makes the target hold what the source holds; returns the bytes of data that were written for it."""
+"""(source, target): makes the target have the source's content; returns the bytes of data that were written for it."""
 
 FICLONE = 0x40049409
 """Linux's request to share all blocks of a file (ioctl_ficlone(2)): XFS, btrfs, bcachefs, OCFS2, NFS 4.2 know it."""
 
 OTHER_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".npz",
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz"),
     ".index.json",
 )
 
@@ -51,6 +43,13 @@ def symbolic_link(source: Path, target: Path) -> int:
     """A pointer to the source's file: the source must stay where it is."""
     os.symlink(os.path.realpath(source), target)
     return 0
+
+
+def placing(copy: bool, symlink: bool) -> tuple[Place, str]:
+    """How unchanged files are put into the target, and the record's word for it."""
+    if copy and symlink:
+        raise ValueError("copy and symlink exclude each other: choose one")
+    return (copy_file, "copied") if copy else (symbolic_link, "symlinked") if symlink else (hard_link, "linked")
 
 
 def copy_file(source: Path, target: Path) -> int:
@@ -86,7 +85,7 @@ def clone(reader: int, writer: int) -> bool:
     """Let an empty file share all blocks of another one; False where the file system cannot do that."""
     try:
         fcntl.ioctl(writer, FICLONE, reader)
-    except OSError:  # whatever was amiss, a plain copy works or says why it does not
+    except OSError:  # whatever the reason, a plain copy works or says why it does not
         os.ftruncate(writer, 0)
         return False
     return True
@@ -97,7 +96,7 @@ def can_clone(source: Path, folder: Path) -> bool:
     try:
         with open(source, "rb") as reader, tempfile.TemporaryFile(dir=folder) as writer:
             return clone(reader.fileno(), writer.fileno())
-    except OSError:  # no file can be made there: the writing itself will say why
+    except OSError:  # no file can be made there; writing will fail with the reason
         return False
 
 
@@ -143,17 +142,39 @@ def write_text(target: Path, text: str) -> int:
     return len(data)
 
 
-def sha256_file(path: Path) -> str:
-    """Hash of a file's data."""
+def read_text(path: Path) -> str:
+    """A text file with its line ends as they are."""
+    return path.read_bytes().decode("utf-8")
+
+
+def sha256_file(path: Path, num_bytes: int | None = None) -> str:
+    """Hash of a file's data, or of its first bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(PIECE):
+        left = os.fstat(file.fileno()).st_size if num_bytes is None else num_bytes
+        while piece := file.read(min(PIECE, left)):
             digest.update(piece)
+            left -= len(piece)
     return digest.hexdigest()
 
 
+def first_difference(ours: Path, theirs: Path, skipped: Iterable[tuple[int, int]]) -> int | None:
+    """Offset of the first byte, outside of the ranges ``skipped``, that differs in two files of one size."""
+    at = 0
+    with open(ours, "rb") as a, open(theirs, "rb") as b:
+        for begin, end in [*sorted(skipped), (os.fstat(a.fileno()).st_size,) * 2]:
+            while at < begin:
+                size = min(PIECE, begin - at)
+                x, y = os.pread(a.fileno(), size, at), os.pread(b.fileno(), size, at)
+                if x != y:
+                    return at + next(i for i in range(len(x)) if x[i : i + 1] != y[i : i + 1])
+                at += size
+            at = end
+    return None
+
+
 def side_files(folder: Path, shards: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Files of a checkpoint that are no weights (to take along), and weights in other formats (to leave behind).
+    """Files of a checkpoint that are not weights (to copy), and weights in other formats (to leave out).
 
     Paths are relative to the folder. Hidden folders are not looked into.
     """
@@ -170,8 +191,11 @@ def side_files(folder: Path, shards: tuple[str, ...]) -> tuple[list[str], list[s
     return taken, left
 
 
-def refuse_full_disk(parent: Path, needed: int, source: Path) -> None:
+def refuse_full_disk(target: Path, needed: int, source: Path) -> None:
     """ValueError when the target's file system has less room than will be written, and cannot share ``source``'s blocks."""
+    parent = target.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
     free = shutil.disk_usage(parent).free
     if needed > free and not can_clone(source, parent):
         raise ValueError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_steer.baking.certificate import Certificate
-from moe_steer.baking.verification import BakeMismatch
+from moe_steer.baking.record import BakeMismatch
 from moe_steer.plan import SteeringPlan
 
 PROMPTS = (
@@ -112,7 +112,7 @@ def _outputs(
     from moe_steer.steering import steer
 
     try:
-        # Experts one by one: the faster ways add up in an order that hangs on where a tensor lies in its file.
+        # Experts one by one: the order in which the faster ways add up depends on where a tensor is in its file.
         model, tokenizer = load_model(folder, **{"experts_implementation": "eager", **options})
     except ValueError:  # a family without the choice
         model, tokenizer = load_model(folder, **options)

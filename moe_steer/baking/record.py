@@ -1,18 +1,20 @@
-"""steering.json: what was baked, how to check it and how to take it back."""
+"""What was baked, how to check it and how to take it back: steering.json of a checkpoint (gguf/record.py has that of a GGUF file)."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moe_steer.baking.certificate import Certificate
-from moe_steer.baking.edits import Edit
-from moe_steer.baking.textpatch import Patch
+from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
+from moe_steer.baking.files import sha256_file
+from moe_steer.baking.numbers import Rounding
 from moe_steer.plan import SteeringPlan
 
 RECORD = "steering.json"
@@ -21,11 +23,21 @@ UNDO = (
     "moe-steer unbake --baked THIS_FOLDER --out NEW_FOLDER restores the original and proves it by the hashes 'before'. "
     "By hand: take the tensors under 'changes' from the original checkpoint."
 )
+Patch = tuple[str, str]
+"""(old, new): a piece of a text file that occurs exactly once before, and what is there after. See safetensors/textpatch.py."""
+
+
+class BakeMismatch(ValueError):
+    """A baked model is not what its record, or its source, says."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedTensor:
-    """One tensor: where it lies now (``shard``), where it lay (``source_shard``, None if it is new), its edits and hashes."""
+    """One tensor: its file now (``shard``), its file in the source (``source_shard``, None if it is new), edits and hashes.
+
+    In GGUF files, whose tensors hold all experts of a layer, ``span`` is the range of the file that holds the changed expert:
+    hashes and edits are those of that range. ``lost`` is what rounding lost there; neither is in steering.json.
+    """
 
     name: str
     shard: str
@@ -35,28 +47,41 @@ class ChangedTensor:
     edits: tuple[Edit, ...]
     sha256_before: str | None
     sha256_after: str
+    span: tuple[int, int] | None = None
+    lost: Rounding | None = None
+
+    @property
+    def where(self) -> str:
+        """The tensor, and the expert where it holds several."""
+        return self.name if self.span is None else f"{self.name}, expert {self.edits[0].expert},"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as in steering.json."""
+        keys = ("name", "shard", "source_shard", "dtype", "shape", "edits", "sha256_before", "sha256_after")
+        values = {key: getattr(self, key) for key in keys}
+        return {**values, "shape": list(self.shape), "edits": [edit.to_dict() for edit in self.edits]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedFile:
     """One file of the baked folder. ``made``: linked, symlinked, copied, rewritten, patched or new.
 
-    ``source`` is its name in the source, None if there is none; ``sha256`` is None for large linked shards, whose identity
-    rests on ``size``, ``mtime_ns`` and the comparison with the source. ``written``: bytes of data written for it, 0 for a link;
-    a file that shares its source's blocks counts what was changed in it.
+    ``source`` is its name in the source, None if there is none; ``sha256`` is None for large linked shards, which are
+    identified by ``size``, ``mtime_ns`` (not kept for GGUF files) and the comparison with the source. ``written``: bytes of data
+    written for it, 0 for a link; a file that shares its source's blocks counts what was changed in it.
     """
 
     made: str
     source: str | None
     size: int
-    mtime_ns: int
+    mtime_ns: int | None
     sha256: str | None
     written: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The contents of steering.json."""
+    """What is known of a bake. ``headers`` (file -> hash of its header) and ``control_vector`` are those of GGUF files."""
 
     plan: SteeringPlan
     plan_digest: str
@@ -66,7 +91,9 @@ class Record:
     patches: Mapping[str, tuple[Patch, ...]]
     source_name: str
     source_sha256: Mapping[str, str]
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    control_vector: Mapping[str, Any] | None = None
 
     def to_text(self) -> str:
         """JSON with a hash over itself."""
@@ -75,10 +102,7 @@ class Record:
             "plan": self.plan.to_dict(),
             "plan_digest": self.plan_digest,
             "certificate": self.certificate.to_dict(),
-            "changes": [
-                {**asdict(change), "shape": list(change.shape), "edits": [edit.to_dict() for edit in change.edits]}
-                for change in self.changes
-            ],
+            "changes": [change.to_dict() for change in self.changes],
             "files": {name: asdict(file) for name, file in self.files.items()},
             "patches": {name: [list(patch) for patch in patches] for name, patches in self.patches.items()},
             "source": {"name": self.source_name, "sha256": dict(self.source_sha256)},
@@ -129,3 +153,46 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
 def _changed(data: Mapping[str, Any]) -> ChangedTensor:
     edits = tuple(Edit.from_dict(edit) for edit in data["edits"])
     return ChangedTensor(**{**data, "shape": tuple(data["shape"]), "edits": edits})
+
+
+def recorded(path: Path, made: str, source: str | None, hashed: bool, written: int) -> RecordedFile:
+    """What the record says about a file."""
+    status = path.stat()
+    return RecordedFile(
+        made=made,
+        source=source,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        sha256=sha256_file(path) if hashed else None,
+        written=written,
+    )
+
+
+def proven(
+    source: Container, places: Iterable[tuple[Change | NewTensor, Container, StoredTensor]], spans: bool = False
+) -> list[ChangedTensor]:
+    """What the record says about the changes, each read back from where it was written.
+
+    ``places``: a change, the written files and where it is in them. ``spans``: record the ranges (GGUF). OSError when the
+    disk holds other bytes than were meant to be written.
+    """
+    found = []
+    for change, written, tensor in places:
+        wanted = change.sha256(source)
+        if written.sha256(tensor) != wanted:
+            raise OSError(errno.EIO, f"{tensor.name} did not arrive on the disk as it was written")
+        found.append(
+            ChangedTensor(
+                name=tensor.name,
+                shard=tensor.shard,
+                source_shard=change.source_shard,
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                edits=change.edits,
+                sha256_before=change.before,
+                sha256_after=wanted,
+                span=(tensor.begin, tensor.end) if spans else None,
+                lost=change.lost,
+            )
+        )
+    return found

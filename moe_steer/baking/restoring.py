@@ -1,4 +1,4 @@
-"""Take a bake back: the original checkpoint from the baked one, proven by the hashes that the bake wrote down."""
+"""Take a bake back: the original model from the baked one, proven by the hashes that the bake wrote down."""
 
 from __future__ import annotations
 
@@ -6,45 +6,49 @@ import hashlib
 import os
 from pathlib import Path
 
-from moe_steer.baking.baker import existing_parent
-from moe_steer.baking.edits import Change
-from moe_steer.baking.files import (
-    Place,
-    copy_file,
-    data_size,
-    hard_link,
-    refuse_full_disk,
-    symbolic_link,
-    write_at,
-    write_text,
-)
-from moe_steer.baking.record import ChangedTensor, Record, read_record
-from moe_steer.baking.shards import Checkpoint, open_shard
+from moe_steer.baking.edits import Change, Container, write_changed
+from moe_steer.baking.files import copy_file, data_size, placing, read_text, refuse_full_disk, write_text
+from moe_steer.baking.gguf.model import GgufModel, is_gguf
+from moe_steer.baking.gguf.record import gguf_record_path
+from moe_steer.baking.gguf.undo_file import original_scales, undo_path
+from moe_steer.baking.gguf.writing import restore_gguf
+from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record
+from moe_steer.baking.safetensors.checkpoint import open_shard
+from moe_steer.baking.safetensors.textpatch import apply_patches, reverse_patches
 from moe_steer.baking.staging import refuse_target, staged, staging
-from moe_steer.baking.target_layout import read_text
-from moe_steer.baking.textpatch import apply_patches, reverse_patches
-from moe_steer.baking.verification import BakeMismatch, check_folder
+from moe_steer.baking.verification import check_bake, read_bake, stored
 
 
 def unbake(
-    baked_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str], *, copy: bool = False, symlink: bool = False
+    baked: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    copy: bool = False,
+    symlink: bool = False,
 ) -> Record:
-    """Write the checkpoint that was baked into ``out_dir``, bit for bit; returns the record of the bake.
+    """Restore the model that was baked, bit for bit; returns the record of the bake.
 
-    An overlay still has the original tensors. A rewritten shard is scaled back, which restores powers of two and often nothing
-    else; every tensor must have the hash it had before. ValueError names what cannot be restored, before anything is written.
-    Files that were left out of the baked folder (weights in other formats) do not come back.
+    A folder's original is written to ``out``; a GGUF file is replaced by its original (without ``out``). An overlay still has
+    the original tensors. Other changes are divided out, which restores powers of two and often nothing else; every tensor must
+    have the hash it had before. ValueError names what cannot be restored, before anything is written. Files that were left out
+    of the baked folder (weights in other formats) do not come back.
     """
-    if copy and symlink:
-        raise ValueError("copy and symlink exclude each other: choose one")
-    folder, target = Path(baked_dir), Path(out_dir)
-    record = read_record(folder)
+    if is_gguf(baked) and (out is not None or copy or symlink):
+        raise ValueError("a GGUF file is restored in place: give --baked alone")
+    if out is None and not is_gguf(baked):
+        raise ValueError("give --out, the folder to write the original to")
+    place, _ = placing(copy, symlink)
+    record, model = read_bake(baked)
+    if isinstance(model, GgufModel):
+        _unbake_gguf(model, record)
+    if out is None:
+        return record
+    folder, target = Path(baked), Path(out)
     refuse_target(target, folder)
-    baked = check_folder(folder, record, times_count=False)
-    undone = _undone(baked, record)
-    place: Place = copy_file if copy else symbolic_link if symlink else hard_link
+    check_bake(model, record, times_count=False)
+    undone = _undone(model, record)
     copied = [name for name in record.files if name in undone or (copy and name.endswith(".safetensors"))]
-    refuse_full_disk(existing_parent(target), sum(data_size(folder / name) for name in copied), folder / "config.json")
+    refuse_full_disk(target, sum(data_size(folder / name) for name in copied), folder / "config.json")
     with staging(target) as restored:
         for name, file in record.files.items():
             if file.source is None:
@@ -52,7 +56,7 @@ def unbake(
             path = staged(restored, file.source)
             path.parent.mkdir(parents=True, exist_ok=True)
             if name in undone:
-                _restore_shard(baked, undone[name], path)
+                write_changed(model, name, undone[name], path)
             elif name in record.patches:
                 _restore_text(folder / name, path, record, file.source)
             elif name.endswith(".safetensors"):
@@ -62,8 +66,23 @@ def unbake(
     return record
 
 
-def _undone(baked: Checkpoint, record: Record) -> dict[str, list[Change]]:
-    """Shard of the baked folder -> what restores its tensors; ValueError when numbers are gone."""
+def _unbake_gguf(model: GgufModel, record: Record) -> None:
+    """Put the original of a GGUF file in its place. A run that was killed is completed by the next one."""
+    if not record.certificate.reversible and undo_path(model.first).is_file():  # rounded in place by an earlier version
+        kept = [Change(tensor=stored(model, it), edits=it.edits, before=str(it.sha256_before)) for it in record.changes]
+        changes = original_scales(model, kept)
+        for change in changes:
+            if change.sha256(model) != change.before:
+                raise BakeMismatch(f"{undo_path(model.first)} does not hold the original of {change.tensor.name}")
+    else:
+        changes = [it for parts in _undone(model, record).values() for it in parts]
+    restore_gguf(model, changes)
+    gguf_record_path(model.first).unlink()
+    undo_path(model.first).unlink(missing_ok=True)
+
+
+def _undone(baked: Container, record: Record) -> dict[str, list[Change]]:
+    """Shard of the baked model -> what restores its tensors; ValueError when numbers are gone."""
     undone: dict[str, list[Change]] = {}
     for change in record.changes:
         if change.source_shard is None:
@@ -71,43 +90,39 @@ def _undone(baked: Checkpoint, record: Record) -> dict[str, list[Change]]:
         if record.files[change.shard].source is None:
             _check_original(baked, change, record)
             continue
-        back = _inverse(baked, change)
-        undone.setdefault(change.shard, []).append(back)
+        tensor = stored(baked, change)
+        found = baked.sha256(tensor)
+        if found == change.sha256_before and isinstance(baked, GgufModel):
+            continue  # restored by a run that was killed
+        if found != change.sha256_after:
+            raise BakeMismatch(
+                f"{change.where} is not what the bake wrote: it was changed since, so it cannot be taken back"
+            )
+        undone.setdefault(change.shard, []).append(_inverse(baked, change, record.source_name))
     return undone
 
 
-def _inverse(baked: Checkpoint, change: ChangedTensor) -> Change:
-    silenced = next((edit for edit in change.edits if edit.factor == 0), None)
-    if silenced is not None:
+def _inverse(baked: Container, change: ChangedTensor, source: str) -> Change:
+    if any(edit.factor == 0 for edit in change.edits):
+        other_way = "" if change.span else "; an overlay could be taken back"
         raise ValueError(
-            f"{change.name} was silenced (gain 0) and its numbers are gone: take the original checkpoint; an overlay could be taken back"
+            f"{change.where} was silenced (gain 0) and its numbers are gone: take the original checkpoint, {source}{other_way}"
         )
-    edits = tuple(edit.inverse() for edit in change.edits)
-    back = Change(tensor=baked.tensors[change.name], edits=edits)
+    back = Change(tensor=stored(baked, change), edits=tuple(edit.inverse() for edit in change.edits))
     if back.sha256(baked) != change.sha256_before:
         factors = ", ".join(sorted({f"{edit.factor:g}" for edit in change.edits}))
         raise ValueError(
-            f"{change.name} cannot be restored bit for bit: gain {factors} was rounded when it was baked; take the original checkpoint"
+            f"{change.where} cannot be restored bit for bit: gain {factors} was rounded when it was baked; take the original checkpoint, {source}"
         )
     return back
 
 
-def _check_original(baked: Checkpoint, change: ChangedTensor, record: Record) -> None:
+def _check_original(baked: Container, change: ChangedTensor, record: Record) -> None:
     """The tensor that an overlay hides must still be the original one."""
     name = next(name for name, file in record.files.items() if file.source == change.source_shard)
     shard = open_shard(baked.path(name))
     if shard.sha256(shard.tensors[change.name]) != change.sha256_before:
         raise BakeMismatch(f"{change.name} in {name} is not the original any more: take the original checkpoint")
-
-
-def _restore_shard(baked: Checkpoint, changes: list[Change], path: Path) -> None:
-    copy_file(baked.path(changes[0].tensor.shard), path)
-    with open(path, "r+b") as file:
-        for change in changes:
-            for edit in change.edits:
-                for offset, piece in change.edited(baked, edit):
-                    write_at(file.fileno(), piece, change.tensor.begin + offset)
-        os.fsync(file.fileno())
 
 
 def _restore_text(source: Path, path: Path, record: Record, name: str) -> None:

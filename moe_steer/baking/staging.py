@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Large targets, a folder or several files, that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -29,18 +29,25 @@ def refuse_target(target: Path, source: Path) -> None:
     if outer.is_relative_to(inner):
         raise ValueError(f"the source {source} lies inside the target {target}: give another target")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise ValueError(f"{target} is there and is no folder: give the name of a new folder")
+        raise ValueError(f"{target} exists and is not a folder: give the name of a new folder")
     if target.is_dir() and any(target.iterdir()):
-        raise ValueError(f"the target {target} is there and is not empty: remove it, or give the name of a new folder")
+        raise ValueError(f"the target {target} exists and is not empty: remove it, or give the name of a new folder")
+
+
+def as_folder(inner: Path, target: Path) -> None:
+    """Give the folder of finished files its name: ``config.json`` last, then the whole."""
+    os.rename(inner / _PART, inner / LAST)
+    os.rename(inner, target)
 
 
 @contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """Yields an empty folder that becomes ``target`` at the end of the block; after an error nothing of it is left.
+def staging(target: Path, publish: Callable[[Path, Path], None] = as_folder) -> Iterator[Path]:
+    """Yields an empty folder whose files get their names at the end of the block; after an error nothing of them is left.
 
-    The folder lies two levels deep in a hidden sibling of the target, ``.NAME.unfinished-*``; the files of a process that was
+    The folder is two levels deep in a hidden sibling of the target, ``.NAME.unfinished-*``; the files of a process that was
     killed stay there, have no config.json, and are removed by the next run to the same target. Write ``config.json`` to
-    ``staged(folder, "config.json")``. OSError tells what happened, with the target's name.
+    ``staged(folder, "config.json")``. ``publish(folder, target)`` makes the files appear when all are on the disk. OSError
+    tells what happened, with the target's name.
     """
     target = Path(os.path.abspath(target))
     with ExitStack() as undo:
@@ -56,15 +63,15 @@ def staging(target: Path) -> Iterator[Path]:
             inner.mkdir()
             yield inner
             _sync_folders(inner)
-            os.rename(inner / _PART, inner / LAST)
-            os.rename(inner, target)
+            publish(inner, target)
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"{target} was not written: {error.strerror or error}; nothing is left of it, and the source is as it was",
             ) from error
-        _sync(target)
-        _sync(target.parent)
+        if target.is_dir():
+            sync_folder(target)
+        sync_folder(target.parent)
         undo.pop_all()
         lock.close()
         shutil.rmtree(outer, ignore_errors=True)
@@ -108,10 +115,11 @@ def _remove_leftovers(target: Path) -> None:
 
 def _sync_folders(folder: Path) -> None:
     for root, _, _ in os.walk(folder):
-        _sync(Path(root))
+        sync_folder(Path(root))
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

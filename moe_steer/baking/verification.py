@@ -1,68 +1,99 @@
-"""Check a baked folder: against its own record, and byte for byte against the source."""
+"""Check a baked model: against its own record, and byte for byte against the source."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_steer.baking.certificate import Certificate
-from moe_steer.baking.edits import Change
-from moe_steer.baking.files import sha256_file
-from moe_steer.baking.record import RECORD, ChangedTensor, Record, RecordedFile, has_record, read_record
-from moe_steer.baking.shards import INDEX_SUFFIX, PIECE, Checkpoint, StoredTensor, open_checkpoint
-from moe_steer.baking.target_layout import read_text
-from moe_steer.baking.textpatch import apply_patches
-
-
-class BakeMismatch(ValueError):
-    """A baked folder is not what its record, or its source, says."""
+from moe_steer.baking.edits import Change, Container, StoredTensor
+from moe_steer.baking.files import INDEX_SUFFIX, first_difference, read_text, sha256_file
+from moe_steer.baking.gguf.model import GgufModel, is_gguf, read_gguf
+from moe_steer.baking.gguf.record import gguf_record_path, read_gguf_record
+from moe_steer.baking.gguf.undo_file import refuse_half_written
+from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record, RecordedFile, has_record, read_record
+from moe_steer.baking.safetensors.checkpoint import Checkpoint, open_checkpoint
+from moe_steer.baking.safetensors.textpatch import apply_patches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was checked. ``unhashed``: large linked shards of which only size and time were checked, for want of the source."""
+    """What was checked. ``tensors``: changed tensors (GGUF: slices). ``hashed``: files whose hash was compared.
+
+    ``compared_bytes``: bytes of weights compared with the source, 0 without it. ``unhashed``: files of which only size and
+    time (GGUF: size) were checked, because they have no hash and no source was given.
+    """
 
     certificate: Certificate
     tensors: int
     files: int
-    compared_with_source: bool
+    hashed: int
+    compared_bytes: int
     unhashed: tuple[str, ...]
 
+    @property
+    def compared_with_source(self) -> bool:
+        """Whether every byte was compared with the source's."""
+        return self.compared_bytes > 0
 
-def verify_bake(out_dir: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Verification:
-    """Check every file and every changed tensor of a baked folder; BakeMismatch (a ValueError) names the first that is wrong.
 
-    Without ``source`` the folder is held against the hashes in its steering.json. With the original checkpoint the edits are
-    carried out again, and all that was not edited is compared byte by byte (or found to be the same file).
+def verify_bake(baked: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Verification:
+    """Check every file and every changed tensor of a baked folder or GGUF file; ValueError names the first that is wrong.
+
+    Without ``source`` the model is checked against the hashes of its record. With the original model the edits are carried out
+    again, and all that was not edited is compared byte by byte (or found to be the same file).
     """
-    record = read_record(out_dir)
-    baked = check_folder(Path(out_dir), record, times_count=source is None)
-    if source is not None:
-        compare_with_source(baked, record, open_checkpoint(source))
-    unhashed = tuple(name for name, file in record.files.items() if file.sha256 is None and source is None)
+    record, model = read_bake(baked)
+    check_bake(model, record, times_count=source is None)
+    compared = 0 if source is None else _compare_with_source(model, record, open_source(source))
+    unhashed = tuple(name for name, file in record.files.items() if file.sha256 is None)
     return Verification(
         certificate=record.certificate,
         tensors=len(record.changes),
         files=len(record.files),
-        compared_with_source=source is not None,
-        unhashed=unhashed,
+        hashed=len(record.files) - len(unhashed),
+        compared_bytes=compared,
+        unhashed=unhashed if source is None else (),
     )
 
 
-def check_folder(folder: Path, record: Record, times_count: bool) -> Checkpoint:
-    """Hold a folder against its record; ``times_count``: a shard without a hash must have the time it had."""
-    _check_names(folder, record)
-    for name, file in record.files.items():
-        _check_file(folder / name, file, times_count)
+def open_source(path: str | os.PathLike[str]) -> Container:
+    """The original model of a bake; ValueError for a baked one."""
+    source: Container = read_gguf(Path(path)) if is_gguf(path) else open_checkpoint(path)
+    is_baked = gguf_record_path(source.first).exists() if isinstance(source, GgufModel) else has_record(Path(path))
+    if is_baked:
+        raise ValueError(f"{os.fspath(path)} is itself baked: give the original model as the source")
+    return source
+
+
+def read_bake(path: str | os.PathLike[str]) -> tuple[Record, Container]:
+    """The record of a baked model and its files; ValueError when one is missing, and where there are others that engines load."""
+    if is_gguf(path):
+        model = read_gguf(Path(path))
+        refuse_half_written(model.first)
+        return read_gguf_record(model), model
+    record = read_record(path)
+    _check_names(Path(path), record)
     try:
-        baked = open_checkpoint(folder)
+        return record, open_checkpoint(path)
     except ValueError as error:
         raise BakeMismatch(f"the baked folder is not whole: {error}") from error
+
+
+def check_bake(model: Container, record: Record, times_count: bool) -> None:
+    """Check a baked model against its record; ``times_count``: a shard without a hash must have the time it had."""
+    for name, file in record.files.items():
+        size = model.path(name).stat().st_size
+        if size != file.size:
+            raise BakeMismatch(f"{model.path(name)} has {size} bytes and had {file.size} when it was baked: bake again")
+    if isinstance(model, GgufModel):
+        _check_headers(model, record)
     for change in record.changes:
-        _check_change(baked, change)
-    return baked
+        _check_change(model, change)
+    for name, file in record.files.items():
+        _check_file(model.path(name), file, times_count)
 
 
 def _check_names(folder: Path, record: Record) -> None:
@@ -74,97 +105,108 @@ def _check_names(folder: Path, record: Record) -> None:
             raise BakeMismatch(f"{path} was not written by the bake, and an engine may load it: remove it")
 
 
+def _check_headers(model: GgufModel, record: Record) -> None:
+    for part, digest in record.headers.items():
+        if sha256_file(model.path(part), model.header_bytes[part]) != digest:
+            raise BakeMismatch(
+                f"the header of {model.path(part)} (metadata or tensor table) was changed after the bake: bake again"
+            )
+
+
 def _check_file(path: Path, file: RecordedFile, times_count: bool) -> None:
-    status = path.stat()
-    if status.st_size != file.size:
-        raise BakeMismatch(f"{path} has {status.st_size} bytes and had {file.size} when it was baked: bake again")
     if file.sha256 is not None:
         if sha256_file(path) != file.sha256:
-            raise BakeMismatch(f"{path} was changed after baking: its hash is another one; bake again")
-    elif times_count and status.st_mtime_ns != file.mtime_ns:
+            raise BakeMismatch(f"{path} was changed after baking: its hash differs; bake again")
+    elif times_count and file.mtime_ns is not None and path.stat().st_mtime_ns != file.mtime_ns:
         raise BakeMismatch(
-            f"{path} carries no hash and its time is not that of the bake: pass the source to compare it, or bake again with hashes of all shards"
+            f"{path} has no hash, and its time differs from that of the bake: pass the source to compare it, or bake again with hashes of all shards"
         )
 
 
-def _check_change(baked: Checkpoint, change: ChangedTensor) -> None:
-    tensor = baked.tensors.get(change.name)
+def stored(model: Container, change: ChangedTensor) -> StoredTensor:
+    """Where a changed tensor, or the changed part of it, is in the baked model; BakeMismatch when it is not there."""
+    tensor = model.tensors.get(change.name)
     if tensor is None or (tensor.shard, tensor.dtype, tensor.shape) != (change.shard, change.dtype, change.shape):
-        raise BakeMismatch(f"{change.name} is not where {RECORD} says, in {change.shard}: bake again")
-    if baked.sha256(tensor) != change.sha256_after:
-        raise BakeMismatch(
-            f"{change.name} in {change.shard} was changed after baking: its hash is another one; bake again"
-        )
+        raise BakeMismatch(f"{change.name} is not where the record says, in {change.shard}: bake again")
+    return _spanned(tensor, change)
 
 
-def compare_with_source(baked: Checkpoint, record: Record, source: Checkpoint) -> None:
-    """BakeMismatch unless the baked folder is the source with exactly the recorded edits."""
-    if has_record(source.folder):
-        raise ValueError(f"{source.folder} is itself a baked folder: give the original checkpoint as the source")
+def _spanned(tensor: StoredTensor, change: ChangedTensor) -> StoredTensor:
+    return tensor if change.span is None else replace(tensor, begin=change.span[0], end=change.span[1])
+
+
+def _check_change(model: Container, change: ChangedTensor) -> None:
+    tensor = stored(model, change)
+    found = model.sha256(tensor)
+    if found == change.sha256_after:
+        return
+    where = f"{change.where} in {model.path(tensor.shard)}"
+    if found == change.sha256_before:
+        raise BakeMismatch(f"{where} is the original, without the plan: bake again")
+    raise BakeMismatch(f"{where} was changed after baking: its hash differs; bake again")
+
+
+def _compare_with_source(baked: Container, record: Record, source: Container) -> int:
+    """BakeMismatch unless the baked model is the source with exactly the recorded edits; returns the bytes compared."""
+    for name, file in record.files.items():
+        if name in baked.paths and file.source is not None and file.source not in source.paths:
+            raise BakeMismatch(f"the source has no file for {baked.path(name)}: this is not the model that was baked")
     changes = {change.name: change for change in record.changes}
     for name in sorted(set(baked.tensors) ^ set(source.tensors)):
         if name not in changes or changes[name].source_shard is not None:
-            where = "baked folder" if name in source.tensors else "source"
-            raise BakeMismatch(f"{name} is not in the {where}: this is not the checkpoint that was baked")
-    for name, tensor in source.tensors.items():
-        if name in changes:
-            _compare_changed(baked, changes[name], source, tensor)
-    _compare_shards(baked, record, source)
-    _compare_texts(baked.folder, record, source.folder)
+            where = "baked model" if name in source.tensors else "source"
+            raise BakeMismatch(f"{name} is not in the {where}: this is not the model that was baked")
+    for change in record.changes:
+        if change.source_shard is not None:
+            _compare_changed(change, source)
+    compared = _compare_shards(baked, record, source)
+    if isinstance(baked, Checkpoint) and isinstance(source, Checkpoint):
+        _compare_texts(baked.folder, record, source.folder)
+    return compared
 
 
-def _compare_changed(baked: Checkpoint, change: ChangedTensor, source: Checkpoint, tensor: StoredTensor) -> None:
+def _compare_changed(change: ChangedTensor, source: Container) -> None:
+    tensor = _spanned(source.tensors[change.name], change)
     if source.sha256(tensor) != change.sha256_before:
         raise BakeMismatch(
-            f"{change.name} of the source is not the tensor that was baked: another checkpoint, or changed since"
+            f"{change.where} of the source is not the tensor that was baked: another model, or changed since"
         )
-    again = Change(tensor=tensor, edits=change.edits)
-    if again.sha256(source) != change.sha256_after:
-        raise BakeMismatch(f"{change.name} is not the source's tensor with the recorded edits: bake again")
+    if Change(tensor=tensor, edits=change.edits).sha256(source) != change.sha256_after:
+        raise BakeMismatch(f"{change.where} is not the source's tensor with the recorded edits: bake again")
 
 
-def _compare_shards(baked: Checkpoint, record: Record, source: Checkpoint) -> None:
-    """All data of kept and rewritten shards, but for the tensors edited in place."""
+def _compare_shards(baked: Container, record: Record, source: Container) -> int:
+    """All data of kept and rewritten shards, except for the tensors edited in place."""
+    compared = 0
     for name, file in record.files.items():
-        if file.source is None or not name.endswith(".safetensors"):
+        if file.source is None or name not in baked.paths:
             continue
         ours, theirs = baked.path(name), source.path(file.source)
+        compared += ours.stat().st_size
         if os.path.samefile(ours, theirs):
-            if file.sha256 is None and ours.stat().st_mtime_ns != file.mtime_ns:
+            if file.sha256 is None and file.mtime_ns is not None and ours.stat().st_mtime_ns != file.mtime_ns:
                 raise BakeMismatch(
-                    f"{ours} is one file with the source's and was changed after baking: fetch the source again"
+                    f"{ours} is the same file as the source's and was changed after baking: fetch the source again"
                 )
             continue
         if ours.stat().st_size != theirs.stat().st_size:
-            raise BakeMismatch(f"{ours} and {theirs} have different sizes: this is not the checkpoint that was baked")
-        holes = [
-            (tensor.begin, tensor.end)
+            raise BakeMismatch(f"{ours} and {theirs} have different sizes: this is not the model that was baked")
+        edited = [
+            _spanned(source.tensors[change.name], change)
             for change in record.changes
             if change.shard == name and change.source_shard == file.source
-            for tensor in [source.tensors[change.name]]
         ]
-        at = _first_difference(ours, theirs, sorted(holes))
+        at = first_difference(ours, theirs, ((tensor.begin, tensor.end) for tensor in edited))
         if at is not None:
-            raise BakeMismatch(f"{ours} differs from {theirs} at byte {at}, where nothing was baked: bake again")
+            raise BakeMismatch(
+                f"{ours} differs from {theirs} at byte {at}, where nothing was baked ({_owner(baked.tensors, name, at)}): bake again"
+            )
+    return compared
 
 
-def _first_difference(ours: Path, theirs: Path, holes: Iterable[tuple[int, int]]) -> int | None:
-    """Offset of the first byte outside of ``holes`` that is not the same."""
-    at = 0
-    with open(ours, "rb") as a, open(theirs, "rb") as b:
-        for begin, end in [*holes, (os.fstat(a.fileno()).st_size,) * 2]:
-            for offset, (x, y) in _pairs(a.fileno(), b.fileno(), at, begin):
-                if x != y:
-                    return offset + next(i for i in range(len(x)) if x[i : i + 1] != y[i : i + 1])
-            at = end
-    return None
-
-
-def _pairs(a: int, b: int, begin: int, end: int) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
-    while begin < end:
-        size = min(PIECE, end - begin)
-        yield begin, (os.pread(a, size, begin), os.pread(b, size, begin))
-        begin += size
+def _owner(tensors: Mapping[str, StoredTensor], shard: str, byte: int) -> str:
+    found = (it.name for it in tensors.values() if it.shard == shard and it.begin <= byte < it.end)
+    return next(found, "no tensor's data")
 
 
 def _compare_texts(folder: Path, record: Record, source: Path) -> None:
@@ -173,11 +215,10 @@ def _compare_texts(folder: Path, record: Record, source: Path) -> None:
         if file.source is None or name.endswith(".safetensors"):
             continue
         if not (source / file.source).is_file():
-            raise BakeMismatch(f"{source / file.source} is missing: this is not the checkpoint that was baked")
+            raise BakeMismatch(f"{source / file.source} is missing: this is not the model that was baked")
         if name in record.patches:
-            same = apply_patches(read_text(source / file.source), record.patches[name], name) == read_text(
-                folder / name
-            )
+            text = apply_patches(read_text(source / file.source), record.patches[name], name)
+            same = text == read_text(folder / name)
         else:
             same = sha256_file(source / file.source) == sha256_file(folder / name)
         if not same:

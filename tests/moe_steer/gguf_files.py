@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 
-from moe_steer.bake_gguf.block_formats import BLOCK_FORMATS
+from moe_steer.baking.gguf.blocks import BLOCK_FORMATS
 
 TYPES = gguf.GGMLQuantizationType.__members__
 NUM_LAYERS, NUM_EXPERTS, WIDTH, INNER = 3, 4, 8, 512  # the first layer is dense
@@ -84,6 +85,11 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path if path.exists() else sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))[0]
+
+
+def certificate(first: Path) -> dict[str, Any]:
+    """What the bake of a model, or of its first part, wrote beside it."""
+    return dict(json.loads(first.with_name(f"{first.name}.steering.json").read_text()))
 
 
 def tensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:

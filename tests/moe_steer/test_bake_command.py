@@ -98,8 +98,6 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     plan = plan_file(tmp_path, (1, 2, 2.0))
     with pytest.raises(ValueError, match="give --out, the folder to write"):
         Bake(model=str(source), plan=plan).run()
-    with pytest.raises(ValueError, match="--in-place is for GGUF files"):
-        Bake(model=str(source), plan=plan, out=str(tmp_path / "baked"), in_place=True).run()
     with pytest.raises(ValueError, match="--hash-all is for checkpoint folders"):
         Bake(model="model.gguf", plan=plan, out="x.gguf", hash_all=True).run()
     with pytest.raises(ValueError, match="--forward needs --model"):
@@ -222,15 +220,17 @@ def test_a_gguf_bake_speaks_of_options_when_it_refuses(tmp_path: Path, capsys: p
     assert main([*words, str(tmp_path / "v.json"), "--out", str(tmp_path / "o.gguf")]) == 1
     assert "give --control-vector FILE" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "g.json")]) == 1
-    assert "give either --out, the GGUF file to write, or --in-place" in capsys.readouterr().err
-    assert main([*words, str(tmp_path / "g.json"), "--out", "o.gguf", "--in-place"]) == 1
-    assert "or --in-place, not both" in capsys.readouterr().err
+    assert "give --out, the folder to write (for a GGUF model: the file)" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as refused:
+        main([*words, str(tmp_path / "g.json"), "--out", "o.gguf", "--in-place"])
+    assert refused.value.code == 2, "no option of that name: a file is not changed in place"
+    assert "--in-place" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "v.json"), "--control-vector", str(vector)]) == 0, "vectors alone need no model"
     assert f"wrote {vector}: 1 residual vectors" in capsys.readouterr().out
-    assert main([*words, str(tmp_path / "g.json"), "--in-place"]) == 0
+    assert main([*words, str(tmp_path / "g.json"), "--out", str(tmp_path / "o.gguf")]) == 0
     out = capsys.readouterr().out
-    assert "undo: unbake restores the original from the kept file m.gguf.steering.undo" in out
-    assert out.endswith(f"next: moe-steer verify --baked {source}\n")
+    assert "undo: keep the source file: rounding cannot be undone" in out
+    assert out.endswith(f"next: moe-steer verify --baked {tmp_path / 'o.gguf'} --model {source}\n")
 
 
 def test_an_embedded_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bake_checkpoints import gains, looks_whole, qwen, snapshot
-from moe_steer.baking import bake, baker, staging, unbake, verify_bake
+from moe_steer.baking import bake, edits, staging, unbake, verify_bake
 
 PLAN = gains((1, 2, 64.0))
 INDEX = "model.safetensors.index.json"
@@ -66,14 +66,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "truncated data": (
         lambda s: os.truncate(s / SHARD, (s / SHARD).stat().st_size - 3),
-        rf"{SHARD} has \d+ bytes and its header speaks of \d+: fetch it again",
+        rf"{SHARD} has \d+ bytes and its header describes \d+: fetch it again",
     ),
     "data behind the end": (
         lambda s: (s / SHARD).write_bytes((s / SHARD).read_bytes() + b"x"),
-        rf"{SHARD} has \d+ bytes and its header speaks of \d+",
+        rf"{SHARD} has \d+ bytes and its header describes \d+",
     ),
-    "truncated header": (lambda s: os.truncate(s / SHARD, 100), f"{SHARD} is torn: 100 bytes cannot hold its header"),
-    "empty shard": (lambda s: os.truncate(s / SHARD, 0), f"{SHARD} is torn: 0 bytes cannot hold its header"),
+    "truncated header": (
+        lambda s: os.truncate(s / SHARD, 100),
+        f"{SHARD} is incomplete: 100 bytes cannot hold its header",
+    ),
+    "empty shard": (lambda s: os.truncate(s / SHARD, 0), f"{SHARD} is incomplete: 0 bytes cannot hold its header"),
     "header of noise": (
         lambda s: (s / SHARD).write_bytes(struct.pack("<Q", 64) + b"\xff" * 200),
         f"{SHARD} has no readable safetensors header",
@@ -84,21 +87,21 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "gigantic header": (
         lambda s: (s / SHARD).write_bytes(struct.pack("<Q", 1 << 60) + b"{}" * 100),
-        f"{SHARD} is torn: 208 bytes cannot hold its header",
+        f"{SHARD} is incomplete: 208 bytes cannot hold its header",
     ),
     "header with a wrong type": (lambda s: edit_header(s / SHARD, lying_dtype), "contradicts itself"),
     "header with moved data": (lambda s: edit_header(s / SHARD, shifted), "does not follow its neighbour's"),
     "index with a wrong shard": (
         lambda s: edit_index(s, lambda m: m.update({EMBED: SHARD})),
-        f"puts {EMBED} into {SHARD}, and it lies in model-00001-of-00003.safetensors: the index lies",
+        f"puts {EMBED} into {SHARD}, and it is in model-00001-of-00003.safetensors: the index is wrong",
     ),
     "index with an invented tensor": (
         lambda s: edit_index(s, lambda m: m.update({"model.more": SHARD})),
-        f"puts model.more into {SHARD}, and no shard has it: the index lies",
+        f"puts model.more into {SHARD}, and no shard has it: the index is wrong",
     ),
     "index without a tensor": (
         lambda s: edit_index(s, lambda m: m.pop(EMBED)),
-        f"model-00001-of-00003.safetensors holds {EMBED}, which .* does not list: the index lies",
+        f"model-00001-of-00003.safetensors holds {EMBED}, which .* does not list: the index is wrong",
     ),
     "index that leads outside": (
         lambda s: edit_index(s, lambda m: m.update({EMBED: "../x.safetensors"})),
@@ -149,8 +152,8 @@ def test_targets_that_would_harm_are_refused(tmp_path: Path) -> None:
         (source / "baked", "lies inside the source"),
         (tmp_path / "link" / "baked", "lies inside the source"),
         (tmp_path, "lies inside the target"),
-        (tmp_path / "full", "is there and is not empty: remove it, or give the name of a new folder"),
-        (tmp_path / "file", "is there and is no folder"),
+        (tmp_path / "full", "exists and is not empty: remove it, or give the name of a new folder"),
+        (tmp_path / "file", "exists and is not a folder"),
     ):
         with pytest.raises(ValueError, match=message):
             bake(source, PLAN, target)
@@ -283,10 +286,11 @@ def test_a_full_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 CHILD = """
 import sys, time
 from pathlib import Path
-from moe_steer.baking import baker, staging
+from moe_steer.baking import bake, edits, staging
+from moe_steer.baking.safetensors import writing
 from moe_steer.plan import ExpertGain, SteeringPlan
 stage, source, target, overlay = sys.argv[1:]
-module = staging if stage in ("_sync_folders", "_remove_leftovers") else baker
+module = {"_sync_folders": staging, "_remove_leftovers": staging, "write_at": edits}.get(stage, writing)
 original = getattr(module, stage)
 def stop_here(*args, **kwargs):
     if stage == "write_at":
@@ -294,7 +298,7 @@ def stop_here(*args, **kwargs):
     print("here", flush=True)
     time.sleep(60)
 setattr(module, stage, stop_here)
-baker.bake(source, SteeringPlan(experts=[ExpertGain(1, 2, 64.0)]), target, overlay=overlay == "overlay")
+bake(source, SteeringPlan(experts=[ExpertGain(1, 2, 64.0)]), target, overlay=overlay == "overlay")
 """
 
 
@@ -352,7 +356,7 @@ def test_interrupted_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     source = qwen(tmp_path / "source", 3)
     before = snapshot(source)
-    monkeypatch.setattr(baker, "write_at", interrupt)
+    monkeypatch.setattr(edits, "write_at", interrupt)
     with pytest.raises(KeyboardInterrupt):
         bake(source, PLAN, tmp_path / "baked")
     assert_nothing_happened(tmp_path, source, before)

@@ -14,8 +14,8 @@ from bake_checkpoints import gains, qwen, raw, read_all, read_shard, snapshot, t
 from family_cases import case, logits
 from moe_steer import SteeringPlan, steer
 from moe_steer.baking import bake, unbake, verify_bake
-from moe_steer.baking.overlay import overlay_name
-from moe_steer.baking.shards import open_checkpoint
+from moe_steer.baking.safetensors.checkpoint import open_checkpoint
+from moe_steer.baking.safetensors.target import overlay_name
 
 DOWN = "model.layers.1.mlp.experts.2.down_proj.weight"
 PLAN = gains((1, 2, 64.0))
@@ -147,7 +147,7 @@ def test_an_overlays_name_comes_last_in_plain_and_natural_order(tmp_path: Path) 
     ],
 )
 def test_an_overlays_name_is_as_long_as_the_names_it_replaces(shard: str, expected: str, tmp_path: Path) -> None:
-    source = replace(open_checkpoint(qwen(tmp_path / "source", 3)), shards=(shard,))
+    source = replace(open_checkpoint(qwen(tmp_path / "source", 3)), paths={shard: tmp_path / shard})
     assert overlay_name(source, {shard}) == expected
     assert len(expected) == len(shard) or shard == "m-1.safetensors"
     assert overlay_name(source, {shard, shard + "x"}) == "model-steered.safetensors"
@@ -233,7 +233,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     first = source / "model-00001-of-00003.safetensors"
     tensors = read_shard(first)
     write_shard(first, {**tensors, DOWN: raw(torch.zeros(8, 16))})
-    with pytest.raises(ValueError, match=f"{DOWN} stands in several shards and engines may load either"):
+    with pytest.raises(ValueError, match=f"{DOWN} is in several shards, and engines may load either"):
         bake(source, PLAN, tmp_path / "baked")
 
 

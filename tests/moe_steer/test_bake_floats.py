@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bake_checkpoints import DTYPES
-from moe_steer.baking.floats import (
+from moe_steer.baking.numbers import (
     ROUNDOFF,
     add_floats,
     decode,

@@ -205,7 +205,9 @@ def test_other_gains_stay_within_the_certified_bound(name: str, gain: float, tmp
 def test_bare_exponents_take_powers_of_two_or_a_rounded_gain(name: str, tmp_path: Path) -> None:
     it = CASES[name]
     source = quantised(tmp_path / "source", it.parts)
-    with pytest.raises(ValueError, match="hold only powers of two, and gain 10 is none: take 8, or let --round do so"):
+    with pytest.raises(
+        ValueError, match="hold only powers of two, and gain 10 is not one: take 8, or let --round do so"
+    ):
         bake(source, gains((1, 2, 10.0)), tmp_path / "baked")
     with pytest.raises(ValueError, match="cannot be 0: silence it with a small gain"):
         bake(source, gains((1, 2, 0.0)), tmp_path / "baked")
@@ -245,7 +247,7 @@ def test_a_stored_inverse_cannot_be_silenced(tmp_path: Path) -> None:
 def test_unknown_formats_are_refused_with_what_was_found(parts: Parts, tmp_path: Path) -> None:
     source = quantised(tmp_path / "source", parts)
     with pytest.raises(
-        ValueError, match=r"layer 1 expert 2 is stored as .*, which is no known number format: bake the unq"
+        ValueError, match=r"layer 1 expert 2 is stored as .*, which is not a known number format: bake the unq"
     ):
         bake(source, gains((1, 2, 2.0)), tmp_path / "baked")
     assert not (tmp_path / "baked").exists()

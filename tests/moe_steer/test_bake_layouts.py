@@ -191,7 +191,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Tensor], SteeringPlan, str]]
         {**BASE, "model_type": "tomorrows_moe"},
         single("model.layers.1.mlp.experts") | {"model.layers.1.mlp.experts.post_expert_norm.weight": torch.ones(8)},
         gains((1, 2, 2.0)),
-        "model type 'tomorrows_moe' is unknown and has model.layers.1.mlp.experts.post_expert_norm.weight beside its experts",
+        "model type 'tomorrows_moe' is unknown and also has model.layers.1.mlp.experts.post_expert_norm.weight",
     ),
     "two sets of experts": (
         {**BASE, "model_type": "tomorrows_moe"},
@@ -209,7 +209,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Tensor], SteeringPlan, str]]
         {**QWEN_CONFIG, "num_experts": 8},
         qwen_tensors(),
         gains((1, 2, 2.0)),
-        "config.json speaks of 8 experts, and layer 0 has tensors of 4",
+        "config.json says 8 experts, and layer 0 has tensors of 4",
     ),
     "an expert missing": (
         QWEN_CONFIG,

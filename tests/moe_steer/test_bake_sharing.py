@@ -12,7 +12,7 @@ import pytest
 
 from bake_checkpoints import gains, qwen, snapshot
 from moe_steer.baking import bake, files, unbake, verify_bake
-from moe_steer.baking.textpatch import apply_patches, byte_edits, keeps_length
+from moe_steer.baking.safetensors.textpatch import apply_patches, byte_edits, keeps_length
 
 PLAN = gains((1, 2, 64.0), (0, 3, 0.5))
 INDEX = "model.safetensors.index.json"
@@ -97,7 +97,7 @@ def test_edits_in_place_are_the_patches_and_refuse_other_lengths() -> None:
         data[offset : offset + len(new)] = new
     assert data.decode() == apply_patches(text, patches, "index")
     assert not keeps_length([('"a": "one"', '"a": "öne"')])  # three letters, four bytes
-    with pytest.raises(ValueError, match="index: .* cannot become .* in place, for they differ in length"):
+    with pytest.raises(ValueError, match="index: .* cannot become .* in place, because they differ in length"):
         byte_edits(text, [('"a": "one"', '"a": "öne"')], "index")
     with pytest.raises(ValueError, match="2 times instead of once: it was changed by hand"):
         byte_edits("one one", [("one", "two")], "index")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bake_checkpoints import gains, qwen
-from moe_steer.baking import BakeMismatch, bake, baker, verify_bake
+from moe_steer.baking import BakeMismatch, bake, edits, verify_bake
 from moe_steer.baking.files import sha256_file
+from moe_steer.baking.safetensors import writing
 
 PLAN = gains((1, 2, 64.0), (0, 3, 3.0))
 
@@ -58,16 +59,14 @@ def test_a_flipped_byte_is_named(folders: tuple[Path, Path]) -> None:
     source, baked = folders
     shard = sorted(baked.glob("*.safetensors"))[0]
     flip(shard, shard.stat().st_size - 1)
-    with pytest.raises(
-        BakeMismatch, match=f"{shard.name} was changed after baking: its hash is another one; bake again"
-    ):
+    with pytest.raises(BakeMismatch, match=f"{shard.name} was changed after baking: its hash differs; bake again"):
         verify_bake(baked)
     with pytest.raises(BakeMismatch, match=shard.name):
         verify_bake(baked, source)
 
 
 def test_large_linked_shards_carry_no_hash_and_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baker, "HASH_LIMIT", 0)
+    monkeypatch.setattr(writing, "HASH_LIMIT", 0)
     source = qwen(tmp_path / "source", 3)
     bake(source, gains((1, 2, 64.0)), tmp_path / "baked")
     found = verify_bake(tmp_path / "baked")
@@ -79,14 +78,14 @@ def test_large_linked_shards_carry_no_hash_and_are_compared(tmp_path: Path, monk
     with pytest.raises(BakeMismatch, match=r"differs from .* at byte 4000, where nothing was baked"):
         verify_bake(tmp_path / "baked", source)
     shard.touch()
-    with pytest.raises(BakeMismatch, match="carries no hash and its time is not that of the bake: pass the source"):
+    with pytest.raises(BakeMismatch, match="has no hash, and its time differs from that of the bake: pass the source"):
         verify_bake(tmp_path / "baked")
     bake(source, gains((1, 2, 64.0)), tmp_path / "hashed", hash_all=True)
     assert verify_bake(tmp_path / "hashed").unhashed == ()
 
 
 def test_a_byte_flipped_through_the_link_is_found_by_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baker, "HASH_LIMIT", 0)
+    monkeypatch.setattr(writing, "HASH_LIMIT", 0)
     source = qwen(tmp_path / "source", 3)
     bake(source, gains((1, 2, 64.0)), tmp_path / "baked")
     name = verify_bake(tmp_path / "baked").unhashed[0]
@@ -94,7 +93,7 @@ def test_a_byte_flipped_through_the_link_is_found_by_its_time(tmp_path: Path, mo
         file.seek(-1, os.SEEK_END)
         file.write(b"\x7f")
     os.utime(source / name, ns=(1, 1))
-    with pytest.raises(BakeMismatch, match="is one file with the source's and was changed after baking"):
+    with pytest.raises(BakeMismatch, match="is the same file as the source's and was changed after baking"):
         verify_bake(tmp_path / "baked", source)
 
 
@@ -105,7 +104,7 @@ def test_another_source_is_no_source(tmp_path: Path) -> None:
     flip(other / "model.safetensors", (other / "model.safetensors").stat().st_size - 1)
     with pytest.raises(BakeMismatch, match=r"differs from .*other.* at byte \d+, where nothing was baked"):
         verify_bake(tmp_path / "baked", other)
-    with pytest.raises(ValueError, match="is itself a baked folder: give the original checkpoint"):
+    with pytest.raises(ValueError, match="is itself baked: give the original model as the source"):
         verify_bake(tmp_path / "baked", tmp_path / "baked")
 
 
@@ -145,7 +144,7 @@ def test_a_bake_that_does_not_arrive_is_no_bake(tmp_path: Path, monkeypatch: pyt
     """The read-back: a disk that keeps other bytes than were written."""
     source = qwen(tmp_path / "source")
     before = sha256_file(source / "model.safetensors")
-    monkeypatch.setattr(baker, "write_at", lambda descriptor, data, offset: None)
+    monkeypatch.setattr(edits, "write_at", lambda descriptor, data, offset: None)
     with pytest.raises(OSError, match="did not arrive on the disk as it was written"):
         bake(source, gains((1, 2, 64.0)), tmp_path / "baked")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -4,15 +4,16 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from gguf_files import INNER, NUM_EXPERTS, WIDTH, dequantised, tensors, write_gguf
-from moe_steer.bake_gguf import bake_gguf, byte_files, unbake_gguf, verify_gguf
-from moe_steer.bake_gguf.block_formats import BLOCK_FORMATS
+from gguf_files import INNER, NUM_EXPERTS, WIDTH, certificate, dequantised, tensors, write_gguf
+from moe_steer.baking import bake, files, unbake, verify_bake
+from moe_steer.baking.gguf.blocks import BLOCK_FORMATS
 from moe_steer.plan import ExpertGain, SteeringPlan
 
 ALL = sorted(BLOCK_FORMATS)
@@ -37,69 +38,47 @@ def test_a_slice_after_is_the_slice_before_times_the_gain_and_all_else_is_untouc
 ) -> None:
     source, target = write_gguf(tmp_path / "m.gguf", type_name), tmp_path / "out.gguf"
     original = digest(source)
-    certificate = bake_gguf(source, PLAN, target)
-    assert (certificate["verdict"], certificate["bound"], certificate["reversible"]) == ("bit-exact", 0.0, True)
+    returned = bake(source, PLAN, target)
+    said = certificate(target)
+    assert (said["verdict"], said["bound"], said["reversible"]) == ("bit-exact", 0.0, True)
+    assert (returned.verdict, returned.bound, returned.reversible) == ("exact", 0.0, True)
     old, new = tensors(source), tensors(target)
     for entry in PLAN.experts:
         name = f"blk.{entry.layer}.ffn_down_exps.weight"
         before, after = (dequantised(side[name][1][entry.expert], type_name) for side in (old, new))
         assert np.array_equal(after.view(np.uint32), (before * np.float32(entry.gain)).view(np.uint32))
-    ranges = [(item["offset"], item["offset"] + item["num_bytes"]) for item in certificate["slices"]]
+    ranges = [(item["offset"], item["offset"] + item["num_bytes"]) for item in said["slices"]]
     changed = differing_bytes(source, target)
     assert len(changed) > 0
     assert all(any(start <= byte < end for start, end in ranges) for byte in changed)
     assert digest(source) == original
-    assert verify_gguf(target, source)["compared_bytes"] == target.stat().st_size
-    assert json.loads((tmp_path / "out.gguf.steering.json").read_text()) == certificate
-    unbake_gguf(target)
+    assert verify_bake(target, source).compared_bytes == target.stat().st_size
+    assert verify_bake(target).certificate == replace(returned, bytes_written=0)
+    unbake(target)
     assert digest(target) == original
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "out.gguf"]
 
 
-@pytest.mark.parametrize("type_name", ["F32", "BF16", "Q4_K", "Q8_0", "IQ1_M", "MXFP4"])
-def test_in_place_gives_the_same_file_as_a_copy(type_name: str, tmp_path: Path) -> None:
-    source, target = write_gguf(tmp_path / "m.gguf", type_name), tmp_path / "out.gguf"
-    original = digest(source)
-    bake_gguf(source, PLAN, target)
-    certificate = bake_gguf(source, PLAN, in_place=True)
-    assert digest(source) == digest(target)
-    assert (certificate["mode"], certificate["verdict"]) == ("in place", "bit-exact")
-    assert verify_gguf(source)["slices"] == 2
-    assert unbake_gguf(source) == {"restored": 2, "files": ["m.gguf"], "rolled_back": False, "left": None}
-    assert digest(source) == original
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("m.gguf.")]
-
-
 def test_another_gain_is_certified_with_its_bound(tmp_path: Path) -> None:
     source, target = write_gguf(tmp_path / "m.gguf", "Q6_K"), tmp_path / "out.gguf"
-    certificate = bake_gguf(source, plan(10.0), target)
-    assert (certificate["verdict"], certificate["bound"]) == ("exact to rounding", 2.0**-11)
+    bake(source, plan(10.0), target)
+    said = certificate(target)
+    assert (said["verdict"], said["bound"]) == ("exact to rounding", 2.0**-11)
     name = "blk.1.ffn_down_exps.weight"
     before, after = (dequantised(tensors(path)[name][1][2], "Q6_K") for path in (source, target))
     wanted = before.astype(np.float64) * 10
     assert (np.abs(after - wanted) <= (2.0**-11 + 2.0**-22) * np.abs(wanted)).all()
-    verify_gguf(target, source)
+    verify_bake(target, source)
     with pytest.raises(
-        ValueError, match="the gain 10 of layer 1 expert 2 was rounded.*go back to the source file 'm.gguf'"
+        ValueError,
+        match="expert 2, cannot be restored bit for bit: gain 10 was rounded .*; take the original checkpoint, m.gguf",
     ):
-        unbake_gguf(target)
-
-
-@pytest.mark.parametrize("gain", [10.0, 0.0])
-def test_in_place_keeps_what_is_needed_to_undo_a_rounded_gain(gain: float, tmp_path: Path) -> None:
-    source = write_gguf(tmp_path / "m.gguf", "Q4_K")
-    original = digest(source)
-    certificate = bake_gguf(source, plan(gain), in_place=True)
-    assert "m.gguf.steering.undo" in {path.name for path in tmp_path.iterdir()}
-    assert certificate["verdict"] == ("bit-exact" if gain == 0 else "exact to rounding")
-    unbake_gguf(source)
-    assert digest(source) == original
-    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+        unbake(target)
 
 
 def test_the_down_bias_is_scaled_as_well(tmp_path: Path) -> None:
     source, target = write_gguf(tmp_path / "m.gguf", "MXFP4", "gpt-oss", bias=True), tmp_path / "out.gguf"
-    bake_gguf(source, plan(64.0), target)
+    bake(source, plan(64.0), target)
     x_I = np.random.default_rng(1).standard_normal(INNER).astype(np.float32)
     outputs = []
     for path in (source, target):
@@ -123,8 +102,9 @@ def test_a_scale_per_expert_is_the_native_place(type_name: str, tmp_path: Path) 
         old = int(gguf.GGMLQuantizationType.Q4_K).to_bytes(4, "little")
         source.write_bytes(header + rest.replace(old, int(gguf.GGMLQuantizationType.NVFP4).to_bytes(4, "little"), 2))
     target = tmp_path / "out.gguf"
-    certificate = bake_gguf(source, plan(3.0), target)
-    assert [item["tensor"] for item in certificate["slices"]] == ["blk.1.ffn_down_exps.scale"]
+    bake(source, plan(3.0), target)
+    said = certificate(target)
+    assert [item["tensor"] for item in said["slices"]] == ["blk.1.ffn_down_exps.scale"]
     before, after = (tensors(path)["blk.1.ffn_down_exps.scale"][1].view(np.float32) for path in (source, target))
     assert after.tolist() == [before[0], before[1], np.float32(before[2] * 3.0), before[3]]
     assert len(differing_bytes(source, target)) <= 4
@@ -136,36 +116,26 @@ def test_a_model_in_parts_changes_only_the_parts_that_hold_the_experts(tmp_path:
     names = sorted(path.name for path in source.parent.iterdir())
     assert len(names) == 3
     original = [digest(source.with_name(name)) for name in names]
-    certificate = bake_gguf(source, plan(64.0), tmp_path / "b" / "out.gguf")
+    bake(source, plan(64.0), tmp_path / "b" / "out.gguf")
+    said = certificate(tmp_path / "b" / "out-00001-of-00003.gguf")
     parts = [tmp_path / "b" / f"out-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
         *[part.name for part in parts][:1],
         "out-00001-of-00003.gguf.steering.json",
         *[part.name for part in parts][1:],
     ]
-    changed = certificate["slices"][0]["part"]
+    changed = said["slices"][0]["part"]
     for index, part in enumerate(parts):
         assert (digest(part) == original[index]) == (index != changed)
         assert part.samefile(source.with_name(names[index])) == (index != changed)
-    assert verify_gguf(parts[0], source)["whole_files"] == 1
-    unbake_gguf(parts[0])
+    assert verify_bake(parts[0], source).hashed == 1
+    whole = write_gguf(tmp_path / "whole.gguf", "Q8_0")
+    with pytest.raises(ValueError, match="the source has no file for .*out-00002-of-00003.gguf"):
+        verify_bake(parts[0], whole)
+    unbake(parts[0])
     assert [digest(part) for part in parts] == original
-    bake_gguf(source, plan(64.0), tmp_path / "c" / "out.gguf", copy=True)
+    bake(source, plan(64.0), tmp_path / "c" / "out.gguf", copy=True)
     assert not any(path.samefile(other) for path in (tmp_path / "c").iterdir() for other in source.parent.iterdir())
-
-
-def test_a_model_in_parts_is_baked_in_place_under_one_journal(tmp_path: Path) -> None:
-    source = write_gguf(tmp_path / "m.gguf", "Q5_K", split=3)
-    original = {path.name: digest(path) for path in tmp_path.iterdir()}
-    certificate = bake_gguf(
-        source, SteeringPlan(experts=[ExpertGain(1, 2, 3.0), ExpertGain(2, 0, 64.0)]), in_place=True
-    )
-    changed = {certificate["files"][item["part"]]["name"] for item in certificate["slices"]}
-    assert len(changed) == 2
-    assert {name for name in original if digest(tmp_path / name) != original[name]} == changed
-    assert verify_gguf(source)["files"] == 3
-    unbake_gguf(source)
-    assert {path.name: digest(path) for path in tmp_path.iterdir()} == original
 
 
 @pytest.mark.parametrize("type_name", ["Q4_K", "IQ1_M", "F16"])
@@ -174,36 +144,23 @@ def test_the_size_of_the_pieces_does_not_matter(
 ) -> None:
     source, target = write_gguf(tmp_path / "m.gguf", type_name), tmp_path / "out.gguf"
     original = digest(source)
-    bake_gguf(source, plan(10.0), target)
-    monkeypatch.setattr(byte_files, "CHUNK", 500)
-    certificate = bake_gguf(source, plan(10.0), in_place=True)
-    assert digest(source) == digest(target)
-    assert verify_gguf(target)["whole_files"] == 1
-    assert certificate["slices"] == json.loads((tmp_path / "out.gguf.steering.json").read_text())["slices"]
-    unbake_gguf(source)
-    assert digest(source) == original
-    assert verify_gguf(target, source)["compared_bytes"] == source.stat().st_size
-
-
-def test_parts_that_share_a_file_are_not_changed_in_place(tmp_path: Path) -> None:
-    source = write_gguf(tmp_path / "m.gguf", "Q8_0")
-    other = tmp_path / "other.gguf"
-    other.hardlink_to(source)
-    with pytest.raises(ValueError, match="has 2 names .hard links., all of which would change: bake a copy instead"):
-        bake_gguf(source, plan(2.0), in_place=True)
-    other.unlink()
-    link = tmp_path / "link.gguf"
-    link.symlink_to(source)
-    with pytest.raises(ValueError, match="is a symbolic link to"):
-        bake_gguf(link, plan(2.0), in_place=True)
-    bake_gguf(link, plan(2.0), tmp_path / "copy.gguf")
+    bake(source, plan(10.0), target)
+    bake(source, plan(64.0), tmp_path / "exact.gguf")
+    monkeypatch.setattr(files, "PIECE", 500)
+    bake(source, plan(10.0), tmp_path / "again.gguf")
+    assert digest(tmp_path / "again.gguf") == digest(target)
+    assert verify_bake(target).hashed == 1
+    assert certificate(tmp_path / "again.gguf")["slices"] == certificate(target)["slices"]
+    unbake(tmp_path / "exact.gguf")
+    assert digest(tmp_path / "exact.gguf") == original
+    assert verify_bake(target, source).compared_bytes == source.stat().st_size
 
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (SteeringPlan(experts=PLAN.experts, renormalize=True), "a plan with renormalize changes the weights of the other experts"),
-        (SteeringPlan(experts=PLAN.experts, scope="thought"), "a plan of scope 'thought' acts on some tokens"),
+        (SteeringPlan(experts=PLAN.experts, renormalize=True), "a plan with renormalize cannot be baked: the other experts' weights change from token to token"),
+        (SteeringPlan(experts=PLAN.experts, scope="thought"), "a plan with scope 'thought' cannot be baked: weights act at every token"),
         (plan(2.0, layer=0), "layer 0 .expert 2. has no experts in this model: layers with experts are 1-2"),
         (plan(2.0, layer=7), "layer 7 .expert 2. has no experts in this model"),
         (plan(2.0, expert=4), "expert 4 at layer 1 does not exist: this model has experts 0-3"),
@@ -219,10 +176,9 @@ def test_what_cannot_be_baked_is_refused_before_anything_is_written(
 ) -> None:
     source = write_gguf(tmp_path / "m.gguf", "Q4_0")
     original = digest(source)
-    for arguments in ({"target": tmp_path / "new" / "out.gguf"}, {"in_place": True}):
-        with pytest.raises(ValueError, match=message) as caught:
-            bake_gguf(source, wanted, **arguments)  # type: ignore[arg-type]
-        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=message) as caught:
+        bake(source, wanted, tmp_path / "new" / "out.gguf")
+    assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
     assert digest(source) == original
 
@@ -230,177 +186,184 @@ def test_what_cannot_be_baked_is_refused_before_anything_is_written(
 def test_the_power_of_two_that_fits_is_offered_and_fits(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "m.gguf", "Q4_0")
     with pytest.raises(ValueError, match="the largest power of two that fits is") as caught:
-        bake_gguf(source, plan(2.0**30), tmp_path / "out.gguf")
+        bake(source, plan(2.0**30), tmp_path / "out.gguf")
     fits = float(str(caught.value).rsplit(" ", 1)[1])
     with pytest.raises(ValueError, match="would pass float16's largest number"):
-        bake_gguf(source, plan(2 * fits), tmp_path / "out.gguf")
-    assert bake_gguf(source, plan(fits), tmp_path / "out.gguf")["verdict"] == "bit-exact"
+        bake(source, plan(2 * fits), tmp_path / "out.gguf")
+    assert bake(source, plan(fits), tmp_path / "out.gguf").verdict == "exact"
 
 
 def test_rounding_is_asked_for_and_certified(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "m.gguf", "MXFP4", "gpt-oss", bias=True)
     with pytest.raises(
         ValueError,
-        match="is MXFP4, whose scales are powers of two, and cannot hold the gain 10: use 8, or allow rounding",
+        match="is stored as MXFP4, whose scales hold only powers of two, and gain 10 is not one: take 8, or let --round",
     ):
-        bake_gguf(source, plan(10.0), tmp_path / "out.gguf")
-    certificate = bake_gguf(source, plan(10.0), tmp_path / "out.gguf", round_gains=True)
-    assert [(item["asked"], item["gain"]) for item in certificate["slices"]] == [(10.0, 8.0), (10.0, 8.0)]
-    assert (certificate["verdict"], certificate["bound"]) == ("exact to rounding", pytest.approx(0.2))
+        bake(source, plan(10.0), tmp_path / "out.gguf")
+    bake(source, plan(10.0), tmp_path / "out.gguf", round_gains=True)
+    said = certificate(tmp_path / "out.gguf")
+    assert [(item["asked"], item["gain"]) for item in said["slices"]] == [(10.0, 8.0), (10.0, 8.0)]
+    assert (said["verdict"], said["bound"]) == ("exact to rounding", pytest.approx(0.2))
     low = write_gguf(tmp_path / "low.gguf", "Q8_0")
-    certificate = bake_gguf(low, plan(2.0**-14), tmp_path / "low_out.gguf", round_gains=True)
-    assert certificate["verdict"] == "exact to rounding"
-    assert certificate["bound"] == certificate["slices"][0]["max_relative_error"] > 2.0**-11
-    assert not certificate["reversible"]
-    verify_gguf(tmp_path / "low_out.gguf", low)
+    bake(low, plan(2.0**-14), tmp_path / "low_out.gguf", round_gains=True)
+    said = certificate(tmp_path / "low_out.gguf")
+    assert said["verdict"] == "exact to rounding"
+    assert said["bound"] == said["slices"][0]["max_relative_error"] > 2.0**-11
+    assert not said["reversible"]
+    verify_bake(tmp_path / "low_out.gguf", low)
 
 
 def test_a_neutral_plan_changes_nothing(tmp_path: Path) -> None:
     source, target = write_gguf(tmp_path / "m.gguf", "Q4_0"), tmp_path / "out.gguf"
-    certificate = bake_gguf(source, SteeringPlan(experts=[ExpertGain(1, 1, 1.0)]), target)
-    assert (certificate["verdict"], certificate["slices"]) == ("bit-exact", [])
+    bake(source, SteeringPlan(experts=[ExpertGain(1, 1, 1.0)]), target)
+    said = certificate(target)
+    assert (said["verdict"], said["slices"]) == ("bit-exact", [])
     assert digest(source) == digest(target)
-    assert verify_gguf(target, source)["slices"] == 0
+    assert verify_bake(target, source).tensors == 0
 
 
 def test_families_whose_experts_are_not_linear_in_the_gate_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="llama4 scales the input of an expert, not its output"):
-        bake_gguf(write_gguf(tmp_path / "l.gguf", arch="llama4"), PLAN, tmp_path / "out.gguf")
+        bake(write_gguf(tmp_path / "l.gguf", arch="llama4"), PLAN, tmp_path / "out.gguf")
     chunk = {"blk.1.ffn_down_chexps.weight": np.zeros((2, WIDTH, INNER), dtype=np.float32)}
     with pytest.raises(
         ValueError, match="grovemoe has chunk experts .ffn_down_chexps. that share the router's weights"
     ):
-        bake_gguf(write_gguf(tmp_path / "g.gguf", arch="grovemoe", extra=chunk), PLAN, tmp_path / "out.gguf")
+        bake(write_gguf(tmp_path / "g.gguf", arch="grovemoe", extra=chunk), PLAN, tmp_path / "out.gguf")
 
 
 def test_the_family_is_compared_by_llama_cpps_names(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "m.gguf")
     known = SteeringPlan(experts=PLAN.experts, model={"model_type": "deepseek_v3", "num_layers": 3, "num_experts": 4})
-    assert bake_gguf(source, known, tmp_path / "1.gguf")["notes"] == []
+    assert bake(source, known, tmp_path / "1.gguf").notes == ()
     strange = SteeringPlan(experts=PLAN.experts, model={"model_type": "brand_new"})
-    assert bake_gguf(source, strange, tmp_path / "2.gguf")["notes"] == [
-        "the plan was made for 'brand_new'; that 'deepseek2' is the same family could not be checked"
-    ]
-    with pytest.raises(ValueError, match="made for 'mixtral', which GGUF calls llama; this file is 'deepseek2'"):
-        bake_gguf(source, SteeringPlan(experts=PLAN.experts, model={"model_type": "mixtral"}), tmp_path / "3.gguf")
-    newer = write_gguf(tmp_path / "n.gguf", arch="tomorrow")
-    assert (
-        "architecture 'tomorrow' is newer than the gguf package"
-        in bake_gguf(newer, PLAN, tmp_path / "4.gguf")["notes"][0]
+    assert bake(source, strange, tmp_path / "2.gguf").notes == (
+        "the plan was made for 'brand_new'; that 'deepseek2' is the same family could not be checked",
     )
+    with pytest.raises(ValueError, match="made for 'mixtral', which GGUF calls llama; this file is 'deepseek2'"):
+        bake(source, SteeringPlan(experts=PLAN.experts, model={"model_type": "mixtral"}), tmp_path / "3.gguf")
+    newer = write_gguf(tmp_path / "n.gguf", arch="tomorrow")
+    assert "architecture 'tomorrow' is newer than the gguf package" in bake(newer, PLAN, tmp_path / "4.gguf").notes[0]
 
 
 def test_a_dense_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"names no deepseek2.expert_count: it is a dense model"):
-        bake_gguf(write_gguf(tmp_path / "m.gguf", expert_count=None), PLAN, tmp_path / "out.gguf")
+        bake(write_gguf(tmp_path / "m.gguf", expert_count=None), PLAN, tmp_path / "out.gguf")
 
 
 def test_an_expert_count_that_lies_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has the shape \[512, 8, 4\], whose last number should be expert_count = 8"):
-        bake_gguf(write_gguf(tmp_path / "m.gguf", expert_count=8), PLAN, tmp_path / "out.gguf")
+        bake(write_gguf(tmp_path / "m.gguf", expert_count=8), PLAN, tmp_path / "out.gguf")
 
 
 def test_source_and_target_are_looked_at_first(tmp_path: Path) -> None:
     source, target = write_gguf(tmp_path / "m.gguf"), tmp_path / "out.gguf"
-    with pytest.raises(ValueError, match="give either a target file or in_place=True"):
-        bake_gguf(source, PLAN)
-    with pytest.raises(ValueError, match="give either a target file or in_place=True, not both"):
-        bake_gguf(source, PLAN, target, True)
+    for option in ("overlay", "symlink", "hash_all"):
+        name = option.replace("_", "-")
+        with pytest.raises(ValueError, match=f"--{name} is for checkpoint folders, and .*m.gguf is a GGUF file"):
+            bake(source, PLAN, target, **{option: True})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="source and target are the same file"):
-        bake_gguf(source, PLAN, source)
+        bake(source, PLAN, source)
     with pytest.raises(ValueError, match="is a folder: give the name of the GGUF file to write"):
-        bake_gguf(source, PLAN, tmp_path)
-    bake_gguf(source, PLAN, target)
+        bake(source, PLAN, tmp_path)
+    bake(source, PLAN, target)
     with pytest.raises(ValueError, match="out.gguf' exists: give another name, or remove it first"):
-        bake_gguf(source, PLAN, target)
-    for arguments in ({"target": tmp_path / "again.gguf"}, {"in_place": True}):
-        with pytest.raises(ValueError, match="carries a plan already .out.gguf.steering.json.: unbake it first"):
-            bake_gguf(target, PLAN, **arguments)  # type: ignore[arg-type]
+        bake(source, PLAN, target)
+    with pytest.raises(ValueError, match="already has a plan baked in .out.gguf.steering.json.: unbake it first"):
+        bake(target, PLAN, tmp_path / "again.gguf")
+    with pytest.raises(ValueError, match="is itself baked: give the original model as the source"):
+        verify_bake(target, target)
     with pytest.raises(ValueError, match="there is no certificate"):
-        verify_gguf(source)
+        verify_bake(source)
     with pytest.raises(ValueError, match="there is no certificate"):
-        unbake_gguf(source)
+        unbake(source)
 
 
 def test_verify_finds_one_flipped_byte_wherever_it_is(tmp_path: Path) -> None:
     source, target = write_gguf(tmp_path / "m.gguf", "Q4_K"), tmp_path / "out.gguf"
-    certificate = bake_gguf(source, PLAN, target)
+    bake(source, PLAN, target)
+    said = certificate(target)
     whole = target.read_bytes()
-    inside = certificate["slices"][0]["offset"]
+    inside = said["slices"][0]["offset"]
     embedding = next(item for item in gguf.GGUFReader(str(target)).tensors if item.name == "token_embd.weight")
     for byte, alone, compared in (
         (
             inside + 5,
-            "blk.1.ffn_down_exps.weight, expert 2, in .* is neither the original nor",
-            "is neither the original nor",
+            "blk.1.ffn_down_exps.weight, expert 2, in .* was changed after baking",
+            "expert 2, in .* was changed after baking",
         ),
         (
             int(embedding.data_offset) + 3,
-            "differs from what the bake wrote, outside the changed slices",
-            "differs from what the bake",
+            "out.gguf was changed after baking: its hash differs",
+            "out.gguf was changed after baking",
         ),
         (whole.index(b"t13") + 1, "the header of .* was changed after the bake", "the header of"),
     ):
         target.write_bytes(whole[:byte] + bytes([whole[byte] ^ 1]) + whole[byte + 1 :])
         with pytest.raises(ValueError, match=alone):
-            verify_gguf(target)
+            verify_bake(target)
         with pytest.raises(ValueError, match=compared):
-            verify_gguf(target, source)
+            verify_bake(target, source)
     target.write_bytes(whole)
-    verify_gguf(target, source)
+    verify_bake(target, source)
 
 
-def test_verify_against_the_source_covers_what_in_place_does_not_hash(tmp_path: Path) -> None:
+def test_verify_against_the_source_covers_what_carries_no_hash(tmp_path: Path) -> None:
     source, target = write_gguf(tmp_path / "m.gguf", "Q4_K"), tmp_path / "out.gguf"
-    target.write_bytes(source.read_bytes())
-    bake_gguf(target, PLAN, in_place=True)
-    assert verify_gguf(target, source)["whole_files"] == 0
+    bake(source, PLAN, target)
+    said = certificate(target)
+    said["files"][0]["sha256"] = None
+    (tmp_path / "out.gguf.steering.json").write_text(json.dumps(said))
+    assert verify_bake(target, source).hashed == 0
     item = next(item for item in gguf.GGUFReader(str(target)).tensors if item.name == "token_embd.weight")
     byte = int(item.data_offset) + 3
     whole = target.read_bytes()
     target.write_bytes(whole[:byte] + bytes([whole[byte] ^ 1]) + whole[byte + 1 :])
-    with pytest.raises(ValueError, match=f"byte {byte} of .*out.gguf .token_embd.weight. differs from the source"):
-        verify_gguf(target, source)
+    with pytest.raises(
+        ValueError, match=f"out.gguf differs from .* at byte {byte}, where nothing was baked .token_embd.weight."
+    ):
+        verify_bake(target, source)
     target.write_bytes(whole)
     other = write_gguf(tmp_path / "other.gguf", "Q4_K", seed=7)
-    with pytest.raises(ValueError, match="times 64 is not what the bake wrote"):
-        verify_gguf(target, other)
+    with pytest.raises(ValueError, match="expert 2, of the source is not the tensor that was baked"):
+        verify_bake(target, other)
 
 
 def test_unbake_refuses_what_was_changed_since(tmp_path: Path) -> None:
     source, target = write_gguf(tmp_path / "m.gguf", "Q8_0"), tmp_path / "out.gguf"
-    offset = bake_gguf(source, PLAN, target)["slices"][1]["offset"]
+    bake(source, PLAN, target)
+    offset = certificate(target)["slices"][1]["offset"]
     whole = target.read_bytes()
     target.write_bytes(whole[:offset] + bytes([whole[offset] ^ 4]) + whole[offset + 1 :])
     changed = digest(target)
     with pytest.raises(ValueError, match=r"blk.2.ffn_down_exps.weight, expert 0, is not what the bake wrote"):
-        unbake_gguf(target)
+        unbake(target)
     assert digest(target) == changed
 
 
 def test_a_certificate_of_another_file_is_refused(tmp_path: Path) -> None:
     source, target = write_gguf(tmp_path / "m.gguf", "Q8_0"), tmp_path / "out.gguf"
-    bake_gguf(source, PLAN, target)
+    bake(source, PLAN, target)
     other = write_gguf(tmp_path / "other.gguf", "Q4_K")
     beside = tmp_path / "other.gguf.steering.json"
     beside.write_text((tmp_path / "out.gguf.steering.json").read_text())
     with pytest.raises(ValueError, match="which this file does not hold there: they do not belong together"):
-        verify_gguf(other)
+        verify_bake(other)
     beside.write_text("{}")
     with pytest.raises(ValueError, match="is not a GGUF certificate of version 1: it lacks 'bound'"):
-        verify_gguf(other)
+        verify_bake(other)
     beside.write_text("{")
     with pytest.raises(ValueError, match="is not readable JSON"):
-        verify_gguf(other)
+        verify_bake(other)
 
 
 def test_without_the_gguf_package_one_line_says_how_to_get_it(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "m.gguf")
     code = (
         "import sys; sys.modules['gguf'] = None\n"
-        "from moe_steer.bake_gguf import bake_gguf\n"
+        "from moe_steer.baking import bake\n"
         "from moe_steer.plan import SteeringPlan\n"
-        f"try: bake_gguf({str(source)!r}, SteeringPlan(), 'x.gguf')\n"
+        f"try: bake({str(source)!r}, SteeringPlan(), 'x.gguf')\n"
         "except ValueError as error: print(error)"
     )
     done = subprocess.run(
@@ -413,7 +376,7 @@ def test_without_the_gguf_package_one_line_says_how_to_get_it(tmp_path: Path) ->
 
 
 def test_importing_the_package_loads_neither_gguf_nor_torch() -> None:
-    code = "import sys, moe_steer.bake_gguf; print(sorted({'gguf', 'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys, moe_steer.baking; print(sorted({'gguf', 'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
     )

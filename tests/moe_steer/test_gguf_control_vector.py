@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gguf_files import WIDTH, write_gguf
-from moe_steer.bake_gguf import bake_gguf, export_control_vector, unbake_gguf
+from gguf_files import WIDTH, certificate, write_gguf
+from moe_steer.baking import bake, unbake
+from moe_steer.gguf.control_vector import export_control_vector
 from moe_steer.plan import ExpertGain, ResidualVector, SteeringPlan
 
 
@@ -82,7 +83,7 @@ def test_a_strength_in_residual_norms_becomes_a_length(tmp_path: Path) -> None:
         ([(2, 1.0)], {"scope": "thought"}, "layer 2 has the scope 'thought', a control vector acts on all tokens"),
         ([(2, 1.0)], {"scope": "after:0"}, "layer 2 has the scope 'after:0', a control vector acts on all tokens"),
         ([(0, 1.0)], {}, "layer 0 cannot be exported: llama.cpp's control vectors begin at layer 1"),
-        ([(2, 1.0)], {"experts": [ExpertGain(1, 1, 2.0)]}, "also names 1 experts, which a control vector cannot hold: use bake_gguf"),
+        ([(2, 1.0)], {"experts": [ExpertGain(1, 1, 2.0)]}, "also names 1 experts, which a control vector cannot hold: use bake"),
     ],
 )  # fmt: skip
 def test_what_a_control_vector_cannot_hold_is_refused(entries: list, more: dict, message: str, tmp_path: Path) -> None:
@@ -105,22 +106,25 @@ def test_widths_must_agree_and_files_are_not_overwritten(tmp_path: Path) -> None
 def test_a_bake_writes_both_or_says_what_is_missing(tmp_path: Path) -> None:
     source, target = write_gguf(tmp_path / "m.gguf", "Q8_0"), tmp_path / "out.gguf"
     plan = plan_with(tmp_path, (1, 2.0), experts=[ExpertGain(2, 1, 64.0)])
-    with pytest.raises(ValueError, match="has no place for the plan's 1 residual vectors: give control_vector=FILE"):
-        bake_gguf(source, plan, target)
-    certificate = bake_gguf(source, plan, target, control_vector=tmp_path / "cv.gguf")
-    assert certificate["control_vector"]["file"] == "cv.gguf"
-    assert len(certificate["slices"]) == 1
+    with pytest.raises(ValueError, match="has no place for the plan's 1 residual vectors: give --control-vector FILE"):
+        bake(source, plan, target)
+    bake(source, plan, target, control_vector=tmp_path / "cv.gguf")
+    said = certificate(target)
+    assert said["control_vector"]["file"] == "cv.gguf"
+    assert len(said["slices"]) == 1
     assert sorted(loaded(tmp_path / "cv.gguf")) == [1]
-    assert unbake_gguf(target)["left"] == "cv.gguf"
+    vector = unbake(target).control_vector
+    assert vector is not None
+    assert vector["file"] == "cv.gguf"
     wide = plan_with(tmp_path, (1, 2.0), width=WIDTH + 1)
     with pytest.raises(ValueError, match="has width 9, the model's residual stream has 8"):
-        bake_gguf(source, wide, tmp_path / "wide.gguf", control_vector=tmp_path / "wide_cv.gguf")
+        bake(source, wide, tmp_path / "wide.gguf", control_vector=tmp_path / "wide_cv.gguf")
 
 
 def test_a_failed_bake_takes_its_control_vector_along(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "m.gguf", "Q8_0")
-    (tmp_path / "other").hardlink_to(source)
     plan = plan_with(tmp_path, (1, 2.0), experts=[ExpertGain(2, 1, 64.0)])
-    with pytest.raises(ValueError, match="has 2 names"):
-        bake_gguf(source, plan, in_place=True, control_vector=tmp_path / "cv.gguf")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match="out.gguf was not written: Not a directory"):
+        bake(source, plan, tmp_path / "file" / "out.gguf", control_vector=tmp_path / "cv.gguf")
     assert not (tmp_path / "cv.gguf").exists()

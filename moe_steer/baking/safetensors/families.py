@@ -1,4 +1,4 @@
-"""Model families as config.json names them: which may be baked, which may not and why, and the shape a plan is held against."""
+"""Model families as config.json names them: which may be baked, which may not and why, and the shape a plan is checked against."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moe_steer.baking.layouts import LayerPlaces, count_experts
+from moe_steer.baking.safetensors.layouts import LayerPlaces, count_experts
 
 _VERIFIED = """
     afmoe aria aria_text axk1 axk2 bailing_hybrid beam cohere2_moe dbrx deepseek_ocr2 deepseek_v2 deepseek_v3 deepseek_v32
@@ -57,7 +57,7 @@ class CheckpointShape:
 
     @property
     def is_verified(self) -> bool:
-        """Whether the family stands in the table."""
+        """Whether the family is in the table."""
         return self.model_type in VERIFIED or self.text_type in VERIFIED
 
 
@@ -78,7 +78,7 @@ def refuse_family(config: Mapping[str, Any]) -> None:
 
 
 def checkpoint_shape(config: Mapping[str, Any], layers: Mapping[int, LayerPlaces]) -> CheckpointShape:
-    """The shape, from config.json, held against the tensors; ValueError where the two contradict each other.
+    """The shape, from config.json, checked against the tensors; ValueError where the two contradict each other.
 
     Layers beyond the decoder's, such as those of multi-token prediction, do not count.
     """
@@ -87,13 +87,13 @@ def checkpoint_shape(config: Mapping[str, Any], layers: Mapping[int, LayerPlaces
     if not num_layers:
         raise ValueError("config.json does not say how many layers the model has: num_hidden_layers is missing")
     moe_layers = tuple(sorted(layer for layer in layers if layer < num_layers))
-    said = _first(text, _NUM_EXPERTS_KEYS) or _first(text.get("ffn_config"), _NUM_EXPERTS_KEYS)
+    stated = _first(text, _NUM_EXPERTS_KEYS) or _first(text.get("ffn_config"), _NUM_EXPERTS_KEYS)
     counts = {layer: count for layer in moe_layers if (count := count_experts(layers[layer])) is not None}
-    if said:
+    if stated:
         for layer, count in counts.items():
-            if count != said:
+            if count != stated:
                 raise ValueError(
-                    f"config.json speaks of {said} experts, and layer {layer} has tensors of {count}: one of them is wrong"
+                    f"config.json says {stated} experts, and layer {layer} has tensors of {count}: one of them is wrong"
                 )
     zero = _first(text, ("zero_expert_num",))
     model_type = str(config.get("model_type") or "")
@@ -101,7 +101,7 @@ def checkpoint_shape(config: Mapping[str, Any], layers: Mapping[int, LayerPlaces
         model_type=model_type,
         text_type=str(text.get("model_type") or model_type),
         num_layers=num_layers,
-        num_experts=(said or max(counts.values(), default=0)) + zero if moe_layers else 0,
+        num_experts=(stated or max(counts.values(), default=0)) + zero if moe_layers else 0,
         moe_layers=moe_layers,
         hidden_size=_first(text, _WIDTH_KEYS),
         zero_experts=zero,

@@ -1,4 +1,4 @@
-"""The header of one GGUF file: its metadata and its tensor table.
+"""The header of one GGUF file: its metadata and its tensor table; and GGUF's names of architectures.
 
 The package's own reader makes an array object of every token of the vocabulary, which takes tens of seconds for a large one
 and is not needed here: lists are skipped. The format is ``docs/gguf.md`` of ggml; the tests compare with that reader.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,24 @@ from typing import Any, NamedTuple
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+
+# transformers' model_type -> general.architecture of the files that llama.cpp's converter makes of it, where the names differ
+# by more than signs
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    "deepseek_v2": ("deepseek2",),
+    "deepseek_v3": ("deepseek2",),
+    "gemma4_text": ("gemma4",),
+    "glm4_moe_lite": ("deepseek2",),
+    "glm_moe_dsa": ("glm-dsa",),
+    "granitemoehybrid": ("granitehybrid",),
+    "hunyuan_v1_moe": ("hunyuan-moe",),
+    "kimi_k2": ("deepseek2",),
+    "mimo_v2_flash": ("mimo2",),
+    "mixtral": ("llama",),
+    "nemotron_h": ("nemotron_h_moe",),
+    "qwen3_5_moe_text": ("qwen35moe",),
+    "qwen3_vl_moe_text": ("qwen3vlmoe",),
+}
 
 
 class Entry(NamedTuple):
@@ -48,6 +67,17 @@ def gguf_package() -> Any:
         ) from None
 
 
+def architectures_of(model_type: str) -> tuple[str, ...]:
+    """What GGUF calls a transformers model_type; empty where it is not known."""
+    names = gguf_package().MODEL_ARCH_NAMES.values()
+    return ARCHITECTURES.get(model_type, tuple(name for name in names if letters(name) == letters(model_type)))
+
+
+def letters(name: str) -> str:
+    """A name without the signs in which GGUF and transformers differ: 'qwen3moe' for 'qwen3_moe'."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
 def read_header(path: Path) -> Header:
     """Read a header; ValueError for a file that is not GGUF, cut short, damaged, or of a version not known here."""
     if not path.is_file():
@@ -56,7 +86,7 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(data, package)
-    except (struct.error, OverflowError):  # a field, or where a length of the header sends us, lies behind the end
+    except (struct.error, OverflowError):  # a field, or a place that a length in the header leads to, is behind the end
         raise ValueError(f"{path} cannot be read as GGUF: it is cut short in its header") from None
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as GGUF: {error}") from error

@@ -7,12 +7,11 @@ and Mistral (qscale_weight) as their loaders in transformers and vLLM read them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
-from moe_steer.baking.floats import ROUNDOFF
-from moe_steer.baking.layouts import Parts
-
-Operation = Literal["multiply", "divide", "exponent", "replace"]
+from moe_steer.baking.edits import Operation
+from moe_steer.baking.numbers import ROUNDOFF
+from moe_steer.baking.safetensors.layouts import Parts
 
 _FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 _PACKED = frozenset({"U8", "I8", "I32", "F4"})
@@ -20,59 +19,35 @@ _EXPONENTS = frozenset({"U8", "F8_E8M0"})
 _INPUT = frozenset({"input_scale", "activation_scale", "input_zero_point", "input_global_scale", "qscale_act"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Format:
+class Format(NamedTuple):
     """``payload`` of a type in ``types`` holds the numbers, ``scale`` what they are multiplied with.
 
-    ``inverse``: the stored scale divides. ``companions``: other parts that may stand beside them and need no change.
+    ``companions``: other parts that may be there and need no change. ``inverse``: the stored scale divides.
     """
 
     name: str
     payload: str
     types: frozenset[str]
     scale: str
-    inverse: bool = False
     companions: frozenset[str] = frozenset()
+    inverse: bool = False
 
 
+_GPTQ = frozenset({"qzeros", "g_idx"})
+_INTEGERS = _INPUT | {"weight_shape", "weight_zero_point", "weight_g_idx"}
 FORMATS = (
+    Format("NVFP4 (ModelOpt)", "weight", _PACKED, "weight_scale_2", _INPUT | {"weight_scale"}),
     Format(
-        name="NVFP4 (ModelOpt)",
-        payload="weight",
-        types=_PACKED,
-        scale="weight_scale_2",
-        companions=_INPUT | {"weight_scale"},
+        "NVFP4 (compressed-tensors)", "weight_packed", _PACKED, "weight_global_scale", _INPUT | {"weight_scale"}, True
     ),
-    Format(
-        name="NVFP4 (compressed-tensors)",
-        payload="weight_packed",
-        types=_PACKED,
-        scale="weight_global_scale",
-        inverse=True,
-        companions=_INPUT | {"weight_scale"},
-    ),
-    Format(name="FP8 with block scales", payload="weight", types=_FP8, scale="weight_scale_inv", companions=_INPUT),
-    Format(
-        name="FP8 or INT8 with scales", payload="weight", types=_FP8 | {"I8"}, scale="weight_scale", companions=_INPUT
-    ),
-    Format(name="FP8 with scales (Mistral)", payload="weight", types=_FP8, scale="qscale_weight", companions=_INPUT),
-    Format(name="FP8 or FP4 with scales", payload="weight", types=_FP8 | _PACKED, scale="scale", companions=_INPUT),
-    Format(
-        name="packed integers (compressed-tensors)",
-        payload="weight_packed",
-        types=_PACKED,
-        scale="weight_scale",
-        companions=_INPUT | {"weight_shape", "weight_zero_point", "weight_g_idx"},
-    ),
-    Format(
-        name="GPTQ or AWQ",
-        payload="qweight",
-        types=frozenset({"I32"}),
-        scale="scales",
-        companions=frozenset({"qzeros", "g_idx"}),
-    ),
-    Format(name="MXFP4", payload="blocks", types=frozenset({"U8"}), scale="scales"),
-    Format(name="plain weights", payload="weight", types=frozenset(ROUNDOFF), scale="weight"),
+    Format("FP8 with block scales", "weight", _FP8, "weight_scale_inv", _INPUT),
+    Format("FP8 or INT8 with scales", "weight", _FP8 | {"I8"}, "weight_scale", _INPUT),
+    Format("FP8 with scales (Mistral)", "weight", _FP8, "qscale_weight", _INPUT),
+    Format("FP8 or FP4 with scales", "weight", _FP8 | _PACKED, "scale", _INPUT),
+    Format("packed integers (compressed-tensors)", "weight_packed", _PACKED, "weight_scale", _INTEGERS),
+    Format("GPTQ or AWQ", "qweight", frozenset({"I32"}), "scales", _GPTQ),
+    Format("MXFP4", "blocks", frozenset({"U8"}), "scales"),
+    Format("plain weights", "weight", frozenset(ROUNDOFF), "weight"),
 )
 
 
@@ -115,5 +90,5 @@ def placement(parts: Parts, where: str) -> Placement:
             return Placement(entry.name, ((entry.scale, operation), ("bias", "multiply")))
     listed = ", ".join(f"{role} {tensor.dtype}" for role, tensor in sorted(parts.items()))
     raise ValueError(
-        f"{where} is stored as {listed}, which is no known number format: bake the unquantised checkpoint and quantise that"
+        f"{where} is stored as {listed}, which is not a known number format: bake the unquantised checkpoint and quantise that"
     )

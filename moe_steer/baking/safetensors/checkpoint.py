@@ -2,82 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_steer.baking.floats import BITS
+from moe_steer.baking.edits import Container, StoredTensor
+from moe_steer.baking.files import INDEX_SUFFIX
+from moe_steer.baking.numbers import BITS, Rounding, scale_floats
 
 SINGLE_FILE = "model.safetensors"
-INDEX_SUFFIX = ".safetensors.index.json"
 MAX_HEADER = 100_000_000  # the limit of the format
-PIECE = 1 << 23
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where one tensor lies: ``begin`` and ``end`` are byte offsets in the file ``shard``."""
-
-    name: str
-    shard: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the data."""
-        return self.end - self.begin
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Container):
     """A folder with config.json and safetensors files. ``index`` is the name of the index, None for a single file.
 
-    ``repeated``: tensors that stand in several shards; the index says which one counts, and not every engine asks it.
+    ``repeated``: tensors that are in several shards; the index says which one counts, and not every engine asks it.
     """
 
     folder: Path
     config: Mapping[str, Any]
     index: str | None
-    shards: tuple[str, ...]
-    tensors: Mapping[str, StoredTensor]
     repeated: frozenset[str] = frozenset()
 
-    def path(self, shard: str) -> Path:
-        """The file of a shard."""
-        return self.folder / shard
+    def path(self, name: str) -> Path:
+        """The path of a shard, or of another file of the folder."""
+        return self.folder / name
 
-    def pieces(self, tensor: StoredTensor, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-        """(offset in the tensor, bytes) of the range [begin, end) of its data, at most 8 MiB at a time."""
-        stop = tensor.num_bytes if end is None else end
-        with open(self.path(tensor.shard), "rb") as file:
-            file.seek(tensor.begin + begin)
-            while begin < stop:
-                piece = file.read(min(PIECE, stop - begin))
-                if not piece:
-                    raise ValueError(f"{self.path(tensor.shard)} ends inside {tensor.name}: fetch the file again")
-                yield begin, piece
-                begin += len(piece)
-
-    def sha256(self, tensor: StoredTensor) -> str:
-        """Hash of a tensor's data."""
-        digest = hashlib.sha256()
-        for _, piece in self.pieces(tensor):
-            digest.update(piece)
-        return digest.hexdigest()
+    def scale(self, piece: bytes, dtype: str, factor: float, divide: bool) -> tuple[bytes, Rounding]:
+        """Plain numbers times ``factor``, or divided by it."""
+        return scale_floats(piece, dtype, factor, divide=divide)
 
 
 def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Read config, index and every header. ValueError says which file is missing, torn or contradicts another."""
+    """Read config, index and every header. ValueError says which file is missing, incomplete or contradicts another."""
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(
@@ -94,12 +59,13 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     if sum(map(len, headers.values())) > len(tensors):
         counts = Counter(name for header in headers.values() for name in header)
         repeated = frozenset(name for name, count in counts.items() if count > 1)
-    return Checkpoint(folder=path, config=config, index=index, shards=shards, tensors=tensors, repeated=repeated)
+    paths = {shard: path / shard for shard in shards}
+    return Checkpoint(folder=path, config=config, index=index, paths=paths, tensors=tensors, repeated=repeated)
 
 
 def open_shard(path: Path) -> Checkpoint:
     """One safetensors file by itself."""
-    return Checkpoint(folder=path.parent, config={}, index=None, shards=(path.name,), tensors=read_header(path))
+    return Checkpoint(folder=path.parent, config={}, index=None, paths={path.name: path}, tensors=read_header(path))
 
 
 def read_json(path: Path) -> Any:
@@ -120,7 +86,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise ValueError(f"{path} is torn: {size} bytes cannot hold its header; fetch it again")
+                raise ValueError(f"{path} is incomplete: {size} bytes cannot hold its header; fetch it again")
             header = json.loads(file.read(length).decode("utf-8"))
     except FileNotFoundError:
         raise ValueError(f"the shard {path} is missing: fetch the rest of the checkpoint") from None
@@ -137,7 +103,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise ValueError(f"{path}: the data of {tensor.name} does not follow its neighbour's; fetch the file again")
         end = tensor.end
     if end != size:
-        raise ValueError(f"{path} has {size} bytes and its header speaks of {end}: fetch it again")
+        raise ValueError(f"{path} has {size} bytes and its header describes {end}: fetch it again")
     return tensors
 
 
@@ -187,15 +153,15 @@ def _by_index(
         tensor = headers[shard].get(name)
         if tensor is None:
             where = next((other for other in headers if name in headers[other]), None)
-            found = f"it lies in {where}" if where else "no shard has it"
+            found = f"it is in {where}" if where else "no shard has it"
             raise ValueError(
-                f"{index} puts {name} into {shard}, and {found}: the index lies; fetch the checkpoint again"
+                f"{index} puts {name} into {shard}, and {found}: the index is wrong; fetch the checkpoint again"
             )
         tensors[name] = tensor
     for shard, header in headers.items():
         for name in header:
             if name not in tensors:
                 raise ValueError(
-                    f"{shard} holds {name}, which {index} does not list: the index lies; fetch the checkpoint again"
+                    f"{shard} holds {name}, which {index} does not list: the index is wrong; fetch the checkpoint again"
                 )
     return tensors

@@ -6,8 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-Patch = tuple[str, str]
-"""(old, new): ``old`` stands exactly once in the text before, ``new`` exactly once after."""
+from moe_steer.baking.record import Patch
 
 
 def apply_patches(text: str, patches: Iterable[Patch], where: str) -> str:
@@ -32,7 +31,9 @@ def byte_edits(text: str, patches: Iterable[Patch], where: str) -> list[tuple[in
     edits: list[tuple[int, bytes]] = []
     for old, new in ((old.encode(), new.encode()) for old, new in patches):
         if len(old) != len(new):
-            raise ValueError(f"{where}: {old[:80]!r} cannot become {new[:80]!r} in place, for they differ in length")
+            raise ValueError(
+                f"{where}: {old[:80]!r} cannot become {new[:80]!r} in place, because they differ in length"
+            )
         if data.count(old) != 1:
             raise ValueError(
                 f"{where} holds {old[:80]!r} {data.count(old)} times instead of once: it was changed by hand"

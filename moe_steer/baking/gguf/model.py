@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from moe_steer.bake_gguf.header import Header, read_header
+import numpy as np
+
+from moe_steer.baking import files
+from moe_steer.baking.edits import Container, StoredTensor
+from moe_steer.baking.gguf.blocks import BLOCK_FORMATS, rescale
+from moe_steer.baking.numbers import Rounding
+from moe_steer.gguf.header import Header, read_header
 
 _PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _KEYS = ("block_count", "nextn_predict_layers", "expert_count", "embedding_length")
 
 
-class TensorPlace(NamedTuple):
-    """``shape`` is in GGUF order (fastest dimension first); ``offset`` counts from the start of part number ``part``."""
+@dataclass(frozen=True, kw_only=True)
+class GgufModel(Container):
+    """A GGUF file, or the parts of a model, which are numbered '0', '1', ... whatever the files are called.
 
-    name: str
-    type_name: str
-    shape: tuple[int, ...]
-    part: int
-    offset: int
-    num_bytes: int
+    The shape of a tensor is in GGUF order (fastest dimension first). ``header_bytes``: where the tensor data of each part
+    begins. ``numbers``: those of its metadata that a plan is checked against.
+    """
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GgufModel:
-    """The files of a model, its numbers and its tensors. ``header_bytes``: where the tensor data of each part begins."""
-
-    paths: tuple[Path, ...]
-    sizes: tuple[int, ...]
-    header_bytes: tuple[int, ...]
+    header_bytes: Mapping[str, int]
     architecture: str
     name: str | None
     numbers: Mapping[str, int]
-    tensors: Mapping[str, TensorPlace]
+
+    @property
+    def first(self) -> Path:
+        """The file that is given to an engine."""
+        return self.paths["0"]
+
+    def step(self, dtype: str) -> int:
+        """A whole number of blocks."""
+        block = BLOCK_FORMATS[dtype].num_bytes
+        return max(1, files.PIECE // block) * block
+
+    def scale(self, piece: bytes, dtype: str, factor: float, divide: bool) -> tuple[bytes, Rounding]:
+        """Blocks with their scales times ``factor``, or divided by it."""
+        form = BLOCK_FORMATS[dtype]
+        blocks_NB = np.frombuffer(piece, np.uint8).reshape(-1, form.num_bytes)
+        new_NB, lost = rescale(blocks_NB, form, factor, divide=divide)
+        return new_NB.tobytes(), lost
+
+
+def is_gguf(path: str | os.PathLike[str]) -> bool:
+    """Whether a model's path is that of a GGUF file: by its name, or because it is a file."""
+    return os.fspath(path).endswith(".gguf") or Path(path).is_file()
 
 
 def read_gguf(path: Path) -> GgufModel:
@@ -44,14 +62,15 @@ def read_gguf(path: Path) -> GgufModel:
     paths = _part_paths(path, _number(first, "split.count") or 1, _number(first, "split.no") or 0)
     headers = [first, *map(read_header, paths[1:])]
     architecture = str(first.metadata.get("general.architecture"))
-    tensors: dict[str, TensorPlace] = {}
+    tensors: dict[str, StoredTensor] = {}
     for part, header in enumerate(headers):
         for item in header.tensors:
             if item.name in tensors:
                 raise ValueError(
-                    f"{item.name} stands in {paths[tensors[item.name].part].name} and again in {paths[part].name}"
+                    f"{item.name} is in {paths[int(tensors[item.name].shard)].name} and again in {paths[part].name}"
                 )
-            tensors[item.name] = TensorPlace(item.name, item.type_name, item.shape, part, item.offset, item.num_bytes)
+            end = item.offset + item.num_bytes
+            tensors[item.name] = StoredTensor(item.name, str(part), item.type_name, item.shape, item.offset, end)
     announced = _number(first, "split.tensors.count")
     if len(paths) > 1 and announced is not None and announced != len(tensors):
         raise ValueError(
@@ -60,9 +79,8 @@ def read_gguf(path: Path) -> GgufModel:
     numbers = {key: _number(first, f"{architecture}.{key}") for key in _KEYS}
     name = first.metadata.get("general.name")
     return GgufModel(
-        paths=paths,
-        sizes=tuple(file.stat().st_size for file in paths),
-        header_bytes=tuple(header.num_bytes for header in headers),
+        paths={str(part): file for part, file in enumerate(paths)},
+        header_bytes={str(part): header.num_bytes for part, header in enumerate(headers)},
         architecture=architecture,
         name=name if isinstance(name, str) else None,
         numbers={key: value for key, value in numbers.items() if value is not None},
@@ -92,7 +110,9 @@ def _part_paths(path: Path, count: int, number: int) -> tuple[Path, ...]:
     paths = tuple(path.with_name(name) for name in names)
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
-        raise ValueError(f"{path} is the first of {count} parts, and {missing[0]!r} is not beside it: fetch all parts")
+        raise ValueError(
+            f"{path} is the first of {count} parts, and {missing[0]!r} is not in the same folder: fetch all parts"
+        )
     return paths
 
 

@@ -9,17 +9,16 @@ Layers that end in a norm (Gemma, OLMo-2), scale their branch (Granite) or route
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from moe_steer.baking.architectures import CheckpointShape
 from moe_steer.baking.certificate import EntryCertificate
-from moe_steer.baking.edits import Edit
-from moe_steer.baking.floats import ROUNDOFF, Rounding, add_floats
+from moe_steer.baking.edits import Edit, NewTensor
+from moe_steer.baking.numbers import ROUNDOFF, Rounding, add_floats
 from moe_steer.baking.planning import Work
-from moe_steer.baking.shards import Checkpoint
+from moe_steer.baking.safetensors.checkpoint import Checkpoint
+from moe_steer.baking.safetensors.families import CheckpointShape
 from moe_steer.plan import ResidualVector, SteeringPlan
 
 _PLACES = {
@@ -32,16 +31,6 @@ _PLACES = {
     "starcoder2": "model.layers.{}.mlp.c_proj",
 }
 _CAN_GET_BIASES = ("llama", "smollm3", "seed_oss")
-
-
-@dataclass(frozen=True)
-class NewTensor:
-    """A tensor that the source does not have."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
 
 
 def plan_residual(source: Checkpoint, shape: CheckpointShape, plan: SteeringPlan, work: Work) -> list[NewTensor]:
@@ -108,21 +97,23 @@ def _edit(
         )
     old = b"".join(piece for _, piece in source.pieces(tensor))
     new, lost = add_floats(old, tensor.dtype, vector_D)
-    work.add(tensor, Edit(operation="replace", begin=0, end=len(old), layer=layer, old=old, new=new))
+    work.add(tensor, Edit(operation="replace", begin=0, end=len(old), layer=layer, old=old, new=new), lost)
     return _within_range(lost, name, tensor.dtype), tensor.dtype
 
 
 def _created(
     source: Checkpoint, shape: CheckpointShape, template: str, vectors_LD: dict[int, np.ndarray[Any, Any]]
 ) -> tuple[list[NewTensor], dict[int, tuple[Rounding, str]]]:
-    """Biases for all three projections of every layer, zero but for the vectors."""
+    """Biases for all three projections of every layer, zero except for the vectors."""
     created, lost = [], {}
     for layer in range(shape.num_layers):
         for projection in ("gate_proj", "up_proj", "down_proj"):
             module = template.format(layer).replace("down_proj", projection)
             weight = source.tensors.get(f"{module}.weight")
             if weight is None or weight.dtype not in ROUNDOFF or len(weight.shape) != 2:
-                raise ValueError(f"{module}.weight is no plain matrix in this checkpoint, so it cannot be given a bias")
+                raise ValueError(
+                    f"{module}.weight is not a plain matrix in this checkpoint, so it cannot be given a bias"
+                )
             width = weight.shape[0]
             data = bytes(width * weight.num_bytes // (weight.shape[0] * weight.shape[1]))
             if projection == "down_proj" and layer in vectors_LD:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from moe_steer.baking.shards import StoredTensor
+from moe_steer.baking.edits import StoredTensor
 
 Parts = dict[str, StoredTensor]
 """What one down projection consists of, by role: weight, bias, weight_scale_inv, qweight, scales, blocks, ..."""
@@ -33,7 +33,7 @@ _FUSED_ROLES = {"scale_inv": "weight_scale_inv"}
 
 @dataclass
 class LayerPlaces:
-    """The down projections of one layer. ``strange``: tensors beside the experts that no layout explains."""
+    """The down projections of one layer. ``strange``: other tensors of the experts, which no layout explains."""
 
     per_expert: dict[int, Parts] = field(default_factory=dict)
     fused: Parts = field(default_factory=dict)
@@ -96,7 +96,7 @@ def _sort_in(places: LayerPlaces, rest: str, tensor: StoredTensor) -> bool:
 
 
 def count_experts(places: LayerPlaces) -> int | None:
-    """How many experts the tensors speak of; None when a fused tensor's first axis does not say it."""
+    """How many experts the tensors hold; None when a fused tensor's first axis does not tell."""
     if places.per_expert:
         return max(places.per_expert) + 1
     lengths = {tensor.shape[0] for tensor in places.fused.values() if len(tensor.shape) >= 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_steer.bake_gguf.byte_files import sha256_of_file
-from moe_steer.bake_gguf.fitting import architectures_of
-from moe_steer.bake_gguf.header import gguf_package
 from moe_steer.files import written_aside
+from moe_steer.gguf.header import architectures_of, gguf_package
 from moe_steer.plan import SteeringPlan
 
 
@@ -22,11 +21,11 @@ def export_control_vector(plan: SteeringPlan, path: str | os.PathLike[str]) -> d
     ``direction.N`` is added to the output of decoder block N at every token, which is what a residual entry of layer N and
     scope "all" means; several entries of one layer are summed. Layers in between get zeros, since some readers stop at the
     first gap. ValueError for a plan without vectors, for other scopes, for layer 0 (llama.cpp has no direction there), for
-    vectors of different widths, and for a plan that also holds gains: those are baked, and ``bake_gguf`` does both at once.
+    vectors of different widths, and for a plan that also holds gains: those are baked, and ``bake`` does both at once.
     """
     if plan.active_experts:
         raise ValueError(
-            f"the plan also names {len(plan.active_experts)} experts, which a control vector cannot hold: use bake_gguf with control_vector=FILE for both"
+            f"the plan also names {len(plan.active_experts)} experts, which a control vector cannot hold: use bake with control_vector=FILE for both"
         )
     return export_residual(plan, Path(path), _model_hint(plan))
 
@@ -52,7 +51,7 @@ def export_residual(plan: SteeringPlan, path: Path, architecture: str) -> dict[s
             writer.close()
     return {
         "file": path.name,
-        "sha256": sha256_of_file(path),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "layers": sorted(directions),
         "use": f"llama-server --control-vector {path.name}",
     }

@@ -1,0 +1,161 @@
+"""Where each GGUF tensor type keeps the scales of a block.
+
+Every type below dequantises to values that are linear in its scale fields: ``d * q``, or ``d * q - dmin * m``. So
+multiplying these fields multiplies the tensor, and no other byte of the block changes. Source of the layouts:
+``ggml-common.h`` of llama.cpp, checked in the tests against the dequantiser of the ``gguf`` package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_steer.baking.numbers import E8M0_NAN, LARGEST, ROUNDOFF, Floats, Rounding, decode, encode, measured, scaled
+
+Bytes = npt.NDArray[np.uint8]
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "E8M0": 1}
+"""Bytes of one scale, by its number format. E8M0, a bare exponent, holds powers of two and no zero."""
+NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "E8M0": "e8m0"}
+E8M0_LARGEST = 2.0**126
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFormat:
+    """One tensor type: ``num_values`` numbers in blocks of ``num_bytes``, with a scale at each of ``offsets``.
+
+    ``nibbles``: byte columns whose upper four bits together are one float16, lowest nibble first (IQ1_M).
+    """
+
+    name: str
+    num_values: int
+    num_bytes: int
+    number: str
+    offsets: tuple[int, ...] = (0,)
+    nibbles: tuple[int, ...] = ()
+
+    @property
+    def roundoff(self) -> float:
+        """Largest relative error of rounding one scale between the smallest normal number and ``largest``."""
+        return ROUNDOFF.get(self.number, 0.0)
+
+    @property
+    def largest(self) -> float:
+        """The largest scale that is finite."""
+        return LARGEST.get(self.number, E8M0_LARGEST)
+
+    def read(self, blocks_NB: Bytes) -> Floats:
+        """The scales [N, fields] of N blocks; a code that is not a number becomes NaN."""
+        if self.nibbles:
+            return decode_scales(_join_nibbles(blocks_NB[:, self.nibbles]), self.number)[:, None]
+        width = WIDTHS[self.number]
+        return np.stack([decode_scales(blocks_NB[:, at : at + width], self.number) for at in self.offsets], axis=1)
+
+    def write(self, blocks_NB: Bytes, scales_NF: Floats) -> Bytes:
+        """A copy of the blocks that holds the given scales, rounded to the format."""
+        new_NB = blocks_NB.copy()
+        if self.nibbles:
+            upper_NW = _split_nibbles(encode_scales(scales_NF[:, 0], self.number))
+            new_NB[:, self.nibbles] = (blocks_NB[:, self.nibbles] & 0x0F) | upper_NW
+            return new_NB
+        for field, at in enumerate(self.offsets):
+            new_NB[:, at : at + WIDTHS[self.number]] = encode_scales(scales_NF[:, field], self.number)
+        return new_NB
+
+    def touched_columns(self, gain: float) -> tuple[int, ...]:
+        """The byte columns of a block that this gain may change."""
+        if self.is_blanked_by(gain):
+            return tuple(range(self.num_bytes))
+        return self.nibbles or tuple(at + i for at in self.offsets for i in range(WIDTHS[self.number]))
+
+    def is_blanked_by(self, gain: float) -> bool:
+        """True where a gain of 0 has no scale that could hold it: then the whole block becomes zero bytes, whose values are 0."""
+        return gain == 0 and self.number == "E8M0"
+
+
+def rescale(blocks_NB: Bytes, form: BlockFormat, factor: float, *, divide: bool = False) -> tuple[Bytes, Rounding]:
+    """N blocks [N, bytes] with every scale times (or divided by) ``factor``, rounded to nearest, and what that lost."""
+    old_NF = form.read(blocks_NB)
+    if form.is_blanked_by(factor):
+        return np.zeros_like(blocks_NB), measured(old_NF, old_NF, old_NF)
+    want_NF = scaled(old_NF, factor, divide=divide)
+    new_NB = form.write(blocks_NB, np.where(np.isfinite(old_NF), want_NF, 0.0))
+    vanished_NF = (want_NF == 0) & (old_NF != 0) & (factor != 0)
+    clipped_at = E8M0_LARGEST if form.number == "E8M0" else np.inf
+    return new_NB, measured(old_NF, want_NF, form.read(new_NB), vanished_NF, clipped_at)
+
+
+def decode_scales(raw_NW: Bytes, number: str) -> Floats:
+    """[N, width] bytes -> [N] float64, without error.
+
+    E8M0 is 2^(code - 128): ggml keeps MXFP4's values doubled and halves the scale. Code 255 is NaN (OCP MX specification 1.0).
+    """
+    if number != "E8M0":
+        return decode(raw_NW.tobytes(), number)
+    code_N = raw_NW[:, 0].astype(np.int32)
+    return np.where(code_N == E8M0_NAN, np.nan, np.ldexp(1.0, code_N - 128))
+
+
+def encode_scales(values_N: Floats, number: str) -> Bytes:
+    """[N] float64 -> [N, width] bytes, to nearest; E8M0 stores its ends for what is beyond them."""
+    if number != "E8M0":
+        return np.frombuffer(encode(values_N, number), np.uint8).reshape(-1, WIDTHS[number])
+    with np.errstate(divide="ignore"):
+        exponent_N = np.clip(np.rint(np.log2(np.abs(values_N))), -128, 126)
+    return (exponent_N + 128).astype(np.uint8).reshape(-1, 1)
+
+
+def _join_nibbles(columns_N4: Bytes) -> Bytes:
+    upper_N4 = columns_N4 >> 4
+    return np.stack([upper_N4[:, 0] | (upper_N4[:, 1] << 4), upper_N4[:, 2] | (upper_N4[:, 3] << 4)], axis=1)
+
+
+def _split_nibbles(raw_N2: Bytes) -> Bytes:
+    return np.stack([raw_N2[:, 0] << 4, raw_N2[:, 0] & 0xF0, raw_N2[:, 1] << 4, raw_N2[:, 1] & 0xF0], axis=1)
+
+
+def _half(name: str, num_values: int, num_bytes: int, *offsets: int) -> BlockFormat:
+    return BlockFormat(name=name, num_values=num_values, num_bytes=num_bytes, number="F16", offsets=offsets)
+
+
+BLOCK_FORMATS = {
+    entry.name: entry
+    for entry in (
+        BlockFormat(name="F32", num_values=1, num_bytes=4, number="F32"),
+        BlockFormat(name="F16", num_values=1, num_bytes=2, number="F16"),
+        BlockFormat(name="BF16", num_values=1, num_bytes=2, number="BF16"),
+        _half("Q4_0", 32, 18, 0),
+        _half("Q4_1", 32, 20, 0, 2),
+        _half("Q5_0", 32, 22, 0),
+        _half("Q5_1", 32, 24, 0, 2),
+        _half("Q8_0", 32, 34, 0),
+        _half("Q2_K", 256, 84, 80, 82),
+        _half("Q3_K", 256, 110, 108),
+        _half("Q4_K", 256, 144, 0, 2),
+        _half("Q5_K", 256, 176, 0, 2),
+        _half("Q6_K", 256, 210, 208),
+        _half("IQ1_S", 256, 50, 0),
+        BlockFormat(name="IQ1_M", num_values=256, num_bytes=56, number="F16", nibbles=(49, 51, 53, 55)),
+        _half("IQ2_XXS", 256, 66, 0),
+        _half("IQ2_XS", 256, 74, 0),
+        _half("IQ2_S", 256, 82, 0),
+        _half("IQ3_XXS", 256, 98, 0),
+        _half("IQ3_S", 256, 110, 0),
+        _half("IQ4_NL", 32, 18, 0),
+        _half("IQ4_XS", 256, 136, 0),
+        _half("TQ1_0", 256, 54, 52),
+        _half("TQ2_0", 256, 66, 64),
+        BlockFormat(name="MXFP4", num_values=32, num_bytes=17, number="E8M0"),
+    )
+}
+
+
+def block_format(tensor: str, type_name: str) -> BlockFormat:
+    """The format of a tensor; ValueError names a type whose scales cannot be multiplied."""
+    found = BLOCK_FORMATS.get(type_name)
+    if found is None:
+        raise ValueError(
+            f"{tensor} is {type_name}, whose scales cannot be multiplied: quantise this tensor to one of {', '.join(BLOCK_FORMATS)}"
+        )
+    return found

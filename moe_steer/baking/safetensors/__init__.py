@@ -1,0 +1,1 @@
+"""The container of a folder with config.json and safetensors files."""
