@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,10 +18,9 @@ from launch.reduce_overthinking import main
 from moe_steer.directions import Direction
 from moe_steer.lab import LAB_SAE
 from moe_steer.saes import load_sae, save_sae
-from rank_processes import environment, free_port
+from rank_processes import ROOT, RunningRanks, run_ranks
 from reasoning_evals.runs.run_folder import read_generations
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = "launch/reduce_overthinking.py"
 SMALL = [
     "--num-identification",
@@ -185,12 +180,6 @@ def test_a_folder_of_other_options_is_refused(finished: Path, capsys: pytest.Cap
     assert "layers" in capsys.readouterr().err
 
 
-def two_ranks(*options: str) -> list[str]:
-    """The command that starts the job on two ranks."""
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
-    return [*command, "--master_port", str(free_port()), SCRIPT, *MOE, "--greedy", *options]
-
-
 def tokens_of(folder: Path) -> dict[Any, Any]:
     """Sample -> token ids, in all steps; no sample may stand twice."""
     found = [
@@ -210,21 +199,10 @@ def on_one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-
-
 def test_two_ranks_give_the_same_directions_and_greedy_tokens(on_one_rank: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        two_ranks("--out", str(tmp_path / "two")),
-        cwd=ROOT,
-        env=environment(PATH=PATH),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("report:") == 1, "only rank 0 talks"
+    done = run_ranks(ROOT / SCRIPT, 2, [*MOE, "--greedy", "--out", str(tmp_path / "two")], 240)
+    assert done.codes == [0, 0], done.text[-3000:]
+    assert done.text.count("report:") == 1, "only rank 0 talks"
     for name in ("caa-L2.safetensors", "decision-L2.safetensors"):
         one, two = ((run / "directions" / name).read_bytes() for run in (on_one_rank, tmp_path / "two"))
         assert one == two, name
@@ -233,19 +211,11 @@ def test_two_ranks_give_the_same_directions_and_greedy_tokens(on_one_rank: Path,
 
 def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        two_ranks("--out", str(folder)),
-        cwd=ROOT,
-        env=environment(PATH=PATH),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    running = RunningRanks(ROOT / SCRIPT, 2, [*MOE, "--greedy", "--out", str(folder)])
     deadline = time.monotonic() + 120
     while not list(folder.glob("tuning/generations*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    running.kill()
     assert not (folder / "results.json").exists()
     kept = {path: path.read_bytes() for path in (folder / "identification").glob("generations*.jsonl")}
     assert kept

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dry_runs import dry_run_of
 from launch import recipes
 from launch.recipes import FOLDER, HOSTS, dry_run, load_recipe, main, names
 from moe_steer import ExpertGain, SteeringPlan
@@ -52,7 +53,7 @@ def test_a_recipe_parses_and_states_its_command(name: str) -> None:
 )
 def test_a_dry_run_finds_the_memory_that_the_recipe_states(name: str) -> None:
     recipe = load_recipe(name)
-    found = dry_run(recipe)
+    found = dry_run_of(name)
     assert found.total_gib == pytest.approx(recipe.expected_gib, rel=0.05)
     assert found.fit.layers_with_experts == {"r1-f": 58, "r1-b": 58, "r1-d": 0, "safe": 0}.get(
         name[:4], 94 if "235b" in name else 48

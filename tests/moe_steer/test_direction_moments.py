@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from direction_cases import contrast_of, plain_sae, random_sides
-from moe_steer.directions import Accumulator, Moments, PairMoments
-from moe_steer.directions import moments
+from moe_steer.directions import Accumulator, Moments, PairMoments, moments
 
 
 def naive(samples: list[Tensor], sae: Any, weight: str) -> dict[str, Any]:

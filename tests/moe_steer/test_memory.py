@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,12 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from launch.cli.main import main
-from moe_steer.backends import checkpoint
-from moe_steer.backends import shards
+from moe_steer.backends import checkpoint, memory, shards
 from moe_steer.backends.checkpoint import skeleton
 from moe_steer.backends.choose import choose
 from moe_steer.backends.engine import KEEP_WHOLE_BELOW
 from moe_steer.backends.memory import plan_memory
-from moe_steer.backends.rehearsal import _Allocations, rehearse, rehearse_step
+from moe_steer.backends.rehearsal import Rehearsed, _Allocations, rehearse, rehearse_step
 
 GIB = 2**30
 R1 = {
@@ -69,6 +69,28 @@ CASES = {
 
 def config_of(model_type: str, values: dict[str, Any]) -> Any:
     return CONFIG_MAPPING[model_type](**values)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rehearsed_once() -> Iterator[None]:
+    """Plans of one model for several machines share its rehearsal, which takes most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("rehearse", "rehearse_step"):
+            patch.setattr(memory, name, once(getattr(memory, name)))
+        yield
+
+
+def once(work: Callable[..., Rehearsed]) -> Callable[..., Rehearsed]:
+    """``work``, done once for each configuration, precision and size."""
+    done: dict[Any, Rehearsed] = {}
+
+    def remembered(model: Any, *sizes: Any) -> Rehearsed:
+        key = (model.config.to_json_string(), next(model.parameters()).dtype, *sizes)
+        if key not in done:
+            done[key] = work(model, *sizes)
+        return done[key]
+
+    return remembered
 
 
 @pytest.mark.parametrize("case", CASES)
