@@ -75,6 +75,7 @@ def test_two_ranks_find_what_one_finds(job: Job, tmp_path: Path) -> None:
     assert (tmp_path / "two" / "results.json").read_bytes() == (job.finished / "results.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_one_model_over_two_ranks_finds_it_too(job: Job, tmp_path: Path) -> None:
     if job.script != "launch/evaluate.py":
         pytest.skip("the stand-ins of the safety experiment are dense and smaller than what ranks can share")
@@ -82,6 +83,7 @@ def test_one_model_over_two_ranks_finds_it_too(job: Job, tmp_path: Path) -> None
     assert tokens_of(tmp_path / "two") == tokens_of(job.finished)
 
 
+@pytest.mark.slow
 def test_killed_on_two_ranks_it_continues_on_one(job: Job, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     running = job.on_two_ranks(folder)

@@ -101,6 +101,7 @@ def test_the_fit_of_the_sae_is_said_before_it_is_used(finished: Path) -> None:
     assert line in (finished / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_sae_that_explains_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sae = load_sae(LAB_SAE)
     save_sae(dataclasses.replace(sae, W_dec_FD=-sae.W_dec_FD), tmp_path / "wrong")
@@ -115,6 +116,7 @@ def test_an_sae_that_explains_nothing_is_refused(tmp_path: Path, capsys: pytest.
     assert {path: path.read_bytes() for path in answers} == answers, "the folder is free for another SAE, answers kept"
 
 
+@pytest.mark.slow
 def test_a_poor_sae_is_warned_about_before_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sae = load_sae(LAB_SAE)
     save_sae(dataclasses.replace(sae, W_dec_FD=0.2 * sae.W_dec_FD), tmp_path / "poor")
@@ -199,6 +201,7 @@ def on_one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_same_directions_and_greedy_tokens(on_one_rank: Path, tmp_path: Path) -> None:
     done = run_ranks(ROOT / SCRIPT, 2, [*MOE, "--greedy", "--out", str(tmp_path / "two")], 240)
     assert done.codes == [0, 0], done.text[-3000:]
@@ -209,6 +212,7 @@ def test_two_ranks_give_the_same_directions_and_greedy_tokens(on_one_rank: Path,
     assert tokens_of(tmp_path / "two") == tokens_of(on_one_rank)
 
 
+@pytest.mark.slow
 def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     running = RunningRanks(ROOT / SCRIPT, 2, [*MOE, "--greedy", "--out", str(folder)])

@@ -46,7 +46,7 @@ SAID = {
 
 @pytest.mark.parametrize(
     "mode",
-    ["kill", "hang", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("raise", "memory", "refuse"))],
+    ["kill", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("hang", "raise", "memory", "refuse"))],
 )
 def test_a_rank_that_fails_ends_the_run_and_the_first_cause_is_said_once(mode: str, tmp_path: Path) -> None:
     job = [str(HERE / "failing_worker.py"), "--mode", mode, "--folder", str(tmp_path)]
@@ -64,6 +64,7 @@ def test_a_rank_that_fails_ends_the_run_and_the_first_cause_is_said_once(mode: s
         assert (tmp_path / "kept.jsonl").read_text() == "a finished sample\n"
 
 
+@pytest.mark.slow
 def test_a_rank_that_still_stores_samples_is_waited_for(tmp_path: Path) -> None:
     """Ten seconds, where a collective waits for four."""
     job = [str(HERE / "failing_worker.py"), "--mode", "slow", "--folder", str(tmp_path)]

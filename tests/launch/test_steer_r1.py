@@ -18,7 +18,7 @@ from rank_processes import ROOT, RunningRanks, launch, run_ranks
 from reasoning_evals.runs.run_folder import read_generations
 
 SMALL = ["--num-identification", "24", "--num-tuning", "8", "--num-test", "16", "--gains", "4", "16", "--samples", "2"]
-SMALL += ["--batch-size", "64"]
+SMALL += ["--batch-size", "64", "--max-new-tokens", "120"]
 GIVEN = ["--num-test", "16", "--samples", "2", "--batch-size", "64"]
 """With a given plan there is nothing to search."""
 DENSE_WIDTH = 128  # of lab-dense
@@ -70,6 +70,7 @@ def test_it_leaves_a_whole_run_folder(finished: Path) -> None:
     assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp"))]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_results(finished: Path, tmp_path: Path) -> None:
     assert main([*SMALL, "--out", str(tmp_path / "again")]) == 0
     for name in ("results.json", "plan.json", "placebo.json"):
@@ -112,6 +113,7 @@ def test_one_model_over_two_ranks_gives_the_same_greedy_tokens(greedy: Path, tmp
     assert tokens_fired[0] == tokens_fired[1]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_continues(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     running = RunningRanks(SCRIPT, 1, [*SMALL, "--out", str(folder)])
