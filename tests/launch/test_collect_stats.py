@@ -18,7 +18,7 @@ from rank_processes import ROOT, run_ranks
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 24 unsteered answers."""
     folder = tmp_path_factory.mktemp("traces") / "plain"
-    assert command_line(["generate", "--num", "24", "--out", str(folder)]) == 0
+    assert command_line(["generate", "--num", "24", "--max-new-tokens", "120", "--out", str(folder)]) == 0
     return folder
 
 

@@ -66,6 +66,7 @@ def tried_settings(folder: Path) -> set[str]:
     return {arm["name"] for arm in results_of(folder)["tuning"]["arms"]} - {"baseline"}
 
 
+@pytest.mark.slow
 def test_every_method_is_compared_with_the_baseline(finished: Path) -> None:
     results = results_of(finished)
     assert [arm["name"] for arm in results["comparison"]["arms"]] == ["baseline", *METHODS]
@@ -76,6 +77,7 @@ def test_every_method_is_compared_with_the_baseline(finished: Path) -> None:
     assert results["chosen"]["caa"]["scope"] == "thought"
 
 
+@pytest.mark.slow
 def test_directions_are_files_with_their_history(finished: Path) -> None:
     for method in ("caa", "sta", "sae", "atom", "decision"):
         (file,) = (finished / "directions").glob(f"{method}-L*.safetensors")
@@ -93,6 +95,7 @@ def test_directions_are_files_with_their_history(finished: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_fit_of_the_sae_is_said_before_it_is_used(finished: Path) -> None:
     fit = results_of(finished)["sae_fit"]
     assert 0 < fit["fraction_variance_unexplained"] < 0.5
@@ -130,6 +133,7 @@ def test_a_poor_sae_is_warned_about_before_it_is_used(tmp_path: Path, capsys: py
     assert len(results_of(tmp_path / "run")["warnings"]) == 1
 
 
+@pytest.mark.slow
 def test_the_pages_say_what_was_found(finished: Path) -> None:
     results, page = results_of(finished), (finished / "report.html").read_text()
     markdown = (finished / "report.md").read_text()
@@ -150,6 +154,7 @@ def test_the_pages_say_what_was_found(finished: Path) -> None:
     assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp"))]
 
 
+@pytest.mark.slow
 def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")}
     results = (finished / "results.json").read_bytes()
@@ -158,6 +163,7 @@ def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> N
     assert (finished / "results.json").read_bytes() == results
 
 
+@pytest.mark.slow
 def test_the_report_command_builds_the_same_pages(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {name: (finished / name).read_bytes() for name in PAGES}
     for name in PAGES[1:]:
@@ -167,6 +173,7 @@ def test_the_report_command_builds_the_same_pages(finished: Path, capsys: pytest
     assert {name: (finished / name).read_bytes() for name in PAGES} == before
 
 
+@pytest.mark.slow
 def test_the_report_command_refuses_an_unfinished_job(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +184,7 @@ def test_the_report_command_refuses_an_unfinished_job(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_options_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--layers", "2", "--samples-identification", "2", "--out", str(finished)]) == 1
     assert "layers" in capsys.readouterr().err
@@ -233,7 +241,11 @@ def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Pa
     ("options", "message"),
     [
         (["--layers", "9"], "layer 9 does not exist: this model has layers 0-3"),
-        (["--switch-words", "Zebra", "--methods", "decision"], "no thought stops and goes on at Zebra: name its words"),
+        pytest.param(
+            ["--switch-words", "Zebra", "--methods", "decision"],
+            "no thought stops and goes on at Zebra: name its words",
+            marks=pytest.mark.slow,
+        ),
         (["--sae", "nowhere", "--methods", "sta"], "nowhere"),
     ],
 )

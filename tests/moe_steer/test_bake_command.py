@@ -38,6 +38,7 @@ def plan_file(folder: Path, *entries: tuple[int, int, float]) -> str:
     return str(folder / "plan.json")
 
 
+@pytest.mark.slow
 def test_bake_verify_unbake(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_file(tmp_path, (1, 3, 64.0), (3, 5, 0.5))
     out = str(tmp_path / "baked")
