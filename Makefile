@@ -28,13 +28,13 @@ overthinking: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/reduce_overthinking.py $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadgroup -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadfile -m "not slow" $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/steering_cost.py
