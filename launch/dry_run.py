@@ -81,7 +81,7 @@ def fit(
     ``prompt``: tokens of the longest prompt; ``rows``: samples decoded together where there are fewer than ``options.rows``.
     ValueError says what does not fit.
     """
-    from moe_steer.backends import check_name, gib, plan_memory, refusal, skeleton
+    from moe_steer.backends import check_name, choose_backend, gib, plan_memory, refusal, skeleton
     from moe_steer.layers import model_shape
 
     check_name(options.backend)

@@ -107,7 +107,7 @@ def test_a_light_import_stays_light(room: str) -> None:
 
 
 def test_the_light_import_guard_can_fail() -> None:
-    code = "import sys, transformers; print(sorted({'transformers'} & set(sys.modules)))"
+    code = "import sys, datasets; print(sorted({'datasets'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() != "[]"
 

@@ -11,12 +11,14 @@ import pytest
 from launch.cli.main import COMMANDS, main
 from moe_steer import SteeringPlan
 
+SHORT = ["--num", "24", "--max-new-tokens", "120"]
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Generations of 24 problems, the counts, the scores, and a plan."""
     folder = tmp_path_factory.mktemp("steps")
-    assert main(["generate", "--num", "24", "--out", str(folder / "plain")]) == 0
+    assert main(["generate", *SHORT, "--out", str(folder / "plain")]) == 0
     assert main(["collect", "--traces", str(folder / "plain"), "--out", str(folder / "counts.safetensors")]) == 0
     scored = ["score", "--counts", str(folder / "counts.safetensors"), "--out", str(folder / "scores.json")]
     assert main([*scored, "--missing-marker", "skip", "--heatmap", str(folder / "map.svg")]) == 0
@@ -32,7 +34,7 @@ def test_the_steps_lead_to_a_plan(runs: Path) -> None:
 
 
 def test_two_arms_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    steered = ["generate", "--num", "24", "--plan", str(runs / "plan.json"), "--out", str(runs / "steered")]
+    steered = ["generate", *SHORT, "--plan", str(runs / "plan.json"), "--out", str(runs / "steered")]
     assert main(steered) == 0
     shown = capsys.readouterr().out
     assert "selected by" in shown

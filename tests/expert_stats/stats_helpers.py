@@ -1,14 +1,12 @@
-"""Tokenizers, traces, tiny models and counts for the tests of this room."""
+"""Tokenizers, traces and counts for the tests of this room; the tiny models are those of tests/moe_steer/tiny.py."""
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 
 from expert_stats.counts import CountsSignature, RoutingCounts
 from moe_steer.tokens.markers import Marker, MarkerSet
@@ -80,64 +78,6 @@ def random_traces(num: int, seed: int = 0, longest: int = 40) -> list[Trace]:
         ids = tuple(prompt + thought + answer)
         traces.append(Trace(f"problem-{index // 2}#{index % 2}", ids, len(prompt)))
     return traces
-
-
-def _randomise(model: torch.nn.Module) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.ndim >= 2 or "e_score_correction_bias" in name:
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
-    return model.eval()
-
-
-@functools.cache
-def deepseek_v3() -> Any:
-    """3 layers, the first dense, 8 experts in 2 groups, top 2, MLA attention."""
-    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-
-    config = DeepseekV3Config(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        moe_intermediate_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        n_routed_experts=8,
-        num_experts_per_tok=2,
-        n_group=2,
-        topk_group=1,
-        first_k_dense_replace=1,
-        q_lora_rank=16,
-        kv_lora_rank=8,
-        qk_rope_head_dim=8,
-        qk_nope_head_dim=8,
-        v_head_dim=8,
-        max_position_embeddings=128,
-    )
-    return _randomise(DeepseekV3ForCausalLM(config))
-
-
-@functools.cache
-def qwen3_moe() -> Any:
-    """2 layers, 6 experts, top 3."""
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    config = Qwen3MoeConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_experts=6,
-        num_experts_per_tok=3,
-        norm_topk_prob=True,
-        max_position_embeddings=128,
-    )
-    return _randomise(Qwen3MoeForCausalLM(config))
 
 
 def signature(num_layers: int = 2, num_experts: int = 4, top_k: int = 2, **changes: Any) -> CountsSignature:

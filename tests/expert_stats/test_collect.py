@@ -13,7 +13,8 @@ import torch
 from expert_stats import MarkerSet, RoutingCounts, Trace, collect_counts, score_experts, select_experts
 from expert_stats.collect import batches, router_digest
 from expert_stats.counts import group_of, sum_counts
-from stats_helpers import MARKERS, VOCAB, deepseek_v3, qwen3_moe, random_traces
+from stats_helpers import MARKERS, random_traces
+from tiny import VOCAB, deepseek_v3, qwen2, qwen3_moe
 
 MODELS = {"deepseek_v3": deepseek_v3, "qwen3_moe": qwen3_moe}
 models = pytest.mark.parametrize("name", list(MODELS))
@@ -124,11 +125,11 @@ def test_the_whole_way_to_a_plan() -> None:
 def test_predicted_positions_are_one_earlier() -> None:
     model, traces = qwen3_moe(), random_traces(6)
     before = collect_counts(model, traces, MarkerSet(markers=MARKERS.markers, position="predicted"), num_groups=1)
-    expected = np.zeros((2, 6), dtype=np.int64)
+    expected = np.zeros((3, 8), dtype=np.int64)
     for trace in traces:
         routing = recorded_routing(model, trace)
         at = trace.token_ids.index(2, trace.prompt_length) - 1
-        for layer in range(2):
+        for layer in range(3):
             expected[layer, routing[layer][at]] += 1
     only_first = MarkerSet(markers=MARKERS.markers, position="predicted", repeats="first")
     found = collect_counts(model, traces, only_first, num_groups=1)
@@ -146,7 +147,7 @@ def test_predicted_positions_are_one_earlier() -> None:
         ([], "there are no traces: generate some first"),
         (random_traces(2) + random_traces(1), "trace_id 'problem-0#0' occurs twice"),
         ([Trace("a", (1, VOCAB), 1)], f"trace 'a' holds the token id {VOCAB}, this model has ids 0-{VOCAB - 1}"),
-        ([Trace("a", (5,) * 129, 1)], "trace 'a' has 129 tokens, this model's context 128"),
+        ([Trace("a", (5,) * 257, 1)], "trace 'a' has 257 tokens, this model's context 256"),
     ],
 )
 def test_traces_that_do_not_fit_are_refused(traces: list[Trace], message: str) -> None:
@@ -170,20 +171,10 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_a_dense_model_is_refused() -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
     with pytest.raises(
-        ValueError, match="llama is a dense model: routing can be counted in mixture-of-experts models only"
+        ValueError, match="qwen2 is a dense model: routing can be counted in mixture-of-experts models only"
     ):
-        collect_counts(LlamaForCausalLM(config), random_traces(2), MARKERS)
+        collect_counts(qwen2(), random_traces(2), MARKERS)
 
 
 def test_batches_hold_every_trace_once_and_keep_to_their_budget() -> None:

@@ -6,6 +6,7 @@ Usage: sharded_worker.py OUT FOLDER backend:model backend+cpu:model backend+nvme
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from expert_stats import MarkerSet, Trace
+from expert_stats import MarkerSet, RoutingCounts, Trace
 from expert_stats.collect import collect_counts
 from launch.core.ranks import Ranks, leave, ranks_of_this_run
 from launch.core.sharded import broadcast_plan, collect_over_ranks
@@ -27,6 +28,7 @@ from reasoning_evals.engines.sampling import Request, SamplingConfig
 from sharded_models import VOCAB, save_checkpoint
 
 BETAS = (4.0, 0.0, 8.0)
+Samples = dict[str, tuple[int, ...]]
 
 
 def plan_for(model: Any, folder: Path) -> SteeringPlan:
@@ -65,67 +67,106 @@ def traces() -> list[Trace]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """What one model says to one input, with and without the plan; ``moved``: with the plan's vector alone."""
+
+    plain: torch.Tensor
+    steered: torch.Tensor
+    moved: torch.Tensor
+    fired: dict[Any, int]
+    generated: torch.Tensor
+
+
+def compute(model: Any, plan: SteeringPlan, share: tuple[int, int]) -> Computed:
+    """Logits and generated tokens; ranks that share the samples each get an input of their own."""
+    ids = torch.randint(2, 90, (2, 11), generator=torch.Generator().manual_seed(1 + share[0]))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        plain = model(ids, attention_mask=mask).logits
+        with steer(model, plan) as audit:
+            steered = model(ids, attention_mask=mask).logits
+        with steer(model, dataclasses.replace(plan, experts=()), quiet=True):
+            moved = model(ids, attention_mask=mask).logits
+        generated = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    return Computed(plain, steered, moved, {place: fired.tokens for place, fired in audit.fired.items()}, generated)
+
+
+@functools.cache
+def reference_of(checkpoint: Path) -> tuple[Any, Any, SteeringPlan]:
+    """One process with the whole model, its tokenizer, and the plan for it."""
+    model, tokenizer = load_model(checkpoint, backend="plain")
+    return model, tokenizer, plan_for(model, checkpoint.parent)
+
+
+@functools.cache
+def reference_computes(checkpoint: Path, share: tuple[int, int]) -> Computed:
+    """What the model of one process says: the same for every backend, so made once."""
+    model, _, plan = reference_of(checkpoint)
+    return compute(model, plan, share)
+
+
+@functools.cache
+def reference_samples(checkpoint: Path, steered: bool, share: tuple[int, int], config: SamplingConfig) -> Samples:
+    """Its samples of this rank's requests."""
+    model, tokenizer, plan = reference_of(checkpoint)
+    return samples(model, tokenizer, plan if steered else SteeringPlan(), share, config)
+
+
+def samples(model: Any, tokenizer: Any, plan: SteeringPlan, share: tuple[int, int], config: SamplingConfig) -> Samples:
+    """Request -> tokens. The requests are an odd number: ranks with fewer must keep the others company."""
+    own = requests(5)[share[0] :: share[1]]
+    with lockstep(model), steer(model, plan, quiet=True):
+        return {s.key: s.token_ids for s in InProcessSampler(model, tokenizer).sample(own, config)}
+
+
 def compare(backend: str, name: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Everything the tests look at, as JSON values."""
     checkpoint = folder / name
-    reference, tokenizer = load_model(checkpoint, backend="plain")
     backend, _, place = backend.partition("+")
     (folder / "disk").mkdir(exist_ok=True)
+    reference, tokenizer, plan = reference_of(checkpoint)
     model, _ = load_model(checkpoint, backend=backend, offload=str(folder / "disk") if place == "nvme" else place)
     layout = layout_of(model)
-    plan = broadcast_plan(plan_for(reference, folder) if ranks.is_main else None, ranks)
+    plan = broadcast_plan(plan if ranks.is_main else None, ranks)
     result: dict[str, Any] = {"same_tokens": layout.same_tokens, "share": layout.share, "digest": plan.digest()}
     result["bytes"] = held_bytes(model)
     result["files"] = sum(path.stat().st_size for path in (folder / "disk").glob(f"zero3-*-{os.getpid()}-*/**/*.swp"))
     wanted, found = ({name: str(t.dtype) for name, t in each.named_buffers()} for each in (reference, model))
     result["precision_equal"] = all(found[name] == wanted[name] for name in found.keys() & wanted.keys())
     result["shape_equal"] = model_shape(model).to_dict() == model_shape(reference).to_dict()
-    ids = torch.randint(2, 90, (2, 11), generator=torch.Generator().manual_seed(1 + layout.share[0]))
-    mask = torch.ones_like(ids)
-    mask[0, :4] = 0
-    with torch.no_grad():
-        plain = [each(ids, attention_mask=mask).logits for each in (reference, model)]
-        with steer(reference, plan) as audit_one:
-            one = reference(ids, attention_mask=mask).logits
-        with steer(model, plan) as audit_many:
-            many = model(ids, attention_mask=mask).logits
-        vectors = dataclasses.replace(plan, experts=())
-        with steer(reference, vectors, quiet=True):
-            one_moved = reference(ids, attention_mask=mask).logits
-        with steer(model, vectors, quiet=True):
-            many_moved = model(ids, attention_mask=mask).logits
-        generated = [
-            each.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False) for each in (reference, model)
-        ]
-    result["plain"] = float((plain[0] - plain[1]).abs().max())
-    result["steered"] = float((one - many).abs().max())
-    result["by_token"] = (one - many).abs().amax(-1).flatten().tolist()
-    result["effect"] = float((one - plain[0]).abs().max())
-    result["residual"] = float((one_moved - many_moved).abs().max())
-    result["residual_effect"] = float((one_moved - plain[0]).abs().max())
-    result["audit_equal"] = {k: v.tokens for k, v in audit_one.fired.items()} == {
-        k: v.tokens for k, v in audit_many.fired.items()
-    }
-    result["generate_equal"] = torch.equal(*generated)
-    own = requests(5)[
-        layout.share[0] :: layout.share[1]
-    ]  # an odd number: ranks with fewer must keep the others company
-    config = SamplingConfig(
-        greedy=True, max_new_tokens=7 + 5 * ranks.rank if not layout.same_tokens else 7, batch_size=2
-    )
+    one, many = reference_computes(checkpoint, layout.share), compute(model, plan, layout.share)
+    result["plain"] = float((one.plain - many.plain).abs().max())
+    result["steered"] = float((one.steered - many.steered).abs().max())
+    result["by_token"] = (one.steered - many.steered).abs().amax(-1).flatten().tolist()
+    result["effect"] = float((one.steered - one.plain).abs().max())
+    result["residual"] = float((one.moved - many.moved).abs().max())
+    result["residual_effect"] = float((one.moved - one.plain).abs().max())
+    result["audit_equal"] = one.fired == many.fired
+    result["generate_equal"] = torch.equal(one.generated, many.generated)
+    if name.endswith("_bf16"):  # the roundings of logits alone are looked at
+        return result
+    length = 4 if layout.same_tokens else 4 + 3 * ranks.rank
+    config = SamplingConfig(greedy=True, max_new_tokens=length, batch_size=2)
     for key, change in (("greedy", SteeringPlan()), ("steered_greedy", plan)):
-        with lockstep(model), steer(model, change, quiet=True):
-            got = {s.key: s.token_ids for s in InProcessSampler(model, tokenizer).sample(own, config)}
-        with steer(reference, change, quiet=True):
-            want = {s.key: s.token_ids for s in InProcessSampler(reference, tokenizer).sample(own, config)}
-        result[key] = got == want
+        got = samples(model, tokenizer, change, layout.share, config)
+        result[key] = got == reference_samples(checkpoint, key == "steered_greedy", layout.share, config)
     if model_shape(reference).moe_layers:
         markers = MarkerSet.from_tokenizer(tokenizer, ("<think>", "</think>"))
-        single = collect_counts(reference, traces(), markers, tokens_per_batch=64)
+        single = reference_counts(checkpoint)
         counts = collect_over_ranks(model, traces(), markers, ranks, tokens_per_batch=64)
         result["counts_equal"] = all((counts.arrays[key] == array).all() for key, array in single.arrays.items())
         result["counted"] = int(counts.expert_GLE.sum())
     return result
+
+
+@functools.cache
+def reference_counts(checkpoint: Path) -> RoutingCounts:
+    """What one process counts."""
+    model, tokenizer, _ = reference_of(checkpoint)
+    markers = MarkerSet.from_tokenizer(tokenizer, ("<think>", "</think>"))
+    return collect_counts(model, traces(), markers, tokens_per_batch=64)
 
 
 def held_bytes(model: Any) -> int:

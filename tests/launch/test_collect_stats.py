@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +11,14 @@ from expert_stats import ExpertScores, RoutingCounts
 from launch.cli.main import main as command_line
 from launch.collect_stats import main
 from launch.core import sharded
-from rank_processes import ROOT, environment, free_port
-
-LAUNCHER = Path(sys.executable).with_name("deepspeed")
+from rank_processes import ROOT, run_ranks
 
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 24 unsteered answers."""
     folder = tmp_path_factory.mktemp("traces") / "plain"
-    assert command_line(["generate", "--num", "24", "--out", str(folder)]) == 0
+    assert command_line(["generate", "--num", "24", "--max-new-tokens", "120", "--out", str(folder)]) == 0
     return folder
 
 
@@ -89,17 +84,10 @@ def test_finished_it_counts_nothing_twice_and_may_score_anew(
 
 @pytest.mark.slow
 def test_two_ranks_count_the_same(traces: Path, whole: Path, tmp_path: Path) -> None:
-    command = [str(LAUNCHER), "--num_accelerators", "2", "--master_port", str(free_port()), "launch/collect_stats.py"]
-    done = subprocess.run(
-        [*command, "--traces", str(traces), "--part", "16", "--out", str(tmp_path / "two")],
-        cwd=ROOT,
-        env=environment(PATH=f"{LAUNCHER.parent}{os.pathsep}{os.environ['PATH']}"),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("next: moe-steer plan") == 1, "only rank 0 talks"
+    command = ["--traces", str(traces), "--part", "16", "--out", str(tmp_path / "two")]
+    done = run_ranks(ROOT / "launch" / "collect_stats.py", 2, command, 180)
+    assert done.codes == [0, 0], done.text[-3000:]
+    assert done.text.count("next: moe-steer plan") == 1, "only rank 0 talks"
     for name in ("counts.safetensors", "scores.json"):
         assert (tmp_path / "two" / name).read_bytes() == (whole / name).read_bytes(), name
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +14,8 @@ import safety_files
 from launch.evaluate import main as evaluate
 from launch.safety import main as safety
 from moe_steer import ExpertGain, SteeringPlan
-from rank_processes import ROOT, environment, free_port
+from rank_processes import ROOT, RunningRanks
 from reasoning_evals.runs.run_folder import read_generations
-
-LAUNCHER = Path(sys.executable).with_name("deepspeed")
 
 
 @dataclass(frozen=True)
@@ -33,18 +27,9 @@ class Job:
     options: list[str]
     finished: Path
 
-    def on_two_ranks(self, folder: Path, *more: str) -> subprocess.Popen[str]:
-        """Start it as the README says."""
-        command = [str(LAUNCHER), "--num_accelerators", "2", "--master_port", str(free_port()), self.script]
-        return subprocess.Popen(
-            [*command, *self.options, *more, "--out", str(folder)],
-            cwd=ROOT,
-            env=environment(PATH=f"{LAUNCHER.parent}{os.pathsep}{os.environ['PATH']}"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    def on_two_ranks(self, folder: Path, *more: str) -> RunningRanks:
+        """Start it there."""
+        return RunningRanks(ROOT / self.script, 2, [*self.options, *more, "--out", str(folder)])
 
 
 @pytest.fixture(scope="module", params=["evaluate", "safety"])
@@ -74,15 +59,11 @@ def tokens_of(folder: Path) -> dict[Any, Any]:
     return {item[:2]: item[2] for item in found}
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """Its output; the test fails when it fails, and nothing is left running when it hangs."""
-    try:
-        stdout, stderr = process.communicate(timeout=240)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, stderr[-3000:]
-    return stdout
+def finish(running: RunningRanks) -> str:
+    """Its output; the test fails when it fails."""
+    done = running.wait(240)
+    assert done.codes == [0, 0], done.text[-3000:]
+    return done.text
 
 
 def test_two_ranks_find_what_one_finds(job: Job, tmp_path: Path) -> None:
@@ -94,6 +75,7 @@ def test_two_ranks_find_what_one_finds(job: Job, tmp_path: Path) -> None:
     assert (tmp_path / "two" / "results.json").read_bytes() == (job.finished / "results.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_one_model_over_two_ranks_finds_it_too(job: Job, tmp_path: Path) -> None:
     if job.script != "launch/evaluate.py":
         pytest.skip("the stand-ins of the safety experiment are dense and smaller than what ranks can share")
@@ -101,14 +83,14 @@ def test_one_model_over_two_ranks_finds_it_too(job: Job, tmp_path: Path) -> None
     assert tokens_of(tmp_path / "two") == tokens_of(job.finished)
 
 
+@pytest.mark.slow
 def test_killed_on_two_ranks_it_continues_on_one(job: Job, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    process = job.on_two_ranks(folder)
+    running = job.on_two_ranks(folder)
     deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in folder.rglob("generations*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    running.kill()
     assert not (folder / "results.json").exists()
     kept = {path: path.read_bytes() for path in folder.rglob("generations*.jsonl")}
     whole = {path: text[: text.rfind(b"\n") + 1] for path, text in kept.items()}  # the kill may tear the last line

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import tyro
 
+from dry_runs import dry_run_of
 from launch.cli.memory import Memory
 from launch.jobs.experts_options import Options
 from launch.jobs.safety_options import SafetyOptions
-from launch.recipes import FOLDER, HOSTS, dry_run, load_recipe, names
+from launch.recipes import FOLDER, HOSTS, load_recipe, names
 from moe_steer.backends.memory import gib
 from rank_processes import ROOT
 
@@ -79,7 +80,7 @@ def test_the_page_has_every_recipe_with_its_command_and_memory() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAFETY)
 def test_the_page_has_the_safety_recipes(name: str) -> None:
-    recipe, found = load_recipe(name), dry_run(load_recipe(name)).fit
+    recipe, found = load_recipe(name), dry_run_of(name).fit
     assert shlex.join(recipe.command) in COMMANDS
     held, loading = re.findall(rf"^\| {re.escape(name)} \| (.+) \| (.+) \|$", PAGE, re.MULTILINE)[0]
     assert float(held) == pytest.approx(recipe.expected_gib, abs=0.06)
@@ -89,7 +90,7 @@ def test_the_page_has_the_safety_recipes(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_page_has_the_memory_that_is_computed(name: str) -> None:
-    fit = dry_run(load_recipe(name)).fit
+    fit = dry_run_of(name).fit
     assert ROWS[name].endswith(f"| {gib(fit.total)} of {gib(fit.limit)} | {gib(fit.loading)}")
 
 

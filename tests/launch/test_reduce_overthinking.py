@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,10 +18,9 @@ from launch.reduce_overthinking import main
 from moe_steer.directions import Direction
 from moe_steer.lab import LAB_SAE
 from moe_steer.saes import load_sae, save_sae
-from rank_processes import environment, free_port
+from rank_processes import ROOT, RunningRanks, run_ranks
 from reasoning_evals.runs.run_folder import read_generations
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = "launch/reduce_overthinking.py"
 SMALL = [
     "--num-identification",
@@ -71,6 +66,7 @@ def tried_settings(folder: Path) -> set[str]:
     return {arm["name"] for arm in results_of(folder)["tuning"]["arms"]} - {"baseline"}
 
 
+@pytest.mark.slow
 def test_every_method_is_compared_with_the_baseline(finished: Path) -> None:
     results = results_of(finished)
     assert [arm["name"] for arm in results["comparison"]["arms"]] == ["baseline", *METHODS]
@@ -81,6 +77,7 @@ def test_every_method_is_compared_with_the_baseline(finished: Path) -> None:
     assert results["chosen"]["caa"]["scope"] == "thought"
 
 
+@pytest.mark.slow
 def test_directions_are_files_with_their_history(finished: Path) -> None:
     for method in ("caa", "sta", "sae", "atom", "decision"):
         (file,) = (finished / "directions").glob(f"{method}-L*.safetensors")
@@ -98,6 +95,7 @@ def test_directions_are_files_with_their_history(finished: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_fit_of_the_sae_is_said_before_it_is_used(finished: Path) -> None:
     fit = results_of(finished)["sae_fit"]
     assert 0 < fit["fraction_variance_unexplained"] < 0.5
@@ -106,6 +104,7 @@ def test_the_fit_of_the_sae_is_said_before_it_is_used(finished: Path) -> None:
     assert line in (finished / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_sae_that_explains_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sae = load_sae(LAB_SAE)
     save_sae(dataclasses.replace(sae, W_dec_FD=-sae.W_dec_FD), tmp_path / "wrong")
@@ -120,6 +119,7 @@ def test_an_sae_that_explains_nothing_is_refused(tmp_path: Path, capsys: pytest.
     assert {path: path.read_bytes() for path in answers} == answers, "the folder is free for another SAE, answers kept"
 
 
+@pytest.mark.slow
 def test_a_poor_sae_is_warned_about_before_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sae = load_sae(LAB_SAE)
     save_sae(dataclasses.replace(sae, W_dec_FD=0.2 * sae.W_dec_FD), tmp_path / "poor")
@@ -133,6 +133,7 @@ def test_a_poor_sae_is_warned_about_before_it_is_used(tmp_path: Path, capsys: py
     assert len(results_of(tmp_path / "run")["warnings"]) == 1
 
 
+@pytest.mark.slow
 def test_the_pages_say_what_was_found(finished: Path) -> None:
     results, page = results_of(finished), (finished / "report.html").read_text()
     markdown = (finished / "report.md").read_text()
@@ -153,6 +154,7 @@ def test_the_pages_say_what_was_found(finished: Path) -> None:
     assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp"))]
 
 
+@pytest.mark.slow
 def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")}
     results = (finished / "results.json").read_bytes()
@@ -161,6 +163,7 @@ def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> N
     assert (finished / "results.json").read_bytes() == results
 
 
+@pytest.mark.slow
 def test_the_report_command_builds_the_same_pages(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {name: (finished / name).read_bytes() for name in PAGES}
     for name in PAGES[1:]:
@@ -170,6 +173,7 @@ def test_the_report_command_builds_the_same_pages(finished: Path, capsys: pytest
     assert {name: (finished / name).read_bytes() for name in PAGES} == before
 
 
+@pytest.mark.slow
 def test_the_report_command_refuses_an_unfinished_job(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,15 +184,10 @@ def test_the_report_command_refuses_an_unfinished_job(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_options_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--layers", "2", "--samples-identification", "2", "--out", str(finished)]) == 1
     assert "layers" in capsys.readouterr().err
-
-
-def two_ranks(*options: str) -> list[str]:
-    """The command that starts the job on two ranks."""
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
-    return [*command, "--master_port", str(free_port()), SCRIPT, *MOE, "--greedy", *options]
 
 
 def tokens_of(folder: Path) -> dict[Any, Any]:
@@ -210,42 +209,25 @@ def on_one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-
-
+@pytest.mark.slow
 def test_two_ranks_give_the_same_directions_and_greedy_tokens(on_one_rank: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        two_ranks("--out", str(tmp_path / "two")),
-        cwd=ROOT,
-        env=environment(PATH=PATH),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("report:") == 1, "only rank 0 talks"
+    done = run_ranks(ROOT / SCRIPT, 2, [*MOE, "--greedy", "--out", str(tmp_path / "two")], 240)
+    assert done.codes == [0, 0], done.text[-3000:]
+    assert done.text.count("report:") == 1, "only rank 0 talks"
     for name in ("caa-L2.safetensors", "decision-L2.safetensors"):
         one, two = ((run / "directions" / name).read_bytes() for run in (on_one_rank, tmp_path / "two"))
         assert one == two, name
     assert tokens_of(tmp_path / "two") == tokens_of(on_one_rank)
 
 
+@pytest.mark.slow
 def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        two_ranks("--out", str(folder)),
-        cwd=ROOT,
-        env=environment(PATH=PATH),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    running = RunningRanks(ROOT / SCRIPT, 2, [*MOE, "--greedy", "--out", str(folder)])
     deadline = time.monotonic() + 120
     while not list(folder.glob("tuning/generations*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    running.kill()
     assert not (folder / "results.json").exists()
     kept = {path: path.read_bytes() for path in (folder / "identification").glob("generations*.jsonl")}
     assert kept
@@ -259,7 +241,11 @@ def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Pa
     ("options", "message"),
     [
         (["--layers", "9"], "layer 9 does not exist: this model has layers 0-3"),
-        (["--switch-words", "Zebra", "--methods", "decision"], "no thought stops and goes on at Zebra: name its words"),
+        pytest.param(
+            ["--switch-words", "Zebra", "--methods", "decision"],
+            "no thought stops and goes on at Zebra: name its words",
+            marks=pytest.mark.slow,
+        ),
         (["--sae", "nowhere", "--methods", "sta"], "nowhere"),
     ],
 )

@@ -41,7 +41,7 @@ def test_collect_on_two_ranks_writes_what_one_writes(
     options = ["collect", "--traces", str(tmp_path / "plain"), "--markers", "<think>", "--tokens-per-batch", "256"]
     assert main([*options, "--out", str(tmp_path / "one.safetensors")]) == 0
     sharded = [*options, "--out", str(tmp_path / "two.safetensors"), "--backend", backend]
-    done = run_ranks(ROOT / "moe_steer" / "cli.py", 2, sharded, 120)
+    done = run_ranks(ROOT / "launch" / "cli" / "main.py", 2, sharded, 120)
     assert done.codes == [0, 0], done.text[-3000:]
     assert done.text.count("16 traces, ") == 1, "rank 0 alone talks"
     one, two = (RoutingCounts.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))

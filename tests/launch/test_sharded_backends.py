@@ -134,6 +134,7 @@ def assert_rounding(result: dict[str, Any]) -> None:
     assert result["effect"] > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ROUNDED)
 def test_in_bfloat16_one_rank_computes_what_one_process_does(case: str, rounded: list[list[dict[str, Any]]]) -> None:
     """Also what families keep in float32 beside it: rotary frequencies, routing biases."""
@@ -145,6 +146,7 @@ def test_in_bfloat16_one_rank_computes_what_one_process_does(case: str, rounded:
         assert result["plain"] == result["steered"] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ROUNDED)
 def test_in_bfloat16_two_ranks_differ_by_its_rounding(case: str, rounded: list[list[dict[str, Any]]]) -> None:
     for rank in rounded[1]:

@@ -7,38 +7,22 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from rank_processes import ROOT, environment, free_port
+from rank_processes import LAUNCHER, ROOT, environment, free_port, launch, start_launcher
 
 HERE = ROOT / "tests" / "launch"
-LAUNCHER = Path(sys.executable).parent / "deepspeed"
 
 
-def start(arguments: list[str], limit: float) -> tuple[int, str, float]:
-    """(exit code, output, seconds) of the launcher; its whole process group is killed at the limit."""
-    began = time.monotonic()
-    env = environment(PATH=f"{LAUNCHER.parent}{os.pathsep}{os.environ['PATH']}", MOE_STEER_WAIT_SECONDS="4")
-    process = subprocess.Popen(
-        [str(LAUNCHER), *arguments],
-        env=env,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        text, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        text, _ = process.communicate()
-        pytest.fail(f"still running after {limit} s: {text[-2000:]}")
-    return process.returncode, text, time.monotonic() - began
+def start(arguments: list[str], limit: float) -> tuple[int, str]:
+    """(exit code, output) of the launcher; a collective is waited for four seconds."""
+    done = launch(arguments, limit, MOE_STEER_WAIT_SECONDS="4")
+    if done.codes[0] is None:
+        pytest.fail(f"still running after {limit} s: {done.text[-2000:]}")
+    return done.codes[0], done.text
 
 
 def is_running(pid: int) -> bool:
@@ -62,11 +46,11 @@ SAID = {
 
 @pytest.mark.parametrize(
     "mode",
-    ["kill", "hang", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("raise", "memory", "refuse"))],
+    ["kill", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("hang", "raise", "memory", "refuse"))],
 )
 def test_a_rank_that_fails_ends_the_run_and_the_first_cause_is_said_once(mode: str, tmp_path: Path) -> None:
     job = [str(HERE / "failing_worker.py"), "--mode", mode, "--folder", str(tmp_path)]
-    code, text, _ = start(["--num_accelerators", "2", "--master_port", str(free_port()), *job], 80)
+    code, text = start(["--num_accelerators", "2", *job], 80)
     ended = time.time()
     assert code != 0
     pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1)]
@@ -80,10 +64,11 @@ def test_a_rank_that_fails_ends_the_run_and_the_first_cause_is_said_once(mode: s
         assert (tmp_path / "kept.jsonl").read_text() == "a finished sample\n"
 
 
+@pytest.mark.slow
 def test_a_rank_that_still_stores_samples_is_waited_for(tmp_path: Path) -> None:
     """Ten seconds, where a collective waits for four."""
     job = [str(HERE / "failing_worker.py"), "--mode", "slow", "--folder", str(tmp_path)]
-    code, text, _ = start(["--num_accelerators", "2", "--master_port", str(free_port()), *job], 80)
+    code, text = start(["--num_accelerators", "2", *job], 80)
     assert code == 0, text[-3000:]
     assert (tmp_path / "kept.jsonl").read_text().count("another finished sample") == 20
 
@@ -91,7 +76,7 @@ def test_a_rank_that_still_stores_samples_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_stores_nothing_is_not(tmp_path: Path) -> None:
     job = [str(HERE / "failing_worker.py"), "--mode", "idle", "--folder", str(tmp_path)]
-    code, text, _ = start(["--num_accelerators", "2", "--master_port", str(free_port()), *job], 80)
+    code, text = start(["--num_accelerators", "2", *job], 80)
     assert code != 0
     assert text.count(SAID["hang"]) == 1, text[-3000:]
 
@@ -100,18 +85,8 @@ def test_a_rank_that_stores_nothing_is_not(tmp_path: Path) -> None:
 def test_ctrl_c_leaves_no_process_behind(whom: str, tmp_path: Path) -> None:
     """To the launcher alone, as by ``kill -INT``, and to everything that it started, as by a terminal."""
     job = [str(HERE / "failing_worker.py"), "--mode", "wait", "--folder", str(tmp_path)]
-    arguments = ["--num_accelerators", "2", "--master_port", str(free_port()), *job]
-    env = environment(PATH=f"{LAUNCHER.parent}{os.pathsep}{os.environ['PATH']}")
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [str(LAUNCHER), *arguments],
-            env=env,
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # a shell starts what it runs in the background with Ctrl-C ignored, and that is inherited
+        process = start_launcher(["--num_accelerators", "2", *job], log)
     try:
         deadline = time.monotonic() + 80
         while not (tmp_path / "failed_at").exists() and time.monotonic() < deadline:

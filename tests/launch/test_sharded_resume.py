@@ -41,12 +41,13 @@ def lines(folder: Path) -> Counter[str]:
     return Counter(line for path in files for line in path.read_text().splitlines() if line.endswith("}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "samples"),
     [
         ("tp_ep", 20),  # all ranks make every sample: 12 for calibration, then those of the test
-        pytest.param("zero3", 12, marks=pytest.mark.slow),  # 8 of 12, then those of the test
-        pytest.param("autoep", 12, marks=pytest.mark.slow),
+        ("zero3", 12),  # 8 of 12, then those of the test
+        ("autoep", 12),
     ],
 )
 def test_two_ranks_then_one_then_two(

@@ -1,12 +1,9 @@
 """The main job as its users start it, on the embedded model; small, but every step is real."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,47 +14,36 @@ from launch.cli.main import main as command_line
 from launch.jobs.experts_findings import NO_PLACEBO
 from launch.steer_r1 import main
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
+from rank_processes import ROOT, RunningRanks, launch, run_ranks
 from reasoning_evals.runs.run_folder import read_generations
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["--num-identification", "24", "--num-tuning", "8", "--num-test", "16", "--gains", "4", "16", "--samples", "2"]
-SMALL += ["--batch-size", "16"]
-GIVEN = ["--num-test", "16", "--samples", "2", "--batch-size", "16"]
+SMALL += ["--batch-size", "64", "--max-new-tokens", "120"]
+GIVEN = ["--num-test", "16", "--samples", "2", "--batch-size", "64"]
 """With a given plan there is nothing to search."""
 DENSE_WIDTH = 128  # of lab-dense
 
 
-def launch(out: Path, *options: str, ranks: int = 1, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Start the job as the README says, under a hard timeout for all its processes."""
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
-    port = 29500 + os.getpid() % 2000 + ranks
-    command += ["--master_port", str(port), "launch/steer_r1.py", *SMALL, "--out", str(out), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        stdout, stderr = process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+SCRIPT = ROOT / "launch" / "steer_r1.py"
+FEW = [*SMALL, "--samples", "1", "--greedy", "--num-identification", "12", "--num-tuning", "4", "--num-test", "6"]
+"""Greedy refuses two samples; on several ranks its tokens must be the same."""
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One finished job on one rank, started by the launcher."""
+    """One finished job, in a process of its own."""
     folder = tmp_path_factory.mktemp("job") / "one"
-    done = launch(folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "report:" in done.stdout
+    done = run_ranks(SCRIPT, 1, [*SMALL, "--out", str(folder)], 240)
+    assert done.codes == [0], done.text[-3000:]
+    assert "report:" in done.text
+    return folder
+
+
+@pytest.fixture(scope="module")
+def greedy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller one, greedy, on one rank."""
+    folder = tmp_path_factory.mktemp("job") / "greedy"
+    assert main([*FEW, "--out", str(folder)]) == 0
     return folder
 
 
@@ -84,62 +70,57 @@ def test_it_leaves_a_whole_run_folder(finished: Path) -> None:
     assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp"))]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_results(finished: Path, tmp_path: Path) -> None:
     assert main([*SMALL, "--out", str(tmp_path / "again")]) == 0
     for name in ("results.json", "plan.json", "placebo.json"):
         assert (tmp_path / "again" / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-def test_two_ranks_give_the_same_counts_and_greedy_tokens(tmp_path: Path) -> None:
-    greedy = ["--samples", "1", "--greedy"]  # the shared options ask for two samples, which greedy refuses
-    assert main([*SMALL, *greedy, "--out", str(tmp_path / "one")]) == 0
-    done = launch(tmp_path / "two", *greedy, ranks=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("report:") == 1, "only rank 0 talks"
-    one, two = (RoutingCounts.load(tmp_path / name / "counts.safetensors") for name in ("one", "two"))
-    assert one == two
+def tokens_of(folder: Path) -> dict[Any, Any]:
+    """Sample -> token ids of one step."""
+    return {completion.key[:4]: completion.token_ids for completion in read_generations(folder)}
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_same_counts_and_greedy_tokens(greedy: Path, tmp_path: Path) -> None:
+    """By the launcher, as the README says."""
+    two = tmp_path / "two"
+    done = launch(["--num_accelerators", "2", str(SCRIPT), *FEW, "--out", str(two)], 240)
+    assert done.codes == [0], done.text[-3000:]
+    assert done.text.count("report:") == 1, "only rank 0 talks"
+    assert RoutingCounts.load(greedy / "counts.safetensors") == RoutingCounts.load(two / "counts.safetensors")
     for step in ("identification", "tuning", "test"):
-        tokens = [
-            {completion.key[:4]: completion.token_ids for completion in read_generations(tmp_path / name / step)}
-            for name in ("one", "two")
-        ]
-        assert tokens[0] == tokens[1], step
-    assert len(list((tmp_path / "two" / "test").glob("generations.rank*.jsonl"))) == 2
+        assert tokens_of(greedy / step) == tokens_of(two / step), step
+    assert len(list((two / "test").glob("generations.rank*.jsonl"))) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tp_ep"])
-def test_one_model_over_two_ranks_gives_the_same_greedy_tokens(tmp_path: Path, backend: str) -> None:
-    few = ["--samples", "1", "--greedy", "--num-identification", "12", "--num-tuning", "4", "--num-test", "6"]
-    assert main([*SMALL, *few, "--out", str(tmp_path / "one")]) == 0
-    done = launch(tmp_path / "two", *few, "--backend", backend, ranks=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("report:") == 1, "only rank 0 talks"
-    one, two = (RoutingCounts.load(tmp_path / name / "counts.safetensors") for name in ("one", "two"))
+def test_one_model_over_two_ranks_gives_the_same_greedy_tokens(greedy: Path, tmp_path: Path, backend: str) -> None:
+    folder = tmp_path / "two"
+    done = run_ranks(SCRIPT, 2, [*FEW, "--backend", backend, "--out", str(folder)], 240)
+    assert done.codes == [0, 0], done.text[-3000:]
+    assert done.text.count("report:") == 1, "only rank 0 talks"
+    one, two = (RoutingCounts.load(run / "counts.safetensors") for run in (greedy, folder))
     assert one.num_tokens == two.num_tokens
     assert (one.expert_GLE == two.expert_GLE).all()
     for step in ("identification", "test"):
-        tokens = [
-            {completion.key[:4]: completion.token_ids for completion in read_generations(tmp_path / name / step)}
-            for name in ("one", "two")
-        ]
-        assert tokens[0] == tokens[1], step
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+        assert tokens_of(greedy / step) == tokens_of(folder / step), step
+    results = [json.loads((run / "results.json").read_text()) for run in (greedy, folder)]
     assert results[0]["sentence"] == results[1]["sentence"]
     tokens_fired = [[row["tokens"] for row in result["firing"]["steered"]] for result in results]
     assert tokens_fired[0] == tokens_fired[1]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_continues(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "launch/steer_r1.py", *SMALL, "--out", str(folder)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = RunningRanks(SCRIPT, 1, [*SMALL, "--out", str(folder)])
     deadline = time.monotonic() + 120
     while not list(folder.glob("tuning/generations*.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        time.sleep(0.02)
+    running.kill()
     assert not (folder / "results.json").exists()
     kept = (folder / "identification" / "generations.jsonl").read_bytes()
     assert main([*SMALL, "--out", str(folder)]) == 0
@@ -165,7 +146,22 @@ def test_a_folder_of_another_config_is_refused(finished: Path, capsys: pytest.Ca
 def test_a_given_plan_is_tested_as_it_is(tmp_path: Path) -> None:
     SteeringPlan(experts=[ExpertGain(2, 3, 4.0)], scope="thought").save(tmp_path / "plan.json")
     out = tmp_path / "run"
-    assert main([*GIVEN, "--plan", str(tmp_path / "plan.json"), "--out", str(out), "--num-test", "6"]) == 0
+    assert (
+        main(
+            [
+                *GIVEN,
+                "--plan",
+                str(tmp_path / "plan.json"),
+                "--out",
+                str(out),
+                "--num-test",
+                "6",
+                "--max-new-tokens",
+                "24",
+            ]
+        )
+        == 0
+    )
     results = json.loads((out / "results.json").read_text())
     assert results["plan"]["experts"] == [{"layer": 2, "expert": 3, "gain": 4.0}]
     assert results["plan"]["scope"] == "thought"
@@ -181,7 +177,7 @@ def test_a_given_plan_is_tested_as_it_is(tmp_path: Path) -> None:
         (["--preset", "rice"], "preset 'rice' is unknown: choose one of rice-r1-math"),
         (["--plan", "none.json"], "no plan file at 'none.json'"),
         (["--problems", "none.jsonl"], "none.jsonl"),
-        (["--top", "99"], "experts qualify"),
+        (["--top", "99", "--num-identification", "4"], "experts qualify"),
         (["--scope", "step_end", "--backend", "magic"], "backend 'magic' is unknown"),
     ],
 )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from moe_steer.backends.memory import choose_backend
 from moe_steer.backends.offload import in_cpu_memory
 from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.tp_ep import _left_as_loaded, parallel_rules
+from rank_processes import run_ranks
 
 
 def config_of(model_type: str, **values: Any) -> Any:
@@ -59,14 +57,13 @@ def test_a_backend_without_its_ranks_says_how_to_start(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("backend", ["zero3", "autoep"])
 def test_one_process_needs_no_compiler(backend: str, tmp_path: Path) -> None:
     """DeepSpeed compiles an operator for joining ranks, unless it is told not to; zero3 joins earlier than autoep."""
-    code = f"from moe_steer import load_model; load_model('lab', backend={backend!r})"
-    environment = {**os.environ, "PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert not list(tmp_path.iterdir())
+    script, compiled = tmp_path / "load.py", tmp_path / "compiled"
+    script.write_text(f"from moe_steer import load_model; load_model('lab', backend={backend!r})")
+    (nothing := tmp_path / "empty").mkdir()
+    done = run_ranks(script, 1, [], 120, PATH=str(nothing), TORCH_EXTENSIONS_DIR=str(compiled))
+    assert done.codes == [0], done.text[-2000:]
+    assert not compiled.exists()
+    assert not list(nothing.iterdir())
 
 
 def test_offload_without_zero3_is_refused() -> None:

@@ -38,6 +38,7 @@ def plan_file(folder: Path, *entries: tuple[int, int, float]) -> str:
     return str(folder / "plan.json")
 
 
+@pytest.mark.slow
 def test_bake_verify_unbake(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_file(tmp_path, (1, 3, 64.0), (3, 5, 0.5))
     out = str(tmp_path / "baked")
@@ -55,6 +56,7 @@ def test_bake_verify_unbake(source: Path, tmp_path: Path, capsys: pytest.Capture
     assert snapshot(tmp_path / "restored") == snapshot(source)
 
 
+@pytest.mark.slow
 def test_forward_tells_another_bake_from_this_one(source: Path, tmp_path: Path) -> None:
     certificate = bake(source, gains((1, 3, 64.0)), tmp_path / "baked")
     options: dict[str, Any] = {"dtype": "float32"}
@@ -110,6 +112,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Unbake(baked="x.gguf", out="y").run()
 
 
+@pytest.mark.slow
 def test_prompts_of_ones_own_and_other_plans(source: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "baked")
     Bake(model=str(source), plan=plan_file(tmp_path, (1, 3, 2.0)), out=out, overlay=True).run()

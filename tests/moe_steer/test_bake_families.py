@@ -45,10 +45,17 @@ CORE = [
     "step3p7",
 ]
 """Compared bit for bit in every run: both models loaded from disk, experts run one by one."""
+QUICK = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe")
+"""Of which ``make check`` compares these."""
 BAKED = [name for name in available() if name not in NOT_STEERABLE and FAMILIES[name].model_type not in REFUSED]
 OTHERS = [name for name in BAKED if name not in CORE]
 FUSED = ["deepseek_v3", "jamba", "kimi_linear", "mixtral", "qwen3_moe"]
 """Families whose files hold single experts; the library can also write them fused, as it holds them in memory."""
+
+
+def quick_or_slow(names: list[str]) -> list[Any]:
+    """The names as parameters, marked slow but for the quick ones."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +78,7 @@ def baked(it: Case, folder: Path, plan: SteeringPlan, **options: Any) -> tuple[P
     return folder / "source", folder / "baked", certificate
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", quick_or_slow(CORE))
 def test_baked_equals_hooked_bit_for_bit_and_nothing_else_changes(name: str, tmp_path: Path) -> None:
     it = case(name)
     source, target, certificate = baked(it, tmp_path, it.plan())
@@ -101,7 +108,7 @@ def test_every_other_family(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(plain, it.ids_BS), hooked_BSV, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", quick_or_slow(FUSED))
 def test_the_fused_layout_of_the_same_model(name: str, tmp_path: Path) -> None:
     it = case(name)
     source, target, certificate = baked(it, tmp_path, it.plan(), save_original_format=False)
@@ -127,6 +134,7 @@ def experts_output(model: Any, ids_BS: torch.Tensor, layer: int) -> torch.Tensor
     return found["output"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gain"), [(name, (1.5, 10.0, 3.0)[i % 3]) for i, name in enumerate(CORE[::2])])
 def test_other_gains_in_bfloat16_are_off_by_rounding_only(name: str, gain: float, tmp_path: Path) -> None:
     """Stored in bfloat16, computed in float32, so that the stored numbers alone make the difference."""

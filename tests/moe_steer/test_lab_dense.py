@@ -43,6 +43,7 @@ def test_an_exported_dense_model_keeps_its_tokenizer(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
+@pytest.mark.slow
 def test_the_sae_stands_for_the_activations() -> None:
     model, tokenizer = load_model("lab-dense")
     sae = load_sae(LAB_SAE)

@@ -77,6 +77,7 @@ def test_generation_defaults() -> None:
     assert (defaults.eos_token_id, defaults.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
+@pytest.mark.slow
 def test_sampled_answers_close_their_thought_and_are_often_right(model: PreTrainedModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(LAB_MODEL)
     problems = generate_problems("test", len(FAMILIES), seed=11)

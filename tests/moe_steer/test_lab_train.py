@@ -28,6 +28,7 @@ def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches_module, "BATCHES_PER_POOL", 2)
 
 
+@pytest.mark.slow
 def test_two_and_two_steps_equal_four(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     whole = train(RECIPE, tmp_path / "whole", tokenizer, save_every=2, log_every=1)
     train(RECIPE, tmp_path / "parts", tokenizer, save_every=2, log_every=1, stop_at=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from launch.cli.main import main
-from moe_steer.backends import checkpoint, shards
+from moe_steer.backends import checkpoint, memory, shards
 from moe_steer.backends.checkpoint import skeleton
 from moe_steer.backends.engine import KEEP_WHOLE_BELOW
 from moe_steer.backends.memory import choose_backend, plan_memory
-from moe_steer.backends.rehearsal import _Allocations, rehearse, rehearse_step
+from moe_steer.backends.rehearsal import Rehearsed, _Allocations, rehearse, rehearse_step
 
 GIB = 2**30
 R1 = {
@@ -67,6 +68,28 @@ CASES = {
 
 def config_of(model_type: str, values: dict[str, Any]) -> Any:
     return CONFIG_MAPPING[model_type](**values)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rehearsed_once() -> Iterator[None]:
+    """Plans of one model for several machines share its rehearsal, which takes most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("rehearse", "rehearse_step"):
+            patch.setattr(memory, name, once(getattr(memory, name)))
+        yield
+
+
+def once(work: Callable[..., Rehearsed]) -> Callable[..., Rehearsed]:
+    """``work``, done once for each configuration, precision and size."""
+    done: dict[Any, Rehearsed] = {}
+
+    def remembered(model: Any, *sizes: Any) -> Rehearsed:
+        key = (model.config.to_json_string(), next(model.parameters()).dtype, *sizes)
+        if key not in done:
+            done[key] = work(model, *sizes)
+        return done[key]
+
+    return remembered
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -172,6 +195,8 @@ def test_latent_attention_is_decoded_without_expanding_the_past() -> None:
 
 def test_fp8_is_planned_as_what_it_becomes_here(monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIG_MAPPING["deepseek_v3"](**R1)
+    for name in ("rehearse", "rehearse_step"):  # weights alone are looked at
+        monkeypatch.setattr(memory, name, lambda *_: Rehearsed(0, 0))
 
     def weights(on_gpu: bool, dtype: str = "auto") -> float:
         plan = plan_memory(config, 16, 80 * GIB, dtype=dtype, context=64, prompt=16, on_gpu=on_gpu)
@@ -199,6 +224,7 @@ def test_fp8_that_stays_fp8_needs_its_package(monkeypatch: pytest.MonkeyPatch) -
     checkpoint.refuse_without_kernels(config)
 
 
+@pytest.mark.slow
 def test_auto_chooses_for_the_jobs_batch_and_length() -> None:
     recipe = Path(__file__).parents[2] / "launch" / "configs" / "qwen3-30b-1xh100.json"
     shape = json.loads(recipe.read_text())["shape"]

@@ -1,0 +1,78 @@
+"""Starts ranks that need not import PyTorch, transformers and DeepSpeed anew: this process has, and forks one child a rank.
+
+Importing takes several CPU seconds a process, and the suite starts dozens of ranks. Spoken to by ``rank_processes`` alone:
+stdin has one JSON line a run, ``[{"script", "arguments", "environment", "folder", "log"}, ...]`` with one entry a rank;
+stdout answers with one line of process ids, and with a line ``[rank, exit code]`` whenever a rank has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+def import_all() -> None:
+    """Everything that the jobs and the workers of the tests import; nothing of it starts a thread or draws a number."""
+    import deepspeed  # noqa: F401
+    import transformers.models.deepseek_v3.modeling_deepseek_v3
+    import transformers.models.qwen3_moe.modeling_qwen3_moe  # noqa: F401
+
+    import launch.cli.main
+    import launch.collect_stats
+    import launch.evaluate
+    import launch.reduce_overthinking
+    import launch.safety
+    import launch.steer_r1  # noqa: F401
+    import sharded_models  # noqa: F401
+
+
+def become_rank(job: dict[str, Any]) -> None:
+    """Turn this forked child into ``python script arguments`` with its own environment, output and process group."""
+    os.setpgid(0, 0)
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    os.chdir(job["folder"])
+    sys.argv = [job["script"], *job["arguments"]]
+    sys.path.insert(0, str(Path(job["script"]).parent))
+    code = 1
+    try:
+        runpy.run_path(job["script"], run_name="__main__")
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    import_all()
+    for line in sys.stdin:
+        ranks: dict[int, int] = {}
+        for rank, job in enumerate(json.loads(line)):
+            pid = os.fork()
+            if pid == 0:
+                become_rank(job)
+            os.setpgid(pid, pid)  # here too: whoever is told this id may kill the group at once
+            ranks[pid] = rank
+        print(json.dumps(list(ranks)), flush=True)
+        while ranks:
+            pid, status = os.wait()
+            print(json.dumps([ranks.pop(pid), os.waitstatus_to_exitcode(status)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
