@@ -185,7 +185,7 @@ def main(arguments: list[str]) -> int:
             print(shlex.join(recipe.command))
             print(dry_run(recipe), flush=True)
         except ValueError as error:
-            sys.stdout.flush()  # so that the line stands under its command where both go to one place
+            sys.stdout.flush()  # so that the line comes under its command where both go to one terminal
             print(f"recipes: {one_line(error)}", file=sys.stderr)
             failed = True
     return int(failed)

@@ -179,7 +179,7 @@ def _refuse_odd_values(value: Any, where: str, remedy: str, surrogates: bool) ->
         key, item, depth = waiting.pop()
         at = f" under the key {quoted(key)}" if key else ""
         if isinstance(item, str) and not surrogates and not _encodes(item):
-            raise ValueError(f"{where} holds half a surrogate pair{at}, which is no character: {remedy}")
+            raise ValueError(f"{where} holds half a surrogate pair{at}, which is not a character: {remedy}")
         if isinstance(item, float) and not math.isfinite(item):
             raise ValueError(f"{where} holds {item}{at}, or a number too large for float64: give a finite number")
         if isinstance(item, dict | list):

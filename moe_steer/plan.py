@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_steer.directions.direction import VectorFile
+from moe_steer.direction import VectorFile
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, quoted, read_json
 from moe_steer.plan_entries import RESIDUAL_KEYS, UNITS, ExpertGain, ResidualVector
@@ -66,7 +66,7 @@ class SteeringPlan:
         for entry in self.experts:
             key = (entry.layer, entry.expert)
             if key in seen:
-                raise ValueError(f"layer {entry.layer} expert {entry.expert} stands twice in the plan: keep one gain")
+                raise ValueError(f"layer {entry.layer} expert {entry.expert} occurs twice in the plan: keep one gain")
             seen.add(key)
         for name, value in (("model", self.model), ("provenance", self.provenance)):
             if not isinstance(value, Mapping) and not (name == "model" and value is None):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_steer.directions.direction import SITE, Direction, VectorFile
+from moe_steer.direction import SITE, Direction, VectorFile
 from moe_steer.json_files import is_number, quoted
 from moe_steer.tokens import parse_scope
 
@@ -155,7 +155,7 @@ class ResidualVector:
             )
         if not is_number(norm) or norm <= 0:
             raise ValueError(
-                f"{where} says residual_norm is {quoted(norm)}, which is no length: use unit 'vector', or make the direction again"
+                f"{where} says residual_norm is {quoted(norm)}, which is not a length: use unit 'vector', or make the direction again"
             )
         return vector_D * (self.strength * norm / length)
 

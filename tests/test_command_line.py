@@ -173,7 +173,7 @@ def test_an_option_given_twice_is_refused(
 def test_the_same_counts_twice_are_refused(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = str(runs / "counts.safetensors")
     assert main(["score", "--counts", counts, counts, "--out", str(tmp_path / "s.json")]) == 1
-    assert "the same counts stand there twice; give each file once" in capsys.readouterr().err
+    assert "the same counts are named twice; give each file once" in capsys.readouterr().err
     assert not (tmp_path / "s.json").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,26 +13,43 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("moe_steer", "expert_stats", "reasoning_evals", "launch")
 FLAGS = Path(__file__).parent / "golden" / "flags.json"
-MAX_LINES, MAX_MODULES, MAX_CHAIN, MAX_FILES, MAX_MAIN_JOB, MAX_TOTAL = 300, 15, 15, 260, 60, 33_000
+MAX_LINES, MAX_MODULES, MAX_CHAIN, MAX_FILES, MAX_MAIN_JOB = 300, 15, 15, 260, 60
 FLOORS = {
-    "moe_steer": ("", "gguf", "tokens", "lab", "backends", "saes", "directions", "contrasts", "bake"),
-    "expert_stats": ("",),
-    "reasoning_evals": (
-        "", "tasks", "grading", "engines", "decoding", "runs", "comparing", "report", "thoughts", "safety", "exports",
+    "moe_steer": (
+        {"errors", "files", "json_files", "lazy_exports", "layers", "hooks", "observe"},
+        {"tokens"}, {"lab"}, {"backends"}, {"saes"},
+        {"direction", "plan_entries", "plan", "presets", "audit"},
+        {"gguf"}, {"directions"}, {"contrasts"}, {"steering", "selfcheck", "loading"}, {"baking"},
     ),
-    "launch": ("core", "jobs", "", "lab", "cli"),
+    "expert_stats": (
+        {"counts", "scores"}, {"counter", "npmi"}, {"collect", "select", "plots"},
+    ),
+    "reasoning_evals": (
+        {"problems", "answers", "thinking", "prompts", "decoding"},
+        {"tasks"}, {"grading"}, {"engines"}, {"runs"}, {"comparing"}, {"report"}, {"thoughts", "safety", "exports"},
+    ),
+    "launch": (
+        {"core"}, {"jobs"}, {"dry_run", "recipes"},
+        {"steer_r1", "reduce_overthinking", "safety", "evaluate", "collect_stats"}, {"lab"}, {"cli"},
+    ),
 }  # fmt: skip
-"""Folders of each room from the ground up: a folder imports from its own floor and from those below."""
+"""Folders and files of each room from the ground up: each imports from its own floor and from those below."""
+JSON_RECORDS = {"PairSummary", "PowerPlan", "RankedExpert"}
+"""Records that are written whole into results: their readers are outside."""
+TESTED_RECORDS = {"Solution", "BlockFormat", "Certificate"}
+"""Records with fields for callers of the Python API, or for the tests that hold what they say."""
 
 Graph = Mapping[str, set[str]]
 
 
-def modules(root: Path = ROOT) -> dict[str, str]:
-    """Full name of every module -> its source; a package goes by its folder's name."""
+def modules(root: Path = ROOT, doors: bool = False) -> dict[str, str]:
+    """Full name of every module -> its source; a package goes by its folder's name. ``doors``: with what packages export."""
     found = {}
     for path in (path for room in ROOMS for path in sorted((root / room).rglob("*.py"))):
         parts = path.relative_to(root).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
+        stub = path.with_suffix(".pyi")  # a door: its names are imported on first use
+        text = path.read_text(encoding="utf-8") + (stub.read_text(encoding="utf-8") if stub.is_file() and doors else "")
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = text
     return found
 
 
@@ -115,27 +132,24 @@ def reached(graph: Graph, start: str) -> set[str]:
     return found
 
 
-def folder_of(name: str, sources: Mapping[str, str]) -> str:
-    """The folder of a module below its room; a package is the door of its own folder."""
-    is_package = any(other.startswith(name + ".") for other in sources)
-    parts = name.split(".")[1 : None if is_package else -1]
-    return ".".join(parts)
-
-
-def upward_arrows(graph: Graph, sources: Mapping[str, str]) -> list[str]:
-    """Imports within a room from a lower floor to a higher one. Doors of rooms (their __init__) export from every floor."""
+def upward_arrows(graph: Graph, floors: Mapping[str, Sequence[set[str]]]) -> list[str]:
+    """Imports within a room from a lower floor to a higher one. The door of a room (its __init__) exports from every floor."""
     found = []
     for name, others in graph.items():
-        room = name.partition(".")[0]
-        if name == room:
-            continue
-        own = FLOORS[room].index(folder_of(name, sources).partition(".")[0])
-        for other in others:
-            if other.partition(".")[0] == room and other != room:
-                floor = FLOORS[room].index(folder_of(other, sources).partition(".")[0])
-                if floor > own:
-                    found.append(f"{name} imports {other}")
+        room, _, own = name.partition(".")
+        for other in others if own else ():
+            target = other.partition(".")
+            if target[0] == room and target[2] and floor_of(floors[room], target[2]) > floor_of(floors[room], own):
+                found.append(f"{name} imports {other}")
     return found
+
+
+def floor_of(floors: Sequence[set[str]], name: str) -> int:
+    """The floor of a module, by its folder or by itself. ValueError for one that is on none."""
+    for number, floor in enumerate(floors):
+        if name.partition(".")[0] in floor:
+            return number
+    raise ValueError(f"{name} is on no floor: add it to FLOORS")
 
 
 def crowded(sources: Mapping[str, str]) -> list[str]:
@@ -153,7 +167,7 @@ def same_names(sources: Mapping[str, str]) -> list[str]:
 
 
 def idle_fields(sources: Mapping[str, str]) -> list[str]:
-    """Fields of dataclasses and NamedTuples that no source reads: not as an attribute, and not by name in a text."""
+    """Fields of dataclasses that no source reads: not as an attribute, and not by name in a text."""
     fields: dict[str, str] = {}
     read: set[str] = set()
     for name, source in sources.items():
@@ -170,10 +184,9 @@ def idle_fields(sources: Mapping[str, str]) -> list[str]:
 
 
 def is_record(node: ast.ClassDef) -> bool:
-    """Whether a class is a dataclass or a NamedTuple."""
-    return any("dataclass" in ast.unparse(one) for one in node.decorator_list) or any(
-        ast.unparse(base) == "NamedTuple" for base in node.bases
-    )
+    """Whether a class is a dataclass whose readers are here. (The fields of a NamedTuple are read by unpacking it, too.)"""
+    decorated = any("dataclass" in ast.unparse(one) for one in node.decorator_list)
+    return decorated and node.name not in JSON_RECORDS | TESTED_RECORDS
 
 
 SOURCES = modules()
@@ -182,10 +195,11 @@ GRAPH = graph_of(SOURCES)
 
 def test_no_cycle() -> None:
     assert cycles(GRAPH) == []
+    assert cycles(graph_of(modules(doors=True))) == []
 
 
 def test_no_arrow_upwards() -> None:
-    assert upward_arrows(GRAPH, SOURCES) == []
+    assert upward_arrows(GRAPH, FLOORS) == []
 
 
 def test_chains_and_the_main_job_stay_short() -> None:
@@ -199,7 +213,6 @@ def test_sizes() -> None:
     lines = {name: source.count("\n") for name, source in SOURCES.items()}
     assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
     assert len(SOURCES) <= MAX_FILES
-    assert sum(lines.values()) <= MAX_TOTAL
     assert crowded(SOURCES) == []
 
 
@@ -244,25 +257,18 @@ def flags() -> dict[str, dict[str, str]]:
     return found
 
 
-def small(**sources: str) -> dict[str, str]:
-    """Modules by name, with _ for the dots."""
-    return {name.replace("__", "."): source for name, source in sources.items()}
-
-
 @pytest.mark.parametrize(
     "inner",
     ["from launch import b", "def f():\n    import launch.b", "if TYPE_CHECKING:\n    from launch.b import x"],
 )
 def test_a_cycle_of_any_kind_is_found(inner: str) -> None:
-    sources = small(launch="", launch__a=inner, launch__b="from launch.a import y")
+    sources = {"launch": "", "launch.a": inner, "launch.b": "from launch.a import y"}
     assert cycles(graph_of(sources)) == [["launch.a", "launch.b"]]
 
 
 def test_an_arrow_upwards_is_found() -> None:
-    sources = small(
-        launch="", launch__core="", launch__core__a="import launch.jobs.b", launch__jobs="", launch__jobs__b=""
-    )
-    assert upward_arrows(graph_of(sources), sources) == ["launch.core.a imports launch.jobs.b"]
+    sources = {"launch": "", "launch.core": "", "launch.core.a": "import launch.jobs.b", "launch.jobs.b": ""}
+    assert upward_arrows(graph_of(sources), FLOORS) == ["launch.core.a imports launch.jobs.b"]
 
 
 def test_a_long_chain_is_found() -> None:

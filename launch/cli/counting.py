@@ -81,9 +81,7 @@ class Score(ScoringOptions):
 
         contents = [Path(path).read_bytes() if Path(path).is_file() else path for path in self.counts]
         if len(set(contents)) < len(contents):
-            raise ValueError(
-                f"--counts {' '.join(self.counts)}: the same counts stand there twice; give each file once"
-            )
+            raise ValueError(f"--counts {' '.join(self.counts)}: the same counts are named twice; give each file once")
         counts = sum_counts(RoutingCounts.load(path) for path in self.counts)
         scores = self.score(counts)
         scores.save(self.out)

@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from launch.core.options import DRAWING, ReadBy, check_counts, refuse_greedy_samples, refuse_idle
+from launch.core.option_checks import DRAWING, ReadBy, check_counts, refuse_greedy_samples, refuse_idle
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan

@@ -55,7 +55,7 @@ class Thinking:
         names = _arm_names(folders, configs)
         baseline = self.baseline_arm or names[0]
         if baseline not in names:
-            raise ValueError(f"--baseline-arm {baseline} is no arm of {folders[0]}: it has {', '.join(names)}")
+            raise ValueError(f"--baseline-arm {baseline} is not an arm of {folders[0]}: it has {', '.join(names)}")
         markers = self.switch_words or SWITCH_MARKERS
         judge = AttemptJudge()
         samples: list[TracedSample] = []

@@ -1,4 +1,4 @@
-"""Options that jobs share, in groups. Beside an option it says who reads it, so that one function refuses idle ones."""
+"""Options that jobs share, in groups; their stored form."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar
 
+from launch.core.option_checks import DRAWING, TASK, check_counts, check_num_problems, refuse_greedy_samples
 from moe_steer.lab import EMBEDDED
 
 OptionsT = TypeVar("OptionsT")
@@ -20,19 +21,6 @@ USUAL_PROMPT = 1024
 """Tokens of a prompt, where memory must be planned before the prompts are known."""
 ELSEWHERE = frozenset({"out", "name", "local_rank", "strict", "backend", "offload"})
 """Options that decide where a run is written and who writes it, not what it finds."""
-
-
-class ReadBy(NamedTuple):
-    """Parts of a run that follow an option. Where none of them takes part, a value other than the default is refused."""
-
-    readers: tuple[str, ...]
-    message: str = "--{option} is for {readers}: add one to {where}, or leave it out"
-    where: str = ""
-    """The option that names the parts, for the message."""
-
-
-TASK = ReadBy(("task",), "--{option} {value} is for a task, and the lab makes its problems up: leave it out")
-DRAWING = ReadBy(("drawing",), "--{option} {value:g} would change nothing: the most likely token is taken at each step")
 
 
 def answer_limit(model: str) -> int:
@@ -83,7 +71,7 @@ class RunOptions(ModelOptions):
     greedy: bool = False
     """One greedy answer a problem instead of samples."""
     samples: int | None = None
-    """Samples a problem and arm; default 4."""
+    """Samples a problem and arm; default the task's own number, 4 where it has none."""
     temperature: Annotated[float, DRAWING] = 0.6
     """Divides the logits."""
     top_p: Annotated[float, DRAWING] = 0.95
@@ -126,7 +114,12 @@ class RunOptions(ModelOptions):
     @property
     def num_samples(self) -> int:
         """Samples a problem and arm."""
-        return 1 if self.greedy else self.samples or 4
+        return 1 if self.greedy else self.samples or self.usual_samples
+
+    @property
+    def usual_samples(self) -> int:
+        """Samples a problem and arm where the user asks for no number."""
+        return 4
 
     @property
     def token_limit(self) -> int:
@@ -172,6 +165,14 @@ class ProblemOptions(RunOptions):
     def token_limit(self) -> int:
         return self.max_new_tokens or answer_limit(self.model)
 
+    @property
+    def usual_samples(self) -> int:
+        """The task's own number, where it has one."""
+        from reasoning_evals.tasks import task_names, task_spec
+
+        data_set = self.problems in task_names() and self.problems != "lab"
+        return task_spec(self.problems).k if data_set else super().usual_samples
+
     def readers(self) -> Set[str]:
         return {*super().readers(), *(() if self.problems == "lab" else ("task",))}
 
@@ -204,8 +205,8 @@ class SplitOptions(ProblemOptions):
         return self.name or "-".join([self.model_name + self.suffix, *words])
 
     @property
-    def num_samples(self) -> int:
-        return 1 if self.greedy else self.samples or (2 if self.quick else 4)
+    def usual_samples(self) -> int:
+        return 2 if self.quick else super().usual_samples
 
     @property
     def test_only(self) -> bool:
@@ -221,54 +222,6 @@ class SplitOptions(ProblemOptions):
         if self.quick:
             return self.quick_sizes[part]
         return self.lab_sizes[part] if self.problems == "lab" else None
-
-
-def refuse_idle(options: Any) -> None:
-    """ValueError for an option that differs from its default and that nothing in the run would follow.
-
-    Called when a user gives options, and not when those of a finished run are read back: another version may have stored
-    what this one refuses.
-    """
-    notes = [
-        (field, note)
-        for field, hint in get_type_hints(type(options), include_extras=True).items()
-        for note in getattr(hint, "__metadata__", ())
-        if isinstance(note, ReadBy)
-    ]
-    for field, note in notes:
-        value = getattr(options, field)
-        if value != getattr(type(options), field) and not options.readers().intersection(note.readers):
-            words = {"option": field.replace("_", "-"), "value": value, "options": options}
-            raise ValueError(note.message.format(readers=", ".join(note.readers), where=note.where, **words))
-
-
-def refuse_greedy_samples(number: int | None, option: str = "--samples") -> None:
-    """ValueError for more than one greedy answer to a problem."""
-    if number not in (None, 1):
-        raise ValueError(f"--greedy gives the same answer every time: leave {option} {number} out")
-
-
-def check_counts(options: Any, names: Collection[str]) -> None:
-    """ValueError for a number below 1 among the named options; None means that it is not given."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}: give a whole number >= 1")
-
-
-def check_num_problems(num_problems: int | None, name: str = "num_problems") -> None:
-    """ValueError for fewer problems than a comparison needs."""
-    if num_problems is not None and num_problems < 2:
-        raise ValueError(f"{name} is {num_problems}: give at least 2, a comparison needs them")
-
-
-def check_names(field: str, given: Collection[str], known: Collection[str]) -> None:
-    """ValueError for an unknown name, or one that is given twice."""
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{field} hold {name!r}: choose among {', '.join(known)}")
-    if len(set(given)) != len(given):
-        raise ValueError(f"{field} {list(given)} hold a name twice: give each once")
 
 
 def config_of(options: Any, left_out: Collection[str] = ELSEWHERE) -> dict[str, Any]:

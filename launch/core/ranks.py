@@ -142,7 +142,7 @@ def take_gpu(local_rank: int) -> None:
 
 
 def wait_seconds() -> float:
-    """How long a rank waits for another; ValueError when MOE_STEER_WAIT_SECONDS is no positive number."""
+    """How long a rank waits for another; ValueError when MOE_STEER_WAIT_SECONDS is not a positive number."""
     given = os.environ.get("MOE_STEER_WAIT_SECONDS", str(_WAIT_SECONDS))
     try:
         seconds = float(given)

@@ -15,7 +15,7 @@ import tyro
 
 from launch.core.arguments import refuse_misread
 from launch.core.failure import MEMORY_ERRORS, in_words
-from launch.core.options import refuse_idle
+from launch.core.option_checks import refuse_idle
 from launch.core.ranks import Ranks, ranks_of_this_run
 from moe_steer.errors import exit_code, one_line
 

@@ -37,7 +37,7 @@ def read_any_traces(paths: Sequence[str], tokenizer: Any, arm: str | None = None
     """Traces from trace files, generation files (generations*.jsonl) or run folders; ValueError when there are none.
 
     ``arm``: of runs of several arms, the one to read. Without it they are refused: what a model says when steered, or with
-    words banned, is no sample of the model.
+    words banned, is not a sample of the model.
     """
     found: list[Trace] = []
     for name in paths:
@@ -113,7 +113,7 @@ def parse_coefficients(items: Iterable[str]) -> dict[str, float]:
         except ValueError:
             sign = ""
         if not name or not sign:
-            raise ValueError(f"{item!r} is no coefficient: write NAME=NUMBER, for example Alternatively=-1")
+            raise ValueError(f"{item!r} is not a coefficient: write NAME=NUMBER, for example Alternatively=-1")
     return result
 
 

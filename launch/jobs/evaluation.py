@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar
 
 from launch.core.arms import BuiltArm, Words, arm_name, build_arm, check_arms, load_plans, parse_arm
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
-from launch.core.options import BASELINE, ProblemOptions, ReadBy, check_num_problems, config_of, options_from
+from launch.core.option_checks import ReadBy, check_num_problems
+from launch.core.options import BASELINE, ProblemOptions, config_of, options_from
 from launch.core.ranks import Ranks
 from launch.core.session import Session
 from reasoning_evals import Problem, compare_arms, load_task

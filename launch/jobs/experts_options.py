@@ -6,7 +6,8 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from launch.core.options import ELSEWHERE, ReadBy, SplitOptions, check_counts, config_of
+from launch.core.option_checks import ReadBy, check_counts
+from launch.core.options import ELSEWHERE, SplitOptions, config_of
 from moe_steer.tokens import parse_scope
 
 _GIVEN = "--{option} is for experts that are searched, and --{options.given} gives them: leave it out"

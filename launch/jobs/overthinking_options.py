@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from launch.core.options import ReadBy, SplitOptions, check_counts, check_names, config_of
+from launch.core.option_checks import ReadBy, check_counts, check_names
+from launch.core.options import SplitOptions, config_of
 from moe_steer.tokens import parse_scope
 
 METHODS = ("caa", "sta", "sae", "atom", "decision", "concise-prompt", "nowait", "budget")
@@ -67,7 +68,7 @@ class OverthinkingOptions(SplitOptions):
     samples_identification: Annotated[int, _TUNED] = 4
     """Unsteered answers an identification problem, sampled even with --greedy: pairs are made of them."""
     samples: int | None = None
-    """Samples a test problem and arm; default 3 for the lab, 4 else, with --quick 2."""
+    """Samples a test problem and arm; default 3 for the lab, else the task's own number or 4, with --quick 2."""
     samples_tuning: Annotated[int, _TUNED, ReadBy(("tuning samples",), _SAVED)] = 2
     """Samples a tuning problem and setting."""
     num_identification: Annotated[int | None, _TUNED] = None
@@ -133,9 +134,8 @@ class OverthinkingOptions(SplitOptions):
         return self.sae is not None or self.model == "lab-dense"
 
     @property
-    def num_samples(self) -> int:
-        default = 2 if self.quick else 3 if self.is_lab else 4
-        return 1 if self.greedy else self.samples or default
+    def usual_samples(self) -> int:
+        return 3 if self.is_lab and not self.quick else super().usual_samples
 
     @property
     def tried_strengths(self) -> tuple[float, ...]:

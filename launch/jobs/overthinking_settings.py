@@ -131,7 +131,7 @@ def choose(settings: Sequence[Setting], rows: Sequence[GradeRow], margin: float)
     """For each method the setting with the fewest thinking tokens among those that lose at most ``margin`` points of accuracy
     on these graded samples and cut off no more thoughts than the baseline does plus the margin; where none does, the one that loses least.
 
-    A method with one setting has nothing to choose: it stands as it is.
+    A method with one setting has nothing to choose: it is kept.
     """
     outcomes = {arm: _outcome([row for row in rows if row.arm == arm]) for arm in {row.arm for row in rows}}
     result: dict[str, Choice] = {}

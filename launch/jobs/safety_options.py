@@ -9,17 +9,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from launch.core.options import (
-    BASELINE,
-    DRAWING,
-    ELSEWHERE,
-    ReadBy,
-    RunOptions,
-    check_counts,
-    check_names,
-    check_num_problems,
-    config_of,
-)
+from launch.core.option_checks import DRAWING, ReadBy, check_counts, check_names, check_num_problems
+from launch.core.options import BASELINE, ELSEWHERE, RunOptions, config_of
 
 _OLD_BASELINE = "vanilla"
 """In folders of an earlier version."""

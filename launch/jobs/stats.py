@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from expert_stats import BASES, MISSING_MARKER, ZERO_JOINT, ExpertScores, RoutingCounts, Trace, score_experts
-from launch.core.options import ELSEWHERE, ModelOptions, check_counts, config_of
+from launch.core.option_checks import check_counts
+from launch.core.options import ELSEWHERE, ModelOptions, config_of
 from launch.core.ranks import Ranks
 from launch.core.wiring import counted, parse_coefficients
 from moe_steer.tokens import POSITIONS, RICE_COEFFICIENTS

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from moe_steer.baking.certificate import Certificate
+from moe_steer.baking.gguf.gguf_writing import bake_gguf
 from moe_steer.baking.gguf.model import is_gguf
-from moe_steer.baking.gguf.writing import bake_gguf
 from moe_steer.baking.planning import refuse_plan
 from moe_steer.baking.safetensors.writing import bake_checkpoint
 from moe_steer.gguf.control_vector import export_control_vector

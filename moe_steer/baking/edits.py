@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_steer.baking import files
-from moe_steer.baking.files import copy_file, write_at
+from moe_steer.baking import folder_files
+from moe_steer.baking.folder_files import copy_file, write_at
 from moe_steer.baking.numbers import Rounding, exponent_of, shift_exponents
 
 Operation = Literal["multiply", "divide", "exponent", "replace"]
@@ -52,7 +52,7 @@ class Container(ABC):
 
     def step(self, dtype: str) -> int:
         """How many bytes of a tensor are read at once: a whole number of blocks."""
-        return files.PIECE
+        return folder_files.PIECE
 
     @property
     def shards(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from moe_steer.baking.certificate import Certificate
 from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
-from moe_steer.baking.files import sha256_file
+from moe_steer.baking.folder_files import sha256_file
 from moe_steer.baking.numbers import Rounding
 from moe_steer.plan import SteeringPlan
 

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 from moe_steer.baking.edits import Change, Container, write_changed
-from moe_steer.baking.files import copy_file, data_size, placing, read_text, refuse_full_disk, write_text
+from moe_steer.baking.folder_files import copy_file, data_size, placing, read_text, refuse_full_disk, write_text
+from moe_steer.baking.gguf.gguf_record import gguf_record_path
+from moe_steer.baking.gguf.gguf_writing import restore_gguf
 from moe_steer.baking.gguf.model import GgufModel, is_gguf
-from moe_steer.baking.gguf.record import gguf_record_path
 from moe_steer.baking.gguf.undo_file import original_scales, undo_path
-from moe_steer.baking.gguf.writing import restore_gguf
 from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record
-from moe_steer.baking.safetensors.checkpoint import open_shard
+from moe_steer.baking.safetensors.folder import open_shard
 from moe_steer.baking.safetensors.textpatch import apply_patches, reverse_patches
 from moe_steer.baking.staging import refuse_target, staged, staging
 from moe_steer.baking.verification import check_bake, read_bake, stored

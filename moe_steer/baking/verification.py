@@ -9,12 +9,12 @@ from pathlib import Path
 
 from moe_steer.baking.certificate import Certificate
 from moe_steer.baking.edits import Change, Container, StoredTensor
-from moe_steer.baking.files import INDEX_SUFFIX, first_difference, read_text, sha256_file
+from moe_steer.baking.folder_files import INDEX_SUFFIX, first_difference, read_text, sha256_file
+from moe_steer.baking.gguf.gguf_record import gguf_record_path, read_gguf_record
 from moe_steer.baking.gguf.model import GgufModel, is_gguf, read_gguf
-from moe_steer.baking.gguf.record import gguf_record_path, read_gguf_record
 from moe_steer.baking.gguf.undo_file import refuse_half_written
 from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record, RecordedFile, has_record, read_record
-from moe_steer.baking.safetensors.checkpoint import Checkpoint, open_checkpoint
+from moe_steer.baking.safetensors.folder import Checkpoint, open_checkpoint
 from moe_steer.baking.safetensors.textpatch import apply_patches
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from moe_steer.direction import Direction
 from moe_steer.directions.contrast import Contrast
-from moe_steer.directions.direction import Direction
 from moe_steer.directions.methods import decode_weights, finish
 from moe_steer.directions.moments import Moments
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_steer.directions.direction import Direction
+from moe_steer.direction import Direction
 from moe_steer.files import load_plain, written_aside
 
 

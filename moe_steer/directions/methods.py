@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from moe_steer.direction import Direction
 from moe_steer.directions.contrast import Contrast, describe_sae
-from moe_steer.directions.direction import Direction
 
 if TYPE_CHECKING:
     from moe_steer.saes import SAE

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from moe_steer.direction import Direction, DirectionWarning
 from moe_steer.directions.atoms import density_F, effect_size_F, rank_of, rate_difference_F
 from moe_steer.directions.contrast import Contrast
-from moe_steer.directions.direction import Direction, DirectionWarning
 from moe_steer.directions.methods import decode_weights, finish
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from moe_steer.saes.files import Given
 from moe_steer.saes.formats import (
     dictionary_learning,
     gemma_scope,
@@ -20,6 +19,7 @@ from moe_steer.saes.formats import (
     sparsify,
 )
 from moe_steer.saes.sae import SAE
+from moe_steer.saes.weights import Given
 
 
 class Format(NamedTuple):

@@ -7,8 +7,8 @@ from reasoning_evals.safety.defence import n_gram_entropy as n_gram_entropy
 from reasoning_evals.safety.defence import plain as plain
 from reasoning_evals.safety.defence import safe_share as safe_share
 from reasoning_evals.safety.defence import text_fluency as text_fluency
-from reasoning_evals.safety.verdicts import LabelJudge as LabelJudge
-from reasoning_evals.safety.verdicts import TextScore as TextScore
-from reasoning_evals.safety.verdicts import answer_text as answer_text
-from reasoning_evals.safety.verdicts import answer_texts as answer_texts
-from reasoning_evals.safety.verdicts import load_classifier as load_classifier
+from reasoning_evals.safety.labels import LabelJudge as LabelJudge
+from reasoning_evals.safety.labels import TextScore as TextScore
+from reasoning_evals.safety.labels import answer_text as answer_text
+from reasoning_evals.safety.labels import answer_texts as answer_texts
+from reasoning_evals.safety.labels import load_classifier as load_classifier

@@ -48,7 +48,7 @@ REAL_TOXICITY = (
         k=1,
         licence="Apache 2.0",
         publish_items=False,
-        sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=100, forced=""),
+        sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=100),
         note="the challenging prompts of 99,442 (prompts.jsonl, one split); offensive texts",
     ),
 )
@@ -86,7 +86,7 @@ SAFEEDIT = (
         k=1,
         licence="CC BY-NC-SA 4.0",
         publish_items=False,
-        sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=100, forced=""),
+        sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=100),
         note="1,350 attacks in SafeEdit_test.json; gated: accept its terms on the hub, research use only; harmful texts",
     ),
 )

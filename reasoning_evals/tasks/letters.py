@@ -119,7 +119,7 @@ def _mmlu_spec(name: str, prompt: str, max_new_tokens: int, note: str) -> TaskSp
         prompt=prompt,
         k=1,
         licence="MIT",
-        sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=max_new_tokens, forced=""),
+        sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=max_new_tokens),
         note=note,
     )
 

@@ -25,8 +25,6 @@ class Sampling:
     """0: the most likely token at each step."""
     top_p: float = 0.95
     max_new_tokens: int = 32_768
-    forced: str = "<think>\n"
-    """Text with which every completion begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

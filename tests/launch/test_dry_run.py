@@ -22,7 +22,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a dry run reads weights")
 
-    monkeypatch.setattr("moe_steer.backends.checkpoint.Wanted.model", refuse)
+    monkeypatch.setattr("moe_steer.backends.checkpoint.LoadRequest.model", refuse)
 
 
 def test_it_says_what_would_be_done_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +68,7 @@ def test_another_machine_decides_backend_and_verdict(tmp_path: Path, capsys: pyt
             "lab-dense is a dense model and has no experts to find: give --plan with directions",
         ),
         (["--problems", "none.jsonl"], "none.jsonl"),
-        (["--coefficients", "Wait=x"], "'Wait=x' is no coefficient"),
+        (["--coefficients", "Wait=x"], "'Wait=x' is not a coefficient"),
     ],
 )
 def test_what_the_start_would_refuse_is_refused(

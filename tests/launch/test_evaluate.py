@@ -9,7 +9,7 @@ import pytest
 
 from launch.cli.main import main as command_line
 from launch.core.arms import arm_name, check_arms, parse_arm, token_forms
-from launch.core.options import refuse_idle
+from launch.core.option_checks import refuse_idle
 from launch.evaluate import main
 from launch.jobs.evaluation import EvaluateOptions
 from moe_steer import ExpertGain, SteeringPlan

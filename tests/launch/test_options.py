@@ -3,7 +3,8 @@ import json
 import pytest
 
 from launch.cli.main import main as command_line
-from launch.core.options import options_from, refuse_idle
+from launch.core.option_checks import refuse_idle
+from launch.core.options import options_from
 from launch.jobs.experts_options import Options
 from launch.safety import main as safety
 from launch.steer_r1 import main

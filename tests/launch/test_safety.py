@@ -10,7 +10,7 @@ import torch
 
 import safety_files
 from launch.cli.main import main as moe_steer
-from launch.core.options import refuse_idle
+from launch.core.option_checks import refuse_idle
 from launch.jobs.safety_arms import read_pairs
 from launch.jobs.safety_options import ARMS, SafetyOptions
 from launch.jobs.safety_tasks import WORKED_EXAMPLES, own_answer, plain_prompt, renderer
@@ -19,7 +19,7 @@ from moe_steer.directions import Direction
 from moe_steer.saes import load_sae, save_sae
 from reasoning_evals.runs.run_folder import read_generations, read_run
 from reasoning_evals.safety import text_fluency
-from reasoning_evals.safety.verdicts import load_classifier
+from reasoning_evals.safety.labels import load_classifier
 
 SHORT = ["--attack-tokens", "6", "--gsm8k-tokens", "5", "--batch-size", "8"]
 

@@ -223,7 +223,7 @@ def test_a_plan_of_directions_alone_says_what_it_is_and_that_it_has_no_placebo(
     (tmp_path / "directions").mkdir()
     vector = torch.randn(DENSE_WIDTH, generator=torch.Generator().manual_seed(0))
     save_file({"vector": vector}, tmp_path / "directions" / "mine.safetensors")
-    entry = ResidualVector(4, "directions/mine.safetensors", 0.5, "step_end")
+    entry = ResidualVector(4, "directions/mine.safetensors", 50.0, "step_end")
     SteeringPlan(residual=[entry]).save(tmp_path / "shorter.json")
     run = tmp_path / "run"
     options = ["--num-test", "4", "--samples", "1", "--max-new-tokens", "48", "--strict", "--out", str(run)]
@@ -236,7 +236,7 @@ def test_a_plan_of_directions_alone_says_what_it_is_and_that_it_has_no_placebo(
     assert json.loads((run / "results.json").read_text())["warnings"] == [NO_PLACEBO]
     page, html = (run / "report.md").read_text(), (run / "report.html").read_text()
     assert page.startswith("# Does the plan help lab-dense?\n")
-    vectors = "layer 4 vector directions/mine.safetensors, strength 0.5 in unit vector, scope step"
+    vectors = "layer 4 vector directions/mine.safetensors, strength 50 in unit vector, scope step"
     assert f"- Plan: {vectors}\\_end\n" in page
     assert f"{vectors}_end" in html
     assert f"- Warning 1: {NO_PLACEBO}\n" in page

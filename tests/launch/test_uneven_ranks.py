@@ -25,8 +25,8 @@ def job_options(folder: Path) -> dict[str, list[str]]:
     return {
         "experts": [*SMALL, "--plan", str(folder / "plan.json"), "--num-test", "12"],
         "overthinking": [*SMALL, "--methods", "nowait", "--num-test", "12"],
-        "evaluate": [*SMALL, "--arms", "baseline", "nowait", "--num-problems", "12"],
-        "safety": [
+        "evaluation": [*SMALL, "--arms", "baseline", "nowait", "--num-problems", "12"],
+        "safety_job": [
             *tiny,
             "--arms",
             "baseline",

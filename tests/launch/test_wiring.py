@@ -94,7 +94,7 @@ def test_no_traces(tmp_path) -> None:
 def test_coefficients() -> None:
     assert parse_coefficients(["<think>=1", "a=b=-0.5"]) == {"<think>": 1.0, "a=b": -0.5}
     for wrong in ("Wait", "=1", "Wait=x", ""):
-        with pytest.raises(ValueError, match="is no coefficient: write NAME=NUMBER"):
+        with pytest.raises(ValueError, match="is not a coefficient: write NAME=NUMBER"):
             parse_coefficients([wrong])
 
 

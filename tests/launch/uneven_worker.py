@@ -22,8 +22,8 @@ from reasoning_evals.engines import in_process
 OPTIONS = {
     "experts": "launch.jobs.experts_options:Options",
     "overthinking": "launch.jobs.overthinking_options:OverthinkingOptions",
-    "evaluate": "launch.jobs.evaluation:EvaluateOptions",
-    "safety": "launch.jobs.safety_options:SafetyOptions",
+    "evaluation": "launch.jobs.evaluation:EvaluateOptions",
+    "safety_job": "launch.jobs.safety_options:SafetyOptions",
 }
 SLOW_SAMPLES, SECONDS = 6, 3.0
 """The first samples of rank 1 in each job, and what each takes: longer together than MOE_STEER_WAIT_SECONDS of the test."""

@@ -14,7 +14,7 @@ from bake_checkpoints import gains, qwen, raw, read_all, read_shard, snapshot, t
 from family_cases import case, logits
 from moe_steer import SteeringPlan, steer
 from moe_steer.baking import bake, unbake, verify_bake
-from moe_steer.baking.safetensors.checkpoint import open_checkpoint
+from moe_steer.baking.safetensors.folder import open_checkpoint
 from moe_steer.baking.safetensors.target import overlay_name
 
 DOWN = "model.layers.1.mlp.experts.2.down_proj.weight"

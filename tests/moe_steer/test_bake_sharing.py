@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bake_checkpoints import gains, qwen, snapshot
-from moe_steer.baking import bake, files, unbake, verify_bake
+from moe_steer.baking import bake, folder_files, unbake, verify_bake
 from moe_steer.baking.safetensors.textpatch import apply_patches, byte_edits, keeps_length
 
 PLAN = gains((1, 2, 64.0), (0, 3, 0.5))
@@ -45,7 +45,7 @@ def test_shared_or_not_the_files_are_the_same(how: str, tmp_path: Path, monkeypa
     before = snapshot(source)
     certificates = {}
     for name, clone in (("shared", fake_clone), ("plain", no_clone)):
-        monkeypatch.setattr(files, "clone", clone)
+        monkeypatch.setattr(folder_files, "clone", clone)
         certificates[name] = bake(source, PLAN, tmp_path / name, how == "overlay", copy=how == "copy")
         verify_bake(tmp_path / name, source)
     assert comparable(tmp_path / "shared") == comparable(tmp_path / "plain")
@@ -78,7 +78,7 @@ def test_entries_that_change_their_length_are_written_anew(tmp_path: Path, monke
     moved = {name: longer if "00002" in shard else shard for name, shard in index["weight_map"].items()}
     (source / INDEX).write_text(json.dumps({**index, "weight_map": moved}))
     plan = gains(*((1, expert, 2.0) for expert in range(4)))
-    monkeypatch.setattr(files, "clone", fake_clone)
+    monkeypatch.setattr(folder_files, "clone", fake_clone)
     certificate = bake(source, plan, tmp_path / "baked", overlay=True)
     verify_bake(tmp_path / "baked", source)
     assert "model-steered.safetensors" in certificate.files_written
@@ -107,10 +107,10 @@ def test_a_full_disk_is_no_reason_where_blocks_are_shared(tmp_path: Path, monkey
     source = large_source(tmp_path / "source")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-    monkeypatch.setattr(files, "clone", no_clone)
+    monkeypatch.setattr(folder_files, "clone", no_clone)
     with pytest.raises(ValueError, match="would be written: make room"):
         bake(source, PLAN, tmp_path / "baked", copy=True)
-    monkeypatch.setattr(files, "clone", fake_clone)
+    monkeypatch.setattr(folder_files, "clone", fake_clone)
     bake(source, PLAN, tmp_path / "baked", copy=True)
     verify_bake(tmp_path / "baked", source)
 
@@ -128,7 +128,7 @@ def test_on_a_file_system_that_shares_blocks(tmp_path: Path) -> None:
     try:
         source = large_source(mounted / "source")
         before = snapshot(source)
-        assert files.can_clone(source / "tokenizer.json", mounted)
+        assert folder_files.can_clone(source / "tokenizer.json", mounted)
         certificate = bake(source, PLAN, mounted / "baked", overlay=True)
         assert certificate.bytes_written < 2000
         verify_bake(mounted / "baked", source)

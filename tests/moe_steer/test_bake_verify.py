@@ -12,7 +12,7 @@ import pytest
 
 from bake_checkpoints import gains, qwen
 from moe_steer.baking import BakeMismatch, bake, edits, verify_bake
-from moe_steer.baking.files import sha256_file
+from moe_steer.baking.folder_files import sha256_file
 from moe_steer.baking.safetensors import writing
 
 PLAN = gains((1, 2, 64.0), (0, 3, 3.0))

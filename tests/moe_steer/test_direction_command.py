@@ -72,10 +72,11 @@ def test_every_method_writes_a_file_and_a_line(
     shown = capsys.readouterr().out
     for method in methods:
         direction = Direction.load(tmp_path / "d" / f"{method}-L2.safetensors")
-        assert (direction.layer, direction.method) == (2, method)
+        function = {"sae": "all_atoms", "atom": "single_atom"}.get(method, method)
+        assert (direction.layer, direction.method) == (2, function)
         assert direction.header["contrast"]["weight"] == "token"
         assert direction.header["notes"]["switch_words"] == ["Wait", "Alternatively", "Hmm"]
-        assert f"{method} layer 2: norm " in shown
+        assert f"{function} layer 2: norm " in shown
     assert "SAE of layer 2 on this model: variance unexplained" in shown
     assert "4 samples (4 tokens) against 2 samples (3 tokens)" in shown
     assert (tmp_path / "d" / "atoms.md").read_text().count("# ") == 3

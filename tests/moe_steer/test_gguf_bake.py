@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gguf_files import INNER, NUM_EXPERTS, WIDTH, certificate, dequantised, tensors, write_gguf
-from moe_steer.baking import bake, files, unbake, verify_bake
+from moe_steer.baking import bake, folder_files, unbake, verify_bake
 from moe_steer.baking.gguf.blocks import BLOCK_FORMATS
 from moe_steer.plan import ExpertGain, SteeringPlan
 
@@ -146,7 +146,7 @@ def test_the_size_of_the_pieces_does_not_matter(
     original = digest(source)
     bake(source, plan(10.0), target)
     bake(source, plan(64.0), tmp_path / "exact.gguf")
-    monkeypatch.setattr(files, "PIECE", 500)
+    monkeypatch.setattr(folder_files, "PIECE", 500)
     bake(source, plan(10.0), tmp_path / "again.gguf")
     assert digest(tmp_path / "again.gguf") == digest(target)
     assert verify_bake(target).hashed == 1

@@ -54,7 +54,7 @@ def test_what_the_standard_writer_writes_is_read_as_it_is(value: Any) -> None:
         (b"\xef\xbb\xbf{}", "f.json:3 begins with a byte order mark: save it in UTF-8 without one"),
         (b'{"name": "\xe9"}', "f.json:3 is not UTF-8 text .* at byte 10.: save it in UTF-8"),
         ('{"a": 1}'.encode("utf-16"), "f.json:3 is not UTF-8 text"),
-        (rb'{"name": {"x": ["\ud800"]}}', "f.json:3 holds half a surrogate pair under the key 'x', which is no character"),
+        (rb'{"name": {"x": ["\ud800"]}}', "f.json:3 holds half a surrogate pair under the key 'x', which is not a character"),
         (rb'{"\udc00": 1}', "half a surrogate pair under the key"),
         (b'{"a": ' + deep(99).encode() + b"}", None),
         (b'{"a": ' + deep(100).encode() + b"}", "f.json:3 is nested deeper than 100 levels under the key 'a': mend"),

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import tiny
 from moe_steer import Direction, ResidualVector, SteeringPlan, steer
-from moe_steer.directions.direction import VectorFile
+from moe_steer.direction import VectorFile
 from moe_steer.layers import ModelShape
 
 SHAPE = ModelShape("qwen2", 6, 0, 0, (), 4)

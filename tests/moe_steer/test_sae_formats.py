@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import sae_files as files
 from moe_steer.saes import SAE, load_sae, save_sae
-from moe_steer.saes.files import read_npz
 from moe_steer.saes.reading import FORMATS
+from moe_steer.saes.weights import read_npz
 
 
 def tokens(num: int = 40) -> files.Array:

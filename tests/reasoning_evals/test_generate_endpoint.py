@@ -110,8 +110,8 @@ def test_plain_servers_and_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--num", "0"], "--num is 0: give a whole number >= 1"),
-        (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["--num", "0"], "num is 0: give a whole number >= 1"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--concurrency", "4"], "--concurrency is for sampling over HTTP: give --endpoint, or leave it out"),
         (["--server", "vllm"], "--server is for sampling over HTTP"),
         (["--plain-endpoint"], "--plain-endpoint is for sampling over HTTP"),

@@ -17,7 +17,7 @@ from reasoning_evals.comparing.comparison import Measure
 from reasoning_evals.comparing.statistics import wilson_interval
 from reasoning_evals.safety import LabelJudge, TextScore, compare_defence, defence_of, n_gram_entropy, text_fluency
 from reasoning_evals.safety.defence import mean_of_tasks, rate_measure
-from reasoning_evals.safety.verdicts import answer_texts, load_classifier
+from reasoning_evals.safety.labels import answer_texts, load_classifier
 from tiny_reasoners import CHARACTERS, SPECIALS, tiny_tokenizer
 
 ASK = Problem("p0", "?", "safe", "label")

@@ -155,7 +155,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_wrong_options(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused([str(run), "--baseline-arm", "long"], capsys) == (
-        f"moe-steer: --baseline long is no arm of {run}: it has baseline, short\n"
+        f"moe-steer: --baseline-arm long is not an arm of {run}: it has baseline, short\n"
     )
     assert refused([str(run), "--model", "./nowhere"], capsys).startswith("moe-steer: there is no model folder")
     assert "none of them empty" in refused([str(run), "--switch-words", ""], capsys)

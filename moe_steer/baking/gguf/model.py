@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_steer.baking import files
+from moe_steer.baking import folder_files
 from moe_steer.baking.edits import Container, StoredTensor
 from moe_steer.baking.gguf.blocks import BLOCK_FORMATS, rescale
 from moe_steer.baking.numbers import Rounding
@@ -41,7 +41,7 @@ class GgufModel(Container):
     def step(self, dtype: str) -> int:
         """A whole number of blocks."""
         block = BLOCK_FORMATS[dtype].num_bytes
-        return max(1, files.PIECE // block) * block
+        return max(1, folder_files.PIECE // block) * block
 
     def scale(self, piece: bytes, dtype: str, factor: float, divide: bool) -> tuple[bytes, Rounding]:
         """Blocks with their scales times ``factor``, or divided by it."""

@@ -11,8 +11,8 @@ from moe_steer.baking.certificate import EntryCertificate
 from moe_steer.baking.edits import Edit, StoredTensor, measure
 from moe_steer.baking.numbers import ROUNDOFF, Rounding, is_power_of_two
 from moe_steer.baking.planning import STEER_INSTEAD, Work, held_gain
-from moe_steer.baking.safetensors.checkpoint import Checkpoint
 from moe_steer.baking.safetensors.families import CheckpointShape, checkpoint_shape, refuse_family, text_section
+from moe_steer.baking.safetensors.folder import Checkpoint
 from moe_steer.baking.safetensors.formats import Placement, placement
 from moe_steer.baking.safetensors.layouts import LayerPlaces, Parts, find_places, ranges
 from moe_steer.plan import ExpertGain, SteeringPlan

@@ -17,8 +17,8 @@ from moe_steer.baking.certificate import EntryCertificate
 from moe_steer.baking.edits import Edit, NewTensor
 from moe_steer.baking.numbers import ROUNDOFF, Rounding, add_floats
 from moe_steer.baking.planning import Work
-from moe_steer.baking.safetensors.checkpoint import Checkpoint
 from moe_steer.baking.safetensors.families import CheckpointShape
+from moe_steer.baking.safetensors.folder import Checkpoint
 from moe_steer.plan import ResidualVector, SteeringPlan
 
 _PLACES = {

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_steer.baking.edits import Change, NewTensor
-from moe_steer.baking.files import read_text, write_at
-from moe_steer.baking.safetensors.checkpoint import SINGLE_FILE, Checkpoint
+from moe_steer.baking.folder_files import read_text, write_at
+from moe_steer.baking.safetensors.folder import SINGLE_FILE, Checkpoint
 from moe_steer.baking.safetensors.residual import with_biases
 from moe_steer.baking.safetensors.textpatch import Patch, added_entries, moved_entries, new_index
 

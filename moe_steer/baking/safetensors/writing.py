@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_steer.baking.certificate import Certificate, Family
 from moe_steer.baking.edits import Change, NewTensor, write_changed
-from moe_steer.baking.files import (
+from moe_steer.baking.folder_files import (
     Place,
     copy_file,
     copy_with_edits,
@@ -22,7 +22,7 @@ from moe_steer.baking.files import (
     write_text,
 )
 from moe_steer.baking.record import RECORD, ChangedTensor, Patch, Record, RecordedFile, has_record, proven, recorded
-from moe_steer.baking.safetensors.checkpoint import Checkpoint, open_checkpoint, open_shard
+from moe_steer.baking.safetensors.folder import Checkpoint, open_checkpoint, open_shard
 from moe_steer.baking.safetensors.gains import notes, plan_experts
 from moe_steer.baking.safetensors.residual import plan_residual
 from moe_steer.baking.safetensors.target import NEW_INDEX, TargetLayout, target_layout, write_overlay

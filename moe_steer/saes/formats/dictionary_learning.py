@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from moe_steer.json_files import check_types
-from moe_steer.saes.files import Given, pick, read_config, read_torch
 from moe_steer.saes.sae import SAE
+from moe_steer.saes.weights import Given, pick, read_config, read_torch
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 # A BatchTopK SAE is used with the threshold it learned, so it is read as JumpReLU (arXiv 2412.06410).

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_npz
 from moe_steer.saes.sae import SAE
+from moe_steer.saes.weights import Given, pick, read_npz
 
 WEIGHTS = "params.npz"
 # The attention SAEs read the concatenated heads before the output projection, which is not the attention's output.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_torch
 from moe_steer.saes.sae import SAE
+from moe_steer.saes.weights import Given, pick, read_torch
 
 _LAYER = re.compile(r"[-_]l(?:ayer)?[-_]?(\d+)(?=[-_.]|$)")
 

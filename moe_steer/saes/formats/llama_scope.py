@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_steer.saes.files import Given, pick, read_config, read_safetensors
 from moe_steer.saes.sae import SAE, fold_decoder_norm, fold_input_scale, place_of_hook
+from moe_steer.saes.weights import Given, pick, read_config, read_safetensors
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
 TYPES: dict[str, Any] = {

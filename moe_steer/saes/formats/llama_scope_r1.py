@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_config, read_safetensors
 from moe_steer.saes.formats import llama_scope
 from moe_steer.saes.sae import SAE
+from moe_steer.saes.weights import Given, pick, read_config, read_safetensors
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 _NORM = "dataset_average_activation_norm."

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save
 
 from moe_steer.files import write_whole
-from moe_steer.saes.files import Given, pick, read_config, read_safetensors
 from moe_steer.saes.sae import SAE, fold_decoder_norm, hook_of_place, place_of_hook
+from moe_steer.saes.weights import Given, pick, read_config, read_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _KINDS = {"standard": "relu", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_steer.saes.files import Given, pick, read_config, read_safetensors
 from moe_steer.saes.sae import SAE, place_of_hook
+from moe_steer.saes.weights import Given, pick, read_config, read_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 

@@ -13,7 +13,7 @@ from typing import Any
 from moe_steer.baking.certificate import Certificate, EntryCertificate
 from moe_steer.baking.edits import Edit
 from moe_steer.baking.gguf.blocks import BLOCK_FORMATS
-from moe_steer.baking.gguf.gains import certify, is_exact
+from moe_steer.baking.gguf.gguf_gains import certify, is_exact
 from moe_steer.baking.gguf.model import GgufModel
 from moe_steer.baking.numbers import Rounding
 from moe_steer.baking.planning import Work

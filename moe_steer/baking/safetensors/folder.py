@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_steer.baking.edits import Container, StoredTensor
-from moe_steer.baking.files import INDEX_SUFFIX
+from moe_steer.baking.folder_files import INDEX_SUFFIX
 from moe_steer.baking.numbers import BITS, Rounding, scale_floats
 
 SINGLE_FILE = "model.safetensors"
