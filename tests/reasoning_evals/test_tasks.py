@@ -88,8 +88,8 @@ def test_every_table_entry_is_complete():
         assert spec.k >= 1
         assert spec.licence
         assert "{problem}" in spec.prompt
-        rule = (0.0, 1.0, "") if spec.family in SHORT_ANSWERS else (0.6, 0.95, "<think>\n")
-        assert (spec.sampling.temperature, spec.sampling.top_p, spec.sampling.forced) == rule
+        rule = (0.0, 1.0) if spec.family in SHORT_ANSWERS else (0.6, 0.95)
+        assert (spec.sampling.temperature, spec.sampling.top_p) == rule
     assert not task_spec("gpqa_diamond").publish_items
     with pytest.raises(ValueError, match="unknown data set 'lab': expected one of aime2024"):
         task_spec("lab")
