@@ -29,6 +29,10 @@ def rebuild(folder: Path) -> str | None:
     name = _job_of(folder)
     if name is None:
         return None
+    if name not in JOBS:
+        raise ValueError(
+            f"{folder} holds a run of the job {name!r}, which this version does not know: use the one it had"
+        )
     findings: Findings = import_module(JOBS[name]).read(folder)
     return publish(findings)
 

@@ -109,6 +109,9 @@ def test_the_page_of_an_older_folder_is_not_replaced_by_a_poorer_one(
     assert command_line(["report", str(folder)]) == 0
     assert (folder / "results.json").read_bytes() == results
     page = (folder / "report.html").read_bytes()
+    (folder / "run.json").write_text(json.dumps(run | {"job": "of later"}))
+    assert command_line(["report", str(folder)]) == 1
+    assert "the job 'of later', which this version does not know" in capsys.readouterr().err
     del run["evaluate_options"]
     (folder / "run.json").write_text(json.dumps(run))
     capsys.readouterr()
