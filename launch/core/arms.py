@@ -142,7 +142,7 @@ def build_arm(word: str, model: Any, tokenizer: Any, plan: SteeringPlan | None, 
     if parts.processors:
         parts.details["decoding"] = [processor.describe() for processor in parts.processors]
     sampler = InProcessSampler(model, tokenizer, processors=_processor_list(parts.processors))
-    context = nullcontext if plan is None else _steering(model, tokenizer, plan)
+    context = nullcontext if plan is None else steering(model, tokenizer, plan)
     return BuiltArm(Arm(arm_name(rules), sampler, context, parts.details, parts.render), plan)
 
 
@@ -203,5 +203,6 @@ def _processor_list(processors: Sequence[Any]) -> Any:
     return LogitsProcessorList(processors) if processors else None
 
 
-def _steering(model: Any, tokenizer: Any, plan: SteeringPlan) -> Callable[[], Any]:
+def steering(model: Any, tokenizer: Any, plan: SteeringPlan) -> Callable[[], Any]:
+    """The context in which the model is steered; the run keeps its audit."""
     return lambda: steer(model, plan, tokenizer=tokenizer, quiet=True)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import datetime
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.core.arms import steering
 from launch.core.findings import Findings, publish
 from launch.core.options import USUAL_PROMPT, ModelOptions, RunOptions
 from launch.core.ranks import Ranks
-from moe_steer import SteeringPlan, load_model, steer
+from moe_steer import SteeringPlan, load_model
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.files import write_whole
 from reasoning_evals import Problem, run_arms
@@ -69,11 +70,7 @@ class Session:
         if plan is None:
             return Arm(name, sampler, details={"plan": None})
         plan.check(self.model)
-        return Arm(name, sampler, context=self.steering(plan), details={"plan": plan.digest()})
-
-    def steering(self, plan: SteeringPlan) -> Callable[[], Any]:
-        """The context in which the model is steered; the run keeps its audit."""
-        return lambda: steer(self.model, plan, tokenizer=self.tokenizer, quiet=True)
+        return Arm(name, sampler, context=steering(self.model, self.tokenizer, plan), details={"plan": plan.digest()})
 
     def sample(
         self,
