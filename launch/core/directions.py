@@ -14,6 +14,7 @@ from moe_steer import Direction
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.contrasts import MarkedSequence, contrast_fits
 from moe_steer.files import write_whole
+from moe_steer.json_files import read_json
 from moe_steer.layers import unwrap
 from moe_steer.saes import SAE, SAEFit, check_fits, fit_lines, layers_among, load_sae
 
@@ -115,7 +116,7 @@ def read_made(home: Path) -> JobDirections:
     """What ``make_once`` left in a folder of directions; nothing where it made none."""
     if not (home / INDEX).is_file():
         return JobDirections({}, {}, [])
-    index = json.loads((home / INDEX).read_text(encoding="utf-8"))
+    index = read_json(home / INDEX, "remove the folder of directions, and start the job again")
     if "files" not in index:
         return _read_version_0(home, index)
     files = {method: [(int(layer), str(name)) for layer, name in entries] for method, entries in index["files"].items()}

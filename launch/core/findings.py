@@ -11,6 +11,7 @@ from typing import Any
 
 from moe_steer import SteeringPlan
 from moe_steer.files import write_whole
+from moe_steer.json_files import read_json
 from reasoning_evals.comparing import Comparison
 from reasoning_evals.report import Report, Table, build_report, write_pages
 from reasoning_evals.runs import read_audit, read_generations, read_run
@@ -97,11 +98,8 @@ def write_results(folder: Path, values: Mapping[str, Any]) -> None:
 
 def read_results(folder: Path, job: str) -> dict[str, Any]:
     """What ``write_results`` wrote; ValueError, with what to do, for a job that is not finished."""
-    path = folder / RESULTS_FILE
-    if not path.is_file():
-        raise ValueError(f"{folder} holds an unfinished job: start launch/{job}.py again, it continues where it was")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
+    again = f"start launch/{job}.py again, it continues where it was"
+    return read_json(folder / RESULTS_FILE, again, missing=f"{folder} holds an unfinished job: {again}")
 
 
 def nothing_fired(plan: SteeringPlan, rows: Sequence[Mapping[str, Any]]) -> str | None:
