@@ -140,6 +140,7 @@ def fit(
 def report(options: Options, ranks: Ranks) -> str:
     """What a start with these options would do, as lines; ValueError, as the start itself would raise it, where it cannot."""
     from launch.core.problem_sets import problem_sets
+    from launch.core.prompt_options import ask_prompts
     from launch.core.wiring import markers_for, parse_coefficients
     from launch.jobs.experts import check_has_experts, given_plan
     from moe_steer.backends import check_shards
@@ -152,6 +153,7 @@ def report(options: Options, ranks: Ranks) -> str:
     hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     config = read_config(options.model, **hub)
     tokenizer = read_tokenizer(options.model, **hub)
+    ask_prompts(tokenizer, options, quiet=not ranks.is_main)
     if Path(resolve(options.model)).is_dir():
         check_shards(resolve(options.model))
     if plan is None or plan.experts:

@@ -72,7 +72,7 @@ def _special(model: Any, tokenizer: Any, scopes: set[str]) -> SpecialTokens | No
     tokenizer = tokenizer if tokenizer is not None else tokenizer_of(model)
     if tokenizer is None:
         raise ValueError(
-            f"scope {', '.join(named)} needs the ids of <think> and </think>: pass tokenizer=, or load the model with load_model"
+            f"scope {', '.join(named)} needs a tokenizer: pass tokenizer=, or load the model with load_model"
         )
     return special_tokens(tokenizer)
 

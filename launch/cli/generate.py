@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from launch.core.option_checks import DRAWING, ReadBy, check_counts, refuse_greedy_samples, refuse_idle
+from launch.core.prompt_options import PromptOptions, ask_prompts
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
@@ -18,7 +19,7 @@ _HERE = ReadBy(("model",), "--dtype is decided by the server: leave it out, and 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
+class Generate(PromptOptions):
     """Sample answers to problems, under a plan or without one, and grade them; stopped and started again, it continues."""
 
     out: str
@@ -139,6 +140,7 @@ class Generate:
         from reasoning_evals.runs import Arm
 
         model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        ask_prompts(tokenizer, self)
         sampler = InProcessSampler(model, tokenizer)
         if plan is None:
             return Arm(self.arm_name or "baseline", sampler, details={"plan": None})
@@ -162,6 +164,7 @@ class Generate:
         if self.api_key_variable is not None and not (key := os.environ.get(self.api_key_variable)):
             raise ValueError(f"the environment variable {self.api_key_variable} is empty: put the endpoint's key there")
         tokenizer = read_tokenizer(self.tokenizer or self.model, trust_remote_code=self.trust_remote_code)
+        ask_prompts(tokenizer, self)
         sampler = HttpSampler(
             self.endpoint,
             self.model,

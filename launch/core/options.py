@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from launch.core.option_checks import DRAWING, TASK, check_counts, check_num_problems, refuse_greedy_samples
+from launch.core.prompt_options import PromptOptions
 from moe_steer.lab import EMBEDDED
 
 OptionsT = TypeVar("OptionsT")
@@ -29,7 +30,7 @@ def answer_limit(model: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(PromptOptions):
     """Which model, and how it is held."""
 
     model: str = "lab"

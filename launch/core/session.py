@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 from launch.core.arms import steering
 from launch.core.findings import Findings, publish
 from launch.core.options import USUAL_PROMPT, ModelOptions, RunOptions
+from launch.core.prompt_options import ask_prompts
 from launch.core.ranks import Ranks
 from moe_steer import SteeringPlan, load_model
 from moe_steer.backends import layout_of, lockstep
@@ -138,7 +140,7 @@ class Session:
 
 def load_asked(options: ModelOptions, **memory: Any) -> tuple[Any, Any]:
     """The model that the options ask for, with its tokenizer. ``memory``: ``batch`` and ``context`` of the decoding to plan for."""
-    return load_model(
+    model, tokenizer = load_model(
         options.model,
         options.backend,
         dtype=options.dtype,
@@ -147,6 +149,8 @@ def load_asked(options: ModelOptions, **memory: Any) -> tuple[Any, Any]:
         offload=options.offload,
         **memory,
     )
+    ask_prompts(tokenizer, options, quiet=os.environ.get("RANK", "0") != "0")
+    return model, tokenizer
 
 
 @contextmanager

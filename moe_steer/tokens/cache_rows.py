@@ -21,9 +21,11 @@ class Rows:
     prompt_B: Tensor
     """Real tokens of the prompt."""
     phase_B: Tensor
-    """Phase: before the thought, in it, or in the answer."""
+    """Phase (``moe_steer.thinking``): outside, in the thought, or in the answer."""
     line_B: Tensor
     """Whether the last real token ended a line."""
+    tail_BN: Tensor
+    """[B, N]: the last tokens, as many as a thinking tag may have before its last one; -1 where there was none."""
     forwards: int = 0
     """Number of forwards so far."""
     follows_tags: bool = False
@@ -38,6 +40,7 @@ class Rows:
             prompt_B=self.prompt_B[index],
             phase_B=self.phase_B[index],
             line_B=self.line_B[index],
+            tail_BN=self.tail_BN[index],
         )
 
 

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moe_steer.thinking import TokenTags, token_tags
+
 SCOPES = ("all", "prompt", "thought", "answer", "generated", "step_end")
 """The kinds without a parameter."""
 STEP_CLASSES = ("sentence", "line", "paragraph")
@@ -85,8 +87,8 @@ def _classes(text: str, parameter: str) -> frozenset[str]:
 class SpecialTokens:
     """The token ids on which scopes depend; ``classes[id]`` has the bits of a token."""
 
-    think: int
-    end_think: int
+    tags: TokenTags | None
+    """Around thoughts; None for a model that does not think."""
     classes: tuple[int, ...]
 
     def can_end(self, classes: Sequence[str] | frozenset[str]) -> bool:
@@ -98,21 +100,13 @@ class SpecialTokens:
         return any(bits & (SENTENCE if name == "sentence" else LINE) for name in classes)
 
 
-def special_tokens(tokenizer: Any, think: str = "<think>", end_think: str = "</think>") -> SpecialTokens:
-    """Read the ids of the thinking tags and the class of every token; ValueError when a tag is not one token.
+def special_tokens(tokenizer: Any) -> SpecialTokens:
+    """Read the ids of the thinking tags and the class of every token.
 
     A token is classified by its own text only, so the dot of "3.14" ends a sentence if it is a separate token.
     """
-    ids = []
-    for tag in (think, end_think):
-        token_id = tokenizer.convert_tokens_to_ids(tag)
-        if not isinstance(token_id, int) or token_id < 0 or token_id == tokenizer.unk_token_id:
-            raise ValueError(
-                f"{tag!r} is not a single token of this tokenizer: use scope all, prompt, generated or after:N"
-            )
-        ids.append(token_id)
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], skip_special_tokens=True)
-    return SpecialTokens(think=ids[0], end_think=ids[1], classes=tuple(map(token_class, texts)))
+    return SpecialTokens(tags=token_tags(tokenizer), classes=tuple(map(token_class, texts)))
 
 
 def token_class(text: str) -> int:

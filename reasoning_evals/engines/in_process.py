@@ -19,8 +19,9 @@ from reasoning_evals.engines.sampling import (
     draw,
     model_identity,
     take_most_likely,
+    thinking_notes,
 )
-from reasoning_evals.prompts import RenderedPrompt, render_prompt, tag_ids
+from reasoning_evals.prompts import RenderedPrompt, render_prompt
 
 
 class InProcessSampler:
@@ -32,7 +33,6 @@ class InProcessSampler:
 
     batch_size: rows decoded together; None uses the config's.
     processors: stateless LogitsProcessors of transformers, applied before temperature.
-    force_think: render prompts so that they end inside ``<think>``.
     """
 
     def __init__(
@@ -41,7 +41,6 @@ class InProcessSampler:
         tokenizer: Any,
         batch_size: int | None = None,
         processors: LogitsProcessorList | None = None,
-        force_think: bool = True,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}: leave it out to take the config's")
@@ -50,11 +49,10 @@ class InProcessSampler:
         self.stop_ids = stop_ids(model, tokenizer)
         self._batch_size = batch_size
         self._processors = processors
-        self._force_think = force_think
 
     def render(self, question: str) -> RenderedPrompt:
         """The question in the tokenizer's chat template."""
-        return render_prompt(self.tokenizer, question, self._force_think)
+        return render_prompt(self.tokenizer, question)
 
     def describe(self) -> dict[str, Any]:
         """What identifies this engine in run.json."""
@@ -64,7 +62,7 @@ class InProcessSampler:
             "batch_size": self._batch_size,
             "processors": [type(processor).__name__ for processor in self._processors or ()],
             "stop_ids": list(self.stop_ids),
-            "tag_ids": [list(ids) for ids in tag_ids(self.tokenizer)],
+            **thinking_notes(self.tokenizer),
         }
 
     def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:

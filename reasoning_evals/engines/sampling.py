@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_steer.thinking import thinking_format, token_tags
 from reasoning_evals.prompts import RenderedPrompt
 
 _BLOCK = 128
@@ -108,8 +109,8 @@ class Sampler(Protocol):
     def describe(self) -> dict[str, Any]:
         """Plain JSON values that identify model and engine; a run folder is refused when they differ.
 
-        ``tag_ids`` (the ids of ``<think>`` and of ``</think>``, two lists), when given, lets the grading pass count the
-        tokens of thoughts.
+        ``thinking`` and ``thinking_tokens`` (``thinking_notes``), when given, let the grading pass split thought from answer
+        as this model writes them, and count their tokens.
         """
         ...
 
@@ -123,6 +124,12 @@ def model_identity(model: Any) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
+
+
+def thinking_notes(tokenizer: Any) -> dict[str, Any]:
+    """For run.json: how the model writes its thoughts, as text and as token ids."""
+    fmt = thinking_format(tokenizer)
+    return {"thinking": fmt.to_dict(), "thinking_tokens": token_tags(tokenizer, fmt)}
 
 
 class UniformStreams:

@@ -17,13 +17,12 @@ from reasoning_evals.problems import LABEL, Problem, read_problems
 from reasoning_evals.runs import (
     PROBLEMS_FILE,
     GradeRow,
+    arm_thoughts,
     grade_run,
-    opens_thought,
     read_generations,
     read_grades,
     read_run,
 )
-from reasoning_evals.thinking import split_thought
 from reasoning_evals.thoughts.metrics import (
     AttemptJudge,
     Judge,
@@ -94,12 +93,13 @@ def trace_run(
     asked = [problem for problem in judged for _ in repeat(None, config["k"])]
     dealt = dict(zip(places, shuffled_targets(asked, seed), strict=True))
     boxed_only = {problem.problem_id for problem in judged if _in_boxes_only(problem)}
+    readers = {arm: arm_thoughts(identity) for arm, identity in config["arms"].items()}
     for item in read_generations(Path(folder)):
         name, key = item.problem_id, (item.arm, item.problem_id, item.sample_idx)
         if key not in grades:
             raise ValueError(f"{folder} holds a sample of problem {name!r} without a grade: grade the run again")
         row = grades[key]
-        thought = split_thought(item.text, opens_thought(config["arms"][item.arm], item.prompt)).thought
+        thought = readers[item.arm].split(item.text, item.prompt).thought
         if not thought:
             yield TracedSample(row=row, trace=None, unjudged=unjudged.get(name), boxed_only=name in boxed_only)
             continue

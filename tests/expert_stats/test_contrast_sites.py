@@ -21,6 +21,7 @@ from expert_stats import (
 )
 from moe_steer.contrasts.texts import read_rows
 from moe_steer.lab import LAB_MODEL
+from moe_steer.thinking import token_tags
 from stats_helpers import byte_tokenizer, metaspace_tokenizer
 
 TOKENIZERS: dict[str, Callable[[], Any]] = {"byte": byte_tokenizer, "metaspace": metaspace_tokenizer}
@@ -34,10 +35,9 @@ def lab() -> Any:
 
 
 def trace(tokenizer: Any, thought: str, name: str = "a#0", closed: bool = True) -> Trace:
-    think, end = (tokenizer.convert_tokens_to_ids(tag) for tag in ("<think>", "</think>"))
     prompt = tokenizer.encode("Wait. What is 3 + 4?<think>\n", add_special_tokens=False)
     text = thought + ("</think>\nThe answer. Wait, it is 7." if closed else "")
-    return trace_from_ids(name, prompt, tokenizer.encode(text, add_special_tokens=False), think, end)
+    return trace_from_ids(name, prompt, tokenizer.encode(text, add_special_tokens=False), token_tags(tokenizer))
 
 
 def around(tokenizer: Any, item: Any, side: str) -> list[str]:

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tiny
+from moe_steer.thinking import TokenTags
 from moe_steer.tokens.positions import PositionTracker
 from moe_steer.tokens.scopes import BLANK_LINE, LINE, ONLY_SPACE, SENTENCE, SpecialTokens, special_tokens, token_class
+
+TAGS = TokenTags.of_pair((1,), (2,))
 
 
 @pytest.mark.parametrize(
@@ -71,18 +73,11 @@ def test_the_lab_tokenizer() -> None:
 
 
 def test_a_class_that_no_token_can_end_is_refused() -> None:
-    words = SpecialTokens(think=1, end_think=2, classes=(0, 0, 0, SENTENCE))
+    words = SpecialTokens(tags=TAGS, classes=(0, 0, 0, SENTENCE))
     PositionTracker({"step_end", "step_end:sentence"}, words)
     with pytest.raises(
         ValueError, match="'step_end:paragraph': no token of this tokenizer ends a paragraph, use another"
     ):
         PositionTracker({"step_end:paragraph"}, words)
-    one_by_one = SpecialTokens(think=1, end_think=2, classes=(LINE | ONLY_SPACE,))
+    one_by_one = SpecialTokens(tags=TAGS, classes=(LINE | ONLY_SPACE,))
     PositionTracker({"step_end:paragraph"}, one_by_one)  # two line ends in a row
-
-
-def test_a_tag_that_is_not_one_token_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="'<reason>' is not a single token.*use scope all, prompt, generated or after:N"
-    ):
-        special_tokens(tiny.TinyTokenizer(), think="<reason>")

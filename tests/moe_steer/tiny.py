@@ -102,12 +102,16 @@ class TinyTokenizer:
     """As much of a tokenizer as the scopes need: two tags, and a few tokens that end a sentence, a line or a paragraph."""
 
     unk_token_id = None
+    chat_template = None
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"<think>": THINK, "</think>": END_THINK}
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        return {"input_ids": [self.get_vocab().get(text, VOCAB - 1)]}
 
     def __len__(self) -> int:
         return VOCAB
-
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        return {"<think>": THINK, "</think>": END_THINK}.get(token)
 
     def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
         return [TEXTS.get(row[0], f"w{row[0]}") for row in rows]
