@@ -10,10 +10,13 @@ from moe_steer.thinking.known import opening_shown as opening_shown
 from moe_steer.thinking.known import read_from_text as read_from_text
 from moe_steer.thinking.probing import thinking_format as thinking_format
 from moe_steer.thinking.probing import thinking_off as thinking_off
+from moe_steer.thinking.tag_forms import TagForm as TagForm
+from moe_steer.thinking.tag_forms import TokenTags as TokenTags
+from moe_steer.thinking.tag_forms import forms_of as forms_of
+from moe_steer.thinking.tag_forms import text_spans as text_spans
+from moe_steer.thinking.tag_forms import token_tags as token_tags
+from moe_steer.thinking.tag_forms import token_texts as token_texts
 from moe_steer.thinking.templates import PromptSettings as PromptSettings
 from moe_steer.thinking.templates import prompt_settings as prompt_settings
 from moe_steer.thinking.templates import render as render
 from moe_steer.thinking.templates import use_prompt_settings as use_prompt_settings
-from moe_steer.thinking.tag_forms import TagForm as TagForm
-from moe_steer.thinking.tag_forms import TokenTags as TokenTags
-from moe_steer.thinking.tag_forms import token_tags as token_tags

@@ -161,7 +161,9 @@ class _Probe:
         if self._template and not self._is_bare():
             return None
         vocabulary = self._tokenizer.get_vocab()
-        for item in sorted(_known(), key=lambda item: item.name == "think"):  # the commonest last: rarer tokens say more
+        for item in sorted(
+            _known(), key=lambda item: item.name == "think"
+        ):  # the commonest last: rarer tokens say more
             marks = [mark for s in item.switches for mark in _MARKS.findall(s.text.strip())]
             signs = [mark for mark in marks if mark not in ("<|call|>", "<|return|>")]
             if signs and all(mark in vocabulary for mark in signs):

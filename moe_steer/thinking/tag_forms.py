@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -117,3 +119,26 @@ def shortest_with(tokenizer: Any, ids: list[int], text: str) -> Form | None:
     while start < stop - 1 and holds(start + 1, stop):
         start += 1
     return tuple(ids[start:stop])
+
+
+def token_texts(tokenizer: Any) -> tuple[str, ...]:
+    """The text of every token by itself."""
+    ids = [[token_id] for token_id in range(len(tokenizer))]
+    return tuple(tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def text_spans(texts: Sequence[str], tag: str) -> list[tuple[int, int]]:
+    """Where a tag stands in tokens of these texts: (first token, token after the last), from left to right.
+
+    >>> text_spans(["hi.\\n</", "think", ">\\n\\n", "4"], "</think>")
+    [(0, 3)]
+    """
+    starts = list(itertools.accumulate(map(len, texts), initial=0))
+    whole = "".join(texts)
+    found = []
+    place = whole.find(tag)
+    while place >= 0:
+        end = place + len(tag)
+        found.append((bisect.bisect_right(starts, place) - 1, bisect.bisect_left(starts, end)))
+        place = whole.find(tag, end)
+    return found
