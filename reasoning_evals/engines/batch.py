@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -39,10 +40,16 @@ class Decoder:
         self.processors: Callable[..., Tensor] | None = processors or None
         self.absorbed = AbsorbedLatents(model)
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=model.device)
-        own = model._supports_default_dynamic_cache()
-        probe = self.new_cache(1) if own else None
+        if (
+            "cache_params" in (takes := inspect.signature(type(model).forward).parameters)
+            and "past_key_values" not in takes
+        ):
+            raise ValueError(
+                f"{type(model).__name__} keeps its states in cache_params, which the in-process sampler does not fill: serve the model and use --endpoint"
+            )
+        probe = self.new_cache(1)
         self.joins = probe is not None and can_join(probe)
-        self._alike = probe is None or not self.joins or reads_padding(probe)
+        self._alike = not self.joins or reads_padding(model, probe)
 
     def new_cache(self, most: int) -> Any:
         """An empty cache for up to ``most`` columns; None where the model makes one of its own kind."""
@@ -63,14 +70,15 @@ class Decoder:
             if waiting and (not running or (self.joins and free >= min(len(waiting), max(1, size // 4)))):
                 taken = waiting[:free]
                 if not self.joins:
-                    taken = [one for one in taken if len(one.prompt_ids) == len(taken[0].prompt_ids)]
+                    taken = _by_length(taken)[0]
                 del waiting[: len(taken)]
                 fresh = []
                 for group in self._groups(taken):
                     batch = Batch(self, group)
                     yield from batch.start()
                     fresh.append(batch)
-                running, *more = [batch for batch in (running, *fresh) if batch] or [None]
+                rows = [batch for batch in (running, *fresh) if batch]
+                running, more = (rows[0], rows[1:]) if rows else (None, [])
                 if running and more:
                     running.join(more)
             if running:
@@ -80,7 +88,12 @@ class Decoder:
         """What goes through one prefill: all, or where padding would be read, the prompts of one length."""
         if not self._alike:
             return [requests]
-        return [list(group) for _, group in itertools.groupby(requests, lambda request: len(request.prompt_ids))]
+        return _by_length(requests)
+
+
+def _by_length(requests: list[Request]) -> list[list[Request]]:
+    """Neighbours with prompts of one length together."""
+    return [list(group) for _, group in itertools.groupby(requests, lambda request: len(request.prompt_ids))]
 
 
 class Batch:
@@ -177,6 +190,10 @@ class Batch:
         )
         if self._cache is None:
             self._cache = output.past_key_values
+        if self._cache is None:
+            raise ValueError(
+                f"{type(self._decoder.model).__name__} hands back no key-value cache: serve the model and use --endpoint"
+            )
         if len(rows) == len(source):
             return output.logits[:, -1]
         index = torch.tensor(source, device=mask_BT.device)

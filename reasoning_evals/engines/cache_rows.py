@@ -13,6 +13,7 @@ Code that keeps state of its own for each row on the cache follows by two method
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -50,9 +51,13 @@ def can_join(cache: Any) -> bool:
     return type(cache) is DynamicCache and all(type(layer) in _JOINED for layer in cache.layers)
 
 
-def reads_padding(cache: Any) -> bool:
-    """Whether some layer reads its input in order, so that a column of padding may change its state."""
-    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+def reads_padding(model: Any, cache: Any) -> bool:
+    """Whether a column of padding may change what a layer remembers: a layer that reads its input in order, of a model whose
+    code does not ask the library for the mask that such layers need."""
+    if not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+        return False
+    sources = {type(module).__module__ for module in model.modules()}
+    return not any(hasattr(sys.modules.get(name), "create_recurrent_attention_mask") for name in sources)
 
 
 def select_rows(cache: Any, indices: Tensor, num_rows: int) -> None:

@@ -89,7 +89,9 @@ class GrowingLayer(DynamicLayer):
         self._most = most
         rows = sum(part.keys.shape[0] for part in parts)
         size = max(width, min(width + max(64, width // 4), most))
-        room = self._make_room(self.keys[:1].expand(rows, -1, -1, -1), self.values[:1].expand(rows, -1, -1, -1), 0, size)
+        room = self._make_room(
+            self.keys[:1].expand(rows, -1, -1, -1), self.values[:1].expand(rows, -1, -1, -1), 0, size
+        )
         for states, name in zip(room, ("keys", "values"), strict=True):
             start = 0
             for part in parts:

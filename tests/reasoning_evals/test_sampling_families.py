@@ -12,25 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING
 
-from families import FAMILIES, available, batch, build_from_config
-from reasoning_evals.engines import batch as batches
+from families import available, batch
+from narrow_families import narrow
 from reasoning_evals.engines.batch import Decoder
 from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.sampling import Request, SamplingConfig
 
 NEW_TOKENS = 20
-NARROW = {"sliding_window": 8, "sliding_window_size": 8, "attention_chunk_size": 8, "index_topk": 8, "index_block_size": 4}
-"""Settings of configurations that have them."""
-COMPRESSED = {
-    "deepseek_v4": {
-        "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
-        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
-    },
-    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"], "index_topk_blocks": 2},
-}  # fmt: skip
-"""Entries of the table whose own kind of cache the table leaves out."""
 ALONE = {"deepseek_v4", "minimax", "minimax_m3_vl_text", "unlimited_ocr"}
 """Families with a cache of their own: rows cannot be joined, and only prompts of one length share a batch."""
 
@@ -40,21 +29,6 @@ class Words:
 
     def decode(self, ids: Sequence[int], **options: Any) -> str:
         return " ".join(map(str, ids))
-
-
-@functools.cache
-def narrow(name: str) -> Any:
-    """The family's model with narrow windows."""
-    family = FAMILIES[name]
-    config = CONFIG_MAPPING[family.model_type](**{**family.config, **COMPRESSED.get(name, {})})
-    text = config.get_text_config(decoder=True)
-    for key, value in NARROW.items():
-        if isinstance(getattr(text, key, None), int):
-            setattr(text, key, value)
-    if hasattr(text, "index_topk"):
-        # Scores are sums of clipped heads; with two heads many are exactly 0, and which of equal scores is kept is arbitrary.
-        text.index_n_heads = 16
-    return build_from_config(config, family.model_class)
 
 
 @functools.cache
