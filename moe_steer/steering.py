@@ -147,13 +147,14 @@ def _shift_function(
             key = (index, hidden_BSD.device, hidden_BSD.dtype)
             if key not in ready:
                 ready[key] = shift_D.to(hidden_BSD)
+            tokens = hidden_BSD.shape[:-1][:2]  # a model may carry several streams a token: [B, S, streams, D]
             mask_T = tracker.mask(scope)
             if mask_T is None:
-                audit.count_residual(index, hidden_BSD.shape[:-1].numel())
+                audit.count_residual(index, tokens.numel())
                 hidden_BSD = hidden_BSD + ready[key]
             else:
                 audit.count_residual(index, mask_T.sum())
-                mask = mask_T.to(hidden_BSD.device).reshape(hidden_BSD.shape[:-1])[..., None]
+                mask = mask_T.to(hidden_BSD.device).reshape(tokens + (1,) * (hidden_BSD.ndim - len(tokens)))
                 hidden_BSD = torch.where(mask, hidden_BSD + ready[key], hidden_BSD)
         return hidden_BSD
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,24 @@ class Rows:
             tail_BN=self.tail_BN[index],
         )
 
+    def join(self, others: Sequence[Rows]) -> Rows:
+        """The state of these rows, then of the others'; the number of forwards is that of these."""
+        parts = [self, *others]
+        return dataclasses.replace(
+            self,
+            seen_B=torch.cat([part.seen_B for part in parts]),
+            prompt_B=torch.cat([part.prompt_B for part in parts]),
+            phase_B=torch.cat([part.phase_B for part in parts]),
+            line_B=torch.cat([part.line_B for part in parts]),
+            follows_tags=all(part.follows_tags for part in parts),
+        )
+
 
 class FollowsRows:
-    """Mixed into a cache object: every operation on the cache's rows is applied to the rows' state too."""
+    """Mixed into a cache object: every operation on the cache's rows is applied to the rows' state too.
+
+    ``keep_rows`` and ``add_rows`` are for code that moves the rows of the cache's layers itself, and calls them after it.
+    """
 
     steering_rows: Rows | None = None
 
@@ -73,6 +89,16 @@ class FollowsRows:
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
         self.steering_rows = None
+
+    def keep_rows(self, indices: Tensor) -> None:
+        """The cache now has these of its rows, in this order."""
+        self._keep(indices)
+
+    def add_rows(self, others: Sequence[Any]) -> None:
+        """The rows of these caches were appended. If one was filled outside of ``steer``, the next forward refuses them all."""
+        theirs = [rows for rows in map(rows_on, others) if rows is not None]
+        known = self.steering_rows is not None and len(theirs) == len(others)
+        self.steering_rows = self.steering_rows.join(theirs) if self.steering_rows is not None and known else None
 
     def _keep(self, index: Tensor) -> None:
         if self.steering_rows is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -81,6 +82,34 @@ class GrowingLayer(DynamicLayer):
             states[to, :, :used] = states[source, :, :used]
         self._room = (self._room[0][:num_rows], self._room[1][:num_rows])
         self.keys, self.values = self._room[0][:, :, :used], self._room[1][:, :, :used]
+
+    def join(self, others: Sequence[GrowingLayer], width: int, most: int) -> None:
+        """Append the rows of other layers; all get ``width`` columns, zeros in front. most: as for the class, from now on."""
+        parts = [self, *others]
+        self._most = most
+        rows = sum(part.keys.shape[0] for part in parts)
+        size = max(width, min(width + max(64, width // 4), most))
+        room = self._make_room(
+            self.keys[:1].expand(rows, -1, -1, -1), self.values[:1].expand(rows, -1, -1, -1), 0, size
+        )
+        for states, name in zip(room, ("keys", "values"), strict=True):
+            start = 0
+            for part in parts:
+                theirs = getattr(part, name)
+                mine = states[start : start + len(theirs)]
+                padding = width - theirs.shape[-2]
+                mine[:, :, :padding] = 0
+                mine[:, :, padding:width] = theirs
+                start += len(theirs)
+        self._room = room
+        self.keys, self.values = room[0][:, :, :width], room[1][:, :, :width]
+
+    def drop_columns(self, number: int) -> None:
+        """Remove the first columns; their room is given back when the buffers grow next."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[:, :, number:], self.values[:, :, number:]
+            if self._room is not None:
+                self._room = (self._room[0][:, :, number:], self._room[1][:, :, number:])
 
     # Every other operation of the library on keys and values makes new tensors, which are not in the buffers.
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

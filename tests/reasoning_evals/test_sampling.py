@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from reasoning_evals.engines import batch
 from reasoning_evals.engines.in_process import InProcessSampler, stop_ids
 from reasoning_evals.engines.sampling import Request, SamplingConfig
 from reasoning_evals.prompts import render_prompt, thinking_format
@@ -104,16 +105,14 @@ def test_processors_see_the_tokens_so_far_and_change_the_scores() -> None:
 
 
 def test_rows_leave_through_the_cache_with_a_full_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import DynamicCache
-
     model, tokenizer = tiny_model(seed=1), tiny_tokenizer()
     model.generation_config.eos_token_id = [1, 20, 33]
     rows, selected = [], []
-    original = DynamicCache.batch_select_indices
+    original = batch.select_rows
     monkeypatch.setattr(
-        DynamicCache,
-        "batch_select_indices",
-        lambda self, indices: (selected.append(len(indices)), original(self, indices))[1],
+        batch,
+        "select_rows",
+        lambda cache, indices, num_rows: (selected.append(len(indices)), original(cache, indices, num_rows))[1],
     )
 
     def watch(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
