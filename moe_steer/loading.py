@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from moe_steer.backends import (
     check_shards,
     choose_backend,
     loader,
+    place_here,
     refusal,
     refuse_without_kernels,
     remember_layout,
@@ -37,6 +39,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     offload: str = "",
+    max_memory: str = "",
     check: bool = True,
     batch: int = 1,
     context: int | None = None,
@@ -44,12 +47,12 @@ def load_model(
     """Load a causal language model and its tokenizer for inference; returns (model, tokenizer).
 
     ``path_or_id``: a folder, a hub id, ``lab`` or ``lab-dense`` for an embedded model. ``backend``: ``plain`` holds the
-    whole model on every rank; tp_ep, autoep, autoep_zero3 and zero3 spread it over the ranks of the run
-    (``moe_steer.backends``); ``auto`` chooses the fastest that fits and prints which. ``dtype``: ``auto`` (as stored) or a
+    whole model on every rank; device_map spreads it over the GPUs, CPU memory and disk of one process; tp_ep, autoep,
+    autoep_zero3 and zero3 spread it over the ranks of the run (``moe_steer.backends``); ``auto`` chooses the fastest that fits and prints which. ``dtype``: ``auto`` (as stored) or a
     torch name such as ``bfloat16``. ``device``: default the GPU of this rank where there is one, else the CPU.
     ``experts_implementation``: eager, batched_mm or grouped_mm; default the library's choice. ``batch``, ``context``: rows
-    decoded together and tokens that each may reach, for ``auto``. ``offload``: for zero3, ``cpu`` or a folder on a local
-    NVMe disk. ``check``: try a sharded model on a probe before handing it out (``moe_steer.selfcheck``). ValueError, in one
+    decoded together and tokens that each may reach, for ``auto``. ``offload``: for zero3 and device_map, ``cpu`` or a folder on
+    a local NVMe disk. ``max_memory``: for device_map, what weights may fill, as ``0=20GiB,cpu=30GiB``. ``check``: try a sharded model on a probe before handing it out (``moe_steer.selfcheck``). ValueError, in one
     line, when there is no such model, it cannot be read, or the backend cannot run it.
     ``moe_steer.backends.layout_of(model)`` says which rank needs which tokens.
     """
@@ -78,7 +81,11 @@ def load_model(
     # The configuration first: for a wrong name the tokenizer's reader would ask the hub twice.
     config = _one_line(path_or_id, request.config)
     tokenizer = read_tokenizer(path_or_id, **request.hub_options)
-    layout = _layout(backend, config, request, batch, context)
+    layout = _layout(backend, config, request, batch, context, max_memory)
+    if layout.backend == "device_map":
+        rest = request.offload or ("cpu" if backend == "auto" else "")
+        places = place_here(config, dtype, rest, max_memory, batch=batch, context=context)
+        request = dataclasses.replace(request, places=places)
     model, layout = _one_line(path_or_id, lambda: loader(layout.backend)(request, layout))
     model.eval().requires_grad_(False)
     if os.fspath(path_or_id) in EMBEDDED:
@@ -130,25 +137,31 @@ def resolve(path_or_id: str | os.PathLike[str]) -> str:
     return name
 
 
-def _layout(backend: str, config: Any, request: LoadRequest, batch: int, context: int | None) -> Layout:
+def _layout(
+    backend: str, config: Any, request: LoadRequest, batch: int, context: int | None, max_memory: str
+) -> Layout:
     rank, world_size = _rank(), int(os.environ.get("WORLD_SIZE", "1"))
     reason = f"{backend}: asked for"
     if backend == "auto":
         backend, reason = choose_backend(
-            config, world_size, request.dtype, request.offload, batch=batch, context=context
+            config, world_size, request.dtype, request.offload, batch=batch, context=context, max_memory=max_memory
         )
         if rank == 0 and (world_size > 1 or backend != "plain"):
             print(f"backend {reason}", file=sys.stderr, flush=True)
     why_not = refusal(backend, config, world_size)
     if why_not:
         raise ValueError(f"backend {backend!r} cannot run this model: {why_not}")
-    if request.offload and backend != "zero3":
+    if request.offload and backend not in ("zero3", "device_map"):
         raise ValueError(
-            f"offload {request.offload!r} is a feature of zero3, not of {backend}: leave it out, or use zero3"
+            f"offload {request.offload!r} is a feature of zero3 and device_map, not of {backend}: leave it out, or use one of them"
         )
-    if backend in ("plain", "tp_ep"):
+    if max_memory and backend != "device_map":
+        raise ValueError(
+            f"max_memory {max_memory!r} is a feature of device_map, not of {backend}: leave it out, or use device_map"
+        )
+    if backend in ("plain", "device_map", "tp_ep"):
         refuse_without_kernels(config)
-    if backend != "plain":
+    if backend not in ("plain", "device_map"):
         _join_ranks(world_size)
     return Layout(backend=backend, rank=rank, world_size=world_size, reason=reason)
 

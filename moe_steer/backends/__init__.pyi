@@ -13,6 +13,7 @@ from moe_steer.backends.memory import GPU_SHARE as GPU_SHARE
 from moe_steer.backends.memory import available_bytes as available_bytes
 from moe_steer.backends.memory import choose_backend as choose_backend
 from moe_steer.backends.memory import gib as gib
+from moe_steer.backends.memory import place_here as place_here
 from moe_steer.backends.memory import plan_memory as plan_memory
 from moe_steer.backends.registry import check_name as check_name
 from moe_steer.backends.registry import loader as loader

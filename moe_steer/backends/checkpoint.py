@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,7 +27,8 @@ _LEAST_CAPABILITY = (8, 9)
 
 @dataclass(frozen=True, kw_only=True)
 class LoadRequest:
-    """A model to load. ``dtype``: auto or a torch name. ``offload``: "" (none), "cpu", or a folder on NVMe."""
+    """A model to load. ``dtype``: auto or a torch name. ``offload``: "" (none), "cpu", or a folder on NVMe. ``places``: for
+    the backend device_map, the device on which each module rests."""
 
     name: str
     dtype: str = "auto"
@@ -36,6 +37,7 @@ class LoadRequest:
     revision: str | None = None
     trust_remote_code: bool = False
     offload: str = ""
+    places: Mapping[str, int | str] | None = None
 
     @property
     def hub_options(self) -> dict[str, Any]:
