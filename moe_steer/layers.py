@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +152,18 @@ def moe_layers(model: Any) -> list[MoELayer]:
             f"{model_type} has no routed experts that can be reached: it is a dense model, or of an unknown build"
         )
     return sorted(found, key=lambda layer: layer.index)
+
+
+@contextmanager
+def weights_in_memory(module: nn.Module) -> Iterator[None]:
+    """Inside the block the weights of a module can be read, also where accelerate keeps them elsewhere between calls."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            if hasattr(part, "_hf_hook"):
+                from accelerate.utils import align_module_device
+
+                stack.enter_context(align_module_device(part))
+        yield
 
 
 def model_shape(model: Any) -> ModelShape:

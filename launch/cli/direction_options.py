@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from launch.cli.notes import check_folder
+from launch.core.options import HeldModel
 
 NEED_SAE = ("sta", "sae", "atom")
 _OF_STA = ("keep", "trim", "num_atoms", "parity", "by", "sides", "rate", "max_density")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectionOptions:
+class DirectionOptions(HeldModel):
     """Find directions in the residual stream that separate wanted from unwanted text."""
 
     out: str
@@ -63,14 +64,8 @@ class DirectionOptions:
     """answers, thoughts: only the first so many tokens count."""
     match_lengths: bool = False
     """answers, thoughts: of both sides only as many tokens as the shorter one has."""
-    model: str = "lab"
-    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model."""
     tokens_per_batch: int | None = None
     """Padded tokens of one forward pass; by default 1,024 on a CPU, 8,192 on a GPU."""
-    dtype: str = "auto"
-    """Precision: auto (as stored), float32, bfloat16 or float16."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
 
     renamed: ClassVar = {"--method all_atoms": "sae", "--method single_atom": "atom"}
 

@@ -16,6 +16,7 @@ class ReadBy(NamedTuple):
 
 
 TASK = ReadBy(("task",), "--{option} {value} is for a task, and the lab makes its problems up: leave it out")
+HERE = ReadBy(("model",), "--{option} is decided by the server: leave it out, and say it in --server")
 DRAWING = ReadBy(("drawing",), "--{option} {value:g} would change nothing: the most likely token is taken at each step")
 
 

@@ -5,12 +5,12 @@ from moe_steer.backends.checkpoint import refuse_without_kernels as refuse_witho
 from moe_steer.backends.checkpoint import skeleton as skeleton
 from moe_steer.backends.checkpoint import torch_dtype as torch_dtype
 from moe_steer.backends.engine import without_compiled_shared_memory as without_compiled_shared_memory
+from moe_steer.backends.layout import GPU_SHARE as GPU_SHARE
 from moe_steer.backends.layout import Layout as Layout
+from moe_steer.backends.layout import available_bytes as available_bytes
 from moe_steer.backends.layout import layout_of as layout_of
 from moe_steer.backends.layout import lockstep as lockstep
 from moe_steer.backends.layout import remember_layout as remember_layout
-from moe_steer.backends.memory import GPU_SHARE as GPU_SHARE
-from moe_steer.backends.memory import available_bytes as available_bytes
 from moe_steer.backends.memory import choose_backend as choose_backend
 from moe_steer.backends.memory import gib as gib
 from moe_steer.backends.memory import place_here as place_here

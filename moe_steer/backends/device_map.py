@@ -108,8 +108,8 @@ def _fill(model: Any, rooms: Mapping[Device, int], disk: bool) -> Placement:
     )
     if held["disk"] and not disk:
         raise ValueError(
-            f"{held['disk'] / 2**30:.3g} GiB of the weights fit nowhere ({placement}): give offload a folder on a local disk, "
-            "or 'cpu' where CPU memory is not used yet, or more in max_memory"
+            f"{held['disk'] / 2**30:.3g} of {held.total() / 2**30:.3g} GiB of weights find no room: use offload 'cpu' or a folder "
+            "on a local disk, or more in max_memory"
         )
     _refuse_resting_embeddings(model, where, sizes)
     return placement

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +11,19 @@ import torch
 
 from moe_steer.backends import device_map
 from moe_steer.backends.checkpoint import has_fp8_hardware, is_fp8, skeleton
-from moe_steer.backends.layout import local_ranks
+from moe_steer.backends.layout import available_bytes, gpus_here, host_bytes
 from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
 from moe_steer.backends.shards import shard_of
 from moe_steer.backends.tp_ep import parallel_rules
 
-GPU_SHARE = 0.92
-"""Part of a GPU that tensors may fill; the rest is left to the CUDA context, the communication library and fragmentation."""
 _RANKS_TO_TRY = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes on the device of the fullest rank under one backend; ``why_not``: the reason if it cannot run at all; ``where``:
-    for device_map, the bytes of weights on each device."""
+    """Bytes on the device of the fullest rank under one backend; ``why_not``: the reason if it cannot run at all; ``places``:
+    for device_map, where the modules rest."""
 
     backend: str
     weights: int = 0
@@ -37,7 +34,7 @@ class Footprint:
     loading: int = 0
     fits: bool = False
     why_not: str = ""
-    where: str = ""
+    places: device_map.Placement | None = None
 
     @property
     def total(self) -> int:
@@ -87,7 +84,19 @@ def plan_memory(
         raise ValueError(f"{world_size} ranks, {limit} bytes, context {context}, batch {batch}: all must be positive")
     if gpus is None and world_size == 1:
         gpus = (limit,) if on_gpu else ()
-    work = _work(config, limit, dtype, context, batch, prompt, offload, host_limit, on_gpu, max_memory, gpus)
+    stored = skeleton(config, dtype)
+    fp8 = dtype == "fp8" or (dtype == "auto" and is_fp8(config))
+    expanded = (
+        skeleton(config, "bfloat16" if dtype == "fp8" else str(_computing(stored)).removeprefix("torch."))
+        if fp8
+        else stored
+    )
+    run = rehearse(expanded, batch, min(prompt, context), on_gpu)
+    step = rehearse_step(expanded, batch, context, on_gpu)
+    run = run._replace(activations=max(run.activations, step.activations))
+    kept = fp8 and (dtype == "fp8" or has_fp8_hardware(on_gpu))
+    cache = max(step.cache, run.cache)
+    work = _Work(config, stored, expanded, run, cache, limit, offload, host_limit, kept, max_memory, gpus)
     order = BACKENDS if world_size == 1 else (*(b for b in BACKENDS if b != "device_map"), "device_map")
     footprints = tuple(work.footprint(backend, world_size) for backend in order)
     plan = MemoryPlan(footprints=footprints, limit=limit, world_size=world_size)
@@ -113,7 +122,7 @@ def choose_backend(
     whole gets device_map with CPU memory, as if ``offload`` were ``cpu``."""
     elsewhere = limit is not None
     limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
-    asked = {
+    asked: dict[str, Any] = {
         "dtype": dtype,
         "context": context or _context(config),
         "batch": batch,
@@ -128,25 +137,12 @@ def choose_backend(
     if best is None and world_size == 1 and asked["on_gpu"] and not offload:
         rest = plan_memory(config, world_size, limit, offload="cpu", **asked)
         best = next((item for item in rest.footprints if item.backend == "device_map" and item.fits), None)
-    if best is not None and best.where:
-        return best.backend, f"{best.backend}: the fastest that fits, weights on {best.where}"
+    if best is not None and best.places:
+        return best.backend, f"{best.backend}: the fastest that fits, weights on {best.places}"
     if best is None:
         raise ValueError(f"no backend fits {gib(limit)} GiB a rank ({where}): {plan.advice}")
     reason = f"{best.backend}: the fastest that fits, {gib(best.total)} of {gib(limit)} GiB a rank ({where}), {world_size} ranks"
     return best.backend, reason.replace("1 ranks", "1 rank") if world_size == 1 else reason
-
-
-def available_bytes(world_size: int) -> tuple[int, str]:
-    """(bytes that one rank may use on this machine, which memory that is): a GPU's, or its share of the CPU's."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory * GPU_SHARE), "GPU memory"
-    return host_bytes(world_size), "this rank's part of the CPU memory"
-
-
-def gpus_here() -> tuple[int, ...]:
-    """Bytes that tensors may fill on each GPU of this machine."""
-    found = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
-    return tuple(int(size * GPU_SHARE) for size in found)
 
 
 def place_here(
@@ -158,17 +154,22 @@ def place_here(
     named = device_map.check_max_memory(max_memory) if max_memory else {}
     if absent := [device for device in named if isinstance(device, int) and device >= len(gpus)]:
         raise ValueError(f"max_memory names GPU {absent[0]}, this machine has {len(gpus)} GPUs: leave it out")
-    if max_memory:  # nothing to plan: the work of the forward is not asked about
-        model = skeleton(config, dtype)
-        return device_map.place(model, gpus, host, offload not in ("", "cpu"), asked=max_memory).modules
-    work = _work(config, host, dtype, context or _context(config), batch, 1024, offload, host, bool(gpus), "", gpus)
-    return work.placement().modules
-
-
-def host_bytes(world_size: int) -> int:
-    """Bytes of this machine's CPU memory that one of its ranks may use."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(total * GPU_SHARE) // local_ranks(world_size)
+    if named:  # nothing to plan: the work of the forward is not asked about
+        disk = offload not in ("", "cpu")
+        return device_map.place(skeleton(config, dtype), gpus, host, disk, asked=max_memory).modules
+    length = context or _context(config)
+    asked: dict[str, Any] = {
+        "dtype": dtype,
+        "context": length,
+        "batch": batch,
+        "offload": offload,
+        "on_gpu": bool(gpus),
+    }
+    plan = plan_memory(config, 1, max((host, *gpus)), host_limit=host, gpus=gpus, **asked)
+    found = next(item for item in plan.footprints if item.backend == "device_map")
+    if found.places is None:
+        raise ValueError(found.why_not)
+    return found.places.modules
 
 
 def gib(number: int) -> str:
@@ -193,35 +194,6 @@ def _latent_copies(config: Any) -> int:
 
 def _computing(model: Any) -> torch.dtype:
     return model.get_input_embeddings().weight.dtype
-
-
-def _work(
-    config: Any,
-    limit: int,
-    dtype: str,
-    context: int,
-    batch: int,
-    prompt: int,
-    offload: str,
-    host_limit: int | None,
-    on_gpu: bool,
-    max_memory: str,
-    gpus: Sequence[int] | None,
-) -> _Work:
-    """One model and one workload, rehearsed."""
-    stored = skeleton(config, dtype)
-    fp8 = dtype == "fp8" or (dtype == "auto" and is_fp8(config))
-    expanded = (
-        skeleton(config, "bfloat16" if dtype == "fp8" else str(_computing(stored)).removeprefix("torch."))
-        if fp8
-        else stored
-    )
-    run = rehearse(expanded, batch, min(prompt, context), on_gpu)
-    step = rehearse_step(expanded, batch, context, on_gpu)
-    run = run._replace(activations=max(run.activations, step.activations))
-    kept = fp8 and (dtype == "fp8" or has_fp8_hardware(on_gpu))
-    cache = max(step.cache, run.cache)
-    return _Work(config, stored, expanded, run, cache, limit, offload, host_limit, kept, max_memory, gpus)
 
 
 @dataclass(frozen=True)
@@ -269,23 +241,19 @@ class _Work:
             return dataclasses.replace(found, why_not=need)
         return dataclasses.replace(found, fits=found.total <= self.limit)
 
-    def placement(self) -> device_map.Placement:
-        """Where device_map puts the layers; ValueError where there is no room."""
-        assert self.gpus is not None
-        return device_map.place(
-            self.stored if self.fp8 else self.expanded,
-            self.gpus,
-            self.host_limit if self.offload or not self.gpus else 0,
-            self.offload not in ("", "cpu"),
-            cache=self.cache,
-            activations=self.run.activations,
-            asked=self.max_memory,
-        )
-
     def _in_one_process(self) -> Footprint:
         """Under device_map; the numbers are of the first device, which also computes the layers that rest elsewhere."""
+        assert self.gpus is not None
         try:
-            found = self.placement()
+            found = device_map.place(
+                self.stored if self.fp8 else self.expanded,
+                self.gpus,
+                self.host_limit if self.offload or not self.gpus else 0,
+                self.offload not in ("", "cpu"),
+                cache=self.cache,
+                activations=self.run.activations,
+                asked=self.max_memory,
+            )
         except ValueError as error:
             return Footprint(backend="device_map", why_not=str(error))
         first = next(iter(found.held))
@@ -300,7 +268,7 @@ class _Work:
             host=host,
             loading=host + found.largest,
             fits=True,
-            where=str(found),
+            places=found,
         )
 
     def _cache_parts(self, world_size: int) -> int:
@@ -324,5 +292,5 @@ class _Work:
         if not self.fp8 and not is_fp8(self.config):  # a checkpoint that is expanded here is already FP8
             found.append("an FP8 checkpoint with tp_ep")
         if not self.offload:
-            found.append("zero3 with --offload cpu")
+            found.append(f"{'device_map' if world_size == 1 else 'zero3'} with --offload cpu")
         return "use " + ", or ".join(found)
