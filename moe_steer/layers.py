@@ -192,6 +192,11 @@ def _layer(index: int, name: str, block: nn.Module, experts: nn.Module, model: n
     router = next(
         (getattr(block, key) for key in _ROUTER_NAMES if isinstance(getattr(block, key, None), nn.Module)), None
     )
+    if "routing_data" in parameters:
+        raise ValueError(
+            f"the experts of {text_config(model).model_type} are held in MXFP4 by a kernel that takes no ids and weights, so they "
+            "cannot be observed or steered: load them expanded, with dtype bfloat16"
+        )
     input_scaled = len(parameters) == 1 and router is not None and type(router).__name__ == "Llama4Router"
     if len(parameters) < 3 and not input_scaled:
         return None

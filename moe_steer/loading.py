@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,15 +19,20 @@ from moe_steer.backends import (
     check_name,
     check_shards,
     choose_backend,
+    config_of,
+    is_gguf,
     loader,
     place_here,
     refusal,
     refuse_without_kernels,
     remember_layout,
     torch_dtype,
+    where_it_lies,
 )
 from moe_steer.lab import EMBEDDED
 from moe_steer.tokens import remember_tokenizer
+
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 
 def load_model(
@@ -76,7 +82,7 @@ def load_model(
         logging.disable_progress_bar()
     if Path(name).is_dir():
         check_shards(name)
-    elif cached := cached_folder(name, revision):
+    elif not name.endswith(".gguf") and (cached := cached_folder(name, revision)):
         check_shards(cached, partial=True)
     # The configuration first: for a wrong name the tokenizer's reader would ask the hub twice.
     config = _one_line(path_or_id, request.config)
@@ -90,6 +96,11 @@ def load_model(
     model.eval().requires_grad_(False)
     if os.fspath(path_or_id) in EMBEDDED:
         model.config._name_or_path = os.fspath(path_or_id)  # independent of where the package is installed
+    if is_gguf(config):
+        model.config._name_or_path = name  # the library names the folder
+        if _rank() == 0:
+            dtype = str(model.dtype).removeprefix("torch.")
+            print(f"{name}: the weights of the GGUF file were dequantised to {dtype}", file=sys.stderr, flush=True)
     remember_layout(model, layout)
     remember_tokenizer(model, tokenizer)
     if check and layout.backend != "plain":
@@ -101,11 +112,9 @@ def load_model(
 
 def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
     """Only the configuration of a model, named as for ``load_model``; a config.json without weights is enough."""
-    from transformers import AutoConfig
-
     given = Path(os.fspath(path_or_id))
     name = str(given.parent) if given.name == "config.json" else resolve(path_or_id)
-    return _one_line(path_or_id, lambda: AutoConfig.from_pretrained(name, **options))
+    return _one_line(path_or_id, lambda: config_of(name, **options))
 
 
 def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
@@ -113,20 +122,29 @@ def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    name = resolve(path_or_id)
+    source, file = where_it_lies(resolve(path_or_id))
     before = logging.get_verbosity()
     if os.fspath(path_or_id) in EMBEDDED:
         # lab-dense names the class that R1-Distill-Qwen names, on purpose (lab/export.py); transformers advises against it
         logging.set_verbosity_error()
     try:
-        return _one_line(path_or_id, lambda: AutoTokenizer.from_pretrained(name, **options))
+        return _one_line(
+            path_or_id, lambda: AutoTokenizer.from_pretrained(source, **file, **options), "the tokenizer of "
+        )
     finally:
         logging.set_verbosity(before)
 
 
 def resolve(path_or_id: str | os.PathLike[str]) -> str:
-    """The folder or hub id; ValueError for a folder that does not exist or has no config.json."""
+    """The folder, GGUF file or hub id; ValueError for what does not exist, and for a folder that holds neither config.json nor
+    one GGUF file."""
     name = str(EMBEDDED.get(os.fspath(path_or_id), os.fspath(path_or_id)))
+    if Path(name).is_dir() and not Path(name, "config.json").is_file() and (files := sorted(Path(name).glob("*.gguf"))):
+        if len(files) > 1 and not _PART.search(files[0].name):
+            raise ValueError(f"{name!r} holds {len(files)} GGUF files: give one of them, such as {os.fspath(files[0])}")
+        name = os.fspath(files[0])
+    if name.endswith(".gguf"):
+        return _gguf(name)
     looks_like_path = os.sep in name or name.startswith(".")
     if looks_like_path and not Path(name).exists() and (name.count("/") != 1 or name[0] in "./"):
         raise ValueError(
@@ -134,6 +152,18 @@ def resolve(path_or_id: str | os.PathLike[str]) -> str:
         )
     if Path(name).exists() and not Path(name, "config.json").is_file():
         raise ValueError(f"{name!r} holds no config.json: give the folder of a checkpoint in the transformers format")
+    return name
+
+
+def _gguf(name: str) -> str:
+    """The name of a GGUF file, local or in a hub repository; ValueError for a file that is not there, or is only a part."""
+    if not Path(name).is_file() and (name.count("/") < 2 or name[0] in "./"):
+        raise ValueError(f"there is no GGUF file {name!r}: give a file, or owner/name/file.gguf for one on the hub")
+    if part := _PART.search(name):
+        raise ValueError(
+            f"{name!r} is one of {int(part[1])} parts, which the library does not join: llama-gguf-split --merge FIRST_PART WHOLE "
+            "does, then give the whole file"
+        )
     return name
 
 
@@ -192,7 +222,7 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _one_line(path_or_id: str | os.PathLike[str], load: Callable[[], Any]) -> Any:
+def _one_line(path_or_id: str | os.PathLike[str], load: Callable[[], Any], what: str = "") -> Any:
     try:
         return load()
     except torch.cuda.OutOfMemoryError as error:
@@ -202,5 +232,11 @@ def _one_line(path_or_id: str | os.PathLike[str], load: Callable[[], Any]) -> An
     except Exception as error:  # the library raises a dozen kinds for missing, gated, torn and unknown checkpoints
         first = str(error).strip().splitlines() or [type(error).__name__]
         name = os.fspath(path_or_id)
+        if resolve(name).endswith(".gguf"):
+            package = isinstance(error, ImportError) and "gguf" in str(error).lower()
+            remedy = "pip install 'moe-steer[gguf]'" if package else "give the checkpoint that the file was made from"
+            raise ValueError(
+                f"{what}the GGUF file {name!r} cannot be read by transformers: {first[0]}: {remedy}"
+            ) from error
         known = "" if "/" in name else f" (the embedded models are {' and '.join(EMBEDDED)})"
-        raise ValueError(f"the model {name!r} cannot be loaded: {first[0]}{known}") from error
+        raise ValueError(f"{what}the model {name!r} cannot be loaded: {first[0]}{known}") from error

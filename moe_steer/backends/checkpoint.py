@@ -46,9 +46,7 @@ class LoadRequest:
 
     def config(self) -> Any:
         """The model's configuration."""
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(self.name, **self.hub_options)
+        return config_of(self.name, **self.hub_options)
 
     def model(self, **options: Any) -> Any:
         """``AutoModelForCausalLM.from_pretrained`` with the shared options and the given ones."""
@@ -56,10 +54,54 @@ class LoadRequest:
 
         if self.experts_implementation is not None:
             options["experts_implementation"] = self.experts_implementation
+        source, file = where_it_lies(self.name)
+        if file:
+            from transformers import GgufConfig
+
+            file["quantization_config"] = GgufConfig(dequantize=True)
+        elif self.dtype != "auto" and quantisation(self.config()) == "mxfp4":
+            from transformers import Mxfp4Config
+
+            options["quantization_config"] = Mxfp4Config(dequantize=True)
         with whole_blocks(self.config()):
             return AutoModelForCausalLM.from_pretrained(
-                self.name, dtype=torch_dtype(self.dtype), **self.hub_options, **options
+                source, dtype=torch_dtype(self.dtype), **file, **self.hub_options, **options
             )
+
+
+def where_it_lies(name: str) -> tuple[str, dict[str, Any]]:
+    """(folder or hub id, options that name the file) for every ``from_pretrained`` of a model: a name that ends in ``.gguf`` is
+    a file in a folder, or in a hub repository (``owner/name/file.gguf``)."""
+    if not name.endswith(".gguf"):
+        return name, {}
+    if os.path.isfile(name):
+        return os.path.dirname(name) or ".", {"gguf_file": os.path.basename(name)}
+    owner, repository, *file = name.split("/")
+    return f"{owner}/{repository}", {"gguf_file": "/".join(file)}
+
+
+def config_of(name: str, **options: Any) -> Any:
+    """The configuration of a model, from config.json or from the header of a GGUF file, which is then its name."""
+    from transformers import AutoConfig
+
+    source, file = where_it_lies(name)
+    config = AutoConfig.from_pretrained(source, **file, **options)
+    if file:
+        config._name_or_path = name
+    return config
+
+
+def is_gguf(config: Any) -> bool:
+    """Whether a configuration of ``config_of`` is a GGUF file's."""
+    return str(getattr(config, "_name_or_path", "")).endswith(".gguf")
+
+
+def quantisation(config: Any) -> str:
+    """The method in which a checkpoint is quantised, by the library's name; empty for none."""
+    text = config.get_text_config()
+    found = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None) or {}
+    method = found.get("quant_method", "") if isinstance(found, dict) else found.quant_method
+    return str(getattr(method, "value", method))
 
 
 def torch_dtype(name: str) -> str | torch.dtype:

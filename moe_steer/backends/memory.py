@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from moe_steer.backends import device_map
-from moe_steer.backends.checkpoint import has_fp8_hardware, is_fp8, skeleton
+from moe_steer.backends.checkpoint import has_fp8_hardware, is_fp8, quantisation, skeleton
 from moe_steer.backends.layout import available_bytes, gpus_here, host_bytes
 from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
@@ -118,8 +118,13 @@ def choose_backend(
 ) -> tuple[str, str]:
     """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU; with
     ``limit``, of a machine where each rank may use so many bytes. ``batch`` rows of ``context`` tokens (default the
-    model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens. One process that fits no GPUs
-    whole gets device_map with CPU memory, as if ``offload`` were ``cpu``."""
+    model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens. One process whose GPUs are too small
+    gets device_map as if ``offload`` were ``cpu``."""
+    if (method := quantisation(config)) not in ("", "fp8", "mxfp4"):
+        return (
+            "plain",
+            f"plain: the size of {method} weights is not planned; device_map takes a model that is too large",
+        )
     elsewhere = limit is not None
     limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
     asked: dict[str, Any] = {
@@ -148,8 +153,7 @@ def choose_backend(
 def place_here(
     config: Any, dtype: str, offload: str, max_memory: str, *, batch: int = 1, context: int | None = None
 ) -> dict[str, int | str]:
-    """Where each module rests on this machine under device_map, with room for the cache of ``batch`` rows; see
-    ``plan_memory``. ValueError where weights fit nowhere, or ``max_memory`` names a GPU that is not here."""
+    """Where each module rests on this machine under device_map; see ``plan_memory``. ValueError where there is no room."""
     gpus, host = gpus_here(), host_bytes(1)
     named = device_map.check_max_memory(max_memory) if max_memory else {}
     if absent := [device for device in named if isinstance(device, int) and device >= len(gpus)]:
