@@ -24,6 +24,7 @@ from moe_steer.backends import (
     loader,
     place_here,
     refusal,
+    refuse_unknown_quantisation,
     refuse_without_kernels,
     remember_layout,
     torch_dtype,
@@ -172,6 +173,7 @@ def _layout(
 ) -> Layout:
     rank, world_size = _rank(), int(os.environ.get("WORLD_SIZE", "1"))
     reason = f"{backend}: asked for"
+    refuse_unknown_quantisation(config)
     if backend == "auto":
         backend, reason = choose_backend(
             config, world_size, request.dtype, request.offload, batch=batch, context=context, max_memory=max_memory
@@ -236,7 +238,9 @@ def _one_line(path_or_id: str | os.PathLike[str], load: Callable[[], Any], what:
             package = isinstance(error, ImportError) and "gguf" in str(error).lower()
             remedy = "pip install 'moe-steer[gguf]'" if package else "give the checkpoint that the file was made from"
             raise ValueError(
-                f"{what}the GGUF file {name!r} cannot be read by transformers: {first[0]}: {remedy}"
+                f"{what}the GGUF file {name!r} cannot be read by transformers ({first[0].rstrip('.')}): {remedy}"
             ) from error
+        if isinstance(error, ModuleNotFoundError) and error.name:  # some quantisers import their package without a word
+            first[0] += f": pip install {error.name.partition('.')[0]}"
         known = "" if "/" in name else f" (the embedded models are {' and '.join(EMBEDDED)})"
         raise ValueError(f"{what}the model {name!r} cannot be loaded: {first[0]}{known}") from error

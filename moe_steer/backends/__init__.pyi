@@ -3,6 +3,7 @@ from moe_steer.backends.checkpoint import cached_folder as cached_folder
 from moe_steer.backends.checkpoint import check_shards as check_shards
 from moe_steer.backends.checkpoint import config_of as config_of
 from moe_steer.backends.checkpoint import is_gguf as is_gguf
+from moe_steer.backends.checkpoint import refuse_unknown_quantisation as refuse_unknown_quantisation
 from moe_steer.backends.checkpoint import refuse_without_kernels as refuse_without_kernels
 from moe_steer.backends.checkpoint import skeleton as skeleton
 from moe_steer.backends.checkpoint import torch_dtype as torch_dtype

@@ -204,6 +204,17 @@ def has_fp8_hardware(on_gpu: bool) -> bool:
     return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= _LEAST_CAPABILITY
 
 
+def refuse_unknown_quantisation(config: Any) -> None:
+    """ValueError for a method that the library does not know: it would warn, and read the numbers as if they were weights."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    method = quantisation(config)
+    if method not in ("", "bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
+        raise ValueError(
+            f"the checkpoint is quantised by {method!r}, which transformers does not know: use a newer one, or another checkpoint"
+        )
+
+
 def refuse_without_kernels(config: Any) -> None:
     """ValueError, before a terabyte is read, when FP8 would stay FP8 here but the package for FP8 arithmetic is missing."""
     if is_fp8(config) and torch.cuda.is_available() and has_fp8_hardware(True) and find_spec("kernels") is None:
@@ -240,7 +251,7 @@ def whole_blocks(config: Any) -> Iterator[None]:
         if not (0 < missing_rows < block_rows or 0 < missing_columns < block_columns):
             return original(self, quantized, scales, output_dtype=output_dtype)
         filled = pad(quantized.float(), (0, max(missing_columns, 0), 0, max(missing_rows, 0)))
-        return original(self, filled, scales, output_dtype=output_dtype)[..., :rows, :columns]
+        return original(self, filled, scales, output_dtype=output_dtype)[..., :rows, :columns].contiguous()
 
     Fp8Dequantize._dequantize_one = expand  # type: ignore[method-assign]
     try:

@@ -153,6 +153,8 @@ def _is_latent_attention(module: Any) -> bool:
         return False
     if type(projection) is not nn.Linear and not _is_block_fp8(projection):
         return False
+    if type(projection.weight) is not nn.Parameter:  # torchao puts its own kind of tensor into plain linear layers
+        return False
     if not all(hasattr(module, name) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "config")):
         return False
     # A weight that DeepSpeed's ZeRO-3 gathers for the call of its layer must not be read without that call: a rank that skips a

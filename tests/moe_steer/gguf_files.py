@@ -101,10 +101,14 @@ def write_model(path: Path, model: Any, tokenizer: Any, type_name: str = "F32", 
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, tokenizer)
-    names = gguf.get_tensor_name_map(next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch), config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(
+        next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch), config.num_hidden_layers
+    )
     for name, tensor in model.state_dict().items():
         values = tensor.float().numpy()
-        if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp rotates neighbours, not halves
+        if arch == "llama" and name.endswith(
+            ("q_proj.weight", "k_proj.weight")
+        ):  # llama.cpp rotates neighbours, not halves
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             values = values.reshape(heads, 2, -1, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
         kind = TYPES[type_name if values.ndim > 1 else "F32"]

@@ -87,7 +87,7 @@ def test_refusals_name_what_is_wrong() -> None:
     )
     assert "no parallel plan for gpt2" in refusal("tp_ep", config_of("gpt2"), 2)
     assert "no expert-parallel plan for longcat_flash" in refusal("tp_ep", config_of("longcat_flash"), 2)
-    assert all(refusal(name, config_of("deepseek_v3"), 8) == "" for name in BACKENDS)
+    assert all(refusal(name, config_of("deepseek_v3"), 8) == "" for name in BACKENDS if name != "device_map")
 
 
 def test_presets_are_those_that_deepspeed_states() -> None:
