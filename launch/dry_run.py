@@ -101,6 +101,7 @@ def fit(
                 batch=rows or options.rows,
                 context=prompt + options.token_limit,
                 prompt=prompt,
+                max_memory=options.max_memory,
             )[0],
             "the fastest that fits",
         )
@@ -114,8 +115,9 @@ def fit(
         context=prompt + options.token_limit,
         batch=rows or options.rows,
         prompt=prompt,
-        offload=options.offload,
+        offload=options.offload or ("cpu" if (options.backend, backend) == ("auto", "device_map") else ""),
         on_gpu=machine.on_gpu,
+        max_memory=options.max_memory,
     )
     footprint = next(item for item in found.footprints if item.backend == backend)
     if footprint.why_not:
@@ -182,7 +184,7 @@ def report(options: Options, ranks: Ranks) -> str:
         [
             f"model     {options.model} ({config.model_type})",
             f"machine   {machine.what}",
-            f"backend   {found}" + (f"; shards rest in {options.offload}" if options.offload else ""),
+            f"backend   {found}" + (f"; weights rest in {options.offload}" if options.offload else ""),
             f"plan      {experts}",
             f"problems  {options.problems}: "
             + ", ".join(f"{len(part)} {name}" for name, part in sets._asdict().items()),

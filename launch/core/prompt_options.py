@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from launch.core.option_checks import PROMPTS
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
@@ -16,15 +18,15 @@ class PromptOptions:
 
     thinking: str | None = None
     """How the model writes its thoughts, where trying its template does not tell: think, harmony, none, ..., or its two tags as OPEN...CLOSE."""
-    template_arg: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    template_arg: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, PROMPTS] = ()
     """An argument for the chat template, as NAME=VALUE; may be given several times."""
-    effort: str | None = None
+    effort: Annotated[str | None, PROMPTS] = None
     """How hard to think, in the template's own words (low, medium, high)."""
-    no_thinking: bool = False
+    no_thinking: Annotated[bool, PROMPTS] = False
     """Switch thinking off, where the template can."""
     chat_template: str | None = None
     """File of a chat template, in place of the tokenizer's own."""
-    system: str | None = None
+    system: Annotated[str | None, PROMPTS] = None
     """A system message before every question."""
 
     repeatable: ClassVar = frozenset({"template_arg"})

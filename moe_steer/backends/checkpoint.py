@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,7 +27,8 @@ _LEAST_CAPABILITY = (8, 9)
 
 @dataclass(frozen=True, kw_only=True)
 class LoadRequest:
-    """A model to load. ``dtype``: auto or a torch name. ``offload``: "" (none), "cpu", or a folder on NVMe."""
+    """A model to load. ``dtype``: auto or a torch name. ``offload``: "" (none), "cpu", or a folder on NVMe. ``places``: for
+    the backend device_map, the device on which each module rests."""
 
     name: str
     dtype: str = "auto"
@@ -36,6 +37,7 @@ class LoadRequest:
     revision: str | None = None
     trust_remote_code: bool = False
     offload: str = ""
+    places: Mapping[str, int | str] | None = None
 
     @property
     def hub_options(self) -> dict[str, Any]:
@@ -44,9 +46,7 @@ class LoadRequest:
 
     def config(self) -> Any:
         """The model's configuration."""
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(self.name, **self.hub_options)
+        return config_of(self.name, **self.hub_options)
 
     def model(self, **options: Any) -> Any:
         """``AutoModelForCausalLM.from_pretrained`` with the shared options and the given ones."""
@@ -54,10 +54,54 @@ class LoadRequest:
 
         if self.experts_implementation is not None:
             options["experts_implementation"] = self.experts_implementation
+        source, file = where_it_lies(self.name)
+        if file:
+            from transformers import GgufConfig
+
+            file["quantization_config"] = GgufConfig(dequantize=True)
+        elif self.dtype != "auto" and quantisation(self.config()) == "mxfp4":
+            from transformers import Mxfp4Config
+
+            options["quantization_config"] = Mxfp4Config(dequantize=True)
         with whole_blocks(self.config()):
             return AutoModelForCausalLM.from_pretrained(
-                self.name, dtype=torch_dtype(self.dtype), **self.hub_options, **options
+                source, dtype=torch_dtype(self.dtype), **file, **self.hub_options, **options
             )
+
+
+def where_it_lies(name: str) -> tuple[str, dict[str, Any]]:
+    """(folder or hub id, options that name the file) for every ``from_pretrained`` of a model: a name that ends in ``.gguf`` is
+    a file in a folder, or in a hub repository (``owner/name/file.gguf``)."""
+    if not name.endswith(".gguf"):
+        return name, {}
+    if os.path.isfile(name):
+        return os.path.dirname(name) or ".", {"gguf_file": os.path.basename(name)}
+    owner, repository, *file = name.split("/")
+    return f"{owner}/{repository}", {"gguf_file": "/".join(file)}
+
+
+def config_of(name: str, **options: Any) -> Any:
+    """The configuration of a model, from config.json or from the header of a GGUF file, which is then its name."""
+    from transformers import AutoConfig
+
+    source, file = where_it_lies(name)
+    config = AutoConfig.from_pretrained(source, **file, **options)
+    if file:
+        config._name_or_path = name
+    return config
+
+
+def is_gguf(config: Any) -> bool:
+    """Whether a configuration of ``config_of`` is a GGUF file's."""
+    return str(getattr(config, "_name_or_path", "")).endswith(".gguf")
+
+
+def quantisation(config: Any) -> str:
+    """The method in which a checkpoint is quantised, by the library's name; empty for none."""
+    text = config.get_text_config()
+    found = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None) or {}
+    method = found.get("quant_method", "") if isinstance(found, dict) else found.quant_method
+    return str(getattr(method, "value", method))
 
 
 def torch_dtype(name: str) -> str | torch.dtype:
@@ -160,6 +204,17 @@ def has_fp8_hardware(on_gpu: bool) -> bool:
     return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= _LEAST_CAPABILITY
 
 
+def refuse_unknown_quantisation(config: Any) -> None:
+    """ValueError for a method that the library does not know: it would warn, and read the numbers as if they were weights."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    method = quantisation(config)
+    if method not in ("", "bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
+        raise ValueError(
+            f"the checkpoint is quantised by {method!r}, which transformers does not know: use a newer one, or another checkpoint"
+        )
+
+
 def refuse_without_kernels(config: Any) -> None:
     """ValueError, before a terabyte is read, when FP8 would stay FP8 here but the package for FP8 arithmetic is missing."""
     if is_fp8(config) and torch.cuda.is_available() and has_fp8_hardware(True) and find_spec("kernels") is None:
@@ -196,7 +251,7 @@ def whole_blocks(config: Any) -> Iterator[None]:
         if not (0 < missing_rows < block_rows or 0 < missing_columns < block_columns):
             return original(self, quantized, scales, output_dtype=output_dtype)
         filled = pad(quantized.float(), (0, max(missing_columns, 0), 0, max(missing_rows, 0)))
-        return original(self, filled, scales, output_dtype=output_dtype)[..., :rows, :columns]
+        return original(self, filled, scales, output_dtype=output_dtype)[..., :rows, :columns].contiguous()
 
     Fp8Dequantize._dequantize_one = expand  # type: ignore[method-assign]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from moe_steer.thinking.format import ANSWER, THOUGHT, ThinkingFormat
@@ -47,10 +47,10 @@ class TokenTags(NamedTuple):
         return cls(tuple(forms), ANSWER, tuple(close_ids))
 
     @classmethod
-    def from_lists(cls, values: Sequence[Any]) -> TokenTags:
-        """From JSON."""
-        forms, starts, close = values
-        return cls(tuple((tuple(form), phase, closes) for form, phase, closes in forms), starts, tuple(close))
+    def from_dict(cls, values: Mapping[str, Any]) -> TokenTags:
+        """What ``_asdict`` gave, back from JSON."""
+        forms = tuple((tuple(form), phase, closes) for form, phase, closes in values["forms"])
+        return cls(forms, values["starts"], tuple(values["close"]))
 
     @property
     def opening(self) -> tuple[Form, ...]:

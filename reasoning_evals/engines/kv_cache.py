@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -71,6 +72,7 @@ class GrowingLayer(DynamicLayer):
         """Keep these rows of the batch, in this order."""
         if self.keys is None or self.get_seq_length() == 0:
             return
+        indices = indices.to(self.keys.device)  # layers may be spread over several GPUs
         moves = _moves_into_holes(indices, self.keys.shape[0])
         if moves is None or self._room is None:
             self._room = None
@@ -180,6 +182,8 @@ def _is_latent_attention(module: Any) -> bool:
         return False
     if type(projection) is not nn.Linear and not _is_block_fp8(projection):
         return False
+    if type(projection.weight) is not nn.Parameter:  # torchao puts its own kind of tensor into plain linear layers
+        return False
     if not all(hasattr(module, name) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "config")):
         return False
     # A weight that DeepSpeed's ZeRO-3 gathers for the call of its layer must not be read without that call: a rank that skips a
@@ -220,6 +224,15 @@ def _expanded(module: Any, dtype: torch.dtype) -> Tensor:
     return kept
 
 
+def _in_memory(projection: Any) -> AbstractContextManager[None]:
+    """Inside the block the weight can be read, also where accelerate keeps it elsewhere between calls."""
+    if not hasattr(projection, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(projection)
+
+
 def _leave_compressed(latent_B1TR: Tensor, rotary_B1TP: Tensor) -> tuple[Tensor, Tensor]:
     return latent_B1TR, rotary_B1TP
 
@@ -235,7 +248,8 @@ def _attend_to_latents(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     nope, rank = module.qk_nope_head_dim, module.kv_lora_rank
-    weight_HNR = _expanded(module, query_BH1N.dtype).view(-1, nope + module.v_head_dim, rank)
+    with _in_memory(module.kv_b_proj):
+        weight_HNR = _expanded(module, query_BH1N.dtype).view(-1, nope + module.v_head_dim, rank)
     query_nope, query_rotary = query_BH1N[:, :, 0].split([nope, query_BH1N.shape[-1] - nope], dim=-1)
     query_BHR = torch.matmul(query_nope.transpose(0, 1), weight_HNR[:, :nope]).transpose(0, 1)
     # All heads attend to the same keys, so the head dimension is used as the query length.

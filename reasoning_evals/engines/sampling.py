@@ -129,7 +129,8 @@ def model_identity(model: Any) -> dict[str, Any]:
 def thinking_notes(tokenizer: Any) -> dict[str, Any]:
     """For run.json: how the model writes its thoughts, as text and as token ids."""
     fmt = thinking_format(tokenizer)
-    return {"thinking": fmt.to_dict(), "thinking_tokens": token_tags(tokenizer, fmt)}
+    tags = token_tags(tokenizer, fmt)
+    return {"thinking": fmt.to_dict(), "thinking_tokens": tags._asdict() if tags else None}
 
 
 class UniformStreams:

@@ -24,6 +24,7 @@ from reasoning_evals.runs import (
     read_run,
 )
 from reasoning_evals.thoughts.metrics import (
+    SWITCH_MARKERS,
     AttemptJudge,
     Judge,
     ThoughtTrace,
@@ -33,7 +34,6 @@ from reasoning_evals.thoughts.metrics import (
     trace_thought,
     ut_rule,
 )
-from reasoning_evals.thoughts.segments import SWITCH_MARKERS
 
 LABELS = "problems that ask for a label, which no thought states"
 UNREADABLE = "problems with a target that no grader can read"
