@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ class Rows:
     """Real tokens of the prompt."""
     phase_B: Tensor
     """Phase (``moe_steer.thinking``): outside, in the thought, or in the answer."""
-    line_B: Tensor
-    """Whether the last real token ended a line."""
+    bits_B: Tensor
+    """Bits of the last real token (``moe_steer.tokens.steps``); 0 before the first."""
     tail_BN: Tensor
     """[B, N]: the last tokens, as many as a thinking tag may have before its last one; -1 where there was none."""
     forwards: int = 0
@@ -35,26 +35,19 @@ class Rows:
     def select(self, index: Tensor) -> Rows:
         """The state of other rows, in their order."""
         index = index.to(self.seen_B.device)
-        return dataclasses.replace(
-            self,
-            seen_B=self.seen_B[index],
-            prompt_B=self.prompt_B[index],
-            phase_B=self.phase_B[index],
-            line_B=self.line_B[index],
-            tail_BN=self.tail_BN[index],
-        )
+        chosen: dict[str, Any] = {name: tensor[index] for name, tensor in self._tensors()}
+        return dataclasses.replace(self, **chosen)
 
     def join(self, others: Sequence[Rows]) -> Rows:
         """The state of these rows, then of the others'; the number of forwards is that of these."""
         parts = [self, *others]
-        return dataclasses.replace(
-            self,
-            seen_B=torch.cat([part.seen_B for part in parts]),
-            prompt_B=torch.cat([part.prompt_B for part in parts]),
-            phase_B=torch.cat([part.phase_B for part in parts]),
-            line_B=torch.cat([part.line_B for part in parts]),
-            follows_tags=all(part.follows_tags for part in parts),
-        )
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name, _ in self._tensors()}
+        return dataclasses.replace(self, **joined, follows_tags=all(part.follows_tags for part in parts))
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for item in dataclasses.fields(self):
+            if isinstance(value := getattr(self, item.name), Tensor):
+                yield item.name, value
 
 
 class FollowsRows:
@@ -119,7 +112,9 @@ def leave_rows(cache: Any, rows: Rows) -> None:
         cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
     others = cache.steering_rows
     if not rows.follows_tags and others is not None and others.follows_tags and others.forwards == rows.forwards:
-        rows = dataclasses.replace(rows, phase_B=others.phase_B, line_B=others.line_B, follows_tags=True)
+        rows = dataclasses.replace(
+            rows, phase_B=others.phase_B, bits_B=others.bits_B, tail_BN=others.tail_BN, follows_tags=True
+        )
     cache.steering_rows = rows
 
 

@@ -13,7 +13,8 @@ Definitions, one row at a time, padding never counted:
   answer
 - step_end   the tokens of a thought that end a step (of a model that does not think: the generated tokens that do); chosen by
   classes (``step_end`` alone: sentence+line)
-  - sentence   tokens whose text ends in . ! ? or their full-width forms; closing quotes and brackets, white space may follow
+  - sentence   tokens whose text ends in . ! ? or their full-width forms, closers and white space may follow; not decimal points,
+    abbreviations, list numbers. Where the next token decides, it is that token (``moe_steer.tokens.steps``)
   - line       tokens whose text ends in a line break; blanks may follow
   - paragraph  tokens whose text ends in a blank line, and white space with a line break right after a token that ended a line
 """
@@ -29,10 +30,6 @@ from torch import Tensor
 from moe_steer.thinking import ANSWER, THOUGHT
 from moe_steer.tokens.cache_rows import Rows, leave_rows, rows_on
 from moe_steer.tokens.scopes import (
-    BLANK_LINE,
-    LINE,
-    ONLY_SPACE,
-    SENTENCE,
     Scope,
     SpecialTokens,
     parse_scope,
@@ -40,6 +37,7 @@ from moe_steer.tokens.scopes import (
     special_tokens,
     tokenizer_of,
 )
+from moe_steer.tokens.steps import BLANK_LINE, LINE, ONLY_SPACE, StepEnds, sentence_ends
 
 __all__ = [
     "PROMPT_SCOPES",
@@ -118,26 +116,24 @@ class PositionTracker:
         if real_BS is None:
             real_BS = torch.ones(num_rows, length, dtype=torch.bool, device=tokens.device)
         rows = self._rows_of(call, real_BS)
-        phase_BS = line_BS = bits_BS = tail_BN = None
+        phase_BS = tail_BN = None
+        ends = None
         if self._follows_tags:
             ids_BS = self._ids(ids_BS)
-            bits_BS = self._bits(ids_BS)
             # Columns: the state before this forward, then the state after each of its tokens.
             started_BS, tail_BN = self._started(rows.tail_BN, ids_BS, real_BS)
             phase_BS = _carried(rows.phase_B, started_BS - 1, real_BS & (started_BS > 0))
-            line_BS = _carried(rows.line_B, (bits_BS & LINE) > 0, real_BS)
+            ends = sentence_ends(rows.bits_B, self._bits(ids_BS), real_BS, _carried)
         number_BS = rows.seen_B[:, None] + real_BS.cumsum(1) - 1 - rows.prompt_B[:, None]  # of the generated token
         for text, scope in self._scopes.items():
             if scope.kind != "all":
-                mask_BS = real_BS & _in_scope(
-                    scope, number_BS, self._thought(phase_BS, number_BS), phase_BS, line_BS, bits_BS
-                )
+                mask_BS = real_BS & _in_scope(scope, number_BS, self._thought(phase_BS, number_BS), phase_BS, ends)
                 self._masks[text] = mask_BS.reshape(-1)
         self._rows = Rows(
             seen_B=rows.seen_B + real_BS.sum(1),
             prompt_B=rows.prompt_B,
             phase_B=rows.phase_B if phase_BS is None else phase_BS[:, -1],
-            line_B=rows.line_B if line_BS is None else line_BS[:, -1],
+            bits_B=rows.bits_B if ends is None else ends.bits_BT[:, -1],
             tail_BN=rows.tail_BN if tail_BN is None else tail_BN,
             forwards=rows.forwards + 1,
             follows_tags=self._follows_tags,
@@ -193,7 +189,7 @@ class PositionTracker:
         zeros_B = torch.zeros(num_rows, dtype=torch.long, device=device)
         longest = 1 if self._special is None or self._special.tags is None else len(self._special.tags.forms[0][0])
         tail_BN = torch.full((num_rows, longest - 1), -1, dtype=torch.long, device=device)
-        return Rows(seen_B=zeros_B, prompt_B=prompt_B, phase_B=zeros_B, line_B=zeros_B.bool(), tail_BN=tail_BN)
+        return Rows(seen_B=zeros_B, prompt_B=prompt_B, phase_B=zeros_B, bits_B=zeros_B, tail_BN=tail_BN)
 
     def _ids(self, ids_BS: Tensor | None) -> Tensor:
         if ids_BS is None or self._special is None:
@@ -255,8 +251,7 @@ def _in_scope(
     number_BS: Tensor,
     thought_BS: Tensor | None,
     phase_BS: Tensor | None,
-    line_BS: Tensor | None,
-    bits_BS: Tensor | None,
+    ends: StepEnds | None,
 ) -> Tensor:
     if scope.kind == "prompt":
         return number_BS < 0
@@ -268,13 +263,16 @@ def _in_scope(
     assert thought_BS is not None
     if scope.kind == "thought":
         return thought_BS
-    assert line_BS is not None
-    assert bits_BS is not None
-    wanted = sum(bit for name, bit in (("sentence", SENTENCE), ("line", LINE)) if name in scope.classes)
-    ends_BS = (bits_BS & wanted) > 0
+    assert ends is not None
+    bits_BS, last_BS = ends.bits_BT[:, 1:], ends.bits_BT[:, :-1]
+    ends_BS = torch.zeros_like(thought_BS)
+    if "sentence" in scope.classes:
+        ends_BS = ends_BS | ends.sentence_BS
+    if "line" in scope.classes:
+        ends_BS = ends_BS | ((bits_BS & LINE) > 0)
     if "paragraph" in scope.classes:
         empty_BS = (bits_BS & (LINE | ONLY_SPACE)) == (LINE | ONLY_SPACE)
-        ends_BS = ends_BS | ((bits_BS & BLANK_LINE) > 0) | (empty_BS & line_BS[:, :-1])
+        ends_BS = ends_BS | ((bits_BS & BLANK_LINE) > 0) | (empty_BS & ((last_BS & LINE) > 0))
     return thought_BS & ends_BS
 
 

@@ -54,6 +54,12 @@ def test_decisions_are_where_a_thought_stops_and_where_a_step_starts_with_a_swit
     assert around(lab, item, "negative") == [". Wait", "\nAlternatively", ". Hmm", ". w"]
 
 
+def test_words_that_lead_up_to_a_switch_belong_to_it(lab: Any) -> None:
+    thought = "We add. But wait, no.\nNo, wait. So, alternatively, yes. Is it 7? Wait, wait. I say but wait here."
+    (item,) = decision_sites([trace(lab, thought)], lab)
+    assert around(lab, item, "negative") == [". But", "\nNo", ". So", "? Wait"]
+
+
 def test_the_first_word_of_a_thought_and_words_outside_it_are_no_decisions(lab: Any) -> None:
     (item,) = decision_sites([trace(lab, "Wait. It is 7.")], lab)
     assert item.negative == ()

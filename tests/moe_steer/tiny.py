@@ -9,8 +9,10 @@ import torch
 
 VOCAB = 100
 THINK, END_THINK, STOP = 97, 98, 99
-TEXTS = {10: "so.", 20: "really?", 30: "line\n", 40: "\n", 50: "end.\n\n"}
-SENTENCE_ENDS, LINE_ENDS = (10, 20, 50), (30, 40, 50)
+TEXTS = {
+    10: "so.", 20: "really?", 30: "line\n", 40: "\n", 50: "end.\n\n", 11: ".", 21: " then", 31: "4", 41: "x", 51: "approx", 12: " ",
+    22: "...", 32: "word",
+}  # fmt: skip
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> Any:
