@@ -79,6 +79,7 @@ class Generate(PromptOptions, HeldModel):
         from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
+        from reasoning_evals.comparing import unclosed_notes
         from reasoning_evals.engines import SamplingConfig
         from reasoning_evals.runs import grade_run
 
@@ -107,7 +108,9 @@ class Generate(PromptOptions, HeldModel):
         print(f"{len(rows)} samples of {len(problems)} problems, {summary.num_new} of them new{speed}")
         correct = sum(row.correct for row in rows)
         cut = sum(row.outcome == "truncated" for row in rows)
-        print(f"{arm.name}: {correct} correct ({100 * correct / len(rows):.1f}%), {cut} truncated in the thought")
+        print(f"{arm.name}: {correct} correct ({100 * correct / len(rows):.1f}%), {cut} truncated by the token limit")
+        for note in unclosed_notes(rows):
+            print(note)
         if plan is not None:
             self._report_firing(plan)
         if self.endpoint:

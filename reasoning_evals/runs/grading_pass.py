@@ -11,7 +11,7 @@ from typing import Any, Protocol, get_type_hints
 
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, quoted
-from reasoning_evals.problems import Problem, read_problems
+from reasoning_evals.problems import LABEL, Problem, read_problems
 from reasoning_evals.runs.completions import Completion, json_line
 from reasoning_evals.runs.reading import ArmThoughts, arm_thoughts
 from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
@@ -23,7 +23,7 @@ class Judgement(Protocol):
 
     @property
     def outcome(self) -> str:
-        """correct, wrong, no_answer, truncated, grader_timeout or grader_error."""
+        """correct, wrong, no_answer, truncated, grader_timeout or grader_error; of a run also unclosed."""
 
     @property
     def extracted(self) -> str | None:
@@ -43,7 +43,7 @@ class GradeRow:
     problem_id: str
     sample_idx: int
     outcome: str
-    """correct, wrong, no_answer, truncated, grader_timeout or grader_error."""
+    """correct, wrong, no_answer, unclosed, truncated, grader_timeout or grader_error."""
     extracted: str | None
     reason: str
     method: str
@@ -151,15 +151,16 @@ def _judge_one(
     thought = reader.split(completion.text, completion.prompt)
     verdict = judge(problem, thought)
     stopped = completion.finish_reason == "stop"
+    outcome, reason = _told_apart(problem, verdict, thought, stopped)
     counts = reader.count_tokens(completion.token_ids, completion.prompt, completion.text, stopped)
     return GradeRow(
         arm=completion.arm,
         task=completion.task,
         problem_id=completion.problem_id,
         sample_idx=completion.sample_idx,
-        outcome=verdict.outcome,
+        outcome=outcome,
         extracted=verdict.extracted,
-        reason=verdict.reason,
+        reason=reason,
         method=getattr(verdict, "method", ""),
         state=thought.state,
         finish_reason=completion.finish_reason,
@@ -169,6 +170,21 @@ def _judge_one(
         domain=problem.domain,
         cluster_id=problem.cluster_id,
     )
+
+
+def _told_apart(problem: Problem, verdict: Judgement, thought: Thought, stopped: bool) -> tuple[str, str]:
+    """Outcome and reason, with what the text alone does not show: whether the response ended by itself.
+
+    The last number of a text that was cut is no answer: nobody knows what the model would have said next.
+    """
+    if problem.answer_type == LABEL:
+        return verdict.outcome, verdict.reason
+    if thought.state == "truncated" and stopped and verdict.outcome == "truncated":
+        return "unclosed", "the response ended by itself inside a thought that never closes"
+    guessed = verdict.outcome == "no_answer" or getattr(verdict, "method", "").startswith("last")
+    if not stopped and guessed and verdict.outcome in ("correct", "wrong", "no_answer"):
+        return "truncated", "the token limit came before an answer was stated"
+    return verdict.outcome, verdict.reason
 
 
 def _default_judge() -> Callable[[Problem, Thought], Judgement]:

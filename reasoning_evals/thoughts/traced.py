@@ -187,7 +187,11 @@ def _thinking_tokens(sample: TracedSample) -> float:
 
 def _underthinking(sample: TracedSample) -> float | None:
     """For incorrect responses only. An answer on which the grader failed is not known to be incorrect."""
-    if sample.trace is None or sample.unjudged or sample.row.outcome not in ("wrong", "no_answer", "truncated"):
+    if (
+        sample.trace is None
+        or sample.unjudged
+        or sample.row.outcome not in ("wrong", "no_answer", "unclosed", "truncated")
+    ):
         return None
     return ut_rule([sample.trace])
 
