@@ -31,7 +31,12 @@ COMPRESSED = {
 def narrow(name: str, **changes: Any) -> Any:
     """The family's model, float32, with these changes of its configuration."""
     family = FAMILIES[name]
-    config = CONFIG_MAPPING[family.model_type](**{**family.config, **COMPRESSED.get(name, {}), **changes})
+    given = {**family.config, **COMPRESSED.get(name, {})}
+    parts = [part for part in given.values() if isinstance(part, dict) and "vocab_size" in part]
+    given = {key: {**part, **changes} if part in parts else part for key, part in given.items()} | (
+        {} if parts else changes
+    )
+    config = CONFIG_MAPPING[family.model_type](**given)
     text = config.get_text_config(decoder=True)
     for key, value in NARROW.items():
         if isinstance(getattr(text, key, None), int):

@@ -46,7 +46,13 @@ KINDS = {
     "convolution beside attention": "inkling",
     "compressed": "deepseek_v4",
     "block-sparse": "minimax_m3_vl_text",
+    "streams side by side": "qwen4_exp",
+    "embeddings of a composite model: latent, pooled index": "glm5_next",
+    "embeddings of a composite model: latent, indexed": "mistral_large4",
+    "embeddings of a composite model: sliding": "step3p7",
+    "embeddings of a composite model: full": "qwen3_vl_moe",
 }
+"""Missing: the reference sliding window of unlimited_ocr, which without a cache is full attention."""
 SCOPES = ("thought", "answer", "step_end", "after:3")
 TEXTS = (
     ([5, 6], [T, 7, 10, 8, 30, 40, 9, 50, 40, E, 10, 40]),
@@ -102,7 +108,7 @@ def naive(model: Any, vectors: dict[str, tuple[int, Tensor]]) -> tuple[list[Tens
 def add(vector_D: Tensor, places: list[int]) -> Any:
     def hook(_: Any, __: Any, output: Any) -> Any:
         hidden = (output[0] if isinstance(output, tuple) else output).clone()
-        hidden[:, places] += vector_D.to(hidden.dtype)
+        hidden[:, places] += vector_D.to(hidden.dtype).repeat(hidden.shape[-1] // len(vector_D))
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return hook
