@@ -7,6 +7,7 @@ rows, blocks of 128).
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import struct
@@ -58,7 +59,7 @@ class LoadRequest:
         if file:
             from transformers import GgufConfig
 
-            file["quantization_config"] = GgufConfig(dequantize=True)
+            options |= {"quantization_config": GgufConfig(dequantize=True), "config": self.config()}
         elif self.dtype != "auto" and quantisation(self.config()) == "mxfp4":
             from transformers import Mxfp4Config
 
@@ -85,9 +86,19 @@ def config_of(name: str, **options: Any) -> Any:
     from transformers import AutoConfig
 
     source, file = where_it_lies(name)
+    if not file:
+        return AutoConfig.from_pretrained(source, **options)
+    return copy.deepcopy(_config_in_gguf(name, os.path.getmtime(name) if os.path.isfile(name) else 0.0, **options))
+
+
+@functools.lru_cache(maxsize=2)
+def _config_in_gguf(name: str, written: float, **options: Any) -> Any:
+    """Kept, because the library reads the whole vocabulary for it: half a minute for 262,144 tokens."""
+    from transformers import AutoConfig
+
+    source, file = where_it_lies(name)
     config = AutoConfig.from_pretrained(source, **file, **options)
-    if file:
-        config._name_or_path = name
+    config._name_or_path = name
     return config
 
 
