@@ -129,9 +129,12 @@ def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
         # lab-dense names the class that R1-Distill-Qwen names, on purpose (lab/export.py); transformers advises against it
         logging.set_verbosity_error()
     try:
-        return _one_line(
+        read = _one_line(
             path_or_id, lambda: AutoTokenizer.from_pretrained(source, **file, **options), "the tokenizer of "
         )
+        if file:
+            read.name_or_path = resolve(path_or_id)  # the library names the folder
+        return read
     finally:
         logging.set_verbosity(before)
 

@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 
 _LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
+_HEADERS: dict[tuple[str, Any], Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class LoadRequest:
         if file:
             from transformers import GgufConfig
 
-            file["quantization_config"] = GgufConfig(dequantize=True)
+            options |= {"quantization_config": GgufConfig(dequantize=True), "config": self.config()}
         elif self.dtype != "auto" and quantisation(self.config()) == "mxfp4":
             from transformers import Mxfp4Config
 
@@ -81,14 +82,18 @@ def where_it_lies(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def config_of(name: str, **options: Any) -> Any:
-    """The configuration of a model, from config.json or from the header of a GGUF file, which is then its name."""
+    """The configuration of a model, from config.json or from the header of a GGUF file, which is then its name. A header is
+    kept: the library reads the whole vocabulary for it, half a minute for 262,144 tokens."""
     from transformers import AutoConfig
 
     source, file = where_it_lies(name)
-    config = AutoConfig.from_pretrained(source, **file, **options)
-    if file:
-        config._name_or_path = name
-    return config
+    if not file:
+        return AutoConfig.from_pretrained(source, **options)
+    key = (name, os.path.getmtime(name) if os.path.isfile(name) else options.get("revision"))
+    if key not in _HEADERS:
+        _HEADERS[key] = AutoConfig.from_pretrained(source, **file, **options)
+        _HEADERS[key]._name_or_path = name
+    return copy.deepcopy(_HEADERS[key])
 
 
 def is_gguf(config: Any) -> bool:
@@ -124,13 +129,7 @@ def stored_dtype(config: Any) -> torch.dtype:
 
 def is_fp8(config: Any) -> bool:
     """Whether the checkpoint holds FP8 blocks."""
-    quantization = getattr(config, "quantization_config", None) or {}
-    method = (
-        quantization.get("quant_method")
-        if isinstance(quantization, dict)
-        else getattr(quantization, "quant_method", "")
-    )
-    return str(getattr(method, "value", method)) == "fp8"
+    return quantisation(config) == "fp8"
 
 
 def dequantised(config: Any) -> dict[str, Any]:

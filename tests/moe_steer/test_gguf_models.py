@@ -89,6 +89,7 @@ def test_the_file_names_the_model(file: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.count("the weights of the GGUF file were dequantised to float32") == 1
     assert model_shape(loaded).name == str(file)
     assert InProcessSampler(loaded, read).describe()["model"] == str(file)
+    assert read.name_or_path == str(file)
     assert resolve(file.parent) == str(file)
     assert load_model(file, dtype="bfloat16")[0].dtype == torch.bfloat16
     assert read_config(file).num_hidden_layers == 3
