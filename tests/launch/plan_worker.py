@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from launch.core import sharded
 from launch.core.ranks import Ranks, leave, ranks_of_this_run
-from launch.core.sharded import broadcast_plan
+from launch.core.wiring import broadcast_plan
 from moe_steer.plan import ExpertGain, ResidualVector, SteeringPlan
 
 
