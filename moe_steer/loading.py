@@ -13,6 +13,7 @@ import torch
 from moe_steer.backends import (
     Layout,
     LoadRequest,
+    Unplanned,
     cached_folder,
     check_name,
     check_shards,
@@ -21,9 +22,11 @@ from moe_steer.backends import (
     refusal,
     refuse_without_kernels,
     remember_layout,
+    skeleton,
     torch_dtype,
 )
 from moe_steer.lab import EMBEDDED
+from moe_steer.layers import model_shape
 from moe_steer.tokens import remember_tokenizer
 
 
@@ -41,7 +44,7 @@ def load_model(
     batch: int = 1,
     context: int | None = None,
 ) -> tuple[Any, Any]:
-    """Load a causal language model and its tokenizer for inference; returns (model, tokenizer).
+    """Load a model that writes text, and its tokenizer, for inference; returns (model, tokenizer).
 
     ``path_or_id``: a folder, a hub id, ``lab`` or ``lab-dense`` for an embedded model. ``backend``: ``plain`` holds the
     whole model on every rank; tp_ep, autoep, autoep_zero3 and zero3 spread it over the ranks of the run
@@ -50,7 +53,8 @@ def load_model(
     ``experts_implementation``: eager, batched_mm or grouped_mm; default the library's choice. ``batch``, ``context``: rows
     decoded together and tokens that each may reach, for ``auto``. ``offload``: for zero3, ``cpu`` or a folder on a local
     NVMe disk. ``check``: try a sharded model on a probe before handing it out (``moe_steer.selfcheck``). ValueError, in one
-    line, when there is no such model, it cannot be read, or the backend cannot run it.
+    line, when there is no such model, it cannot be read or lacks a tensor, its experts cannot be reached, or the backend cannot
+    run it.
     ``moe_steer.backends.layout_of(model)`` says which rank needs which tokens.
     """
     check_name(backend)
@@ -78,6 +82,7 @@ def load_model(
     # The configuration first: for a wrong name the tokenizer's reader would ask the hub twice.
     config = _one_line(path_or_id, request.config)
     tokenizer = read_tokenizer(path_or_id, **request.hub_options)
+    _one_line(path_or_id, lambda: _refuse_unsteerable(config))
     layout = _layout(backend, config, request, batch, context)
     model, layout = _one_line(path_or_id, lambda: loader(layout.backend)(request, layout))
     model.eval().requires_grad_(False)
@@ -130,6 +135,23 @@ def resolve(path_or_id: str | os.PathLike[str]) -> str:
     return name
 
 
+def _refuse_unsteerable(config: Any) -> None:
+    """ValueError, before a weight is read, for a model that cannot be built, or in which no layer or expert can be reached.
+
+    Says nothing of a model whose code comes with the checkpoint: that code need not run without data.
+    """
+    if type(config).__module__.partition(".")[0] != "transformers":
+        return
+    try:
+        model = skeleton(config, "bfloat16")
+    except Unplanned:
+        return
+    try:
+        model_shape(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; to measure it as it is, serve it and give --endpoint") from error
+
+
 def _layout(backend: str, config: Any, request: LoadRequest, batch: int, context: int | None) -> Layout:
     rank, world_size = _rank(), int(os.environ.get("WORLD_SIZE", "1"))
     reason = f"{backend}: asked for"
@@ -137,7 +159,7 @@ def _layout(backend: str, config: Any, request: LoadRequest, batch: int, context
         backend, reason = choose_backend(
             config, world_size, request.dtype, request.offload, batch=batch, context=context
         )
-        if rank == 0 and (world_size > 1 or backend != "plain"):
+        if rank == 0 and (world_size > 1 or backend != "plain" or "cannot be planned" in reason):
             print(f"backend {reason}", file=sys.stderr, flush=True)
     why_not = refusal(backend, config, world_size)
     if why_not:

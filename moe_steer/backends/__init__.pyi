@@ -1,9 +1,10 @@
+from moe_steer.backends.blueprint import Unplanned as Unplanned
+from moe_steer.backends.blueprint import skeleton as skeleton
+from moe_steer.backends.blueprint import torch_dtype as torch_dtype
 from moe_steer.backends.checkpoint import LoadRequest as LoadRequest
 from moe_steer.backends.checkpoint import cached_folder as cached_folder
 from moe_steer.backends.checkpoint import check_shards as check_shards
 from moe_steer.backends.checkpoint import refuse_without_kernels as refuse_without_kernels
-from moe_steer.backends.checkpoint import skeleton as skeleton
-from moe_steer.backends.checkpoint import torch_dtype as torch_dtype
 from moe_steer.backends.engine import without_compiled_shared_memory as without_compiled_shared_memory
 from moe_steer.backends.layout import Layout as Layout
 from moe_steer.backends.layout import layout_of as layout_of

@@ -6,11 +6,11 @@ rows, blocks of 128).
 
 from __future__ import annotations
 
-import copy
 import json
 import os
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from moe_steer.backends.blueprint import is_fp8, model_class, torch_dtype
 
 _LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
@@ -49,53 +51,15 @@ class LoadRequest:
         return AutoConfig.from_pretrained(self.name, **self.hub_options)
 
     def model(self, **options: Any) -> Any:
-        """``AutoModelForCausalLM.from_pretrained`` with the shared options and the given ones."""
-        from transformers import AutoModelForCausalLM
-
+        """``from_pretrained`` of the model's own class, with the shared options and the given ones; ValueError, with a tensor's
+        name, where checkpoint and model do not have the same tensors."""
         if self.experts_implementation is not None:
             options["experts_implementation"] = self.experts_implementation
-        with whole_blocks(self.config()):
-            return AutoModelForCausalLM.from_pretrained(
-                self.name, dtype=torch_dtype(self.dtype), **self.hub_options, **options
+        config = self.config()
+        with whole_blocks(config), the_same_tensors(config):
+            return model_class(config).from_pretrained(
+                self.name, config=config, dtype=torch_dtype(self.dtype), **self.hub_options, **options
             )
-
-
-def torch_dtype(name: str) -> str | torch.dtype:
-    """The dtype with this name; ValueError for unknown names."""
-    if name == "auto":
-        return name
-    value = getattr(torch, name, None)
-    if not isinstance(value, torch.dtype):
-        raise ValueError(f"dtype {name!r} is unknown: give auto, float32, bfloat16 or float16")
-    return value
-
-
-def stored_dtype(config: Any) -> torch.dtype:
-    """The precision that a checkpoint computes in (for FP8, the precision to which it is dequantised)."""
-    value = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    if isinstance(value, str):
-        value = getattr(torch, value.removeprefix("torch."))
-    return value if isinstance(value, torch.dtype) else torch.float32
-
-
-def is_fp8(config: Any) -> bool:
-    """Whether the checkpoint holds FP8 blocks."""
-    quantization = getattr(config, "quantization_config", None) or {}
-    method = (
-        quantization.get("quant_method")
-        if isinstance(quantization, dict)
-        else getattr(quantization, "quant_method", "")
-    )
-    return str(getattr(method, "value", method)) == "fp8"
-
-
-def dequantised(config: Any) -> dict[str, Any]:
-    """Options that make transformers expand an FP8 checkpoint while reading; none for other checkpoints."""
-    if not is_fp8(config):
-        return {}
-    from transformers import FineGrainedFP8Config
-
-    return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
 
 
 def cached_folder(name: str, revision: str | None) -> str | None:
@@ -169,6 +133,71 @@ def refuse_without_kernels(config: Any) -> None:
         )
 
 
+def has_mxfp4_kernels(on_gpu: bool) -> bool:
+    """Whether MXFP4 stays MXFP4; elsewhere transformers expands it to bfloat16. GPUs that are only planned for are assumed to
+    have what it takes."""
+    return on_gpu and (not torch.cuda.is_available() or all(find_spec(name) for name in ("kernels", "triton")))
+
+
+@contextmanager
+def the_same_tensors(config: Any) -> Iterator[None]:
+    """Inside the block, ``from_pretrained`` refuses a checkpoint whose tensors are not those of the model: the library fills a
+    missing one with random numbers, prints a table and goes on."""
+    from transformers import modeling_utils
+
+    report = modeling_utils.log_state_dict_report
+
+    def refuse(*_: Any, model: Any, loading_info: Any, **more: Any) -> None:
+        problem = _difference(config, model, loading_info)
+        if problem:
+            raise ValueError(problem)
+
+    modeling_utils.log_state_dict_report = refuse
+    try:
+        yield
+    finally:
+        modeling_utils.log_state_dict_report = report
+
+
+def _difference(config: Any, model: Any, found: Any) -> str:
+    """The first tensor that checkpoint and model do not share, in words; empty when they have the same."""
+    own = type(model).__name__
+    shapes = sorted((name, tuple(stored), tuple(needed)) for name, stored, needed in found.mismatched_keys)
+    extra = sorted(name for name in found.unexpected_keys if not _is_beside_the_model(name, config))
+    if found.missing_keys:
+        return (
+            f"the checkpoint lacks {_some(found.missing_keys)} of {own}: fetch it again, or the model it was made from"
+        )
+    if shapes:
+        name, stored, needed = shapes[0]
+        sizes = f"{list(stored)} is stored, the configuration says {list(needed)}"
+        return f"the checkpoint's {_some([entry[0] for entry in shapes])} has another shape ({sizes}): fetch both again"
+    if found.conversion_errors:
+        name, reason = sorted(found.conversion_errors.items())[0]
+        last = str(reason).strip().splitlines()[-1][:120]
+        return f"the checkpoint's parts of {_some(found.conversion_errors)} do not make one tensor ({last}): fetch it again"
+    if extra:
+        return f"{own} has no place for the checkpoint's {_some(extra)}: the configuration belongs to other weights, fetch both again"
+    return str(found.error_msgs[0])[:300] if found.error_msgs else ""
+
+
+def _some(names: Collection[str]) -> str:
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"tensor {min(names)!r}{more}"
+
+
+def _is_beside_the_model(name: str, config: Any) -> bool:
+    """Tensors that checkpoints carry beside the model: layers that predict further tokens, which stand behind the last decoder
+    layer or under a name of their own, and scales for other engines in a quantised checkpoint."""
+    text = config.get_text_config()
+    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    counts = {key: value for key, value in vars(text).items() if re.search("nextn|mtp", key) and isinstance(value, int)}
+    if layer and any(int(layer[1]) - text.num_hidden_layers in range(number) for number in counts.values()):
+        return True
+    quantised = getattr(config, "quantization_config", None) is not None
+    return bool(re.search(r"(^|[._])mtp[._]", name)) or (quantised and "scale" in name.rpartition(".")[2])
+
+
 @contextmanager
 def whole_blocks(config: Any) -> Iterator[None]:
     """Inside the block, transformers expands partly filled blocks correctly.
@@ -203,43 +232,3 @@ def whole_blocks(config: Any) -> Iterator[None]:
         yield
     finally:
         Fp8Dequantize._dequantize_one = original  # type: ignore[method-assign]
-
-
-def skeleton(config: Any, dtype: str = "auto") -> Any:
-    """The model of ``config`` on the meta device: parameters with shapes and dtypes but without memory.
-
-    ``dtype``: auto (as stored: FP8 stays FP8), fp8 (the family's experts and linear layers in FP8 blocks of 128), or a torch
-    name, to which an FP8 checkpoint is expanded.
-    """
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(config)
-    stored_as_fp8 = is_fp8(config)
-    quantization = config.quantization_config if stored_as_fp8 else None
-    if stored_as_fp8:
-        del config.quantization_config
-    if dtype == "fp8" or (dtype == "auto" and stored_as_fp8):
-        chosen = stored_dtype(config) if stored_as_fp8 else torch.bfloat16
-    else:
-        asked = torch_dtype(dtype)
-        chosen = stored_dtype(config) if isinstance(asked, str) else asked
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=chosen)
-    if dtype == "fp8" or (dtype == "auto" and stored_as_fp8):
-        _to_fp8(model, quantization)
-    return model.eval()
-
-
-def _to_fp8(model: Any, quantization: Any) -> None:
-    from transformers import FineGrainedFP8Config
-    from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    if quantization is None:
-        settings = FineGrainedFP8Config()
-    elif isinstance(quantization, dict):
-        settings = FineGrainedFP8Config.from_dict(quantization)
-    else:
-        settings = quantization
-    skipped = [*get_keys_to_not_convert(model), *(settings.modules_to_not_convert or [])]
-    replace_with_fp8_linear(model, modules_to_not_convert=skipped, quantization_config=settings, pre_quantized=True)

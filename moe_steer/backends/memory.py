@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from moe_steer.backends.checkpoint import has_fp8_hardware, is_fp8, skeleton
+from moe_steer.backends.blueprint import Unplanned, in_blocks, is_mxfp4, planning, skeleton, torch_dtype
+from moe_steer.backends.checkpoint import has_fp8_hardware, has_mxfp4_kernels
 from moe_steer.backends.layout import local_ranks
 from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
@@ -18,6 +19,8 @@ from moe_steer.backends.tp_ep import parallel_rules
 
 GPU_SHARE = 0.92
 """Part of a GPU that tensors may fill; the rest is left to the CUDA context, the communication library and fragmentation."""
+_SMALLEST_FIRST = ("tp_ep", "zero3", "plain")
+"""What to take on several ranks when the memory is not known: the fastest of those that share the weights."""
 _RANKS_TO_TRY = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -73,21 +76,21 @@ def plan_memory(
 
     ``limit``: bytes of one rank's device; ``context``: tokens a sequence may reach; ``batch``: sequences decoded together on a
     rank; ``prompt``: tokens of the longest prompt, processed at once; ``dtype``: auto (as stored), fp8, or a torch name;
-    ``host_limit``: limit of one rank's CPU memory while loading; None: no limit.
+    ``host_limit``: limit of one rank's CPU memory while loading; None: no limit. ``Unplanned`` where the library's code does not
+    run without data, or a configuration says what no model can have.
     """
     if world_size < 1 or limit <= 0 or context < 1 or batch < 1:
         raise ValueError(f"{world_size} ranks, {limit} bytes, context {context}, batch {batch}: all must be positive")
-    stored = skeleton(config, dtype)
-    fp8 = dtype == "fp8" or (dtype == "auto" and is_fp8(config))
-    expanded = (
-        skeleton(config, "bfloat16" if dtype == "fp8" else str(_computing(stored)).removeprefix("torch."))
-        if fp8
-        else stored
-    )
-    run = rehearse(expanded, batch, min(prompt, context), on_gpu)
-    step = rehearse_step(expanded, batch, context, on_gpu)
-    run = run._replace(activations=max(run.activations, step.activations))
-    kept = fp8 and (dtype == "fp8" or has_fp8_hardware(on_gpu))
+    torch_dtype("bfloat16" if dtype == "fp8" else dtype)
+    with planning(config):
+        stored = skeleton(config, dtype)
+        packed = dtype == "fp8" or (dtype == "auto" and in_blocks(config))
+        whole = "bfloat16" if dtype == "fp8" else str(_computing(stored)).removeprefix("torch.")
+        expanded = skeleton(config, whole) if packed else stored
+        run = rehearse(expanded, batch, min(prompt, context), on_gpu)
+        step = rehearse_step(expanded, batch, context, on_gpu)
+        run = run._replace(activations=max(run.activations, step.activations))
+    kept = packed and (dtype == "fp8" or (has_mxfp4_kernels if is_mxfp4(config) else has_fp8_hardware)(on_gpu))
     work = _Work(config, stored, expanded, run, max(step.cache, run.cache), limit, offload, host_limit, kept)
     footprints = tuple(work.footprint(backend, world_size) for backend in BACKENDS)
     plan = MemoryPlan(footprints=footprints, limit=limit, world_size=world_size)
@@ -108,26 +111,37 @@ def choose_backend(
 ) -> tuple[str, str]:
     """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU; with
     ``limit``, of a machine where each rank may use so many bytes. ``batch`` rows of ``context`` tokens (default the
-    model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens."""
+    model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens. Where the memory cannot be planned, the
+    first backend that can run the model: nothing says that it does not fit."""
     elsewhere = limit is not None
     limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
-    plan = plan_memory(
-        config,
-        world_size,
-        limit,
-        dtype=dtype,
-        context=context or _context(config),
-        batch=batch,
-        prompt=prompt,
-        offload=offload,
-        host_limit=None if elsewhere else host_bytes(world_size),
-        on_gpu=torch.cuda.is_available() if on_gpu is None else on_gpu,
-    )
+    try:
+        plan = plan_memory(
+            config,
+            world_size,
+            limit,
+            dtype=dtype,
+            context=context or _context(config),
+            batch=batch,
+            prompt=prompt,
+            offload=offload,
+            host_limit=None if elsewhere else host_bytes(world_size),
+            on_gpu=torch.cuda.is_available() if on_gpu is None else on_gpu,
+        )
+    except Unplanned as error:
+        return _without_plan(config, world_size, offload, str(error))
     best = plan.fastest
     if best is None:
         raise ValueError(f"no backend fits {gib(limit)} GiB a rank ({where}): {plan.advice}")
     reason = f"{best.backend}: the fastest that fits, {gib(best.total)} of {gib(limit)} GiB a rank ({where}), {world_size} ranks"
     return best.backend, reason.replace("1 ranks", "1 rank") if world_size == 1 else reason
+
+
+def _without_plan(config: Any, world_size: int, offload: str, why: str) -> tuple[str, str]:
+    able = [backend for backend in _SMALLEST_FIRST if not refusal(backend, config, world_size)]
+    best = "zero3" if offload else "plain" if world_size == 1 else able[0]
+    others = ", ".join(backend for backend in able if backend != best)
+    return best, f"{best}: {why}; where it does not fit, give --backend {others}"
 
 
 def available_bytes(world_size: int) -> tuple[int, str]:
@@ -179,7 +193,7 @@ class _Work:
     limit: int
     offload: str
     host_limit: int | None
-    fp8: bool
+    packed: bool
 
     def footprint(self, backend: str, world_size: int) -> Footprint:
         why_not = refusal(backend, self.config, world_size)
@@ -187,8 +201,8 @@ class _Work:
             why_not = "offload is a feature of zero3"
         if why_not:
             return Footprint(backend=backend, why_not=why_not)
-        keeps_fp8 = self.fp8 and backend in ("plain", "tp_ep")
-        model = self.stored if keeps_fp8 else self.expanded
+        keeps_blocks = self.packed and backend in ("plain", "tp_ep")
+        model = self.stored if keeps_blocks else self.expanded
         shard = shard_of(model, backend, world_size, self.offload)
         cache = self.cache // self._cache_parts(world_size) if backend == "tp_ep" else self.cache
         found = Footprint(
@@ -196,7 +210,7 @@ class _Work:
             weights=0 if self.offload else shard.weights,
             gathered=shard.gathered,
             cache=cache,
-            activations=self.run.activations + (_latent_copies(self.config) if keeps_fp8 else 0),
+            activations=self.run.activations + (_latent_copies(self.config) if keeps_blocks else 0),
             host=shard.host,
             loading=shard.loading,
         )
@@ -223,7 +237,7 @@ class _Work:
                 break
         if self.run.activations + self.cache > self.limit // 4:
             found.append("a smaller --batch or --context")
-        if not self.fp8 and not is_fp8(self.config):  # a checkpoint that is expanded here is already FP8
+        if not self.packed and not in_blocks(self.config):  # a checkpoint that is expanded here is already small
             found.append("an FP8 checkpoint with tp_ep")
         if not self.offload:
             found.append("zero3 with --offload cpu")

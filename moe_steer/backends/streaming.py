@@ -47,8 +47,12 @@ def cut_while_reading(settings: dict[str, Any]) -> Iterator[None]:
         path, _, name = target_name.rpartition(".")
         module = model.get_submodule(path)
         if target_name in own:
-            module._parameters[name] = _cut_already(cutter, module._parameters[name].shape, value)
+            whole = module._parameters[name].shape
             loading_info.missing_keys.discard(target_name)
+            if value.shape[1:] != whole[1:]:
+                loading_info.mismatched_keys.add((target_name, torch.Size((whole[0], *value.shape[1:])), whole))
+                return
+            module._parameters[name] = _cut_already(cutter, whole, value)
             return
         set_whole(model, target_name, value, loading_info, *rest)
         parameter = module._parameters.get(name)
