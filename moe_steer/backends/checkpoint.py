@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -56,7 +57,7 @@ class LoadRequest:
         if self.experts_implementation is not None:
             options["experts_implementation"] = self.experts_implementation
         config = self.config()
-        with whole_blocks(config), the_same_tensors(config):
+        with whole_blocks(config), the_same_tensors(config, self.name):
             return model_class(config).from_pretrained(
                 self.name, config=config, dtype=torch_dtype(self.dtype), **self.hub_options, **options
             )
@@ -140,7 +141,7 @@ def has_mxfp4_kernels(on_gpu: bool) -> bool:
 
 
 @contextmanager
-def the_same_tensors(config: Any) -> Iterator[None]:
+def the_same_tensors(config: Any, name: str) -> Iterator[None]:
     """Inside the block, ``from_pretrained`` refuses a checkpoint whose tensors are not those of the model: the library fills a
     missing one with random numbers, prints a table and goes on."""
     from transformers import modeling_utils
@@ -148,7 +149,7 @@ def the_same_tensors(config: Any) -> Iterator[None]:
     report = modeling_utils.log_state_dict_report
 
     def refuse(*_: Any, model: Any, loading_info: Any, **more: Any) -> None:
-        problem = _difference(config, model, loading_info)
+        problem = _difference(config, model, loading_info, name)
         if problem:
             raise ValueError(problem)
 
@@ -159,26 +160,37 @@ def the_same_tensors(config: Any) -> Iterator[None]:
         modeling_utils.log_state_dict_report = report
 
 
-def _difference(config: Any, model: Any, found: Any) -> str:
+def _difference(config: Any, model: Any, found: Any, folder: str) -> str:
     """The first tensor that checkpoint and model do not share, in words; empty when they have the same."""
     own = type(model).__name__
     shapes = sorted((name, tuple(stored), tuple(needed)) for name, stored, needed in found.mismatched_keys)
     extra = sorted(name for name in found.unexpected_keys if not _is_beside_the_model(name, config))
     if found.missing_keys:
-        return (
-            f"the checkpoint lacks {_some(found.missing_keys)} of {own}: fetch it again, or the model it was made from"
-        )
+        return f"the checkpoint lacks {_some({_lost_part(name, folder) for name in found.missing_keys})} of {own}: fetch it again, or the model it was made from"
     if shapes:
-        name, stored, needed = shapes[0]
+        _, stored, needed = shapes[0]
         sizes = f"{list(stored)} is stored, the configuration says {list(needed)}"
         return f"the checkpoint's {_some([entry[0] for entry in shapes])} has another shape ({sizes}): fetch both again"
     if found.conversion_errors:
-        name, reason = sorted(found.conversion_errors.items())[0]
-        last = str(reason).strip().splitlines()[-1][:120]
+        last = str(min(found.conversion_errors.items())[1]).strip().splitlines()[-1][:120]
         return f"the checkpoint's parts of {_some(found.conversion_errors)} do not make one tensor ({last}): fetch it again"
     if extra:
         return f"{own} has no place for the checkpoint's {_some(extra)}: the configuration belongs to other weights, fetch both again"
     return str(found.error_msgs[0])[:300] if found.error_msgs else ""
+
+
+def _lost_part(name: str, folder: str) -> str:
+    """Which of an expert's tensors is not stored, where the model has one tensor for all experts; else ``name``."""
+    pattern = re.compile(re.escape(name.rpartition(".")[0]) + r"\.(\d+)\.(.+)")
+    headers = (safe_open(path, "pt") for path in Path(folder).glob("*.safetensors"))
+    stored = {
+        (int(part[1]), part[2])
+        for header in headers
+        for key in header.offset_keys()
+        if (part := pattern.fullmatch(key))
+    }
+    wanted = {(number, leaf) for number, _ in stored for _, leaf in stored}
+    return ".".join([name.rpartition(".")[0], *map(str, min(wanted - stored))]) if wanted - stored else name
 
 
 def _some(names: Collection[str]) -> str:
