@@ -113,7 +113,7 @@ class Bounded(TorchFunctionMode):
     Calls and not seconds: all ranks of a run must come to the same end.
     """
 
-    MOST = 150_000
+    MOST = 60_000
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Bounded(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._left -= 1
-        if self._left < 0:
+        if self._left == 0:
             raise Unplanned(
                 f"a forward pass takes more than {self.MOST:,} steps: its configuration says sizes that no model has"
             )
@@ -141,7 +141,7 @@ def planning(config: Any) -> Iterator[None]:
         raise Unplanned(f"the memory of this {name} model cannot be planned ({reason})") from error
 
 
-_MOST_LAYERS = 2000
+_MOST_LAYERS = 500
 
 
 @contextmanager

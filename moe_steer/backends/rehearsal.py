@@ -17,6 +17,7 @@ _SHORT = 4
 """Tokens with which a cache is made before it is stretched to its full length."""
 _CHUNKED = 256
 """Recurrent layers compute a prompt in many small steps without their kernels: longer prompts are drawn on from this one."""
+_LIBRARY = "transformers.cache_utils"
 
 
 class Rehearsed(NamedTuple):
@@ -47,23 +48,28 @@ def rehearse_step(model: Any, batch: int, context: int, on_gpu: bool = True) -> 
     """
     past = max(context - 1, 1)
     mask_BT = torch.ones((batch, past + 1), dtype=torch.long, device="meta")
-    short = min(_SHORT, past)
+    short = past if any(kind.__module__ != _LIBRARY for kind in _kinds(model.config)) else min(_SHORT, past)
     cache = _pass(model, batch, short, None, on_gpu, attention_mask=mask_BT[:, :short])[1]
     if _decodes_in_latents(model) and _stretch(cache, past + 1):
         return Rehearsed(_bytes_of(cache), 0)
-    if not _stretch(cache, past):
+    if short < past and not _stretch(cache, past):
         cache = _pass(model, batch, past, None, on_gpu, attention_mask=mask_BT[:, :past])[1]
     return _pass(model, batch, 1, cache, on_gpu, attention_mask=mask_BT)[0]
 
 
 def _is_recurrent(config: Any) -> bool:
     """Whether some layers keep a state (linear attention, state space) in place of keys and values."""
-    from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, LinearAttentionCacheLayerMixin
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-    kinds = set(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())
-    return any(
-        issubclass(DYNAMIC_LAYER_TYPE_MAPPING.get(kind, object), LinearAttentionCacheLayerMixin) for kind in kinds
-    )
+    return any(issubclass(kind, LinearAttentionCacheLayerMixin) for kind in _kinds(config))
+
+
+def _kinds(config: Any) -> set[type]:
+    """The classes that keep the past of the layers."""
+    from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicLayer
+
+    named = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+    return {DYNAMIC_LAYER_TYPE_MAPPING.get(name, DynamicLayer) for name in named}
 
 
 def _decodes_in_latents(model: Any) -> bool:
@@ -75,7 +81,7 @@ def _decodes_in_latents(model: Any) -> bool:
 def _stretch(cache: Any, tokens: int) -> bool:
     """Give every layer of a short cache the size that it has after ``tokens`` tokens, by its kind; False where a layer is of the
     family's own kind, whose growth only the family's code knows."""
-    if any(type(layer).__module__ != "transformers.cache_utils" for layer in cache.layers):
+    if any(type(layer).__module__ != _LIBRARY for layer in cache.layers):
         return False
     for layer in cache.layers:
         if not isinstance(getattr(layer, "keys", None), Tensor) or layer.keys.ndim != 4:
@@ -108,7 +114,7 @@ def _bytes_of(cache: Any) -> int:
     storages = {}
     for owner in (cache, *cache.layers):
         for tensor in tree_leaves(list(vars(owner).values())):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.ndim:
                 storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
     return sum(storages.values())
 
