@@ -18,6 +18,7 @@ from moe_steer.backends import (
     check_name,
     check_shards,
     choose_backend,
+    configuration,
     loader,
     refusal,
     refuse_without_kernels,
@@ -99,11 +100,9 @@ def load_model(
 
 def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
     """Only the configuration of a model, named as for ``load_model``; a config.json without weights is enough."""
-    from transformers import AutoConfig
-
     given = Path(os.fspath(path_or_id))
     name = str(given.parent) if given.name == "config.json" else resolve(path_or_id)
-    return _one_line(path_or_id, lambda: AutoConfig.from_pretrained(name, **options))
+    return _one_line(path_or_id, lambda: configuration(name, **options))
 
 
 def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:

@@ -1,4 +1,5 @@
 from moe_steer.backends.blueprint import Unplanned as Unplanned
+from moe_steer.backends.blueprint import configuration as configuration
 from moe_steer.backends.blueprint import skeleton as skeleton
 from moe_steer.backends.blueprint import torch_dtype as torch_dtype
 from moe_steer.backends.checkpoint import LoadRequest as LoadRequest

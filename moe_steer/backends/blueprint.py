@@ -69,6 +69,23 @@ def is_mxfp4(config: Any) -> bool:
     return _quantization(config) == "mxfp4"
 
 
+def configuration(name: str, **options: Any) -> Any:
+    """The configuration of a checkpoint; where the library does not know its type, but has the class that it names (Kimi-K2 says
+    kimi_k2 and DeepseekV3ForCausalLM), the configuration of that class."""
+    import transformers
+    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+    values, _ = PreTrainedConfig.get_config_dict(name, **options)
+    own: Any = getattr(transformers, (values.get("architectures") or [""])[0], None)
+    if (
+        values.get("model_type") in CONFIG_MAPPING
+        or options.get("trust_remote_code")
+        or not hasattr(own, "config_class")
+    ):
+        return AutoConfig.from_pretrained(name, **options)
+    return own.config_class.from_dict({**values, "model_type": own.config_class.model_type})
+
+
 def model_class(config: Any) -> Any:
     """What reads checkpoints of ``config`` and writes text: the class that the configuration names, else the one that the
     library has for its type; ValueError where neither exists.

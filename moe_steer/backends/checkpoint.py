@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
-from moe_steer.backends.blueprint import is_fp8, model_class, torch_dtype
+from moe_steer.backends.blueprint import configuration, is_fp8, model_class, torch_dtype
 
 _LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
@@ -47,9 +47,7 @@ class LoadRequest:
 
     def config(self) -> Any:
         """The model's configuration."""
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(self.name, **self.hub_options)
+        return configuration(self.name, **self.hub_options)
 
     def model(self, **options: Any) -> Any:
         """``from_pretrained`` of the model's own class, with the shared options and the given ones; ValueError, with a tensor's
