@@ -13,7 +13,7 @@ from torch import nn
 
 from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
-from moe_steer.layers import decoder, model_shape, moe_layers, text_config, unwrap
+from moe_steer.layers import decoder, model_shape, moe_layers, text_config, unwrap, weights_in_memory
 from moe_steer.observe import observe_routing
 from moe_steer.tokens import MarkerSet, Trace, check_traces
 
@@ -94,7 +94,10 @@ def router_digest(model: Any) -> str:
     have them (sharded or not yet loaded)."""
     digest = hashlib.sha256()
     for layer in moe_layers(model):
-        tensors = list(layer.router.state_dict().items()) if isinstance(layer.router, nn.Module) else []
+        if not isinstance(layer.router, nn.Module):
+            return ""
+        with weights_in_memory(layer.router):
+            tensors = list(layer.router.state_dict().items())
         for name, tensor in tensors:
             if tensor.is_meta or tensor.numel() == 0 or hasattr(tensor, "to_local"):
                 return ""

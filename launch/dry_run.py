@@ -104,6 +104,7 @@ def fit(
                 batch=rows or options.rows,
                 context=prompt + options.token_limit,
                 prompt=prompt,
+                max_memory=options.max_memory,
             )[0],
             "the fastest that fits",
         )
@@ -119,8 +120,9 @@ def fit(
             context=prompt + options.token_limit,
             batch=rows or options.rows,
             prompt=prompt,
-            offload=options.offload,
+            offload=options.offload or ("cpu" if (options.backend, backend) == ("auto", "device_map") else ""),
             on_gpu=machine.on_gpu,
+            max_memory=options.max_memory,
         )
     except Unplanned as error:  # says nothing against the start
         return Fit(backend=backend, reason=str(error), total=0, loading=0, limit=machine.limit, **experts)
@@ -146,6 +148,7 @@ def fit(
 def report(options: Options, ranks: Ranks) -> str:
     """What a start with these options would do, as lines; ValueError, as the start itself would raise it, where it cannot."""
     from launch.core.problem_sets import problem_sets
+    from launch.core.prompt_options import ask_prompts
     from launch.core.wiring import markers_for, parse_coefficients
     from launch.jobs.experts import check_has_experts, given_plan
     from moe_steer.backends import check_shards
@@ -158,6 +161,7 @@ def report(options: Options, ranks: Ranks) -> str:
     hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     config = read_config(options.model, **hub)
     tokenizer = read_tokenizer(options.model, **hub)
+    ask_prompts(tokenizer, options, quiet=not ranks.is_main)
     if Path(resolve(options.model)).is_dir():
         check_shards(resolve(options.model))
     if plan is None or plan.experts:
@@ -186,7 +190,7 @@ def report(options: Options, ranks: Ranks) -> str:
         [
             f"model     {options.model} ({config.model_type})",
             f"machine   {machine.what}",
-            f"backend   {found}" + (f"; shards rest in {options.offload}" if options.offload else ""),
+            f"backend   {found}" + (f"; weights rest in {options.offload}" if options.offload else ""),
             f"plan      {experts}",
             f"problems  {options.problems}: "
             + ", ".join(f"{len(part)} {name}" for name, part in sets._asdict().items()),

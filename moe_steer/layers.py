@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +154,18 @@ def moe_layers(model: Any) -> list[MoELayer]:
     return sorted(found, key=lambda layer: layer.index)
 
 
+@contextmanager
+def weights_in_memory(module: nn.Module) -> Iterator[None]:
+    """Inside the block the weights of a module can be read, also where accelerate keeps them elsewhere between calls."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            if hasattr(part, "_hf_hook"):
+                from accelerate.utils import align_module_device
+
+                stack.enter_context(align_module_device(part))
+        yield
+
+
 def model_shape(model: Any) -> ModelShape:
     """The shape of a dense or mixture-of-experts model."""
     inner = unwrap(model)
@@ -178,6 +192,11 @@ def _layer(index: int, name: str, block: nn.Module, experts: nn.Module, model: n
     router = next(
         (getattr(block, key) for key in _ROUTER_NAMES if isinstance(getattr(block, key, None), nn.Module)), None
     )
+    if "routing_data" in parameters:
+        raise ValueError(
+            f"the experts of {text_config(model).model_type} are held in MXFP4 by a kernel that takes no ids and weights, so they "
+            "cannot be observed or steered: load them expanded, with dtype bfloat16"
+        )
     input_scaled = len(parameters) == 1 and router is not None and type(router).__name__ == "Llama4Router"
     if len(parameters) < 3 and not input_scaled:
         return None

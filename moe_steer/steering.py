@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_steer.audit import Audit, NothingFired, SteeringWarning
 from moe_steer.hooks import RoutingFn, call_hooks, output_hooks, routing_hooks
-from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config
+from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config, unwrap
 from moe_steer.plan import SteeringPlan
 from moe_steer.tokens import PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
 
@@ -52,7 +52,7 @@ def steer(
     cache_by_default = bool(getattr(text_config(model), "use_cache", True))
     tracker = PositionTracker(scopes, special, prompt_lengths, cache_by_default)
     with ExitStack() as stack:
-        stack.enter_context(call_hooks(decoder(model), tracker.before, tracker.after))
+        _follow(stack, model, tracker, needs_ids=special is not None)
         if plan.active_experts:
             stack.enter_context(routing_hooks(_expert_functions(model, plan, tracker, audit)))
         if plan.active_residual:
@@ -65,6 +65,30 @@ def steer(
         warnings.warn("; ".join(problems), SteeringWarning, stacklevel=3)
 
 
+def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, needs_ids: bool) -> None:
+    """Let the tracker see every call of the decoder. A model with images and text gives its decoder embeddings: the token ids
+    are those of the call of the whole model."""
+    whole, body = unwrap(model), decoder(model)
+    ids_BS: list[Tensor | None] = [None]
+
+    def enter_whole(call: dict[str, Any]) -> None:
+        ids_BS[0] = call.get("input_ids")
+
+    def leave_whole(call: dict[str, Any], output: Any) -> None:
+        ids_BS[0] = None
+
+    def enter_body(call: dict[str, Any]) -> None:
+        embeds_BSD = call.get("inputs_embeds")
+        given = ids_BS[0]
+        if given is not None and embeds_BSD is not None and given.shape == embeds_BSD.shape[:2]:
+            call = {**call, "input_ids": given}
+        tracker.before(call)
+
+    if needs_ids and whole is not body:
+        stack.enter_context(call_hooks(whole, enter_whole, leave_whole))
+    stack.enter_context(call_hooks(body, enter_body, tracker.after))
+
+
 def _special(model: Any, tokenizer: Any, scopes: set[str]) -> SpecialTokens | None:
     named = tag_scopes(scopes)
     if not named:
@@ -72,7 +96,7 @@ def _special(model: Any, tokenizer: Any, scopes: set[str]) -> SpecialTokens | No
     tokenizer = tokenizer if tokenizer is not None else tokenizer_of(model)
     if tokenizer is None:
         raise ValueError(
-            f"scope {', '.join(named)} needs the ids of <think> and </think>: pass tokenizer=, or load the model with load_model"
+            f"scope {', '.join(named)} needs a tokenizer: pass tokenizer=, or load the model with load_model"
         )
     return special_tokens(tokenizer)
 
@@ -146,14 +170,16 @@ def _shift_function(
         for index, shift_D, scope in entries:
             key = (index, hidden_BSD.device, hidden_BSD.dtype)
             if key not in ready:
-                ready[key] = shift_D.to(hidden_BSD)
+                ready[key] = shift_D.to(hidden_BSD).repeat(hidden_BSD.shape[-1] // len(shift_D))
+            # A model may carry several streams a token, as [B, S, streams, D] or side by side: each is shifted.
+            tokens = hidden_BSD.shape[:-1][:2]
             mask_T = tracker.mask(scope)
             if mask_T is None:
-                audit.count_residual(index, hidden_BSD.shape[:-1].numel())
+                audit.count_residual(index, tokens.numel())
                 hidden_BSD = hidden_BSD + ready[key]
             else:
                 audit.count_residual(index, mask_T.sum())
-                mask = mask_T.to(hidden_BSD.device).reshape(hidden_BSD.shape[:-1])[..., None]
+                mask = mask_T.to(hidden_BSD.device).reshape(tokens + (1,) * (hidden_BSD.ndim - len(tokens)))
                 hidden_BSD = torch.where(mask, hidden_BSD + ready[key], hidden_BSD)
         return hidden_BSD
 

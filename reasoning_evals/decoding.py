@@ -2,7 +2,7 @@
 
 - NoWait (``Ban``): words that are never written.
 - TIP (``SwitchPenalty``): a penalty on the words that switch thoughts, while a thought is young.
-- A thinking budget (``ThinkingBudget``): </think> is forced once the thought is too long.
+- A thinking budget (``ThinkingBudget``): the closing tag is forced once the thought is too long.
 
 A rule keeps no state. Everything it needs it reads from the ids generated so far, at every step anew, so rows may leave the
 batch at any time. Ids are [B, T]: left-padded prompts, then what was generated. The padding may be any id that is not part
@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
+
+from moe_steer.thinking import TokenTags
 
 Form = tuple[int, ...]
 
@@ -45,31 +47,18 @@ NOWAIT_WORDS = (
 """The keywords of NoWait (arXiv 2506.08343)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tags:
-    """Token ids that ``<think>`` and ``</think>`` are written with; ``reasoning_evals.prompts.tag_ids`` reads them."""
-
-    open: Form
-    close: Form
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "open", checked_forms([self.open], "the opening tag")[0])
-        object.__setattr__(self, "close", checked_forms([self.close], "the closing tag")[0])
-        if self.open == self.close:
-            raise ValueError(f"both tags have the ids {list(self.open)}: give two different ones")
-
-
 class OpenThought(NamedTuple):
-    """For each row: whether the next token belongs to a thought, and the position after its ``<think>``."""
+    """For each row: whether the next token belongs to a thought, and the position after the tag that opened it."""
 
     inside_B: Tensor
     start_B: Tensor
 
 
-def open_thought(ids_BT: Tensor, tags: Tags) -> OpenThought:
-    """The last tag of a row decides, whether prompt or model wrote it."""
-    start_B = last_end(ids_BT, [tags.open])
-    return OpenThought(start_B > last_end(ids_BT, [tags.close]), start_B)
+def open_thought(ids_BT: Tensor, tags: TokenTags) -> OpenThought:
+    """The last tag of a row decides, whether prompt or model wrote it. Only what begins an answer ends a thought: in harmony
+    the end of one message may be followed by another thought."""
+    start_B = last_end(ids_BT, tags.opening)
+    return OpenThought(start_B > last_end(ids_BT, tags.answering), start_B)
 
 
 def last_end(ids_BT: Tensor, forms: Iterable[Form]) -> Tensor:
@@ -179,7 +168,7 @@ class SwitchPenalty(LogitsProcessor):
 
     forms: tuple[Form, ...]
     """Token ids of the switch words, in all spellings."""
-    tags: Tags
+    tags: TokenTags
     alpha: float = 3.0
     """Subtracted from logits, before temperature. The default is the paper's choice, as is that of beta."""
     beta: int = 600
@@ -207,7 +196,7 @@ class SwitchPenalty(LogitsProcessor):
 
     def describe(self) -> dict[str, Any]:
         """Every setting, as plain JSON values."""
-        return {"rule": "switch_penalty", **dataclasses.asdict(self)}
+        return {"rule": "switch_penalty", **dataclasses.asdict(self), "tags": self.tags._asdict()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +210,7 @@ class ThinkingBudget(LogitsProcessor):
     """
 
     num_tokens: int
-    tags: Tags
+    tags: TokenTags
 
     def __post_init__(self) -> None:
         if self.num_tokens < 0:
@@ -248,4 +237,4 @@ class ThinkingBudget(LogitsProcessor):
 
     def describe(self) -> dict[str, Any]:
         """Every setting, as plain JSON values."""
-        return {"rule": "thinking_budget", **dataclasses.asdict(self)}
+        return {"rule": "thinking_budget", **dataclasses.asdict(self), "tags": self.tags._asdict()}

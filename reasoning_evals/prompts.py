@@ -1,4 +1,4 @@
-"""From a question to the exact prompt of every arm. Works with any tokenizer object and imports none.
+"""From a question to the exact prompt of every arm: the chat template's own output. Works with any tokenizer object.
 
 Also prompts that ask for careful thinking, before or inside the thought: the cheapest alternative to steering. RICE compares
 itself with both (arXiv 2505.14681, Table 7: thinking prompt before and after ``<think>``). The wording here is
@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from reasoning_evals.thinking import CLOSE_TAG, OPEN_TAG
+from moe_steer.thinking import ThinkingFormat, render, thinking_format, thinking_off
+
+__all__ = [
+    "THINKING_PROMPT",
+    "RenderedPrompt",
+    "prompt_before_thought",
+    "prompt_inside_thought",
+    "prompt_with_request",
+    "render_prompt",
+    "thinking_format",
+]
 
 THINKING_PROMPT = (
     "I will think this through step by step, follow each idea to its end before I try another one, "
@@ -25,94 +35,79 @@ class RenderedPrompt(NamedTuple):
     token_ids: tuple[int, ...]
 
 
-def render_prompt(tokenizer: Any, question: str, force_think: bool = True) -> RenderedPrompt:
-    """One user turn in the tokenizer's chat template, opened for the assistant; no system prompt.
+def render_prompt(tokenizer: Any, question: str, *, thinking: bool = True) -> RenderedPrompt:
+    """One user turn in the tokenizer's chat template, opened for the assistant: the template's own output, to the byte.
 
-    ``force_think`` makes the prompt end inside a thought (protocol of the R1 model card); a template that already ends in
-    ``<think>`` is not changed. The ids come from the template's own text without added special tokens, so that a BOS in the
-    template is not doubled. ValueError when the tokenizer has no chat template.
+    Thinking is switched on where the model can think, unless the user asked otherwise (``use_prompt_settings``); with
+    ``thinking=False`` it is switched off where the template can do that. Only behind a bare template, which says nothing
+    about thinking, ``<think>`` is written where the tokenizer has it as a token (protocol of the R1 model card). The ids come
+    from this text without added special tokens, so that a BOS in the template is not doubled. ValueError when the tokenizer
+    has no chat template, or it cannot be rendered.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        raise ValueError(
-            f"the tokenizer of {name!r} has no chat template: set tokenizer.chat_template, or use an instruction-tuned model"
-        )
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-    )
-    if force_think and not prompt_opens_thought(text):
-        text += f"{OPEN_TAG}\n"
-    return RenderedPrompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
-
-
-def prompt_opens_thought(prompt: str) -> bool:
-    """Whether the prompt ends right after ``<think>`` (white space aside), so that a completion starts inside the thought.
-
-    >>> prompt_opens_thought("<|Assistant|><think>\\n"), prompt_opens_thought("What is a <think> tag?")
-    (True, False)
-    """
-    return prompt.rstrip().endswith(OPEN_TAG)
-
-
-class TagIds(NamedTuple):
-    """The token ids that ``<think>`` and ``</think>`` are written with: one each in every tokenizer of a reasoning model."""
-
-    open: tuple[int, ...]
-    close: tuple[int, ...]
-
-
-def tag_ids(tokenizer: Any) -> TagIds:
-    """Read them from a tokenizer."""
-
-    def ids(tag: str) -> tuple[int, ...]:
-        token_id = tokenizer.convert_tokens_to_ids(tag)
-        if isinstance(token_id, int) and token_id >= 0 and token_id != tokenizer.unk_token_id:
-            return (token_id,)
-        return tuple(tokenizer(tag, add_special_tokens=False)["input_ids"])
-
-    return TagIds(ids(OPEN_TAG), ids(CLOSE_TAG))
+    turn = [{"role": "user", "content": question}]
+    if not thinking:
+        return _rendered(tokenizer, render(tokenizer, turn, **thinking_off(tokenizer)))
+    fmt = thinking_format(tokenizer)
+    return _rendered(tokenizer, render(tokenizer, turn, **dict(fmt.arguments)) + fmt.append)
 
 
 def prompt_before_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callable[[str], RenderedPrompt]:
-    """Renders a question with ``text`` at the start of the assistant's turn, right before ``<think>``.
+    """Renders a question with ``text`` at the start of the assistant's turn, right before the tag that opens the thought.
 
-    The prompt ends inside the thought, as it would without the text. ValueError when the text is empty or contains a tag,
+    The prompt ends inside the thought. ValueError when the text is empty or contains a tag, for a model that does not think,
     and as ``render_prompt``.
     """
-    words = _checked(text)
+    fmt, words = _checked(tokenizer, text)
 
-    def render(question: str) -> RenderedPrompt:
-        head, _, tail = render_prompt(tokenizer, question).text.rpartition(OPEN_TAG)
-        return _rendered(tokenizer, f"{head}{words}\n{OPEN_TAG}{tail}")
+    def render_words(question: str) -> RenderedPrompt:
+        prompt = render_prompt(tokenizer, question).text
+        tag = fmt.open.strip()
+        head, tail = prompt, fmt.open.removeprefix(tag)
+        if fmt.opened:
+            head, _, tail = prompt.rpartition(tag)
+        return _rendered(tokenizer, f"{head}{words}\n{tag}{tail}")
 
-    return render
+    return render_words
 
 
 def prompt_inside_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callable[[str], RenderedPrompt]:
-    """Renders a question with ``text`` right after ``<think>``: the model continues a thought that starts with it.
+    """Renders a question with ``text`` at the start of the thought: the model continues a thought that starts with it.
 
-    The prompt ends inside the thought, but not in ``<think>``. ValueError as ``prompt_before_thought``.
+    The prompt ends inside the thought, but not in its tag. ValueError as ``prompt_before_thought``.
     """
-    words = _checked(text)
+    fmt, words = _checked(tokenizer, text)
 
-    def render(question: str) -> RenderedPrompt:
-        return _rendered(tokenizer, f"{render_prompt(tokenizer, question).text.rstrip()}\n{words}\n")
+    def render_words(question: str) -> RenderedPrompt:
+        prompt = render_prompt(tokenizer, question).text
+        opened = prompt if fmt.opened else prompt + fmt.open
+        return _rendered(tokenizer, f"{opened.rstrip()}\n{words}\n")
 
-    return render
+    return render_words
 
 
 def prompt_with_request(tokenizer: Any, text: str) -> Callable[[str], RenderedPrompt]:
     """Renders a question followed by ``text`` in the user's turn, such as "Be brief.".
 
-    ValueError as ``prompt_before_thought``.
+    ValueError when the text is empty or contains a tag, and as ``render_prompt``.
     """
-    words = _checked(text)
+    words = _words(text, thinking_format(tokenizer))
     return lambda question: render_prompt(tokenizer, f"{question} {words}")
 
 
-def _checked(text: str) -> str:
-    if not text.strip() or OPEN_TAG in text or CLOSE_TAG in text:
-        raise ValueError(f"the thinking prompt is {text!r}: give words, and neither {OPEN_TAG} nor {CLOSE_TAG}")
+def _checked(tokenizer: Any, text: str) -> tuple[ThinkingFormat, str]:
+    fmt = thinking_format(tokenizer)
+    if not (fmt.thinks and fmt.asked):
+        raise ValueError(
+            f"a thinking prompt needs a model that thinks, and {fmt.describe()}: leave it out, or name the format with --thinking"
+        )
+    return fmt, _words(text, fmt)
+
+
+def _words(text: str, fmt: ThinkingFormat) -> str:
+    tags = [item.text for item in fmt.switches]
+    if not text.strip() or any(tag in text for tag in tags):
+        without = f", and none of {' '.join(tags)}" if tags else ""
+        raise ValueError(f"the thinking prompt is {text!r}: give words{without}")
     return text.strip()
 
 

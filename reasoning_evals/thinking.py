@@ -1,76 +1,30 @@
-"""Thought and answer of a response: split in its text, counted in its token ids; and how much of it repeats itself."""
+"""Token counts of thought and answer; and how much of a response repeats itself."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
-OPEN_TAG = "<think>"
-CLOSE_TAG = "</think>"
-STATES = ("closed", "truncated", "none", "empty")
+from moe_steer.thinking import ANSWER, THOUGHT, Thought, TokenTags, read_from_text
+
+__all__ = ["Loop", "Thought", "TokenCounts", "count_tokens", "longest_repeat", "loop_at_end", "split_thought"]
 
 _MODULUS = (1 << 61) - 1
 _BASE = 1_000_003
 
 
-class Thought(NamedTuple):
-    """A response in two parts, both without surrounding blanks.
+def split_thought(text: str | None, opened: bool = False) -> Thought:
+    """Thought and answer of a text of which nothing else is known, by the tags that it shows (``read_from_text``).
 
-    ``state``: "closed" (a thought that ends), "truncated" (a thought is still open at the end of the text), "none" (no tag,
-    or no text), "empty" (the thought is blank). A truncated response has no answer.
-    """
-
-    state: str
-    thought: str
-    answer: str
-
-
-def split_thought(
-    text: str | None, opened: bool = False, open_tag: str = OPEN_TAG, close_tag: str = CLOSE_TAG
-) -> Thought:
-    """Split a generated text into thought and answer.
-
-    ``opened`` says that the prompt already ended inside the thought, as the templates of R1 do. A closing tag without an
-    opening one ends a thought that began with the text. A thought may be reopened: everything inside tags is thought,
-    everything outside is answer, an unmatched closing tag is ignored, and a text that ends inside a thought is truncated,
-    even if there was text outside before. None (no response) is "none" with empty parts.
+    ``opened`` says that the prompt already ended inside the thought, as the templates of R1 do. Where the model is known,
+    ``thinking_format(tokenizer).split`` reads its texts.
 
     >>> split_thought("<think>2 + 2</think>4")
     Thought(state='closed', thought='2 + 2', answer='4')
     >>> split_thought("2 + 2 is \\\\boxed{4}, or", opened=True).state
     'truncated'
     """
-    if text is None:
-        return Thought("none", "", "")
-    inside, tagged, closed = opened, opened, False
-    thought: list[str] = []
-    answer: list[str] = []
-    position = 0
-    for match in _tags(open_tag, close_tag).finditer(text):
-        (thought if inside else answer).append(text[position : match.start()])
-        position = match.end()
-        tagged = True
-        if match.group() == open_tag:
-            inside = True
-            continue
-        if not inside and not closed:  # the opening tag is missing: all that came before was thought
-            thought, answer = answer, []
-        inside, closed = False, True
-    (thought if inside else answer).append(text[position:])
-    inner = "".join(thought).strip()
-    if inside:
-        return Thought("truncated", inner, "")
-    state = "none" if not tagged else "closed" if inner else "empty"
-    return Thought(state, inner, "".join(answer).strip())
-
-
-@lru_cache(maxsize=16)
-def _tags(open_tag: str, close_tag: str) -> re.Pattern[str]:
-    if not open_tag or not close_tag or open_tag == close_tag:
-        raise ValueError(f"open_tag {open_tag!r} and close_tag {close_tag!r} must be two different texts")
-    return re.compile(f"{re.escape(open_tag)}|{re.escape(close_tag)}")
+    return read_from_text(text, opened).split(text, opened=opened)
 
 
 class TokenCounts(NamedTuple):
@@ -81,38 +35,35 @@ class TokenCounts(NamedTuple):
     total: int
 
 
-def count_tokens(
-    token_ids: Sequence[int], opened: bool, open_ids: Sequence[int], close_ids: Sequence[int], stopped: bool
-) -> TokenCounts:
-    """Count by the rules of ``split_thought``: a thought may be reopened, and a closing tag without an opening one ends a
-    thought that began with the text.
+def count_tokens(token_ids: Sequence[int], opened: bool, tags: TokenTags, stopped: bool) -> TokenCounts:
+    """Count by the rules of ``ThinkingFormat.split``: a thought may be reopened, and a closing tag without an opening one ends
+    a thought that began with the text.
 
     opened: the prompt ended inside the thought. stopped: the last id is the stop token.
 
-    >>> count_tokens([5, 6, 7, 2, 8, 1], opened=True, open_ids=[3], close_ids=[2], stopped=True)
+    >>> tags = TokenTags(forms=(((3,), THOUGHT, False), ((2,), ANSWER, True)), starts=ANSWER, close=(2,))
+    >>> count_tokens([5, 6, 7, 2, 8, 1], opened=True, tags=tags, stopped=True)
     TokenCounts(thinking=3, answer=1, total=6)
     """
     ids = tuple(token_ids[:-1] if stopped else token_ids)
-    inside, closed = opened, False
-    thinking = answer = position = 0
+    firsts = {form[0] for form, _, _ in tags.forms}
+    phase = THOUGHT if opened else tags.starts
+    seen = opened
+    counts = [0, 0, 0]
+    position = 0
     while position < len(ids):
-        if _starts(ids, position, open_ids):
-            inside = True
-            position += len(open_ids)
-        elif _starts(ids, position, close_ids):
-            if not inside and not closed:
-                thinking, answer = thinking + answer, 0
-            inside, closed = False, True
-            position += len(close_ids)
-        else:
-            thinking += inside
-            answer += not inside
+        found = tags.at(ids, position) if ids[position] in firsts else None
+        if found is None:
+            counts[phase] += 1
             position += 1
-    return TokenCounts(thinking, answer, len(token_ids))
-
-
-def _starts(ids: tuple[int, ...], position: int, tag: Sequence[int]) -> bool:
-    return bool(tag) and ids[position] == tag[0] and ids[position : position + len(tag)] == tuple(tag)
+            continue
+        form, after, closes = found
+        if closes and not seen:
+            counts[THOUGHT], counts[phase] = counts[phase], 0
+        seen |= closes or after == THOUGHT
+        phase = after
+        position += len(form)
+    return TokenCounts(counts[THOUGHT], counts[ANSWER], len(token_ids))
 
 
 class Loop(NamedTuple):

@@ -17,7 +17,7 @@ MAX_LINES, MAX_MODULES, MAX_CHAIN, MAX_FILES, MAX_MAIN_JOB = 300, 15, 15, 260, 6
 FLOORS = {
     "moe_steer": (
         {"errors", "files", "json_files", "lazy_exports", "layers", "hooks", "observe"},
-        {"tokens"}, {"lab"}, {"backends"}, {"saes"},
+        {"thinking"}, {"tokens"}, {"lab"}, {"backends"}, {"saes"},
         {"direction", "plan_entries", "plan", "presets", "audit"},
         {"gguf"}, {"directions"}, {"contrasts"}, {"steering", "selfcheck", "loading"}, {"baking"},
     ),

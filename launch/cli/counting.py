@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from launch.core.option_checks import refuse_idle
 from launch.core.options import ModelOptions
 from launch.jobs.stats import CountingOptions, ScoringOptions
 
@@ -26,6 +27,7 @@ class Collect(CountingOptions, ModelOptions):
 
     def run(self) -> int:
         """Write the counts and say what was counted."""
+        refuse_idle(self)
         from launch.core.ranks import ranks_of_this_run
 
         with ranks_of_this_run() as ranks:

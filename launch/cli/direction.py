@@ -35,13 +35,13 @@ class MakeDirection(DirectionOptions):
         from pathlib import Path
 
         from expert_stats import collect_contrast
-        from moe_steer import load_model
+        from launch.core.session import load_asked
         from moe_steer.contrasts import contrast_fits, fit_notes
         from moe_steer.directions import report_atoms
         from moe_steer.saes import fit_lines
 
         saes = self._saes()
-        model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        model, tokenizer = load_asked(self)
         device = model.get_input_embeddings().weight.device
         saes = {layer: sae.to(device=device) for layer, sae in saes.items()}
         sequences, notes = self._sequences(tokenizer)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from launch.cli.notes import check_folder
+from launch.core.option_checks import refuse_idle
+from launch.core.options import HeldModel
+from launch.core.prompt_options import PromptOptions
 
 NEED_SAE = ("sta", "sae", "atom")
 _OF_STA = ("keep", "trim", "num_atoms", "parity", "by", "sides", "rate", "max_density")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectionOptions:
+class DirectionOptions(PromptOptions, HeldModel):
     """Find directions in the residual stream that separate wanted from unwanted text."""
 
     out: str
@@ -63,16 +67,13 @@ class DirectionOptions:
     """answers, thoughts: only the first so many tokens count."""
     match_lengths: bool = False
     """answers, thoughts: of both sides only as many tokens as the shorter one has."""
-    model: str = "lab"
-    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model."""
     tokens_per_batch: int | None = None
     """Padded tokens of one forward pass; by default 1,024 on a CPU, 8,192 on a GPU."""
-    dtype: str = "auto"
-    """Precision: auto (as stored), float32, bfloat16 or float16."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
 
     renamed: ClassVar = {"--method all_atoms": "sae", "--method single_atom": "atom"}
+
+    def readers(self) -> Set[str]:
+        return {*super().readers(), *(("prompts",) if self.chat else ())}
 
     def counted_by(self) -> str:
         """What counts once: sample or token."""
@@ -117,6 +118,7 @@ def check(command: DirectionOptions) -> None:
     if command.tokens_per_batch is not None and command.tokens_per_batch < 1:
         raise ValueError(f"--tokens-per-batch is {command.tokens_per_batch}: give a whole number >= 1")
     _check_atoms(command)
+    refuse_idle(command)
     check_folder(command.out)
 
 

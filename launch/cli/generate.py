@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from launch.core.option_checks import DRAWING, ReadBy, check_counts, refuse_greedy_samples, refuse_idle
+from launch.core.options import HeldModel
+from launch.core.prompt_options import PromptOptions, ask_prompts
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
@@ -14,11 +16,10 @@ if TYPE_CHECKING:
 
 
 _ENDPOINT = ReadBy(("endpoint",), "--{option} is for sampling over HTTP: give --endpoint, or leave it out")
-_HERE = ReadBy(("model",), "--dtype is decided by the server: leave it out, and say it in --server")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
+class Generate(PromptOptions, HeldModel):
     """Sample answers to problems, under a plan or without one, and grade them; stopped and started again, it continues."""
 
     out: str
@@ -65,12 +66,8 @@ class Generate:
     """Samples decoded together, default 64; with --endpoint those asked for together, default 256: some times --concurrency."""
     seed: int = 0
     """Decides the lab's problems and all samples; the same in two arms that are to be compared."""
-    dtype: Annotated[str, _HERE] = "auto"
-    """Precision: auto (as stored), float32, bfloat16 or float16."""
     strict: bool = False
     """Fail when the plan changed nothing in the whole run."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
 
     renamed: ClassVar = {"--arm": "--arm-name"}
 
@@ -82,6 +79,7 @@ class Generate:
         from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
+        from reasoning_evals.comparing import unclosed_notes
         from reasoning_evals.engines import SamplingConfig
         from reasoning_evals.runs import grade_run
 
@@ -110,7 +108,9 @@ class Generate:
         print(f"{len(rows)} samples of {len(problems)} problems, {summary.num_new} of them new{speed}")
         correct = sum(row.correct for row in rows)
         cut = sum(row.outcome == "truncated" for row in rows)
-        print(f"{arm.name}: {correct} correct ({100 * correct / len(rows):.1f}%), {cut} truncated in the thought")
+        print(f"{arm.name}: {correct} correct ({100 * correct / len(rows):.1f}%), {cut} truncated by the token limit")
+        for note in unclosed_notes(rows):
+            print(note)
         if plan is not None:
             self._report_firing(plan)
         if self.endpoint:
@@ -130,15 +130,17 @@ class Generate:
         refuse_idle(self)
 
     def readers(self) -> Set[str]:
-        """The parts of this run that options may be for."""
-        return {"endpoint" if self.endpoint else "model", *(() if self.greedy else ("drawing",))}
+        return {"endpoint" if self.endpoint else "model", "prompts", *(() if self.greedy else ("drawing",))}
 
     def _model_arm(self, plan: SteeringPlan | None) -> Arm:
-        from moe_steer import load_model, steer
+        from launch.core.options import USUAL_PROMPT, answer_limit
+        from launch.core.session import load_asked
+        from moe_steer import steer
         from reasoning_evals.engines import InProcessSampler
         from reasoning_evals.runs import Arm
 
-        model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        context = USUAL_PROMPT + (self.max_new_tokens or answer_limit(self.model))
+        model, tokenizer = load_asked(self, batch=self.batch_size or 64, context=context)
         sampler = InProcessSampler(model, tokenizer)
         if plan is None:
             return Arm(self.arm_name or "baseline", sampler, details={"plan": None})
@@ -161,7 +163,10 @@ class Generate:
         key = None
         if self.api_key_variable is not None and not (key := os.environ.get(self.api_key_variable)):
             raise ValueError(f"the environment variable {self.api_key_variable} is empty: put the endpoint's key there")
-        tokenizer = read_tokenizer(self.tokenizer or self.model, trust_remote_code=self.trust_remote_code)
+        tokenizer = read_tokenizer(
+            self.tokenizer or self.model, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
+        ask_prompts(tokenizer, self)
         sampler = HttpSampler(
             self.endpoint,
             self.model,

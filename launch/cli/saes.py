@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.core.options import HeldModel
 from moe_steer.layers import text_config
 
 
@@ -69,7 +70,7 @@ def _of_lines(name: str, tokenizer: Any) -> list[list[int]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSAE:
+class TrainSAE(HeldModel):
     """Train a sparse autoencoder on a model's activations at one layer; stopped and started again, it continues."""
 
     layer: int
@@ -88,8 +89,6 @@ class TrainSAE:
     """Of runs of several arms, the one whose answers are read."""
     texts: tuple[str, ...] = ()
     """Plain text files, one text a line."""
-    model: str = "lab"
-    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model."""
     seed: int = 0
     """Decides the first weights and the order of the activations."""
     batch_size: int = 2048
@@ -104,10 +103,6 @@ class TrainSAE:
     """Padded tokens of one forward pass."""
     save_every: int = 500
     """Steps between two saved states."""
-    dtype: str = "auto"
-    """Precision of the model: auto (as stored), float32, bfloat16 or float16."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
 
     def run(self) -> int:
         """Train, measure the SAE on texts it was not trained on, and say how it fits."""
@@ -115,7 +110,7 @@ class TrainSAE:
         from pathlib import Path
 
         from launch.cli.notes import check_folder, check_numbers
-        from moe_steer import load_model
+        from launch.core.session import load_asked
         from moe_steer.layers import model_shape
         from moe_steer.saes import (
             WEIGHTS,
@@ -138,7 +133,7 @@ class TrainSAE:
         check_folder(self.out)
         if (Path(self.out) / WEIGHTS).exists() and not (Path(self.out) / "training").is_dir():
             raise ValueError(f"--out {self.out} holds an SAE without the state of its training: name another folder")
-        model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        model, tokenizer = load_asked(self)
         shape = model_shape(model)
         check_layer(shape, self.layer)
         kept, held_out = hold_out(token_sequences(self.traces, self.texts, model, tokenizer, self.arm))
@@ -180,7 +175,7 @@ class TrainSAE:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSAE:
+class FitSAE(HeldModel):
     """Say what part of a model's activations an SAE leaves unexplained, and refuse one that belongs elsewhere."""
 
     sae: str
@@ -191,8 +186,6 @@ class FitSAE:
     """Of runs of several arms, the one whose answers are read."""
     texts: tuple[str, ...] = ()
     """Plain text files, one text a line."""
-    model: str = "lab"
-    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model."""
     layer: int | None = None
     """Decoder layer it belongs to, where its files do not say."""
     site: str | None = None
@@ -209,10 +202,6 @@ class FitSAE:
     """Padded tokens of one forward pass."""
     json: str | None = None
     """File to write the numbers to."""
-    dtype: str = "auto"
-    """Precision of the model: auto (as stored), float32, bfloat16 or float16."""
-    trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
 
     def run(self) -> int:
         """Read, check, measure, say."""
@@ -222,7 +211,7 @@ class FitSAE:
         from pathlib import Path
 
         from launch.cli.notes import check_numbers
-        from moe_steer import load_model
+        from launch.core.session import load_asked
         from moe_steer.layers import unwrap
         from moe_steer.saes import check_fits, check_sequences, load_sae, measure_fit, residual_of
 
@@ -233,7 +222,7 @@ class FitSAE:
             raise ValueError(f"the layer of {self.sae} is not known: give it with --layer")
         if self.k is not None and sae.k != self.k:
             raise ValueError(f"--k is {self.k}, and this {sae.kind} SAE does not take it: leave --k out")
-        model, tokenizer = load_model(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        model, tokenizer = load_asked(self)
         try:
             check_fits(sae, model, layer)
         except ValueError as error:

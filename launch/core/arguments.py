@@ -20,6 +20,7 @@ def refuse_misread(program: str, options: type[Any], arguments: Sequence[str]) -
     before_values = arguments[: arguments.index("--")] if "--" in arguments else arguments
     _refuse_renamed(program, getattr(options, "renamed", {}), before_values)
     lists = {field.name for field in dataclasses.fields(options) if "tuple[" in str(field.type)}
+    lists -= getattr(options, "repeatable", frozenset())
     names = _other_names(options)
     seen: set[str] = set()
     given: dict[str, str] = {}

@@ -15,14 +15,14 @@ from expert_stats import MarkerSet
 from launch.core.options import BASELINE
 from moe_steer import SteeringPlan, steer
 from moe_steer.presets import preset_plan
-from reasoning_evals.decoding import NOWAIT_WORDS, Ban, SwitchPenalty, Tags, ThinkingBudget
+from moe_steer.thinking import TokenTags, thinking_format, token_tags
+from reasoning_evals.decoding import NOWAIT_WORDS, Ban, SwitchPenalty, ThinkingBudget
 from reasoning_evals.engines import InProcessSampler
 from reasoning_evals.prompts import (
     THINKING_PROMPT,
     RenderedPrompt,
     prompt_before_thought,
     prompt_inside_thought,
-    tag_ids,
 )
 from reasoning_evals.runs import Arm
 
@@ -30,12 +30,12 @@ RULES = {
     BASELINE: "baseline, the model as it is",
     "plan": "plan:FILE, a steering plan",
     "preset": "preset:NAME, published experts",
-    "prompt-before": "prompt-before, the thinking prompt before <think>",
-    "prompt-after": "prompt-after, the thinking prompt after <think>",
+    "prompt-before": "prompt-before, the thinking prompt before the tag that opens the thought",
+    "prompt-after": "prompt-after, the thinking prompt after that tag",
     "tip": "tip or tip:ALPHA,BETA, the penalty on switch words",
-    "tip-close": "tip-close or tip-close:ALPHA,BETA, the same penalty on </think>",
+    "tip-close": "tip-close or tip-close:ALPHA,BETA, the same penalty on the closing tag",
     "nowait": "nowait, the ban of NoWait's words",
-    "budget": "budget:N, </think> after N tokens of thought",
+    "budget": "budget:N, the closing tag after N tokens of thought",
 }
 """What an arm can be made of."""
 _GROUPS = {"plan": "plan", "preset": "plan", "prompt-before": "prompt", "prompt-after": "prompt"}
@@ -147,8 +147,14 @@ def build_arm(word: str, model: Any, tokenizer: Any, plan: SteeringPlan | None, 
 
 
 def _add(parts: _Parts, rule: Rule, tokenizer: Any, words: Words) -> None:
-    def tags() -> Tags:
-        return Tags(*tag_ids(tokenizer))
+    def tags() -> TokenTags:
+        found = token_tags(tokenizer)
+        if found is None:
+            raise ValueError(
+                f"the rule {rule.kind} acts on thoughts, and {thinking_format(tokenizer).describe()}: leave it out, or name the "
+                "tags with --thinking"
+            )
+        return found
 
     if rule.kind in ("tip", "tip-close"):
         alpha = rule.numbers[0] if rule.numbers else SwitchPenalty.alpha

@@ -12,7 +12,7 @@ from typing import Any
 from moe_steer import SteeringPlan
 from moe_steer.files import write_whole
 from moe_steer.json_files import read_json
-from reasoning_evals.comparing import Comparison
+from reasoning_evals.comparing import NEVER_CLOSED, Comparison
 from reasoning_evals.report import Report, Table, build_report, write_pages
 from reasoning_evals.runs import read_audit, read_generations, read_run
 
@@ -79,7 +79,7 @@ def publish(findings: Findings) -> str:
 def arm_lines(comparison: Comparison) -> list[str]:
     """One line an arm for the terminal: accuracy with its interval, thinking tokens, truncation."""
     width = max(10, *(len(arm.name) for arm in comparison.arms))
-    lines = []
+    lines = [note for note in comparison.notes if NEVER_CLOSED in note]
     for arm in comparison.arms:
         tokens = f"  {arm.thinking_tokens.mean:7.1f} thinking tokens" if arm.thinking_tokens else ""
         accuracy = arm.accuracy

@@ -16,7 +16,10 @@ class ReadBy(NamedTuple):
 
 
 TASK = ReadBy(("task",), "--{option} {value} is for a task, and the lab makes its problems up: leave it out")
+HERE = ReadBy(("model",), "--{option} is decided by the server: leave it out, and say it in --server")
 DRAWING = ReadBy(("drawing",), "--{option} {value:g} would change nothing: the most likely token is taken at each step")
+
+PROMPTS = ReadBy(("prompts",), "--{option} is for prompts, and this run renders none: leave it out")
 
 
 def refuse_idle(options: Any) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from launch.core.option_checks import DRAWING, TASK, check_counts, check_num_problems, refuse_greedy_samples
+from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems, refuse_greedy_samples
+from launch.core.prompt_options import PromptOptions
 from moe_steer.lab import EMBEDDED
 
 OptionsT = TypeVar("OptionsT")
@@ -19,7 +20,7 @@ PARTS = ("identification", "tuning", "test")
 _ANSWER_LIMITS = {"lab": 256, "lab-dense": 384}
 USUAL_PROMPT = 1024
 """Tokens of a prompt, where memory must be planned before the prompts are known."""
-ELSEWHERE = frozenset({"out", "name", "local_rank", "strict", "backend", "offload"})
+ELSEWHERE = frozenset({"out", "name", "local_rank", "strict", "backend", "offload", "max_memory"})
 """Options that decide where a run is written and who writes it, not what it finds."""
 
 
@@ -29,23 +30,27 @@ def answer_limit(model: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class HeldModel:
     """Which model, and how it is held."""
 
     model: str = "lab"
-    """Model folder, hub id, or 'lab' or 'lab-dense' for an embedded model."""
-    backend: str = "auto"
+    """Model folder, GGUF file, hub id, or 'lab' or 'lab-dense' for an embedded model."""
+    backend: Annotated[str, HERE] = "auto"
     """How the model is held; see moe_steer.load_model. A run may continue under another backend and on other ranks."""
-    offload: str = ""
-    """For --backend zero3: where shards are kept, 'cpu' or a folder on a local NVMe disk."""
-    dtype: str = "auto"
+    offload: Annotated[str, HERE] = ""
+    """For --backend zero3 and device_map: where weights rest that the GPUs do not hold, 'cpu' or a folder on a local NVMe disk."""
+    max_memory: Annotated[str, HERE] = ""
+    """For --backend device_map: what weights may fill on each device, as 0=20GiB,1=10GiB,cpu=30GiB; default what is left."""
+    dtype: Annotated[str, HERE] = "auto"
     """Precision: auto (as stored), float32, bfloat16 or float16."""
     revision: str | None = None
     """Revision of a hub model."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint."""
-    local_rank: int = 0
-    """Given by the launcher."""
+
+    def readers(self) -> Set[str]:
+        """The parts of this run that options may be for."""
+        return {"model"}
 
     @property
     def is_lab(self) -> bool:
@@ -56,6 +61,14 @@ class ModelOptions:
     def model_name(self) -> str:
         """The last part of the model's path or hub id."""
         return self.model.rstrip("/").split("/")[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(PromptOptions, HeldModel):
+    """The same in a program that ``deepspeed`` may start, with what decides its prompts."""
+
+    local_rank: int = 0
+    """Given by the launcher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +106,7 @@ class RunOptions(ModelOptions):
             refuse_greedy_samples(self.samples)
 
     def readers(self) -> Set[str]:
-        """The parts of this run that options may be for."""
-        return set() if self.greedy else {"drawing"}
+        return {*super().readers(), "prompts", *(() if self.greedy else ("drawing",))}
 
     @property
     def task(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from typing import Any
 
 from launch.core.arms import steering
 from launch.core.findings import Findings, publish
-from launch.core.options import USUAL_PROMPT, ModelOptions, RunOptions
+from launch.core.options import USUAL_PROMPT, HeldModel, RunOptions
+from launch.core.prompt_options import PromptOptions, ask_prompts
 from launch.core.ranks import Ranks
 from moe_steer import SteeringPlan, load_model
 from moe_steer.backends import layout_of, lockstep
@@ -136,17 +138,21 @@ class Session:
             raise RuntimeError("; ".join(silent))
 
 
-def load_asked(options: ModelOptions, **memory: Any) -> tuple[Any, Any]:
+def load_asked(options: HeldModel, **memory: Any) -> tuple[Any, Any]:
     """The model that the options ask for, with its tokenizer. ``memory``: ``batch`` and ``context`` of the decoding to plan for."""
-    return load_model(
+    model, tokenizer = load_model(
         options.model,
         options.backend,
         dtype=options.dtype,
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
         offload=options.offload,
+        max_memory=options.max_memory,
         **memory,
     )
+    if isinstance(options, PromptOptions):
+        ask_prompts(tokenizer, options, quiet=os.environ.get("RANK", "0") != "0")
+    return model, tokenizer
 
 
 @contextmanager

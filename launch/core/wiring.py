@@ -7,30 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from expert_stats import MarkerSet, RoutingCounts, Trace, read_traces, trace_from_ids
+from moe_steer.thinking import thinking_format, token_tags
 from reasoning_evals import Completion
 from reasoning_evals.runs import read_completions
-from reasoning_evals.thinking import CLOSE_TAG, OPEN_TAG
 
 _ANOTHER = "they were made with another tokenizer; give that model, or sample again with this one"
 
 
 def traces_of(completions: Iterable[Completion], tokenizer: Any) -> list[Trace]:
     """Completions as traces: prompt and generated ids, with the span of the thought."""
-    think_id, end_think_id = (_token_id(tokenizer, tag) for tag in (OPEN_TAG, CLOSE_TAG))
+    tags = token_tags(tokenizer)
     prompt_ids: dict[str, list[int]] = {}
     traces = []
     for item in completions:
         if item.prompt not in prompt_ids:
             prompt_ids[item.prompt] = tokenizer(item.prompt, add_special_tokens=False)["input_ids"]
         name = f"{item.arm}/{item.task}/{item.problem_id}#{item.sample_idx}"
-        traces.append(trace_from_ids(name, prompt_ids[item.prompt], item.token_ids, think_id, end_think_id))
+        traces.append(trace_from_ids(name, prompt_ids[item.prompt], item.token_ids, tags))
     return traces
-
-
-def _token_id(tokenizer: Any, tag: str) -> int:
-    """The id of a tag, or -1 where it is not a token of its own: then no trace has a thought span."""
-    token_id = tokenizer.convert_tokens_to_ids(tag)
-    return token_id if isinstance(token_id, int) and token_id != tokenizer.unk_token_id else -1
 
 
 def read_any_traces(paths: Sequence[str], tokenizer: Any, arm: str | None = None) -> list[Trace]:
@@ -77,23 +71,30 @@ def _of_arm(file: Path, completions: list[Completion], arm: str | None) -> list[
 
 def _check_traces(file: Path, traces: Iterable[Trace], tokenizer: Any) -> None:
     """ValueError for token ids of another tokenizer: the end of a thought is where they show."""
-    close = _token_id(tokenizer, CLOSE_TAG)
+    tags = token_tags(tokenizer)
     for trace in traces:
         end = trace.thought_end
-        if close >= 0 and end is not None and end < len(trace.token_ids) and trace.token_ids[end] != close:
+        if tags and end is not None and end < len(trace.token_ids) and not tags.at(trace.token_ids, end):
             raise ValueError(
                 f"{file}: the thought of trace {trace.trace_id!r} ends in token {trace.token_ids[end]}, and this model's "
-                f"{CLOSE_TAG} is {close}: {_ANOTHER}"
+                f"ends in {list(tags.close)}: {_ANOTHER}"
             )
 
 
 def _check_completions(file: Path, completions: Iterable[Completion], tokenizer: Any) -> None:
-    close = _token_id(tokenizer, CLOSE_TAG)
+    fmt, tags = thinking_format(tokenizer), token_tags(tokenizer)
+    closing = [switch.text for switch in fmt.switches if switch.closes]
     for item in completions:
-        if close >= 0 and item.token_ids and CLOSE_TAG in item.text and close not in item.token_ids:
+        shown = [text for text in closing if text in item.text]
+        if (
+            tags
+            and item.token_ids
+            and shown
+            and not any(tags.at(item.token_ids, p) for p in range(len(item.token_ids)))
+        ):
             raise ValueError(
-                f"{file}: the answer to {item.problem_id!r} holds {CLOSE_TAG}, and its tokens do not hold this model's "
-                f"({close}): {_ANOTHER}"
+                f"{file}: the answer to {item.problem_id!r} holds {shown[0]}, and its tokens do not hold this model's "
+                f"({list(tags.close)}): {_ANOTHER}"
             )
 
 

@@ -27,10 +27,9 @@ from reasoning_evals.comparing import (
     rounded,
 )
 from reasoning_evals.engines import letter_mass
-from reasoning_evals.runs import GradeRow, opens_thought, read_generations, read_run
+from reasoning_evals.runs import GradeRow, arm_thoughts, read_generations, read_run
 from reasoning_evals.safety import (
     Defence,
-    answer_text,
     compare_defence,
     defence_of,
     mean_of_tasks,
@@ -240,7 +239,7 @@ class Outcome:
         values: dict[str, dict[str, list[float]]] = {}
         arms = read_run(self.folder / task)["config"]["arms"]
         for item in read_generations(self.folder / task):
-            value = text_fluency(answer_text(item.text, opens_thought(arms[item.arm], item.prompt)))
+            value = text_fluency(arm_thoughts(arms[item.arm]).split(item.text, item.prompt).answer)
             values.setdefault(item.arm, {}).setdefault(item.problem_id, []).append(value)
         return {
             arm: {name: sum(mine) / len(mine) for name, mine in problems.items()} for arm, problems in values.items()

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.jobs.safety_options import ATTACKS, SafetyOptions
-from reasoning_evals import Problem, grade, load_task
+from moe_steer.thinking import Thought
+from reasoning_evals import Problem, load_task
 from reasoning_evals.engines import FirstLetterSampler, InProcessSampler, Sampler
+from reasoning_evals.grading import grade_thought
 from reasoning_evals.prompts import RenderedPrompt, render_prompt
-from reasoning_evals.runs import GradeRow, Judgement, grade_run, opens_thought, read_generations, read_run
-from reasoning_evals.safety import LabelJudge, TextScore, answer_texts
+from reasoning_evals.runs import GradeRow, Judgement, arm_thoughts, grade_run, read_generations, read_run
+from reasoning_evals.safety import LabelJudge, TextScore
 from reasoning_evals.tasks import task_spec
 
 Render = Callable[[str], RenderedPrompt]
@@ -111,11 +113,13 @@ def judge(task: SafetyTask, folder: Path, classify: Any) -> list[GradeRow]:
 def answers_of(folder: Path) -> list[str]:
     """The different answer texts of a run folder, empty ones left out."""
     arms = read_run(folder)["config"]["arms"]
-    return answer_texts((item.text, opens_thought(arms[item.arm], item.prompt)) for item in read_generations(folder))
+    readers = {name: arm_thoughts(arm) for name, arm in arms.items()}
+    answers = (readers[item.arm].split(item.text, item.prompt).answer for item in read_generations(folder))
+    return list(dict.fromkeys(answer for answer in answers if answer))
 
 
-def _grade_own_answer(problem: Problem, text: str, opened: bool) -> Judgement:
-    return grade(problem, own_answer(text), opened=opened)
+def _grade_own_answer(problem: Problem, thought: Thought) -> Judgement:
+    return grade_thought(problem, thought._replace(answer=own_answer(thought.answer)))
 
 
 def is_chat(style: str, tokenizer: Any) -> bool:
@@ -135,7 +139,7 @@ def renderer(tokenizer: Any, chat: bool, prefix: str = "", worked_examples: bool
     def render(question: str) -> RenderedPrompt:
         text = f"{WORKED_EXAMPLES}Question: {question}\nAnswer:" if worked_examples else question
         text = f"{prefix}\n\n{text}" if prefix else text
-        return render_prompt(tokenizer, text, force_think=False) if chat else plain_prompt(tokenizer, text)
+        return render_prompt(tokenizer, text, thinking=False) if chat else plain_prompt(tokenizer, text)
 
     return render
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+_HEADERS: dict[tuple[str, Any], Any] = {}
 
 
 def torch_dtype(name: str) -> str | torch.dtype:
@@ -29,30 +32,44 @@ def stored_dtype(config: Any) -> torch.dtype:
     return value if isinstance(value, torch.dtype) else torch.float32
 
 
-def _quantization(config: Any) -> str:
-    return _method(getattr(config, "quantization_config", None) or {})
+def quantisation(config: Any) -> str:
+    """The method in which a checkpoint is quantised, by the library's name; empty for none."""
+    return _method(quantisation_settings(config))
+
+
+def quantisation_settings(config: Any) -> Any:
+    """What the configuration says of the quantisation: a dictionary, empty for none, or an object of the library."""
+    return getattr(_holder(config), "quantization_config", None) or {}
+
+
+def _holder(config: Any) -> Any:
+    """The part of a configuration that says how the checkpoint is quantised: the whole, or its text part."""
+    text = config.get_text_config()
+    whole = getattr(config, "quantization_config", None) or not getattr(text, "quantization_config", None)
+    return config if whole else text
 
 
 def _method(quantization: Any) -> str:
     method = (
-        quantization.get("quant_method")
+        quantization.get("quant_method", "")
         if isinstance(quantization, dict)
         else getattr(quantization, "quant_method", "")
     )
     return str(getattr(method, "value", method))
 
 
-_BLOCKS = ("fp8", "mxfp4")
+BLOCKS = ("fp8", "mxfp4")
+"""Methods whose blocks of few bits are planned, and expanded by any backend."""
 
 
 def in_blocks(config: Any) -> bool:
     """Whether the checkpoint holds blocks of few bits that can be expanded while reading."""
-    return _quantization(config) in _BLOCKS
+    return quantisation(config) in BLOCKS
 
 
 def is_fp8(config: Any) -> bool:
     """Whether the checkpoint holds FP8 blocks."""
-    return _quantization(config) == "fp8"
+    return quantisation(config) == "fp8"
 
 
 def dequantised(config: Any) -> dict[str, Any]:
@@ -66,12 +83,43 @@ def dequantised(config: Any) -> dict[str, Any]:
 
 def is_mxfp4(config: Any) -> bool:
     """Whether the experts of the checkpoint are MXFP4 blocks, as in gpt-oss."""
-    return _quantization(config) == "mxfp4"
+    return quantisation(config) == "mxfp4"
 
 
-def configuration(name: str, **options: Any) -> Any:
-    """The configuration of a checkpoint; where the library does not know its type, but has the class that it names (Kimi-K2 says
-    kimi_k2 and DeepseekV3ForCausalLM), the configuration of that class."""
+def where_it_lies(name: str) -> tuple[str, dict[str, Any]]:
+    """(folder or hub id, options that name the file) for every ``from_pretrained`` of a model: a name that ends in ``.gguf`` is
+    a file in a folder, or in a hub repository (``owner/name/file.gguf``)."""
+    if not name.endswith(".gguf"):
+        return name, {}
+    if os.path.isfile(name):
+        return os.path.dirname(name) or ".", {"gguf_file": os.path.basename(name)}
+    owner, repository, *file = name.split("/")
+    return f"{owner}/{repository}", {"gguf_file": "/".join(file)}
+
+
+def config_of(name: str, **options: Any) -> Any:
+    """The configuration of a model, from config.json or from the header of a GGUF file, which is then its name. A header is
+    kept: the library reads the whole vocabulary for it, half a minute for 262,144 tokens."""
+    from transformers import AutoConfig
+
+    source, file = where_it_lies(name)
+    if not file:
+        return _from_json(source, options)
+    key = (name, os.path.getmtime(name) if os.path.isfile(name) else options.get("revision"))
+    if key not in _HEADERS:
+        _HEADERS[key] = AutoConfig.from_pretrained(source, **file, **options)
+        _HEADERS[key]._name_or_path = name
+    return copy.deepcopy(_HEADERS[key])
+
+
+def is_gguf(config: Any) -> bool:
+    """Whether a configuration of ``config_of`` is a GGUF file's."""
+    return str(getattr(config, "_name_or_path", "")).endswith(".gguf")
+
+
+def _from_json(name: str, options: dict[str, Any]) -> Any:
+    """Where the library does not know the type, but has the class that is named (Kimi-K2 says kimi_k2 and DeepseekV3ForCausalLM),
+    the configuration of that class."""
     import transformers
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -182,9 +230,10 @@ def skeleton(config: Any, dtype: str = "auto") -> Any:
     """
     config = copy.deepcopy(config)
     packed = in_blocks(config)
-    quantization = config.quantization_config if packed else None
+    holder = _holder(config)
+    quantization = holder.quantization_config if packed else None
     if packed:
-        del config.quantization_config
+        del holder.quantization_config
     asked = torch.bfloat16 if dtype == "fp8" else torch_dtype(dtype)
     chosen = stored_dtype(config) if isinstance(asked, str) else asked
     own = model_class(config)

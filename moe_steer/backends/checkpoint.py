@@ -10,7 +10,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +22,20 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
-from moe_steer.backends.blueprint import configuration, is_fp8, model_class, torch_dtype
+from moe_steer.backends.blueprint import (
+    BLOCKS,
+    config_of,
+    dequantised,
+    in_blocks,
+    is_fp8,
+    is_gguf,
+    is_mxfp4,
+    model_class,
+    quantisation,
+    quantisation_settings,
+    torch_dtype,
+    where_it_lies,
+)
 
 _LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
@@ -30,7 +43,8 @@ _LEAST_CAPABILITY = (8, 9)
 
 @dataclass(frozen=True, kw_only=True)
 class LoadRequest:
-    """A model to load. ``dtype``: auto or a torch name. ``offload``: "" (none), "cpu", or a folder on NVMe."""
+    """A model to load. ``dtype``: auto or a torch name. ``offload``: "" (none), "cpu", or a folder on NVMe. ``places``: for
+    the backend device_map, the device on which each module rests."""
 
     name: str
     dtype: str = "auto"
@@ -39,6 +53,7 @@ class LoadRequest:
     revision: str | None = None
     trust_remote_code: bool = False
     offload: str = ""
+    places: Mapping[str, int | str] | None = None
 
     @property
     def hub_options(self) -> dict[str, Any]:
@@ -47,7 +62,7 @@ class LoadRequest:
 
     def config(self) -> Any:
         """The model's configuration."""
-        return configuration(self.name, **self.hub_options)
+        return config_of(self.name, **self.hub_options)
 
     def model(self, **options: Any) -> Any:
         """``from_pretrained`` of the model's own class, with the shared options and the given ones; ValueError, with a tensor's
@@ -55,9 +70,16 @@ class LoadRequest:
         if self.experts_implementation is not None:
             options["experts_implementation"] = self.experts_implementation
         config = self.config()
+        source, file = where_it_lies(self.name)
+        if file:
+            from transformers import GgufConfig
+
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        elif self.dtype != "auto" and is_mxfp4(config):
+            options |= dequantised(config)
         with whole_blocks(config), the_same_tensors(config, self.name):
             return model_class(config).from_pretrained(
-                self.name, config=config, dtype=torch_dtype(self.dtype), **self.hub_options, **options
+                source, config=config, dtype=torch_dtype(self.dtype), **file, **self.hub_options, **options
             )
 
 
@@ -123,6 +145,17 @@ def has_fp8_hardware(on_gpu: bool) -> bool:
     return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= _LEAST_CAPABILITY
 
 
+def refuse_unknown_quantisation(config: Any) -> None:
+    """ValueError for a method that the library does not know: it would warn, and read the numbers as if they were weights."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    method = quantisation(config)
+    if method not in ("", "bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
+        raise ValueError(
+            f"the checkpoint is quantised by {method!r}, which transformers does not know: use a newer one, or another checkpoint"
+        )
+
+
 def refuse_without_kernels(config: Any) -> None:
     """ValueError, before a terabyte is read, when FP8 would stay FP8 here but the package for FP8 arithmetic is missing."""
     if is_fp8(config) and torch.cuda.is_available() and has_fp8_hardware(True) and find_spec("kernels") is None:
@@ -138,6 +171,12 @@ def has_mxfp4_kernels(on_gpu: bool) -> bool:
     return on_gpu and (not torch.cuda.is_available() or all(find_spec(name) for name in ("kernels", "triton")))
 
 
+def stays_packed(config: Any, dtype: str, on_gpu: bool) -> bool:
+    """Whether blocks of few bits are computed with as they are; elsewhere they are expanded while reading."""
+    kernels = has_mxfp4_kernels if is_mxfp4(config) else has_fp8_hardware
+    return dtype == "fp8" or (dtype == "auto" and in_blocks(config) and kernels(on_gpu))
+
+
 @contextmanager
 def the_same_tensors(config: Any, name: str) -> Iterator[None]:
     """Inside the block, ``from_pretrained`` refuses a checkpoint whose tensors are not those of the model: the library fills a
@@ -145,10 +184,14 @@ def the_same_tensors(config: Any, name: str) -> Iterator[None]:
     from transformers import modeling_utils
 
     report = modeling_utils.log_state_dict_report
+    # What a GGUF file or another package's format holds beside the model is for its reader to know; a random tensor never is.
+    all_have_a_place = not is_gguf(config) and quantisation(config) in ("", *BLOCKS)
 
     def refuse(*_: Any, model: Any, loading_info: Any, **more: Any) -> None:
-        problem = _difference(config, model, loading_info, name)
-        if problem:
+        extra = {
+            key for key in loading_info.unexpected_keys if all_have_a_place and not _is_beside_the_model(key, config)
+        }
+        if problem := _difference(model, loading_info, extra, name):
             raise ValueError(problem)
 
     modeling_utils.log_state_dict_report = refuse
@@ -158,11 +201,10 @@ def the_same_tensors(config: Any, name: str) -> Iterator[None]:
         modeling_utils.log_state_dict_report = report
 
 
-def _difference(config: Any, model: Any, found: Any, folder: str) -> str:
+def _difference(model: Any, found: Any, extra: Collection[str], folder: str) -> str:
     """The first tensor that checkpoint and model do not share, in words; empty when they have the same."""
     own = type(model).__name__
     shapes = sorted((name, tuple(stored), tuple(needed)) for name, stored, needed in found.mismatched_keys)
-    extra = sorted(name for name in found.unexpected_keys if not _is_beside_the_model(name, config))
     if found.missing_keys:
         return f"the checkpoint lacks {_some({_lost_part(name, folder) for name in found.missing_keys})} of {own}: fetch it again, or the model it was made from"
     if shapes:
@@ -204,8 +246,9 @@ def _is_beside_the_model(name: str, config: Any) -> bool:
     counts = {key: value for key, value in vars(text).items() if re.search("nextn|mtp", key) and isinstance(value, int)}
     if layer and any(int(layer[1]) - text.num_hidden_layers in range(number) for number in counts.values()):
         return True
-    quantised = getattr(config, "quantization_config", None) is not None
-    return bool(re.search(r"(^|[._])mtp[._]", name)) or (quantised and "scale" in name.rpartition(".")[2])
+    return bool(re.search(r"(^|[._])mtp[._]", name)) or (
+        bool(quantisation(config)) and "scale" in name.rpartition(".")[2]
+    )
 
 
 @contextmanager
@@ -221,7 +264,7 @@ def whole_blocks(config: Any) -> Iterator[None]:
         return
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-    quantization = config.quantization_config
+    quantization = quantisation_settings(config)
     stated = quantization.get("weight_block_size") if isinstance(quantization, dict) else quantization.weight_block_size
     block_rows, block_columns = stated or (128, 128)
     original = Fp8Dequantize._dequantize_one
@@ -235,7 +278,7 @@ def whole_blocks(config: Any) -> Iterator[None]:
         if not (0 < missing_rows < block_rows or 0 < missing_columns < block_columns):
             return original(self, quantized, scales, output_dtype=output_dtype)
         filled = pad(quantized.float(), (0, max(missing_columns, 0), 0, max(missing_rows, 0)))
-        return original(self, filled, scales, output_dtype=output_dtype)[..., :rows, :columns]
+        return original(self, filled, scales, output_dtype=output_dtype)[..., :rows, :columns].contiguous()
 
     Fp8Dequantize._dequantize_one = expand  # type: ignore[method-assign]
     try:

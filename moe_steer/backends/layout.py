@@ -24,6 +24,8 @@ from moe_steer.layers import decoder, unwrap
 
 _ATTRIBUTE = "steering_layout"
 
+GPU_SHARE = 0.92
+"""Part of a GPU that tensors may fill; the rest is left to the CUDA context, the communication library and fragmentation."""
 _FLAG = "steering_lockstep"
 _FINISHED, _DECODER, _MODEL = 0, 1, 2
 
@@ -60,6 +62,31 @@ class Layout:
 def local_ranks(world_size: int) -> int:
     """Number of this run's ranks on this machine, from the launcher's environment; else all."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size))
+
+
+def available_bytes(world_size: int) -> tuple[int, str]:
+    """(bytes that one rank may use on this machine, which memory that is): a GPU's, or its share of the CPU's."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory * GPU_SHARE), "GPU memory"
+    return host_bytes(world_size), "this rank's part of the CPU memory"
+
+
+def gpus_here() -> tuple[int, ...]:
+    """Bytes that tensors may fill on each GPU of this machine."""
+    found = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+    return tuple(int(size * GPU_SHARE) for size in found)
+
+
+def host_bytes(world_size: int) -> int:
+    """Bytes of this machine's CPU memory that one of its ranks may use."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(total * GPU_SHARE) // local_ranks(world_size)
+
+
+def gib(number: int) -> str:
+    """Bytes as text in GiB."""
+    value = number / 2**30
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
 
 def layout_of(model: Any) -> Layout:

@@ -1,4 +1,4 @@
-"""Offloading ZeRO-3's shards from the device: CPU memory, or files on an NVMe disk.
+"""Offloading weights from the device: ZeRO-3's shards to CPU memory or to files on an NVMe disk; a folder for either backend.
 
 DeepSpeed's operator async_io moves the files (see ``async_io``), and three of its problems are silent: parts below 1 MiB
 never leave memory, runs that share a folder delete each other's files, and the files remain after the run. They are handled
@@ -38,9 +38,7 @@ def on_nvme(offload: str, parts: Sequence[int], dtype: torch.dtype, local_ranks:
     ValueError, in one line, for a missing folder, a file system without direct I/O or without space, a model too small for
     offloading, and an operator that cannot be compiled.
     """
-    folder = Path(offload)
-    if not folder.is_dir():
-        raise ValueError(f"offload names no folder: {offload!r}: give 'cpu' or an existing folder on a local NVMe disk")
+    folder = _existing(offload)
     moved = sum(part * dtype.itemsize for part in parts if part * dtype.itemsize >= SMALLEST)
     if not moved:
         raise ValueError(
@@ -56,15 +54,28 @@ def on_nvme(offload: str, parts: Sequence[int], dtype: torch.dtype, local_ranks:
         )
     async_io.refuse_without_compiler()
     async_io.compile_once()
-    _sweep(folder)
-    own = tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=folder)
-    atexit.register(delete, own)
     return {
         "device": "nvme",
-        "nvme_path": own,
+        "nvme_path": own_folder(offload),
         "buffer_count": BUFFERS,
         "buffer_size": max(parts),
     }
+
+
+def own_folder(offload: str) -> str:
+    """A new folder of this process below ``offload``, deleted when the process ends, at the latest; what killed processes
+    have left there is deleted now. ValueError where there is no folder ``offload``."""
+    folder = _existing(offload)
+    _sweep(folder)
+    own = tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=folder)
+    atexit.register(delete, own)
+    return own
+
+
+def _existing(offload: str) -> Path:
+    if not Path(offload).is_dir():
+        raise ValueError(f"offload names no folder: {offload!r}: give 'cpu' or an existing folder on a local NVMe disk")
+    return Path(offload)
 
 
 def delete(folder: str) -> None:
@@ -84,7 +95,7 @@ def _refuse_without_direct_io(folder: Path) -> None:
 
 
 def _prefix() -> str:
-    return f"zero3-{socket.gethostname()}-"
+    return f"weights-{socket.gethostname()}-"
 
 
 def _sweep(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The backends by name: which there are, which of them cannot run a model, and the function that loads one.
 
 - plain          the whole model on every rank
+- device_map     one process; layers spread over its GPUs, then CPU memory, then disk, by accelerate
 - tp_ep          transformers' tensor and expert parallelism inside a DeepSpeed inference engine; keeps FP8 weights
 - autoep         DeepSpeed's expert shards; everything except the experts replicated
 - autoep_zero3   DeepSpeed's expert shards; the rest sharded by ZeRO-3
@@ -14,6 +15,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from moe_steer.backends.blueprint import BLOCKS, is_gguf, quantisation
 from moe_steer.backends.checkpoint import LoadRequest
 from moe_steer.backends.layout import Layout
 
@@ -21,6 +23,7 @@ Loader = Callable[[LoadRequest, Layout], tuple[Any, Layout]]
 
 _LOADERS = {
     "plain": ("registry", "load_plain"),
+    "device_map": ("device_map", "load"),
     "tp_ep": ("tp_ep", "load"),
     "autoep": ("autoep", "load"),
     "autoep_zero3": ("autoep", "load_zero3"),
@@ -28,7 +31,7 @@ _LOADERS = {
 }
 """Backend -> (module of this package, function). A module is imported when its backend is used: most need DeepSpeed."""
 BACKENDS = tuple(_LOADERS)
-"""Fastest first, where each fits."""
+"""Fastest first, where each fits in one process; over several ranks, device_map comes last."""
 _NEEDS_TRANSFORMERS = (5, 21)
 
 
@@ -47,6 +50,12 @@ def refusal(backend: str, config: Any, world_size: int) -> str:
     """Why ``backend`` cannot run a model of ``config`` on so many ranks, in one sentence; empty when it can."""
     if backend == "plain":
         return ""
+    if backend == "device_map":
+        return str(_module(backend).refusal(config, world_size))
+    if is_gguf(config):
+        return "a GGUF file is dequantised by one process: use plain or device_map"
+    if (method := quantisation(config)) not in ("", *BLOCKS):
+        return f"{method} weights are held whole by the classes of their own package: use plain or device_map"
     return _old_transformers() or str(_module(backend).refusal(config, world_size))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moe_steer.contrasts.sequences import MarkedSequence
@@ -14,6 +14,7 @@ __all__ = ["MarkedSequence", "answer_pairs", "concise_and_verbose", "decision_si
 
 SWITCH_WORDS = ("Wait", "Alternatively", "Hmm")
 _STEP_ENDS = (".", "!", "?", "\n")
+_LEADS = frozenset(["but", "so", "no", "and", "oh", "or", "well", "now", "okay", "ok", "yes", "yeah", "hmm", "wait", "actually", "then"])
 
 
 def decision_sites(
@@ -28,8 +29,9 @@ def decision_sites(
 
     Positive: the position just before `</think>`, where the thought is about to stop. Negative: the positions just before a
     switch word (whole, in all its token forms, first letter in either case) at the start of a step: not at the start of the
-    thought, and the token before them must end in ".", "!", "?" or a line break. So a direction's POSITIVE strength means
-    "stop thinking": shorter thoughts.
+    thought, and the token before them must end in ".", "!", "?" or a line break. Words that lead up to a switch ("But wait",
+    "No, wait", "So, alternatively") belong to it: the position is the one before them. So a direction's POSITIVE strength
+    means "stop thinking": shorter thoughts.
 
     ``closed_only``: leave out traces whose thought was never closed, where loops would outweigh all else.
     ``require_both``: leave out traces without a switch word as well. Traces without a thought give nothing. Collect
@@ -47,8 +49,9 @@ def decision_sites(
         while start < stop and not texts(trace.token_ids[start]).strip():
             start += 1  # the line break with which some templates and models open a thought
         spans = [span for group in markers.find_occurrences(trace.token_ids).values() for span in group]
-        before = {span.start - 1 for span in spans if start < span.start < stop}
-        negative = tuple(sorted(position for position in before if _ends_step(texts(trace.token_ids[position]))))
+        before = {_before_lead(trace.token_ids, span.start - 1, texts) for span in spans if start < span.start < stop}
+        ends = (place for place in before if place >= start and _ends_step(texts(trace.token_ids[place])))
+        negative = tuple(sorted(ends))
         positive = () if end is None or end <= start else (end - 1,)
         if (positive and negative) or ((positive or negative) and not require_both):
             found.append(MarkedSequence(trace.trace_id, trace.token_ids, positive, negative))
@@ -93,9 +96,21 @@ def _text(tokenizer: Any, token: int) -> str:
     return tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+def _before_lead(ids: Sequence[int], place: int, texts: Callable[[int], str]) -> int:
+    """The position before the words that lead up to what follows ``place``: at most three of them, with their commas."""
+    words = 0
+    while place > 0 and words < 3:
+        text = texts(ids[place]).strip(" *")
+        if text.rstrip(",").lower() not in _LEADS and text != ",":
+            break
+        words += text != ","
+        place -= 1
+    return place
+
+
 def _ends_step(text: str) -> bool:
     """Whether a token ends a sentence or a line, as in the scope step_end."""
-    return text.rstrip(" ").endswith(_STEP_ENDS)
+    return text.rstrip(" )]\"'*$").endswith(_STEP_ENDS)
 
 
 def concise_and_verbose(traces: Iterable[Trace], *, min_ratio: float = 1.5) -> list[tuple[Trace, Trace]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from moe_steer.contrasts.sequences import MarkedSequence
 from moe_steer.json_files import decode, parse_json
+from moe_steer.thinking import render, thinking_format
 
 
 def answer_pairs(
@@ -89,7 +90,7 @@ def _prefix(tokenizer: Any, question: str, chat: bool) -> str:
     if not chat:
         return question
     turn = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return render(tokenizer, turn, **dict(thinking_format(tokenizer).arguments))
 
 
 def _encode(tokenizer: Any, prefix: str, answer: str, chat: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

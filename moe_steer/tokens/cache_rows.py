@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,11 @@ class Rows:
     prompt_B: Tensor
     """Real tokens of the prompt."""
     phase_B: Tensor
-    """Phase: before the thought, in it, or in the answer."""
-    line_B: Tensor
-    """Whether the last real token ended a line."""
+    """Phase (``moe_steer.thinking``): outside, in the thought, or in the answer."""
+    bits_B: Tensor
+    """Bits of the last real token (``moe_steer.tokens.steps``); 0 before the first."""
+    tail_BN: Tensor
+    """[B, N]: the last tokens, as many as a thinking tag may have before its last one; -1 where there was none."""
     forwards: int = 0
     """Number of forwards so far."""
     follows_tags: bool = False
@@ -32,17 +35,26 @@ class Rows:
     def select(self, index: Tensor) -> Rows:
         """The state of other rows, in their order."""
         index = index.to(self.seen_B.device)
-        return dataclasses.replace(
-            self,
-            seen_B=self.seen_B[index],
-            prompt_B=self.prompt_B[index],
-            phase_B=self.phase_B[index],
-            line_B=self.line_B[index],
-        )
+        chosen: dict[str, Any] = {name: tensor[index] for name, tensor in self._tensors()}
+        return dataclasses.replace(self, **chosen)
+
+    def join(self, others: Sequence[Rows]) -> Rows:
+        """The state of these rows, then of the others'; the number of forwards is that of these."""
+        parts = [self, *others]
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name, _ in self._tensors()}
+        return dataclasses.replace(self, **joined, follows_tags=all(part.follows_tags for part in parts))
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for item in dataclasses.fields(self):
+            if isinstance(value := getattr(self, item.name), Tensor):
+                yield item.name, value
 
 
 class FollowsRows:
-    """Mixed into a cache object: every operation on the cache's rows is applied to the rows' state too."""
+    """Mixed into a cache object: every operation on the cache's rows is applied to the rows' state too.
+
+    ``keep_rows`` and ``add_rows`` are for code that moves the rows of the cache's layers itself, and calls them after it.
+    """
 
     steering_rows: Rows | None = None
 
@@ -71,6 +83,16 @@ class FollowsRows:
         super().reset()  # type: ignore[misc]
         self.steering_rows = None
 
+    def keep_rows(self, indices: Tensor) -> None:
+        """The cache now has these of its rows, in this order."""
+        self._keep(indices)
+
+    def add_rows(self, others: Sequence[Any]) -> None:
+        """The rows of these caches were appended. If one was filled outside of ``steer``, the next forward refuses them all."""
+        theirs = [rows for rows in map(rows_on, others) if rows is not None]
+        known = self.steering_rows is not None and len(theirs) == len(others)
+        self.steering_rows = self.steering_rows.join(theirs) if self.steering_rows is not None and known else None
+
     def _keep(self, index: Tensor) -> None:
         if self.steering_rows is not None:
             self.steering_rows = self.steering_rows.select(index)
@@ -90,7 +112,9 @@ def leave_rows(cache: Any, rows: Rows) -> None:
         cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
     others = cache.steering_rows
     if not rows.follows_tags and others is not None and others.follows_tags and others.forwards == rows.forwards:
-        rows = dataclasses.replace(rows, phase_B=others.phase_B, line_B=others.line_B, follows_tags=True)
+        rows = dataclasses.replace(
+            rows, phase_B=others.phase_B, bits_B=others.bits_B, tail_BN=others.tail_BN, follows_tags=True
+        )
     cache.steering_rows = rows
 
 

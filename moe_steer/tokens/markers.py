@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_steer.thinking import forms_of, text_spans, thinking_format, token_tags, token_texts
+from moe_steer.tokens.words import WordEdges, inside_a_word, word_edges
+
 _BEFORE = ("", " ", "\n", "\n\n", "(", ". ")
 _AFTER = ("", ",", " ", "\n")
 _TAG = re.compile(r"<[^<>\s]+>")
-_LETTERS = frozenset(string.ascii_letters)
 _PADDING = string.whitespace + string.punctuation
-_SPACES = str.maketrans(
-    {"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t"}
-)  # the characters with which vocabularies write white space
 
 RICE_COEFFICIENTS: Mapping[str, float] = {"<think>": 1.0, "</think>": -1.0, "Alternatively": -1.0}
 """RICE Eq. 6: the start of a thought counts for an expert, its end and a switch count against it."""
@@ -36,12 +35,16 @@ REPEATS = ("all", "first")
 def find_forms(tokenizer: Any, name: str, *, either_case: bool, split_tags: bool) -> tuple[tuple[int, ...], ...]:
     """All distinct token sequences that spell ``name``: at the start of a text, after a space, after a newline, before a comma.
 
-    A tag such as `<think>` must be a single token unless ``split_tags``. ValueError when the tokenizer cannot express it.
+    `<think>` and `</think>` stand for the start and the end of a thought in every thinking format: where the model writes
+    other tags, those are meant. A tag must be a single token unless ``split_tags``, or unless it is the model's own. ValueError
+    when the tokenizer cannot express it.
     """
     if not name.strip():
         raise ValueError(f"marker {name!r} is empty: give a tag or a word")
-    if _TAG.fullmatch(name) and not split_tags:
-        return (_tag_form(tokenizer, name),)
+    if (own := _own_tags(tokenizer, name)) is not None:
+        return own
+    if _TAG.fullmatch(name):
+        return forms_of(tokenizer, name) if split_tags else (_tag_form(tokenizer, name),)
     found: set[tuple[int, ...]] = set()
     for word in _spellings(name, either_case):
         for text in (before + word + after for before in _BEFORE for after in _AFTER):
@@ -57,6 +60,16 @@ def find_forms(tokenizer: Any, name: str, *, either_case: bool, split_tags: bool
     return tuple(found)
 
 
+def _own_tags(tokenizer: Any, name: str) -> tuple[tuple[int, ...], ...] | None:
+    """The forms of the model's own tags, where a general name is given for them."""
+    fmt = thinking_format(tokenizer) if name in ("<think>", "</think>") else None
+    if fmt is None or fmt.name == "think" or not fmt.thinks:
+        return None
+    tags = token_tags(tokenizer, fmt)
+    assert tags is not None
+    return tags.opening if name == "<think>" else tags.closing
+
+
 def tokenizer_digest(tokenizer: Any) -> str:
     """sha256 over the vocabulary: two tokenizers with the same digest give a token id the same text."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
@@ -70,19 +83,6 @@ def text_notes(tokenizer: Any) -> dict[str, Any]:
         "tokenizer_sha256": tokenizer_digest(tokenizer),
         "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
     }
-
-
-def word_edges(tokenizer: Any) -> WordEdges | None:
-    """Which tokens continue a word; None for a tokenizer whose tokens are always whole words."""
-    texts = {token_id: token.translate(_SPACES) for token, token_id in tokenizer.get_vocab().items() if token}
-    words = sorted((token_id, text) for token_id, text in texts.items() if set(text) <= _LETTERS)
-    if words and not _joins(tokenizer, *words[0]):
-        # Tokens are separated on decoding (WordPiece, word-level): only the marked continuations join a word.
-        starts = {token_id for token_id, text in texts.items() if text[:2] == "##" and text[2:3] in _LETTERS}
-    else:
-        starts = {token_id for token_id, text in texts.items() if text[0] in _LETTERS}
-    ends = {token_id for token_id, text in texts.items() if text[-1] in _LETTERS}
-    return WordEdges(starts_with_letter=frozenset(starts), ends_with_letter=frozenset(ends)) if starts else None
 
 
 def _tag_form(tokenizer: Any, name: str) -> tuple[int, ...]:
@@ -114,11 +114,6 @@ def _window(tokenizer: Any, ids: list[int], word: str) -> tuple[int, ...] | None
     return None
 
 
-def _joins(tokenizer: Any, token_id: int, text: str) -> bool:
-    pair = tokenizer.decode([token_id, token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text + text in pair
-
-
 class Span(NamedTuple):
     """One occurrence of a marker: tokens start .. stop - 1."""
 
@@ -145,15 +140,6 @@ class Marker:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WordEdges:
-    """Tokens that continue a word and tokens that can be continued, so that "Wait" is not found in "Waiting" or "await"."""
-
-    starts_with_letter: frozenset[int]
-    """Tokens that join the token before them without a space, letter to letter."""
-    ends_with_letter: frozenset[int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MarkerSet:
     """Ordered markers, their coefficients, and the token at which the routing of an occurrence is read."""
 
@@ -172,6 +158,9 @@ class MarkerSet:
     """Fingerprint of the tokenizer of the ids."""
     edges: WordEdges | None = field(default=None, compare=False, repr=False)
     """The whole-word rule; None: occurrences inside words count too."""
+    texts: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
+    """The text of every token, where a tag is written in several: such a tag is found in the text, because its ends merge
+    with their neighbours. None: every tag is one token."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "markers", tuple(self.markers))
@@ -223,23 +212,32 @@ class MarkerSet:
         if unknown:
             raise ValueError(f"a coefficient is given for {unknown[0]!r}, which is not among the markers {list(names)}")
         chosen = {**RICE_COEFFICIENTS, **given}
+        markers = tuple(
+            Marker(name, find_forms(tokenizer, name, either_case=either_case, split_tags=split_tags)) for name in names
+        )
+        is_split = any(_TAG.fullmatch(marker.name) and len(marker.forms[-1]) > 1 for marker in markers)
         return cls(
-            markers=tuple(
-                Marker(name, find_forms(tokenizer, name, either_case=either_case, split_tags=split_tags))
-                for name in names
-            ),
+            markers=markers,
             coefficients=tuple(chosen.get(name, 0.0) for name in names),
             position=position,
             token=token,
             repeats=repeats,
             tokenizer=tokenizer_digest(tokenizer),
             edges=word_edges(tokenizer) if whole_words else None,
+            texts=token_texts(tokenizer) if is_split and split_tags else None,
         )
 
     def find_occurrences(self, token_ids: Sequence[int]) -> dict[str, list[Span]]:
         """Occurrences of every marker, in order: non-overlapping, the longest form first, linear in the number of tokens."""
         ids_T = np.asarray(token_ids, dtype=np.int64)
-        return {marker.name: find_spans(ids_T, marker.forms, self.edges) for marker in self.markers}
+        found = {}
+        for marker in self.markers:
+            if self.texts is not None and _TAG.fullmatch(marker.name):
+                spans = text_spans([self.texts[token] for token in ids_T], marker.name)
+                found[marker.name] = [Span(*span) for span in spans]
+            else:
+                found[marker.name] = find_spans(ids_T, marker.forms, self.edges)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that must be equal for two counts to be added, as plain JSON values."""
@@ -271,23 +269,11 @@ def find_spans(
             continue
         for form in forms:
             stop = start + len(form)
-            if tuple(ids_T[start:stop].tolist()) == form and not _inside_a_word(ids_T, start, stop, edges):
+            if tuple(ids_T[start:stop].tolist()) == form and not inside_a_word(ids_T, start, stop, edges):
                 found.append(Span(start, stop))
                 free = stop
                 break
     return found
-
-
-def _inside_a_word(ids_T: np.ndarray[Any, Any], start: int, stop: int, edges: WordEdges | None) -> bool:
-    if edges is None:
-        return False
-    joined_left = start > 0 and _joined(int(ids_T[start - 1]), int(ids_T[start]), edges)
-    joined_right = stop < len(ids_T) and _joined(int(ids_T[stop - 1]), int(ids_T[stop]), edges)
-    return joined_left or joined_right
-
-
-def _joined(left: int, right: int, edges: WordEdges) -> bool:
-    return left in edges.ends_with_letter and right in edges.starts_with_letter
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -7,10 +7,14 @@ Definitions, one row at a time, padding never counted:
   empty cache
 - generated  every real token that is not prompt
 - after:N    every generated token that has at least N generated tokens before it; after:0 is generated
-- thought    from ``<think>`` (itself included) to the token before ``</think>``; a ``<think>`` in the prompt opens it too
-- answer     from ``</think>`` (itself included) on: it is the token whose processing starts the answer
-- step_end   the tokens of a thought that end a step; chosen by classes (``step_end`` alone: sentence+line)
-  - sentence   tokens whose text ends in . ! ? or their full-width forms; closing quotes and brackets, white space may follow
+- thought    from the tag that opens a thought (its last token included) to the token before the last one of the tag that
+  closes it; a tag in the prompt opens it too. Which tags: ``moe_steer.thinking``
+- answer     from the tag that begins the answer (its last token included) on: it is the token whose processing starts the
+  answer
+- step_end   the tokens of a thought that end a step (of a model that does not think: the generated tokens that do); chosen by
+  classes (``step_end`` alone: sentence+line)
+  - sentence   tokens whose text ends in . ! ? or their full-width forms, closers and white space may follow; not decimal points,
+    abbreviations, list numbers. Where the next token decides, it is that token (``moe_steer.tokens.steps``)
   - line       tokens whose text ends in a line break; blanks may follow
   - paragraph  tokens whose text ends in a blank line, and white space with a line break right after a token that ended a line
 """
@@ -23,12 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_steer.thinking import ANSWER, THOUGHT
 from moe_steer.tokens.cache_rows import Rows, leave_rows, rows_on
 from moe_steer.tokens.scopes import (
-    BLANK_LINE,
-    LINE,
-    ONLY_SPACE,
-    SENTENCE,
     Scope,
     SpecialTokens,
     parse_scope,
@@ -36,6 +37,7 @@ from moe_steer.tokens.scopes import (
     special_tokens,
     tokenizer_of,
 )
+from moe_steer.tokens.steps import BLANK_LINE, LINE, ONLY_SPACE, StepEnds, sentence_ends
 
 __all__ = [
     "PROMPT_SCOPES",
@@ -51,7 +53,6 @@ TAG_SCOPES = frozenset({"thought", "answer", "step_end"})
 """Kinds of scope that need token ids and the thinking tags."""
 PROMPT_SCOPES = frozenset({"prompt", "generated", "after"})
 """Kinds of scope that need the end of the prompt."""
-_BEFORE, _THOUGHT, _ANSWER = 0, 1, 2
 
 
 def tag_scopes(scopes: Collection[str]) -> list[str]:
@@ -75,6 +76,13 @@ class PositionTracker:
         self._needs_prompt = bool(kinds & PROMPT_SCOPES)
         self._special = special
         if special is not None:
+            for text, scope in self._scopes.items():
+                if scope.kind in ("thought", "answer") and special.tags is None:
+                    raise ValueError(
+                        f"scope {text!r}: this model does not think, so no token is of a thought: use scope generated, "
+                        "or name its tags with --thinking"
+                    )
+            self._needs_prompt = self._needs_prompt or (special.tags is None and "step_end" in kinds)
             for text, scope in self._scopes.items():
                 if scope.classes and not special.can_end(scope.classes):
                     raise ValueError(
@@ -108,24 +116,25 @@ class PositionTracker:
         if real_BS is None:
             real_BS = torch.ones(num_rows, length, dtype=torch.bool, device=tokens.device)
         rows = self._rows_of(call, real_BS)
-        phase_BS = line_BS = bits_BS = None
+        phase_BS = tail_BN = None
+        ends = None
         if self._follows_tags:
             ids_BS = self._ids(ids_BS)
-            bits_BS = self._bits(ids_BS)
             # Columns: the state before this forward, then the state after each of its tokens.
-            opened_BS = self._opened_phase(ids_BS)
-            phase_BS = _carried(rows.phase_B, opened_BS, real_BS & (opened_BS > 0))
-            line_BS = _carried(rows.line_B, (bits_BS & LINE) > 0, real_BS)
+            started_BS, tail_BN = self._started(rows.tail_BN, ids_BS, real_BS)
+            phase_BS = _carried(rows.phase_B, started_BS - 1, real_BS & (started_BS > 0))
+            ends = sentence_ends(rows.bits_B, self._bits(ids_BS), real_BS, _carried)
         number_BS = rows.seen_B[:, None] + real_BS.cumsum(1) - 1 - rows.prompt_B[:, None]  # of the generated token
         for text, scope in self._scopes.items():
             if scope.kind != "all":
-                mask_BS = real_BS & _in_scope(scope, number_BS, phase_BS, line_BS, bits_BS)
+                mask_BS = real_BS & _in_scope(scope, number_BS, self._thought(phase_BS, number_BS), phase_BS, ends)
                 self._masks[text] = mask_BS.reshape(-1)
         self._rows = Rows(
             seen_B=rows.seen_B + real_BS.sum(1),
             prompt_B=rows.prompt_B,
             phase_B=rows.phase_B if phase_BS is None else phase_BS[:, -1],
-            line_B=rows.line_B if line_BS is None else line_BS[:, -1],
+            bits_B=rows.bits_B if ends is None else ends.bits_BT[:, -1],
+            tail_BN=rows.tail_BN if tail_BN is None else tail_BN,
             forwards=rows.forwards + 1,
             follows_tags=self._follows_tags,
         )
@@ -178,7 +187,9 @@ class PositionTracker:
                 )
             prompt_B = real_BS.sum(1)
         zeros_B = torch.zeros(num_rows, dtype=torch.long, device=device)
-        return Rows(seen_B=zeros_B, prompt_B=prompt_B, phase_B=zeros_B, line_B=zeros_B.bool())
+        longest = 1 if self._special is None or self._special.tags is None else len(self._special.tags.forms[0][0])
+        tail_BN = torch.full((num_rows, longest - 1), -1, dtype=torch.long, device=device)
+        return Rows(seen_B=zeros_B, prompt_B=prompt_B, phase_B=zeros_B, bits_B=zeros_B, tail_BN=tail_BN)
 
     def _ids(self, ids_BS: Tensor | None) -> Tensor:
         if ids_BS is None or self._special is None:
@@ -187,11 +198,34 @@ class PositionTracker:
             )
         return ids_BS
 
-    def _opened_phase(self, ids_BS: Tensor) -> Tensor:
-        """The phase that a token starts; 0 where it starts none."""
+    def _started(self, tail_BN: Tensor, ids_BS: Tensor, real_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """1 + the phase that starts with a token, the last one of a tag; 0 where it starts none. And the rows' last N tokens.
+
+        ``tail_BN``: the N tokens before these, so that a tag of N + 1 tokens is seen over the border of two forwards. Padding
+        on the left stands between the two only in a prefill, whose tail is empty.
+        """
         assert self._special is not None
-        opens_BS = torch.where(ids_BS == self._special.think, _THOUGHT, _BEFORE)
-        return torch.where(ids_BS == self._special.end_think, _ANSWER, opens_BS)
+        started_BS = torch.zeros_like(ids_BS)
+        if self._special.tags is None:
+            return started_BS, tail_BN
+        longest = tail_BN.shape[1]
+        window_BT = torch.cat([tail_BN, ids_BS.where(real_BS, -1)], 1)
+        length = ids_BS.shape[1]
+        for form, phase, _ in reversed(self._special.tags.forms):  # the longest last: it wins over its own ending
+            first = longest + 1 - len(form)
+            found_BS = torch.ones_like(real_BS)
+            for offset, token in enumerate(form):
+                found_BS = found_BS & (window_BT[:, first + offset : first + offset + length] == token)
+            started_BS = torch.where(found_BS, phase + 1, started_BS)
+        return started_BS, window_BT[:, window_BT.shape[1] - longest :]
+
+    def _thought(self, phase_BS: Tensor | None, number_BS: Tensor) -> Tensor | None:
+        """Which tokens belong to a thought, or, of a model that does not think, to the response."""
+        if phase_BS is None:
+            return None
+        if self._special is not None and self._special.tags is None:
+            return number_BS >= 0
+        return phase_BS[:, 1:] == THOUGHT
 
     def _bits(self, ids_BS: Tensor) -> Tensor:
         """Each token's class; ids beyond the tokenizer (a padded vocabulary) have none."""
@@ -213,7 +247,11 @@ def _carried(before_B: Tensor, value_BS: Tensor, counts_BS: Tensor) -> Tensor:
 
 
 def _in_scope(
-    scope: Scope, number_BS: Tensor, phase_BS: Tensor | None, line_BS: Tensor | None, bits_BS: Tensor | None
+    scope: Scope,
+    number_BS: Tensor,
+    thought_BS: Tensor | None,
+    phase_BS: Tensor | None,
+    ends: StepEnds | None,
 ) -> Tensor:
     if scope.kind == "prompt":
         return number_BS < 0
@@ -221,17 +259,20 @@ def _in_scope(
         return number_BS >= scope.skip
     assert phase_BS is not None
     if scope.kind == "answer":
-        return phase_BS[:, 1:] == _ANSWER
-    thought_BS = phase_BS[:, 1:] == _THOUGHT
+        return phase_BS[:, 1:] == ANSWER
+    assert thought_BS is not None
     if scope.kind == "thought":
         return thought_BS
-    assert line_BS is not None
-    assert bits_BS is not None
-    wanted = sum(bit for name, bit in (("sentence", SENTENCE), ("line", LINE)) if name in scope.classes)
-    ends_BS = (bits_BS & wanted) > 0
+    assert ends is not None
+    bits_BS, last_BS = ends.bits_BT[:, 1:], ends.bits_BT[:, :-1]
+    ends_BS = torch.zeros_like(thought_BS)
+    if "sentence" in scope.classes:
+        ends_BS = ends_BS | ends.sentence_BS
+    if "line" in scope.classes:
+        ends_BS = ends_BS | ((bits_BS & LINE) > 0)
     if "paragraph" in scope.classes:
         empty_BS = (bits_BS & (LINE | ONLY_SPACE)) == (LINE | ONLY_SPACE)
-        ends_BS = ends_BS | ((bits_BS & BLANK_LINE) > 0) | (empty_BS & line_BS[:, :-1])
+        ends_BS = ends_BS | ((bits_BS & BLANK_LINE) > 0) | (empty_BS & ((last_BS & LINE) > 0))
     return thought_BS & ends_BS
 
 

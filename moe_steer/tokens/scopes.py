@@ -16,6 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moe_steer.thinking import TokenTags, token_tags
+from moe_steer.tokens.steps import LINE, SENTENCE, STOP, token_class
+
 SCOPES = ("all", "prompt", "thought", "answer", "generated", "step_end")
 """The kinds without a parameter."""
 STEP_CLASSES = ("sentence", "line", "paragraph")
@@ -23,12 +26,6 @@ SCOPE_FORMS = "all, prompt, thought, answer, generated, step_end, step_end:CLASS
 """All forms, for help texts and error messages."""
 _PLAIN_STEP_END = frozenset({"sentence", "line"})
 
-SENTENCE, LINE, BLANK_LINE, ONLY_SPACE = 1, 2, 4, 8
-"""Bits of a token's class. ``BLANK_LINE``: it contains a whole blank line; ``ONLY_SPACE``: it is white space only."""
-_CLOSERS = "\"'\u2019\u201d)]*"  # quotes, brackets and Markdown emphasis that may follow the full stop
-_ENDS_LINE = re.compile(r"\n[ \t\r]*\Z")
-_ENDS_BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r]*\Z")
-_ENDS_SENTENCE = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # the last three: full-width, in Chinese and Japanese
 _TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
@@ -85,8 +82,8 @@ def _classes(text: str, parameter: str) -> frozenset[str]:
 class SpecialTokens:
     """The token ids on which scopes depend; ``classes[id]`` has the bits of a token."""
 
-    think: int
-    end_think: int
+    tags: TokenTags | None
+    """Around thoughts; None for a model that does not think."""
     classes: tuple[int, ...]
 
     def can_end(self, classes: Sequence[str] | frozenset[str]) -> bool:
@@ -95,36 +92,13 @@ class SpecialTokens:
         for one in self.classes:
             bits |= one
         # A paragraph may also end by two line ends in a row.
-        return any(bits & (SENTENCE if name == "sentence" else LINE) for name in classes)
+        return any(bits & (SENTENCE | STOP if name == "sentence" else LINE) for name in classes)
 
 
-def special_tokens(tokenizer: Any, think: str = "<think>", end_think: str = "</think>") -> SpecialTokens:
-    """Read the ids of the thinking tags and the class of every token; ValueError when a tag is not one token.
-
-    A token is classified by its own text only, so the dot of "3.14" ends a sentence if it is a separate token.
-    """
-    ids = []
-    for tag in (think, end_think):
-        token_id = tokenizer.convert_tokens_to_ids(tag)
-        if not isinstance(token_id, int) or token_id < 0 or token_id == tokenizer.unk_token_id:
-            raise ValueError(
-                f"{tag!r} is not a single token of this tokenizer: use scope all, prompt, generated or after:N"
-            )
-        ids.append(token_id)
+def special_tokens(tokenizer: Any) -> SpecialTokens:
+    """Read the ids of the thinking tags and the class of every token."""
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], skip_special_tokens=True)
-    return SpecialTokens(think=ids[0], end_think=ids[1], classes=tuple(map(token_class, texts)))
-
-
-def token_class(text: str) -> int:
-    """The bits of one token's text.
-
-    >>> token_class('so."') == SENTENCE, token_class(".\\n\\n") == SENTENCE | LINE | BLANK_LINE
-    (True, True)
-    """
-    bits = SENTENCE if text.rstrip().rstrip(_CLOSERS).endswith(_ENDS_SENTENCE) else 0
-    bits |= LINE if _ENDS_LINE.search(text) else 0
-    bits |= BLANK_LINE if _ENDS_BLANK_LINE.search(text) else 0
-    return bits | (ONLY_SPACE if text.isspace() else 0)
+    return SpecialTokens(tags=token_tags(tokenizer), classes=tuple(map(token_class, texts)))
 
 
 def remember_tokenizer(model: Any, tokenizer: Any) -> None:

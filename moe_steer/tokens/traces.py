@@ -14,6 +14,7 @@ from typing import Any
 
 from moe_steer.files import written_aside
 from moe_steer.json_files import NotJSON, parse_json, quoted
+from moe_steer.thinking import THOUGHT, TagForm, TokenTags
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,37 +62,45 @@ _FIELDS = {item.name for item in dataclasses.fields(Trace)}
 
 
 def trace_from_ids(
-    trace_id: str, prompt_ids: Sequence[int], generated_ids: Sequence[int], think_id: int, end_think_id: int
+    trace_id: str, prompt_ids: Sequence[int], generated_ids: Sequence[int], tags: TokenTags | None
 ) -> Trace:
     """Join prompt and response and find the thought.
 
     The opening tag is the last one in the prompt if it was not closed there (R1's template ends in it), else the first one
-    in the response. If a response closes a thought that it never opened, the thought starts at its first token.
+    in the response. If a response closes a thought that it never opened, the thought starts at its first token. ``tags``: None
+    for a model that does not think.
     """
-    ids = [int(token) for token in (*prompt_ids, *generated_ids)]
+    ids = tuple(int(token) for token in (*prompt_ids, *generated_ids))
     prompt_length = len(prompt_ids)
-    start = _after_opening_tag(ids, prompt_length, think_id, end_think_id)
-    end = _index(ids, end_think_id, prompt_length if start is None else start)
+    if tags is None:
+        return Trace(trace_id, ids, prompt_length)
+    start = _after_opening_tag(ids, prompt_length, tags)
+    closing = [entry for entry in tags.forms if entry[1] != THOUGHT and (start is not None or entry[2])]
+    end = next((p for p in range(prompt_length if start is None else start, len(ids)) if _tag(ids, p, closing)), None)
     if start is None and end is not None:
         start = prompt_length
-    return Trace(trace_id, tuple(ids), prompt_length, start, end)
+    return Trace(trace_id, ids, prompt_length, start, end)
 
 
-def _after_opening_tag(ids: list[int], prompt_length: int, think_id: int, end_think_id: int) -> int | None:
+def _after_opening_tag(ids: tuple[int, ...], prompt_length: int, tags: TokenTags) -> int | None:
     for position in range(prompt_length - 1, -1, -1):
-        if ids[position] == end_think_id:
-            break
-        if ids[position] == think_id:
-            return position + 1
-    position_in_response = _index(ids, think_id, prompt_length)
-    return None if position_in_response is None else position_in_response + 1
+        if (found := _tag(ids, position, tags.forms)) is not None:
+            form, phase, _ = found
+            if phase == THOUGHT and position + len(form) <= prompt_length:
+                return position + len(form)
+            if phase != THOUGHT:
+                break
+    opening = [entry for entry in tags.forms if entry[1] == THOUGHT]
+    starts = ((p, _tag(ids, p, opening)) for p in range(prompt_length, len(ids)))
+    return next((position + len(found[0]) for position, found in starts if found), None)
 
 
-def _index(ids: list[int], wanted: int, start: int) -> int | None:
-    try:
-        return ids.index(wanted, start)
-    except ValueError:
-        return None
+def _tag(ids: tuple[int, ...], position: int, forms: Sequence[TagForm]) -> TagForm | None:
+    """The tag that starts at a position."""
+    for entry in forms:
+        if ids[position] == entry[0][0] and ids[position : position + len(entry[0])] == entry[0]:
+            return entry
+    return None
 
 
 def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:

@@ -39,7 +39,7 @@ from reasoning_evals.comparing.statistics import (
     pass_at_k,
     proportion_estimate,
 )
-from reasoning_evals.comparing.verdicts import Tuning, notes_on, verdict_on
+from reasoning_evals.comparing.verdicts import Tuning, notes_on, unclosed_notes, verdict_on
 from reasoning_evals.runs import GradeRow
 
 __all__ = ["Comparison", "Tuning", "compare_arms"]
@@ -97,7 +97,7 @@ def compare_arms(
         num_clusters=None if clusters is None else len(set(clusters)),
         arms=tuple(_summarise(table, k, clusters) for table in tables.values()),
         pairs=tuple(pair.replace(holm_p=p) for pair, p in zip(compared, adjusted, strict=True)),
-        notes=notes_on(len(compared), clusters is not None, tuned),
+        notes=(*unclosed_notes(rows), *notes_on(len(compared), clusters is not None, tuned)),
     )
 
 
@@ -163,7 +163,7 @@ def _summarise(table: _Table, k: int, clusters: Sequence[str] | None) -> ArmSumm
         answer_tokens=_tokens(table.per_problem("answer_tokens"), clusters),
         total_tokens=_tokens(table.per_problem("total_tokens"), clusters),
         wrong=table.share("wrong"),
-        no_answer=table.share("no_answer"),
+        no_answer=table.share("no_answer", "unclosed"),
         truncated=table.share("truncated"),
         grader_failed=table.share("grader_timeout", "grader_error"),
         domains={

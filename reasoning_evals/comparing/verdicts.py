@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reasoning_evals.comparing.comparison import Difference
+from reasoning_evals.runs import GradeRow
 
 ALPHA = 0.05
 HELPED, HURT, NOTHING = "helped", "hurt", "no effect shown"
@@ -75,6 +77,30 @@ def verdict_on(
             f"({p_text(accuracy.sign_flip_p)})."
         )
     return verdict, sentence.strip()
+
+
+NEVER_CLOSED = "no thought ever closed"
+
+
+def unclosed_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
+    """One sentence for every arm with thoughts that never closed though their responses ended by themselves: "truncated" would
+    be wrong of them, and a higher token limit would not help. Another one where no thought of an arm ever closed."""
+    notes = []
+    for arm in dict.fromkeys(row.arm for row in rows):
+        mine = [row for row in rows if row.arm == arm]
+        open_rows = [row for row in mine if row.state == "truncated"]
+        unclosed = sum(row.outcome == "unclosed" for row in mine)
+        if open_rows and not any(row.state in ("closed", "empty") for row in mine):
+            notes.append(
+                f"{arm}: {NEVER_CLOSED} ({len(open_rows)} of {len(mine)} responses are inside a thought to their end): "
+                "raise --max-new-tokens, or, if this model writes its thoughts in another way, say so with --thinking"
+            )
+        elif unclosed:
+            notes.append(
+                f"{arm}: {unclosed} of {len(mine)} responses ended by themselves inside a thought that never closes "
+                "(counted with no answer, not with truncated)"
+            )
+    return tuple(notes)
 
 
 def notes_on(num_pairs: int, clustered: bool, tuned: Tuning | None) -> tuple[str, ...]:

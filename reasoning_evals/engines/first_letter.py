@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, model_identity
-from reasoning_evals.prompts import RenderedPrompt, render_prompt, tag_ids
+from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, model_identity, thinking_notes
+from reasoning_evals.prompts import RenderedPrompt, render_prompt
 
 _MASS = re.compile(r"mass of the letters: ([0-9.]+)")
 
@@ -31,7 +31,7 @@ class FirstLetterSampler:
 
     def render(self, question: str) -> RenderedPrompt:
         """The question in the tokenizer's chat template, without a thought."""
-        return render_prompt(self.tokenizer, question, force_think=False)
+        return render_prompt(self.tokenizer, question, thinking=False)
 
     def describe(self) -> dict[str, Any]:
         """What identifies this engine in run.json."""
@@ -39,7 +39,7 @@ class FirstLetterSampler:
             "engine": "first_letter",
             **model_identity(self.model),
             "letters": {letter: list(forms) for letter, forms in self._forms.items()},
-            "tag_ids": [list(ids) for ids in tag_ids(self.tokenizer)],
+            **thinking_notes(self.tokenizer),
         }
 
     def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import httpx
 
 from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, events, raise_status, short
-from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig
-from reasoning_evals.prompts import RenderedPrompt, render_prompt, tag_ids
+from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, thinking_notes
+from reasoning_evals.prompts import RenderedPrompt, render_prompt
 
 __all__ = ["EndpointError", "HttpSampler", "HttpStats"]
 
@@ -70,7 +70,6 @@ class HttpSampler:
         api_key: str | None = None,
         extensions: bool = True,
         prompt_as_ids: bool = False,
-        force_think: bool = True,
         engine: Mapping[str, Any] | None = None,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
@@ -96,7 +95,6 @@ class HttpSampler:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._extensions = extensions
         self._prompt_as_ids = prompt_as_ids
-        self._force_think = force_think
         self._engine = dict(engine or {})
         self._reasons: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -115,18 +113,17 @@ class HttpSampler:
         """The question in the tokenizer's chat template; ValueError without a tokenizer."""
         if self.tokenizer is None:
             raise ValueError("no tokenizer to render prompts with: give the model's, or a run with its own render")
-        return render_prompt(self.tokenizer, question, self._force_think)
+        return render_prompt(self.tokenizer, question)
 
     def describe(self) -> dict[str, Any]:
         """What identifies this engine in run.json."""
-        tags = [] if self.tokenizer is None else [list(ids) for ids in tag_ids(self.tokenizer)]
         return {
             "engine": "http",
             "model": self.model,
             "extensions": self._extensions,
             "prompt_as_ids": self._prompt_as_ids,
             "server": self._engine,
-            "tag_ids": tags or None,
+            **({} if self.tokenizer is None else thinking_notes(self.tokenizer)),
         }
 
     def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:

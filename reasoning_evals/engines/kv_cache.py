@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -70,6 +72,7 @@ class GrowingLayer(DynamicLayer):
         """Keep these rows of the batch, in this order."""
         if self.keys is None or self.get_seq_length() == 0:
             return
+        indices = indices.to(self.keys.device)  # layers may be spread over several GPUs
         moves = _moves_into_holes(indices, self.keys.shape[0])
         if moves is None or self._room is None:
             self._room = None
@@ -81,6 +84,34 @@ class GrowingLayer(DynamicLayer):
             states[to, :, :used] = states[source, :, :used]
         self._room = (self._room[0][:num_rows], self._room[1][:num_rows])
         self.keys, self.values = self._room[0][:, :, :used], self._room[1][:, :, :used]
+
+    def join(self, others: Sequence[GrowingLayer], width: int, most: int) -> None:
+        """Append the rows of other layers; all get ``width`` columns, zeros in front. most: as for the class, from now on."""
+        parts = [self, *others]
+        self._most = most
+        rows = sum(part.keys.shape[0] for part in parts)
+        size = max(width, min(width + max(64, width // 4), most))
+        room = self._make_room(
+            self.keys[:1].expand(rows, -1, -1, -1), self.values[:1].expand(rows, -1, -1, -1), 0, size
+        )
+        for states, name in zip(room, ("keys", "values"), strict=True):
+            start = 0
+            for part in parts:
+                theirs = getattr(part, name)
+                mine = states[start : start + len(theirs)]
+                padding = width - theirs.shape[-2]
+                mine[:, :, :padding] = 0
+                mine[:, :, padding:width] = theirs
+                start += len(theirs)
+        self._room = room
+        self.keys, self.values = room[0][:, :, :width], room[1][:, :, :width]
+
+    def drop_columns(self, number: int) -> None:
+        """Remove the first columns; their room is given back when the buffers grow next."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[:, :, number:], self.values[:, :, number:]
+            if self._room is not None:
+                self._room = (self._room[0][:, :, number:], self._room[1][:, :, number:])
 
     # Every other operation of the library on keys and values makes new tensors, which are not in the buffers.
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -151,6 +182,8 @@ def _is_latent_attention(module: Any) -> bool:
         return False
     if type(projection) is not nn.Linear and not _is_block_fp8(projection):
         return False
+    if type(projection.weight) is not nn.Parameter:  # torchao puts its own kind of tensor into plain linear layers
+        return False
     if not all(hasattr(module, name) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "config")):
         return False
     # A weight that DeepSpeed's ZeRO-3 gathers for the call of its layer must not be read without that call: a rank that skips a
@@ -191,6 +224,15 @@ def _expanded(module: Any, dtype: torch.dtype) -> Tensor:
     return kept
 
 
+def _in_memory(projection: Any) -> AbstractContextManager[None]:
+    """Inside the block the weight can be read, also where accelerate keeps it elsewhere between calls."""
+    if not hasattr(projection, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(projection)
+
+
 def _leave_compressed(latent_B1TR: Tensor, rotary_B1TP: Tensor) -> tuple[Tensor, Tensor]:
     return latent_B1TR, rotary_B1TP
 
@@ -206,7 +248,8 @@ def _attend_to_latents(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     nope, rank = module.qk_nope_head_dim, module.kv_lora_rank
-    weight_HNR = _expanded(module, query_BH1N.dtype).view(-1, nope + module.v_head_dim, rank)
+    with _in_memory(module.kv_b_proj):
+        weight_HNR = _expanded(module, query_BH1N.dtype).view(-1, nope + module.v_head_dim, rank)
     query_nope, query_rotary = query_BH1N[:, :, 0].split([nope, query_BH1N.shape[-1] - nope], dim=-1)
     query_BHR = torch.matmul(query_nope.transpose(0, 1), weight_HNR[:, :nope]).transpose(0, 1)
     # All heads attend to the same keys, so the head dimension is used as the query length.

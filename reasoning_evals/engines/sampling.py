@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_steer.thinking import thinking_format, token_tags
 from reasoning_evals.prompts import RenderedPrompt
 
 _BLOCK = 128
@@ -108,8 +109,8 @@ class Sampler(Protocol):
     def describe(self) -> dict[str, Any]:
         """Plain JSON values that identify model and engine; a run folder is refused when they differ.
 
-        ``tag_ids`` (the ids of ``<think>`` and of ``</think>``, two lists), when given, lets the grading pass count the
-        tokens of thoughts.
+        ``thinking`` and ``thinking_tokens`` (``thinking_notes``), when given, let the grading pass split thought from answer
+        as this model writes them, and count their tokens.
         """
         ...
 
@@ -125,6 +126,13 @@ def model_identity(model: Any) -> dict[str, Any]:
     }
 
 
+def thinking_notes(tokenizer: Any) -> dict[str, Any]:
+    """For run.json: how the model writes its thoughts, as text and as token ids."""
+    fmt = thinking_format(tokenizer)
+    tags = token_tags(tokenizer, fmt)
+    return {"thinking": fmt.to_dict(), "thinking_tokens": tags._asdict() if tags else None}
+
+
 class UniformStreams:
     """One stream of uniform numbers in [0, 1) per row: Philox keyed by the row's seed, 53 bits a number, the same everywhere."""
 
@@ -137,8 +145,7 @@ class UniformStreams:
     def next(self) -> Tensor:
         """The next number of each row: [B] float64."""
         if self._used == self._block_BN.shape[1]:
-            raw = np.stack([stream.random_raw(_BLOCK) for stream in self._streams])
-            self._block_BN = torch.from_numpy((raw >> np.uint64(11)) * 2.0**-53).to(self._device)
+            self._block_BN = self._drawn(_BLOCK)
             self._used = 0
         self._used += 1
         return self._block_BN[:, self._used - 1]
@@ -147,6 +154,23 @@ class UniformStreams:
         """Keep these rows, in this order."""
         self._streams = [self._streams[row] for row in rows]
         self._block_BN = self._block_BN[torch.as_tensor(rows, device=self._device)]
+
+    def join(self, others: Sequence[UniformStreams]) -> None:
+        """Append the rows of other streams; each row goes on where it was."""
+        parts = [self, *others]
+        ahead = max(part._block_BN.shape[1] - part._used for part in parts)
+        self._block_BN = torch.cat([part._reaching(ahead) for part in parts])
+        self._used = 0
+        self._streams = [stream for part in parts for stream in part._streams]
+
+    def _reaching(self, ahead: int) -> Tensor:
+        """The next ``ahead`` numbers of each row: those that lie ready and as many more as that takes."""
+        ready_BN = self._block_BN[:, self._used :]
+        return torch.cat([ready_BN, self._drawn(ahead - ready_BN.shape[1])], dim=1)
+
+    def _drawn(self, number: int) -> Tensor:
+        raw = np.stack([stream.random_raw(number) for stream in self._streams])
+        return torch.from_numpy((raw >> np.uint64(11)) * 2.0**-53).to(self._device)
 
 
 def take_most_likely(logits_BV: Tensor) -> Tensor:

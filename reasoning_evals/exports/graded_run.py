@@ -15,14 +15,14 @@ from reasoning_evals.runs import (
     PROBLEMS_FILE,
     Completion,
     GradeRow,
+    arm_thoughts,
     grade_run,
-    opens_thought,
     read_generations,
     read_run,
     refuse_job,
 )
 from reasoning_evals.tasks import SPECS
-from reasoning_evals.thinking import Thought, split_thought
+from reasoning_evals.thinking import Thought
 
 
 class ProblemSamples(NamedTuple):
@@ -79,7 +79,7 @@ class GradedRun:
 
     def thought(self, completion: Completion) -> Thought:
         """Thought and answer of a sample, split as in grading."""
-        return split_thought(completion.text, opens_thought(self.config["arms"][completion.arm], completion.prompt))
+        return arm_thoughts(self.config["arms"][completion.arm]).split(completion.text, completion.prompt)
 
     def samples(self, arm: str) -> Iterator[ProblemSamples]:
         """By problem, in the order of the run. Loads the texts of one arm."""

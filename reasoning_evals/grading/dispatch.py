@@ -17,7 +17,7 @@ from reasoning_evals.grading.numbers import grade_integer, grade_number
 from reasoning_evals.grading.records import MAX_CHARS, Grade, Verdict, bad_target, correct, short, wrong
 from reasoning_evals.grading.workers import WorkerPool
 from reasoning_evals.problems import LABEL, Problem
-from reasoning_evals.thinking import split_thought
+from reasoning_evals.thinking import Thought, split_thought
 
 _TRUTH = {"true": "True", "yes": "True", "correct": "True", "false": "False", "no": "False", "incorrect": "False"}
 _MARKS = re.compile(r"\\text\s*|\\mathbf\s*|[{}*$\"'`\\]")
@@ -61,17 +61,23 @@ def grade(
     timeout: float = TIME_LIMIT,
     pool: WorkerPool | None = None,
 ) -> Grade:
-    """The verdict on one generated text.
+    """The verdict on one generated text, of whose model nothing is known (``split_thought``).
 
-    ``opened``: the prompt ended inside ``<think>``. A thought that never closes is "truncated";
-    otherwise the final answer is taken from the answer part alone. ``timeout`` limits a comparison that needs a worker
-    process; ``pool``: the workers to use. No text makes this function raise.
+    ``opened``: the prompt ended inside the thought. ``timeout`` limits a comparison that needs a worker process; ``pool``: the
+    workers to use. No text makes this function raise.
     """
+    return grade_thought(problem, split_thought(text, opened), timeout=timeout, pool=pool)
+
+
+def grade_thought(
+    problem: Problem, thought: Thought, *, timeout: float = TIME_LIMIT, pool: WorkerPool | None = None
+) -> Grade:
+    """The verdict on a text that is split already. A thought that never closes is "truncated"; otherwise the final answer is
+    taken from the answer part alone."""
     if problem.answer_type == LABEL:
         return Grade(
             "grader_error", None, "no grader decides a label: judge the run by a classifier, reasoning_evals.safety"
         )
-    thought = split_thought(text, opened)
     if thought.state == "truncated":
         return Grade("truncated", None, "the thought never closes")
     found = extract_answer(thought.answer, problem.answer_type)

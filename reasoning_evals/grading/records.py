@@ -30,7 +30,8 @@ Tree = tuple[Any, ...]
 ONE: Tree = ("num", Fraction(1))
 MINUS_ONE: Tree = ("sum", ((-1, ONE),))
 DEGREE: Tree = ("prod", ((1, ("sym", "pi")), (-1, ("num", Fraction(180)))))
-OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_timeout", "grader_error")
+OUTCOMES = ("correct", "wrong", "no_answer", "unclosed", "truncated", "grader_timeout", "grader_error")
+"""unclosed: the response ended by itself inside a thought. truncated: the token limit cut it before it gave an answer."""
 
 
 class Unreadable(ValueError):

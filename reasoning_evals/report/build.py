@@ -13,13 +13,12 @@ from reasoning_evals.runs import (
     PROBLEMS_FILE,
     Completion,
     GradeRow,
-    opens_thought,
+    arm_thoughts,
     read_audit,
     read_generations,
     read_grades,
     read_run,
 )
-from reasoning_evals.thinking import split_thought
 
 MAX_CHARACTERS = 20_000
 _SampleKey = tuple[str, str, int]
@@ -208,7 +207,7 @@ def _keys(pair: PairSummary, flip: Flip) -> tuple[_SampleKey, _SampleKey]:
 
 
 def _side(row: GradeRow, completion: Completion, arm: Mapping[str, Any]) -> Side:
-    thought = split_thought(completion.text, opens_thought(arm, completion.prompt))
+    thought = arm_thoughts(arm).split(completion.text, completion.prompt)
     return Side(
         arm=row.arm,
         sample_idx=row.sample_idx,

@@ -13,6 +13,7 @@ OUTCOMES = {
     "correct": "correct",
     "wrong": "wrong",
     "no_answer": "no answer",
+    "unclosed": "thought never closed",
     "truncated": "truncated",
     "grader_timeout": "grader timeout",
     "grader_error": "grader error",

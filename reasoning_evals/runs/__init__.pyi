@@ -4,9 +4,9 @@ from reasoning_evals.runs.completions import read_completions as read_completion
 from reasoning_evals.runs.grading_pass import GradeRow as GradeRow
 from reasoning_evals.runs.grading_pass import Judgement as Judgement
 from reasoning_evals.runs.grading_pass import grade_run as grade_run
-from reasoning_evals.runs.grading_pass import opens_thought as opens_thought
 from reasoning_evals.runs.grading_pass import read_grades as read_grades
 from reasoning_evals.runs.progress import Progress as Progress
+from reasoning_evals.runs.reading import arm_thoughts as arm_thoughts
 from reasoning_evals.runs.run import Arm as Arm
 from reasoning_evals.runs.run import run_arms as run_arms
 from reasoning_evals.runs.run_folder import PROBLEMS_FILE as PROBLEMS_FILE

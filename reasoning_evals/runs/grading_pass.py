@@ -11,11 +11,11 @@ from typing import Any, Protocol, get_type_hints
 
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, quoted
-from reasoning_evals.problems import Problem, read_problems
-from reasoning_evals.prompts import prompt_opens_thought
+from reasoning_evals.problems import LABEL, Problem, read_problems
 from reasoning_evals.runs.completions import Completion, json_line
+from reasoning_evals.runs.reading import ArmThoughts, arm_thoughts
 from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
-from reasoning_evals.thinking import TokenCounts, count_tokens, split_thought
+from reasoning_evals.thinking import Thought
 
 
 class Judgement(Protocol):
@@ -23,7 +23,7 @@ class Judgement(Protocol):
 
     @property
     def outcome(self) -> str:
-        """correct, wrong, no_answer, truncated, grader_timeout or grader_error."""
+        """correct, wrong, no_answer, truncated, grader_timeout or grader_error; of a run also unclosed."""
 
     @property
     def extracted(self) -> str | None:
@@ -43,7 +43,7 @@ class GradeRow:
     problem_id: str
     sample_idx: int
     outcome: str
-    """correct, wrong, no_answer, truncated, grader_timeout or grader_error."""
+    """correct, wrong, no_answer, unclosed, truncated, grader_timeout or grader_error."""
     extracted: str | None
     reason: str
     method: str
@@ -87,13 +87,13 @@ _TYPES = get_type_hints(GradeRow)
 def grade_run(
     out_dir: Path | str,
     problems: Sequence[Problem] | None = None,
-    grade: Callable[[Problem, str, bool], Judgement] | None = None,
+    grade: Callable[[Problem, Thought], Judgement] | None = None,
 ) -> list[GradeRow]:
     """Judge every sample of a run folder and write grades.jsonl.
 
     Rows are ordered by arm, problem and sample, in the order of the run. ``problems`` (default: the folder's own) must be
-    those of the run; their targets may have been corrected. ``grade(problem, text, opened)`` is the grader (default:
-    ``reasoning_evals.grade``). ValueError with their number when samples are missing.
+    those of the run; their targets may have been corrected. ``grade(problem, thought)`` is the grader of a completion
+    that is split already (default: ``reasoning_evals.grading.grade_thought``). ValueError with their number when samples are missing.
     """
     folder = Path(out_dir)
     config = read_run(folder)["config"]
@@ -103,7 +103,7 @@ def grade_run(
     if len(by_id) != config["num_problems"]:
         raise ValueError(f"{folder} is a run over {config['num_problems']} problems, {len(by_id)} are given: give all")
     judge = grade or _default_judge()
-    tags = {arm: identity["sampler"].get("tag_ids") for arm, identity in config["arms"].items()}
+    readers = {arm: arm_thoughts(identity) for arm, identity in config["arms"].items()}
     rows: dict[tuple[str, str, int], GradeRow] = {}
     for completion in read_generations(folder):
         problem = by_id.get(completion.problem_id)
@@ -111,8 +111,7 @@ def grade_run(
             raise ValueError(
                 f"{folder} holds a sample of problem {completion.problem_id!r}, which is not among the problems"
             )
-        opened = opens_thought(config["arms"][completion.arm], completion.prompt)
-        row = _judge_one(completion, problem, judge, tags[completion.arm], opened)
+        row = _judge_one(completion, problem, judge, readers[completion.arm])
         rows[row.arm, row.problem_id, row.sample_idx] = row
     expected = [(arm, name, j) for arm in config["arm_order"] for name in by_id for j in range(config["k"])]
     missing = [key for key in expected if key not in rows]
@@ -136,16 +135,6 @@ def read_grades(out_dir: Path | str) -> list[GradeRow]:
         return list(_parse(file, path))
 
 
-def opens_thought(arm: Mapping[str, Any], prompt: str) -> bool:
-    """Whether completions of an arm (its entry in run.json) start inside the thought.
-
-    If the prompt continues after ``<think>``, the arm's details say so (``prompt_opens_thought``); otherwise the end of the
-    prompt decides.
-    """
-    said = arm.get("details", {}).get("prompt_opens_thought")
-    return prompt_opens_thought(prompt) if said is None else bool(said)
-
-
 def _parse(lines: Iterable[bytes], path: Path) -> Iterator[GradeRow]:
     remedy = "delete the file and grade the run again"
     for number, line in enumerate(lines, 1):
@@ -157,23 +146,23 @@ def _parse(lines: Iterable[bytes], path: Path) -> Iterator[GradeRow]:
 
 
 def _judge_one(
-    completion: Completion, problem: Problem, judge: Callable[[Problem, str, bool], Judgement], tags: Any, opened: bool
+    completion: Completion, problem: Problem, judge: Callable[[Problem, Thought], Judgement], reader: ArmThoughts
 ) -> GradeRow:
-    verdict = judge(problem, completion.text, opened)
-    counts: TokenCounts | None = None
-    if tags:
-        stopped = completion.finish_reason == "stop"
-        counts = count_tokens(completion.token_ids, opened, tags[0], tags[1], stopped)
+    thought = reader.split(completion.text, completion.prompt)
+    verdict = judge(problem, thought)
+    stopped = completion.finish_reason == "stop"
+    outcome, reason = _told_apart(problem, verdict, thought, stopped)
+    counts = reader.count_tokens(completion.token_ids, completion.prompt, completion.text, stopped)
     return GradeRow(
         arm=completion.arm,
         task=completion.task,
         problem_id=completion.problem_id,
         sample_idx=completion.sample_idx,
-        outcome=verdict.outcome,
+        outcome=outcome,
         extracted=verdict.extracted,
-        reason=verdict.reason,
+        reason=reason,
         method=getattr(verdict, "method", ""),
-        state=split_thought(completion.text, opened).state,
+        state=thought.state,
         finish_reason=completion.finish_reason,
         thinking_tokens=counts.thinking if counts else None,
         answer_tokens=counts.answer if counts else None,
@@ -183,7 +172,22 @@ def _judge_one(
     )
 
 
-def _default_judge() -> Callable[[Problem, str, bool], Judgement]:
-    from reasoning_evals.grading import grade  # heavy: only a real grading pass needs it
+def _told_apart(problem: Problem, verdict: Judgement, thought: Thought, stopped: bool) -> tuple[str, str]:
+    """Outcome and reason, with what the text alone does not show: whether the response ended by itself.
 
-    return lambda problem, text, opened: grade(problem, text, opened=opened)
+    The last number of a text that was cut is no answer: nobody knows what the model would have said next.
+    """
+    if problem.answer_type == LABEL:
+        return verdict.outcome, verdict.reason
+    if thought.state == "truncated" and stopped and verdict.outcome == "truncated":
+        return "unclosed", "the response ended by itself inside a thought that never closes"
+    guessed = verdict.outcome == "no_answer" or getattr(verdict, "method", "").startswith("last")
+    if not stopped and guessed and verdict.outcome in ("correct", "wrong", "no_answer"):
+        return "truncated", "the token limit came before an answer was stated"
+    return verdict.outcome, verdict.reason
+
+
+def _default_judge() -> Callable[[Problem, Thought], Judgement]:
+    from reasoning_evals.grading import grade_thought  # heavy: only a real grading pass needs it
+
+    return grade_thought

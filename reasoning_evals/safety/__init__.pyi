@@ -9,6 +9,4 @@ from reasoning_evals.safety.defence import safe_share as safe_share
 from reasoning_evals.safety.defence import text_fluency as text_fluency
 from reasoning_evals.safety.labels import LabelJudge as LabelJudge
 from reasoning_evals.safety.labels import TextScore as TextScore
-from reasoning_evals.safety.labels import answer_text as answer_text
-from reasoning_evals.safety.labels import answer_texts as answer_texts
 from reasoning_evals.safety.labels import load_classifier as load_classifier

@@ -17,14 +17,14 @@ from reasoning_evals.problems import LABEL, Problem, read_problems
 from reasoning_evals.runs import (
     PROBLEMS_FILE,
     GradeRow,
+    arm_thoughts,
     grade_run,
-    opens_thought,
     read_generations,
     read_grades,
     read_run,
 )
-from reasoning_evals.thinking import split_thought
 from reasoning_evals.thoughts.metrics import (
+    SWITCH_MARKERS,
     AttemptJudge,
     Judge,
     ThoughtTrace,
@@ -34,7 +34,6 @@ from reasoning_evals.thoughts.metrics import (
     trace_thought,
     ut_rule,
 )
-from reasoning_evals.thoughts.segments import SWITCH_MARKERS
 
 LABELS = "problems that ask for a label, which no thought states"
 UNREADABLE = "problems with a target that no grader can read"
@@ -94,12 +93,13 @@ def trace_run(
     asked = [problem for problem in judged for _ in repeat(None, config["k"])]
     dealt = dict(zip(places, shuffled_targets(asked, seed), strict=True))
     boxed_only = {problem.problem_id for problem in judged if _in_boxes_only(problem)}
+    readers = {arm: arm_thoughts(identity) for arm, identity in config["arms"].items()}
     for item in read_generations(Path(folder)):
         name, key = item.problem_id, (item.arm, item.problem_id, item.sample_idx)
         if key not in grades:
             raise ValueError(f"{folder} holds a sample of problem {name!r} without a grade: grade the run again")
         row = grades[key]
-        thought = split_thought(item.text, opens_thought(config["arms"][item.arm], item.prompt)).thought
+        thought = readers[item.arm].split(item.text, item.prompt).thought
         if not thought:
             yield TracedSample(row=row, trace=None, unjudged=unjudged.get(name), boxed_only=name in boxed_only)
             continue
@@ -187,7 +187,11 @@ def _thinking_tokens(sample: TracedSample) -> float:
 
 def _underthinking(sample: TracedSample) -> float | None:
     """For incorrect responses only. An answer on which the grader failed is not known to be incorrect."""
-    if sample.trace is None or sample.unjudged or sample.row.outcome not in ("wrong", "no_answer", "truncated"):
+    if (
+        sample.trace is None
+        or sample.unjudged
+        or sample.row.outcome not in ("wrong", "no_answer", "unclosed", "truncated")
+    ):
         return None
     return ut_rule([sample.trace])
 

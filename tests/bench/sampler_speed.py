@@ -2,7 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/bench/sampler_speed.py [--model DIR] [--problems 64] [--samples 4] [--batch 64] [--repeats 3]
 
-Both get the same prompts, batches, sampling rule and token limit. The last lines check that greedy tokens are identical.
+Both get the same prompts, batches, sampling rule and token limit. Then "lengths differ": answers whose lengths have a heavy
+tail, with rows that take free places and, in turn, batch by batch to the end. The last lines check that greedy tokens are
+identical.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 from moe_steer.lab import LAB_MODEL
 from moe_steer.lab.problems import generate_problems
@@ -64,6 +67,56 @@ def rate(call: Callable[[], dict[Any, tuple[int, ...]]], repeats: int) -> tuple[
     return statistics.median(rates), min(rates), max(rates)
 
 
+class HeavyTail(LogitsProcessor):
+    """Ends each answer after a number of tokens that depends on its prompt alone: half after 30, a tenth after 150, some at ``most``."""
+
+    def __init__(self, sampler: InProcessSampler, requests: list[Request], most: int) -> None:
+        self._stop = sampler.stop_ids[0]
+        generator = torch.Generator().manual_seed(0)
+        limits = (15 / torch.rand(len(requests), generator=generator)).clamp(max=most - 1).long().tolist()
+        self._limits = {request.prompt_ids: limit for request, limit in zip(requests, limits, strict=True)}
+        self.rows = 0
+        self.steps = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.steps += 1
+        self.rows += len(scores)
+        for row, ids in enumerate(input_ids.tolist()):
+            real = tuple(ids[next(place for place, token in enumerate(ids) if token) :])
+            prompt = next(real[:size] for size in range(len(real), 0, -1) if real[:size] in self._limits)
+            ends = len(real) - len(prompt) >= self._limits[prompt]
+            stop = scores[row, self._stop].item()
+            scores[row, self._stop] = -torch.inf
+            if ends:
+                scores[row] = -torch.inf
+                scores[row, self._stop] = stop
+        return scores
+
+
+def lengths_differ(model: Any, tokenizer: Any, batch: int, most: int, repeats: int) -> None:
+    """Time with and without rows that take free places, in turn, on eight batches of requests."""
+    sampler = InProcessSampler(model, tokenizer)
+    problems = generate_problems("test", 8 * batch)
+    requests = [Request(sampler.render(p.prompt).token_ids, i, i) for i, p in enumerate(problems)]
+    requests.sort(key=lambda request: -len(request.prompt_ids))
+    config = SamplingConfig(max_new_tokens=most, batch_size=batch, greedy=True)
+    seconds: dict[str, list[float]] = {"refilled": [], "to the end": []}
+    for _ in range(repeats):
+        for name, chunk in (("refilled", len(requests)), ("to the end", batch)):
+            tail = HeavyTail(sampler, requests, most)
+            sampler = InProcessSampler(model, tokenizer, processors=LogitsProcessorList([tail]))
+            start, made = time.process_time(), {}
+            for first in range(0, len(requests), chunk):
+                made |= ours(sampler, requests[first : first + chunk], config)
+            seconds[name].append(time.process_time() - start)
+            print(
+                f"  {name:11} {seconds[name][-1]:6.1f} s  {tail.steps} forwards of {tail.rows / tail.steps:.0f} rows",
+                flush=True,
+            )
+    ratio = statistics.median(a / b for a, b in zip(seconds["to the end"], seconds["refilled"], strict=True))
+    print(f"lengths differ: refilling is {ratio:.2f} times as fast")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -95,6 +148,7 @@ def main() -> None:
     for name, (median, least, most) in (("in-process sampler", mine), ("model.generate", theirs)):
         print(f"{name:20} {median:8.0f} tokens/s  ({least:.0f} to {most:.0f})")
     print(f"ratio {mine[0] / theirs[0]:.1f}")
+    lengths_differ(model, sampler.tokenizer, args.batch, args.max_new_tokens, args.repeats)
     greedy = SamplingConfig(max_new_tokens=args.max_new_tokens, batch_size=args.batch, greedy=True)
     once = [request for request in requests if request.key[1] == 0]
     a, b = ours(sampler, once, greedy), library(sampler, once, greedy)

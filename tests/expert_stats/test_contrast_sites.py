@@ -21,6 +21,7 @@ from expert_stats import (
 )
 from moe_steer.contrasts.texts import read_rows
 from moe_steer.lab import LAB_MODEL
+from moe_steer.thinking import token_tags
 from stats_helpers import byte_tokenizer, metaspace_tokenizer
 
 TOKENIZERS: dict[str, Callable[[], Any]] = {"byte": byte_tokenizer, "metaspace": metaspace_tokenizer}
@@ -34,10 +35,9 @@ def lab() -> Any:
 
 
 def trace(tokenizer: Any, thought: str, name: str = "a#0", closed: bool = True) -> Trace:
-    think, end = (tokenizer.convert_tokens_to_ids(tag) for tag in ("<think>", "</think>"))
     prompt = tokenizer.encode("Wait. What is 3 + 4?<think>\n", add_special_tokens=False)
     text = thought + ("</think>\nThe answer. Wait, it is 7." if closed else "")
-    return trace_from_ids(name, prompt, tokenizer.encode(text, add_special_tokens=False), think, end)
+    return trace_from_ids(name, prompt, tokenizer.encode(text, add_special_tokens=False), token_tags(tokenizer))
 
 
 def around(tokenizer: Any, item: Any, side: str) -> list[str]:
@@ -52,6 +52,12 @@ def test_decisions_are_where_a_thought_stops_and_where_a_step_starts_with_a_swit
     (item,) = decision_sites([trace(lab, thought)], lab)
     assert around(lab, item, "positive") == [".</think>"]
     assert around(lab, item, "negative") == [". Wait", "\nAlternatively", ". Hmm", ". w"]
+
+
+def test_words_that_lead_up_to_a_switch_belong_to_it(lab: Any) -> None:
+    thought = "We add. But wait, no.\nNo, wait. So, alternatively, yes. Is it 7? Wait, wait. I say but wait here."
+    (item,) = decision_sites([trace(lab, thought)], lab)
+    assert around(lab, item, "negative") == [". But", "\nNo", ". So", "? Wait"]
 
 
 def test_the_first_word_of_a_thought_and_words_outside_it_are_no_decisions(lab: Any) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_stats import Trace, read_traces, trace_from_ids, write_traces
+from moe_steer.thinking import TokenTags
 
 TRACES = [Trace("a#0", (5, 1, 6, 2, 7), 2, 2, 3), Trace("b#0", (5, 6), 1)]
 
@@ -113,7 +114,7 @@ def test_no_traces_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_thought_is_found(prompt: list[int], response: list[int], span: tuple[int | None, int | None]) -> None:
-    trace = trace_from_ids("a", prompt, response, think_id=1, end_think_id=2)
+    trace = trace_from_ids("a", prompt, response, TokenTags.of_pair((1,), (2,)))
     assert (trace.thought_start, trace.thought_end) == span
     assert (trace.prompt_length, trace.token_ids) == (len(prompt), (*prompt, *response))
 

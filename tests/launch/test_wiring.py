@@ -17,11 +17,15 @@ class TagTokenizer:
 
     unk_token_id = None
 
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        return {"<think>": 1, "</think>": 2}.get(token)
+    chat_template = None
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"<think>": 1, "</think>": 2}
 
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         assert not add_special_tokens
+        if text in self.get_vocab():
+            return {"input_ids": [self.get_vocab()[text]]}
         return {"input_ids": [*(ord(c) for c in text.removesuffix("<think>")), 1]}
 
 
@@ -49,8 +53,8 @@ def test_completions_become_traces_with_their_thought() -> None:
 
 def test_a_tokenizer_without_the_tags_gives_no_thought() -> None:
     class Plain(TagTokenizer):
-        def convert_tokens_to_ids(self, token: str) -> int | None:
-            return None
+        def get_vocab(self) -> dict[str, int]:
+            return {}
 
     (trace,) = traces_of([completion((50, 51))], Plain())
     assert trace.thought_start is None
@@ -60,7 +64,7 @@ def test_traces_of_another_tokenizer_are_refused(tmp_path) -> None:
     path = tmp_path / "traces.jsonl"
     write_traces(path, [Trace("a", (97, 1, 50, 2, 51), 2, 2, 3), Trace("b", (97, 1, 50, 7, 51), 2, 2, 3)])
     with pytest.raises(
-        ValueError, match="the thought of trace 'b' ends in token 7, and this model's </think> is 2: they"
+        ValueError, match=r"the thought of trace 'b' ends in token 7, and this model's ends in \[2\]: they"
     ):
         read_any_traces([str(path)], TagTokenizer())
     write_traces(path, [Trace("a", (97, 1, 50, 2, 51), 2, 2, 3), Trace("b", (97, 1, 50), 2, 2, None)])
@@ -76,7 +80,7 @@ def test_generations_of_another_tokenizer_are_refused(tmp_path, ids: tuple[int, 
         assert len(read_any_traces([str(path)], TagTokenizer())) == 1
     else:
         with pytest.raises(
-            ValueError, match=r"the answer to 'p' holds </think>, .* this model's \(2\): they were made"
+            ValueError, match=r"the answer to 'p' holds </think>, .* this model's \(\[2\]\): they were made"
         ):
             read_any_traces([str(path)], TagTokenizer())
 

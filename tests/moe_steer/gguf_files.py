@@ -87,6 +87,55 @@ def write_gguf(
     return path if path.exists() else sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))[0]
 
 
+def write_model(path: Path, model: Any, tokenizer: Any, type_name: str = "F32", arch: str = "qwen2") -> Path:
+    """A dense model of the library (qwen2 or llama) with its byte-level tokenizer and chat template, as a converter writes it."""
+    config = model.config
+    writer: Any = gguf.GGUFWriter(str(path), arch)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    _add_tokenizer(writer, tokenizer)
+    names = gguf.get_tensor_name_map(
+        next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch), config.num_hidden_layers
+    )
+    for name, tensor in model.state_dict().items():
+        values = tensor.float().numpy()
+        if arch == "llama" and name.endswith(
+            ("q_proj.weight", "k_proj.weight")
+        ):  # llama.cpp rotates neighbours, not halves
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            values = values.reshape(heads, 2, -1, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+        kind = TYPES[type_name if values.ndim > 1 else "F32"]
+        raw = gguf.quants.quantize(np.ascontiguousarray(values), kind)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_tokenizer(writer: Any, tokenizer: Any) -> None:
+    written = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = {entry["id"]: entry for entry in written["added_tokens"]}
+    words = {number: word for word, number in tokenizer.get_vocab().items()}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([words[number] for number in range(len(words))])
+    control, normal, own = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL, gguf.TokenType.USER_DEFINED
+    kinds = [(control if added[n]["special"] else own) if n in added else normal for n in range(len(words))]
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in written["model"]["merges"]])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+
+
 def certificate(first: Path) -> dict[str, Any]:
     """What the bake of a model, or of its first part, wrote beside it."""
     return dict(json.loads(first.with_name(f"{first.name}.steering.json").read_text()))

@@ -34,6 +34,35 @@ SCOPES = (
 )
 
 
+LINE_ENDS = (30, 40, 50)
+
+
+def ends_sentence(texts: Sequence[str]) -> bool:
+    """Whether the last token ends a sentence, from the text so far: the rule of the documentation, read literally."""
+
+    def waits(before: Sequence[str]) -> bool:
+        """Whether the text ends in a full stop that the next token decides about."""
+        return before[-1:] == ["..."] or (before[-1:] == ["."] and bool(may_go_on(before[:-1])))
+
+    def may_go_on(before: Sequence[str]) -> bool | None:
+        """Of a full stop after this text; None: no sentence ends there."""
+        last = before[-1] if before else ""
+        line = "".join(before).rpartition("\n")[2]
+        if last == "approx" or (last == "4" and line.strip().isdigit() and bool(line) and has_line(before)):
+            return None
+        return last[-1:].isdigit() or last == "x"
+
+    def has_line(before: Sequence[str]) -> bool:
+        return "\n" in "".join(before)
+
+    last = texts[-1] if texts else ""
+    if last in ("so.", "really?", "end.\n\n"):
+        return True
+    if last == ".":
+        return may_go_on(texts[:-1]) is False
+    return waits(texts[:-1]) and last[:1].isspace()
+
+
 def in_scope(scope: str, ids: Sequence[int], prompt: int) -> bool:
     """Whether the last of ``ids`` is in scope, in a row whose first ``prompt`` tokens are its prompt."""
     position, token = len(ids) - 1, ids[-1]
@@ -54,9 +83,9 @@ def in_scope(scope: str, ids: Sequence[int], prompt: int) -> bool:
         return phase == tiny.THINK
     assert kind == "step_end"
     ends = {
-        "sentence": token in tiny.SENTENCE_ENDS,
-        "line": token in tiny.LINE_ENDS,
-        "paragraph": token == 50 or (token == 40 and position > 0 and ids[-2] in tiny.LINE_ENDS),
+        "sentence": ends_sentence([tiny.TEXTS.get(i, f"w{i}") for i in ids]),
+        "line": token in LINE_ENDS,
+        "paragraph": token == 50 or (token == 40 and position > 0 and ids[-2] in LINE_ENDS),
     }
     return phase == tiny.THINK and any(ends[name] for name in (parameter or "sentence+line").split("+"))
 

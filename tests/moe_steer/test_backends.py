@@ -44,7 +44,9 @@ def test_autotp_is_refused_by_name(name: str) -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend 'magic' is unknown: choose one of auto, plain, tp_ep, autoep"):
+    with pytest.raises(
+        ValueError, match="backend 'magic' is unknown: choose one of auto, plain, device_map, tp_ep, autoep"
+    ):
         load_model("lab", backend="magic")
 
 
@@ -68,7 +70,7 @@ def test_one_process_needs_no_compiler(backend: str, tmp_path: Path) -> None:
 
 
 def test_offload_without_zero3_is_refused() -> None:
-    with pytest.raises(ValueError, match="offload 'cpu' is a feature of zero3, not of plain"):
+    with pytest.raises(ValueError, match="offload 'cpu' is a feature of zero3 and device_map, not of plain"):
         load_model("lab", backend="plain", offload="cpu")
 
 
@@ -86,7 +88,7 @@ def test_refusals_name_what_is_wrong() -> None:
     )
     assert "no parallel plan for gpt2" in refusal("tp_ep", config_of("gpt2"), 2)
     assert "no expert-parallel plan for longcat_flash" in refusal("tp_ep", config_of("longcat_flash"), 2)
-    assert all(refusal(name, config_of("deepseek_v3"), 8) == "" for name in BACKENDS)
+    assert all(refusal(name, config_of("deepseek_v3"), 8) == "" for name in BACKENDS if name != "device_map")
 
 
 def test_presets_are_those_that_deepspeed_states() -> None:

@@ -32,14 +32,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from expert_stats import trace_from_ids
     from launch.lab.models import prompt_text
     from moe_steer.loading import read_tokenizer
+    from moe_steer.thinking import token_tags
 
     place, tokenizer = tmp_path_factory.mktemp("direction"), read_tokenizer("lab")
     prompt = tokenizer.encode(prompt_text("What is 3 + 4?"), add_special_tokens=False)
-    tags = [tokenizer.convert_tokens_to_ids(tag) for tag in ("<think>", "</think>")]
     traces: list[Trace] = []
     for name, thought in THOUGHTS.items():
         ids = tokenizer.encode(f"{thought}</think>\nThe answer is 7.", add_special_tokens=False)
-        traces.append(trace_from_ids(name, prompt, ids, *tags))
+        traces.append(trace_from_ids(name, prompt, ids, token_tags(tokenizer)))
     write_traces(place / "traces.jsonl", traces)
     rows = [
         {"question": f"{n} + 1 =", "matching": str(n + 1), "not_matching": "Wait, no.", "answer": "2"} for n in range(4)

@@ -11,7 +11,11 @@ import tiny
 from moe_steer.tokens.positions import PositionTracker, special_tokens
 from naive_scopes import SCOPES, in_scope
 
-IDS = st.lists(st.sampled_from([1, 2, 10, 30, 40, 50, tiny.THINK, tiny.END_THINK]), min_size=2, max_size=14)
+IDS = st.lists(
+    st.sampled_from([1, 2, 10, 11, 12, 21, 22, 30, 31, 32, 40, 41, 50, 51, tiny.THINK, tiny.END_THINK]),
+    min_size=2,
+    max_size=14,
+)
 
 
 class FakeCache:

@@ -6,9 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tiny
+from moe_steer.thinking import TokenTags
 from moe_steer.tokens.positions import PositionTracker
-from moe_steer.tokens.scopes import BLANK_LINE, LINE, ONLY_SPACE, SENTENCE, SpecialTokens, special_tokens, token_class
+from moe_steer.tokens.scopes import SpecialTokens, special_tokens
+from moe_steer.tokens.steps import (
+    BLANK_LINE,
+    DIGIT_LAST,
+    ELLIPSIS,
+    LETTER,
+    LINE,
+    MARKUP,
+    NUMBER,
+    ONLY_SPACE,
+    SENTENCE,
+    SHORT,
+    SPACE_FIRST,
+    STOP,
+    token_class,
+)
+
+TAGS = TokenTags.of_pair((1,), (2,))
 
 
 @pytest.mark.parametrize(
@@ -20,7 +37,14 @@ from moe_steer.tokens.scopes import BLANK_LINE, LINE, ONLY_SPACE, SENTENCE, Spec
         (")", 0),
         ("**", 0),
         (":", 0),
-        (".", SENTENCE),
+        (".", STOP),
+        ("...", STOP),
+        ("so.", SENTENCE),
+        ("approx.", 0),
+        (".$", SENTENCE),
+        (".}", SENTENCE),
+        (".\\)", SENTENCE),
+        ("\\!", 0),
         (" really?", SENTENCE),
         ("! ", SENTENCE),
         ('."', SENTENCE),
@@ -44,7 +68,20 @@ from moe_steer.tokens.scopes import BLANK_LINE, LINE, ONLY_SPACE, SENTENCE, Spec
     ],
 )
 def test_classes_by_hand(text: str, bits: int) -> None:
-    assert token_class(text) == bits
+    assert token_class(text) & (SENTENCE | LINE | BLANK_LINE | ONLY_SPACE | STOP) == bits
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        ("3", DIGIT_LAST | NUMBER), (" 12", DIGIT_LAST | NUMBER | SPACE_FIRST), ("x2", DIGIT_LAST), ("x", LETTER),
+        (" B", LETTER | SPACE_FIRST), ("(a", LETTER), ("approx", SHORT), (" Dr", SHORT | SPACE_FIRST), ("dr", 0), (".e", SHORT),
+        ("- ", MARKUP), ("**", MARKUP), ("...", ELLIPSIS), (" then", SPACE_FIRST),
+    ],
+)  # fmt: skip
+def test_what_the_next_tokens_need_to_know(text: str, bits: int) -> None:
+    rest = SENTENCE | LINE | BLANK_LINE | ONLY_SPACE | STOP
+    assert token_class(text) & ~rest == bits
 
 
 @given(text=st.text(alphabet="a.\n \t)", max_size=8))
@@ -63,7 +100,7 @@ def test_the_lab_tokenizer() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(LAB_MODEL)
     special = special_tokens(tokenizer)
-    ids = [i for i, bits in enumerate(special.classes) if bits & (SENTENCE | LINE)]
+    ids = [i for i, bits in enumerate(special.classes) if bits & (SENTENCE | STOP | LINE)]
     ends = {tokenizer.decode([i]).strip(" ") for i in ids}
     assert {".", "?", "!", "\n"} <= ends
     assert all(text.strip()[-1:] in (".", "?", "!", "") for text in ends), "no other token ends a step"
@@ -71,18 +108,11 @@ def test_the_lab_tokenizer() -> None:
 
 
 def test_a_class_that_no_token_can_end_is_refused() -> None:
-    words = SpecialTokens(think=1, end_think=2, classes=(0, 0, 0, SENTENCE))
+    words = SpecialTokens(tags=TAGS, classes=(0, 0, 0, SENTENCE))
     PositionTracker({"step_end", "step_end:sentence"}, words)
     with pytest.raises(
         ValueError, match="'step_end:paragraph': no token of this tokenizer ends a paragraph, use another"
     ):
         PositionTracker({"step_end:paragraph"}, words)
-    one_by_one = SpecialTokens(think=1, end_think=2, classes=(LINE | ONLY_SPACE,))
+    one_by_one = SpecialTokens(tags=TAGS, classes=(LINE | ONLY_SPACE,))
     PositionTracker({"step_end:paragraph"}, one_by_one)  # two line ends in a row
-
-
-def test_a_tag_that_is_not_one_token_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="'<reason>' is not a single token.*use scope all, prompt, generated or after:N"
-    ):
-        special_tokens(tiny.TinyTokenizer(), think="<reason>")

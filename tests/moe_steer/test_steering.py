@@ -159,7 +159,7 @@ def test_nothing_fired_is_loud(ids: torch.Tensor) -> None:
 
 
 def test_scope_needs_a_tokenizer() -> None:
-    with pytest.raises(ValueError, match="scope thought needs the ids of <think>"):
+    with pytest.raises(ValueError, match="scope thought needs a tokenizer"):
         with steer(tiny.qwen3_moe(), SteeringPlan(experts=[ExpertGain(0, 1, 8.0)], scope="thought")):
             pass
 

@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 import moe_steer.lab
 from launch.cli.main import main
 from moe_steer import load_model
-from moe_steer.backends.blueprint import configuration, model_class
+from moe_steer.backends.blueprint import config_of, model_class
 from moe_steer.loading import read_config
 
 Tensors = dict[str, torch.Tensor]
@@ -187,4 +187,4 @@ def test_an_unknown_type_is_read_as_the_class_that_it_names(tmp_path: Path) -> N
     assert type(load_model(folder)[0]).__name__ == "DeepseekV3ForCausalLM"
     folder = changed(tmp_path, lambda t: None, model_type="kimi_k2", architectures=["NoSuchForCausalLM"])
     with pytest.raises(ValueError, match="kimi_k2"):
-        configuration(str(folder))
+        config_of(str(folder))

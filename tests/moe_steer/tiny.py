@@ -9,8 +9,10 @@ import torch
 
 VOCAB = 100
 THINK, END_THINK, STOP = 97, 98, 99
-TEXTS = {10: "so.", 20: "really?", 30: "line\n", 40: "\n", 50: "end.\n\n"}
-SENTENCE_ENDS, LINE_ENDS = (10, 20, 50), (30, 40, 50)
+TEXTS = {
+    10: "so.", 20: "really?", 30: "line\n", 40: "\n", 50: "end.\n\n", 11: ".", 21: " then", 31: "4", 41: "x", 51: "approx", 12: " ",
+    22: "...", 32: "word",
+}  # fmt: skip
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> Any:
@@ -102,12 +104,16 @@ class TinyTokenizer:
     """As much of a tokenizer as the scopes need: two tags, and a few tokens that end a sentence, a line or a paragraph."""
 
     unk_token_id = None
+    chat_template = None
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"<think>": THINK, "</think>": END_THINK}
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        return {"input_ids": [self.get_vocab().get(text, VOCAB - 1)]}
 
     def __len__(self) -> int:
         return VOCAB
-
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        return {"<think>": THINK, "</think>": END_THINK}.get(token)
 
     def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
         return [TEXTS.get(row[0], f"w{row[0]}") for row in rows]

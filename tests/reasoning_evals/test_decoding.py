@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList
 
-from reasoning_evals.decoding import Ban, SwitchPenalty, Tags, ThinkingBudget, completed_by, last_end, last_start
+from moe_steer.thinking import TokenTags
+from reasoning_evals.decoding import Ban, SwitchPenalty, ThinkingBudget, completed_by, last_end, last_start
 
 PAD, OPEN, CLOSE = 0, 1, 2
-TAGS = Tags((OPEN,), (CLOSE,))
-LONG_TAGS = Tags((6, 7), (6, 8, 9))
+TAGS = TokenTags.of_pair((OPEN,), (CLOSE,))
+LONG_TAGS = TokenTags.of_pair((6, 7), (6, 8, 9))
 VOCABULARY = 12
 
 ids_of_a_row = st.lists(st.integers(1, VOCABULARY - 1), min_size=0, max_size=24)
@@ -38,13 +39,13 @@ def ends_at(row: list[int], form: tuple[int, ...], stop: int) -> bool:
     return stop >= len(form) and tuple(row[stop - len(form) : stop]) == form
 
 
-def thought_start(row: list[int], both: Tags) -> int | None:
+def thought_start(row: list[int], both: TokenTags) -> int | None:
     """Read from left to right: where the thought that is open at the end of the row started."""
     start = None
     for stop in range(len(row) + 1):
         if ends_at(row, both.close, stop):
             start = None
-        if ends_at(row, both.open, stop):
+        if ends_at(row, both.opening[0], stop):
             start = stop
     return start
 
@@ -81,7 +82,7 @@ def naive_budget(row: list[int], scores: list[float], rule: ThinkingBudget) -> l
 @settings(deadline=None, max_examples=150)
 @given(rows, some_forms, tags, st.integers(1, 12), st.booleans())
 def test_penalty_equals_the_loop(
-    found: list[list[int]], forms: tuple[tuple[int, ...], ...], both: Tags, beta: int, restarts: bool
+    found: list[list[int]], forms: tuple[tuple[int, ...], ...], both: TokenTags, beta: int, restarts: bool
 ) -> None:
     rule = SwitchPenalty(forms=forms, tags=both, alpha=2.5, beta=beta, restarts=restarts)
     scores = logits(len(found))
@@ -103,7 +104,7 @@ def test_ban_equals_the_loop(found: list[list[int]], forms: tuple[tuple[int, ...
 
 @settings(deadline=None, max_examples=150)
 @given(rows, tags, st.integers(0, 8))
-def test_budget_equals_the_loop(found: list[list[int]], both: Tags, num_tokens: int) -> None:
+def test_budget_equals_the_loop(found: list[list[int]], both: TokenTags, num_tokens: int) -> None:
     rule = ThinkingBudget(num_tokens=num_tokens, tags=both)
     scores = logits(len(found))
     wanted = [naive_budget(row, scores[i].tolist(), rule) for i, row in enumerate(found)]
@@ -113,7 +114,7 @@ def test_budget_equals_the_loop(found: list[list[int]], both: Tags, num_tokens: 
 @settings(deadline=None, max_examples=50)
 @given(rows, some_forms, tags, st.randoms(use_true_random=False))
 def test_rows_can_be_dropped_and_moved(
-    found: list[list[int]], forms: tuple[tuple[int, ...], ...], both: Tags, random: object
+    found: list[list[int]], forms: tuple[tuple[int, ...], ...], both: TokenTags, random: object
 ) -> None:
     rules = LogitsProcessorList(
         [
@@ -205,8 +206,8 @@ def test_where_forms_stand() -> None:
         (lambda: Ban(forms=((),)), "a banned word has the token forms"),
         (lambda: Ban(forms=((-1,),)), "give non-empty ids >= 0"),
         (lambda: ThinkingBudget(num_tokens=-1, tags=TAGS), "the thinking budget is -1 tokens"),
-        (lambda: Tags((1,), (1,)), "both tags have the ids"),
-        (lambda: Tags((), (1,)), "the opening tag has the token forms"),
+        (lambda: TokenTags.of_pair((1,), (1,)), "the tags have the ids"),
+        (lambda: TokenTags.of_pair((), (1,)), "give two different ones"),
         (lambda: Ban(forms=((99,),))(torch.tensor([[1]]), logits(1)), "token id 99 is beyond the 12 logits"),
     ],
 )

@@ -3,16 +3,16 @@
 import pytest
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerFast
 
-from reasoning_evals.decoding import Ban, SwitchPenalty, Tags, ThinkingBudget
+from moe_steer.thinking import token_tags
+from reasoning_evals.decoding import Ban, SwitchPenalty, ThinkingBudget
 from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.sampling import Request, SamplingConfig
 from reasoning_evals.prompts import (
     THINKING_PROMPT,
     prompt_before_thought,
     prompt_inside_thought,
-    prompt_opens_thought,
     render_prompt,
-    tag_ids,
+    thinking_format,
 )
 from tiny_reasoners import tiny_model, tiny_tokenizer
 
@@ -34,13 +34,14 @@ def requests(tokenizer: PreTrainedTokenizerFast) -> list[Request]:
     """Some prompts end inside the thought, some leave it to the model to open one."""
     found = []
     for number in range(16):
-        prompt = render_prompt(tokenizer, QUESTIONS[number % 4], force_think=number % 3 != 0)
+        prompt = render_prompt(tokenizer, QUESTIONS[number % 4], thinking=number % 3 != 0)
         found.append(Request(prompt.token_ids, seed=number, key=number, prompt=prompt.text))
     return found
 
 
 def rules_of(tokenizer: PreTrainedTokenizerFast) -> list:
-    tags = Tags(*tag_ids(tokenizer))
+    tags = token_tags(tokenizer)
+    assert tags is not None
     words = tuple((tokenizer.convert_tokens_to_ids(letter),) for letter in "abcxyz123")
     return [
         SwitchPenalty(forms=words, tags=tags, alpha=4.0, beta=5),
@@ -85,7 +86,7 @@ def test_what_is_banned_is_not_written_and_no_thought_is_longer_than_its_budget(
 def test_the_thinking_prompt_stands_before_or_inside_the_thought(tokenizer: PreTrainedTokenizerFast) -> None:
     before = prompt_before_thought(tokenizer, " be careful. ")("why?")
     assert before.text == "<s><|user|>why?<|assistant|>be careful.\n<think>\n"
-    assert prompt_opens_thought(before.text)
+    assert thinking_format(tokenizer).opens(before.text)
     inside = prompt_inside_thought(tokenizer, "be careful.")("why?")
     assert inside.text == "<s><|user|>why?<|assistant|><think>\nbe careful.\n"
     for prompt in (before, inside):

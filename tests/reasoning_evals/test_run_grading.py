@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_steer.thinking import TokenTags
 from reasoning_evals.engines.sampling import SamplingConfig
 from reasoning_evals.problems import Problem
 from reasoning_evals.runs.completions import Completion
@@ -82,7 +83,7 @@ def test_corrected_targets_and_another_judge_are_taken(folder: Path) -> None:
     class Always:
         outcome, extracted, reason = "no_answer", None, "always"
 
-    rows = grade_run(folder, grade=lambda problem, text, opened: Always())
+    rows = grade_run(folder, grade=lambda problem, thought: Always())
     assert {row.outcome for row in rows} == {"no_answer"}
 
 
@@ -113,7 +114,7 @@ def test_token_counts_agree_with_the_split_of_the_text(ids: list[int], opened: b
     letters = [token for token in ids if token != 4 and token != 5]
     thought = split_thought("".join(TOKENS[token] for token in letters), opened)
     generated = (*letters, STOP_ID) if stopped else tuple(letters)
-    counts = count_tokens(generated, opened, [OPEN_ID], [CLOSE_ID], stopped)
+    counts = count_tokens(generated, opened, TokenTags.of_pair([OPEN_ID], [CLOSE_ID]), stopped)
     inside = len(thought.thought)
     assert counts.total == len(generated)
     assert counts.thinking == inside
@@ -123,8 +124,9 @@ def test_token_counts_agree_with_the_split_of_the_text(ids: list[int], opened: b
 
 def test_tags_of_several_tokens_are_found() -> None:
     ids = (9, 9, 20, 21, 8, 1)
-    assert count_tokens(ids, True, [20, 22], [20, 21], True) == TokenCounts(2, 1, 6)
-    assert count_tokens((20, 22, 9, 20, 21, 8), False, [20, 22], [20, 21], False) == TokenCounts(1, 1, 6)
+    tags = TokenTags.of_pair([20, 22], [20, 21])
+    assert count_tokens(ids, True, tags, True) == TokenCounts(2, 1, 6)
+    assert count_tokens((20, 22, 9, 20, 21, 8), False, tags, False) == TokenCounts(1, 1, 6)
 
 
 def test_grade_row_refuses_unknown_keys() -> None:

@@ -17,7 +17,8 @@ from reasoning_evals.comparing.comparison import Measure
 from reasoning_evals.comparing.statistics import wilson_interval
 from reasoning_evals.safety import LabelJudge, TextScore, compare_defence, defence_of, n_gram_entropy, text_fluency
 from reasoning_evals.safety.defence import mean_of_tasks, rate_measure
-from reasoning_evals.safety.labels import answer_texts, load_classifier
+from reasoning_evals.safety.labels import load_classifier
+from reasoning_evals.thinking import split_thought
 from tiny_reasoners import CHARACTERS, SPECIALS, tiny_tokenizer
 
 ASK = Problem("p0", "?", "safe", "label")
@@ -108,16 +109,15 @@ def test_rates_of_what_was_not_judged_are_refused(rows: list, message: str) -> N
 
 def test_the_judge_reads_the_answer_and_not_the_thought() -> None:
     judge = LabelJudge({"bad": TextScore(0.9, False), "good": TextScore(0.5, True)})
-    assert judge(ASK, "bad ", False).outcome == "wrong"
-    assert judge(ASK, "<think>bad</think>\ngood", False).outcome == "correct"
-    assert "not read" in judge(ASK, "good", False).reason
-    assert judge(ASK, " \n", False).outcome == "no_answer"
-    assert judge(ASK, "bad", True).outcome == "no_answer"  # cut inside its thought
+    assert judge(ASK, split_thought("bad ", False)).outcome == "wrong"
+    assert judge(ASK, split_thought("<think>bad</think>\ngood", False)).outcome == "correct"
+    assert "not read" in judge(ASK, split_thought("good", False)).reason
+    assert judge(ASK, split_thought(" \n", False)).outcome == "no_answer"
+    assert judge(ASK, split_thought("bad", True)).outcome == "no_answer"  # cut inside its thought
     with pytest.raises(ValueError, match="an answer to 'p0' has no score"):
-        judge(ASK, "new", False)
+        judge(ASK, split_thought("new", False))
     with pytest.raises(ValueError, match="is of type 'integer': a classifier judges labels"):
-        judge(Problem("p1", "?", "3", "integer"), "3", False)
-    assert answer_texts([("bad", False), ("", False), ("bad ", False), ("x</think>good", True)]) == ["bad", "good"]
+        judge(Problem("p1", "?", "3", "integer"), split_thought("3"))
 
 
 def write_classifier(folder: Path, **changes: object) -> Path:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from reasoning_evals.engines import batch
 from reasoning_evals.engines.in_process import InProcessSampler, stop_ids
 from reasoning_evals.engines.sampling import Request, SamplingConfig
-from reasoning_evals.prompts import prompt_opens_thought, render_prompt
+from reasoning_evals.prompts import render_prompt, thinking_format
 from tiny_reasoners import TEMPLATE, tiny_model, tiny_tokenizer
 
 QUESTIONS = ["what is 1+1?", "compute 12*3 and then add 4, please.", "why?", "2+2", "why?", "a long question, " * 4]
@@ -104,16 +105,14 @@ def test_processors_see_the_tokens_so_far_and_change_the_scores() -> None:
 
 
 def test_rows_leave_through_the_cache_with_a_full_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import DynamicCache
-
     model, tokenizer = tiny_model(seed=1), tiny_tokenizer()
     model.generation_config.eos_token_id = [1, 20, 33]
     rows, selected = [], []
-    original = DynamicCache.batch_select_indices
+    original = batch.select_rows
     monkeypatch.setattr(
-        DynamicCache,
-        "batch_select_indices",
-        lambda self, indices: (selected.append(len(indices)), original(self, indices))[1],
+        batch,
+        "select_rows",
+        lambda cache, indices, num_rows: (selected.append(len(indices)), original(cache, indices, num_rows))[1],
     )
 
     def watch(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
@@ -178,13 +177,12 @@ def test_prompt_opens_the_thought_once_and_doubles_no_bos() -> None:
     prompt = render_prompt(tokenizer, "why?")
     assert prompt.text == "<s><|user|>why?<|assistant|><think>\n"
     assert prompt.token_ids.count(tokenizer.bos_token_id) == 1
-    assert prompt_opens_thought(prompt.text)
-    assert not prompt_opens_thought(render_prompt(tokenizer, "why?", force_think=False).text)
+    assert render_prompt(tokenizer, "why?", thinking=False).text == "<s><|user|>why?<|assistant|>"
     opened = tiny_tokenizer(TEMPLATE + "<think>")
     assert render_prompt(opened, "why?").text.count("<think>") == 1
-    assert not prompt_opens_thought("<|user|>what does <think> do?<|assistant|>")
+    assert not thinking_format(opened).opens("<|user|>what does <think> do?<|assistant|>")
 
 
 def test_no_chat_template_is_refused() -> None:
-    with pytest.raises(ValueError, match="has no chat template: set tokenizer.chat_template"):
+    with pytest.raises(ValueError, match="has no chat template: give one with --chat-template FILE"):
         render_prompt(tiny_tokenizer(template=None), "why?")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli.main import main
+from moe_steer.thinking import Thought
 from reasoning_evals import Problem
 from reasoning_evals.grading import Grade
 from reasoning_evals.problems import LABEL
@@ -130,8 +131,8 @@ def test_verdicts_of_a_classifier_are_kept(tmp_path: Path, capsys: pytest.Captur
     problems = [dataclasses.replace(problem, answer_type=LABEL, target="safe") for problem in PROBLEMS]
     folder = write_run(tmp_path / "run", [Arm("baseline", Spoken(LONG, ANSWERS))], problems)
 
-    def safe(problem: Problem, text: str, opened: bool) -> Grade:
-        return Grade("correct", text[-3:], "safe")
+    def safe(problem: Problem, thought: Thought) -> Grade:
+        return Grade("correct", thought.answer[-3:], "safe")
 
     grade_run(folder, grade=safe)
     before = read_grades(folder)

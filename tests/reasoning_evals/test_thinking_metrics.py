@@ -13,10 +13,10 @@ from reasoning_evals.thoughts.metrics import (
     candidates,
     oe_rule,
     process_efficiency,
+    segment_thought,
     trace_thought,
     ut_rule,
 )
-from reasoning_evals.thoughts.segments import segment_thought
 
 SEVEN = Problem("seven", "3+4?", "7", "integer")
 THOUGHT = (

@@ -1,0 +1,130 @@
+"""Where a step of reasoning ends, token by token: sentences, lines, paragraphs.
+
+Most full stops are seen at once: ".\n" or "?" ends a sentence by its own text, and so does "." after a word. A "." after a
+digit or a single letter may go on ("3.14", "e.g."), and so may "...": there the next token is needed, and the sentence ends
+at that next token, if it begins with white space. No sentence ends after an abbreviation ("approx.", "i.e."), or after the
+number of a list ("2." at the start of a line). LaTeX's and Markdown's closers may stand behind the stop (".$", ".}", ".**").
+A single capital letter ends a sentence ("at the point B. Then"): in reasoning that is far commoner than the initial of a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SENTENCE, LINE, BLANK_LINE, ONLY_SPACE = 1, 2, 4, 8
+"""Bits of a token's class. SENTENCE: it ends a sentence by itself. BLANK_LINE: it contains a whole blank line. ONLY_SPACE: it is
+white space only."""
+STOP, ELLIPSIS, SPACE_FIRST, DIGIT_LAST, LETTER, NUMBER, SHORT, MARKUP = 16, 32, 64, 128, 256, 512, 1024, 2048
+"""STOP: its text ends in a bare full stop. ELLIPSIS: in several. SPACE_FIRST: it begins with white space. DIGIT_LAST: it ends in a
+digit. LETTER: it is one letter. NUMBER: it is digits alone. SHORT: a full stop after it is an abbreviation's. MARKUP: Markdown's
+marks or blanks, which may stand before the number of a list."""
+AT_START, WAITS = 4096, 8192
+"""Bits of a row's last token, from those before it. AT_START: only marks and digits stand between it and the start of its line.
+WAITS: it ends in a full stop, and the next token decides."""
+
+_CLOSERS = r"[\"'\u2019\u201d)\]*}$|]|\\\)|\\\]"
+_ENDS_SENTENCE = re.compile(rf"(?:(?:(?<!\\)!|[?\u3002\uff01\uff1f])(?:{_CLOSERS})*\s*|\.(?:{_CLOSERS})+\s*|\.\s+)\Z")
+_WORD_AND_STOP = re.compile(r"([^\W\d_]+)\.\s*\Z")
+_ENDS_LINE = re.compile(r"\n[ \t\r]*\Z")
+_ENDS_BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r]*\Z")
+_MARKUP = re.compile(r"[\s#*>_(-]+\Z")
+_ABBREVIATIONS = frozenset(
+    [
+        "approx",
+        "eq",
+        "eqs",
+        "eqn",
+        "fig",
+        "figs",
+        "vs",
+        "cf",
+        "ref",
+        "refs",
+        "ch",
+        "vol",
+        "pp",
+        "resp",
+        "ca",
+        "incl",
+        "dept",
+    ]
+)
+_TITLES = frozenset(
+    ["Dr", "Mr", "Mrs", "Ms", "Prof", "St", "Jr", "Sr", "Inc", "Ltd"]
+)  # in small letters dr is a differential, sr a steradian
+
+
+def token_class(text: str) -> int:
+    """The bits of one token's text.
+
+    >>> token_class('so."') == SENTENCE, token_class(".\\n\\n") == SENTENCE | LINE | BLANK_LINE
+    (True, True)
+    >>> token_class(".") == STOP
+    True
+    """
+    bits = LINE if _ENDS_LINE.search(text) else 0
+    bits |= BLANK_LINE if _ENDS_BLANK_LINE.search(text) else 0
+    bits |= ONLY_SPACE if text.isspace() else 0
+    bits |= SPACE_FIRST if text[:1].isspace() else 0
+    word = text.strip()
+    letters = word.lstrip("(\"'*$")
+    bits |= DIGIT_LAST if text[-1:].isdigit() else 0
+    bits |= NUMBER if word.isdigit() else 0
+    bits |= LETTER if len(letters) == 1 and letters.isalpha() else 0
+    bits |= MARKUP if _MARKUP.match(text) else 0
+    short = _is_abbreviation(letters) or re.fullmatch(r"\.[A-Za-z]", word) is not None
+    bits |= SHORT if short else 0
+    found = _WORD_AND_STOP.search(text)
+    if found and (len(found[1]) == 1 or _is_abbreviation(found[1])):
+        return bits  # an abbreviation in one token
+    if _ENDS_SENTENCE.search(text):
+        return bits | SENTENCE
+    if text.endswith(("..", "\u2026")):
+        return bits | STOP | ELLIPSIS
+    if text.endswith("."):
+        return bits | (SENTENCE if found else STOP | (ELLIPSIS if len(word) > 1 and word[-2].isdigit() else 0))
+    return bits
+
+
+def _is_abbreviation(word: str) -> bool:
+    return word in _TITLES or word.lower() in _ABBREVIATIONS
+
+
+Carry = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class StepEnds(NamedTuple):
+    """The sentence ends of S tokens a row."""
+
+    sentence_BS: Tensor
+    bits_BT: Tensor
+    """T = 1 + S columns: the bits of the last real token before these, then the last real one up to each of them."""
+
+
+def sentence_ends(before_B: Tensor, bits_BS: Tensor, real_BS: Tensor, carried: Carry) -> StepEnds:
+    """Which tokens end a sentence.
+
+    ``before_B``: the bits of each row's last real token before these (0: none). ``bits_BS``: classes of the tokens. ``real_BS``:
+    False for padding. ``carried``: (before_B, value_BS, counts_BS) -> [B, 1 + S], the value of the latest token that counts.
+    """
+    neutral_BS = _has(bits_BS, MARKUP | NUMBER) & ~_has(bits_BS, LINE)
+    starts_BS = carried(before_B & AT_START, torch.where(_has(bits_BS, LINE), AT_START, 0), real_BS & ~neutral_BS)[
+        :, 1:
+    ]
+    bits_BS = bits_BS | starts_BS
+    last_BS = carried(before_B, bits_BS, real_BS)[:, :-1]
+    number_of_list_BS = _has(last_BS, NUMBER) & _has(last_BS, AT_START)
+    stop_BS = _has(bits_BS, STOP) & ~_has(last_BS, SHORT) & ~number_of_list_BS
+    waits_BS = stop_BS & (_has(bits_BS, ELLIPSIS) | _has(last_BS, DIGIT_LAST | LETTER))
+    carried_BT = carried(before_B, bits_BS | torch.where(waits_BS, WAITS, 0), real_BS)
+    waited_BS = _has(carried_BT[:, :-1], WAITS) & _has(bits_BS, SPACE_FIRST)
+    return StepEnds(_has(bits_BS, SENTENCE) | (stop_BS & ~waits_BS) | waited_BS, carried_BT)
+
+
+def _has(bits: Tensor, any_of: int) -> Tensor:
+    return (bits & any_of) > 0

@@ -1,0 +1,263 @@
+"""The decode loop: rows that are decoded together, dropped as they finish, and followed by those that wait."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from reasoning_evals.engines.cache_rows import can_join, drop_columns, join_rows, reads_padding, select_rows
+from reasoning_evals.engines.kv_cache import AbsorbedLatents, growing_cache
+from reasoning_evals.engines.sampling import Request, SamplingConfig, UniformStreams, draw, take_most_likely
+
+_ENOUGH_PADDING = 16
+"""Columns of padding in every row that are worth dropping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The generated ids of a request, with the stop token."""
+
+    request: Request
+    token_ids: tuple[int, ...]
+
+
+class Decoder:
+    """What the batches of one call of ``sample`` share: the model and the rule by which tokens are chosen."""
+
+    def __init__(
+        self, model: Any, config: SamplingConfig, stop_ids: Sequence[int], processors: LogitsProcessorList | None
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.processors: Callable[..., Tensor] | None = processors or None
+        self.absorbed = AbsorbedLatents(model)
+        self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=model.device)
+        if (
+            "cache_params" in (takes := inspect.signature(type(model).forward).parameters)
+            and "past_key_values" not in takes
+        ):
+            raise ValueError(
+                f"{type(model).__name__} keeps its states in cache_params, which the in-process sampler does not fill: serve the model and use --endpoint"
+            )
+        probe = self.new_cache(1)
+        self.joins = probe is not None and can_join(probe)
+        self._alike = not self.joins or reads_padding(model, probe)
+
+    def new_cache(self, most: int) -> Any:
+        """An empty cache for up to ``most`` columns; None where the model makes one of its own kind."""
+        if not self.model._supports_default_dynamic_cache():
+            return None
+        return growing_cache(self.model.config, joint=bool(self.absorbed.layers), most=most)
+
+    def decode(self, requests: Sequence[Request], size: int) -> Iterator[Finished]:
+        """Yield the samples as they finish. Up to ``size`` rows at a time; equal prompts are best next to each other.
+
+        When a quarter of the places is free, requests that wait take them. A cache whose rows cannot be joined to others is
+        decoded to its end, and only prompts of one length share it: without padding.
+        """
+        waiting = list(requests)
+        running: Batch | None = None
+        while waiting or running:
+            free = size - len(running or ())
+            if waiting and (not running or (self.joins and free >= min(len(waiting), max(1, size // 4)))):
+                taken = waiting[:free]
+                if not self.joins:
+                    taken = _by_length(taken)[0]
+                del waiting[: len(taken)]
+                fresh = []
+                for group in self._groups(taken):
+                    batch = Batch(self, group)
+                    yield from batch.start()
+                    fresh.append(batch)
+                rows = [batch for batch in (running, *fresh) if batch]
+                running, more = (rows[0], rows[1:]) if rows else (None, [])
+                if running and more:
+                    running.join(more)
+            if running:
+                yield from running.step()
+
+    def _groups(self, requests: list[Request]) -> list[list[Request]]:
+        """What goes through one prefill: all, or where padding would be read, the prompts of one length."""
+        if not self._alike:
+            return [requests]
+        return _by_length(requests)
+
+
+def _by_length(requests: list[Request]) -> list[list[Request]]:
+    """Neighbours with prompts of one length together."""
+    return [list(group) for _, group in itertools.groupby(requests, lambda request: len(request.prompt_ids))]
+
+
+class Batch:
+    """The rows that are decoded together. Row i of every tensor, of the cache and of ``requests`` is the same sample.
+
+    ``width`` columns are known; the cache has all but the newest. A row is padding, prompt, generated tokens, and ends with
+    the newest column.
+    """
+
+    def __init__(self, decoder: Decoder, requests: Sequence[Request]) -> None:
+        self._decoder = decoder
+        self._requests = list(requests)
+        device = decoder.model.device
+        greedy = decoder.config.greedy
+        self._streams = None if greedy else UniformStreams([request.seed for request in requests], device)
+        self._width = max(len(request.prompt_ids) for request in requests)
+        self._starts = [self._width] * len(requests)
+        """The column of each row's first generated token."""
+        size = (len(requests), self._width + decoder.config.max_new_tokens)
+        self._cache = decoder.new_cache(size[1])
+        self._tokens_BT = torch.zeros(size, dtype=torch.long)
+        self._mask_BT = torch.ones(size, dtype=torch.long)
+        for row, request in enumerate(requests):
+            padding = self._width - len(request.prompt_ids)
+            self._tokens_BT[row, padding : self._width] = torch.tensor(request.prompt_ids)
+            self._mask_BT[row, :padding] = 0
+        self._tokens_BT = self._tokens_BT.to(device)
+        self._mask_BT = self._mask_BT.to(device)
+        # Position of the newest token of each row, without padding.
+        self._position_B = self._mask_BT[:, : self._width].sum(-1) - 1
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @torch.inference_mode()
+    def start(self) -> list[Finished]:
+        """Process the prompts and choose the first tokens: the rows that are finished with theirs, which leave."""
+        return self._choose(self._prefill())
+
+    @torch.inference_mode()
+    def step(self) -> list[Finished]:
+        """Process the newest token of each row and choose the next: the rows that are finished with theirs, which leave."""
+        self._position_B += 1
+        absorbed = self._decoder.absorbed
+        context: AbstractContextManager[Any] = absorbed if absorbed.layers else nullcontext()
+        with context:
+            output = self._decoder.model(
+                input_ids=self._tokens_BT[:, self._width - 1 : self._width],
+                attention_mask=self._mask_BT[:, : self._width],
+                position_ids=self._position_B[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        return self._choose(output.logits[:, -1])
+
+    @torch.inference_mode()
+    def join(self, others: Sequence[Batch]) -> None:
+        """Append the rows of other batches; all keep their newest token in the newest column."""
+        parts = [self, *others]
+        for part in parts:
+            part._drop_padding(1)
+        width = max(part._width for part in parts)
+        room = width + self._decoder.config.max_new_tokens
+        join_rows(self._cache, [part._cache for part in others], width - 1, room)
+        tokens_BT = self._tokens_BT.new_zeros(sum(map(len, parts)), room)
+        mask_BT = torch.ones_like(tokens_BT)
+        row = 0
+        for part in parts:
+            mine, padding = slice(row, row + len(part)), width - part._width
+            tokens_BT[mine, padding:width] = part._tokens_BT[:, : part._width]
+            mask_BT[mine, :padding] = 0
+            mask_BT[mine, padding:width] = part._mask_BT[:, : part._width]
+            row += len(part)
+        self._position_B = torch.cat([part._position_B for part in parts])
+        self._starts = [start + width - part._width for part in parts for start in part._starts]
+        self._requests = [request for part in parts for request in part._requests]
+        self._tokens_BT, self._mask_BT, self._width = tokens_BT, mask_BT, width
+        if self._streams is not None:
+            self._streams.join([part._streams for part in others if part._streams is not None])
+
+    def _prefill(self) -> Tensor:
+        """Process each distinct prompt once and copy its cache row to all samples of the prompt: k samples cost one prefill."""
+        first_row: dict[tuple[int, ...], int] = {}
+        source = [first_row.setdefault(request.prompt_ids, len(first_row)) for request in self._requests]
+        rows = [source.index(number) for number in range(len(first_row))]
+        mask_BT = self._mask_BT[rows, : self._width]
+        output = self._decoder.model(
+            input_ids=self._tokens_BT[rows, : self._width],
+            attention_mask=mask_BT,
+            position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        if self._cache is None:
+            self._cache = output.past_key_values
+        if self._cache is None:
+            raise ValueError(
+                f"{type(self._decoder.model).__name__} hands back no key-value cache: serve the model and use --endpoint"
+            )
+        if len(rows) == len(source):
+            return output.logits[:, -1]
+        index = torch.tensor(source, device=mask_BT.device)
+        select_rows(self._cache, index, len(rows))
+        return output.logits[index, -1]
+
+    def _choose(self, logits_BV: Tensor) -> list[Finished]:
+        """Write the next token of each row; the rows that are finished with it leave."""
+        rule, width = self._decoder.config, self._width
+        if self._decoder.processors is not None:
+            logits_BV = self._decoder.processors(self._tokens_BT[:, :width], logits_BV.float())
+        if self._streams is None:
+            ids_B = take_most_likely(logits_BV)
+        else:
+            ids_B = draw(logits_BV, self._streams.next(), rule.temperature, rule.top_p, rule.top_k)
+        self._tokens_BT[:, width] = ids_B
+        self._width += 1
+        done = set(torch.isin(ids_B, self._decoder.stop_ids).nonzero()[:, 0].tolist())
+        done.update(row for row, start in enumerate(self._starts) if self._width - start == rule.max_new_tokens)
+        finished = [
+            Finished(self._requests[row], tuple(self._tokens_BT[row, self._starts[row] : self._width].tolist()))
+            for row in sorted(done)
+        ]
+        self._drop(done)
+        return finished
+
+    def _drop(self, done: set[int]) -> None:
+        """Remove the finished rows; rows from the end fill the gaps.
+
+        Why not simply keep ``tensor[rows_left]``: the token and mask tensors are large, and that would copy all rows at
+        every finished sample. Here only as many rows are copied as have finished. Row order carries no meaning: each row has
+        its own random stream, which moves with it. Example: 6 rows, ``done`` = {1, 4}. 4 rows are left, so rows 4 and 5 must
+        go; 4 has finished, 5 moves to place 1: ``keep`` = [0, 5, 2, 3].
+        """
+        num_rows = len(self._requests)
+        left = num_rows - len(done)
+        if not done or not left:
+            self._requests = self._requests if left else []
+            return
+        keep = list(range(left))
+        movers = iter([row for row in range(left, num_rows) if row not in done])
+        for row in sorted(done):
+            if row < left:
+                keep[row] = next(movers)
+        select_rows(self._cache, torch.tensor(keep, device=self._tokens_BT.device), num_rows)
+        to = [row for row in range(left) if keep[row] != row]
+        source = [keep[row] for row in to]
+        for tensor in (self._tokens_BT, self._mask_BT, self._position_B):
+            tensor[to] = tensor[source]
+        self._tokens_BT, self._mask_BT = self._tokens_BT[:left], self._mask_BT[:left]
+        self._position_B = self._position_B[:left]
+        self._requests = [self._requests[row] for row in keep]
+        self._starts = [self._starts[row] for row in keep]
+        if self._streams is not None:
+            self._streams.select(keep)
+        self._drop_padding(_ENOUGH_PADDING)
+
+    def _drop_padding(self, enough: int) -> None:
+        """Drop the columns that are padding in every row, if there are ``enough``: a row that has left keeps no other wide."""
+        padding = min(
+            start - len(request.prompt_ids) for start, request in zip(self._starts, self._requests, strict=True)
+        )
+        if padding >= enough and self._decoder.joins:
+            drop_columns(self._cache, padding)
+            self._tokens_BT, self._mask_BT = self._tokens_BT[:, padding:], self._mask_BT[:, padding:]
+            self._width -= padding
+            self._starts = [start - padding for start in self._starts]
