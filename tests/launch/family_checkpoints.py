@@ -1,4 +1,7 @@
-"""The tiny families as checkpoints on disk, as users have them: weights, configuration, tokenizer and chat template."""
+"""The tiny families as checkpoints on disk, as users have them: weights, configuration, tokenizer and chat template.
+
+Windows, chunks, pools and index budgets are narrow, so that short texts run beyond them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from families import TEXT_IDS, build
+from families import TEXT_IDS
+from narrow_families import narrow
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<think>", "</think>")
 _MERGES = [("W", "a"), ("i", "t"), ("Wa", "it"), ("\u0120", "Wait")]
@@ -29,7 +33,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 def checkpoint(name: str) -> Path:
     """The folder of a family's checkpoint, written once a session."""
     folder = Path(_folder().name, name)
-    build(name).save_pretrained(folder)
+    narrow(name).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
