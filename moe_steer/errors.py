@@ -1,17 +1,65 @@
-"""Errors on the command line: one line of text and an exit code."""
+"""What a program says: errors as one line of text and an exit code; nothing from outside can steer the terminal."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from typing import Any, TextIO, cast
+
+# Control characters, and marks that reorder or hide the text around them.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+
+
+def visible(text: object) -> str:
+    """Text without control characters, direction marks and lone surrogates: each becomes U+FFFD."""
+    return _UNSEEN.sub("\ufffd", str(text).encode("utf-8", "replace").decode()).replace("\u2028", "\n")
+
+
+class _Console:
+    """A text stream that shows control characters instead of passing them on: texts of models and endpoints, arm names and
+    file names may hold some. Progress bars move the cursor themselves: rich writes to the stream behind, and those of other
+    libraries keep the carriage return."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream  # where rich looks for the stream behind a proxy
+
+    def write(self, text: str) -> int:
+        """Write it, with what the stream's encoding does not have as question marks."""
+        shown = "\r".join(map(visible, text.split("\r"))) if self.isatty() else visible(text)
+        encoding = self.rich_proxied_file.encoding or "utf-8"
+        self.rich_proxied_file.write(shown.encode(encoding, "replace").decode(encoding))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextmanager
+def safe_console() -> Iterator[None]:
+    """Within it, whatever is printed is text: no control sequence reaches the terminal."""
+    out, err = (cast("TextIO", _Console(stream)) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        yield
+
+
+def safe_console_for(arguments: Iterable[str]) -> AbstractContextManager[None]:
+    """``safe_console`` while a command line is parsed that holds something to hide: else the parser may use colours."""
+    return safe_console() if any(visible(item) != item for item in arguments) else nullcontext()
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error as one line; its type if it has no message; file name and reason for an OSError."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)!r}: {error.strerror[:1].lower()}{error.strerror[1:]}"
-    text = " ".join(str(error).split())
+    text = visible(" ".join(str(error).split()))
     return text or type(error).__name__
 
 
@@ -20,13 +68,14 @@ def exit_code(program: str, work: Callable[[], int | None], again: str = "starte
 
     With MOE_STEER_TRACEBACK set, the error is raised with its traceback.
     """
-    try:
-        return work() or 0
-    except KeyboardInterrupt:
-        print(f"{program}: stopped; {again}, it continues where it was", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        if os.environ.get("MOE_STEER_TRACEBACK"):
-            raise
-        print(f"{program}: {one_line(error)}", file=sys.stderr)
-        return 1
+    with safe_console():
+        try:
+            return work() or 0
+        except KeyboardInterrupt:
+            print(f"{program}: stopped; {again}, it continues where it was", file=sys.stderr)
+            return 1
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            if os.environ.get("MOE_STEER_TRACEBACK"):
+                raise
+            print(f"{program}: {one_line(error)}", file=sys.stderr)
+            return 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_steer.layers import MoELayer
 
+_RECORDERS = "transformers.utils.output_capturing"
 RoutingFn = Callable[[Tensor, Tensor], Tensor | None]
 """(ids_TK int64, weights_TK) -> new weights_TK of the same dtype, or None to keep them."""
 
@@ -39,11 +40,23 @@ def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
 
 @contextmanager
 def output_hooks(functions: Mapping[nn.Module, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
-    """Call a function with the hidden states [B, S, D] that each given module returns; its result replaces them."""
+    """Call a function with the hidden states [B, S, D] that each given module returns; its result replaces them.
+
+    What ``output_hidden_states=True`` records is that result, also where the model was looked at before.
+    """
     with ExitStack() as stack:
         for module, function in functions.items():
             stack.callback(module.register_forward_hook(_hidden_states_hook(function)).remove)
+            _record_last(module)
         yield
+
+
+def _record_last(module: nn.Module) -> None:
+    """Let transformers' recorders, which stay on a module from the first look on, see what all other hooks have made of the
+    output. Other libraries' hooks, and the order among ours, stay as they are."""
+    for key, hook in list(module._forward_hooks.items()):
+        if getattr(hook, "__module__", None) == _RECORDERS:
+            module._forward_hooks.move_to_end(key)
 
 
 @contextmanager

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from launch.core.option_checks import DRAWING, ReadBy, check_counts, refuse_greedy_samples, refuse_idle
 from launch.core.options import HeldModel
-from launch.core.prompt_options import PromptOptions, ask_prompts
+from launch.core.prompt_options import PromptOptions, ask_prompts, chat_of
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
@@ -28,8 +28,10 @@ class Generate(PromptOptions, HeldModel):
     """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model; with --endpoint the name it is served under."""
     endpoint: str | None = None
     """Sample from a server with OpenAI's completions (vLLM, SGLang, ...) at http://HOST:8000/v1 instead of loading the model."""
+    chat_endpoint: Annotated[bool, _ENDPOINT] = False
+    """Ask the endpoint for chat completions: messages, which it renders itself; for any hosted model, without a tokenizer."""
     tokenizer: Annotated[str | None, _ENDPOINT] = None
-    """Model whose tokenizer renders the prompts for --endpoint; default --model."""
+    """Model whose tokenizer renders the prompts for --endpoint; default --model, and none with --chat-endpoint."""
     concurrency: Annotated[int | None, _ENDPOINT] = None
     """Requests under way at the endpoint at once; default 64."""
     server: Annotated[str | None, _ENDPOINT] = None
@@ -127,6 +129,8 @@ class Generate(PromptOptions, HeldModel):
             raise ValueError(
                 "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm-name steered instead of --plan"
             )
+        if self.chat_endpoint and self.prompt_as_ids:
+            raise ValueError("--prompt-as-ids is for completions, and a chat endpoint takes messages: leave it out")
         refuse_idle(self)
 
     def readers(self) -> Set[str]:
@@ -153,31 +157,48 @@ class Generate(PromptOptions, HeldModel):
         )
 
     def _endpoint_arm(self) -> Arm:
-        import os
-
-        from moe_steer.loading import read_tokenizer
         from reasoning_evals.engines import HttpAudit, HttpSampler
         from reasoning_evals.runs import Arm
 
         assert self.endpoint is not None
-        key = None
-        if self.api_key_variable is not None and not (key := os.environ.get(self.api_key_variable)):
-            raise ValueError(f"the environment variable {self.api_key_variable} is empty: put the endpoint's key there")
-        tokenizer = read_tokenizer(
-            self.tokenizer or self.model, revision=self.revision, trust_remote_code=self.trust_remote_code
-        )
-        ask_prompts(tokenizer, self)
         sampler = HttpSampler(
             self.endpoint,
             self.model,
-            tokenizer,
+            self._endpoint_tokenizer(),
             concurrency=self.concurrency or 64,
-            api_key=key,
+            api_key=self._endpoint_key(),
             extensions=not self.plain_endpoint,
             prompt_as_ids=self.prompt_as_ids,
             engine={"said": self.server} if self.server else None,
+            chat=chat_of(self) if self.chat_endpoint else None,
         )
         return Arm(self.arm_name or "baseline", sampler, context=lambda: HttpAudit(sampler), details={"plan": None})
+
+    def _endpoint_tokenizer(self) -> Any:
+        from moe_steer.loading import read_tokenizer
+
+        if self.chat_endpoint and self.tokenizer is None:
+            return None
+        name = self.tokenizer or self.model
+        tokenizer = read_tokenizer(name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        if not self.chat_endpoint:
+            ask_prompts(tokenizer, self)
+        return tokenizer
+
+    def _endpoint_key(self) -> str | None:
+        """The key; a text that may be the key itself, given in place of its variable's name, is not shown."""
+        import os
+        import re
+
+        if (name := self.api_key_variable) is None:
+            return None
+        if key := os.environ.get(name, "").strip():
+            return key
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,59}", name):
+            raise ValueError(
+                "--api-key-variable names no environment variable that is set: give the variable's name, not the key"
+            )
+        raise ValueError(f"the environment variable {name} is empty: put the endpoint's key there")
 
     def _report_endpoint(self, arm: str) -> None:
         from reasoning_evals.engines import http_line

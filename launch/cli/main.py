@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from launch.core.arguments import refuse_misread
-from moe_steer.errors import exit_code
+from moe_steer.errors import exit_code, safe_console_for
 
 COMMANDS = {
     "collect": "launch.cli.counting:Collect",
@@ -59,11 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {names}", file=sys.stderr)
         return 2
     chosen: Any = _command(arguments[0])
-    refuse_misread(f"moe-steer {arguments[0]}", chosen, arguments[1:])
     try:
-        command = tyro.cli(
-            chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)
-        )
+        with safe_console_for(arguments):
+            refuse_misread(f"moe-steer {arguments[0]}", chosen, arguments[1:])
+            command = tyro.cli(
+                chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)
+            )
     except BrokenPipeError:  # of "--help | head", which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from launch.core.option_checks import PROMPTS
+
+if TYPE_CHECKING:
+    from reasoning_evals.engines import Chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ def ask_prompts(tokenizer: Any, options: PromptOptions, *, quiet: bool = False) 
 
     asked = PromptSettings(
         thinking=options.thinking,
-        arguments=_arguments(options.template_arg),
+        arguments=template_arguments(options.template_arg),
         effort=options.effort,
         no_thinking=options.no_thinking,
         chat_template=None if options.chat_template is None else _read(options.chat_template),
@@ -52,7 +55,26 @@ def ask_prompts(tokenizer: Any, options: PromptOptions, *, quiet: bool = False) 
         print(fmt.describe(), flush=True)
 
 
-def _arguments(items: Iterable[str]) -> dict[str, Any]:
+def chat_of(options: PromptOptions) -> Chat:
+    """How these options ask a chat endpoint. ValueError in one line for what such a request cannot say."""
+    from moe_steer.thinking import FORMATS, named
+    from reasoning_evals.engines import Chat
+
+    if options.no_thinking or options.chat_template is not None:
+        name = "--no-thinking" if options.no_thinking else "--chat-template"
+        raise ValueError(
+            f"{name} is for prompts that are rendered here, and a chat endpoint renders its own: say it to its template, "
+            "as --template-arg enable_thinking=false or --effort none"
+        )
+    return Chat(
+        fmt=FORMATS["think"] if options.thinking is None else named(options.thinking),
+        system=options.system,
+        effort=options.effort,
+        template_arguments=template_arguments(options.template_arg),
+    )
+
+
+def template_arguments(items: Iterable[str]) -> dict[str, Any]:
     """``NAME=VALUE``: a value that is JSON is read as JSON (true, 3), any other is a text."""
     from moe_steer.json_files import NotJSON, parse_json
 

@@ -17,7 +17,7 @@ from launch.core.arguments import refuse_misread
 from launch.core.failure import MEMORY_ERRORS, in_words
 from launch.core.option_checks import refuse_idle
 from launch.core.ranks import Ranks, ranks_of_this_run
-from moe_steer.errors import exit_code, one_line
+from moe_steer.errors import exit_code, one_line, safe_console_for
 
 OptionsT = TypeVar("OptionsT")
 
@@ -47,7 +47,8 @@ def start(
             raise SystemExit(2) from error
         return options
 
-    options = _parsed_once(parse)
+    with safe_console_for(arguments):
+        options = _parsed_once(parse)
 
     def work() -> None:
         try:

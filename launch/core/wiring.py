@@ -101,6 +101,11 @@ def _check_completions(file: Path, completions: Iterable[Completion], tokenizer:
     fmt, tags = thinking_format(tokenizer), token_tags(tokenizer)
     closing = [switch.text for switch in fmt.switches if switch.closes]
     for item in completions:
+        if item.num_tokens is not None or item.prompt.startswith('[{"role": "'):
+            raise ValueError(
+                f"{file}: the answer to {item.problem_id!r} came from a chat endpoint, which does not show its prompt token by "
+                "token: sample it from completions, or with the model loaded"
+            )
         shown = [text for text in closing if text in item.text]
         if (
             tags

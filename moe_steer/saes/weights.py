@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +17,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from moe_steer.files import load_plain
-from moe_steer.json_files import read_json
-from moe_steer.saes.sae import SAEAbout
+from moe_steer.json_files import check_types, read_json
+from moe_steer.saes.sae import SAE, SAEAbout
+
+_WIDTHS_IN = ("d_in", "d_model", "activation_dim")
+_NUMBERS_OF_ATOMS = ("d_sae", "num_latents", "dict_size")
+_SIZES = (*_WIDTHS_IN, *_NUMBERS_OF_ATOMS, "d_out")
+_PLACES = (
+    (
+        ("hook_name", "hook_point", "hook_point_in", "hf_hook_point_in", "hook_name_in"),
+        ("hook_name_out", "hook_point_out", "hf_hook_point_out", "out_hook_point"),
+    ),
+    (("hook_layer", "hook_point_layer", "layer"), ("hook_layer_out", "hook_point_layer_out", "out_hook_point_layer")),
+    (("d_in", "d_model"), ("d_out",)),
+)
+"""Keys of what an SAE reads, and of what it writes."""
+_OTHER_KINDS = re.compile(r"transcoder|cross.?(?:coder|layer)|\bclt\b|lorsa|molt|skip", re.IGNORECASE)
+_OTHER_MARKS = re.compile(r"transcode|skip_connection|affine|W_skip|use_skip", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +81,52 @@ class Given:
 
 
 def read_config(path: Path, **types: Any) -> dict[str, Any]:
-    """A JSON object, with the types of the values that are read from it; ValueError, in one line, for anything else."""
-    return read_json(path, "download it again", types)
+    """A JSON object, with the types of the values that are read from it; ValueError, in one line, for anything else, and for
+    what is no autoencoder of one place (``_refuse_two_places``)."""
+    config = read_json(path, "download it again", types)
+    for name, inner in (("", config), *((key, value) for key, value in config.items() if isinstance(value, dict))):
+        where = f"{path}, {name}" if name else str(path)
+        check_types(inner, where, dict.fromkeys(_SIZES, int | None))
+        for key, value in inner.items():
+            if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+                raise ValueError(f"{where}: {key!r} is the text {value!r}: give true or false, without quotes")
+    _refuse_two_places(path, {**config, **(config.get("metadata") or {})})
+    return config
+
+
+def _refuse_two_places(path: Path, config: Mapping[str, Any]) -> None:
+    """ValueError for transcoders, crosscoders and the like: they read one place and write another, so that the difference
+    between what they read and what they give says nothing."""
+    for key in ("architecture", "type", "sae_type", "model_type", "dict_class"):
+        if isinstance(config.get(key), str) and _OTHER_KINDS.search(config[key]):
+            raise ValueError(f"{path} holds a {config[key]!r}: it is no autoencoder of one place, take an SAE")
+    for key, value in config.items():
+        if _OTHER_MARKS.search(key) and value not in (None, False):
+            raise ValueError(f"{path} has {key} set: it is a transcoder or has a skip connection, take an SAE without")
+    for inward, outward in _PLACES:
+        source = next((config[key] for key in inward if config.get(key) is not None), None)
+        target = next((config[key] for key in outward if config.get(key) is not None), source)
+        if target != source:
+            raise ValueError(f"{path} is a transcoder from {source} to {target}: take an SAE (resid_post, mlp_out)")
+
+
+def check_sizes(sae: SAE, path: Path, config: Mapping[str, Any]) -> SAE:
+    """The SAE itself; ValueError where the configuration states other sizes than the weights have."""
+    for key, found in {**dict.fromkeys(_WIDTHS_IN, sae.d_in), **dict.fromkeys(_NUMBERS_OF_ATOMS, sae.width)}.items():
+        if config.get(key) and config[key] != found:
+            raise ValueError(f"{path} gives {key} as {config[key]}, the weights have {found}: download both again")
+    return sae
+
+
+def refuse_unknown(tensors: Mapping[str, Tensor], path: Path, *known: str) -> None:
+    """ValueError for tensors that the format does not have: whatever they do, it would be left out. Scales of ones do nothing."""
+    for name in sorted(set(tensors).difference(known)):
+        if "scal" in name and bool((tensors[name] == 1).all()):
+            continue
+        raise ValueError(
+            f"{path} holds the tensor {name}, which is not of an SAE that is read here: a transcoder, a skip connection, "
+            "or a scale that was not folded in?"
+        )
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

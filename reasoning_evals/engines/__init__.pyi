@@ -2,6 +2,7 @@ from reasoning_evals.engines.first_letter import FirstLetterSampler as FirstLett
 from reasoning_evals.engines.first_letter import letter_mass as letter_mass
 from reasoning_evals.engines.http_audit import HttpAudit as HttpAudit
 from reasoning_evals.engines.http_audit import http_line as http_line
+from reasoning_evals.engines.http_chat import Chat as Chat
 from reasoning_evals.engines.http_sampler import HttpSampler as HttpSampler
 from reasoning_evals.engines.in_process import InProcessSampler as InProcessSampler
 from reasoning_evals.engines.sampling import Request as Request

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from reasoning_evals.engines.http_sampler import HttpSampler
+
+class HttpStats(NamedTuple):
+    """Counts of requests so far. Failures need not be random (a long completion has more time to fail), so retries can bias
+    what is sampled."""
+
+    num_samples: int
+    num_retried_samples: int
+    reasons: dict[str, int]
+    """Retries by cause: an HTTP status, "connection", or "cut stream"."""
+    num_retokenized: int
+    """Samples whose ids the server did not send, so that the text was tokenized again here."""
+    num_counted: int = 0
+    """Samples without ids whose tokens the server counted."""
+    num_filtered: int = 0
+    """Samples that a content filter of the server ended."""
+
+
+class Counting(Protocol):
+    """A sampler that counts what happens to its requests."""
+
+    @property
+    def stats(self) -> HttpStats:
+        """Counts so far."""
 
 
 class HttpAudit:
@@ -13,7 +35,7 @@ class HttpAudit:
     Counts the events of one chunk. A chunk that was interrupted by a kill and sampled again counts once, with its last attempt.
     """
 
-    def __init__(self, sampler: HttpSampler) -> None:
+    def __init__(self, sampler: Counting) -> None:
         self._sampler = sampler
         self._before = sampler.stats
 
@@ -27,6 +49,7 @@ class HttpAudit:
     def to_rows(self) -> list[dict[str, Any]]:
         """One row with the counts, and one for each cause of retries."""
         now, before = self._sampler.stats, self._before
+        rare = {"counted": now.num_counted - before.num_counted, "filtered": now.num_filtered - before.num_filtered}
         causes = {name: number - before.reasons.get(name, 0) for name, number in now.reasons.items()}
         return [
             {
@@ -34,6 +57,7 @@ class HttpAudit:
                 "samples": now.num_samples - before.num_samples,
                 "retried_samples": now.num_retried_samples - before.num_retried_samples,
                 "retokenized": now.num_retokenized - before.num_retokenized,
+                **{name: number for name, number in rare.items() if number},
             },
             *({"kind": "retry", "cause": name, "retries": number} for name, number in causes.items() if number),
         ]
@@ -46,6 +70,10 @@ def http_line(rows: list[dict[str, Any]]) -> str:
     said = f"endpoint: {counts['samples']} samples, {sum(causes.values())} retries"
     if causes:
         said += f" of {counts['retried_samples']} samples ({', '.join(f'{name}: {n}' for name, n in sorted(causes.items()))})"
+    if counts.get("filtered"):
+        said += f", {counts['filtered']} ended by a content filter"
+    if counts.get("counted"):
+        said += f", {counts['counted']} without token ids, which the server counted"
     if counts["retokenized"]:
         said += f", {counts['retokenized']} without token ids, which were made from the text"
     return said

@@ -1,14 +1,27 @@
-"""The reply of an OpenAI-compatible completions endpoint: a stream of events that add up to one completion. No I/O here."""
+"""The reply of an OpenAI-compatible endpoint: a stream of events that add up to one completion. No I/O here.
+
+Nothing in it is trusted: types, sizes and token ids are checked, and what is quoted in a message is short and without secrets.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-STOPPED = ("stop", "eos", "eos_token", "stop_sequence")
+STOPPED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call")
+"""A call of a tool that nobody offered ends a completion like any other text."""
 CUT = ("length", "max_tokens")
+FILTERED = ("content_filter", "safety", "recitation", "refusal")
+PASSING = (408, 409, 425, 429)
+"""Statuses below 500 after which the same request may succeed."""
+_SERVER_TROUBLE = re.compile(
+    r"internal|server.?error|overload|unavailable|rate.?limit|too many requests|time.?out|timed out|engine|try again|retry",
+    re.IGNORECASE,
+)
+_STRAY = 1 << 20
 
 
 class EndpointError(RuntimeError):
@@ -28,103 +41,218 @@ class PassingFailure(Exception):
 class Reply:
     """A completion that is arriving."""
 
+    most_tokens: int | None = None
+    """The limit that was asked for; None: not checked."""
+    vocabulary: int | None = None
+    """Number of token ids of the model; None where it is not known."""
+    hide: Callable[[str], str] = str
+    """Takes secrets out of a text."""
     text: str = ""
     token_ids: list[int] | None = None
     """None if the server sends none."""
     prompt_ids: tuple[int, ...] | None = None
     """The prompt's token ids on the server, if it sends them."""
     finish_reason: str | None = None
+    num_tokens: int | None = None
+    """Generated tokens by the server's own count, if it sends that."""
+    num_thinking: int | None = None
+    """Those of them that were thought."""
     _pieces: list[str] = field(default_factory=list)
 
-    def add(self, event: bytes) -> None:
-        """Take one event. EndpointError if it is not part of a completion, PassingFailure if the server reports an error."""
+    def add(self, event: bytes) -> bool:
+        """Take one event; whether it brought the completion further.
+
+        EndpointError if it is not part of a completion, PassingFailure if the server reports an error of its own.
+        """
         try:
             values = json.loads(event)
-        except ValueError as error:
-            raise EndpointError(f"it answers what is not JSON: {short(event.decode(errors='replace'))}") from error
-        if isinstance(values, dict) and values.get("error"):
-            raise_reported(values["error"])
+        except (ValueError, RecursionError) as error:
+            raise EndpointError(f"it answers what is not JSON: {self._quoted(event)}") from error
         choices = values.get("choices") if isinstance(values, dict) else None
+        if isinstance(values, dict) and (values.get("error") or (choices is None and "message" in values)):
+            raise_reported(values.get("error") or values, self._began, self.hide)
         if not isinstance(choices, list):
-            raise EndpointError(f"it answers without choices: {short(event.decode(errors='replace'))}")
+            raise EndpointError(f"it answers without choices: {self._quoted(event)}")
+        self._take_usage(values.get("usage"))
         if not choices:  # an event that only counts tokens
-            return
+            return False
         choice = choices[0]
-        if not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
-            raise EndpointError(
-                f"it answers a choice without text ({short(json.dumps(choice))}): give the address of /v1/completions, not chat"
-            )
-        self._pieces.append(choice["text"])
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
-        if (ids := _ids(choice, "token_ids")) is not None:
-            if self.token_ids is None:
-                self.token_ids = []
+        if not isinstance(choice, dict) or len(choices) > 1 or choice.get("index") not in (None, 0):
+            raise EndpointError(f"it answers other than with one completion: {self._quoted(event)}")
+        moved = self._take_text(choice) or (self.finish_reason is None and bool(choice.get("finish_reason")))
+        self._take_reason(choice.get("finish_reason"))
+        if (ids := self._ids(choice, "token_ids")) is not None:
+            self.token_ids = self.token_ids or []
             self.token_ids += ids
-        if (ids := _ids(choice, "prompt_token_ids")) is not None:
-            self.prompt_ids = tuple(ids)
+            moved = moved or bool(ids)
+        for place in (choice, values):
+            if (ids := self._ids(place, "prompt_token_ids")) is not None:
+                self.prompt_ids = tuple(ids)
+        return moved
 
     def finish(self) -> str:
-        """stop or length, after the last event. A stream without a finish reason was cut."""
-        self.text = "".join(self._pieces)
-        if self.finish_reason in STOPPED:
+        """stop, length or content_filter, after the last event. A stream without a finish reason was cut."""
+        self.text = whole_text(self._pieces)
+        reason = (self.finish_reason or "").lower()
+        if reason in STOPPED:
             return "stop"
-        if self.finish_reason in CUT:
+        if reason in CUT:
             return "length"
-        if self.finish_reason in (None, "abort"):
+        if reason in FILTERED:
+            return "content_filter"
+        if reason in ("", "abort", "error"):
             raise PassingFailure("cut stream", "the stream ended before the completion did")
-        raise EndpointError(f"it ended a completion for the reason {self.finish_reason!r}, neither stop nor length")
+        raise EndpointError(f"it ended a completion for the reason {self._quoted(reason)!r}, neither stop nor length")
+
+    @property
+    def _began(self) -> bool:
+        return bool(self._pieces)
+
+    def _take_text(self, choice: Mapping[str, Any]) -> bool:
+        """The text of a choice; null and no text at all are an empty one."""
+        piece = choice.get("text")
+        if piece is None and ("delta" in choice or "message" in choice):
+            raise EndpointError(
+                f"it answers a choice without text ({self._quoted(choice)}): give the address of /v1/completions, not chat, "
+                "or ask it as a chat endpoint (--chat-endpoint)"
+            )
+        return self._keep(piece, self._pieces, "text")
+
+    def _keep(self, piece: Any, pieces: list[str], name: str) -> bool:
+        if piece is not None and not isinstance(piece, str):
+            raise EndpointError(f"its {name} is not a text: {self._quoted(piece)}")
+        if piece:
+            pieces.append(piece)
+        return bool(piece)
+
+    def _take_reason(self, reason: Any) -> None:
+        if reason is not None and not isinstance(reason, str):
+            raise EndpointError(f"its finish_reason is not a text: {self._quoted(reason)}")
+        self.finish_reason = reason or self.finish_reason
+
+    def _take_usage(self, usage: Any) -> None:
+        if not isinstance(usage, dict):
+            return
+        self.num_tokens = self._count(usage.get("completion_tokens"), self.num_tokens)
+        details = usage.get("completion_tokens_details")
+        if isinstance(details, dict):
+            self.num_thinking = self._count(details.get("reasoning_tokens"), self.num_thinking)
+
+    def _count(self, value: Any, before: int | None) -> int | None:
+        if value is None:
+            return before
+        if type(value) is not int or not 0 <= value < 1 << 31:
+            raise EndpointError(f"it counts {self._quoted(value)} tokens: a whole number is expected")
+        return value
+
+    def _ids(self, place: Mapping[str, Any], name: str) -> list[int] | None:
+        ids = place.get(name)
+        if ids is None:
+            return None
+        if not isinstance(ids, list) or set(map(type, ids)) - {int}:
+            raise EndpointError(f"its {name} are not a list of integers: {self._quoted(ids)}")
+        limit = self.vocabulary or 1 << 31
+        if ids and not (min(ids) >= 0 and max(ids) < limit):
+            odd = next(number for number in ids if not 0 <= number < limit)
+            raise EndpointError(
+                f"its {name} hold {self._quoted(odd)}, and the model's tokenizer has the ids 0 to {limit - 1}: "
+                "give the tokenizer of the model that it serves"
+            )
+        total = len(self.token_ids or ()) + len(ids)
+        if name == "token_ids" and self.most_tokens is not None and total > self.most_tokens:
+            raise EndpointError(f"it sends more than the {self.most_tokens} tokens that were asked for")
+        return ids
+
+    def _quoted(self, value: Any) -> str:
+        text = value.decode(errors="replace") if isinstance(value, bytes) else value
+        return short(self.hide(text if isinstance(text, str) else json.dumps(text)))
+
+
+def whole_text(pieces: list[str]) -> str:
+    """The pieces as one text: halves of a character that came in two pieces are put together, others become U+FFFD."""
+    text = "".join(pieces)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The payloads of a server-sent event stream, up to ``[DONE]``.
+    """The payloads of a server-sent event stream, up to ``[DONE]``; of a body that is no such stream, its beginning.
 
     Lines end at the byte newline only: JSON may contain U+2028 and similar characters, where ``str.splitlines`` would split
     too.
     """
-    rest = b""
+    strays, seen = b"", False
+    async for line in _lines(chunks):
+        name, colon, value = line.removeprefix(b"\xef\xbb\xbf").partition(b":")
+        value = value.strip()
+        if name == b"data" and value == b"[DONE]":
+            return
+        if name in (b"data", b"error") and value:
+            seen = True
+            yield value if name == b"data" else b'{"error": ' + value + b"}"
+        elif name.strip() not in (b"", b"data", b"event", b"id", b"retry") or (name.strip() and not colon):
+            strays += line[: _STRAY - len(strays)]
+    if strays and not seen:
+        yield strays
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Whole lines, in time that grows with their length only; a last one without a newline if it holds whole JSON."""
+    parts: list[bytes] = []
     async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            name, _, value = line.partition(b":")
-            if name == b"data":
-                if value.strip() == b"[DONE]":
-                    return
-                yield value.strip()
+        first, *more = chunk.split(b"\n")
+        parts.append(first)
+        for piece in more:
+            yield b"".join(parts)
+            parts = [piece]
+    rest = b"".join(parts)
     if rest.startswith(b"data:") and rest[5:].strip() != b"[DONE]":
         # The server closed the connection inside an event, or omitted the last newline: half an event is ignored.
         try:
             json.loads(rest[5:])
-        except ValueError:
+        except (ValueError, RecursionError):
             return
-        yield rest[5:].strip()
+    yield rest
 
 
-def raise_reported(error: Any) -> NoReturn:
-    """An error object inside a stream that began normally."""
+def raise_reported(error: Any, began: bool, hide: Callable[[str], str] = str) -> NoReturn:
+    """An error inside a stream that began normally, as an object or as a text, its code as a number or as a text.
+
+    Without a code: the server's own fault if its words say so, or if the completion had begun, since what is wrong with a
+    request shows before.
+    """
     values: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
-    code, message = values.get("code"), short(str(values.get("message")))
-    if isinstance(code, int) and (code == 429 or code >= 500):
-        raise PassingFailure(str(code), message)
+    said = values.get("message") if values.get("message") is not None else json.dumps(error)
+    message = short(hide(str(said)))
+    codes = [
+        str(values[key]) for key in ("code", "status", "status_code", "http_status") if values.get(key) is not None
+    ]
+    code = next((int(text) for text in codes if re.fullmatch(r"[1-5]\d\d", text)), None)
+    words = " ".join([*codes, str(values.get("type")), message])
+    if code in PASSING or (code or 0) >= 500 or (code is None and (began or _SERVER_TROUBLE.search(words))):
+        raise PassingFailure(str(code or "server error"), f"it reports {message}")
     raise EndpointError(f"it reports {message}")
 
 
-def raise_status(status: int, phrase: str, said: str, retry_after: str = "") -> NoReturn:
-    """A status other than 200: 429 and 5xx are temporary."""
-    message = f"answers {status} {phrase}" + (f": {short(said)}" if said else "")
-    if status == 429 or status >= 500:
-        raise PassingFailure(str(status), message, float(retry_after) if retry_after.isdecimal() else 0.0)
-    hint = {401: "give the right api_key", 404: "give a base_url up to /v1, and a model that it serves"}
+def raise_status(status: int, phrase: str, said: str, wait: float = 0.0, hide: Callable[[str], str] = str) -> NoReturn:
+    """A status other than 200: some, and all from 500 on, are temporary."""
+    message = f"answers {status} {short(hide(phrase), 60)}" + (f": {short(hide(said))}" if said else "")
+    if status in PASSING or status >= 500:
+        raise PassingFailure(str(status), message, wait)
+    hint = {
+        401: "give the right api_key",
+        403: "give an api_key that may use the model",
+        404: "give a base_url up to /v1, and a model that it serves",
+    }
+    if 300 <= status < 400:
+        raise EndpointError(f"{message}: it sends requests elsewhere, give the address that answers itself")
     raise EndpointError(message + (f": {hint[status]}" if status in hint else ""))
-
-
-def _ids(choice: Mapping[str, Any], name: str) -> list[int] | None:
-    ids = choice.get(name)
-    if ids is not None and not (isinstance(ids, list) and all(isinstance(token_id, int) for token_id in ids)):
-        raise EndpointError(f"its {name} are not a list of integers: {short(json.dumps(ids))}")
-    return ids
 
 
 def short(text: str, limit: int = 300) -> str:
     """On one line, shortened to the limit."""
-    line = " ".join(text.split())
+    line = " ".join(text[: 100 * limit].split())
     return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -1,55 +1,55 @@
-"""The HTTP sampler: any OpenAI-compatible /v1/completions endpoint (vLLM, SGLang, llama.cpp, a hosted one)."""
+"""The HTTP sampler: any OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, a hosted one), for completions or as a chat."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 
-from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, events, raise_status, short
+from moe_steer.thinking import token_tags
+from reasoning_evals.engines.http_audit import HttpStats
+from reasoning_evals.engines.http_chat import Chat, ChatReply
+from reasoning_evals.engines.http_client import Address, ask, give_up, open_client
+from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, short
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, thinking_notes
 from reasoning_evals.prompts import RenderedPrompt, render_prompt
 
 __all__ = ["EndpointError", "HttpSampler", "HttpStats"]
-
-
-class HttpStats(NamedTuple):
-    """Counts of requests so far. Failures need not be random (a long completion has more time to fail), so retries can bias
-    what is sampled."""
-
-    num_samples: int
-    num_retried_samples: int
-    reasons: dict[str, int]
-    """Retries by cause: an HTTP status, "connection", or "cut stream"."""
-    num_retokenized: int
-    """Samples whose ids the server did not send, so that the text was tokenized again here."""
+_NEW_LIMIT = "max_completion_tokens"
+_LONGEST_WAIT = 600.0
+"""Seconds that a server may ask for before a retry; one that wants more is asked again by the user."""
+_BYTES_A_TOKEN = 4096
+"""Far more than the events of a token take."""
 
 
 class HttpSampler:
-    """Samples from a completions endpoint: one request a sample, with the sample's own seed, streamed.
+    """Samples from an endpoint: one request a sample, with the sample's own seed, streamed.
 
     Prompts are sent as rendered here, so every arm sees the same bytes, and the server's chat template and reasoning parser
-    are not used. Decoding follows ``SamplingConfig`` alone: servers take what a request omits from the model's
+    are not used; with ``chat`` it is the server that renders messages and takes thoughts apart. Decoding follows ``SamplingConfig`` alone: servers take what a request omits from the model's
     generation_config, so every setting is sent. Samples come in a fixed order (longest prompt first, as the Sampler
     protocol wants it), each as soon as it and those before it are there. This costs nothing on resume, because a run makes
     an unfinished chunk anew anyway. A chunk is the run's ``batch_size``: take several times ``concurrency``, so that the
     server is kept busy.
 
-    base_url: up to and with ``/v1``.
+    base_url: up to and with ``/v1``. A user and password in it are sent as a header, and never shown.
     model: the name that the server serves the model under.
     tokenizer: of that model; renders prompts, and makes token ids where the server sends none. Not needed for a run with its
-        own ``render`` on a server that sends ids.
+        own ``render`` on a server that sends ids, nor for a chat that sends ids or counts.
+    chat: ask /v1/chat/completions, in this way.
     concurrency: requests under way at once.
-    chunk_timeout: seconds that a stream may be silent, the wait in the server's queue included. Not retried: a server that is
-        too slow would only be asked twice.
-    max_retries: attempts after the first, a sample, on a failed connection, 429 and 5xx.
-    backoff: seconds before the first retry, doubled each time up to 60; a server's Retry-After counts when it is longer.
+    chunk_timeout: seconds that a stream may bring nothing new, the wait in the server's queue included. Not retried: a server
+        that is too slow would only be asked twice.
+    max_retries: attempts after the first, a sample, on a failed connection, 408, 409, 425, 429 and 5xx.
+    backoff: seconds before the first retry, doubled each time up to 60; a server's Retry-After counts when it is longer, and
+        holds back all requests.
     extensions: send the fields of vLLM and SGLang that keep special tokens in the text, add no BOS, return token ids and
         switch off defaults of the model. False for servers that refuse unknown fields.
     prompt_as_ids: send token ids instead of text, for servers that add a BOS to any text (llama.cpp).
@@ -71,28 +71,26 @@ class HttpSampler:
         extensions: bool = True,
         prompt_as_ids: bool = False,
         engine: Mapping[str, Any] | None = None,
+        chat: Chat | None = None,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"base_url must start with http:// or https://, got {base_url!r}: such as http://HOST:8000/v1"
-            )
-        try:
-            httpx.URL(base_url)
-        except httpx.InvalidURL as error:
-            raise ValueError(f"base_url {base_url!r} is not a URL ({error}): such as http://HOST:8000/v1") from error
         if concurrency < 1 or max_retries < 0 or not chunk_timeout > 0 or backoff < 0:
             raise ValueError(
                 "expected concurrency >= 1, max_retries >= 0, chunk_timeout > 0 and backoff >= 0, got "
                 f"{concurrency}, {max_retries}, {chunk_timeout}, {backoff}"
             )
-        self.url = base_url.rstrip("/") + "/completions"
+        if chat is not None and prompt_as_ids:
+            raise ValueError("a chat endpoint takes messages, and prompt_as_ids is for completions: leave it out")
+        self._address = Address(base_url, "/completions" if chat is None else "/chat/completions", api_key)
+        self._chat = chat
         self.model = model
         self.tokenizer = tokenizer
         self._concurrency = concurrency
-        self._timeout = httpx.Timeout(chunk_timeout, connect=min(30.0, chunk_timeout), pool=None)
+        self._patience = chunk_timeout
+        self._vocabulary = _size_of(tokenizer)
+        self._resume_at = 0.0
+        self._limit_name = "max_tokens"
         self._max_retries = max_retries
         self._backoff = backoff
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._extensions = extensions
         self._prompt_as_ids = prompt_as_ids
         self._engine = dict(engine or {})
@@ -107,23 +105,33 @@ class HttpSampler:
             num_retried_samples=self._counts["retried"],
             reasons=dict(sorted(self._reasons.items())),
             num_retokenized=self._counts["retokenized"],
+            num_counted=self._counts["counted"],
+            num_filtered=self._counts["filtered"],
         )
 
     def render(self, question: str) -> RenderedPrompt:
-        """The question in the tokenizer's chat template; ValueError without a tokenizer."""
+        """The question in the tokenizer's chat template, or as a chat's messages; ValueError without either."""
+        if self._chat is not None:
+            return self._chat.render(question)
         if self.tokenizer is None:
             raise ValueError("no tokenizer to render prompts with: give the model's, or a run with its own render")
         return render_prompt(self.tokenizer, question)
 
     def describe(self) -> dict[str, Any]:
         """What identifies this engine in run.json."""
+        if self._chat is not None:
+            tags = None if self.tokenizer is None else token_tags(self.tokenizer, self._chat.fmt)
+            how = {"thinking": self._chat.fmt.to_dict(), "thinking_tokens": tags._asdict() if tags else None}
+            how["chat"] = self._chat.to_dict()
+        else:
+            how = {} if self.tokenizer is None else thinking_notes(self.tokenizer)
         return {
             "engine": "http",
             "model": self.model,
             "extensions": self._extensions,
             "prompt_as_ids": self._prompt_as_ids,
             "server": self._engine,
-            **({} if self.tokenizer is None else thinking_notes(self.tokenizer)),
+            **how,
         }
 
     def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:
@@ -132,11 +140,7 @@ class HttpSampler:
         EndpointError in one line when a sample fails for good; pending requests are then cancelled.
         """
         bodies = [(request, self._body(request, config)) for request in requests]
-        client = httpx.AsyncClient(
-            timeout=self._timeout,
-            headers=self._headers,
-            limits=httpx.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency),
-        )
+        client = open_client(self._address, self._concurrency, self._patience)
         places = asyncio.Semaphore(self._concurrency)
         failed: Future[BaseException] = Future()
 
@@ -164,7 +168,7 @@ class HttpSampler:
                     raise failed.result()
                 yield future.result()
         finally:
-            asyncio.run_coroutine_threadsafe(_give_up(client), loop).result()
+            asyncio.run_coroutine_threadsafe(give_up(client), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
@@ -174,8 +178,12 @@ class HttpSampler:
             raise ValueError(f"request {request.key!r} has no prompt: render its prompt first")
         body: dict[str, Any] = {
             "model": self.model,
-            "prompt": list(request.prompt_ids) if self._prompt_as_ids else request.prompt,
-            "max_tokens": config.max_new_tokens,
+            **(
+                {"prompt": list(request.prompt_ids) if self._prompt_as_ids else request.prompt}
+                if self._chat is None
+                else self._chat.fields(request.prompt, self._extensions)
+            ),
+            self._limit_name: config.max_new_tokens,
             "temperature": 0.0 if config.greedy else config.temperature,
             "top_p": 1.0 if config.greedy else config.top_p,
             "n": 1,
@@ -190,7 +198,7 @@ class HttpSampler:
             "top_k": -1 if config.greedy or not config.top_k else config.top_k,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
-            "add_special_tokens": False,
+            **({"add_special_tokens": False} if self._chat is None else {}),
             "skip_special_tokens": False,
             "spaces_between_special_tokens": False,
             "return_token_ids": True,
@@ -198,49 +206,58 @@ class HttpSampler:
 
     async def _sample_one(self, client: httpx.AsyncClient, request: Request, body: dict[str, Any]) -> Sample:
         jitter = random.Random(request.seed)
+        shown = self._address.shown
         for attempt in range(self._max_retries + 1):
+            while (left := self._resume_at - time.monotonic()) > 0:  # a pause that the server asked of anyone
+                await asyncio.sleep(left + jitter.uniform(0.0, self._backoff))
             try:
                 sample = await self._attempt(client, request, body)
             except PassingFailure as failure:
                 if attempt == self._max_retries:
                     raise EndpointError(
-                        f"{self.url}: {failure}; given up after {attempt + 1} attempts: see the server's log; "
+                        f"{shown}: {failure}; given up after {attempt + 1} attempts: see the server's log; "
                         "the run continues where it was"
+                    ) from failure
+                if failure.wait > _LONGEST_WAIT:
+                    raise EndpointError(
+                        f"{shown}: {failure}; it asks for a pause of {failure.wait:.0f} s: start the run again then, it "
+                        "continues where it was"
                     ) from failure
                 self._reasons[failure.kind] += 1
                 self._counts["retried"] += attempt == 0
-                pause = min(60.0, self._backoff * 2**attempt) * jitter.uniform(0.5, 1.0)
-                await asyncio.sleep(max(pause, min(failure.wait, 60.0)))
-            except httpx.TimeoutException as error:
+                self._resume_at = max(self._resume_at, time.monotonic() + failure.wait if failure.wait else 0.0)
+                await asyncio.sleep(min(60.0, self._backoff * 2**attempt) * jitter.uniform(0.5, 1.0))
+            except (TimeoutError, httpx.TimeoutException) as error:
                 raise EndpointError(
-                    f"{self.url}: silent for {self._timeout.read:g} s: raise chunk_timeout or lower concurrency"
+                    f"{shown}: silent for {self._patience:g} s: raise chunk_timeout or lower concurrency"
                 ) from error
             except (EndpointError, httpx.HTTPError) as error:
-                raise EndpointError(f"{self.url}: {short(str(error)) or type(error).__name__}") from error
+                said = short(self._address.hide(str(error)), 600) or type(error).__name__
+                raise EndpointError(f"{shown}: {said}") from None
             else:
                 self._counts["samples"] += 1
+                self._counts["filtered"] += sample.finish_reason == "content_filter"
                 return sample
         raise AssertionError("the last attempt returns or raises")
 
     async def _attempt(self, client: httpx.AsyncClient, request: Request, body: dict[str, Any]) -> Sample:
-        reply = Reply()
+        most_tokens = body.get("max_tokens") or body[_NEW_LIMIT]
+        limits: dict[str, Any] = {"most_tokens": most_tokens, "vocabulary": self._vocabulary}
+        reply = (
+            Reply(hide=self._address.hide, **limits)
+            if self._chat is None
+            else ChatReply(hide=self._address.hide, chat=self._chat, **limits)
+        )
+        most = (1 << 20) + 64 * len(request.prompt) + _BYTES_A_TOKEN * most_tokens
         try:
-            async with client.stream("POST", self.url, json=body) as response:
-                if response.status_code != 200:
-                    await response.aread()
-                    after = response.headers.get("retry-after", "")
-                    raise_status(response.status_code, response.reason_phrase, response.text, after)
-                if response.headers.get("content-type", "").startswith(
-                    "application/json"
-                ):  # a server that cannot stream
-                    reply.add(await response.aread())
-                else:
-                    async for event in events(response.aiter_bytes()):
-                        reply.add(event)
-        except (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError) as error:
-            raise PassingFailure("connection", short(str(error)) or type(error).__name__) from error
-        finish_reason = reply.finish()
-        return self._finished(request, reply, finish_reason)
+            await ask(client, self._address, body, reply, self._patience, most)
+        except EndpointError as error:
+            if self._chat is None or _NEW_LIMIT in body or _NEW_LIMIT not in str(error):
+                raise
+            body[_NEW_LIMIT] = body.pop("max_tokens")  # OpenAI's newer models take the limit under this name only
+            self._limit_name = _NEW_LIMIT
+            await ask(client, self._address, body, reply, self._patience, most)
+        return self._finished(request, reply, reply.finish())
 
     def _finished(self, request: Request, reply: Reply, finish_reason: str) -> Sample:
         if reply.prompt_ids is not None and request.prompt_ids and reply.prompt_ids != request.prompt_ids:
@@ -248,12 +265,19 @@ class HttpSampler:
                 f"it reads the prompt as {len(reply.prompt_ids)} tokens, here it has {len(request.prompt_ids)}: "
                 "its tokenizer is another, or it adds a BOS; give its tokenizer, or set prompt_as_ids"
             )
+        if self._address.repeated_in(reply.text):
+            raise EndpointError("its completion holds the key or password that was sent: it is not stored")
         text = reply.text
         stop_text = getattr(self.tokenizer, "eos_token", None)
         if finish_reason == "stop" and stop_text:
             text = text.removesuffix(stop_text)  # some servers keep it with the special tokens
         if reply.token_ids:
-            return Sample(request.key, tuple(reply.token_ids), text, finish_reason)
+            ids = tuple(reply.token_ids)
+            return Sample(request.key, ids, text, finish_reason, num_thinking=reply.num_thinking)
+        counted = 0 if not text and reply.num_tokens is None else reply.num_tokens
+        if counted is not None and (self._chat is not None or self.tokenizer is None):
+            self._counts["counted"] += 1
+            return Sample(request.key, (), text, finish_reason, counted, reply.num_thinking)
         if self.tokenizer is None:
             raise EndpointError(
                 "it sends no token ids: give the model's tokenizer, so that they are made from the text"
@@ -266,10 +290,6 @@ class HttpSampler:
         return Sample(request.key, ids, text, finish_reason)
 
 
-async def _give_up(client: httpx.AsyncClient) -> None:
-    """Cancel the pending requests of this loop and close the connections."""
-    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    await client.aclose()
+def _size_of(tokenizer: Any) -> int | None:
+    """How many token ids a tokenizer has; None where it does not say."""
+    return len(tokenizer) if hasattr(tokenizer, "__len__") else None

@@ -89,7 +89,11 @@ class Sample:
     text: str
     """Text with special tokens, without the stop token."""
     finish_reason: str
-    """stop or length."""
+    """stop, length or content_filter."""
+    num_tokens: int | None = None
+    """Generated tokens by the server's count, where there are no ids."""
+    num_thinking: int | None = None
+    """Of them those of the thought, by the server's count."""
 
 
 class Sampler(Protocol):

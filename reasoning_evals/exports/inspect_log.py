@@ -122,7 +122,7 @@ def _output(run: GradedRun, completion: Completion, grade: GradeRow) -> Any:
     model, thought = run.model(completion.arm), run.thought(completion)
     content: list[Any] = [ContentReasoning(reasoning=clean(thought.thought))] if thought.thought else []
     message = ChatMessageAssistant(content=[*content, ContentText(text=clean(thought.answer))], model=model)
-    stop = "stop" if completion.finish_reason == "stop" else "max_tokens"
+    stop = {"length": "max_tokens"}.get(completion.finish_reason, completion.finish_reason)
     usage = ModelUsage(
         output_tokens=grade.total_tokens, total_tokens=grade.total_tokens, reasoning_tokens=grade.thinking_tokens
     )

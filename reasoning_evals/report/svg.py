@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from moe_steer.errors import visible
+
 
 class Scale(NamedTuple):
     """Data to page coordinates, linear."""
@@ -47,7 +49,7 @@ def padded(low: float, high: float, share: float = 0.08, least: float = 1e-9) ->
 def drawing(width: float, height: float, label: str, parts: Sequence[str]) -> str:
     """The whole <svg>; ``label`` is for screen readers."""
     return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}" '
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{_shown(label)}" '
         f'style="max-width:{width:g}px">{"".join(parts)}</svg>'
     )
 
@@ -59,18 +61,18 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 def text(x: float, y: float, content: object, kind: str = "label", anchor: str = "middle") -> str:
     """A text; ``anchor`` is start, middle or end."""
-    return f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(str(content))}</text>'
+    return f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{_shown(content)}</text>'
 
 
 def dot(x: float, y: float, radius: float, kind: str, tip: str = "") -> str:
     """A filled circle; ``tip`` is its tooltip."""
-    inside = f"<title>{escape(tip)}</title>" if tip else ""
+    inside = f"<title>{_shown(tip)}</title>" if tip else ""
     return f'<circle class="{kind}" cx="{x:g}" cy="{y:g}" r="{radius:g}">{inside}</circle>'
 
 
 def bar(x: float, y: float, width: float, height: float, kind: str, tip: str = "") -> str:
     """A filled rectangle."""
-    inside = f"<title>{escape(tip)}</title>" if tip else ""
+    inside = f"<title>{_shown(tip)}</title>" if tip else ""
     return f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}">{inside}</rect>'
 
 
@@ -102,3 +104,8 @@ def left_axis(scale: Scale, left: float, right: float, title: str, form: str = "
 
 def _number(value: float, form: str) -> str:
     return form.format(value).replace("-", "−") if value else "0"
+
+
+def _shown(content: object) -> str:
+    """Text from anywhere, such as an arm's name, as it may stand in a drawing."""
+    return escape(visible(content))

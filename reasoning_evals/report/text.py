@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
+from moe_steer.errors import visible as visible
 from reasoning_evals.comparing import NO_INTERVAL, Difference, DomainAccuracy, Measure, percent_change, points
-
-# Control characters, and marks that reorder or hide the text around them.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 OUTCOMES = {
     "correct": "correct",
@@ -18,11 +14,6 @@ OUTCOMES = {
     "grader_timeout": "grader timeout",
     "grader_error": "grader error",
 }
-
-
-def visible(text: object) -> str:
-    """Text without control characters, direction marks and lone surrogates: each becomes U+FFFD."""
-    return _UNSEEN.sub("\ufffd", str(text).encode("utf-8", "replace").decode()).replace("\u2028", "\n")
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 from moe_steer.json_files import check_types, parse_json, quoted
 
-FINISH_REASONS = ("stop", "length")
+FINISH_REASONS = ("stop", "length", "content_filter")
+_OPTIONAL = ("num_tokens", "num_thinking")
 _LINE_ENDS = (("\x85", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
 
 
@@ -45,9 +46,13 @@ class Completion:
     token_ids: tuple[int, ...]
     """The generated ids, including the stop token."""
     finish_reason: str
-    """"stop" (a stop token came) or "length" (the token limit came first)."""
+    """"stop" (a stop token came), "length" (the token limit came first) or "content_filter" (an endpoint's filter ended it)."""
     seed: int
     config_hash: str
+    num_tokens: int | None = None
+    """Generated tokens by an endpoint's count, where it sends no ids. Like the next one written only where it is known."""
+    num_thinking: int | None = None
+    """Tokens of the thought by an endpoint's count."""
 
     def __post_init__(self) -> None:
         if self.finish_reason not in FINISH_REASONS:
@@ -58,15 +63,21 @@ class Completion:
         """The identity of the sample."""
         return CompletionKey(self.arm, self.task, self.problem_id, self.sample_idx, self.config_hash)
 
+    @property
+    def total_tokens(self) -> int:
+        """All generated tokens, including tags and stop token."""
+        return len(self.token_ids) if self.num_tokens is None else self.num_tokens
+
     def to_json(self) -> str:
         """One line without its newline; equal completions give equal lines."""
-        return json_line(dataclasses.asdict(self))
+        row = dataclasses.asdict(self)
+        return json_line({name: row[name] for name in row if name not in _OPTIONAL or row[name] is not None})
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Completion:
         """ValueError when a key is missing or unknown, or a value has another type."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if set(row) != names:
+        if not names.difference(_OPTIONAL) <= set(row) <= names:
             raise ValueError(f"a completion has the keys {sorted(names)}, got {quoted(sorted(row))}")
         check_types(row, "", _TYPES)
         return cls(**{**row, "token_ids": tuple(row["token_ids"])})

@@ -15,7 +15,7 @@ from reasoning_evals.problems import LABEL, Problem, read_problems
 from reasoning_evals.runs.completions import Completion, json_line
 from reasoning_evals.runs.reading import ArmThoughts, arm_thoughts
 from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
-from reasoning_evals.thinking import Thought
+from reasoning_evals.thinking import Thought, TokenCounts
 
 
 class Judgement(Protocol):
@@ -51,7 +51,7 @@ class GradeRow:
     state: str
     """Of the thought: closed, truncated, none or empty."""
     finish_reason: str
-    """stop or length."""
+    """stop, length or content_filter."""
     thinking_tokens: int | None
     """Generated tokens inside the thought; None when the sampler does not know the ids of the thinking tags."""
     answer_tokens: int | None
@@ -150,9 +150,8 @@ def _judge_one(
 ) -> GradeRow:
     thought = reader.split(completion.text, completion.prompt)
     verdict = judge(problem, thought)
-    stopped = completion.finish_reason == "stop"
-    outcome, reason = _told_apart(problem, verdict, thought, stopped)
-    counts = reader.count_tokens(completion.token_ids, completion.prompt, completion.text, stopped)
+    outcome, reason = _told_apart(problem, verdict, thought, completion.finish_reason)
+    counts = _counts(completion, thought, reader)
     return GradeRow(
         arm=completion.arm,
         task=completion.task,
@@ -166,22 +165,37 @@ def _judge_one(
         finish_reason=completion.finish_reason,
         thinking_tokens=counts.thinking if counts else None,
         answer_tokens=counts.answer if counts else None,
-        total_tokens=len(completion.token_ids),
+        total_tokens=completion.total_tokens,
         domain=problem.domain,
         cluster_id=problem.cluster_id,
     )
 
 
-def _told_apart(problem: Problem, verdict: Judgement, thought: Thought, stopped: bool) -> tuple[str, str]:
+def _counts(completion: Completion, thought: Thought, reader: ArmThoughts) -> TokenCounts | None:
+    """Tokens of thought and answer: from the ids, else by the endpoint's own count; None where nobody knows."""
+    stopped = completion.finish_reason == "stop"
+    if completion.token_ids:
+        counts = reader.count_tokens(completion.token_ids, completion.prompt, completion.text, stopped)
+        if counts is not None:
+            return counts
+    total = completion.total_tokens
+    thinking = 0 if thought.state == "none" and not completion.token_ids else completion.num_thinking
+    return None if thinking is None else TokenCounts(thinking, max(0, total - thinking), total)
+
+
+def _told_apart(problem: Problem, verdict: Judgement, thought: Thought, finish_reason: str) -> tuple[str, str]:
     """Outcome and reason, with what the text alone does not show: whether the response ended by itself.
 
     The last number of a text that was cut is no answer: nobody knows what the model would have said next.
     """
     if problem.answer_type == LABEL:
         return verdict.outcome, verdict.reason
+    stopped = finish_reason == "stop"
     if thought.state == "truncated" and stopped and verdict.outcome == "truncated":
         return "unclosed", "the response ended by itself inside a thought that never closes"
     guessed = verdict.outcome == "no_answer" or getattr(verdict, "method", "").startswith("last")
+    if finish_reason == "content_filter" and (guessed or verdict.outcome == "truncated"):
+        return "no_answer", "the endpoint's content filter ended the response before an answer was stated"
     if not stopped and guessed and verdict.outcome in ("correct", "wrong", "no_answer"):
         return "truncated", "the token limit came before an answer was stated"
     return verdict.outcome, verdict.reason

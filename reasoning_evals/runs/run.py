@@ -193,7 +193,7 @@ def run_arms(
             nonlocal num_new, num_tokens
             writer.append(completion.to_json())
             num_new += 1
-            num_tokens += len(completion.token_ids)
+            num_tokens += completion.total_tokens
             bar.stored()
 
         for one, chunk in todo:
@@ -241,9 +241,9 @@ def _run_chunk(
     waiting: Completion | None = None
     with one.arm.context() as audit:
         for sample in one.arm.sampler.sample(chunk.requests, config):
-            bar.sampled(len(sample.token_ids))
             request = requests.pop(sample.key)
             completion = _completion(sample, request.prompt, request.seed)
+            bar.sampled(completion.total_tokens)
             if sample.key in stored:
                 if check_repeats and stored[sample.key] != content_digest(completion):
                     raise RuntimeError(
@@ -278,4 +278,6 @@ def _completion(sample: Sample, prompt: str, seed: int) -> Completion:
         finish_reason=sample.finish_reason,
         seed=seed,
         config_hash=key.config_hash,
+        num_tokens=sample.num_tokens,
+        num_thinking=sample.num_thinking,
     )

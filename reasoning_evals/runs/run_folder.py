@@ -29,7 +29,7 @@ RUN_FILE = "run.json"
 PROBLEMS_FILE = "problems.jsonl"
 GRADES_FILE = "grades.jsonl"
 _HASHES = ("config_hash", "prompts", "problems")
-SUMS = ("tokens", "weight_added", "samples", "retried_samples", "retokenized", "retries")
+SUMS = ("tokens", "weight_added", "samples", "retried_samples", "retokenized", "counted", "filtered", "retries")
 """The fields of an audit row that are added up; all others identify the row."""
 
 

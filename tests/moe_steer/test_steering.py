@@ -1,5 +1,6 @@
 """Steering against naive computations. The families' own rules are tested in test_families.py."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -372,3 +373,26 @@ def test_the_audit_adds_up_over_many_forwards_and_both_modes(ids: torch.Tensor) 
             if number % 97 == 0:
                 assert audit.fired[0, expert].tokens == number * once
     assert audit.fired[0, expert].tokens == 300 * once
+
+
+@pytest.mark.parametrize("looked_before", [False, True])
+@pytest.mark.parametrize("build", [tiny.qwen3_moe, tiny.qwen2])
+def test_hidden_states_show_the_steered_stream_also_after_an_unsteered_look(
+    build: Any, looked_before: bool, ids: torch.Tensor
+) -> None:
+    model = copy.deepcopy(build())
+    if not looked_before:  # as a model on which nobody asked for hidden states yet
+        for module in model.modules():
+            module._forward_hooks.clear()
+            module.__dict__.pop("_output_capturing_hooks_installed", None)
+    else:
+        model(ids, output_hidden_states=True)
+    vector, layer, strength = torch.linspace(-1, 1, model.config.hidden_size), 0, 2.0
+    seen: list[torch.Tensor] = []
+    with steer(model, SteeringPlan(residual=[ResidualVector(layer, vector=vector, strength=strength)])):
+        with observe_residual(model, [layer], lambda _, hidden_BSD: seen.append(hidden_BSD)):
+            steered = model(ids, output_hidden_states=True).hidden_states
+    plain = model(ids, output_hidden_states=True).hidden_states
+    assert torch.allclose(steered[layer + 1] - plain[layer + 1], (strength * vector).expand_as(plain[0]), atol=1e-5)
+    assert torch.equal(seen[0], steered[layer + 1])
+    assert torch.equal(steered[layer], plain[layer])

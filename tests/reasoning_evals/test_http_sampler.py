@@ -209,7 +209,7 @@ def test_a_connection_that_is_refused_or_broken_is_asked_again(serve: Callable[[
         (200, "application/json", b"<html>", "it answers what is not JSON: <html>"),
         (200, "text/event-stream", b'data: {"choices": [{"delta": {}}]}\n\n', "of /v1/completions, not chat"),
         (200, "text/event-stream", b'data: {"error": {"message": "bad seed", "code": 400}}\n\n', "reports bad seed"),
-        (200, "application/json", b'{"choices": [{"text": "x", "finish_reason": "content_filter"}]}', "neither stop"),
+        (200, "application/json", b'{"choices": [{"text": "x", "finish_reason": "odd"}]}', "neither stop"),
         (
             200,
             "application/json",

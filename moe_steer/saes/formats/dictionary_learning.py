@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moe_steer.json_files import check_types
 from moe_steer.saes.sae import SAE
-from moe_steer.saes.weights import Given, pick, read_config, read_torch
+from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_torch, refuse_unknown
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 # A BatchTopK SAE is used with the threshold it learned, so it is read as JumpReLU (arXiv 2412.06410).
@@ -16,6 +16,10 @@ _KINDS = {
     "AutoEncoderTopK": "topk",
     "AutoEncoder": "relu",
 }
+_TENSORS = (
+    *(f"{side}.{part}" for side in ("encoder", "decoder") for part in ("weight", "bias")),
+    *("W_enc", "W_dec", "b_enc", "b_dec", "bias", "threshold", "k", "group_sizes"),
+)
 _TYPES = {
     "dict_class": str | None,
     "k": int | None,
@@ -33,19 +37,23 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, given: Given) -> SAE:
     """All of these subtract b_dec from their input. ValueError for the library's other dictionaries."""
-    trainer = read_config(path / CONFIG, trainer=dict | None).get("trainer") or {}
+    config = read_config(path / CONFIG, trainer=dict | None, buffer=dict | None)
+    trainer = config.get("trainer") or {}
     check_types(trainer, f"{path / CONFIG}, trainer", _TYPES)
     weights_path = path / WEIGHTS
     dictionary = trainer.get("dict_class")
     if dictionary not in _KINDS:
         raise ValueError(f"{path} holds a {dictionary!r}: {', '.join(_KINDS)} are read")
     kind = _KINDS[dictionary]
+    if (side := (config.get("buffer") or {}).get("io", "out")) != "out":
+        raise ValueError(f"{path} was trained on activations of the side {side!r} of its module: 'out' is expected")
     tensors = read_torch(weights_path)
+    refuse_unknown(tensors, weights_path, *_TENSORS)
     bias = pick(tensors, weights_path, "encoder.bias", "b_enc")
     matrices = "W_enc" in tensors  # the Matryoshka class stores plain matrices, the others linear layers
     encoder = pick(tensors, weights_path, "W_enc") if matrices else pick(tensors, weights_path, "encoder.weight").T
     decoder = pick(tensors, weights_path, "W_dec") if matrices else pick(tensors, weights_path, "decoder.weight").T
-    return SAE(
+    sae = SAE(
         kind=kind,
         W_enc_DF=encoder.contiguous(),
         b_enc_F=bias,
@@ -65,6 +73,7 @@ def read(path: Path, given: Given) -> SAE:
             site=_site(trainer.get("submodule_name")),
         ),
     )
+    return check_sizes(sae, path / CONFIG, trainer)
 
 
 def _site(submodule: str | None) -> str:

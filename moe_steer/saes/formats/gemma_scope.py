@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 from moe_steer.saes.sae import SAE
-from moe_steer.saes.weights import Given, pick, read_npz
+from moe_steer.saes.weights import Given, pick, read_npz, refuse_unknown
 
 WEIGHTS = "params.npz"
 # The attention SAEs read the concatenated heads before the output projection, which is not the attention's output.
 _SITES = {"res": "residual", "mlp": "mlp_out", "att": "blocks.{}.attn.hook_z"}
-_REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)")
+_REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-([\w-]+)")
 
 
 def recognises(path: Path) -> bool:
@@ -26,8 +26,16 @@ def read(path: Path, given: Given) -> SAE:
     where = path.absolute().as_posix()
     repository, layer = _REPOSITORY.search(where), re.search(r"/layer_(\d+)(?:/|$)", where)
     model_name, site = None, None
+    refuse_unknown(tensors, weights_path, "w_enc", "W_enc", "w_dec", "W_dec", "b_enc", "b_dec", "threshold")
+    if "transcoder" in "/".join(path.absolute().parts[-4:]).lower():
+        raise ValueError(f"{path} holds a transcoder, from one place of the model to another: take an SAE (res, mlp)")
     if repository:
-        site = _SITES[repository[3]].format(layer[1] if layer else "?")
+        kind = re.match("(?:res|mlp|att)(?![a-z])", repository[3])
+        if kind is None:
+            raise ValueError(f"{path} is of {repository[0]}: SAEs of {', '.join(_SITES)} are read, no transcoders")
+        site = _SITES[kind[0]].format(layer[1] if layer else "?")
+        if "/embedding/" in f"{where}/":
+            site = "hook_embed"
         model_name = f"google/gemma-2-{repository[1]}{'-it' if repository[2] == 'it' else ''}"
     return SAE(
         kind="jumprelu",

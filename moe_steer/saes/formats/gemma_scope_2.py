@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moe_steer.saes.sae import SAE, place_of_hook
-from moe_steer.saes.weights import Given, pick, read_config, read_safetensors
+from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_safetensors, refuse_unknown
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 
@@ -18,19 +18,20 @@ def recognises(path: Path) -> bool:
 def read(path: Path, given: Given) -> SAE:
     """JumpReLU; ValueError for the transcoders of the same collection, which map one site to another."""
     config = read_config(
-        path / CONFIG, hf_hook_point_in=str | None, affine_connection=bool | None, model_name=str | None
+        path / CONFIG,
+        hf_hook_point_in=str | None,
+        affine_connection=bool | None,
+        model_name=str | None,
+        width=int | None,
     )
     weights_path = path / WEIGHTS
     hook_in = config.get("hf_hook_point_in")
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise ValueError(f"{path} has the architecture {config['architecture']!r}: jump_relu is expected")
-    if config.get("affine_connection") or config.get("hf_hook_point_out", hook_in) not in (None, hook_in):
-        raise ValueError(
-            f"{path} is a transcoder from {hook_in} to {config.get('hf_hook_point_out')}: take an SAE (resid_post, mlp_out)"
-        )
     tensors = read_safetensors(weights_path)
+    refuse_unknown(tensors, weights_path, "w_enc", "w_dec", "b_enc", "b_dec", "threshold")
     layer, site = place_of_hook(hook_in)
-    return SAE(
+    sae = SAE(
         kind="jumprelu",
         W_enc_DF=pick(tensors, weights_path, "w_enc"),
         b_enc_F=pick(tensors, weights_path, "b_enc"),
@@ -42,3 +43,4 @@ def read(path: Path, given: Given) -> SAE:
             "gemma-scope-2", weights_path, source=path, model_name=config.get("model_name"), layer=layer, site=site
         ),
     )
+    return check_sizes(sae, path / CONFIG, {**config, "d_sae": config.get("width")})

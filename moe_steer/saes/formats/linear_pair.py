@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from moe_steer.saes.sae import SAE
-from moe_steer.saes.weights import Given, pick, read_torch
+from moe_steer.saes.weights import Given, pick, read_torch, refuse_unknown
 
 _LAYER = re.compile(r"[-_]l(?:ayer)?[-_]?(\d+)(?=[-_.]|$)")
 
@@ -19,6 +19,13 @@ def recognises(path: Path) -> bool:
 def read(path: Path, given: Given) -> SAE:
     """ReLU on the plain input, or TopK where ``k`` is given (Goodfire's SAEs of R1 have k 128)."""
     tensors = read_torch(path)
+    pairs = (
+        f"{side}{kind}.{part}"
+        for side in ("encoder", "decoder")
+        for kind in ("", "_linear")
+        for part in ("weight", "bias")
+    )
+    refuse_unknown(tensors, path, *pairs)
     layer = _LAYER.search(path.name)
     return SAE(
         kind="relu" if given.k is None else "topk",

@@ -14,9 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from moe_steer.saes.sae import SAE, fold_decoder_norm, fold_input_scale, place_of_hook
-from moe_steer.saes.weights import Given, pick, read_config, read_safetensors
+from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_safetensors, refuse_unknown
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
+NORM = "dataset_average_activation_norm."
 TYPES: dict[str, Any] = {
     "d_model": int,
     "use_glu_encoder": bool | None,
@@ -50,10 +51,6 @@ def scale_of(path: Path, config: dict[str, Any], mean_norm: Any) -> float:
         raise ValueError(f"{path} has the activation {config['act_fn']!r}: jumprelu is expected")
     if config.get("use_glu_encoder") or config.get("apply_decoder_bias_to_pre_encoder"):
         raise ValueError(f"{path} has a GLU encoder or subtracts its decoder bias: Llama Scope's published SAEs do not")
-    if config.get("hook_point_in") != config.get("hook_point_out", config.get("hook_point_in")):
-        raise ValueError(
-            f"{path} is a transcoder from {config.get('hook_point_in')} to {config['hook_point_out']}: take an SAE (L..R)"
-        )
     normalised = config.get("norm_activation", "dataset-wise")
     if normalised == "inference":
         return 1.0
@@ -76,6 +73,8 @@ def build(
     given: Given,
 ) -> SAE:
     """The SAE for raw activations, from tensors for scaled ones; ``threshold`` is in the scaled SAE's units."""
+    known = [f"{side}.{part}" for side in ("encoder", "decoder") for part in ("weight", "bias")]
+    refuse_unknown(tensors, weights_path, *known, "log_jumprelu_threshold", *(k for k in tensors if k.startswith(NORM)))
     encoder = pick(tensors, weights_path, "encoder.weight").T.contiguous()
     decoder = pick(tensors, weights_path, "decoder.weight").T.contiguous()
     bias = pick(tensors, weights_path, "encoder.bias")
@@ -88,7 +87,7 @@ def build(
         encoder, decoder, pick(tensors, weights_path, "decoder.bias"), scale, scale
     )
     layer, site = place_of_hook(config.get("hook_point_in"))
-    return SAE(
+    sae = SAE(
         kind="jumprelu",
         W_enc_DF=encoder,
         b_enc_F=bias,
@@ -98,3 +97,4 @@ def build(
         apply_b_dec_to_input=False,
         about=given.about(format, weights_path, source=path, model_name=model_name, layer=layer, site=site),
     )
+    return check_sizes(sae, path, config)

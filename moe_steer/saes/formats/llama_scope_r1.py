@@ -12,7 +12,6 @@ from moe_steer.saes.sae import SAE
 from moe_steer.saes.weights import Given, pick, read_config, read_safetensors
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
-_NORM = "dataset_average_activation_norm."
 
 
 def recognises(path: Path) -> bool:
@@ -25,7 +24,7 @@ def read(path: Path, given: Given) -> SAE:
     config = read_config(path / CONFIG, **llama_scope.TYPES)
     weights_path = path / WEIGHTS
     tensors = read_safetensors(weights_path)
-    mean_norm = tensors.get(f"{_NORM}{config.get('hook_point_in')}")
+    mean_norm = tensors.get(f"{llama_scope.NORM}{config.get('hook_point_in')}")
     scale = llama_scope.scale_of(path, config, None if mean_norm is None else float(mean_norm))
     threshold_F = pick(tensors, weights_path, "log_jumprelu_threshold").exp()
     model_name = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"

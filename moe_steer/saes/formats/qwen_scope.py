@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from moe_steer.saes.sae import SAE
-from moe_steer.saes.weights import Given, pick, read_config, read_torch
+from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_torch, refuse_unknown
 
 _FILE = re.compile(r"layer(\d+)\.sae\.pt$")
-_REPOSITORY = re.compile(r"SAE-Res-(.+?)-W\d+K-L0_(\d+)")
+_REPOSITORY = re.compile(r"([A-Za-z]+-[A-Za-z]+)-(Qwen.+?)-W\d+K-L0_(\d+)")
 
 
 def recognises(path: Path) -> bool:
@@ -28,16 +28,19 @@ def read(path: Path, given: Given) -> SAE:
     tensors = read_torch(weights_path)
     config_path = weights_path.with_name("config.json")
     config = read_config(config_path, k=int | None, base_model=str | None) if config_path.is_file() else {}
+    refuse_unknown(tensors, weights_path, "W_enc", "b_enc", "W_dec", "b_dec")
     repository = _REPOSITORY.search(weights_path.absolute().as_posix())
-    k = given.k or config.get("k") or (int(repository[2]) if repository else None)
+    if repository and repository[1] != "SAE-Res":
+        raise ValueError(f"{weights_path} is of {repository[0]}: SAEs of the residual stream (SAE-Res) are read")
+    k = given.k or config.get("k") or (int(repository[3]) if repository else None)
     if type(k) is not int:
         raise ValueError(
             f"the k of {weights_path} is not known: put the repository's config.json beside it, or name its folder as the repository, "
             "with W...K-L0_ and the number (from Python: load_sae(k=...))"
         )
     found = _FILE.search(weights_path.name)
-    model_name = config.get("base_model") or (f"Qwen/{repository[1]}" if repository else None)
-    return SAE(
+    model_name = config.get("base_model") or (f"Qwen/{repository[2]}" if repository else None)
+    sae = SAE(
         kind="topk",
         W_enc_DF=pick(tensors, weights_path, "W_enc").T.contiguous(),
         b_enc_F=pick(tensors, weights_path, "b_enc"),
@@ -54,6 +57,7 @@ def read(path: Path, given: Given) -> SAE:
             site="residual",
         ),
     )
+    return check_sizes(sae, config_path, config)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from safetensors.torch import save
 
 from moe_steer.files import write_whole
+from moe_steer.json_files import quoted
 from moe_steer.saes.sae import SAE, fold_decoder_norm, hook_of_place, place_of_hook
-from moe_steer.saes.weights import Given, pick, read_config, read_safetensors
+from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_safetensors, refuse_unknown
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _KINDS = {"standard": "relu", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
@@ -41,12 +43,13 @@ def read(path: Path, given: Given) -> SAE:
         architecture=str,
         metadata=dict | None,
         apply_b_dec_to_input=bool,
+        finetuning_scaling_factor=bool | None,
         rescale_acts_by_decoder_norm=bool | None,
         activation_fn_kwargs=dict | None,
     )
     weights_path = path / WEIGHTS
     tensors = read_safetensors(weights_path)
-    architecture = _architecture(config)
+    architecture = _architecture(path, config)
     if architecture == "standard" and "threshold" in tensors:
         raise ValueError(
             f"{weights_path} holds thresholds, and {CONFIG} says {config.get('architecture', 'no architecture')!r}: "
@@ -58,15 +61,20 @@ def read(path: Path, given: Given) -> SAE:
         )
     kind = _KINDS[architecture]
     _refuse_normalisation(path, config)
-    bias = pick(tensors, weights_path, "b_gate" if kind == "gated" else "b_enc")
+    own = {"jumprelu": ("threshold",), "gated": ("r_mag", "b_mag")}.get(kind, ())
+    finetuning = ("finetuning_scaling_factor", "scaling_factor")
+    refuse_unknown(tensors, weights_path, "W_enc", _bias(kind), "W_dec", "b_dec", *own, *finetuning)
+    bias = pick(tensors, weights_path, _bias(kind))
     encoder, decoder = pick(tensors, weights_path, "W_enc"), pick(tensors, weights_path, "W_dec")
     if kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
         encoder, bias, decoder = fold_decoder_norm(encoder, bias, decoder)
     finetuned = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
     if finetuned is not None and not torch.equal(finetuned, torch.ones_like(finetuned)):
         decoder = decoder * finetuned.to(decoder.dtype)[:, None]  # a factor applied to activations just before decoding
-    layer, site = place_of_hook(_metadata(config, "hook_name", "hook_point"))
-    return SAE(
+    hook = _metadata(path, config, "hook_name", "hook_point")
+    layer, site = place_of_hook(hook)
+    _refuse_other_layer(path, config, hook)
+    sae = SAE(
         kind=kind,
         W_enc_DF=encoder,
         b_enc_F=bias,
@@ -78,16 +86,32 @@ def read(path: Path, given: Given) -> SAE:
         r_mag_F=pick(tensors, weights_path, "r_mag") if kind == "gated" else None,
         b_mag_F=pick(tensors, weights_path, "b_mag") if kind == "gated" else None,
         about=given.about(
-            "saelens", weights_path, source=path, model_name=_metadata(config, "model_name"), layer=layer, site=site
+            "saelens",
+            weights_path,
+            source=path,
+            model_name=_metadata(path, config, "model_name"),
+            layer=layer,
+            site=site,
         ),
     )
+    return check_sizes(sae, path / CONFIG, config)
 
 
-def _architecture(config: dict[str, Any]) -> str:
+def _bias(kind: str) -> str:
+    return "b_gate" if kind == "gated" else "b_enc"
+
+
+def _architecture(path: Path, config: dict[str, Any]) -> str:
+    architecture = str(config.get("architecture", "standard"))
+    activations = {str(config[key]) for key in ("activation_fn_str", "activation_fn", "activation") if config.get(key)}
     # Before version 6 a TopK SAE was a standard one with another activation function.
-    if config.get("activation_fn_str", config.get("activation_fn")) == "topk":
+    if activations == {"topk"} and architecture in ("standard", "topk"):
         return "topk"
-    return str(config.get("architecture", "standard"))
+    if odd := activations - {"relu", architecture}:
+        raise ValueError(
+            f"{path / CONFIG} names the activation {quoted(min(odd))} of a {architecture} SAE: relu, jumprelu and topk are read"
+        )
+    return architecture
 
 
 def _k(path: Path, config: dict[str, Any]) -> int:
@@ -99,12 +123,35 @@ def _k(path: Path, config: dict[str, Any]) -> int:
     return k
 
 
-def _metadata(config: dict[str, Any], *names: str) -> str | None:
+def _metadata(path: Path, config: dict[str, Any], *names: str) -> str | None:
     places = (config.get("metadata") or {}, config)
-    return next((str(place[name]) for place in places for name in names if place.get(name)), None)
+    found = [place[name] for place in places for name in names if place.get(name)]
+    if any(type(value) is not str or value != found[0] for value in found):
+        raise ValueError(
+            f"{path / CONFIG} gives {names[0]} as {quoted(found[0] if len(found) == 1 else found)}: give one text"
+        )
+    return found[0] if found else None
+
+
+def _refuse_other_layer(path: Path, config: dict[str, Any], hook: str | None) -> None:
+    number = re.search(r"\d+", hook or "")
+    for key in ("hook_layer", "hook_point_layer"):
+        said = _number(config, key)
+        if number and said is not None and said != int(number[0]):
+            raise ValueError(
+                f"{path / CONFIG} gives {key} as {said}, and the place as {hook}: take the one that is right"
+            )
+
+
+def _number(config: dict[str, Any], name: str) -> Any:
+    return (config.get("metadata") or {}).get(name, config.get(name))
 
 
 def _refuse_normalisation(path: Path, config: dict[str, Any]) -> None:
+    for key, value in {**config, **(config.get("metadata") or {})}.items():
+        scales = re.search("scaling_factor|norm_factor|input_scale|scale_factor", key) and "finetun" not in key
+        if scales and value not in (None, False, 1):
+            raise ValueError(f"{path / CONFIG} gives {key} as {quoted(value)}, which is not in the weights: fold it in")
     found = config.get("normalize_activations") or "none"
     if found is True or found == "expected_average_only_in":
         raise ValueError(

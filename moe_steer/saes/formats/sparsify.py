@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moe_steer.saes.sae import SAE, place_of_hook
-from moe_steer.saes.weights import Given, pick, read_config, read_safetensors
+from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_safetensors, refuse_unknown
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
@@ -19,18 +19,18 @@ def read(path: Path, given: Given) -> SAE:
     """TopK on x - b_dec. The rows of W_dec are atoms. ValueError for transcoders and for other activations."""
     config = read_config(path / CONFIG, transcode=bool | None, skip_connection=bool | None, signed=bool | None)
     weights_path = path / WEIGHTS
-    unusual = [key for key in ("transcode", "skip_connection", "signed") if config.get(key)]
-    if unusual or config.get("activation", "topk") != "topk":
-        what = f"{unusual[0]} set" if unusual else f"the activation {config['activation']!r}"
+    if config.get("signed") or config.get("activation", "topk") != "topk":
+        what = "signed set" if config.get("signed") else f"the activation {config['activation']!r}"
         raise ValueError(f"{path} has {what}: TopK autoencoders without it are read")
     k = given.k or config.get("k")
     if type(k) is not int:
         raise ValueError(f"{path / CONFIG} gives k as {k!r}: pass k, the number of active atoms a token")
     tensors = read_safetensors(weights_path)
+    refuse_unknown(tensors, weights_path, "encoder.weight", "encoder.bias", "W_dec", "b_dec")
     layer, site = place_of_hook(path.absolute().name)
     run_config = path.absolute().parent / "config.json"
     model_name = read_config(run_config, model=str | None).get("model") if run_config.is_file() else None
-    return SAE(
+    sae = SAE(
         kind="topk",
         W_enc_DF=pick(tensors, weights_path, "encoder.weight").T.contiguous(),
         b_enc_F=pick(tensors, weights_path, "encoder.bias"),
@@ -40,3 +40,4 @@ def read(path: Path, given: Given) -> SAE:
         apply_b_dec_to_input=True,
         about=given.about("sparsify", weights_path, source=path, model_name=model_name, layer=layer, site=site),
     )
+    return check_sizes(sae, path / CONFIG, config)

@@ -1,0 +1,199 @@
+"""One request to an endpoint: where it goes, with which secret, and how much of an answer is read.
+
+Written on httpx, not on a vendor's client: those read lines and events of any length, retry unseen by the audit, and quote
+addresses and answers at length in their errors. What they would save is the joining of paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import datetime
+import email.utils
+import json
+import math
+import re
+import time
+import urllib.parse
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import httpx
+
+from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, events, raise_status, short
+
+_LONG = 8
+"""A secret of so many characters is no word that a text might hold by chance."""
+_MOST_OF_A_REFUSAL = 1 << 16
+_STREAMS = re.compile(r"text/html|xml|image/|video/|audio/|application/(?:pdf|octet-stream)")
+
+
+class Address:
+    """Where requests go. User and password of the address, and the key, become a header and are shown nowhere.
+
+    ValueError, which quotes neither, for an address or a key that cannot be used.
+    """
+
+    def __init__(self, base_url: str, path: str, api_key: str | None) -> None:
+        shown = _without_secrets(base_url)
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"base_url must start with http:// or https://, got {shown!r}: such as http://HOST:8000/v1"
+            )
+        try:
+            url = httpx.URL(base_url.strip())
+        except (httpx.InvalidURL, UnicodeError):
+            url = httpx.URL()
+        if not url.host:
+            raise ValueError(f"base_url {shown!r} is not a URL: give one such as http://HOST:8000/v1")
+        if "?" in base_url or "#" in base_url:
+            raise ValueError(
+                f"base_url {shown!r} has a part behind ? or #: give the address up to /v1, a key as api_key"
+            )
+        self.headers = {"Accept-Encoding": "identity"}
+        self._secrets: set[str] = set()
+        if url.userinfo:
+            if api_key is not None:
+                raise ValueError(
+                    f"base_url {shown!r} holds a user or a password, and api_key is given: give one of them"
+                )
+            token = base64.b64encode(f"{url.username}:{url.password}".encode()).decode()
+            self.headers["Authorization"] = f"Basic {token}"
+            self._secrets = {url.username, url.password, url.userinfo.decode(), token}
+            url = url.copy_with(username="", password="")
+        elif api_key is not None:
+            key = _checked_key(api_key)
+            self.headers["Authorization"] = f"Bearer {key}"
+            self._secrets = {key}
+        self.url = str(url).rstrip("/").removesuffix(path) + path
+        self.shown = _without_secrets(self.url)
+
+    def hide(self, text: str) -> str:
+        """A text from outside without the secrets: servers repeat keys in what they complain about."""
+        for secret in sorted(filter(None, self._secrets), key=len, reverse=True):
+            for form in {secret, urllib.parse.quote(secret, safe=""), json.dumps(secret)[1:-1]}:
+                pattern = re.escape(form) if len(form) >= _LONG else rf"(?<!\w){re.escape(form)}(?!\w)"
+                text = re.sub(pattern, "***", text)
+        return text
+
+    def repeated_in(self, text: str) -> bool:
+        """Whether a text holds a secret as it is; short ones, which may be words, are not looked for."""
+        return any(len(secret) >= _LONG and secret in text for secret in self._secrets)
+
+
+def open_client(address: Address, connections: int, patience: float) -> httpx.AsyncClient:
+    """A client for so many connections; ``patience``: seconds without a byte."""
+    try:
+        return httpx.AsyncClient(
+            timeout=httpx.Timeout(patience, connect=min(30.0, patience), pool=None),
+            headers=address.headers,
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+        )
+    except (httpx.InvalidURL, ValueError):
+        raise ValueError(
+            "the address of a proxy in the environment (HTTPS_PROXY, ...) is not a URL: correct it"
+        ) from None
+
+
+async def ask(
+    client: httpx.AsyncClient, address: Address, body: Mapping[str, Any], reply: Reply, patience: float, most: int
+) -> None:
+    """Send one request and fill the reply.
+
+    ``patience``: seconds without anything new of the completion, comments that keep the connection alive not counted.
+    ``most``: bytes of the whole answer. EndpointError, or PassingFailure for what may pass.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(patience) as clock, client.stream("POST", address.url, json=body) as response:
+            kind = response.headers.get("content-type", "").lower()
+            if response.status_code != 200:
+                said = await _beginning(response)
+                wait = wait_of(response.headers)
+                raise_status(response.status_code, response.reason_phrase, said, wait, address.hide)
+            if found := _STREAMS.search(kind):
+                said = short(address.hide(await _beginning(response)), 100)
+                raise EndpointError(
+                    f"it answers with {found[0]} in place of a completion ({said}): a login page, or another server's address?"
+                )
+            parts = _bounded(response.aiter_bytes(), most)
+            if "json" in kind and "stream" not in kind and "ndjson" not in kind:  # a server that cannot stream
+                reply.add(b"".join([part async for part in parts]))
+                return
+            async for event in events(parts):
+                if reply.add(event):
+                    clock.reschedule(loop.time() + patience)
+    except (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError) as error:
+        raise PassingFailure("connection", short(address.hide(str(error))) or type(error).__name__) from error
+
+
+async def _bounded(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
+    """The chunks; EndpointError as soon as they are more than ``most`` bytes."""
+    total = 0
+    async for chunk in chunks:
+        total += len(chunk)
+        if total > most:
+            raise EndpointError(f"its answer is longer than {most} bytes, far more than was asked for")
+        yield chunk
+
+
+async def _beginning(response: httpx.Response) -> str:
+    """The first part of a refusal, of whatever length it is."""
+    data = b""
+    with contextlib.suppress(httpx.HTTPError):
+        async for chunk in response.aiter_bytes():
+            data += chunk
+            if len(data) > _MOST_OF_A_REFUSAL:
+                break
+    return data[:_MOST_OF_A_REFUSAL].decode(errors="replace")
+
+
+async def give_up(client: httpx.AsyncClient) -> None:
+    """Cancel the pending requests of this loop and close the connections."""
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await client.aclose()
+
+
+def wait_of(headers: Mapping[str, str]) -> float:
+    """The pause in seconds that an answer asks for: Retry-After as seconds or as a date, or retry-after-ms; 0 for none."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / unit
+        except ValueError:
+            continue
+        return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+    try:
+        until = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+        if until.tzinfo is None:
+            until = until.replace(tzinfo=datetime.timezone.utc)
+        return max(0.0, until.timestamp() - time.time())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+
+
+def _checked_key(api_key: str) -> str:
+    """The key without the blanks and line ends that files and shells leave around one."""
+    key = api_key.strip()
+    if not key:
+        raise ValueError("the api_key is empty: give the endpoint's key, or none")
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise ValueError(
+            "the api_key holds blanks, line ends or characters beyond ASCII, which a header cannot carry: look at where it "
+            "comes from (it is not shown here)"
+        )
+    return key
+
+
+def _without_secrets(address: str) -> str:
+    """An address as it may be shown: without what stands before an @, and without what follows ? or #.
+
+    >>> _without_secrets("http://user:pa/ss@host:8000/v1?key=1")
+    'http://***@host:8000/v1'
+    """
+    scheme, slashes, rest = address.rpartition("://") if address.count("://") == 1 else ("", "", address)
+    _, at, place = rest.rpartition("@")
+    return scheme + slashes + (f"***{at}" if at else "") + re.split("[?#]", place)[0]
