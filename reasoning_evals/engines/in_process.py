@@ -8,6 +8,7 @@ from typing import Any
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from reasoning_evals.engines.batch import Decoder
+from reasoning_evals.engines.rounds import Rounds
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, model_identity, thinking_notes
 from reasoning_evals.prompts import RenderedPrompt, render_prompt
 
@@ -37,6 +38,12 @@ class InProcessSampler:
         self.stop_ids = stop_ids(model, tokenizer)
         self._batch_size = batch_size
         self._processors = processors
+        self._most, self._sets_aside = 0, True
+
+    def hold(self, rows: int, sets_aside: bool) -> None:
+        """Decode at most ``rows`` at once (0: as many as asked for), and fewer when the GPU's memory runs out, if ``sets_aside``
+        (``Rounds``). What this machine holds is not part of what the engine is: ``describe`` does not have it."""
+        self._most, self._sets_aside = rows, sets_aside
 
     def render(self, question: str) -> RenderedPrompt:
         """The question in the tokenizer's chat template."""
@@ -60,7 +67,11 @@ class InProcessSampler:
                 raise ValueError(f"request {request.key!r} has no prompt ids: render its prompt first")
         order = sorted(requests, key=lambda request: (-len(request.prompt_ids), request.prompt_ids))
         decoder = Decoder(self.model, config, self.stop_ids, self._processors)
-        for done in decoder.decode(order, self._batch_size or config.batch_size):
+        places = self._batch_size or config.batch_size
+        rounds = Rounds(decoder, order, min(places, self._most or places), self._sets_aside)
+        for done in rounds:
+            if rounds.places < places:
+                self._most = rounds.places
             yield self.finished(done.request, done.token_ids)
 
     def finished(self, request: Request, token_ids: tuple[int, ...]) -> Sample:
