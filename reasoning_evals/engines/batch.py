@@ -147,6 +147,7 @@ class Batch:
             self._streams.join([part._streams for part in others if part._streams is not None])
         self._doing = ""
 
+    @torch.inference_mode()
     def set_aside(self, number: int) -> list[Request]:
         """After an error, which came out of this batch or another: requests that leave, unfinished. All of them if what was
         begun cannot be undone; if a step can, those with the fewest tokens, so that at most ``number`` rows are left."""

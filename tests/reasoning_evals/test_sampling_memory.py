@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ class Card:
 
 
 @pytest.mark.parametrize("kind", ["deepseek_v3", "qwen2"])
-@pytest.mark.parametrize("tokens", [160, 300, 700])
+@pytest.mark.parametrize("tokens", [150, 260])
 @pytest.mark.parametrize("greedy", [True, False])
 def test_rows_are_set_aside_where_memory_runs_out(
     kind: str, tokens: int, greedy: bool, capsys: pytest.CaptureFixture[str]
@@ -54,7 +55,7 @@ def test_rows_are_set_aside_where_memory_runs_out(
     assert len(made) == len(requests), "each once"
     assert 0 < card.failures <= 6
     assert card.most <= tokens
-    assert "GPU memory ran out with 8 rows (CUDA out of memory)" in capsys.readouterr().out
+    assert re.search(r"^GPU memory ran out with \d rows \(CUDA out of memory\): from here on \d are", capsys.readouterr().out)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         sampler.hold(8, sets_aside=False)
         card = Card(model, tokens)
