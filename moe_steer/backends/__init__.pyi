@@ -9,9 +9,11 @@ from moe_steer.backends.checkpoint import skeleton as skeleton
 from moe_steer.backends.checkpoint import torch_dtype as torch_dtype
 from moe_steer.backends.checkpoint import where_it_lies as where_it_lies
 from moe_steer.backends.engine import without_compiled_shared_memory as without_compiled_shared_memory
+from moe_steer.backends.layout import FEWER as FEWER
 from moe_steer.backends.layout import GPU_SHARE as GPU_SHARE
 from moe_steer.backends.layout import Layout as Layout
 from moe_steer.backends.layout import available_bytes as available_bytes
+from moe_steer.backends.layout import gpus_here as gpus_here
 from moe_steer.backends.layout import layout_of as layout_of
 from moe_steer.backends.layout import lockstep as lockstep
 from moe_steer.backends.layout import remember_layout as remember_layout

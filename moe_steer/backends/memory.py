@@ -11,7 +11,7 @@ import torch
 
 from moe_steer.backends import device_map
 from moe_steer.backends.checkpoint import has_fp8_hardware, is_fp8, quantisation, skeleton
-from moe_steer.backends.layout import available_bytes, gpus_here, host_bytes
+from moe_steer.backends.layout import FEWER, available_bytes, gpus_here, host_bytes
 from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
 from moe_steer.backends.shards import shard_of
@@ -115,16 +115,15 @@ def choose_backend(
     context: int | None = None,
     prompt: int = 1024,
     max_memory: str = "",
+    rests: bool = True,
 ) -> tuple[str, str]:
     """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU; with
     ``limit``, of a machine where each rank may use so many bytes. ``batch`` rows of ``context`` tokens (default the
     model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens. One process whose GPUs are too small
-    gets device_map as if ``offload`` were ``cpu``."""
+    gets device_map as if ``offload`` were ``cpu``, if ``rests``."""
     if (method := quantisation(config)) not in ("", "fp8", "mxfp4"):
-        return (
-            "plain",
-            f"plain: the size of {method} weights is not planned; device_map takes a model that is too large",
-        )
+        why = f"the size of {method} weights is not planned; device_map takes a model that is too large"
+        return "plain", f"plain: {why}"
     elsewhere = limit is not None
     limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
     asked: dict[str, Any] = {
@@ -139,7 +138,7 @@ def choose_backend(
     }
     plan = plan_memory(config, world_size, limit, offload=offload, **asked)
     best = plan.fastest
-    if best is None and world_size == 1 and asked["on_gpu"] and not offload:
+    if best is None and rests and world_size == 1 and asked["on_gpu"] and not offload:
         rest = plan_memory(config, world_size, limit, offload="cpu", **asked)
         best = next((item for item in rest.footprints if item.backend == "device_map" and item.fits), None)
     if best is not None and best.places:
@@ -287,12 +286,12 @@ class _Work:
         """What to change when nothing fits, most effective first."""
         found = []
         for number in _RANKS_TO_TRY:
-            fitting = [b for b in BACKENDS if number > world_size and self.footprint(b, number).fits]
+            fitting = [b for b in BACKENDS if number != world_size and self.footprint(b, number).fits]
             if fitting:
                 found.append(f"{number} GPUs of this size ({fitting[0]})")
                 break
         if self.run.activations + self.cache > self.limit // 4:
-            found.append("a smaller --batch or --context")
+            found.append(FEWER)
         if not self.fp8 and not is_fp8(self.config):  # a checkpoint that is expanded here is already FP8
             found.append("an FP8 checkpoint with tp_ep")
         if not self.offload:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from reasoning_evals.engines.cache_rows import can_join, drop_columns, drop_newest, join_rows, reads_padding, select_rows
+from reasoning_evals.engines.cache_rows import (
+    can_join,
+    drop_columns,
+    drop_newest,
+    join_rows,
+    reads_padding,
+    select_rows,
+)
 from reasoning_evals.engines.kv_cache import AbsorbedLatents, growing_cache
 from reasoning_evals.engines.sampling import Request, SamplingConfig, UniformStreams, draw, take_most_likely
 

@@ -104,7 +104,9 @@ def drop_columns(cache: Any, number: int) -> None:
 
 def drop_newest(cache: Any, length: int) -> bool:
     """Take out what lies beyond the first ``length`` columns; False, with nothing done, for layers that cannot go back."""
-    if type(cache) is not DynamicCache or any(type(layer) not in (GrowingLayer, DynamicLayer) for layer in cache.layers):
+    if type(cache) is not DynamicCache or any(
+        type(layer) not in (GrowingLayer, DynamicLayer) for layer in cache.layers
+    ):
         return False
     for layer in cache.layers:
         layer.crop(min(0, length - layer.get_seq_length()))

@@ -46,9 +46,7 @@ class Rounds:
         """Fill the free places if it is time to, then decode one token of each row."""
         free = self.places - sum(map(len, self._live))
         joins = self._decoder.joins
-        if self._waiting and (
-            not self._live or (joins and free >= min(len(self._waiting), max(1, self.places // 4)))
-        ):
+        if self._waiting and (not self._live or (joins and free >= min(len(self._waiting), max(1, self.places // 4)))):
             taken = self._waiting[:free]
             if not joins:
                 taken = _by_length(taken)[0]
@@ -77,7 +75,9 @@ class Rounds:
         self._live = [batch for batch in self._live if batch]
         self._waiting[:0] = back
         self.places = max(half, sum(map(len, self._live)))
-        print(f"GPU memory ran out with {rows} rows ({why}): from here on {self.places} are decoded at once", flush=True)
+        print(
+            f"GPU memory ran out with {rows} rows ({why}): from here on {self.places} are decoded at once", flush=True
+        )
 
 
 def _by_length(requests: list[Request]) -> list[list[Request]]:

@@ -55,7 +55,9 @@ def test_rows_are_set_aside_where_memory_runs_out(
     assert len(made) == len(requests), "each once"
     assert 0 < card.failures <= 6
     assert card.most <= tokens
-    assert re.search(r"^GPU memory ran out with \d rows \(CUDA out of memory\): from here on \d are", capsys.readouterr().out)
+    assert re.search(
+        r"^GPU memory ran out with \d rows \(CUDA out of memory\): from here on \d are", capsys.readouterr().out
+    )
     with pytest.raises(torch.cuda.OutOfMemoryError):
         sampler.hold(8, sets_aside=False)
         card = Card(model, tokens)
