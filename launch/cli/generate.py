@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from launch.core.option_checks import DRAWING, ReadBy, check_counts, refuse_idle
 from launch.core.options import HeldModel, Room
-from launch.core.prompt_options import PromptOptions, ask_prompts
-from launch.core.task_defaults import Drawing, Usual, usual_of
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, usual_of
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
@@ -78,8 +77,8 @@ class Generate(Drawing, PromptOptions, HeldModel):
         """Sample, grade, and say how it went."""
         from pathlib import Path
 
+        from launch.core.prompt_options import task_line
         from launch.core.ranks import refuse_several_ranks
-        from launch.core.task_defaults import task_line
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
         from reasoning_evals.comparing import unclosed_notes

@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 from launch.core.failure import in_own_words
 from launch.core.options import HeldModel, Room
-from launch.core.prompt_options import ask_prompts
+from launch.core.prompt_options import ask_prompts, task_line
 from launch.core.ranks import Ranks
-from launch.core.task_defaults import task_line
 from moe_steer.backends import available_bytes, choose_backend, gpus_here, plan_memory, skeleton
 from moe_steer.layers import ModelShape, model_shape
 from moe_steer.loading import read_config, read_tokenizer

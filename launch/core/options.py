@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems
-from launch.core.prompt_options import PromptOptions
-from launch.core.task_defaults import Drawing, Usual, answer_limit, usual_of
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, usual_of
 from moe_steer.lab import EMBEDDED
 
 OptionsT = TypeVar("OptionsT")

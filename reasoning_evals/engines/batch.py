@@ -1,4 +1,4 @@
-"""The decode loop: rows that are decoded together, dropped as they finish, and joined by others (``rounds``)."""
+"""The decode loop: rows that are decoded together, dropped as they finish, and joined by others (``in_process.Rounds``)."""
 
 from __future__ import annotations
 
