@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from launch.core.arguments import refuse_misread
+from launch.core.option_checks import refuse_misread
 from moe_steer.errors import exit_code, safe_console_for
 
 COMMANDS = {

@@ -13,9 +13,8 @@ from typing import TypeVar
 
 import tyro
 
-from launch.core.arguments import refuse_misread
 from launch.core.failure import MEMORY_ERRORS, in_words
-from launch.core.option_checks import refuse_idle
+from launch.core.option_checks import refuse_idle, refuse_misread
 from launch.core.ranks import Ranks, ranks_of_this_run
 from moe_steer.errors import exit_code, one_line, safe_console_for
 
