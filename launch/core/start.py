@@ -33,6 +33,8 @@ def start(
 ) -> int:
     """Parse the options (wrong usage exits with 2), join the ranks, run; returns the exit code. Of several ranks, one speaks."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: silent when piped
     warnings.filterwarnings("ignore", message=".*NVML.*")
     arguments = list(sys.argv[1:] if argv is None else argv)
 
