@@ -16,12 +16,13 @@ from moe_steer import SteeringPlan
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """What a run gets: ``gpus`` ranks, one a GPU; ``limit``: bytes that tensors may fill on each; ``what``: in words; ``on_gpu``:
-    whether it computes with the kernels of a GPU."""
+    whether it computes with the kernels of a GPU; ``in_one_process``: the same bytes of every GPU that one process sees."""
 
     gpus: int
     limit: int
     what: str
     on_gpu: bool = True
+    in_one_process: tuple[int, ...] | None = None
 
     @classmethod
     def of_gpus(cls, gpus: int, gpu_gib: float, name: str = "GPUs") -> Machine:
@@ -35,11 +36,12 @@ class Machine:
         """The ranks of this start, on this machine."""
         import torch
 
-        from moe_steer.backends import available_bytes
+        from moe_steer.backends import available_bytes, gpus_here
 
         limit, where = available_bytes(world_size)
         what = f"{world_size} rank{'s' * (world_size > 1)} here, {where}"
-        return cls(gpus=world_size, limit=limit, what=what, on_gpu=torch.cuda.is_available())
+        seen = gpus_here() if world_size == 1 else None
+        return cls(gpus=world_size, limit=limit, what=what, on_gpu=torch.cuda.is_available(), in_one_process=seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,7 @@ def fit(
                 context=prompt + options.token_limit,
                 prompt=prompt,
                 max_memory=options.max_memory,
+                gpus=machine.in_one_process,
             )[0],
             "the fastest that fits",
         )
@@ -123,6 +126,7 @@ def fit(
             offload=options.offload or ("cpu" if (options.backend, backend) == ("auto", "device_map") else ""),
             on_gpu=machine.on_gpu,
             max_memory=options.max_memory,
+            gpus=machine.in_one_process,
         )
     except Unplanned as error:  # says nothing against the start
         return Fit(backend=backend, reason=str(error), total=0, loading=0, limit=machine.limit, **experts)

@@ -14,6 +14,7 @@ from moe_steer.backends.layout import GPU_SHARE as GPU_SHARE
 from moe_steer.backends.layout import Layout as Layout
 from moe_steer.backends.layout import available_bytes as available_bytes
 from moe_steer.backends.layout import gib as gib
+from moe_steer.backends.layout import gpus_here as gpus_here
 from moe_steer.backends.layout import layout_of as layout_of
 from moe_steer.backends.layout import lockstep as lockstep
 from moe_steer.backends.layout import remember_layout as remember_layout
