@@ -78,6 +78,7 @@ def fit(
                 context=prompt + options.token_limit,
                 prompt=prompt,
                 max_memory=options.max_memory,
+                gpus=machine.in_one_process,
             )[0],
             "the fastest that fits",
         )
@@ -96,6 +97,7 @@ def fit(
             offload=options.offload or ("cpu" if (options.backend, backend) == ("auto", "device_map") else ""),
             on_gpu=machine.on_gpu,
             max_memory=options.max_memory,
+            gpus=machine.in_one_process,
         )
     except Unplanned as error:  # says nothing against the start
         return Fit(backend=backend, reason=str(error), total=0, loading=0, limit=machine.limit, **experts)

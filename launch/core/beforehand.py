@@ -71,6 +71,11 @@ class Machine:
         what = f"{world_size} rank{'s' * (world_size > 1)} here, {where}"
         return cls(gpus=world_size, limit=limit, what=what, on_gpu=torch.cuda.is_available(), here=True)
 
+    @property
+    def in_one_process(self) -> tuple[int, ...] | None:
+        """Bytes of every GPU of this machine that a start of one process may fill; None elsewhere, and for several ranks."""
+        return gpus_here() if self.here and self.gpus == 1 else None
+
 
 def look(options: Any, *, quiet: bool = False) -> Known:
     """Read configuration and tokenizer, and say how the model thinks. ValueError, in one line, for what cannot be read."""
@@ -182,7 +187,7 @@ def _fits(options: HeldModel, config: Any, machine: Machine, context: int) -> Ca
             offload=options.offload,
             on_gpu=machine.on_gpu,
             max_memory=options.max_memory,
-            gpus=gpus_here() if machine.here and machine.gpus == 1 else None,
+            gpus=machine.in_one_process,
         )
         found = next(item for item in plan.footprints if item.backend == options.backend)
         if not found.fits and rows > 1:  # one row is tried: the user named the backend

@@ -30,7 +30,7 @@ def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
     layer."""
     config = request.config()
     with own_experts_while_reading():
-        model = request.model(**dequantised(config))
+        model = request.sharded_model(**dequantised(config))
     # No precision is given: DeepSpeed would create an optimizer for it, which refuses experts outside of training.
     settings = engine.settings(**expert_section(config, layout.world_size))
     started = engine.start(model, settings)

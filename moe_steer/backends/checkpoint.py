@@ -1,8 +1,4 @@
-"""The request to load a model, and the parts of reading a checkpoint that all backends share.
-
-This includes expanding FP8 checkpoints whose last block is not full, such as DeepSeek-R1's ``kv_a_proj_with_mqa`` (576
-rows, blocks of 128).
-"""
+"""The request to load a model, and what a checkpoint must hold: whole files, and the tensors of its model."""
 
 from __future__ import annotations
 
@@ -18,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
-from torch import Tensor
-from torch.nn.functional import pad
 
 from moe_steer.backends.blueprint import (
     BLOCKS,
+    Unplanned,
     config_of,
     dequantised,
     in_blocks,
@@ -31,11 +27,14 @@ from moe_steer.backends.blueprint import (
     is_gguf,
     is_mxfp4,
     model_class,
+    planning,
     quantisation,
-    quantisation_settings,
+    skeleton,
     torch_dtype,
     where_it_lies,
 )
+from moe_steer.backends.layout import failing_together
+from moe_steer.backends.streaming import whole_blocks
 
 _LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
@@ -81,6 +80,11 @@ class LoadRequest:
             return model_class(config).from_pretrained(
                 source, config=config, dtype=torch_dtype(self.dtype), **file, **self.hub_options, **options
             )
+
+    def sharded_model(self, **options: Any) -> Any:
+        """The same where each rank reads a part: what one refuses, all refuse."""
+        with failing_together():
+            return self.model(**options)
 
 
 def cached_folder(name: str, revision: str | None) -> str | None:
@@ -184,10 +188,12 @@ def the_same_tensors(config: Any, name: str) -> Iterator[None]:
     from transformers import modeling_utils
 
     report = modeling_utils.log_state_dict_report
+    needed = _shapes_of(config) if is_gguf(config) or in_blocks(config) else {}
     # What a GGUF file or another package's format holds beside the model is for its reader to know; a random tensor never is.
     all_have_a_place = not is_gguf(config) and quantisation(config) in ("", *BLOCKS)
 
     def refuse(*_: Any, model: Any, loading_info: Any, **more: Any) -> None:
+        loading_info.mismatched_keys |= _other_shapes(model, needed)
         extra = {
             key for key in loading_info.unexpected_keys if all_have_a_place and not _is_beside_the_model(key, config)
         }
@@ -199,6 +205,24 @@ def the_same_tensors(config: Any, name: str) -> Iterator[None]:
         yield
     finally:
         modeling_utils.log_state_dict_report = report
+
+
+def _shapes_of(config: Any) -> dict[str, torch.Size]:
+    """Name -> shape of the model's parameters, expanded; none where the skeleton cannot be built (code of the checkpoint's own)."""
+    try:
+        with planning(config):
+            return {name: parameter.shape for name, parameter in skeleton(config, "bfloat16").named_parameters()}
+    except Unplanned:
+        return {}
+
+
+def _other_shapes(model: Any, needed: Mapping[str, torch.Size]) -> set[tuple[str, torch.Size, torch.Size]]:
+    """(name, stored shape, needed shape) of expanded parameters: the library compares shapes only where nothing is expanded.
+    A model of several ranks holds parts."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        return set()
+    found = ((name, getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters() if p.element_size() > 1)
+    return {(name, shape, needed[name]) for name, shape in found if shape != needed.get(name, shape)}
 
 
 def _difference(model: Any, found: Any, extra: Collection[str], folder: str) -> str:
@@ -249,39 +273,3 @@ def _is_beside_the_model(name: str, config: Any) -> bool:
     return bool(re.search(r"(^|[._])mtp[._]", name)) or (
         bool(quantisation(config)) and "scale" in name.rpartition(".")[2]
     )
-
-
-@contextmanager
-def whole_blocks(config: Any) -> Iterator[None]:
-    """Inside the block, transformers expands partly filled blocks correctly.
-
-    transformers 5.22 takes the block size from the shapes (rows / rows of scales): where the last block is partly filled it
-    raises, or, if the division has no remainder by chance, scales with blocks of the wrong size. Here the weight is padded
-    to whole blocks of the checkpoint's block size, expanded, and cut back.
-    """
-    if not is_fp8(config):
-        yield
-        return
-    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
-
-    quantization = quantisation_settings(config)
-    stated = quantization.get("weight_block_size") if isinstance(quantization, dict) else quantization.weight_block_size
-    block_rows, block_columns = stated or (128, 128)
-    original = Fp8Dequantize._dequantize_one
-
-    def expand(self: Any, quantized: Tensor, scales: Tensor, output_dtype: Any = None) -> Tensor:
-        if scales.ndim < 2 or quantized.element_size() != 1 or not quantized.is_floating_point():
-            return original(self, quantized, scales, output_dtype=output_dtype)
-        rows, columns = quantized.shape[-2:]
-        missing_rows = scales.shape[-2] * block_rows - rows
-        missing_columns = scales.shape[-1] * block_columns - columns
-        if not (0 < missing_rows < block_rows or 0 < missing_columns < block_columns):
-            return original(self, quantized, scales, output_dtype=output_dtype)
-        filled = pad(quantized.float(), (0, max(missing_columns, 0), 0, max(missing_rows, 0)))
-        return original(self, filled, scales, output_dtype=output_dtype)[..., :rows, :columns].contiguous()
-
-    Fp8Dequantize._dequantize_one = expand  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Fp8Dequantize._dequantize_one = original  # type: ignore[method-assign]

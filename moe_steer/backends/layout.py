@@ -91,6 +91,22 @@ def gib(number: int) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
 
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """What one rank refuses inside the block, all refuse: the others would wait in the next collective for a rank that is gone."""
+    own: ValueError | None = None
+    try:
+        yield
+    except ValueError as error:
+        own = error
+    said: list[str] = [str(own or "")]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        said *= dist.get_world_size()
+        dist.all_gather_object(said, str(own or ""))
+    if first := next(filter(None, said), ""):
+        raise ValueError(first) from own
+
+
 def layout_of(model: Any) -> Layout:
     """The layout that ``load_model`` recorded; for other models, the whole model on every rank of the run."""
     layout = getattr(model, _ATTRIBUTE, None)

@@ -127,12 +127,13 @@ def choose_backend(
     prompt: int = 1024,
     max_memory: str = "",
     rests: bool = True,
+    gpus: Sequence[int] | None = None,
 ) -> tuple[str, str]:
     """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU; with
-    ``limit``, of a machine where each rank may use so many bytes. ``batch`` rows of ``context`` tokens (default the
-    model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens. One process whose GPUs are too small
-    gets device_map as if ``offload`` were ``cpu``, if ``rests``. Where the memory cannot be planned, the first backend that can
-    run the model: nothing says that it does not fit."""
+    ``limit``, of a machine where each rank may use so many bytes, and a single process those of ``gpus``. ``batch`` rows of
+    ``context`` tokens (default the model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens. One
+    process whose GPUs are too small gets device_map as if ``offload`` were ``cpu``, if ``rests``. Where the memory cannot be
+    planned, the first backend that can run the model: nothing says that it does not fit."""
     elsewhere = limit is not None
     limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
     asked: dict[str, Any] = {
@@ -143,7 +144,7 @@ def choose_backend(
         "host_limit": None if elsewhere else host_bytes(world_size),
         "on_gpu": torch.cuda.is_available() if on_gpu is None else on_gpu,
         "max_memory": max_memory,
-        "gpus": None if elsewhere or world_size > 1 else gpus_here(),
+        "gpus": gpus if elsewhere or world_size > 1 else gpus_here(),
     }
     try:
         plan = plan_memory(config, world_size, limit, offload=offload, **asked)

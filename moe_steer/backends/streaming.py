@@ -17,6 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from moe_steer.backends.blueprint import is_fp8, quantisation_settings
 
 _SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"
 
@@ -171,3 +174,40 @@ def _cut_already(cutter: Any, shape: torch.Size, part: Tensor) -> nn.Parameter:
     parameter.partition()  # the part is copied: release the rest
     parameter._is_hf_initialized = True
     return parameter
+
+
+@contextmanager
+def whole_blocks(config: Any) -> Iterator[None]:
+    """Inside the block, transformers expands partly filled blocks correctly.
+
+    transformers 5.22 takes the block size from the shapes (rows / rows of scales): where the last block is partly filled it
+    raises, or, if the division has no remainder by chance, scales with blocks of the wrong size. Here the weight is padded
+    to whole blocks of the checkpoint's block size, expanded, and cut back. So it is with DeepSeek-R1's ``kv_a_proj_with_mqa``
+    (576 rows, blocks of 128).
+    """
+    if not is_fp8(config):
+        yield
+        return
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    quantization = quantisation_settings(config)
+    stated = quantization.get("weight_block_size") if isinstance(quantization, dict) else quantization.weight_block_size
+    block_rows, block_columns = stated or (128, 128)
+    original = Fp8Dequantize._dequantize_one
+
+    def expand(self: Any, quantized: Tensor, scales: Tensor, output_dtype: Any = None) -> Tensor:
+        if scales.ndim < 2 or quantized.element_size() != 1 or not quantized.is_floating_point():
+            return original(self, quantized, scales, output_dtype=output_dtype)
+        rows, columns = quantized.shape[-2:]
+        missing_rows = scales.shape[-2] * block_rows - rows
+        missing_columns = scales.shape[-1] * block_columns - columns
+        if not (0 < missing_rows < block_rows or 0 < missing_columns < block_columns):
+            return original(self, quantized, scales, output_dtype=output_dtype)
+        filled = pad(quantized.float(), (0, max(missing_columns, 0), 0, max(missing_rows, 0)))
+        return original(self, filled, scales, output_dtype=output_dtype)[..., :rows, :columns].contiguous()
+
+    Fp8Dequantize._dequantize_one = expand  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Fp8Dequantize._dequantize_one = original  # type: ignore[method-assign]

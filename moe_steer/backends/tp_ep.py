@@ -29,7 +29,7 @@ def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
         tp_plan, ep_plan = parallel_rules(skeleton(request.config()), size)
         whole = {name: "replicate" for name, style in tp_plan.items() if style == "replicate"}
         options: dict[str, Any] = {"tp_size": size, "ep_size": size if ep_plan else None, "tp_plan": whole or None}
-        model = request.model(distributed_config=DistributedConfig(**options))
+        model = request.sharded_model(distributed_config=DistributedConfig(**options))
     else:
         model = request.model().to(request.device)
     dtype = str(model.dtype).removeprefix("torch.")

@@ -32,7 +32,7 @@ def load_with(request: LoadRequest, layout: Layout, more: dict[str, Any]) -> tup
     rest = _rest(request, config, dtype, layout.world_size)
     settings = engine.settings(dtype, zero_optimization=engine.zero3_section(rest), **more)
     with cut_while_reading(settings):
-        model = request.model(**dequantised(config))
+        model = request.sharded_model(**dequantised(config))
     if rest and "nvme_path" in rest:
         weakref.finalize(model, offload.delete, rest["nvme_path"])
     started = engine.start(model, settings)

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from launch.dry_run import Machine, fit
 from launch.jobs.experts_options import Options
 from launch.steer_r1 import main
 from moe_steer import ExpertGain, SteeringPlan
+from moe_steer.backends import plan_memory
+from moe_steer.loading import read_config
 
 LAB = ["--quick", "--dry-run"]
 
@@ -53,6 +56,21 @@ def test_another_machine_decides_backend_and_verdict(tmp_path: Path, capsys: pyt
     assert "tp_ep (asked for)" in text
     assert main([*job, "--gpu-gib", "0.05", "--backend", "tp_ep"]) == 1
     assert "backend 'tp_ep' does not fit on 2 x GPUs of 0.05 GiB" in capsys.readouterr().err
+
+
+def test_one_process_has_all_gpus_that_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the start: device_map spreads the layers over them, and needs no CPU memory."""
+    config = read_config("lab")
+    options = Options(backend="device_map", quick=True, max_new_tokens=40, batch_size=1)
+    whole = plan_memory(config, 1, 2**34, context=64, prompt=24).footprints[0]
+    near = whole.total * 8 // 10
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("launch.core.beforehand.available_bytes", lambda world_size: (near, "GPU memory"))
+    monkeypatch.setattr("launch.core.beforehand.gpus_here", lambda: (near, near))
+    assert fit(options, None, config, Machine.of_ranks(1), prompt=24).backend == "device_map"
+    monkeypatch.setattr("launch.core.beforehand.gpus_here", lambda: (near,))
+    with pytest.raises(ValueError, match="backend 'device_map' cannot run this job: .* find no room"):
+        fit(options, None, config, Machine.of_ranks(1), prompt=24)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rank_processes import LAUNCHER, ROOT, environment, free_port, launch, start_launcher
+from rank_processes import LAUNCHER, ROOT, environment, free_port, launch, run_ranks, start_launcher
 
 HERE = ROOT / "tests" / "launch"
 
@@ -116,6 +116,20 @@ def members(group: int) -> list[int]:
             if int((folder / "stat").read_text().rpartition(")")[2].split()[2]) == group:
                 found.append(int(folder.name))
     return found
+
+
+def test_ranks_refuse_together_what_one_of_them_reads(tmp_path: Path) -> None:
+    """Else the others would wait in the next collective for a rank that is gone, and say that."""
+    (tmp_path / "out").mkdir()
+    cases = [f"{backend}:{how}" for backend in ("tp_ep", "autoep", "zero3") for how in ("lost", "cut")]
+    arguments = [str(tmp_path / "out"), str(tmp_path / "models"), *cases]
+    done = run_ranks(HERE / "refusing_worker.py", 2, arguments, 100)
+    assert done.codes == [0, 0], done.text[-3000:]
+    first, second = (json.loads((tmp_path / "out" / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    for case in cases:
+        wanted = "experts.13.up_proj.weight'" if case.endswith("lost") else "mlp.experts.gate_up_proj'"
+        assert wanted in first[case], case
+        assert first[case] == second[case]
 
 
 @pytest.mark.slow

@@ -87,8 +87,13 @@ def write_gguf(
     return path if path.exists() else sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))[0]
 
 
-def write_model(path: Path, model: Any, tokenizer: Any, type_name: str = "F32", arch: str = "qwen2") -> Path:
-    """A dense model of the library (qwen2 or llama) with its byte-level tokenizer and chat template, as a converter writes it."""
+def write_model(
+    path: Path, model: Any, tokenizer: Any, type_name: str = "F32", arch: str = "qwen2", **changed: np.ndarray | None
+) -> Path:
+    """A dense model of the library (qwen2 or llama) with its byte-level tokenizer and chat template, as a converter writes it.
+
+    ``changed``: the file's tensors that are others than the model's, or None for those that are left out.
+    """
     config = model.config
     writer: Any = gguf.GGUFWriter(str(path), arch)
     writer.add_block_count(config.num_hidden_layers)
@@ -113,7 +118,12 @@ def write_model(path: Path, model: Any, tokenizer: Any, type_name: str = "F32", 
             values = values.reshape(heads, 2, -1, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
         kind = TYPES[type_name if values.ndim > 1 else "F32"]
         raw = gguf.quants.quantize(np.ascontiguousarray(values), kind)
-        writer.add_tensor(names.get_name(name, (".weight", ".bias")), raw, raw_dtype=kind)
+        found = names.get_name(name, (".weight", ".bias"))
+        if found not in changed:
+            writer.add_tensor(found, raw, raw_dtype=kind)
+    for found, values in changed.items():
+        if values is not None:
+            writer.add_tensor(found, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

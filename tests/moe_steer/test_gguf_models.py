@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -134,6 +135,35 @@ def test_commands_take_it(file: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     pairs.write_text("question,matching,not_matching\nso?,we wait,we go\nwhy?,we wait,no\n")
     asked = ["direction", "--contrast", "answers", "--pairs", str(pairs), "--layers", "1", "--chat"]
     assert main([*asked, "--model", str(file), "--out", str(tmp_path / "directions")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"blk.1.attn_q.weight": None}, r"the checkpoint lacks tensor 'model\.layers\.1\.self_attn\.q_proj\.weight'"),
+        ({"output_norm.weight": None}, r"the checkpoint lacks tensor 'model\.norm\.weight' of Qwen2ForCausalLM"),
+        (
+            {"blk.2.ffn_up.weight": np.zeros((5, 32), np.float32)},
+            r"'model\.layers\.2\.mlp\.up_proj\.weight' has another shape",
+        ),
+    ],
+)
+@pytest.mark.parametrize("backend", ["plain", "device_map"])
+def test_no_parameter_stays_random(
+    changed: dict[str, Any], message: str, backend: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    path = write_model(tmp_path / "part.gguf", model_of("qwen2", tokenizer), tokenizer, **changed)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(path, backend, max_memory="cpu=1GiB" if backend == "device_map" else "")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_file_holds_beside_the_model_is_no_difference(tmp_path: Path, tokenizer: Any) -> None:
+    """Frequencies that converters write; and the head is the embeddings where there is no other."""
+    made = model_of("qwen2", tokenizer)
+    beside: dict[str, Any] = {"rope_freqs.weight": np.ones(4, np.float32), "output.weight": None}
+    loaded, _ = load_model(write_model(tmp_path / "more.gguf", made, tokenizer, **beside))
+    assert torch.equal(loaded.lm_head.weight, made.model.embed_tokens.weight)
 
 
 def without_tokenizer(folder: Path, tokenizer: Any) -> Path:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.quantizers import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import tiny
 from moe_steer import load_model
@@ -85,6 +87,51 @@ def test_backends_that_cut_weights_refuse_classes_of_other_packages(folder: Path
     backend, reason = choose_backend(config, 1, "auto", "", 1000, True)
     assert backend == "plain"
     assert "the size of awq weights is not planned" in reason
+
+
+class OwnPackage(HfQuantizer):
+    """As a package's quantizer that knows linear layers and not the library's experts."""
+
+    requires_calibration = False
+    is_trainable = False
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        return False
+
+
+class OwnSettings(QuantizationConfigMixin):
+    """Settings that need no package."""
+
+    def __init__(self, quant_method: str, **rest: Any) -> None:
+        self.quant_method = quant_method  # type: ignore[assignment]
+        self.rest = rest
+
+
+def test_experts_that_a_package_leaves_random_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library prints a table and goes on: compressed-tensors with one packed tensor for each expert."""
+    from safetensors.torch import load_file, save_file
+    from transformers.quantizers import auto
+
+    monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "compressed-tensors", OwnPackage)
+    monkeypatch.setitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "compressed-tensors", OwnSettings)
+    tiny.qwen3_moe().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    declare(tmp_path, "compressed-tensors", format="pack-quantized")
+    tensors = load_file(tmp_path / "model.safetensors")
+    beside = {"model.layers.1.self_attn.q_proj.weight_shape": torch.zeros(2)}
+    save_file({**tensors, **beside}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    load_model(tmp_path)  # what its format needs beside the weights is for the package to know
+    packed = {
+        name.replace("_proj.weight", "_proj.weight_packed") if ".experts." in name else name: tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(packed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for backend in ("plain", "device_map"):
+        with pytest.raises(
+            ValueError, match=r"the checkpoint lacks tensor 'model\.layers\.\d\.mlp\.experts\.down_proj' \(and"
+        ) as caught:
+            load_model(tmp_path, backend, max_memory="cpu=1GiB" if backend == "device_map" else "")
+        assert "\n" not in str(caught.value)
 
 
 class PackedExperts(nn.Module):
