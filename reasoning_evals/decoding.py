@@ -196,7 +196,7 @@ class SwitchPenalty(LogitsProcessor):
 
     def describe(self) -> dict[str, Any]:
         """Every setting, as plain JSON values."""
-        return {"rule": "switch_penalty", **dataclasses.asdict(self), "tags": self.tags._asdict()}
+        return {"rule": "switch_penalty", **dataclasses.asdict(self), "tags": self.tags.describe()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,4 +237,4 @@ class ThinkingBudget(LogitsProcessor):
 
     def describe(self) -> dict[str, Any]:
         """Every setting, as plain JSON values."""
-        return {"rule": "thinking_budget", **dataclasses.asdict(self), "tags": self.tags._asdict()}
+        return {"rule": "thinking_budget", **dataclasses.asdict(self), "tags": self.tags.describe()}

@@ -83,7 +83,7 @@ class Generate(Drawing, PromptOptions, HeldModel):
         from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
-        from reasoning_evals.comparing import unclosed_notes
+        from reasoning_evals.comparing import unanswered_notes
         from reasoning_evals.engines import SamplingConfig
         from reasoning_evals.runs import grade_run
 
@@ -120,7 +120,7 @@ class Generate(Drawing, PromptOptions, HeldModel):
         correct = sum(row.correct for row in rows)
         cut = sum(row.outcome == "truncated" for row in rows)
         print(f"{arm.name}: {correct} correct ({100 * correct / len(rows):.1f}%), {cut} truncated by the token limit")
-        for note in unclosed_notes(rows):
+        for note in unanswered_notes(rows):
             print(note)
         if plan is not None:
             self._report_firing(plan)

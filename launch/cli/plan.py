@@ -42,7 +42,7 @@ class MakePlan:
     gain: float = 64.0
     """Factor on the gate weight; 0 silences an expert."""
     scope: str | None = None
-    """Where to act: all (the default), prompt, thought, answer, generated, after:N, step_end, or step_end:CLASS with sentence, line or paragraph (joined by +)."""
+    """Where to act: all (the default), prompt, thought, answer, generated, after:N, step_end, or step_end:CLASS with sentence, line, paragraph or stop (joined by +)."""
     renormalize: bool = False
     """Rescale a token's weights to their former sum after the gain."""
     min_support: int = 5

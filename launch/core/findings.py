@@ -12,7 +12,7 @@ from typing import Any
 from moe_steer import SteeringPlan
 from moe_steer.files import write_whole
 from moe_steer.json_files import read_json
-from reasoning_evals.comparing import NEVER_CLOSED, Comparison
+from reasoning_evals.comparing import Comparison
 from reasoning_evals.report import Report, Table, build_report, write_pages
 from reasoning_evals.runs import read_audit, read_generations, read_run
 
@@ -66,20 +66,21 @@ def publish(findings: Findings) -> str:
         facts={**findings.facts, **{f"Warning {n}": text for n, text in enumerate(findings.warnings, 1)}},
         max_examples=findings.max_examples,
     )
-    report = dataclasses.replace(report, headline=findings.headline, tables=findings.tables)
+    notes = report.headline
+    report = dataclasses.replace(report, headline=(*notes, *findings.headline), tables=findings.tables)
     if findings.step:
         run = read_run(folder)
         config = findings.config or {"options": run["config"], findings.step: report.run["config"]}
         report = dataclasses.replace(report, run=run | {"config": config})
     write_pages(report, folder)
     warnings = [f"WARNING: {warning}" for warning in findings.warnings]
-    return "\n".join(["", *findings.summary, *warnings, f"report: {folder / 'report.html'}"])
+    return "\n".join(["", *notes, *findings.summary, *warnings, f"report: {folder / 'report.html'}"])
 
 
 def arm_lines(comparison: Comparison) -> list[str]:
     """One line an arm for the terminal: accuracy with its interval, thinking tokens, truncation."""
     width = max(10, *(len(arm.name) for arm in comparison.arms))
-    lines = [note for note in comparison.notes if NEVER_CLOSED in note]
+    lines = []
     for arm in comparison.arms:
         tokens = f"  {arm.thinking_tokens.mean:7.1f} thinking tokens" if arm.thinking_tokens else ""
         accuracy = arm.accuracy

@@ -36,7 +36,7 @@ class Options(SplitOptions):
     """Gains tried on the tuning problems; one value is used as it is. A preset takes 64, or the one value given here."""
     scope: Annotated[str, SEARCH] = "all"
     """Tokens at which the plan acts (plans and presets keep their own): all, prompt, thought, answer, generated, step_end,
-    step_end:CLASS (sentence, line, paragraph) or after:N."""
+    step_end:CLASS (sentence, line, paragraph, stop) or after:N."""
     renormalize: Annotated[bool, SEARCH] = False
     """Rescale a token's weights to their former sum after the gain."""
     markers: tuple[str, ...] = ("<think>", "</think>", "Alternatively", "Wait")

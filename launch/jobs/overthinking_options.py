@@ -53,7 +53,7 @@ class OverthinkingOptions(SplitOptions):
     scope: Annotated[str | None, _of(*PAIR_METHODS)] = None
     """Tokens at which the directions from pairs act; default thought."""
     decision_scope: Annotated[str | None, _of("decision")] = None
-    """Tokens at which the decision direction acts; default step_end."""
+    """Tokens at which the decision direction acts; default step_end, on the embedded models, whose numbers have no decimals, step_end:stop+line."""
     keep: Annotated[float | None, _of("sta")] = None
     """Share of the SAE's atoms that STA keeps; default 0.02."""
     switch_words: Annotated[tuple[str, ...], _of("decision")] = ("Wait", "Alternatively", "Hmm")
@@ -165,7 +165,8 @@ class OverthinkingOptions(SplitOptions):
     @property
     def stop_scope(self) -> str:
         """Tokens at which the decision direction acts."""
-        return "step_end" if self.decision_scope is None else self.decision_scope
+        usual = "step_end:stop+line" if self.is_lab else "step_end"
+        return usual if self.decision_scope is None else self.decision_scope
 
     @property
     def brevity_request(self) -> str:

@@ -52,6 +52,10 @@ class TokenTags(NamedTuple):
         forms = tuple((tuple(form), phase, closes) for form, phase, closes in values["forms"])
         return cls(forms, values["starts"], tuple(values["close"]))
 
+    def describe(self) -> dict[str, list[int]]:
+        """The tags as a decoding rule uses them: the shortest way to open a thought, and what closes it."""
+        return {"open": list(min(self.opening, key=len)), "close": list(self.close)}
+
     @property
     def opening(self) -> tuple[Form, ...]:
         """The forms after which a thought begins."""

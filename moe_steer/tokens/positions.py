@@ -15,6 +15,8 @@ Definitions, one row at a time, padding never counted:
   classes (``step_end`` alone: sentence+line)
   - sentence   tokens whose text ends in . ! ? or their full-width forms, closers and white space may follow; not decimal points,
     abbreviations, list numbers. Where the next token decides, it is that token (``moe_steer.tokens.steps``)
+  - stop       tokens whose text ends in . ! ? or their full-width forms, decimal points and all: for texts without decimals, where
+    no stop need wait for the next token
   - line       tokens whose text ends in a line break; blanks may follow
   - paragraph  tokens whose text ends in a blank line, and white space with a line break right after a token that ended a line
 """
@@ -37,7 +39,7 @@ from moe_steer.tokens.scopes import (
     special_tokens,
     tokenizer_of,
 )
-from moe_steer.tokens.steps import BLANK_LINE, LINE, ONLY_SPACE, StepEnds, sentence_ends
+from moe_steer.tokens.steps import ANY_STOP, BLANK_LINE, LINE, ONLY_SPACE, StepEnds, sentence_ends
 
 __all__ = [
     "PROMPT_SCOPES",
@@ -268,6 +270,8 @@ def _in_scope(
     ends_BS = torch.zeros_like(thought_BS)
     if "sentence" in scope.classes:
         ends_BS = ends_BS | ends.sentence_BS
+    if "stop" in scope.classes:
+        ends_BS = ends_BS | ((bits_BS & ANY_STOP) > 0)
     if "line" in scope.classes:
         ends_BS = ends_BS | ((bits_BS & LINE) > 0)
     if "paragraph" in scope.classes:

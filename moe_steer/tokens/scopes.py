@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_steer.thinking import TokenTags, token_tags
-from moe_steer.tokens.steps import LINE, SENTENCE, STOP, token_class
+from moe_steer.tokens.steps import ANY_STOP, LINE, SENTENCE, STOP, token_class
 
 SCOPES = ("all", "prompt", "thought", "answer", "generated", "step_end")
 """The kinds without a parameter."""
-STEP_CLASSES = ("sentence", "line", "paragraph")
-SCOPE_FORMS = "all, prompt, thought, answer, generated, step_end, step_end:CLASS with sentence, line or paragraph (joined by +), after:N"
+STEP_CLASSES = ("sentence", "line", "paragraph", "stop")
+SCOPE_FORMS = "all, prompt, thought, answer, generated, step_end, step_end:CLASS with sentence, line, paragraph or stop (joined by +), after:N"
 """All forms, for help texts and error messages."""
+_ENDED_BY = {"sentence": SENTENCE | STOP, "stop": ANY_STOP}
 _PLAIN_STEP_END = frozenset({"sentence", "line"})
 
 _TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -93,7 +94,7 @@ class SpecialTokens:
         for one in self.classes:
             bits |= one
         # A paragraph may also end by two line ends in a row.
-        return any(bits & (SENTENCE | STOP if name == "sentence" else LINE) for name in classes)
+        return any(bits & _ENDED_BY.get(name, LINE) for name in classes)
 
 
 def special_tokens(tokenizer: Any) -> SpecialTokens:

@@ -23,12 +23,15 @@ STOP, ELLIPSIS, SPACE_FIRST, DIGIT_LAST, LETTER, NUMBER, SHORT, MARKUP = 16, 32,
 """STOP: its text ends in a bare full stop. ELLIPSIS: in several. SPACE_FIRST: it begins with white space. DIGIT_LAST: it ends in a
 digit. LETTER: it is one letter. NUMBER: it is digits alone. SHORT: a full stop after it is an abbreviation's. MARKUP: Markdown's
 marks or blanks, which may stand before the number of a list."""
+ANY_STOP = 16384
+"""Its text ends in a full stop, question or exclamation mark, whatever stands before and after it."""
 AT_START, WAITS = 4096, 8192
 """Bits of a row's last token, from those before it. AT_START: only marks and digits stand between it and the start of its line.
 WAITS: it ends in a full stop, and the next token decides."""
 
 _CLOSERS = r"[\"'\u2019\u201d)\]*}$|]|\\\)|\\\]"
 _ENDS_SENTENCE = re.compile(rf"(?:(?:(?<!\\)!|[?\u3002\uff01\uff1f])(?:{_CLOSERS})*\s*|\.(?:{_CLOSERS})+\s*|\.\s+)\Z")
+_ENDS_IN_STOP = re.compile(r"[.!?\u3002\uff01\uff1f][\"'\u2019\u201d)\]*]*\s*\Z")
 _WORD_AND_STOP = re.compile(r"([^\W\d_]+)\.\s*\Z")
 _ENDS_LINE = re.compile(r"\n[ \t\r]*\Z")
 _ENDS_BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r]*\Z")
@@ -62,14 +65,13 @@ _TITLES = frozenset(
 def token_class(text: str) -> int:
     """The bits of one token's text.
 
-    >>> token_class('so."') == SENTENCE, token_class(".\\n\\n") == SENTENCE | LINE | BLANK_LINE
+    >>> token_class('so."') == SENTENCE | ANY_STOP, token_class(".") == STOP | ANY_STOP
     (True, True)
-    >>> token_class(".") == STOP
-    True
     """
     bits = LINE if _ENDS_LINE.search(text) else 0
     bits |= BLANK_LINE if _ENDS_BLANK_LINE.search(text) else 0
     bits |= ONLY_SPACE if text.isspace() else 0
+    bits |= ANY_STOP if _ENDS_IN_STOP.search(text) else 0
     bits |= SPACE_FIRST if text[:1].isspace() else 0
     word = text.strip()
     letters = word.lstrip("(\"'*$")

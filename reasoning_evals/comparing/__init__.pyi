@@ -27,7 +27,7 @@ from reasoning_evals.comparing.token_use import efficiency as efficiency
 from reasoning_evals.comparing.token_use import percent_change as percent_change
 from reasoning_evals.comparing.token_use import thoughts_of as thoughts_of
 from reasoning_evals.comparing.verdicts import ALPHA as ALPHA
-from reasoning_evals.comparing.verdicts import NEVER_CLOSED as NEVER_CLOSED
+from reasoning_evals.comparing.verdicts import NO_ANSWERS as NO_ANSWERS
 from reasoning_evals.comparing.verdicts import NO_INTERVAL as NO_INTERVAL
 from reasoning_evals.comparing.verdicts import detectable_text as detectable_text
 from reasoning_evals.comparing.verdicts import difference_test as difference_test
@@ -35,4 +35,4 @@ from reasoning_evals.comparing.verdicts import interval_text as interval_text
 from reasoning_evals.comparing.verdicts import p_text as p_text
 from reasoning_evals.comparing.verdicts import points as points
 from reasoning_evals.comparing.verdicts import t_text as t_text
-from reasoning_evals.comparing.verdicts import unclosed_notes as unclosed_notes
+from reasoning_evals.comparing.verdicts import unanswered_notes as unanswered_notes

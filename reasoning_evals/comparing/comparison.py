@@ -60,7 +60,9 @@ class ArmSummary:
     total_tokens: Measure | None
     wrong: float
     no_answer: float
+    """Responses without an answer, after a thought or without one; cut by the token limit or not."""
     truncated: float
+    """Responses that are inside a thought to their end; cut by the token limit or not."""
     grader_failed: float
     domains: Mapping[str, DomainAccuracy]
 

@@ -79,26 +79,31 @@ def verdict_on(
     return verdict, sentence.strip()
 
 
-NEVER_CLOSED = "no thought ever closed"
+NO_ANSWERS = ("no_answer", "unclosed", "truncated")
+"""Outcomes of responses that gave no answer."""
 
 
-def unclosed_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
-    """One sentence for every arm with thoughts that never closed though their responses ended by themselves: "truncated" would
-    be wrong of them, and a higher token limit would not help. Another one where no thought of an arm ever closed."""
+def unanswered_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
+    """One sentence an arm about responses without an answer, where "truncated" or "no answer" says too little: no thought of the
+    arm ever closed; thoughts never closed though the responses ended by themselves, so that a higher token limit would not
+    help; answers were cut by the limit."""
     notes = []
     for arm in dict.fromkeys(row.arm for row in rows):
         mine = [row for row in rows if row.arm == arm]
+        number = f"of {len(mine)} responses"
         open_rows = [row for row in mine if row.state == "truncated"]
         unclosed = sum(row.outcome == "unclosed" for row in mine)
+        cut = sum(row.outcome == "truncated" and row.state != "truncated" for row in mine)
         if open_rows and not any(row.state in ("closed", "empty") for row in mine):
             notes.append(
-                f"{arm}: {NEVER_CLOSED} ({len(open_rows)} of {len(mine)} responses are inside a thought to their end): "
-                "raise --max-new-tokens, or, if this model writes its thoughts in another way, say so with --thinking"
+                f"{arm}: no thought ever closed ({len(open_rows)} {number} are inside a thought to their end): raise "
+                "--max-new-tokens, or, if this model writes its thoughts in another way, say so with --thinking"
             )
         elif unclosed:
+            notes.append(f"{arm}: {unclosed} {number} ended by themselves inside a thought that never closes")
+        if cut:
             notes.append(
-                f"{arm}: {unclosed} of {len(mine)} responses ended by themselves inside a thought that never closes "
-                "(counted with no answer, not with truncated)"
+                f"{arm}: {cut} {number} were cut by the token limit after the thought, before they gave an answer"
             )
     return tuple(notes)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reasoning_evals.comparing import Comparison, Flip, PairSummary, compare_arms
+from reasoning_evals.comparing import Comparison, Flip, PairSummary, compare_arms, unanswered_notes
 from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.runs import (
     PROBLEMS_FILE,
@@ -147,6 +147,7 @@ def build_report(
         audit=read_audit(folder) if audit is None else audit,
         run=run,
         facts=facts or {},
+        headline=unanswered_notes(grades),
     )
 
 

@@ -31,6 +31,7 @@ SCOPES = (
     "step_end:line",
     "step_end:paragraph",
     "step_end:sentence+paragraph",
+    "step_end:stop",
 )
 
 
@@ -84,6 +85,7 @@ def in_scope(scope: str, ids: Sequence[int], prompt: int) -> bool:
     assert kind == "step_end"
     ends = {
         "sentence": ends_sentence([tiny.TEXTS.get(i, f"w{i}") for i in ids]),
+        "stop": token in (10, 11, 20, 22, 50),
         "line": token in LINE_ENDS,
         "paragraph": token == 50 or (token == 40 and position > 0 and ids[-2] in LINE_ENDS),
     }

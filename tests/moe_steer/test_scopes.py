@@ -50,7 +50,7 @@ def test_a_text_is_a_scope_or_an_error_of_one_line(text: str) -> None:
         ("after:\u0663", "write after:N"),
         ("thought:3", "thought takes no parameter, write 'thought'; only step_end and after take one"),
         ("all:", "all takes no parameter"),
-        ("step_end:", "names the class '': step_end takes sentence, line, paragraph, joined by +"),
+        ("step_end:", "names the class '': step_end takes sentence, line, paragraph, stop, joined by +"),
         ("step_end:word+line", "names the class 'word'"),
         ("step_end:line+line", "names a class twice: name each once"),
         (None, "scope None is NoneType: give one of"),

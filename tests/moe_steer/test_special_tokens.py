@@ -10,6 +10,7 @@ from moe_steer.thinking import TokenTags
 from moe_steer.tokens.positions import PositionTracker
 from moe_steer.tokens.scopes import SpecialTokens, special_tokens
 from moe_steer.tokens.steps import (
+    ANY_STOP,
     BLANK_LINE,
     DIGIT_LAST,
     ELLIPSIS,
@@ -80,7 +81,7 @@ def test_classes_by_hand(text: str, bits: int) -> None:
     ],
 )  # fmt: skip
 def test_what_the_next_tokens_need_to_know(text: str, bits: int) -> None:
-    rest = SENTENCE | LINE | BLANK_LINE | ONLY_SPACE | STOP
+    rest = SENTENCE | LINE | BLANK_LINE | ONLY_SPACE | STOP | ANY_STOP
     assert token_class(text) & ~rest == bits
 
 
