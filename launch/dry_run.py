@@ -44,7 +44,8 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How a model lies on a machine. ``total``, ``limit``: bytes on the fullest rank, and what tensors may fill there."""
+    """How a model lies on a machine. ``total``, ``limit``: bytes on the fullest rank, and what tensors may fill there; ``total``
+    is 0 where the memory cannot be planned, and ``reason`` says why."""
 
     backend: str
     reason: str
@@ -62,6 +63,8 @@ class Fit:
             if self.layers_with_experts
             else "a dense model"
         )
+        if not self.total:
+            return f"{self.backend} ({self.reason}); {experts}"
         return (
             f"{self.backend} ({self.reason}): {gib(self.total)} of {gib(self.limit)} GiB a rank, "
             f"{gib(self.loading)} GiB of CPU memory while loading; {experts}"
@@ -81,7 +84,7 @@ def fit(
     ``prompt``: tokens of the longest prompt; ``rows``: samples decoded together where there are fewer than ``options.rows``.
     ValueError says what does not fit.
     """
-    from moe_steer.backends import check_name, choose_backend, gib, plan_memory, refusal, skeleton
+    from moe_steer.backends import Unplanned, check_name, choose_backend, gib, plan_memory, refusal, skeleton
     from moe_steer.layers import model_shape
 
     check_name(options.backend)
@@ -107,18 +110,22 @@ def fit(
         )
     if why_not := refusal(backend, config, machine.gpus):
         raise ValueError(f"backend {backend!r} cannot run this model: {why_not}")
-    found = plan_memory(
-        config,
-        machine.gpus,
-        machine.limit,
-        dtype=options.dtype,
-        context=prompt + options.token_limit,
-        batch=rows or options.rows,
-        prompt=prompt,
-        offload=options.offload or ("cpu" if (options.backend, backend) == ("auto", "device_map") else ""),
-        on_gpu=machine.on_gpu,
-        max_memory=options.max_memory,
-    )
+    experts = {"layers_with_experts": len(shape.moe_layers), "experts_a_layer": shape.num_experts}
+    try:
+        found = plan_memory(
+            config,
+            machine.gpus,
+            machine.limit,
+            dtype=options.dtype,
+            context=prompt + options.token_limit,
+            batch=rows or options.rows,
+            prompt=prompt,
+            offload=options.offload or ("cpu" if (options.backend, backend) == ("auto", "device_map") else ""),
+            on_gpu=machine.on_gpu,
+            max_memory=options.max_memory,
+        )
+    except Unplanned as error:  # says nothing against the start
+        return Fit(backend=backend, reason=str(error), total=0, loading=0, limit=machine.limit, **experts)
     footprint = next(item for item in found.footprints if item.backend == backend)
     if footprint.why_not:
         raise ValueError(f"backend {backend!r} cannot run this job: {footprint.why_not}")
@@ -134,8 +141,7 @@ def fit(
         total=footprint.total,
         loading=footprint.loading,
         limit=machine.limit,
-        layers_with_experts=len(shape.moe_layers),
-        experts_a_layer=shape.num_experts,
+        **experts,
     )
 
 

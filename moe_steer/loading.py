@@ -15,6 +15,7 @@ import torch
 from moe_steer.backends import (
     Layout,
     LoadRequest,
+    Unplanned,
     cached_folder,
     check_name,
     check_shards,
@@ -27,10 +28,12 @@ from moe_steer.backends import (
     refuse_unknown_quantisation,
     refuse_without_kernels,
     remember_layout,
+    skeleton,
     torch_dtype,
     where_it_lies,
 )
 from moe_steer.lab import EMBEDDED
+from moe_steer.layers import model_shape
 from moe_steer.tokens import remember_tokenizer
 
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
@@ -51,16 +54,17 @@ def load_model(
     batch: int = 1,
     context: int | None = None,
 ) -> tuple[Any, Any]:
-    """Load a causal language model and its tokenizer for inference; returns (model, tokenizer).
+    """Load a model that writes text, and its tokenizer, for inference; returns (model, tokenizer).
 
     ``path_or_id``: a folder, a hub id, ``lab`` or ``lab-dense`` for an embedded model. ``backend``: ``plain`` holds the
     whole model on every rank; device_map spreads it over the GPUs, CPU memory and disk of one process; tp_ep, autoep,
-    autoep_zero3 and zero3 spread it over the ranks of the run (``moe_steer.backends``); ``auto`` chooses the fastest that fits and prints which. ``dtype``: ``auto`` (as stored) or a
-    torch name such as ``bfloat16``. ``device``: default the GPU of this rank where there is one, else the CPU.
+    autoep_zero3 and zero3 spread it over the ranks of the run (``moe_steer.backends``); ``auto`` chooses the fastest that fits
+    and prints which. ``dtype``: ``auto`` (as stored) or a torch name such as ``bfloat16``. ``device``: default the GPU of this rank where there is one, else the CPU.
     ``experts_implementation``: eager, batched_mm or grouped_mm; default the library's choice. ``batch``, ``context``: rows
     decoded together and tokens that each may reach, for ``auto``. ``offload``: for zero3 and device_map, ``cpu`` or a folder on
-    a local NVMe disk. ``max_memory``: for device_map, what weights may fill, as ``0=20GiB,cpu=30GiB``. ``check``: try a sharded model on a probe before handing it out (``moe_steer.selfcheck``). ValueError, in one
-    line, when there is no such model, it cannot be read, or the backend cannot run it.
+    a local NVMe disk. ``max_memory``: for device_map, what weights may fill, as ``0=20GiB,cpu=30GiB``. ``check``: try a sharded
+    model on a probe before handing it out (``moe_steer.selfcheck``). ValueError, in one line, when there is no such model, it
+    cannot be read or lacks a tensor, its experts cannot be reached, or the backend cannot run it.
     ``moe_steer.backends.layout_of(model)`` says which rank needs which tokens.
     """
     check_name(backend)
@@ -88,6 +92,8 @@ def load_model(
     # The configuration first: for a wrong name the tokenizer's reader would ask the hub twice.
     config = _one_line(path_or_id, request.config)
     tokenizer = read_tokenizer(path_or_id, **request.hub_options)
+    refuse_unknown_quantisation(config)
+    _one_line(path_or_id, lambda: _refuse_unsteerable(config))
     layout = _layout(backend, config, request, batch, context, max_memory)
     if layout.backend == "device_map":
         rest = request.offload or ("cpu" if backend == "auto" else "")
@@ -159,6 +165,23 @@ def resolve(path_or_id: str | os.PathLike[str]) -> str:
     return name
 
 
+def _refuse_unsteerable(config: Any) -> None:
+    """ValueError, before a weight is read, for a model that cannot be built, or in which no layer or expert can be reached.
+
+    Says nothing of a model whose code comes with the checkpoint: that code need not run without data.
+    """
+    if type(config).__module__.partition(".")[0] != "transformers":
+        return
+    try:
+        model = skeleton(config, "bfloat16")
+    except Unplanned:
+        return
+    try:
+        model_shape(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; to measure it as it is, serve it and give --endpoint") from error
+
+
 def _gguf(name: str) -> str:
     """The name of a GGUF file, local or in a hub repository; ValueError for a file that is not there, or is only a part."""
     if not Path(name).is_file() and (name.count("/") < 2 or name[0] in "./"):
@@ -176,12 +199,11 @@ def _layout(
 ) -> Layout:
     rank, world_size = _rank(), int(os.environ.get("WORLD_SIZE", "1"))
     reason = f"{backend}: asked for"
-    refuse_unknown_quantisation(config)
     if backend == "auto":
         backend, reason = choose_backend(
             config, world_size, request.dtype, request.offload, batch=batch, context=context, max_memory=max_memory
         )
-        if rank == 0 and (world_size > 1 or backend != "plain"):
+        if rank == 0 and (world_size > 1 or backend != "plain" or "cannot be planned" in reason):
             print(f"backend {reason}", file=sys.stderr, flush=True)
     why_not = refusal(backend, config, world_size)
     if why_not:

@@ -29,7 +29,7 @@ class ConvertDirection:
         from pathlib import Path
         from tempfile import TemporaryDirectory
 
-        from launch.cli.notes import check_folder
+        from launch.core.option_checks import check_folder
         from moe_steer.directions import export_easyedit, export_gguf
 
         if not self.files:

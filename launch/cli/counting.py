@@ -39,8 +39,7 @@ class Collect(CountingOptions, ModelOptions):
 
         from expert_stats import MarkerSet, RoutingCounts
         from launch.core.session import load_asked
-        from launch.core.sharded import collect_over_ranks
-        from launch.core.wiring import counted, read_any_traces
+        from launch.core.wiring import collect_over_ranks, counted, read_any_traces
 
         earlier = [RoutingCounts.load(path) for path in self.add_to]
         model, tokenizer = load_asked(self, batch=1, context=None)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +28,8 @@ class MakeDirection(DirectionOptions):
 
     def run(self) -> int:
         """Write the directions and one line about each."""
-        from launch.cli.notes import plain_warnings
-
         check(self)
-        with plain_warnings():
+        with _plain_warnings():
             self._make_all()
         return 0
 
@@ -213,3 +215,21 @@ def _summary(direction: Any, path: Any) -> str:
         f"{direction.method} layer {direction.layer}: norm {direction.norm:.4g} of {header['residual_norm']:.4g}{atoms}, "
         f"cosine with CAA {header['cosine_with_caa']:.3f}, {100 * header['norm_explained']:.1f}% of it explained, {counted}; wrote {path}"
     )
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Within it a UserWarning is one line "NOTE: ..." on stderr, each text once, without the place in the code."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if not issubclass(category, UserWarning):
+                shown(message, category, *where, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                print(f"NOTE: {' '.join(str(message).split())}", file=sys.stderr)
+
+        warnings.showwarning = say
+        yield

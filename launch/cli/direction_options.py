@@ -6,8 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from launch.cli.notes import check_folder
-from launch.core.option_checks import refuse_idle
+from launch.core.option_checks import check_folder, refuse_idle
 from launch.core.options import HeldModel
 from launch.core.prompt_options import PromptOptions
 

@@ -117,7 +117,7 @@ class Generate(PromptOptions, HeldModel):
             self._report_firing(plan)
         if self.endpoint:
             self._report_endpoint(arm.name)
-        print(f"wrote {self.out}; next: moe-steer compare --baseline RUN --arm RUN --out comparison.json")
+        print(f"wrote {self.out}; next: moe-steer compare --baseline RUN --arm-folder RUN --out comparison.json")
         return 0
 
     def _check_options(self) -> None:

@@ -109,7 +109,7 @@ class TrainSAE(HeldModel):
         import json
         from pathlib import Path
 
-        from launch.cli.notes import check_folder, check_numbers
+        from launch.core.option_checks import check_folder, check_numbers
         from launch.core.session import load_asked
         from moe_steer.layers import model_shape
         from moe_steer.saes import (
@@ -210,7 +210,7 @@ class FitSAE(HeldModel):
         import sys
         from pathlib import Path
 
-        from launch.cli.notes import check_numbers
+        from launch.core.option_checks import check_numbers
         from launch.core.session import load_asked
         from moe_steer.layers import unwrap
         from moe_steer.saes import check_fits, check_sequences, load_sae, measure_fit, residual_of

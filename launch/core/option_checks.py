@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 
@@ -68,3 +69,16 @@ def check_names(field: str, given: Collection[str], known: Collection[str]) -> N
             raise ValueError(f"{field} hold {name!r}: choose among {', '.join(known)}")
     if len(set(given)) != len(given):
         raise ValueError(f"{field} {list(given)} hold a name twice: give each once")
+
+
+def check_numbers(command: Any, least: Mapping[str, int]) -> None:
+    """ValueError for a number below the least that its option may have."""
+    for name, lowest in least.items():
+        if getattr(command, name) < lowest:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(command, name)}: give a whole number >= {lowest}")
+
+
+def check_folder(out: str) -> None:
+    """ValueError when a folder to write to is a file."""
+    if (place := Path(out)).exists() and not place.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder")

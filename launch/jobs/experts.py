@@ -16,8 +16,7 @@ from launch.core.options import options_from
 from launch.core.problem_sets import problem_sets
 from launch.core.ranks import Ranks
 from launch.core.session import Session
-from launch.core.sharded import broadcast_plan, collect_over_ranks
-from launch.core.wiring import markers_for, parse_coefficients, traces_of
+from launch.core.wiring import broadcast_plan, collect_over_ranks, markers_for, parse_coefficients, traces_of
 from launch.jobs.experts_findings import Outcome, findings_of, gain_name, num_correct
 from launch.jobs.experts_options import Options
 from moe_steer import ExpertGain, SteeringPlan

@@ -149,7 +149,7 @@ def run(options: CollectOptions, ranks: Ranks) -> None:
 def _count(options: CollectOptions, ranks: Ranks, model: Any, markers: Any, traces: Sequence[Trace]) -> None:
     """counts.safetensors, by way of the counts of every part."""
     from expert_stats import sum_counts
-    from launch.core.sharded import collect_over_ranks
+    from launch.core.wiring import collect_over_ranks
 
     parts = Path(options.out, _PARTS)
     starts = range(0, len(traces), options.part)

@@ -10,7 +10,8 @@ import dataclasses
 from typing import Any
 
 from moe_steer.backends import engine, zero3
-from moe_steer.backends.checkpoint import LoadRequest, dequantised
+from moe_steer.backends.blueprint import dequantised
+from moe_steer.backends.checkpoint import LoadRequest
 from moe_steer.backends.layout import Layout
 from moe_steer.backends.streaming import own_experts_while_reading
 

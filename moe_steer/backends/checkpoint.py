@@ -6,11 +6,11 @@ rows, blocks of 128).
 
 from __future__ import annotations
 
-import copy
 import json
 import os
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,12 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
+from moe_steer.backends.blueprint import (
+    BLOCKS,
+    config_of,
+    dequantised,
+    in_blocks,
+    is_fp8,
+    is_gguf,
+    is_mxfp4,
+    model_class,
+    quantisation,
+    quantisation_settings,
+    torch_dtype,
+    where_it_lies,
+)
+
 _LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
-_HEADERS: dict[tuple[str, Any], Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,95 +65,22 @@ class LoadRequest:
         return config_of(self.name, **self.hub_options)
 
     def model(self, **options: Any) -> Any:
-        """``AutoModelForCausalLM.from_pretrained`` with the shared options and the given ones."""
-        from transformers import AutoModelForCausalLM
-
+        """``from_pretrained`` of the model's own class, with the shared options and the given ones; ValueError, with a tensor's
+        name, where checkpoint and model do not have the same tensors."""
         if self.experts_implementation is not None:
             options["experts_implementation"] = self.experts_implementation
+        config = self.config()
         source, file = where_it_lies(self.name)
         if file:
             from transformers import GgufConfig
 
-            options |= {"quantization_config": GgufConfig(dequantize=True), "config": self.config()}
-        elif self.dtype != "auto" and quantisation(self.config()) == "mxfp4":
-            from transformers import Mxfp4Config
-
-            options["quantization_config"] = Mxfp4Config(dequantize=True)
-        with whole_blocks(self.config()):
-            return AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch_dtype(self.dtype), **file, **self.hub_options, **options
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        elif self.dtype != "auto" and is_mxfp4(config):
+            options |= dequantised(config)
+        with whole_blocks(config), the_same_tensors(config, self.name):
+            return model_class(config).from_pretrained(
+                source, config=config, dtype=torch_dtype(self.dtype), **file, **self.hub_options, **options
             )
-
-
-def where_it_lies(name: str) -> tuple[str, dict[str, Any]]:
-    """(folder or hub id, options that name the file) for every ``from_pretrained`` of a model: a name that ends in ``.gguf`` is
-    a file in a folder, or in a hub repository (``owner/name/file.gguf``)."""
-    if not name.endswith(".gguf"):
-        return name, {}
-    if os.path.isfile(name):
-        return os.path.dirname(name) or ".", {"gguf_file": os.path.basename(name)}
-    owner, repository, *file = name.split("/")
-    return f"{owner}/{repository}", {"gguf_file": "/".join(file)}
-
-
-def config_of(name: str, **options: Any) -> Any:
-    """The configuration of a model, from config.json or from the header of a GGUF file, which is then its name. A header is
-    kept: the library reads the whole vocabulary for it, half a minute for 262,144 tokens."""
-    from transformers import AutoConfig
-
-    source, file = where_it_lies(name)
-    if not file:
-        return AutoConfig.from_pretrained(source, **options)
-    key = (name, os.path.getmtime(name) if os.path.isfile(name) else options.get("revision"))
-    if key not in _HEADERS:
-        _HEADERS[key] = AutoConfig.from_pretrained(source, **file, **options)
-        _HEADERS[key]._name_or_path = name
-    return copy.deepcopy(_HEADERS[key])
-
-
-def is_gguf(config: Any) -> bool:
-    """Whether a configuration of ``config_of`` is a GGUF file's."""
-    return str(getattr(config, "_name_or_path", "")).endswith(".gguf")
-
-
-def quantisation(config: Any) -> str:
-    """The method in which a checkpoint is quantised, by the library's name; empty for none."""
-    text = config.get_text_config()
-    found = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None) or {}
-    method = found.get("quant_method", "") if isinstance(found, dict) else found.quant_method
-    return str(getattr(method, "value", method))
-
-
-def torch_dtype(name: str) -> str | torch.dtype:
-    """The dtype with this name; ValueError for unknown names."""
-    if name == "auto":
-        return name
-    value = getattr(torch, name, None)
-    if not isinstance(value, torch.dtype):
-        raise ValueError(f"dtype {name!r} is unknown: give auto, float32, bfloat16 or float16")
-    return value
-
-
-def stored_dtype(config: Any) -> torch.dtype:
-    """The precision that a checkpoint computes in (for FP8, the precision to which it is dequantised)."""
-    value = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    if isinstance(value, str):
-        value = getattr(torch, value.removeprefix("torch."))
-    return value if isinstance(value, torch.dtype) else torch.float32
-
-
-def is_fp8(config: Any) -> bool:
-    """Whether the checkpoint holds FP8 blocks."""
-    return quantisation(config) == "fp8"
-
-
-def dequantised(config: Any) -> dict[str, Any]:
-    """Options that make transformers expand an FP8 checkpoint while reading; none for other checkpoints."""
-    if not is_fp8(config):
-        return {}
-    from transformers import FineGrainedFP8Config
-
-    return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
 
 
 def cached_folder(name: str, revision: str | None) -> str | None:
@@ -223,6 +165,92 @@ def refuse_without_kernels(config: Any) -> None:
         )
 
 
+def has_mxfp4_kernels(on_gpu: bool) -> bool:
+    """Whether MXFP4 stays MXFP4; elsewhere transformers expands it to bfloat16. GPUs that are only planned for are assumed to
+    have what it takes."""
+    return on_gpu and (not torch.cuda.is_available() or all(find_spec(name) for name in ("kernels", "triton")))
+
+
+def stays_packed(config: Any, dtype: str, on_gpu: bool) -> bool:
+    """Whether blocks of few bits are computed with as they are; elsewhere they are expanded while reading."""
+    kernels = has_mxfp4_kernels if is_mxfp4(config) else has_fp8_hardware
+    return dtype == "fp8" or (dtype == "auto" and in_blocks(config) and kernels(on_gpu))
+
+
+@contextmanager
+def the_same_tensors(config: Any, name: str) -> Iterator[None]:
+    """Inside the block, ``from_pretrained`` refuses a checkpoint whose tensors are not those of the model: the library fills a
+    missing one with random numbers, prints a table and goes on."""
+    from transformers import modeling_utils
+
+    report = modeling_utils.log_state_dict_report
+    # What a GGUF file or another package's format holds beside the model is for its reader to know; a random tensor never is.
+    all_have_a_place = not is_gguf(config) and quantisation(config) in ("", *BLOCKS)
+
+    def refuse(*_: Any, model: Any, loading_info: Any, **more: Any) -> None:
+        extra = {
+            key for key in loading_info.unexpected_keys if all_have_a_place and not _is_beside_the_model(key, config)
+        }
+        if problem := _difference(model, loading_info, extra, name):
+            raise ValueError(problem)
+
+    modeling_utils.log_state_dict_report = refuse
+    try:
+        yield
+    finally:
+        modeling_utils.log_state_dict_report = report
+
+
+def _difference(model: Any, found: Any, extra: Collection[str], folder: str) -> str:
+    """The first tensor that checkpoint and model do not share, in words; empty when they have the same."""
+    own = type(model).__name__
+    shapes = sorted((name, tuple(stored), tuple(needed)) for name, stored, needed in found.mismatched_keys)
+    if found.missing_keys:
+        return f"the checkpoint lacks {_some({_lost_part(name, folder) for name in found.missing_keys})} of {own}: fetch it again, or the model it was made from"
+    if shapes:
+        _, stored, needed = shapes[0]
+        sizes = f"{list(stored)} is stored, the configuration says {list(needed)}"
+        return f"the checkpoint's {_some([entry[0] for entry in shapes])} has another shape ({sizes}): fetch both again"
+    if found.conversion_errors:
+        last = str(min(found.conversion_errors.items())[1]).strip().splitlines()[-1][:120]
+        return f"the checkpoint's parts of {_some(found.conversion_errors)} do not make one tensor ({last}): fetch it again"
+    if extra:
+        return f"{own} has no place for the checkpoint's {_some(extra)}: the configuration belongs to other weights, fetch both again"
+    return str(found.error_msgs[0])[:300] if found.error_msgs else ""
+
+
+def _lost_part(name: str, folder: str) -> str:
+    """Which of an expert's tensors is not stored, where the model has one tensor for all experts; else ``name``."""
+    pattern = re.compile(re.escape(name.rpartition(".")[0]) + r"\.(\d+)\.(.+)")
+    headers = (safe_open(path, "pt") for path in Path(folder).glob("*.safetensors"))
+    stored = {
+        (int(part[1]), part[2])
+        for header in headers
+        for key in header.offset_keys()
+        if (part := pattern.fullmatch(key))
+    }
+    wanted = {(number, leaf) for number, _ in stored for _, leaf in stored}
+    return ".".join([name.rpartition(".")[0], *map(str, min(wanted - stored))]) if wanted - stored else name
+
+
+def _some(names: Collection[str]) -> str:
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"tensor {min(names)!r}{more}"
+
+
+def _is_beside_the_model(name: str, config: Any) -> bool:
+    """Tensors that checkpoints carry beside the model: layers that predict further tokens, which stand behind the last decoder
+    layer or under a name of their own, and scales for other engines in a quantised checkpoint."""
+    text = config.get_text_config()
+    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    counts = {key: value for key, value in vars(text).items() if re.search("nextn|mtp", key) and isinstance(value, int)}
+    if layer and any(int(layer[1]) - text.num_hidden_layers in range(number) for number in counts.values()):
+        return True
+    return bool(re.search(r"(^|[._])mtp[._]", name)) or (
+        bool(quantisation(config)) and "scale" in name.rpartition(".")[2]
+    )
+
+
 @contextmanager
 def whole_blocks(config: Any) -> Iterator[None]:
     """Inside the block, transformers expands partly filled blocks correctly.
@@ -236,7 +264,7 @@ def whole_blocks(config: Any) -> Iterator[None]:
         return
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-    quantization = config.quantization_config
+    quantization = quantisation_settings(config)
     stated = quantization.get("weight_block_size") if isinstance(quantization, dict) else quantization.weight_block_size
     block_rows, block_columns = stated or (128, 128)
     original = Fp8Dequantize._dequantize_one
@@ -257,43 +285,3 @@ def whole_blocks(config: Any) -> Iterator[None]:
         yield
     finally:
         Fp8Dequantize._dequantize_one = original  # type: ignore[method-assign]
-
-
-def skeleton(config: Any, dtype: str = "auto") -> Any:
-    """The model of ``config`` on the meta device: parameters with shapes and dtypes but without memory.
-
-    ``dtype``: auto (as stored: FP8 stays FP8), fp8 (the family's experts and linear layers in FP8 blocks of 128), or a torch
-    name, to which an FP8 checkpoint is expanded.
-    """
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(config)
-    stored_as_fp8 = is_fp8(config)
-    quantization = config.quantization_config if stored_as_fp8 else None
-    if stored_as_fp8:
-        del config.quantization_config
-    if dtype == "fp8" or (dtype == "auto" and stored_as_fp8):
-        chosen = stored_dtype(config) if stored_as_fp8 else torch.bfloat16
-    else:
-        asked = torch_dtype(dtype)
-        chosen = stored_dtype(config) if isinstance(asked, str) else asked
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=chosen)
-    if dtype == "fp8" or (dtype == "auto" and stored_as_fp8):
-        _to_fp8(model, quantization)
-    return model.eval()
-
-
-def _to_fp8(model: Any, quantization: Any) -> None:
-    from transformers import FineGrainedFP8Config
-    from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    if quantization is None:
-        settings = FineGrainedFP8Config()
-    elif isinstance(quantization, dict):
-        settings = FineGrainedFP8Config.from_dict(quantization)
-    else:
-        settings = quantization
-    skipped = [*get_keys_to_not_convert(model), *(settings.modules_to_not_convert or [])]
-    replace_with_fp8_linear(model, modules_to_not_convert=skipped, quantization_config=settings, pre_quantized=True)

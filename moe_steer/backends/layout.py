@@ -83,6 +83,12 @@ def host_bytes(world_size: int) -> int:
     return int(total * GPU_SHARE) // local_ranks(world_size)
 
 
+def gib(number: int) -> str:
+    """Bytes as text in GiB."""
+    value = number / 2**30
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
 def layout_of(model: Any) -> Layout:
     """The layout that ``load_model`` recorded; for other models, the whole model on every rank of the run."""
     layout = getattr(model, _ATTRIBUTE, None)

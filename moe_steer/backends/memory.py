@@ -10,13 +10,24 @@ from typing import Any
 import torch
 
 from moe_steer.backends import device_map
-from moe_steer.backends.checkpoint import has_fp8_hardware, is_fp8, quantisation, skeleton
-from moe_steer.backends.layout import available_bytes, gpus_here, host_bytes
+from moe_steer.backends.blueprint import (
+    BLOCKS,
+    Unplanned,
+    in_blocks,
+    planning,
+    quantisation,
+    skeleton,
+    stored_dtype,
+    torch_dtype,
+)
+from moe_steer.backends.checkpoint import stays_packed
+from moe_steer.backends.layout import available_bytes, gib, gpus_here, host_bytes
 from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
-from moe_steer.backends.shards import shard_of
-from moe_steer.backends.tp_ep import parallel_rules
+from moe_steer.backends.shards import cache_parts, latent_copies, shard_of
 
+_SMALLEST_FIRST = ("device_map", "tp_ep", "zero3", "plain")
+"""What to take when the memory is not known: the fastest of those that share the weights."""
 _RANKS_TO_TRY = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -78,24 +89,24 @@ def plan_memory(
     rank; ``prompt``: tokens of the longest prompt, processed at once; ``dtype``: auto (as stored), fp8, or a torch name;
     ``host_limit``: limit of one rank's CPU memory while loading; None: no limit. For device_map: ``max_memory`` is what weights
     may fill on each device (see ``device_map.place``), ``gpus`` the limits of the GPUs of its one process; None: one of
-    ``limit`` in a run of one rank, none where no GPU computes.
+    ``limit`` in a run of one rank, none where no GPU computes. ``Unplanned`` where the library's code does not run without data,
+    a configuration says what no model can have, or another package packs the weights.
     """
     if world_size < 1 or limit <= 0 or context < 1 or batch < 1:
         raise ValueError(f"{world_size} ranks, {limit} bytes, context {context}, batch {batch}: all must be positive")
+    torch_dtype("bfloat16" if dtype == "fp8" else dtype)
     if gpus is None and world_size == 1:
         gpus = (limit,) if on_gpu else ()
-    stored = skeleton(config, dtype)
-    fp8 = dtype == "fp8" or (dtype == "auto" and is_fp8(config))
-    expanded = (
-        skeleton(config, "bfloat16" if dtype == "fp8" else str(_computing(stored)).removeprefix("torch."))
-        if fp8
-        else stored
-    )
-    run = rehearse(expanded, batch, min(prompt, context), on_gpu)
-    step = rehearse_step(expanded, batch, context, on_gpu)
-    run = run._replace(activations=max(run.activations, step.activations))
-    kept = fp8 and (dtype == "fp8" or has_fp8_hardware(on_gpu))
-    cache = max(step.cache, run.cache)
+    if (method := quantisation(config)) not in ("", *BLOCKS):
+        raise Unplanned(f"the size of {method} weights is not planned")
+    with planning(config):
+        stored = skeleton(config, dtype)
+        packed = dtype == "fp8" or (dtype == "auto" and in_blocks(config))
+        expanded = skeleton(config, _whole(config, dtype)) if packed else stored
+        run = rehearse(expanded, batch, min(prompt, context), on_gpu)
+        step = rehearse_step(expanded, batch, context, on_gpu)
+        run = run._replace(activations=max(run.activations, step.activations))
+    cache, kept = max(step.cache, run.cache), stays_packed(config, dtype, on_gpu)
     work = _Work(config, stored, expanded, run, cache, limit, offload, host_limit, kept, max_memory, gpus)
     order = BACKENDS if world_size == 1 else (*(b for b in BACKENDS if b != "device_map"), "device_map")
     footprints = tuple(work.footprint(backend, world_size) for backend in order)
@@ -119,12 +130,8 @@ def choose_backend(
     """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU; with
     ``limit``, of a machine where each rank may use so many bytes. ``batch`` rows of ``context`` tokens (default the
     model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens. One process whose GPUs are too small
-    gets device_map as if ``offload`` were ``cpu``."""
-    if (method := quantisation(config)) not in ("", "fp8", "mxfp4"):
-        return (
-            "plain",
-            f"plain: the size of {method} weights is not planned; device_map takes a model that is too large",
-        )
+    gets device_map as if ``offload`` were ``cpu``. Where the memory cannot be planned, the first backend that can run the model:
+    nothing says that it does not fit."""
     elsewhere = limit is not None
     limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
     asked: dict[str, Any] = {
@@ -137,7 +144,10 @@ def choose_backend(
         "max_memory": max_memory,
         "gpus": None if elsewhere or world_size > 1 else gpus_here(),
     }
-    plan = plan_memory(config, world_size, limit, offload=offload, **asked)
+    try:
+        plan = plan_memory(config, world_size, limit, offload=offload, **asked)
+    except Unplanned as error:
+        return _without_plan(config, world_size, offload, max_memory, str(error))
     best = plan.fastest
     if best is None and world_size == 1 and asked["on_gpu"] and not offload:
         rest = plan_memory(config, world_size, limit, offload="cpu", **asked)
@@ -150,6 +160,19 @@ def choose_backend(
     return best.backend, reason.replace("1 ranks", "1 rank") if world_size == 1 else reason
 
 
+def _without_plan(config: Any, world_size: int, offload: str, max_memory: str, why: str) -> tuple[str, str]:
+    able = [backend for backend in _SMALLEST_FIRST if not refusal(backend, config, world_size)]
+    whole = world_size == 1 and not offload and not max_memory
+    best = "plain" if whole else "zero3" if offload and world_size > 1 else able[0]
+    others = ", ".join(backend for backend in able if backend != best)
+    return best, f"{best}: {why}" + (f"; where it does not fit, give --backend {others}" if others else "")
+
+
+def _whole(config: Any, dtype: str) -> str:
+    """The precision to which blocks of few bits are expanded."""
+    return "bfloat16" if dtype == "fp8" else str(stored_dtype(config)).removeprefix("torch.")
+
+
 def place_here(
     config: Any, dtype: str, offload: str, max_memory: str, *, batch: int = 1, context: int | None = None
 ) -> dict[str, int | str]:
@@ -158,46 +181,28 @@ def place_here(
     named = device_map.check_max_memory(max_memory) if max_memory else {}
     if absent := [device for device in named if isinstance(device, int) and device >= len(gpus)]:
         raise ValueError(f"max_memory names GPU {absent[0]}, this machine has {len(gpus)} GPUs: leave it out")
-    if named:  # nothing to plan: the work of the forward is not asked about
-        disk = offload not in ("", "cpu")
-        return device_map.place(skeleton(config, dtype), gpus, host, disk, asked=max_memory).modules
-    length = context or _context(config)
-    asked: dict[str, Any] = {
-        "dtype": dtype,
-        "context": length,
-        "batch": batch,
-        "offload": offload,
-        "on_gpu": bool(gpus),
-    }
-    plan = plan_memory(config, 1, max((host, *gpus)), host_limit=host, gpus=gpus, **asked)
-    found = next(item for item in plan.footprints if item.backend == "device_map")
-    if found.places is None:
-        raise ValueError(found.why_not)
-    return found.places.modules
-
-
-def gib(number: int) -> str:
-    """Bytes as text in GiB."""
-    value = number / 2**30
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+    if not named:  # else there is nothing to plan: the work of the forward is not asked about
+        asked: dict[str, Any] = {"dtype": dtype, "context": context or _context(config), "batch": batch, "gpus": gpus}
+        try:
+            plan = plan_memory(
+                config, 1, max((host, *gpus)), offload=offload, host_limit=host, on_gpu=bool(gpus), **asked
+            )
+        except Unplanned:  # a quarter is left to the work, whose size is not known
+            host, gpus = host * 3 // 4, tuple(size * 3 // 4 for size in gpus)
+        else:
+            found = next(item for item in plan.footprints if item.backend == "device_map")
+            if found.places is None:
+                raise ValueError(found.why_not)
+            return found.places.modules
+    expands = in_blocks(config) and dtype == "auto" and not stays_packed(config, dtype, bool(gpus))
+    with planning(config):
+        model = skeleton(config, _whole(config, dtype) if expands else dtype)
+    host = host if offload or not gpus else 0
+    return device_map.place(model, gpus, host, offload not in ("", "cpu"), asked=max_memory).modules
 
 
 def _context(config: Any) -> int:
     return min(getattr(config.get_text_config(), "max_position_embeddings", None) or 4096, 32768)
-
-
-def _latent_copies(config: Any) -> int:
-    """Bytes of the bfloat16 copies of FP8 projections with which latent attention is decoded (``kv_b_proj`` of every layer)."""
-    text = config.get_text_config()
-    rank = getattr(text, "kv_lora_rank", None) or 0
-    if not rank:
-        return 0
-    rows = text.num_attention_heads * (text.qk_nope_head_dim + text.v_head_dim)
-    return int(2 * rank * rows * text.num_hidden_layers)
-
-
-def _computing(model: Any) -> torch.dtype:
-    return model.get_input_embeddings().weight.dtype
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,7 @@ class _Work:
     limit: int
     offload: str
     host_limit: int | None
-    fp8: bool
+    packed: bool
     max_memory: str
     gpus: Sequence[int] | None
 
@@ -227,16 +232,16 @@ class _Work:
             return Footprint(backend=backend, why_not=why_not)
         if one_process:
             return self._in_one_process()
-        keeps_fp8 = self.fp8 and backend in ("plain", "tp_ep")
-        model = self.stored if keeps_fp8 else self.expanded
+        keeps_blocks = self.packed and backend in ("plain", "tp_ep")
+        model = self.stored if keeps_blocks else self.expanded
         shard = shard_of(model, backend, world_size, self.offload)
-        cache = self.cache // self._cache_parts(world_size) if backend == "tp_ep" else self.cache
+        cache = self.cache // cache_parts(self.expanded, world_size) if backend == "tp_ep" else self.cache
         found = Footprint(
             backend=backend,
             weights=0 if self.offload else shard.weights,
             gathered=shard.gathered,
             cache=cache,
-            activations=self.run.activations + (_latent_copies(self.config) if keeps_fp8 else 0),
+            activations=self.run.activations + (latent_copies(self.config) if keeps_blocks else 0),
             host=shard.host,
             loading=shard.loading,
         )
@@ -250,7 +255,7 @@ class _Work:
         assert self.gpus is not None
         try:
             found = device_map.place(
-                self.stored if self.fp8 else self.expanded,
+                self.stored if self.packed else self.expanded,
                 self.gpus,
                 self.host_limit if self.offload or not self.gpus else 0,
                 self.offload not in ("", "cpu"),
@@ -275,14 +280,6 @@ class _Work:
             places=found,
         )
 
-    def _cache_parts(self, world_size: int) -> int:
-        """Number of ranks that share the key-value heads; latent caches and replicated attention are whole on each rank."""
-        if world_size == 1:
-            return 1
-        tp_plan, _ = parallel_rules(self.expanded, world_size)
-        cut = any(name.rpartition(".")[2] == "k_proj" and style == "colwise" for name, style in tp_plan.items())
-        return world_size if cut else 1
-
     def advice(self, world_size: int) -> str:
         """What to change when nothing fits, most effective first."""
         found = []
@@ -293,7 +290,7 @@ class _Work:
                 break
         if self.run.activations + self.cache > self.limit // 4:
             found.append("a smaller --batch or --context")
-        if not self.fp8 and not is_fp8(self.config):  # a checkpoint that is expanded here is already FP8
+        if not self.packed and not in_blocks(self.config):  # a checkpoint that is expanded here is already small
             found.append("an FP8 checkpoint with tp_ep")
         if not self.offload:
             found.append(f"{'device_map' if world_size == 1 else 'zero3'} with --offload cpu")

@@ -15,7 +15,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from moe_steer.backends.checkpoint import LoadRequest, is_gguf, quantisation
+from moe_steer.backends.blueprint import BLOCKS, is_gguf, quantisation
+from moe_steer.backends.checkpoint import LoadRequest
 from moe_steer.backends.layout import Layout
 
 Loader = Callable[[LoadRequest, Layout], tuple[Any, Layout]]
@@ -53,7 +54,7 @@ def refusal(backend: str, config: Any, world_size: int) -> str:
         return str(_module(backend).refusal(config, world_size))
     if is_gguf(config):
         return "a GGUF file is dequantised by one process: use plain or device_map"
-    if (method := quantisation(config)) not in ("", "fp8", "mxfp4"):
+    if (method := quantisation(config)) not in ("", *BLOCKS):
         return f"{method} weights are held whole by the classes of their own package: use plain or device_map"
     return _old_transformers() or str(_module(backend).refusal(config, world_size))
 

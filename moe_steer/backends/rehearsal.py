@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from moe_steer.backends.blueprint import Bounded
+
+_SHORT = 4
+"""Tokens with which a cache is made before it is stretched to its full length."""
+_CHUNKED = 256
+"""Recurrent layers compute a prompt in many small steps without their kernels: longer prompts are drawn on from this one."""
+_LIBRARY = "transformers.cache_utils"
 
 
 class Rehearsed(NamedTuple):
@@ -25,9 +33,11 @@ def rehearse(model: Any, batch: int, tokens: int, on_gpu: bool = True) -> Rehear
     Attention counts as its output, as in fused kernels (the CPU has none where keys and values differ in width, as in latent
     attention: there the scores count too); the experts as the library's grouped products.
     """
-    from transformers import DynamicCache
-
-    return _pass(model, batch, tokens, DynamicCache(config=model.config), on_gpu)
+    if tokens <= 2 * _CHUNKED or not _is_recurrent(model.config):
+        return _pass(model, batch, tokens, None, on_gpu)[0]
+    one, two = (_pass(model, batch, part * _CHUNKED, None, on_gpu)[0] for part in (1, 2))
+    more = tokens / _CHUNKED - 2
+    return Rehearsed(*(int(last + more * (last - first)) for first, last in zip(one, two, strict=True)))
 
 
 def rehearse_step(model: Any, batch: int, context: int, on_gpu: bool = True) -> Rehearsed:
@@ -36,36 +46,85 @@ def rehearse_step(model: Any, batch: int, context: int, on_gpu: bool = True) -> 
 
     For latent attention the prefill decides: the sampler decodes in the latent space, which needs almost no memory.
     """
-    from transformers import DynamicCache
+    past = max(context - 1, 1)
+    mask_BT = torch.ones((batch, past + 1), dtype=torch.long, device="meta")
+    short = past if any(kind.__module__ != _LIBRARY for kind in _kinds(model.config)) else min(_SHORT, past)
+    cache = _pass(model, batch, short, None, on_gpu, attention_mask=mask_BT[:, :short])[1]
+    if _decodes_in_latents(model) and _stretch(cache, past + 1):
+        return Rehearsed(_bytes_of(cache), 0)
+    if short < past and not _stretch(cache, past):
+        cache = _pass(model, batch, past, None, on_gpu, attention_mask=mask_BT[:, :past])[1]
+    return _pass(model, batch, 1, cache, on_gpu, attention_mask=mask_BT)[0]
 
-    if getattr(model.config.get_text_config(), "kv_lora_rank", None):
-        return Rehearsed(rehearse(model, batch, context, on_gpu).cache, 0)
-    cache = DynamicCache(config=model.config)
-    _pass(model, batch, max(context - 1, 1), cache, on_gpu)
-    mask_B11T = torch.ones((batch, 1, 1, cache.get_seq_length() + 1), dtype=torch.bool, device="meta")
-    return _pass(model, batch, 1, cache, on_gpu, attention_mask=mask_B11T)
+
+def _is_recurrent(config: Any) -> bool:
+    """Whether some layers keep a state (linear attention, state space) in place of keys and values."""
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+    return any(issubclass(kind, LinearAttentionCacheLayerMixin) for kind in _kinds(config))
 
 
-def _pass(model: Any, batch: int, tokens: int, cache: Any, on_gpu: bool, **more: Any) -> Rehearsed:
+def _kinds(config: Any) -> set[type]:
+    """The classes that keep the past of the layers."""
+    from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicLayer
+
+    named = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+    return {DYNAMIC_LAYER_TYPE_MAPPING.get(name, DynamicLayer) for name in named}
+
+
+def _decodes_in_latents(model: Any) -> bool:
+    """Whether attention is latent and reads all keys: an indexer chooses among expanded ones."""
+    latent = [module for module in model.modules() if hasattr(module, "kv_b_proj") and hasattr(module, "expand_kv")]
+    return bool(latent) and not any(hasattr(module, "indexer") for module in latent)
+
+
+def _stretch(cache: Any, tokens: int) -> bool:
+    """Give every layer of a short cache the size that it has after ``tokens`` tokens, by its kind; False where a layer is of the
+    family's own kind, whose growth only the family's code knows."""
+    if any(type(layer).__module__ != _LIBRARY for layer in cache.layers):
+        return False
+    for layer in cache.layers:
+        if not isinstance(getattr(layer, "keys", None), Tensor) or layer.keys.ndim != 4:
+            continue  # a state, which does not grow
+        kept = tokens
+        if layer.is_sliding:
+            kept, layer.cumulative_length = min(tokens, layer.sliding_window - 1), tokens
+        for name, dimension in (("keys", 2), ("values", 2), ("indexer_keys", 1), ("indexer_position_ids", 2)):
+            short = getattr(layer, name, None)
+            if isinstance(short, Tensor) and short.ndim > dimension:
+                setattr(layer, name, short.new_empty((*short.shape[:dimension], kept, *short.shape[dimension + 1 :])))
+    return True
+
+
+def _pass(model: Any, batch: int, tokens: int, cache: Any, on_gpu: bool, **more: Any) -> tuple[Rehearsed, Any]:
+    """What a forward takes, and the cache after it: the given one, or the one that the model makes for itself."""
     ids_BS = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
-    with torch.no_grad(), _FusedKernels(on_gpu), _Allocations() as allocations:
-        model(input_ids=ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)
-        kept = _bytes_of(cache)
-    return Rehearsed(kept, max(0, allocations.peak - kept))
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        more["logits_to_keep"] = 1
+    if "attention_mask" in more:
+        first = more["attention_mask"].shape[1] - tokens
+        more["position_ids"] = torch.arange(first, first + tokens, device="meta").expand(batch, tokens)
+    with torch.no_grad(), _WithoutData(on_gpu), _Allocations() as allocations:
+        output = model(input_ids=ids_BS, past_key_values=cache, use_cache=True, **more)
+        kept = _bytes_of(output.past_key_values)
+    return Rehearsed(kept, max(0, allocations.peak - kept)), output.past_key_values
 
 
 def _bytes_of(cache: Any) -> int:
     storages = {}
-    for layer in cache.layers:
-        for value in vars(layer).values():
-            for tensor in tree_leaves(value):
-                if isinstance(tensor, Tensor):
-                    storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+    for owner in (cache, *cache.layers):
+        for tensor in tree_leaves(list(vars(owner).values())):
+            if isinstance(tensor, Tensor) and tensor.ndim:
+                storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
     return sum(storages.values())
 
 
-class _FusedKernels(TorchFunctionMode):
-    """Replaces kernels that do not run on the meta device, or are slow there."""
+class _WithoutData(Bounded):
+    """Replaces kernels that do not run on the meta device, or are slow there, and answers what only data can tell.
+
+    Questions are answered by no (rows are padded, a mask is needed), numbers are 0, and where the experts that were hit are
+    looked for, one is found, with all tokens: the most that a loop over the experts holds at once.
+    """
 
     def __init__(self, on_gpu: bool) -> None:
         super().__init__()
@@ -80,7 +139,38 @@ class _FusedKernels(TorchFunctionMode):
         if func in (getattr(torch.nn.functional, "grouped_mm", None), getattr(torch, "_grouped_mm", None)):
             rows, weight = args[:2]
             return rows.new_empty((rows.shape[0], weight.shape[-1]))
-        return func(*args, **kwargs)
+        answer = _guess(func, args, kwargs) if args and isinstance(args[0], Tensor) and args[0].is_meta else _UNKNOWN
+        return super().__torch_function__(func, types, args, kwargs) if answer is _UNKNOWN else answer
+
+
+_UNKNOWN = object()
+
+
+def _guess(func: Any, args: Any, kwargs: Any) -> Any:
+    """The answer to a question that only data can answer; ``_UNKNOWN`` for any other call."""
+    first = args[0]
+    if func is Tensor.__bool__:
+        return False
+    if func in (Tensor.item, Tensor.__int__, Tensor.__index__):
+        return 0
+    if func in (torch.nonzero, Tensor.nonzero):
+        found = first.new_empty((1, first.ndim), dtype=torch.long)
+        return tuple(found.unbind(1)) if kwargs.get("as_tuple") else found
+    if func in (torch.where, Tensor.where) and len(args) == 1 and not kwargs:
+        return tuple(first.new_empty(first.shape[-1:], dtype=torch.long) for _ in range(first.ndim))
+    if func not in (Tensor.__getitem__, Tensor.__setitem__):
+        return _UNKNOWN
+    parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+    if not any(isinstance(part, Tensor) and (part.ndim == 0 or part.dtype == torch.bool) for part in parts):
+        return _UNKNOWN
+    return first[sum((_index(part) for part in parts), ())] if func is Tensor.__getitem__ else None
+
+
+def _index(part: Any) -> tuple[Any, ...]:
+    """A part of an index without data: the first of a dimension for an unknown number, all of it for an unknown choice."""
+    if not isinstance(part, Tensor) or (part.ndim and part.dtype != torch.bool):
+        return (part,)
+    return (slice(None),) * part.ndim if part.dtype == torch.bool else (0,)
 
 
 class _Allocations(TorchDispatchMode):

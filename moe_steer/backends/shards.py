@@ -64,6 +64,25 @@ def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "")
     return Shard(weights, gathered, loading=loading)
 
 
+def latent_copies(config: Any) -> int:
+    """Bytes of the bfloat16 copies of FP8 projections with which latent attention is decoded (``kv_b_proj`` of every layer)."""
+    text = config.get_text_config()
+    rank = getattr(text, "kv_lora_rank", None) or 0
+    if not rank:
+        return 0
+    rows = text.num_attention_heads * (text.qk_nope_head_dim + text.v_head_dim)
+    return int(2 * rank * rows * text.num_hidden_layers)
+
+
+def cache_parts(model: Any, world_size: int) -> int:
+    """Number of ranks under tp_ep that share the key-value heads; latent caches and replicated attention are whole on each."""
+    if world_size == 1:
+        return 1
+    tp_plan, _ = parallel_rules(model, world_size)
+    cut = any(name.rpartition(".")[2] == "k_proj" and style == "colwise" for name, style in tp_plan.items())
+    return world_size if cut else 1
+
+
 def _beside_nvme(model: nn.Module, world_size: int) -> int:
     """Bytes of a rank's shard that stay in memory when the rest is on NVMe, plus the transfer buffers."""
     parts = [-(-parameter.numel() // world_size) * parameter.element_size() for parameter in model.parameters()]

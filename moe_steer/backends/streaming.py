@@ -47,8 +47,12 @@ def cut_while_reading(settings: dict[str, Any]) -> Iterator[None]:
         path, _, name = target_name.rpartition(".")
         module = model.get_submodule(path)
         if target_name in own:
-            module._parameters[name] = _cut_already(cutter, module._parameters[name].shape, value)
+            whole = module._parameters[name].shape
             loading_info.missing_keys.discard(target_name)
+            if value.shape[1:] != whole[1:]:
+                loading_info.mismatched_keys.add((target_name, torch.Size((whole[0], *value.shape[1:])), whole))
+                return
+            module._parameters[name] = _cut_already(cutter, whole, value)
             return
         set_whole(model, target_name, value, loading_info, *rest)
         parameter = module._parameters.get(name)
@@ -86,6 +90,8 @@ def own_experts_while_reading() -> Iterator[None]:
 def _among_zeros(part: Any, shape: torch.Size) -> Tensor:
     """This rank's experts at their place in a tensor of ``shape``, whose other pages are never written and so use no memory."""
     part = part[0] if isinstance(part, list) else part
+    if part.shape[1:] != shape[1:]:
+        return part  # the library then says which tensor has another shape
     pages = mmap.mmap(-1, shape.numel() * part.element_size())
     whole = torch.frombuffer(pages, dtype=part.dtype).view(shape)
     first = dist.get_rank() * part.shape[0]

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moe_steer.backends.checkpoint import LoadRequest, skeleton
+from moe_steer.backends.blueprint import skeleton
+from moe_steer.backends.checkpoint import LoadRequest
 from moe_steer.backends.layout import Layout
 
 _ATTENTION = (".self_attn", ".attn", ".attention")

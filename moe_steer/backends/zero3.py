@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from moe_steer.backends import engine, offload
-from moe_steer.backends.checkpoint import LoadRequest, dequantised, skeleton, stored_dtype, torch_dtype
+from moe_steer.backends.blueprint import dequantised, skeleton, stored_dtype, torch_dtype
+from moe_steer.backends.checkpoint import LoadRequest
 from moe_steer.backends.layout import Layout, local_ranks
 from moe_steer.backends.streaming import cut_while_reading
 

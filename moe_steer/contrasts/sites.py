@@ -14,7 +14,26 @@ __all__ = ["MarkedSequence", "answer_pairs", "concise_and_verbose", "decision_si
 
 SWITCH_WORDS = ("Wait", "Alternatively", "Hmm")
 _STEP_ENDS = (".", "!", "?", "\n")
-_LEADS = frozenset(["but", "so", "no", "and", "oh", "or", "well", "now", "okay", "ok", "yes", "yeah", "hmm", "wait", "actually", "then"])
+_LEADS = frozenset(
+    [
+        "but",
+        "so",
+        "no",
+        "and",
+        "oh",
+        "or",
+        "well",
+        "now",
+        "okay",
+        "ok",
+        "yes",
+        "yeah",
+        "hmm",
+        "wait",
+        "actually",
+        "then",
+    ]
+)
 
 
 def decision_sites(

@@ -94,11 +94,10 @@ class _Probe:
 
     def switches(self, base: str) -> tuple[Arguments, Arguments]:
         """The arguments that turn thinking on, and off; empty where the template does so by itself."""
-        given = self._asked.arguments
         names = [n for n in variables(self._tokenizer) if _SWITCH_NAMES.search(n) and not _NO_SWITCHES.search(n)]
+        if set(names) & set(self._asked.arguments):
+            return {}, {}  # the user has decided
         for name in sorted(names, key=lambda name: (name != "enable_thinking", name != "thinking", name)):
-            if name in given:
-                continue
             on, off = (self.rendered([_USER], **{name: value}) for value in (True, False))
             if on is None or off is None or on == off:
                 continue
@@ -124,7 +123,13 @@ class _Probe:
             close = next((s.text for s in item.switches if s.closes), None)
             if item.opens(prompt) or any(close and text.rstrip().endswith(close) for text in (prompt, base)):
                 return self._with_white_space(item, prompt)
-        return None
+        opening = _TAG_AT_END.search(prompt)
+        word = opening and re.match(r"[<\[]([^\s<>\[\]]+)", opening[1])
+        if not opening or not word:
+            return None
+        closing = f"{opening[1][0]}/{word[1]}{opening[1][-1]}"
+        known = isinstance(self._template, str) and closing in self._template
+        return _new_format(opening[0], closing) if known else None
 
     def _by_history(self, prompt: str, on: Arguments) -> ThinkingFormat | None:
         for message in _turns_with_thought():

@@ -41,7 +41,9 @@ class Rows:
     def join(self, others: Sequence[Rows]) -> Rows:
         """The state of these rows, then of the others'; the number of forwards is that of these."""
         parts = [self, *others]
-        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name, _ in self._tensors()}
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name, _ in self._tensors()
+        }
         return dataclasses.replace(self, **joined, follows_tags=all(part.follows_tags for part in parts))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:

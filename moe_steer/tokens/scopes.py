@@ -27,6 +27,7 @@ SCOPE_FORMS = "all, prompt, thought, answer, generated, step_end, step_end:CLASS
 _PLAIN_STEP_END = frozenset({"sentence", "line"})
 
 _TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_CLASSES: weakref.WeakKeyDictionary[Any, tuple[int, ...]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +98,10 @@ class SpecialTokens:
 
 def special_tokens(tokenizer: Any) -> SpecialTokens:
     """Read the ids of the thinking tags and the class of every token."""
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], skip_special_tokens=True)
-    return SpecialTokens(tags=token_tags(tokenizer), classes=tuple(map(token_class, texts)))
+    if tokenizer not in _CLASSES:  # a second for a large vocabulary, and every steered chunk of a run asks
+        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], skip_special_tokens=True)
+        _CLASSES[tokenizer] = tuple(map(token_class, texts))
+    return SpecialTokens(tags=token_tags(tokenizer), classes=_CLASSES[tokenizer])
 
 
 def remember_tokenizer(model: Any, tokenizer: Any) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from launch.core import sharded
+from launch.core import wiring
 from launch.core.ranks import Ranks, leave, ranks_of_this_run
-from launch.core.sharded import broadcast_plan
+from launch.core.wiring import broadcast_plan
 from moe_steer.plan import ExpertGain, ResidualVector, SteeringPlan
 
 
@@ -43,13 +43,13 @@ def cases(ranks: Ranks, folder: Path) -> dict[str, str]:
     received = broadcast_plan(own if ranks.is_main else None, ranks)
     result["received"] = received.digest()
     result["rank 0's"] = dataclasses.replace(own, experts=[ExpertGain(2, 3, 4.0)]).digest()
-    unpack = sharded._unpack
+    unpack = wiring._unpack
 
     def torn(data: dict[str, object], vectors: list[bytes]) -> SteeringPlan:
         arrived = unpack(data, vectors)
         return dataclasses.replace(arrived, experts=()) if ranks.rank == 1 else arrived
 
-    sharded._unpack = torn
+    wiring._unpack = torn
     result["torn on its way"] = said(lambda: broadcast_plan(plan if ranks.is_main else None, ranks))
     return result
 

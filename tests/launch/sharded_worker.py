@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from expert_stats import MarkerSet, RoutingCounts, Trace
 from expert_stats.collect import collect_counts
 from launch.core.ranks import Ranks, leave, ranks_of_this_run
-from launch.core.sharded import broadcast_plan, collect_over_ranks
+from launch.core.wiring import broadcast_plan, collect_over_ranks
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, steer
 from moe_steer.backends.layout import layout_of, lockstep
 from moe_steer.layers import model_shape

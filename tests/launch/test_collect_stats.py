@@ -10,7 +10,7 @@ import pytest
 from expert_stats import ExpertScores, RoutingCounts
 from launch.cli.main import main as command_line
 from launch.collect_stats import main
-from launch.core import sharded
+from launch.core import wiring
 from rank_processes import ROOT, run_ranks
 
 
@@ -49,7 +49,7 @@ def test_interrupted_it_goes_on_with_the_missing_parts(
 ) -> None:
     out = tmp_path / "stats"
     command = ["--traces", str(traces), "--part", "7", "--out", str(out)]
-    real, counted = sharded.collect_over_ranks, []
+    real, counted = wiring.collect_over_ranks, []
 
     def until_the_third(model: Any, some: Any, *rest: Any, **named: Any) -> RoutingCounts:
         if len(counted) == 2:
@@ -57,7 +57,7 @@ def test_interrupted_it_goes_on_with_the_missing_parts(
         counted.append(len(some))
         return real(model, some, *rest, **named)
 
-    monkeypatch.setattr(sharded, "collect_over_ranks", until_the_third)
+    monkeypatch.setattr(wiring, "collect_over_ranks", until_the_third)
     assert main(command) == 1
     assert "the power went" in capsys.readouterr().err
     assert not (out / "counts.safetensors").exists()
@@ -73,7 +73,7 @@ def test_interrupted_it_goes_on_with_the_missing_parts(
 def test_finished_it_counts_nothing_twice_and_may_score_anew(
     traces: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sharded, "collect_over_ranks", lambda *_, **__: pytest.fail("nothing is left to count"))
+    monkeypatch.setattr(wiring, "collect_over_ranks", lambda *_, **__: pytest.fail("nothing is left to count"))
     command = ["--traces", str(traces), "--out", str(whole)]
     assert main([*command, "--coefficients", "<think>=1", "</think>=0", "Alternatively=0"]) == 0
     assert ExpertScores.load(whole / "scores.json").coefficients == (1.0, 0.0, 0.0, 0.0)

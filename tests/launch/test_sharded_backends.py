@@ -109,7 +109,7 @@ def test_four_ranks_equal_one_process(case: str, four: list[dict[str, Any]]) -> 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_rank_holds_what_the_memory_plan_says(backend: str, fast: list[dict[str, Any]], tmp_path: Path) -> None:
-    from moe_steer.backends.checkpoint import skeleton
+    from moe_steer.backends.blueprint import skeleton
     from moe_steer.backends.shards import shard_of
     from moe_steer.loading import read_config
     from sharded_models import save_checkpoint
@@ -160,7 +160,7 @@ def test_in_bfloat16_two_ranks_differ_by_its_rounding(case: str, rounded: list[l
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["plain", *BACKENDS])
 def test_loading_takes_what_the_memory_plan_says(backend: str, tmp_path: Path) -> None:
-    from moe_steer.backends.checkpoint import skeleton
+    from moe_steer.backends.blueprint import skeleton
     from moe_steer.backends.shards import shard_of
     from moe_steer.loading import read_config
 

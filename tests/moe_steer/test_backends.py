@@ -15,7 +15,8 @@ from transformers import CONFIG_MAPPING
 import tiny
 from moe_steer import load_model
 from moe_steer.backends.autoep import PRESETS
-from moe_steer.backends.checkpoint import cached_folder, check_shards, skeleton, whole_blocks
+from moe_steer.backends.blueprint import skeleton
+from moe_steer.backends.checkpoint import cached_folder, check_shards, whole_blocks
 from moe_steer.backends.engine import settings, zero3_section
 from moe_steer.backends.layout import Layout, layout_of, lockstep, remember_layout
 from moe_steer.backends.memory import choose_backend

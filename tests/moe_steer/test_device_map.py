@@ -17,7 +17,7 @@ from expert_stats.collect import router_digest
 from launch.cli.main import main
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, observe_residual, observe_routing, steer
 from moe_steer.backends import layout_of
-from moe_steer.backends.checkpoint import skeleton
+from moe_steer.backends.blueprint import skeleton
 from moe_steer.backends.device_map import check_max_memory, place
 from moe_steer.backends.memory import choose_backend, plan_memory
 from moe_steer.directions import Direction

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from launch.cli.main import main
 from moe_steer.backends import checkpoint, memory, shards
-from moe_steer.backends.checkpoint import skeleton
+from moe_steer.backends.blueprint import skeleton
 from moe_steer.backends.engine import KEEP_WHOLE_BELOW
 from moe_steer.backends.memory import choose_backend, plan_memory
 from moe_steer.backends.rehearsal import Rehearsed, _Allocations, rehearse, rehearse_step
@@ -109,7 +109,7 @@ def test_the_plan_is_within_5_percent_of_what_one_process_allocates(case: str) -
 
 
 def test_the_latent_cache_of_r1_is_70272_bytes_a_token() -> None:
-    from moe_steer.backends.checkpoint import skeleton
+    from moe_steer.backends.blueprint import skeleton
 
     model = skeleton(config_of("deepseek_v3", R1), "bfloat16")
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(671.0e9, rel=1e-3)

@@ -133,6 +133,13 @@ def test_tags_that_nobody_named_are_read_from_the_template() -> None:
     assert (fmt.name, fmt.opened) == ("<ponder level='3'>...</ponder>", False)
     assert fmt.split("<ponder level='9'>hm</ponder>\n4") == ("closed", "hm", "4")
     assert fmt.split(fmt.write("hm", "4")) == ("closed", "hm", "4")
+    opened = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</muse>')[-1] }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% if deep_thinking %}<muse>\n{% endif %}{% endif %}"
+    )
+    fmt = thinking_format(byte_tokenizer(template=opened))
+    assert (fmt.name, fmt.opened, dict(fmt.arguments)) == ("<muse>...</muse>", True, {"deep_thinking": True})
+    assert fmt.split("hm</muse>4") == ("closed", "hm", "4")
     assert named("<a>...</a>").split("<a>x</a>4") == ("closed", "x", "4")
 
 

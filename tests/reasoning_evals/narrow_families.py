@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Iterable
 from typing import Any
 
+import torch
 from transformers import CONFIG_MAPPING
 
 from families import FAMILIES, build_from_config
@@ -25,6 +27,27 @@ COMPRESSED = {
     "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"], "index_topk_blocks": 2},
 }  # fmt: skip
 """Entries of the table whose own kind of cache the table leaves out."""
+
+
+ALONE = {"deepseek_v4", "minimax", "minimax_m3_vl_text", "unlimited_ocr"}
+"""Families with a cache of their own: rows cannot be joined, and only prompts of one length share a batch."""
+
+
+def generated(model: Any, prompts: Iterable[tuple[int, ...]], length: int) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Prompt -> the greedy tokens of ``model.generate`` for it alone, without an end."""
+    settings = {"do_sample": False, "pad_token_id": 0, "min_new_tokens": length, "max_new_tokens": length}
+    model.generation_config.eos_token_id, found = None, {}
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+        found[prompt] = tuple(out[0, len(prompt) :].tolist())
+    return found
+
+
+def until(tokens: tuple[int, ...], stops: Collection[int]) -> tuple[int, ...]:
+    """The tokens up to the first that ends a text."""
+    ends = [place + 1 for place, token in enumerate(tokens) if token in stops]
+    return tokens[: ends[0] if ends else None]
 
 
 @functools.cache

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList
 
-from moe_steer.thinking import TokenTags
+from moe_steer.thinking import FORMATS, TokenTags, token_tags
+from published_templates import TAGS as TAG_TEXTS
+from published_templates import byte_tokenizer
 from reasoning_evals.decoding import Ban, SwitchPenalty, ThinkingBudget, completed_by, last_end, last_start
 
 PAD, OPEN, CLOSE = 0, 1, 2
@@ -214,3 +216,27 @@ def test_where_forms_stand() -> None:
 def test_wrong_settings_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", [name for name, fmt in FORMATS.items() if fmt.thinks])
+@pytest.mark.parametrize("tags", [TAG_TEXTS, []], ids=["tags are tokens", "tags are bytes"])
+def test_a_budget_ends_the_thought_in_every_format(name: str, tags: list[str]) -> None:
+    """A model that would go on for ever writes its closing text after the budget, token by token, and is then let alone."""
+    fmt, tokenizer = FORMATS[name], byte_tokenizer(tags)
+    forms = token_tags(tokenizer, fmt)
+    assert forms is not None
+    letter = tokenizer("x", add_special_tokens=False)["input_ids"][0]
+    ids = tokenizer(f"Q {fmt.open.strip()}", add_special_tokens=False)["input_ids"]
+    started = len(ids)
+    rule = ThinkingBudget(num_tokens=5, tags=forms)
+    scores = torch.zeros(1, len(tokenizer))
+    scores[0, letter] = 1.0
+    for _ in range(60):
+        ids.append(int(rule(torch.tensor([ids]), scores).argmax()))
+    written = tokenizer.decode(ids[started:])
+    thought, _, rest = written.partition(
+        fmt.close.strip().split("<|START_RESPONSE|>")[0].split("<|begin_of_solution|>")[0].strip()
+    )
+    assert thought == "x" * 5
+    assert rest.strip("x") in ("", "<|start|>assistant<|channel|>final<|message|>")
+    assert fmt.split(written, opened=True).state == "closed"

@@ -81,10 +81,10 @@ def test_corrected_targets_and_another_judge_are_taken(folder: Path) -> None:
     assert all(a.correct != b.correct for a, b in closed)
 
     class Always:
-        outcome, extracted, reason = "no_answer", None, "always"
+        outcome, extracted, reason = "wrong", None, "always"
 
     rows = grade_run(folder, grade=lambda problem, thought: Always())
-    assert {row.outcome for row in rows} == {"no_answer"}
+    assert {row.outcome for row in rows} == {"wrong"}
 
 
 def test_grades_of_an_ungraded_or_damaged_folder(folder: Path) -> None:

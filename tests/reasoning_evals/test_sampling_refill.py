@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer, DynamicS
 
 import tiny
 from moe_steer import ExpertGain, SteeringPlan, steer
-from reasoning_evals.decoding import Tags, ThinkingBudget
+from moe_steer.thinking import TokenTags
+from reasoning_evals.decoding import ThinkingBudget
 from reasoning_evals.engines import batch as batches
 from reasoning_evals.engines import cache_rows
 from reasoning_evals.engines.in_process import InProcessSampler
@@ -134,7 +135,7 @@ def test_joined_and_narrowed_caches_hold_each_row_as_alone(kind: str, lengths: t
 
 
 def test_processors_see_each_row_as_alone() -> None:
-    rules = LogitsProcessorList([ThinkingBudget(num_tokens=9, tags=Tags(open=(6,), close=(7,)))])
+    rules = LogitsProcessorList([ThinkingBudget(num_tokens=9, tags=TokenTags.of_pair((6,), (7,)))])
     few, many = (sampler_of("qwen2", processors=rules, batch_size=size) for size in (3, 18))
     requests = requests_of(few)
     made = dict(drawn(few, requests))
