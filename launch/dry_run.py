@@ -7,39 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.core.beforehand import Machine, look, settle
+from launch.core.failure import in_own_words
 from launch.core.options import USUAL_PROMPT, RunOptions
 from launch.core.ranks import Ranks
 from launch.jobs.experts_options import Options
 from moe_steer import SteeringPlan
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a run gets: ``gpus`` ranks, one a GPU; ``limit``: bytes that tensors may fill on each; ``what``: in words; ``on_gpu``:
-    whether it computes with the kernels of a GPU."""
-
-    gpus: int
-    limit: int
-    what: str
-    on_gpu: bool = True
-
-    @classmethod
-    def of_gpus(cls, gpus: int, gpu_gib: float, name: str = "GPUs") -> Machine:
-        """So many GPUs of the size that their maker states."""
-        from moe_steer.backends import GPU_SHARE
-
-        return cls(gpus=gpus, limit=int(gpu_gib * GPU_SHARE * 2**30), what=f"{gpus} x {name} of {gpu_gib:g} GiB")
-
-    @classmethod
-    def here(cls, world_size: int) -> Machine:
-        """The ranks of this start, on this machine."""
-        import torch
-
-        from moe_steer.backends import available_bytes
-
-        limit, where = available_bytes(world_size)
-        what = f"{world_size} rank{'s' * (world_size > 1)} here, {where}"
-        return cls(gpus=world_size, limit=limit, what=what, on_gpu=torch.cuda.is_available())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +104,7 @@ def fit(
         raise ValueError(f"backend {backend!r} cannot run this job: {footprint.why_not}")
     if not footprint.fits:
         others = [item.backend for item in found.footprints if item.fits]
-        change = f"use --backend {others[0]}" if others else found.advice
+        change = f"use --backend {others[0]}" if others else in_own_words(found.advice, rows or options.rows)
         raise ValueError(
             f"backend {backend!r} does not fit on {machine.what}: {gib(footprint.total)} of {gib(machine.limit)} GiB a rank; {change}"
         )
@@ -148,39 +121,33 @@ def fit(
 def report(options: Options, ranks: Ranks) -> str:
     """What a start with these options would do, as lines; ValueError, as the start itself would raise it, where it cannot."""
     from launch.core.problem_sets import problem_sets
-    from launch.core.prompt_options import ask_prompts
     from launch.core.wiring import markers_for, parse_coefficients
-    from launch.jobs.experts import check_has_experts, given_plan
+    from launch.jobs.experts import check_kind, given_plan, questions_of
     from moe_steer.backends import check_shards
-    from moe_steer.loading import read_config, read_tokenizer, resolve
-    from reasoning_evals.prompts import render_prompt
+    from moe_steer.loading import resolve
     from reasoning_evals.runs import RUN_FILE, open_run
 
     plan = given_plan(options)
     sets = problem_sets(options)
-    hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
-    config = read_config(options.model, **hub)
-    tokenizer = read_tokenizer(options.model, **hub)
-    ask_prompts(tokenizer, options, quiet=not ranks.is_main)
+    known = look(options, quiet=not ranks.is_main)
+    check_kind(options, plan, known.shape)
     if Path(resolve(options.model)).is_dir():
         check_shards(resolve(options.model))
     if plan is None or plan.experts:
-        markers_for(tokenizer, options.markers, parse_coefficients(options.coefficients))
-    problems = [problem for part in sets for problem in part]
-    prompt = max(len(render_prompt(tokenizer, problem.prompt).token_ids) for problem in problems)
-    work = _work(options, plan, [len(part) for part in sets])
+        markers_for(known.tokenizer, options.markers, parse_coefficients(options.coefficients))
     machine = (
         Machine.of_gpus(options.gpus, options.gpu_gib)
         if options.gpus and options.gpu_gib
-        else Machine.here(ranks.world_size)
+        else Machine.of_ranks(ranks.world_size)
     )
-    found = fit(options, plan, config, machine, prompt, min(options.rows, max(work.values())))
+    prompt = known.longest_prompt(questions_of(sets))
+    options, room = settle(options, known, prompt, Ranks(), machine)
+    work = _work(options, plan, [len(part) for part in sets])
+    found = fit(options, plan, known.config, machine, prompt, min(room.rows, max(work.values())))
     if options.offload not in ("", "cpu") and not options.gpus and not Path(options.offload).is_dir():
         raise ValueError(
             f"offload names no folder: {options.offload!r}: give 'cpu' or an existing folder on a local NVMe disk"
         )
-    if plan is None:
-        check_has_experts(options.model, found.layers_with_experts)
     folder = Path(options.folder)
     started = (folder / RUN_FILE).exists()
     if started:
@@ -188,7 +155,7 @@ def report(options: Options, ranks: Ranks) -> str:
     experts = f"{len(plan.experts)} experts, {len(plan.residual)} vectors, fits the model" if plan else "to be found"
     return "\n".join(
         [
-            f"model     {options.model} ({config.model_type})",
+            f"model     {options.model} ({known.config.model_type})",
             f"machine   {machine.what}",
             f"backend   {found}" + (f"; weights rest in {options.offload}" if options.offload else ""),
             f"plan      {experts}",

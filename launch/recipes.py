@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.dry_run import Fit, Machine, fit
+from launch.core.beforehand import Machine
+from launch.dry_run import Fit, fit
 from launch.jobs.experts_options import Options
 from launch.jobs.safety_options import SafetyOptions
 from moe_steer.errors import one_line

@@ -56,7 +56,7 @@ def _record_last(module: nn.Module) -> None:
     output. Other libraries' hooks, and the order among ours, stay as they are."""
     for key, hook in list(module._forward_hooks.items()):
         if getattr(hook, "__module__", None) == _RECORDERS:
-            module._forward_hooks.move_to_end(key)
+            module._forward_hooks.move_to_end(key)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from launch.core.option_checks import DRAWING, ReadBy, check_counts, refuse_greedy_samples, refuse_idle
-from launch.core.options import HeldModel
-from launch.core.prompt_options import PromptOptions, ask_prompts, chat_of
+from launch.core.option_checks import DRAWING, ReadBy, check_counts, refuse_idle
+from launch.core.options import HeldModel, Room
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, chat_of, usual_of
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
+    from reasoning_evals import Problem
     from reasoning_evals.runs import Arm
 
 
@@ -19,7 +20,7 @@ _ENDPOINT = ReadBy(("endpoint",), "--{option} is for sampling over HTTP: give --
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(PromptOptions, HeldModel):
+class Generate(Drawing, PromptOptions, HeldModel):
     """Sample answers to problems, under a plan or without one, and grade them; stopped and started again, it continues."""
 
     out: str
@@ -54,18 +55,19 @@ class Generate(PromptOptions, HeldModel):
     """Steering plan; left out, the model runs as it is."""
     arm_name: str | None = None
     """Name of the arm; default 'steered' with a plan, else 'baseline'."""
-    samples: int = 1
-    """Samples a problem."""
+    samples: int | None = None
+    """Samples a problem; default the task's own number, 1 where it has none."""
     greedy: bool = False
     """The most likely token at each step, instead of sampling."""
-    temperature: Annotated[float, DRAWING] = 0.6
-    """Divides the logits."""
-    top_p: Annotated[float, DRAWING] = 0.95
-    """Smallest set of tokens with at least this probability."""
+    temperature: Annotated[float | None, DRAWING] = None
+    """Divides the logits; default the task's own, 0.6 where it has none."""
+    top_p: Annotated[float | None, DRAWING] = None
+    """Smallest set of tokens with at least this probability; default the task's own, 0.95 where it has none."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."""
+    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, else the task's own or 32768, or what
+    the model's context has room for."""
     batch_size: int | None = None
-    """Samples decoded together, default 64; with --endpoint those asked for together, default 256: some times --concurrency."""
+    """Samples decoded together, default as many as fit, 64 at most; with --endpoint those asked for together, default 256: some times --concurrency."""
     seed: int = 0
     """Decides the lab's problems and all samples; the same in two arms that are to be compared."""
     strict: bool = False
@@ -77,7 +79,7 @@ class Generate(PromptOptions, HeldModel):
         """Sample, grade, and say how it went."""
         from pathlib import Path
 
-        from launch.core.options import answer_limit
+        from launch.core.prompt_options import task_line
         from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
@@ -96,15 +98,22 @@ class Generate(PromptOptions, HeldModel):
             num=self.num or (100 if lab else None),
             seed=self.seed,
         )
+        if self.endpoint:
+            if line := task_line(self):
+                print(line)
+            asked, arm = self, self._endpoint_arm()
+        else:
+            asked, arm = self._settled(problems, plan)
         config = SamplingConfig(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_new_tokens=self.max_new_tokens or answer_limit(self.model),
-            greedy=self.greedy,
-            batch_size=self.batch_size or (256 if self.endpoint else 64),
+            temperature=asked.heat,
+            top_p=asked.nucleus,
+            max_new_tokens=asked.token_limit,
+            greedy=asked.takes_most_likely,
+            batch_size=asked.rows,
         )
-        arm = self._endpoint_arm() if self.endpoint else self._model_arm(plan)
-        summary = run_arms([arm], problems, self.out, self.samples, config, self.seed, task=Path(self.problems).stem)
+        summary = run_arms(
+            [arm], problems, self.out, self.num_samples, config, self.seed, task=Path(self.problems).stem
+        )
         rows = grade_run(self.out, problems)
         speed = f", {summary.num_new_tokens / summary.seconds:.0f} tokens/s" if summary.num_new else ""
         print(f"{len(rows)} samples of {len(problems)} problems, {summary.num_new} of them new{speed}")
@@ -123,8 +132,7 @@ class Generate(PromptOptions, HeldModel):
     def _check_options(self) -> None:
         """ValueError for options that would not be followed."""
         check_counts(self, ("num", "samples", "max_new_tokens", "batch_size", "concurrency"))
-        if self.greedy:
-            refuse_greedy_samples(self.samples)
+        self.check_samples()
         if self.plan and self.endpoint:
             raise ValueError(
                 "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm-name steered instead of --plan"
@@ -134,18 +142,55 @@ class Generate(PromptOptions, HeldModel):
         refuse_idle(self)
 
     def readers(self) -> Set[str]:
-        return {"endpoint" if self.endpoint else "model", "prompts", *(() if self.greedy else ("drawing",))}
+        return {"endpoint" if self.endpoint else "model", "prompts", *(() if self.takes_most_likely else ("drawing",))}
 
-    def _model_arm(self, plan: SteeringPlan | None) -> Arm:
-        from launch.core.options import USUAL_PROMPT, answer_limit
-        from launch.core.session import load_asked
+    limited_by: ClassVar = ("max_new_tokens",)
+
+    @property
+    def usual(self) -> Usual:
+        """The task's own defaults, where it has some."""
+        return usual_of(self.problems, self.model, samples=1)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples a problem."""
+        return 1 if self.takes_most_likely else self.samples or self.usual.samples
+
+    @property
+    def token_limit(self) -> int:
+        """Longest answer in tokens."""
+        return self.max_new_tokens or self.usual.new_tokens
+
+    @property
+    def rows(self) -> int:
+        """Samples decoded together, or asked for together."""
+        return self.batch_size or (256 if self.endpoint else 64)
+
+    @property
+    def folder(self) -> str:
+        """Where the run is written."""
+        return self.out
+
+    def _settled(self, problems: Sequence[Problem], plan: SteeringPlan | None) -> tuple[Generate, Arm]:
+        """These options with what they leave to model and machine, and the model as an arm."""
+        from launch.core.beforehand import look, settle
+        from launch.core.ranks import Ranks
+
+        known = look(self)
+        if plan is not None and known.shape is not None:
+            plan.check(known.shape)
+        asked, room = settle(self, known, known.longest_prompt([problem.prompt for problem in problems]), Ranks())
+        return asked, asked._model_arm(plan, room)
+
+    def _model_arm(self, plan: SteeringPlan | None, room: Room) -> Arm:
+        from launch.core.session import load_room
         from moe_steer import steer
         from reasoning_evals.engines import InProcessSampler
         from reasoning_evals.runs import Arm
 
-        context = USUAL_PROMPT + (self.max_new_tokens or answer_limit(self.model))
-        model, tokenizer = load_asked(self, batch=self.batch_size or 64, context=context)
+        model, tokenizer = load_room(self, room)
         sampler = InProcessSampler(model, tokenizer)
+        sampler.hold(room.rows, sets_aside=True)
         if plan is None:
             return Arm(self.arm_name or "baseline", sampler, details={"plan": None})
         plan.check(model)

@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from launch.core.arguments import refuse_misread
+from launch.core.option_checks import refuse_misread
 from moe_steer.errors import exit_code, safe_console_for
 
 COMMANDS = {
@@ -48,6 +48,8 @@ JOBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 when it is done, 1 when the work failed, 2 for wrong usage (option errors exit with 2)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: silent when piped
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())

@@ -36,7 +36,7 @@ class Memory:
 
     def run(self) -> int:
         """Print the table and the verdict; 1 when nothing fits."""
-        from moe_steer.backends import GPU_SHARE, check_name, gib, plan_memory
+        from moe_steer.backends import FEWER, GPU_SHARE, check_name, gib, plan_memory
         from moe_steer.loading import read_config
 
         dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(self.dtype, self.dtype)
@@ -80,5 +80,5 @@ class Memory:
         if plan.fastest:
             print(f"fastest that fits: {plan.fastest.backend}")
             return 0
-        print(f"none fits: {plan.advice}")
+        print(f"none fits: {plan.advice.replace(FEWER, 'a smaller --batch or --context')}")
         return 1

@@ -113,3 +113,12 @@ def _parent_of(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+def in_own_words(text: str, rows: int) -> str:
+    """Advice about memory with the names of the options of a job."""
+    from moe_steer.backends import FEWER
+
+    return text.replace(
+        FEWER, "a smaller --max-new-tokens" if rows == 1 else "a smaller --batch-size or --max-new-tokens"
+    )

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems, refuse_greedy_samples
-from launch.core.prompt_options import PromptOptions
+from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, usual_of
 from moe_steer.lab import EMBEDDED
 
 OptionsT = TypeVar("OptionsT")
@@ -17,16 +17,18 @@ OptionsT = TypeVar("OptionsT")
 BASELINE = "baseline"
 """The arm without any change, in every job."""
 PARTS = ("identification", "tuning", "test")
-_ANSWER_LIMITS = {"lab": 256, "lab-dense": 384}
 USUAL_PROMPT = 1024
 """Tokens of a prompt, where memory must be planned before the prompts are known."""
 ELSEWHERE = frozenset({"out", "name", "local_rank", "strict", "backend", "offload", "max_memory"})
 """Options that decide where a run is written and who writes it, not what it finds."""
 
 
-def answer_limit(model: str) -> int:
-    """The default longest answer in tokens, thought included: what the embedded models need, plenty for any other."""
-    return _ANSWER_LIMITS.get(model, 32768)
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What memory was planned for: ``rows`` decoded together, of up to ``context`` tokens each."""
+
+    rows: int
+    context: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class ModelOptions(PromptOptions, HeldModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(ModelOptions):
+class RunOptions(Drawing, ModelOptions):
     """Where a run is written, and how its answers are sampled."""
 
     out: str | None = None
@@ -85,28 +87,37 @@ class RunOptions(ModelOptions):
     """One greedy answer a problem instead of samples."""
     samples: int | None = None
     """Samples a problem and arm; default the task's own number, 4 where it has none."""
-    temperature: Annotated[float, DRAWING] = 0.6
-    """Divides the logits."""
-    top_p: Annotated[float, DRAWING] = 0.95
-    """Smallest set of tokens with at least this probability."""
+    temperature: Annotated[float | None, DRAWING] = None
+    """Divides the logits; default the task's own, 0.6 where it has none."""
+    top_p: Annotated[float | None, DRAWING] = None
+    """Smallest set of tokens with at least this probability; default the task's own, 0.95 where it has none."""
     batch_size: int | None = None
-    """Samples decoded together; default 256 for an embedded model, 64 else. Part of the run's identity: it decides the last bits."""
+    """Samples decoded together; default as many as fit, 64 at most (256 for an embedded model). Part of the run's identity: it
+    decides the last bits, and a run that goes on elsewhere keeps it."""
     strict: bool = False
     """Fail when an arm changed nothing at all."""
 
     suffix: ClassVar[str] = ""
     """What the job adds to the name of its folder."""
+    limited_by: ClassVar[tuple[str, ...]] = ("max_new_tokens",)
+    """The options that limit answers."""
+    lab_rows: ClassVar[int] = 256
+    """Samples of an embedded model that are decoded together."""
 
     def __post_init__(self) -> None:
         from reasoning_evals.engines import SamplingConfig
 
         check_counts(self, ("samples", "batch_size"))
-        SamplingConfig(temperature=self.temperature, top_p=self.top_p)  # refuses what no token can be drawn by
-        if self.greedy:
-            refuse_greedy_samples(self.samples)
+        SamplingConfig(temperature=self.heat, top_p=self.nucleus)  # refuses what no token can be drawn by
+        self.check_samples()
 
     def readers(self) -> Set[str]:
-        return {*super().readers(), "prompts", *(() if self.greedy else ("drawing",))}
+        return {*super().readers(), "prompts", *(() if self.takes_most_likely else ("drawing",))}
+
+    @property
+    def usual(self) -> Usual:
+        """How answers are sampled where the user says nothing."""
+        return Usual(new_tokens=answer_limit(self.model))
 
     @property
     def task(self) -> str:
@@ -126,12 +137,12 @@ class RunOptions(ModelOptions):
     @property
     def num_samples(self) -> int:
         """Samples a problem and arm."""
-        return 1 if self.greedy else self.samples or self.usual_samples
+        return 1 if self.takes_most_likely else self.samples or self.usual_samples
 
     @property
     def usual_samples(self) -> int:
         """Samples a problem and arm where the user asks for no number."""
-        return 4
+        return self.usual.samples
 
     @property
     def token_limit(self) -> int:
@@ -141,17 +152,17 @@ class RunOptions(ModelOptions):
     @property
     def rows(self) -> int:
         """Samples decoded together."""
-        return self.batch_size or (256 if self.is_lab else 64)
+        return self.batch_size or (self.lab_rows if self.is_lab else 64)
 
     @property
     def sampling_in_words(self) -> str:
         """The decoding rule, for a page."""
-        rule = "greedy" if self.greedy else f"temperature {self.temperature:g}, top-p {self.top_p:g}"
+        rule = "greedy" if self.takes_most_likely else f"temperature {self.heat:g}, top-p {self.nucleus:g}"
         return f"{rule}, at most {self.token_limit} new tokens, seed {self.seed}"
 
     def config(self) -> dict[str, Any]:
         """What decides the results, as plain JSON values."""
-        return config_of(self)
+        return config_of(self) | self.drawing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +174,8 @@ class ProblemOptions(RunOptions):
     data_dir: Annotated[str | None, TASK] = None
     """Folder or file with the task's data, instead of the hub."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 32768 else."""
+    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, else the task's own or 32768, or what
+    the model's context has room for."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,15 +187,12 @@ class ProblemOptions(RunOptions):
 
     @property
     def token_limit(self) -> int:
-        return self.max_new_tokens or answer_limit(self.model)
+        return self.max_new_tokens or self.usual.new_tokens
 
     @property
-    def usual_samples(self) -> int:
-        """The task's own number, where it has one."""
-        from reasoning_evals.tasks import task_names, task_spec
-
-        data_set = self.problems in task_names() and self.problems != "lab"
-        return task_spec(self.problems).k if data_set else super().usual_samples
+    def usual(self) -> Usual:
+        """The task's own, where it has one."""
+        return usual_of(self.problems, self.model)
 
     def readers(self) -> Set[str]:
         return {*super().readers(), *(() if self.problems == "lab" else ("task",))}

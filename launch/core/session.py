@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.core.arms import steering
+from launch.core.failure import in_own_words
 from launch.core.findings import Findings, publish
-from launch.core.options import USUAL_PROMPT, HeldModel, RunOptions
+from launch.core.options import HeldModel, Room, RunOptions
 from launch.core.prompt_options import PromptOptions, ask_prompts
 from launch.core.ranks import Ranks
 from moe_steer import SteeringPlan, load_model
@@ -33,12 +34,14 @@ class Session:
     ranks: Ranks
     model: Any
     tokenizer: Any
+    rows: int
+    """Rows that memory was planned for, which are decoded at once; the options may have more."""
 
     @classmethod
-    def load(cls, options: RunOptions, ranks: Ranks) -> Session:
-        """Load the model that the options ask for; nothing is written."""
-        model, tokenizer = load_asked(options, batch=options.rows, context=USUAL_PROMPT + options.token_limit)
-        return cls(options=options, ranks=ranks, model=model, tokenizer=tokenizer)
+    def load(cls, options: RunOptions, ranks: Ranks, room: Room) -> Session:
+        """Load the model that the options ask for, once ``settle`` has found its room; nothing is written."""
+        model, tokenizer = load_room(options, room)
+        return cls(options=options, ranks=ranks, model=model, tokenizer=tokenizer, rows=room.rows)
 
     @property
     def folder(self) -> Path:
@@ -91,6 +94,11 @@ class Session:
         folder = self.folder / step
         layout = layout_of(self.model)
         index, number = layout.share
+        for arm in arms:
+            if isinstance(
+                arm.sampler, InProcessSampler
+            ):  # a rank that sets rows aside would leave others in their forward
+                arm.sampler.hold(self.rows, sets_aside=not (layout.lockstep or layout.same_tokens))
         with _folder_of_rank(folder, self.model, self.ranks) as mine, lockstep(self.model):
             run_arms(
                 arms,
@@ -112,10 +120,10 @@ class Session:
         """The decoding rule of the options, but for the changes."""
         options = self.options
         rule: dict[str, Any] = {
-            "temperature": options.temperature,
-            "top_p": options.top_p,
+            "temperature": options.heat,
+            "top_p": options.nucleus,
             "max_new_tokens": options.token_limit,
-            "greedy": options.greedy,
+            "greedy": options.takes_most_likely,
             "batch_size": options.rows,
         }
         return SamplingConfig(**rule | changes)
@@ -138,7 +146,7 @@ class Session:
             raise RuntimeError("; ".join(silent))
 
 
-def load_asked(options: HeldModel, **memory: Any) -> tuple[Any, Any]:
+def load_asked(options: HeldModel, *, quiet: bool = False, **memory: Any) -> tuple[Any, Any]:
     """The model that the options ask for, with its tokenizer. ``memory``: ``batch`` and ``context`` of the decoding to plan for."""
     model, tokenizer = load_model(
         options.model,
@@ -151,8 +159,16 @@ def load_asked(options: HeldModel, **memory: Any) -> tuple[Any, Any]:
         **memory,
     )
     if isinstance(options, PromptOptions):
-        ask_prompts(tokenizer, options, quiet=os.environ.get("RANK", "0") != "0")
+        ask_prompts(tokenizer, options, quiet=quiet or os.environ.get("RANK", "0") != "0")
     return model, tokenizer
+
+
+def load_room(options: HeldModel, room: Room) -> tuple[Any, Any]:
+    """``load_asked`` for the room that ``settle`` has found: it has said how the model thinks."""
+    try:
+        return load_asked(options, quiet=True, batch=room.rows, context=room.context)
+    except ValueError as error:
+        raise ValueError(in_own_words(str(error), room.rows)) from error
 
 
 @contextmanager

@@ -13,9 +13,8 @@ from typing import TypeVar
 
 import tyro
 
-from launch.core.arguments import refuse_misread
 from launch.core.failure import MEMORY_ERRORS, in_words
-from launch.core.option_checks import refuse_idle
+from launch.core.option_checks import refuse_idle, refuse_misread
 from launch.core.ranks import Ranks, ranks_of_this_run
 from moe_steer.errors import exit_code, one_line, safe_console_for
 
@@ -34,6 +33,8 @@ def start(
 ) -> int:
     """Parse the options (wrong usage exits with 2), join the ranks, run; returns the exit code. Of several ranks, one speaks."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: silent when piped
     warnings.filterwarnings("ignore", message=".*NVML.*")
     arguments = list(sys.argv[1:] if argv is None else argv)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from launch.core.arms import BuiltArm, Words, arm_name, build_arm, check_arms, load_plans, parse_arm
+from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
 from launch.core.option_checks import ReadBy, check_num_problems
-from launch.core.options import BASELINE, ProblemOptions, config_of, options_from
+from launch.core.options import BASELINE, ProblemOptions, options_from
 from launch.core.ranks import Ranks
 from launch.core.session import Session
 from reasoning_evals import Problem, compare_arms, load_task
@@ -41,10 +42,9 @@ class EvaluateOptions(ProblemOptions):
     """Words that nowait bans."""
     thinking_prompt: Annotated[str, ReadBy(("prompt-before", "prompt-after"), where="--arms")] = THINKING_PROMPT
     """Text of prompt-before and prompt-after."""
-    batch_size: int | None = 64
-    """Samples decoded together. Part of the run's identity: it decides the last bits."""
 
     suffix: ClassVar[str] = "-evaluate"
+    lab_rows: ClassVar[int] = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +67,13 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     """Sample every arm, grade, compare, report, in the folder of the options."""
     plans = load_plans(options.arms)
     problems = _problems(options)
-    session = Session.load(options, ranks)
+    known = look(options, quiet=not ranks.is_main)
+    for plan in plans.values():
+        if known.shape is not None:
+            plan.check(known.shape)
+    added = options.thinking_prompt if any("prompt-" in word for word in options.arms) else ""
+    options, room = settle(options, known, known.longest_prompt([p.prompt for p in problems], added), ranks)
+    session = Session.load(options, ranks, room)
     words = Words(options.switch_words, options.ban_words, options.thinking_prompt)
     built = [build_arm(word, session.model, session.tokenizer, plans.get(word), words) for word in options.arms]
     ranks.assert_same("the arms", {one.arm.name: one.plan.digest() if one.plan else None for one in built})
@@ -75,7 +81,7 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     names = ", ".join(arm.name for arm in arms)
     ranks.say(f"{len(problems)} problems x {options.num_samples} samples in {len(arms)} arms: {names}")
     session.sample("", arms, problems, options.num_samples)
-    session.record(NAME, **{OPTIONS: config_of(options)})
+    session.record(NAME, **{OPTIONS: options.config()})
     rows = session.grade("", problems)
     findings = None
     if ranks.is_main:

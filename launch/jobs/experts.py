@@ -11,16 +11,17 @@ from pathlib import Path
 
 from expert_stats import ExpertScores, RoutingCounts, score_experts, select_experts, select_placebo
 from launch.core.arms import load_plan
+from launch.core.beforehand import look, settle
 from launch.core.findings import Findings
 from launch.core.options import options_from
-from launch.core.problem_sets import problem_sets
+from launch.core.problem_sets import ProblemSets, problem_sets
 from launch.core.ranks import Ranks
 from launch.core.session import Session
 from launch.core.wiring import broadcast_plan, collect_over_ranks, markers_for, parse_coefficients, traces_of
 from launch.jobs.experts_findings import Outcome, findings_of, gain_name, num_correct
 from launch.jobs.experts_options import Options
 from moe_steer import ExpertGain, SteeringPlan
-from moe_steer.layers import model_shape
+from moe_steer.layers import ModelShape, model_shape
 from moe_steer.presets import PAPER_GAIN, preset_plan
 from reasoning_evals import Problem
 from reasoning_evals.runs import GradeRow, grade_run, read_generations, read_run
@@ -34,11 +35,11 @@ def run(options: Options, ranks: Ranks) -> None:
     """The whole job, step by step, in the folder of the options."""
     plan = given_plan(options)
     sets = problem_sets(options)
-    session = Session.load(options, ranks)
-    if plan is not None:
-        plan.check(session.model)
-    else:
-        check_has_experts(options.model, len(model_shape(session.model).moe_layers))
+    known = look(options, quiet=not ranks.is_main)
+    check_kind(options, plan, known.shape)
+    options, room = settle(options, known, known.longest_prompt(questions_of(sets)), ranks)
+    session = Session.load(options, ranks, room)
+    check_kind(options, plan, model_shape(session.model))
     session.open(NAME, options.config() | {"given_plan": plan.digest() if plan else None})
     k = options.num_samples
     tuning: list[GradeRow] = []
@@ -144,11 +145,21 @@ def given_plan(options: Options) -> SteeringPlan | None:
     return None
 
 
-def check_has_experts(model: str, num_layers_with_experts: int) -> None:
-    """ValueError, with what to do, for a model in which there are no experts to find."""
-    if not num_layers_with_experts:
+def questions_of(sets: ProblemSets) -> list[str]:
+    """What the prompts ask."""
+    return [problem.prompt for part in sets for problem in part]
+
+
+def check_kind(options: Options, plan: SteeringPlan | None, shape: ModelShape | None) -> None:
+    """ValueError, with what to do, for a plan that does not fit the model, and without a plan for a model in which there are no
+    experts to find. ``shape``: None where it is not known yet."""
+    if shape is None:
+        return
+    if plan is not None:
+        plan.check(shape)
+    elif not shape.moe_layers:
         raise ValueError(
-            f"{model} is a dense model and has no experts to find: give --plan with directions ('moe-steer direction', "
+            f"{options.model} is a dense model and has no experts to find: give --plan with directions ('moe-steer direction', "
             "'moe-steer plan --residual'), or use launch/reduce_overthinking.py"
         )
 

@@ -91,4 +91,4 @@ class Options(SplitOptions):
 
     def config(self) -> dict[str, Any]:
         """What decides the results: everything but where they are written, and on how many ranks and how spread they are made."""
-        return config_of(self, ELSEWHERE | {"dry_run", "gpus", "gpu_gib"})
+        return config_of(self, ELSEWHERE | {"dry_run", "gpus", "gpu_gib"}) | self.drawing

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expert_stats import Trace, concise_and_verbose, decision_sites, thought_pairs
+from launch.core.beforehand import Known, look, settle
 from launch.core.directions import FOLDER, NewDirections, fits_of, make_once, read_made, read_sae
 from launch.core.findings import Findings, read_results
 from launch.core.options import options_from
@@ -34,6 +35,7 @@ from moe_steer.directions import all_atoms, caa, report_atoms, single_atom, sta
 from moe_steer.lab import LAB_SAE
 from moe_steer.layers import model_shape
 from moe_steer.saes import SAE
+from moe_steer.thinking import thinking_format
 from moe_steer.tokens import text_notes
 from reasoning_evals import Problem
 from reasoning_evals.runs import GradeRow, grade_run, read_generations, read_run
@@ -46,7 +48,11 @@ LENGTH_RATIO = 1.5
 def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     """The whole job, step by step, in the folder of the options."""
     sets = problem_sets(options)
-    session = Session.load(options, ranks)
+    known = look(options, quiet=not ranks.is_main)
+    check_thinks(options, known)
+    questions = [problem.prompt for part in sets for problem in part]
+    options, room = settle(options, known, known.longest_prompt(questions, options.brevity_request), ranks)
+    session = Session.load(options, ranks, room)
     layers = options.tried_layers(model_shape(session.model).num_layers)
     sae = _sae(options, session.model)
     methods, left_out = methods_of(options, sae is not None)
@@ -115,6 +121,15 @@ def read(folder: Path) -> Findings:
             left_out=left_out,
         )
     )
+
+
+def check_thinks(options: OverthinkingOptions, known: Known) -> None:
+    """ValueError, with what to do, for a model without thoughts that could become shorter."""
+    if not set(options.methods or METHODS) <= set(UNTUNED) and not thinking_format(known.tokenizer).thinks:
+        raise ValueError(
+            f"{options.model} does not think, as far as its chat template tells, so there are no thoughts to make shorter: name "
+            "its tags with --thinking, take a model that thinks, or steer its answers (moe-steer direction --contrast answers)"
+        )
 
 
 def _sample_identification(session: Session, problems: Sequence[Problem], k: int) -> list[GradeRow]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from launch.core.option_checks import ReadBy, check_counts, check_names
-from launch.core.options import SplitOptions, config_of
+from launch.core.options import SplitOptions
 from moe_steer.tokens import parse_scope
 
 METHODS = ("caa", "sta", "sae", "atom", "decision", "concise-prompt", "nowait", "budget")
@@ -184,7 +184,7 @@ class OverthinkingOptions(SplitOptions):
 
     def config(self) -> dict[str, Any]:
         """What decides the results: everything but where they are written and who writes them."""
-        return config_of(self) | {
+        return super().config() | {
             "strengths": list(self.tried_strengths),
             "decision_strengths": list(self.tried_decision_strengths),
             "budgets": list(self.tried_budgets),

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from launch.core.beforehand import look, settle
 from launch.core.directions import FOLDER, JobDirections, make_once, read_made, read_sae
 from launch.core.findings import Findings, read_results
 from launch.core.options import options_from
@@ -16,7 +17,7 @@ from launch.jobs.safety_arms import SafetyArm, new_directions, pairs_digest, rea
 from launch.jobs.safety_findings import Outcome
 from launch.jobs.safety_options import VECTOR_ARMS, SafetyOptions
 from launch.jobs.safety_report import findings_of
-from launch.jobs.safety_tasks import SafetyTask, judge, safety_tasks
+from launch.jobs.safety_tasks import SafetyTask, judge, longest_prompt, safety_tasks
 from moe_steer import Direction
 from reasoning_evals.problems import read_problems
 from reasoning_evals.runs import PROBLEMS_FILE, GradeRow, read_grades, read_run
@@ -28,8 +29,10 @@ NAME = "safety"
 def run(options: SafetyOptions, ranks: Ranks) -> None:
     """The whole experiment, step by step, in the folder of the options."""
     pairs = read_pairs(options.pairs, options.num_pairs)
-    session = Session.load(options, ranks)
-    tasks = safety_tasks(options, session.tokenizer)
+    known = look(options, quiet=not ranks.is_main)
+    tasks = safety_tasks(options, known.tokenizer)
+    options, room = settle(options, known, longest_prompt(options, tasks, known.tokenizer), ranks)
+    session = Session.load(options, ranks, room)
     sae = read_sae(str(options.sae), session.model, options.layer, "--layer") if options.needs_sae else None
     classifiers = _Classifiers(options) if ranks.is_main else None
     inputs = {"pairs_sha256": pairs_digest(pairs), "sae_sha256": sae.about.sha256 if sae else None}

@@ -102,12 +102,12 @@ class SafetyOptions(RunOptions):
     """Divides the logits, with --no-greedy."""
     top_p: Annotated[float, DRAWING] = 1.0
     """Smallest set of tokens with at least this probability, with --no-greedy."""
-    batch_size: int | None = 64
-    """Samples decoded together. Part of the run's identity: it decides the last bits."""
     classifier_batch: int = 32
     """Texts judged together."""
 
     suffix: ClassVar[str] = "-safety"
+    limited_by: ClassVar = ("attack_tokens", "gsm8k_tokens")
+    lab_rows: ClassVar[int] = 64
     renamed: ClassVar = {"--arms vanilla": BASELINE}
 
     def __post_init__(self) -> None:

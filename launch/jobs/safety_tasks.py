@@ -76,6 +76,13 @@ class SafetyTask:
         }
 
 
+def longest_prompt(options: SafetyOptions, tasks: Sequence[SafetyTask], tokenizer: Any) -> int:
+    """Tokens of the longest prompt of any task in any arm."""
+    prefixes = {options.prompt(arm) for arm in options.arms}
+    renders = [(task.render(tokenizer, prefix), task.problems) for task in tasks for prefix in prefixes]
+    return max(len(render(problem.prompt).token_ids) for render, problems in renders for problem in problems)
+
+
 def safety_tasks(options: SafetyOptions, tokenizer: Any) -> list[SafetyTask]:
     """The tasks of the options with their problems; ValueError where data are missing or do not fit."""
     chat = is_chat(options.prompt_style, tokenizer)

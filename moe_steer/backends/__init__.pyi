@@ -10,10 +10,12 @@ from moe_steer.backends.checkpoint import check_shards as check_shards
 from moe_steer.backends.checkpoint import refuse_unknown_quantisation as refuse_unknown_quantisation
 from moe_steer.backends.checkpoint import refuse_without_kernels as refuse_without_kernels
 from moe_steer.backends.engine import without_compiled_shared_memory as without_compiled_shared_memory
+from moe_steer.backends.layout import FEWER as FEWER
 from moe_steer.backends.layout import GPU_SHARE as GPU_SHARE
 from moe_steer.backends.layout import Layout as Layout
 from moe_steer.backends.layout import available_bytes as available_bytes
 from moe_steer.backends.layout import gib as gib
+from moe_steer.backends.layout import gpus_here as gpus_here
 from moe_steer.backends.layout import layout_of as layout_of
 from moe_steer.backends.layout import lockstep as lockstep
 from moe_steer.backends.layout import remember_layout as remember_layout

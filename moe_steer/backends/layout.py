@@ -26,6 +26,8 @@ _ATTRIBUTE = "steering_layout"
 
 GPU_SHARE = 0.92
 """Part of a GPU that tensors may fill; the rest is left to the CUDA context, the communication library and fragmentation."""
+FEWER = "a smaller batch or context"
+"""In advice about memory: what every command has options of its own for."""
 _FLAG = "steering_lockstep"
 _FINISHED, _DECODER, _MODEL = 0, 1, 2
 

@@ -21,7 +21,7 @@ from moe_steer.backends.blueprint import (
     torch_dtype,
 )
 from moe_steer.backends.checkpoint import stays_packed
-from moe_steer.backends.layout import available_bytes, gib, gpus_here, host_bytes
+from moe_steer.backends.layout import FEWER, available_bytes, gib, gpus_here, host_bytes
 from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
 from moe_steer.backends.shards import cache_parts, latent_copies, shard_of
@@ -126,12 +126,13 @@ def choose_backend(
     context: int | None = None,
     prompt: int = 1024,
     max_memory: str = "",
+    rests: bool = True,
 ) -> tuple[str, str]:
     """(backend, reason in one line) of the fastest layout that fits the memory of this machine's GPUs, or of the CPU; with
     ``limit``, of a machine where each rank may use so many bytes. ``batch`` rows of ``context`` tokens (default the
     model's, at most 32,768) are decoded together, after prompts of ``prompt`` tokens. One process whose GPUs are too small
-    gets device_map as if ``offload`` were ``cpu``. Where the memory cannot be planned, the first backend that can run the model:
-    nothing says that it does not fit."""
+    gets device_map as if ``offload`` were ``cpu``, if ``rests``. Where the memory cannot be planned, the first backend that can
+    run the model: nothing says that it does not fit."""
     elsewhere = limit is not None
     limit, where = (limit, "memory") if limit is not None else available_bytes(world_size)
     asked: dict[str, Any] = {
@@ -149,7 +150,7 @@ def choose_backend(
     except Unplanned as error:
         return _without_plan(config, world_size, offload, max_memory, str(error))
     best = plan.fastest
-    if best is None and world_size == 1 and asked["on_gpu"] and not offload:
+    if best is None and rests and world_size == 1 and asked["on_gpu"] and not offload:
         rest = plan_memory(config, world_size, limit, offload="cpu", **asked)
         best = next((item for item in rest.footprints if item.backend == "device_map" and item.fits), None)
     if best is not None and best.places:
@@ -284,12 +285,12 @@ class _Work:
         """What to change when nothing fits, most effective first."""
         found = []
         for number in _RANKS_TO_TRY:
-            fitting = [b for b in BACKENDS if number > world_size and self.footprint(b, number).fits]
+            fitting = [b for b in BACKENDS if number != world_size and self.footprint(b, number).fits]
             if fitting:
                 found.append(f"{number} GPUs of this size ({fitting[0]})")
                 break
         if self.run.activations + self.cache > self.limit // 4:
-            found.append("a smaller --batch or --context")
+            found.append(FEWER)
         if not self.packed and not in_blocks(self.config):  # a checkpoint that is expanded here is already small
             found.append("an FP8 checkpoint with tp_ep")
         if not self.offload:

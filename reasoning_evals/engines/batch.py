@@ -1,10 +1,9 @@
-"""The decode loop: rows that are decoded together, dropped as they finish, and followed by those that wait."""
+"""The decode loop: rows that are decoded together, dropped as they finish, and joined by others (``in_process.Rounds``)."""
 
 from __future__ import annotations
 
 import inspect
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,14 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from reasoning_evals.engines.cache_rows import can_join, drop_columns, join_rows, reads_padding, select_rows
+from reasoning_evals.engines.cache_rows import (
+    can_join,
+    drop_columns,
+    drop_newest,
+    join_rows,
+    reads_padding,
+    select_rows,
+)
 from reasoning_evals.engines.kv_cache import AbsorbedLatents, growing_cache
 from reasoning_evals.engines.sampling import Request, SamplingConfig, UniformStreams, draw, take_most_likely
 
@@ -49,51 +55,14 @@ class Decoder:
             )
         probe = self.new_cache(1)
         self.joins = probe is not None and can_join(probe)
-        self._alike = not self.joins or reads_padding(model, probe)
+        self.takes_padding = self.joins and not reads_padding(model, probe)
+        """Whether prompts of unequal lengths may go through one prefill."""
 
     def new_cache(self, most: int) -> Any:
         """An empty cache for up to ``most`` columns; None where the model makes one of its own kind."""
         if not self.model._supports_default_dynamic_cache():
             return None
         return growing_cache(self.model.config, joint=bool(self.absorbed.layers), most=most)
-
-    def decode(self, requests: Sequence[Request], size: int) -> Iterator[Finished]:
-        """Yield the samples as they finish. Up to ``size`` rows at a time; equal prompts are best next to each other.
-
-        When a quarter of the places is free, requests that wait take them. A cache whose rows cannot be joined to others is
-        decoded to its end, and only prompts of one length share it: without padding.
-        """
-        waiting = list(requests)
-        running: Batch | None = None
-        while waiting or running:
-            free = size - len(running or ())
-            if waiting and (not running or (self.joins and free >= min(len(waiting), max(1, size // 4)))):
-                taken = waiting[:free]
-                if not self.joins:
-                    taken = _by_length(taken)[0]
-                del waiting[: len(taken)]
-                fresh = []
-                for group in self._groups(taken):
-                    batch = Batch(self, group)
-                    yield from batch.start()
-                    fresh.append(batch)
-                rows = [batch for batch in (running, *fresh) if batch]
-                running, more = (rows[0], rows[1:]) if rows else (None, [])
-                if running and more:
-                    running.join(more)
-            if running:
-                yield from running.step()
-
-    def _groups(self, requests: list[Request]) -> list[list[Request]]:
-        """What goes through one prefill: all, or where padding would be read, the prompts of one length."""
-        if not self._alike:
-            return [requests]
-        return _by_length(requests)
-
-
-def _by_length(requests: list[Request]) -> list[list[Request]]:
-    """Neighbours with prompts of one length together."""
-    return [list(group) for _, group in itertools.groupby(requests, lambda request: len(request.prompt_ids))]
 
 
 class Batch:
@@ -112,6 +81,8 @@ class Batch:
         self._width = max(len(request.prompt_ids) for request in requests)
         self._starts = [self._width] * len(requests)
         """The column of each row's first generated token."""
+        self._doing = ""
+        """What has begun and not ended: start, step, choice or join; "" where cache and tensors agree."""
         size = (len(requests), self._width + decoder.config.max_new_tokens)
         self._cache = decoder.new_cache(size[1])
         self._tokens_BT = torch.zeros(size, dtype=torch.long)
@@ -131,11 +102,15 @@ class Batch:
     @torch.inference_mode()
     def start(self) -> list[Finished]:
         """Process the prompts and choose the first tokens: the rows that are finished with theirs, which leave."""
-        return self._choose(self._prefill())
+        self._doing = "start"
+        finished = self._choose(self._prefill())
+        self._doing = ""
+        return finished
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
         """Process the newest token of each row and choose the next: the rows that are finished with theirs, which leave."""
+        self._doing = "step"
         self._position_B += 1
         absorbed = self._decoder.absorbed
         context: AbstractContextManager[Any] = absorbed if absorbed.layers else nullcontext()
@@ -147,11 +122,15 @@ class Batch:
                 past_key_values=self._cache,
                 use_cache=True,
             )
-        return self._choose(output.logits[:, -1])
+        self._doing = "choice"  # which cannot be undone: it draws from the rows' streams
+        finished = self._choose(output.logits[:, -1])
+        self._doing = ""
+        return finished
 
     @torch.inference_mode()
     def join(self, others: Sequence[Batch]) -> None:
         """Append the rows of other batches; all keep their newest token in the newest column."""
+        self._doing = "join"
         parts = [self, *others]
         for part in parts:
             part._drop_padding(1)
@@ -173,6 +152,32 @@ class Batch:
         self._tokens_BT, self._mask_BT, self._width = tokens_BT, mask_BT, width
         if self._streams is not None:
             self._streams.join([part._streams for part in others if part._streams is not None])
+        self._doing = ""
+
+    @torch.inference_mode()
+    def set_aside(self, number: int) -> list[Request]:
+        """After an error, which came out of this batch or another: requests that leave, unfinished. All of them if what was
+        begun cannot be undone; if a step can, those with the fewest tokens, so that at most ``number`` rows are left."""
+        if not self._doing:
+            return []
+        back = self._requests
+        if self._doing == "step" and len(back) > number and self._undo_step():
+            leaving = set(sorted(range(len(back)), key=lambda row: self._starts[row])[number:])
+            try:
+                self._drop(leaving)
+                self._doing = ""
+                return [back[row] for row in sorted(leaving)]
+            except torch.cuda.OutOfMemoryError:
+                pass
+        self._requests, self._cache = [], None
+        return back
+
+    def _undo_step(self) -> bool:
+        """Whether the newest column was taken out of the layers of the cache that have it already."""
+        if self._cache is None or not drop_newest(self._cache, self._width - 1):
+            return False
+        self._position_B -= 1
+        return True
 
     def _prefill(self) -> Tensor:
         """Process each distinct prompt once and copy its cache row to all samples of the prompt: k samples cost one prefill."""

@@ -102,6 +102,17 @@ def drop_columns(cache: Any, number: int) -> None:
                     layer.indexer_position_ids = layer.indexer_position_ids[..., number:]
 
 
+def drop_newest(cache: Any, length: int) -> bool:
+    """Take out what lies beyond the first ``length`` columns; False, with nothing done, for layers that cannot go back."""
+    if type(cache) is not DynamicCache or any(
+        type(layer) not in (GrowingLayer, DynamicLayer) for layer in cache.layers
+    ):
+        return False
+    for layer in cache.layers:
+        layer.crop(min(0, length - layer.get_seq_length()))
+    return True
+
+
 def _row_method(layer: Any) -> Any:
     """The library's method that selects rows, of the most derived class that has one; None where there is none."""
     for kind in type(layer).__mro__:

@@ -1,4 +1,5 @@
 from reasoning_evals.runs.completions import Completion as Completion
+from reasoning_evals.runs.completions import arm_thoughts as arm_thoughts
 from reasoning_evals.runs.completions import json_line as json_line
 from reasoning_evals.runs.completions import read_completions as read_completions
 from reasoning_evals.runs.grading_pass import GradeRow as GradeRow
@@ -6,7 +7,6 @@ from reasoning_evals.runs.grading_pass import Judgement as Judgement
 from reasoning_evals.runs.grading_pass import grade_run as grade_run
 from reasoning_evals.runs.grading_pass import read_grades as read_grades
 from reasoning_evals.runs.progress import Progress as Progress
-from reasoning_evals.runs.reading import arm_thoughts as arm_thoughts
 from reasoning_evals.runs.run import Arm as Arm
 from reasoning_evals.runs.run import run_arms as run_arms
 from reasoning_evals.runs.run_folder import PROBLEMS_FILE as PROBLEMS_FILE

@@ -12,8 +12,7 @@ from typing import Any, Protocol, get_type_hints
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, quoted
 from reasoning_evals.problems import LABEL, Problem, read_problems
-from reasoning_evals.runs.completions import Completion, json_line
-from reasoning_evals.runs.reading import ArmThoughts, arm_thoughts
+from reasoning_evals.runs.completions import ArmThoughts, Completion, arm_thoughts, json_line
 from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
 from reasoning_evals.thinking import Thought, TokenCounts
 

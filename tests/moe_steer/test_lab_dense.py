@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from launch.lab.batches import corpus, overthinking_text
 from launch.lab.models import new_dense_model, train_tokenizer
-from launch.lab.overthought import BRIEF_HINTS, MAX_CHECKS, write_overthought
 from launch.lab.scoring import export_model
+from launch.lab.solutions import BRIEF_HINTS, MOST_CHECKS_OF_DOUBTERS, write_overthought
 from launch.lab.train_dense import DENSE_LAB, RECIPE
 from launch.lab.train_dense_sae import fit_on_new_solutions
 from moe_steer import load_model
@@ -60,7 +60,7 @@ def test_thoughts_repeat_themselves_unless_brevity_is_asked_for() -> None:
         family = FAMILIES[rng.choice(list(FAMILIES))]
         hint, solution = write_overthought(family, draw_params(family, "train", rng), rng)
         checks[hint in BRIEF_HINTS].append(solution.num_checks)
-    assert max(checks[False]) <= MAX_CHECKS
+    assert max(checks[False]) <= MOST_CHECKS_OF_DOUBTERS
     assert fmean(checks[False]) > 2 > 0.6 > fmean(checks[True])
 
 

@@ -51,6 +51,29 @@ def test_every_sample_once_with_the_same_seed_in_every_arm(unbroken: Path) -> No
     assert len(set.union(*seeds.values())) == 36
 
 
+@pytest.mark.parametrize(("num", "batch", "batches"), [(12, 8, 1), (24, 4, 2), (40, 2, 4), (60, 2, 4)])
+def test_chunks_hold_several_batches_where_enough_are_left_for_the_ranks(
+    tmp_path: Path, num: int, batch: int, batches: int
+) -> None:
+    sampler = ScriptedSampler()
+    for rank in range(3):
+        changes = {"problems": problems(num), "config": SamplingConfig(batch_size=batch), "arms": [Arm("a", sampler)]}
+        run(tmp_path, rank, 3, **changes)
+    sizes = [len(keys) for keys in sampler.batches]
+    assert max(sizes) == batch * batches
+    assert sum(sizes) == 3 * num
+    assert len(sizes) - sizes.count(max(sizes)) <= 1
+    assert batches == 1 or len(sizes) >= 8
+    if batches > 1:  # a chunk is cut: it is sampled again as a whole, and comes out the same
+        before = content(tmp_path)
+        path = tmp_path / "generations.rank1.jsonl"
+        path.write_bytes(path.read_bytes()[:-900])
+        sampler.batches.clear()
+        run(tmp_path, 1, 3, **changes)
+        assert content(tmp_path) == before
+        assert {len(keys) for keys in sampler.batches} <= {max(sizes), 3 * num % max(sizes)}
+
+
 def test_a_finished_run_samples_nothing(unbroken: Path) -> None:
     before = (unbroken / "generations.jsonl").read_bytes()
     sampler = ScriptedSampler(0.5)

@@ -1,0 +1,192 @@
+"""What a start knows before weights are read: the kind of model, how long answers may be, how many rows memory holds."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from launch.core.failure import in_own_words
+from launch.core.options import HeldModel, Room
+from launch.core.prompt_options import ask_prompts, task_line
+from launch.core.ranks import Ranks
+from moe_steer.backends import available_bytes, choose_backend, gpus_here, plan_memory, skeleton
+from moe_steer.layers import ModelShape, model_shape
+from moe_steer.loading import read_config, read_tokenizer
+from reasoning_evals.prompts import render_prompt
+from reasoning_evals.runs import RUN_FILE, read_run
+
+OptionsT = TypeVar("OptionsT", bound=Any)
+
+BATCHES = (64, 32, 16, 8, 4, 2, 1)
+"""Rows decoded together that are tried where the user names no number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A model by its configuration and tokenizer. ``shape``: None where only the loaded model tells."""
+
+    config: Any
+    tokenizer: Any
+    shape: ModelShape | None
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that prompt and answer may have together, by the configuration's own word; None where it has none."""
+        most: int | None = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return most if most and most > 0 else None
+
+    def longest_prompt(self, questions: Iterable[str], added: str = "") -> int:
+        """Tokens of the longest prompt; ``added``: what an arm may put before or after every question."""
+        return max(len(render_prompt(self.tokenizer, question + added).token_ids) for question in questions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run gets: ``gpus`` ranks, one a GPU; ``limit``: bytes that tensors may fill on each; ``what``: in words; ``on_gpu``:
+    whether it computes with the kernels of a GPU; ``here``: whether it is this one, whose CPU memory and other GPUs are known."""
+
+    gpus: int
+    limit: int
+    what: str
+    on_gpu: bool = True
+    here: bool = False
+
+    @classmethod
+    def of_gpus(cls, gpus: int, gpu_gib: float, name: str = "GPUs") -> Machine:
+        """So many GPUs of the size that their maker states."""
+        from moe_steer.backends import GPU_SHARE
+
+        return cls(gpus=gpus, limit=int(gpu_gib * GPU_SHARE * 2**30), what=f"{gpus} x {name} of {gpu_gib:g} GiB")
+
+    @classmethod
+    def of_ranks(cls, world_size: int) -> Machine:
+        """The ranks of this start, on this machine."""
+        import torch
+
+        limit, where = available_bytes(world_size)
+        what = f"{world_size} rank{'s' * (world_size > 1)} here, {where}"
+        return cls(gpus=world_size, limit=limit, what=what, on_gpu=torch.cuda.is_available(), here=True)
+
+
+def look(options: Any, *, quiet: bool = False) -> Known:
+    """Read configuration and tokenizer, and say how the model thinks. ValueError, in one line, for what cannot be read."""
+    hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+    config = read_config(options.model, **hub)
+    tokenizer = read_tokenizer(options.model, **hub)
+    ask_prompts(tokenizer, options, quiet=quiet)
+    try:
+        shape = model_shape(skeleton(config, "bfloat16"))
+    except ValueError:  # loading says it, if it is an error
+        shape = None
+    return Known(config=config, tokenizer=tokenizer, shape=shape)
+
+
+def settle(
+    options: OptionsT, known: Known, longest: int, ranks: Ranks, machine: Machine | None = None
+) -> tuple[OptionsT, Room]:
+    """The options with what they leave to the model and the machine: the longest answer, where the context has less room than
+    the default, and the rows decoded together. Says what it chose.
+
+    ``longest``: tokens of the longest prompt. A run that continues keeps its rows: they decide the last bits. Where this machine
+    holds fewer, the room has those. ValueError, in one line, for an answer that the context does not hold, and where not even
+    one row fits.
+    """
+    options = _within_context(options, known, longest, ranks)
+    if line := task_line(options):
+        ranks.say(line)
+    context = longest + options.token_limit
+    if options.batch_size or options.is_lab:
+        return options, Room(rows=options.rows, context=context)
+    stored = ranks.broadcast(_stored_batch(Path(options.folder)) if ranks.is_main else None)
+    fits = _fits(options, known.config, machine or Machine.of_ranks(ranks.world_size), context)
+    rows, why = ranks.broadcast(_most_rows(fits, stored or BATCHES[0]))
+    if stored is None:
+        ranks.say(f"batch: {rows} rows are decoded together, the most that fit with {context} tokens each; {why}")
+    else:
+        fewer = f", {rows} of them at once, which is what fits here; {why}" if rows < stored else ""
+        ranks.say(f"batch: {stored} rows, as this run began{fewer}")
+    return dataclasses.replace(options, batch_size=stored or rows), Room(rows=rows, context=context)
+
+
+def _within_context(options: OptionsT, known: Known, longest: int, ranks: Ranks) -> OptionsT:
+    if known.context is None or longest + options.token_limit <= known.context:
+        return options
+    room = known.context - longest
+    of = f"the context of {options.model}, {known.context} tokens"
+    if room < 1:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens, which fills {of}: leave it out, or take another model"
+        )
+    if getattr(options, "max_new_tokens", 0) is not None:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in options.limited_by)
+        raise ValueError(
+            f"answers of {options.token_limit} tokens after prompts of up to {longest} do not fit {of}: {named} may be {room} at most"
+        )
+    ranks.say(f"answers: at most {room} new tokens, which is what {of}, leaves beside prompts of up to {longest}")
+    return dataclasses.replace(options, max_new_tokens=room)
+
+
+def _stored_batch(folder: Path) -> int | None:
+    """The rows of the run that lies in the folder."""
+    if not (folder / RUN_FILE).is_file():
+        return None
+    config = read_run(folder)["config"]
+    found: int | None = config.get("batch_size") or config.get("sampling", {}).get("batch_size")
+    return found
+
+
+def _most_rows(fits: Callable[[int, bool], str], most: int) -> tuple[int, str]:
+    """(rows, why) of the largest number that fits, in GPUs alone if it can be. ValueError where not even one row does."""
+    tried = list(dict.fromkeys([most, *(number for number in BATCHES if number < most)]))
+    said: dict[int, str] = {}
+
+    def fitting(rows: int, rests: bool) -> bool:
+        try:
+            said[rows] = fits(rows, rests)
+        except ValueError:
+            return False
+        return True
+
+    # Many rows are worth less than weights that need not be copied for each token.
+    for rests in (False, True):
+        place = bisect.bisect_left(tried, True, key=lambda rows: fitting(rows, rests))
+        if place < len(tried):
+            return tried[place], said[tried[place]]
+    return 1, fits(1, True)
+
+
+def _fits(options: HeldModel, config: Any, machine: Machine, context: int) -> Callable[[int, bool], str]:
+    """(Rows, whether weights may rest in CPU memory unasked) -> which backend holds them, in words; ValueError, with this
+    command's own options in it, where none does."""
+
+    def chosen(rows: int, rests: bool) -> str:
+        where: tuple[Any, ...] = () if machine.here else (machine.limit, machine.on_gpu)
+        more: dict[str, Any] = {"batch": rows, "context": context, "max_memory": options.max_memory, "rests": rests}
+        try:
+            return choose_backend(config, machine.gpus, options.dtype, options.offload, *where, **more)[1]
+        except ValueError as error:
+            raise ValueError(in_own_words(str(error), rows)) from error
+
+    def asked(rows: int, _: bool) -> str:
+        plan = plan_memory(
+            config,
+            machine.gpus,
+            machine.limit,
+            dtype=options.dtype,
+            context=context,
+            batch=rows,
+            offload=options.offload,
+            on_gpu=machine.on_gpu,
+            max_memory=options.max_memory,
+            gpus=gpus_here() if machine.here and machine.gpus == 1 else None,
+        )
+        found = next(item for item in plan.footprints if item.backend == options.backend)
+        if not found.fits and rows > 1:  # one row is tried: the user named the backend
+            raise ValueError(found.why_not)
+        return f"{options.backend}: asked for"
+
+    return chosen if options.backend == "auto" else asked
