@@ -35,9 +35,8 @@ class Compare:
 
         from moe_steer.files import write_whole
         from reasoning_evals import compare_arms
-        from reasoning_evals.runs import grade_run
 
-        rows = [row for folder in (self.baseline, *self.arm_folder) for row in grade_run(folder)]
+        rows = rows_of_folders((self.baseline, *self.arm_folder))
         comparison = compare_arms(rows, baseline=self.baseline_arm)
         print(f"{comparison.num_problems} problems x {comparison.num_samples} samples")
         for one in comparison.arms:
@@ -54,6 +53,37 @@ class Compare:
             write_whole(target, comparison.to_json())
             print(f"wrote {self.out}")
         return 0
+
+
+def rows_of_folders(folders: Sequence[str]) -> list[GradeRow]:
+    """The grades of all folders. An arm whose name an earlier folder has goes by the name of its folder, and a line says so.
+
+    ValueError where that does not tell them apart: one folder given twice, or two folders of one name.
+    """
+    import dataclasses
+    from pathlib import Path
+
+    from reasoning_evals.runs import grade_run
+
+    places = [Path(folder).resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise ValueError(f"the run folder {twice[0]} is given twice: give every run once")
+    found: list[GradeRow] = []
+    for folder in folders:
+        rows = grade_run(folder)
+        taken, own = {row.arm for row in found}, list(dict.fromkeys(row.arm for row in rows))
+        name = Path(folder).resolve().name
+        names = {arm: name if len(own) == 1 else f"{name}/{arm}" for arm in own if arm in taken}
+        for arm, new in names.items():
+            if new in taken or new in own:
+                raise ValueError(
+                    f"{folder} and an earlier folder both call an arm {arm!r}: sample one of them again with --arm-name OTHER"
+                )
+            print(
+                f"two runs call an arm {arm!r}: that of {folder} is named {new!r} here (generate names one with --arm-name)"
+            )
+        found += [dataclasses.replace(row, arm=names.get(row.arm, row.arm)) for row in rows]
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

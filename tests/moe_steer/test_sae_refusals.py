@@ -236,3 +236,50 @@ def test_its_neighbours_are_read(name: str, tmp_path: Path) -> None:
     sae = load_sae(ACCEPTED[name](tmp_path))
     assert sae.about.site in (None, "residual")
     check_fits(sae, SHAPE, 3 if sae.about.layer is None else sae.about.layer)
+
+
+ODD: list[Any] = [None, "text", "", "true", -1, 0, 1e300, float(D), 10**30, [], ["a"], {}, {"a": 1}, True, False]
+CONFIGURED = ["saelens", "gemma scope 2", "llama scope", "llama scope r1", "sparsify", "dictionary_learning"]
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_any_value_in_a_configuration_is_read_or_refused(name: str, tmp_path: Path) -> None:
+    """No other exception than ValueError in one line; and never other sizes than the weights have."""
+    path = READERS[name](tmp_path)
+    config_path = next(item for item in path.iterdir() if item.suffix == ".json")
+    config = json.loads(config_path.read_text())
+    keys = [(None, key) for key in config] + [
+        (key, inner) for key, value in config.items() if isinstance(value, dict) for inner in value
+    ]
+    for outer, key in keys:
+        for value in ["left out", *ODD]:
+            changed = json.loads(json.dumps(config))
+            place = changed if outer is None else changed[outer]
+            if value == "left out":
+                del place[key]
+            else:
+                place[key] = value
+            config_path.write_text(json.dumps(changed))
+            try:
+                sae = load_sae(path)
+            except ValueError as error:
+                said = str(error)
+            else:
+                said = ""
+                assert (sae.d_in, sae.width) == (D, F)
+            assert "\n" not in said
+            assert len(said) < 700
+
+
+def test_sizes_and_counts_that_are_missing_are_named(tmp_path: Path) -> None:
+    path = files.llama_scope(tmp_path).path
+    config = json.loads((path / "hyperparams.json").read_text())
+    del config["d_model"]
+    (path / "hyperparams.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="gives d_model as None"):
+        load_sae(path)
+    path = learned(trainer={"dict_class": "AutoEncoderTopK", "k": None})(tmp_path)
+    tensors = torch.load(path / "ae.pt")
+    torch.save({name: value for name, value in tensors.items() if name not in ("k", "threshold")}, path / "ae.pt")
+    with pytest.raises(ValueError, match="gives k as None"):
+        load_sae(path)

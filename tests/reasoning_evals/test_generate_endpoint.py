@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,21 @@ def test_counts_are_those_of_the_block(tmp_path: Path) -> None:
     ]
     assert audits[1] == [{**counts, "retried_samples": 0}]
     assert http_line(audits[1]) == "endpoint: 1 samples, 0 retries, 1 without token ids, which were made from the text"
+
+
+def test_two_runs_that_were_not_named_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cold, hot, same = tmp_path / "cold", tmp_path / "hot", tmp_path / "elsewhere" / "hot"
+    with serving(Moody()) as server:
+        assert generate(server.url, cold, "--temperature", "0.6") == 0
+        assert generate(server.url, hot, "--temperature", "1.0") == 0
+    shutil.copytree(hot, same)
+    capsys.readouterr()
+    out = tmp_path / "c.json"
+    assert main(["compare", "--baseline", str(cold), "--arm-folder", str(hot), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert f"two runs call an arm 'baseline': that of {hot} is named 'hot' here" in shown
+    assert "hot against baseline: " in shown
+    assert [arm["name"] for arm in json.loads(out.read_text())["arms"]] == ["baseline", "hot"]
+    for folders, message in [((hot, same), "both call an arm 'baseline'"), ((cold,), "is given twice")]:
+        assert main(["compare", "--baseline", str(cold), "--arm-folder", *map(str, folders)]) == 1
+        assert message in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""One file per published format, each with ``recognises(path)`` and ``read(path, given)``."""
+"""One file per published format or family of formats, each with ``recognises(path)`` and ``read(path, given)``."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from moe_steer.json_files import check_types
+from torch import Tensor
+
+from moe_steer.json_files import check_types, quoted
 from moe_steer.saes.sae import SAE
 from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_torch, refuse_unknown
 
@@ -62,7 +66,7 @@ def read(path: Path, given: Given) -> SAE:
         threshold_F=bias.new_zeros(len(bias)) + pick(tensors, weights_path, "threshold")
         if kind == "jumprelu"
         else None,
-        k=given.k or int(tensors["k"] if "k" in tensors else trainer["k"]) if kind == "topk" else None,
+        k=(given.k or _k(tensors, trainer, path)) if kind == "topk" else None,
         apply_b_dec_to_input=True,
         about=given.about(
             "dictionary-learning",
@@ -74,6 +78,13 @@ def read(path: Path, given: Given) -> SAE:
         ),
     )
     return check_sizes(sae, path / CONFIG, trainer)
+
+
+def _k(tensors: Mapping[str, Tensor], trainer: Mapping[str, Any], path: Path) -> int:
+    k = tensors["k"].item() if "k" in tensors and tensors["k"].numel() == 1 else trainer.get("k")
+    if type(k) is not int:
+        raise ValueError(f"{path / CONFIG} gives k as {quoted(k)}: pass k, the number of active atoms a token")
+    return k
 
 
 def _site(submodule: str | None) -> str:
