@@ -54,7 +54,7 @@ class TokenTags(NamedTuple):
 
     def describe(self) -> dict[str, list[int]]:
         """The tags as a decoding rule uses them: the shortest way to open a thought, and what closes it."""
-        return {"open": list(min(self.opening, key=lambda form: len(form))), "close": list(self.close)}
+        return {"open": list(sorted((len(form), form) for form in self.opening)[0][1]), "close": list(self.close)}
 
     @property
     def opening(self) -> tuple[Form, ...]:
