@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -35,10 +36,8 @@ class Compare:
 
         from moe_steer.files import write_whole
         from reasoning_evals import compare_arms
-        from reasoning_evals.runs import grade_run
 
-        rows = [row for folder in (self.baseline, *self.arm_folder) for row in grade_run(folder)]
-        comparison = compare_arms(rows, baseline=self.baseline_arm)
+        comparison = compare_arms(self._rows(), baseline=self.baseline_arm)
         print(f"{comparison.num_problems} problems x {comparison.num_samples} samples")
         for one in comparison.arms:
             tokens = f", {one.thinking_tokens.mean:.1f} thinking tokens" if one.thinking_tokens else ""
@@ -54,6 +53,32 @@ class Compare:
             write_whole(target, comparison.to_json())
             print(f"wrote {self.out}")
         return 0
+
+    def _rows(self) -> list[GradeRow]:
+        """The grades of all folders. A folder of one arm whose name is taken, as where neither run was named, gives it its own."""
+        from pathlib import Path
+
+        from reasoning_evals.runs import grade_run
+
+        places = [Path(folder).resolve() for folder in (self.baseline, *self.arm_folder)]
+        for number, place in enumerate(places):
+            if place in places[:number]:
+                raise ValueError(
+                    f"{(self.baseline, *self.arm_folder)[number]} is given twice: a run is not compared with itself"
+                )
+        rows: list[GradeRow] = []
+        for place in places:
+            taken, found = {row.arm for row in rows}, grade_run(place)
+            names = {row.arm for row in found}
+            if len(names) == 1 and names <= taken:
+                if place.name in taken:
+                    raise ValueError(
+                        f"two arms would be named {place.name!r}: rename the folder {place}, or sample with --arm-name"
+                    )
+                print(f"{place.name}: the arm {min(names)!r} of {place}, called by its folder since that name is taken")
+                found = [dataclasses.replace(row, arm=place.name) for row in found]
+            rows += found
+        return rows
 
 
 @dataclass(frozen=True, kw_only=True)

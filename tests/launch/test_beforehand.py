@@ -151,3 +151,18 @@ def test_problems_of_ones_own_keep_the_usual_sampling() -> None:
     assert task_line(options) == ""
     with pytest.raises(ValueError, match="same answer every time: leave --samples 3 out, or give --temperature"):
         ProblemOptions(model="someone/model", problems="mmlu", samples=3)
+
+
+def test_two_runs_that_were_not_named_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = ["generate", "--num", "3", "--max-new-tokens", "8"]
+    for name, heat in (("cool", "0.6"), ("warm", "1.0")):
+        assert command_line([*job, "--temperature", heat, "--out", str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    cool, warm = str(tmp_path / "cool"), str(tmp_path / "warm")
+    assert command_line(["compare", "--baseline", cool, "--arm-folder", warm]) == 0
+    said = capsys.readouterr().out
+    assert f"warm: the arm 'baseline' of {warm}, called by its folder since that name is taken" in said
+    assert "\nbaseline: " in said
+    assert "\nwarm: 0.0% correct" in said
+    assert command_line(["compare", "--baseline", cool, "--arm-folder", cool + "/"]) == 1
+    assert "is given twice: a run is not compared with itself" in capsys.readouterr().err
