@@ -82,7 +82,8 @@ class Bake:
             f"({certificate.bytes_written:,} bytes, and {(Path(out) / 'steering.json').stat().st_size:,} of steering.json), "
             f"{'no shard linked' if self.copy else 'the rest linked'}"
         )
-        print(f"next: moe-steer verify --baked {out} --model {self.model} --forward")
+        vectors = f" --plan {self.plan}" if plan.active_residual else ""  # whose files are not in the baked folder
+        print(f"next: moe-steer verify --baked {out} --model {self.model} --forward{vectors}")
 
     def _say_gguf(self, plan: SteeringPlan, certificate: Certificate, first: Path) -> None:
         """``first``: the file to load, whose name differs from --out where the model is in several parts."""

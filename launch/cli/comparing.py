@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -60,7 +61,6 @@ def rows_of_folders(folders: Sequence[str]) -> list[GradeRow]:
 
     ValueError where that does not tell them apart: one folder given twice, or two folders of one name.
     """
-    import dataclasses
     from pathlib import Path
 
     from reasoning_evals.runs import grade_run

@@ -7,13 +7,22 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from launch.core.failure import in_own_words
 from launch.core.options import HeldModel, Room
 from launch.core.prompt_options import ask_prompts, task_line
 from launch.core.ranks import Ranks
-from moe_steer.backends import available_bytes, choose_backend, gpus_here, plan_memory, skeleton
+from moe_steer.backends import (
+    FITS,
+    Unplanned,
+    available_bytes,
+    check_name,
+    choose_backend,
+    gpus_here,
+    plan_memory,
+    skeleton,
+)
 from moe_steer.layers import ModelShape, model_shape
 from moe_steer.loading import read_config, read_tokenizer
 from reasoning_evals.prompts import render_prompt
@@ -23,6 +32,10 @@ OptionsT = TypeVar("OptionsT", bound=Any)
 
 BATCHES = (64, 32, 16, 8, 4, 2, 1)
 """Rows decoded together that are tried where the user names no number."""
+_UNPLANNED = 16
+"""The most of them where memory cannot be planned."""
+_SHARED = "tp_ep"
+"""The backend under which all ranks together decode the same rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +120,11 @@ def settle(
     if options.batch_size or options.is_lab:
         return options, Room(rows=options.rows, context=context)
     stored = ranks.broadcast(_stored_batch(Path(options.folder)) if ranks.is_main else None)
-    fits = _fits(options, known.config, machine or Machine.of_ranks(ranks.world_size), context)
-    rows, why = ranks.broadcast(_most_rows(fits, stored or BATCHES[0]))
+    machine = machine or Machine.of_ranks(ranks.world_size)
+    fits = _fits(options, known.config, machine, context)
+    rows, why = ranks.broadcast(_most_rows(fits, stored or BATCHES[0], machine.gpus))
     if stored is None:
-        ranks.say(f"batch: {rows} rows are decoded together, the most that fit with {context} tokens each; {why}")
+        ranks.say(f"batch: {rows} rows of up to {context} tokens are decoded together, as many as fit up to 64; {why}")
     else:
         fewer = f", {rows} of them at once, which is what fits here; {why}" if rows < stored else ""
         ranks.say(f"batch: {stored} rows, as this run began{fewer}")
@@ -144,54 +158,79 @@ def _stored_batch(folder: Path) -> int | None:
     return found
 
 
-def _most_rows(fits: Callable[[int, bool], str], most: int) -> tuple[int, str]:
-    """(rows, why) of the largest number that fits, in GPUs alone if it can be. ValueError where not even one row does."""
-    tried = list(dict.fromkeys([most, *(number for number in BATCHES if number < most)]))
-    said: dict[int, str] = {}
+class _Held(NamedTuple):
+    """What holds so many rows: the backend, and why it is that one, in words."""
 
-    def fitting(rows: int, rests: bool) -> bool:
+    backend: str
+    why: str
+
+
+def _most_rows(fits: Callable[[int, bool], _Held], most: int, ranks: int) -> tuple[int, str]:
+    """(rows, why) with which most rows are under way on all ranks, in GPUs alone if it can be. ValueError where not even one
+    row fits."""
+    tried = list(dict.fromkeys([most, *(number for number in BATCHES if number < most)]))
+    held: dict[int, _Held] = {}
+
+    def fitting(rows: int, rests: bool, backend: str = "") -> bool:
         try:
-            said[rows] = fits(rows, rests)
+            held[rows] = held.get(rows) or fits(rows, rests)
         except ValueError:
             return False
-        return True
+        return backend in ("", held[rows].backend)
 
     # Many rows are worth less than weights that need not be copied for each token.
     for rests in (False, True):
         place = bisect.bisect_left(tried, True, key=lambda rows: fitting(rows, rests))
-        if place < len(tried):
-            return tried[place], said[tried[place]]
-    return 1, fits(1, True)
+        if place == len(tried):
+            continue
+        rows = tried[place]
+        fewest = tried[-1]
+        # More rows may need a slower backend, whose ranks all decode the same ones: less than a few rows on each rank.
+        if ranks > 1 and held[rows].backend == _SHARED and fitting(fewest, rests) and held[fewest].backend != _SHARED:
+            backend = held[fewest].backend
+            own = tried[bisect.bisect_left(tried, True, key=lambda rows: fitting(rows, rests, backend))]
+            rows = own if own * ranks >= rows else rows
+        return rows, held[rows].why
+    return 1, fits(1, True).why
 
 
-def _fits(options: HeldModel, config: Any, machine: Machine, context: int) -> Callable[[int, bool], str]:
-    """(Rows, whether weights may rest in CPU memory unasked) -> which backend holds them, in words; ValueError, with this
-    command's own options in it, where none does."""
+def _fits(options: HeldModel, config: Any, machine: Machine, context: int) -> Callable[[int, bool], _Held]:
+    """(Rows, whether weights may rest in CPU memory unasked) -> what holds them; ValueError, with this command's own options in
+    it, where nothing does."""
 
-    def chosen(rows: int, rests: bool) -> str:
+    def chosen(rows: int, rests: bool) -> _Held:
         where: tuple[Any, ...] = () if machine.here else (machine.limit, machine.on_gpu)
         more: dict[str, Any] = {"batch": rows, "context": context, "max_memory": options.max_memory, "rests": rests}
         try:
-            return choose_backend(config, machine.gpus, options.dtype, options.offload, *where, **more)[1]
+            backend, why = choose_backend(config, machine.gpus, options.dtype, options.offload, *where, **more)
         except ValueError as error:
             raise ValueError(in_own_words(str(error), rows)) from error
+        if FITS not in why and rows > _UNPLANNED:
+            raise ValueError(why)
+        return _Held(backend, why)
 
-    def asked(rows: int, _: bool) -> str:
-        plan = plan_memory(
-            config,
-            machine.gpus,
-            machine.limit,
-            dtype=options.dtype,
-            context=context,
-            batch=rows,
-            offload=options.offload,
-            on_gpu=machine.on_gpu,
-            max_memory=options.max_memory,
-            gpus=machine.in_one_process,
-        )
+    def asked(rows: int, _: bool) -> _Held:
+        try:
+            plan = plan_memory(
+                config,
+                machine.gpus,
+                machine.limit,
+                dtype=options.dtype,
+                context=context,
+                batch=rows,
+                offload=options.offload,
+                on_gpu=machine.on_gpu,
+                max_memory=options.max_memory,
+                gpus=machine.in_one_process,
+            )
+        except Unplanned as error:
+            if rows > _UNPLANNED:
+                raise
+            return _Held(options.backend, f"{options.backend}: asked for; {error}")
         found = next(item for item in plan.footprints if item.backend == options.backend)
         if not found.fits and rows > 1:  # one row is tried: the user named the backend
             raise ValueError(found.why_not)
-        return f"{options.backend}: asked for"
+        return _Held(options.backend, f"{options.backend}: asked for")
 
+    check_name(options.backend)
     return chosen if options.backend == "auto" else asked

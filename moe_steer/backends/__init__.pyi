@@ -11,6 +11,7 @@ from moe_steer.backends.checkpoint import refuse_unknown_quantisation as refuse_
 from moe_steer.backends.checkpoint import refuse_without_kernels as refuse_without_kernels
 from moe_steer.backends.engine import without_compiled_shared_memory as without_compiled_shared_memory
 from moe_steer.backends.layout import FEWER as FEWER
+from moe_steer.backends.layout import FITS as FITS
 from moe_steer.backends.layout import GPU_SHARE as GPU_SHARE
 from moe_steer.backends.layout import Layout as Layout
 from moe_steer.backends.layout import available_bytes as available_bytes

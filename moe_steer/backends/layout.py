@@ -28,6 +28,8 @@ GPU_SHARE = 0.92
 """Part of a GPU that tensors may fill; the rest is left to the CUDA context, the communication library and fragmentation."""
 FEWER = "a smaller batch or context"
 """In advice about memory: what every command has options of its own for."""
+FITS = "the fastest that fits"
+"""In the reason for a backend that memory was planned for."""
 _FLAG = "steering_lockstep"
 _FINISHED, _DECODER, _MODEL = 0, 1, 2
 

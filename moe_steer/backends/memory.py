@@ -21,7 +21,7 @@ from moe_steer.backends.blueprint import (
     torch_dtype,
 )
 from moe_steer.backends.checkpoint import stays_packed
-from moe_steer.backends.layout import FEWER, available_bytes, gib, gpus_here, host_bytes
+from moe_steer.backends.layout import FEWER, FITS, available_bytes, gib, gpus_here, host_bytes
 from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
 from moe_steer.backends.shards import cache_parts, latent_copies, shard_of
@@ -155,10 +155,10 @@ def choose_backend(
         rest = plan_memory(config, world_size, limit, offload="cpu", **asked)
         best = next((item for item in rest.footprints if item.backend == "device_map" and item.fits), None)
     if best is not None and best.places:
-        return best.backend, f"{best.backend}: the fastest that fits, weights on {best.places}"
+        return best.backend, f"{best.backend}: {FITS}, weights on {best.places}"
     if best is None:
         raise ValueError(f"no backend fits {gib(limit)} GiB a rank ({where}): {plan.advice}")
-    reason = f"{best.backend}: the fastest that fits, {gib(best.total)} of {gib(limit)} GiB a rank ({where}), {world_size} ranks"
+    reason = f"{best.backend}: {FITS}, {gib(best.total)} of {gib(limit)} GiB a rank ({where}), {world_size} ranks"
     return best.backend, reason.replace("1 ranks", "1 rank") if world_size == 1 else reason
 
 

@@ -27,7 +27,6 @@ from reasoning_evals.comparing.token_use import efficiency as efficiency
 from reasoning_evals.comparing.token_use import percent_change as percent_change
 from reasoning_evals.comparing.token_use import thoughts_of as thoughts_of
 from reasoning_evals.comparing.verdicts import ALPHA as ALPHA
-from reasoning_evals.comparing.verdicts import NO_ANSWERS as NO_ANSWERS
 from reasoning_evals.comparing.verdicts import NO_INTERVAL as NO_INTERVAL
 from reasoning_evals.comparing.verdicts import detectable_text as detectable_text
 from reasoning_evals.comparing.verdicts import difference_test as difference_test

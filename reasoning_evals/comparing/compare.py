@@ -16,7 +16,7 @@ Two independent samples of problems with these means would have a standard error
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from reasoning_evals.comparing.comparison import (
@@ -39,7 +39,7 @@ from reasoning_evals.comparing.statistics import (
     pass_at_k,
     proportion_estimate,
 )
-from reasoning_evals.comparing.verdicts import NO_ANSWERS, Tuning, notes_on, verdict_on
+from reasoning_evals.comparing.verdicts import Tuning, notes_on, verdict_on
 from reasoning_evals.runs import GradeRow
 
 __all__ = ["Comparison", "Tuning", "compare_arms"]
@@ -60,12 +60,8 @@ class _Table(NamedTuple):
 
     def share(self, *outcomes: str) -> float:
         """Share of all samples with one of these outcomes."""
-        return self.share_of(lambda row: row.outcome in outcomes)
-
-    def share_of(self, rule: Callable[[GradeRow], bool]) -> float:
-        """Share of all samples for which the rule holds."""
         rows = [row for samples in self.rows.values() for row in samples]
-        return sum(map(rule, rows)) / len(rows)
+        return sum(row.outcome in outcomes for row in rows) / len(rows)
 
 
 def compare_arms(
@@ -167,8 +163,8 @@ def _summarise(table: _Table, k: int, clusters: Sequence[str] | None) -> ArmSumm
         answer_tokens=_tokens(table.per_problem("answer_tokens"), clusters),
         total_tokens=_tokens(table.per_problem("total_tokens"), clusters),
         wrong=table.share("wrong"),
-        no_answer=table.share_of(lambda row: row.outcome in NO_ANSWERS and row.state != "truncated"),
-        truncated=table.share_of(lambda row: row.outcome in NO_ANSWERS and row.state == "truncated"),
+        no_answer=table.share("no_answer", "cut"),
+        truncated=table.share("truncated", "unclosed"),
         grader_failed=table.share("grader_timeout", "grader_error"),
         domains={
             name: _domain([correct[i] for i in of], clusters and [clusters[i] for i in of])

@@ -79,10 +79,6 @@ def verdict_on(
     return verdict, sentence.strip()
 
 
-NO_ANSWERS = ("no_answer", "unclosed", "truncated")
-"""Outcomes of responses that gave no answer."""
-
-
 def unanswered_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
     """One sentence an arm about responses without an answer, where "truncated" or "no answer" says too little: no thought of the
     arm ever closed; thoughts never closed though the responses ended by themselves, so that a higher token limit would not
@@ -93,7 +89,7 @@ def unanswered_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
         number = f"of {len(mine)} responses"
         open_rows = [row for row in mine if row.state == "truncated"]
         unclosed = sum(row.outcome == "unclosed" for row in mine)
-        cut = sum(row.outcome == "truncated" and row.state != "truncated" for row in mine)
+        cut = sum(row.outcome == "cut" for row in mine)
         if open_rows and not any(row.state in ("closed", "empty") for row in mine):
             notes.append(
                 f"{arm}: no thought ever closed ({len(open_rows)} {number} are inside a thought to their end): raise "

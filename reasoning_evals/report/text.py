@@ -9,6 +9,7 @@ OUTCOMES = {
     "correct": "correct",
     "wrong": "wrong",
     "no_answer": "no answer",
+    "cut": "answer cut",
     "unclosed": "thought never closed",
     "truncated": "truncated",
     "grader_timeout": "grader timeout",

@@ -22,7 +22,7 @@ class Judgement(Protocol):
 
     @property
     def outcome(self) -> str:
-        """correct, wrong, no_answer, truncated, grader_timeout or grader_error; of a run also unclosed."""
+        """correct, wrong, no_answer, truncated, grader_timeout or grader_error; of a run also unclosed and cut."""
 
     @property
     def extracted(self) -> str | None:
@@ -42,7 +42,7 @@ class GradeRow:
     problem_id: str
     sample_idx: int
     outcome: str
-    """correct, wrong, no_answer, unclosed, truncated, grader_timeout or grader_error."""
+    """correct, wrong, no_answer, cut, unclosed, truncated, grader_timeout or grader_error."""
     extracted: str | None
     reason: str
     method: str
@@ -196,7 +196,7 @@ def _told_apart(problem: Problem, verdict: Judgement, thought: Thought, finish_r
     if finish_reason == "content_filter" and (guessed or verdict.outcome == "truncated"):
         return "no_answer", "the endpoint's content filter ended the response before an answer was stated"
     if not stopped and guessed and verdict.outcome in ("correct", "wrong", "no_answer"):
-        return "truncated", "the token limit came before an answer was stated"
+        return "cut", "the token limit came before an answer was stated"
     return verdict.outcome, verdict.reason
 
 

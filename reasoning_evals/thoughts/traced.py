@@ -190,7 +190,7 @@ def _underthinking(sample: TracedSample) -> float | None:
     if (
         sample.trace is None
         or sample.unjudged
-        or sample.row.outcome not in ("wrong", "no_answer", "unclosed", "truncated")
+        or sample.row.outcome not in ("wrong", "no_answer", "cut", "unclosed", "truncated")
     ):
         return None
     return ut_rule([sample.trace])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -73,7 +74,10 @@ def test_wrong_options_are_refused(wrong: dict, message: str) -> None:
 def test_stored_options_read_back() -> None:
     options = Options(gains=(2.0, 8.0), markers=("<think>", "</think>"), seed=3)
     stored = json.loads(json.dumps(options.config())) | {"given_plan": None}
-    assert options_from(stored, Options, ["given_plan"]) == options
+    assert (stored["temperature"], stored["top_p"]) == (0.6, 0.95), "the numbers that were taken"
+    read = options_from(stored, Options, ["given_plan"])
+    assert read == dataclasses.replace(options, temperature=0.6, top_p=0.95)
+    assert read.config() == options.config()
     with pytest.raises(ValueError, match="setting 'given_plan', which this version does not know: use the one it had"):
         options_from(stored, Options, [])
 

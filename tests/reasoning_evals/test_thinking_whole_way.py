@@ -136,7 +136,7 @@ def test_a_model_that_does_not_think_is_graded_on_all_it_says(
     grades = {row.problem_id: row for row in read_grades(out)}
     # A known opening tag in the text is read as one, whatever the template said of the model.
     assert {name: row.outcome for name, row in grades.items()} == {
-        "p0": "correct", "p1": "correct", "p2": "truncated", "p3": "truncated",
+        "p0": "correct", "p1": "correct", "p2": "cut", "p3": "truncated",
     }  # fmt: skip
     assert [grades[f"p{n}"].thinking_tokens for n in range(3)] == [0, 0, 0]
     assert "2 correct (50.0%), 2 truncated by the token limit" in capsys.readouterr().out
