@@ -108,8 +108,8 @@ def _bits(value: Fraction) -> int:
 
 
 def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
-    if exponent.denominator > 64 or (base < 0 and exponent.denominator != 1):
-        return None  # the principal value of a fractional power of a negative number is complex
+    if exponent.denominator > 64 or (base < 0 and exponent.denominator % 2 == 0):
+        return None  # an even root of a negative number is complex
     root = _exact_root(base, exponent.denominator)
     if root is None:
         return None
@@ -172,7 +172,11 @@ def _approximate(tree: Tree, values: Mapping[str, Any], ctx: Any) -> Any:
             total = total * value if power == 1 else total / value
         return total
     if kind == "pow":
-        return _power(_approximate(tree[1], values, ctx), _approximate(tree[2], values, ctx), ctx)
+        base, exponent = _approximate(tree[1], values, ctx), exact(tree[2])
+        if exponent is not None and exponent.denominator % 2 and ctx.im(base) == 0 and ctx.re(base) < 0:
+            size = _power(-ctx.re(base), ctx.mpf(exponent.numerator) / exponent.denominator, ctx)
+            return -size if exponent.numerator % 2 else size  # (x - 1)^{1/3} is the cube root of x - 1, which is real
+        return _power(base, _approximate(tree[2], values, ctx), ctx)
     if kind == "root":
         return _root(_approximate(tree[1], values, ctx), _approximate(tree[2], values, ctx), ctx)
     if kind == "binom":

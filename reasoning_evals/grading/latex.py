@@ -69,8 +69,27 @@ _RINGED_A = re.compile(
 )
 _MATH_MARKS = re.compile(r"(?<!\\)\$|\\\(|\\\)|(?<!\\)\\\[|(?<!\\)\\\](?!\])")
 _BLANKS = re.compile(r"\s+")
+_TEN = re.compile(r"(?<=[\d.}])\s*(?:\\text\s*\{\s*[xX]\s*\}|[xX])\s*(?=10\s*\^)")
+_BASES = {
+    name: str(base)
+    for base, name in enumerate(
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], 2
+    )
+}
+_BASES["sixteen"] = "16"
+_BASE = re.compile(
+    rf"(?<=[\dA-F)])(\s*_\s*\{{?\s*)(?:\\text\s*\{{\s*\(?(?:base[ -]*)?({'|'.join(_BASES)}|\d+)\)?\s*\}}|({'|'.join(_BASES)})(?![a-z]))"
+)
+_NUMERAL_IN_BASE = re.compile(r"\(\s*(\d[\dA-F]*)\s*\)(?=\s*_\s*\{?\s*\d)")
+_SI_NUMBER = re.compile(r"\\(?:SI|qty)\s*(?:\[[^\]]*\])?\s*\{([^{}]*)\}\s*(?=\{)|\\num\s*\{([^{}]*)\}")
+_SI_UNIT = re.compile(r"\\(?:unit|si)\s*(?:\[[^\]]*\])?\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_SI_PREFIX = re.compile(r"\\(kilo|mega|giga|tera|deci|centi|milli|micro|nano|pico|femto)\s*\\?(?=[a-zA-Z])")
+_SI_SIGNS = {"per": " / ", "squared": "^2 ", "cubed": "^3 ", "percent": "%", "degreeCelsius": " degC ", "ohm": " ohm "}
+_TEXT_GROUP = re.compile(r"(?<![_^])\\text\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_TEXT_WORDS = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{2,}(?:[ ,.'/-]+[A-Za-z]+)*")
 
 _INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")}
+_BARE = FUNCTIONS | GREEK | {"sqrt"}
 _TEXT = re.compile(r"\\text\s*\{\s*([a-zA-Z]+)\s*\}")
 
 
@@ -86,12 +105,38 @@ def clean(text: str) -> str:
     text = _MATH_MARKS.sub(" ", text)
     if "\\" in text:
         text = _clean_commands(text)
-    text = text.replace("{,}", ",")
+    text = _TEN.sub(r" \\times ", text.replace("{,}", ","))
+    if "_" in text:
+        text = _BASE.sub(lambda match: match[1] + _BASES.get(match[2] or match[3], match[2] or ""), text)
+        text = _NUMERAL_IN_BASE.sub(r"\1", text)
     return _BLANKS.sub(" ", text).strip().strip(";,").rstrip(".").strip()
 
 
+def unwrap(text: str) -> str:
+    r"""Mathematics inside ``\text{...}`` as mathematics, the words beside it as text: \text{40 cm^2} is 40 \text{cm}^2.
+
+    Text after ``_`` and ``^`` is a label and stays.
+    """
+    for _ in range(3):
+        if text == (text := _TEXT_GROUP.sub(_unwrapped, text)):
+            break
+    return _BLANKS.sub(" ", text).strip()
+
+
+def _unwrapped(match: re.Match[str]) -> str:
+    if not re.search(r"[\d^_\\]", match[1]):
+        return match[0]
+    return " " + _TEXT_WORDS.sub(lambda word: word[0] if word[0] in _BARE else f"\\text{{ {word[0]} }}", match[1]) + " "
+
+
+def _si_unit(match: re.Match[str]) -> str:
+    text = _SI_PREFIX.sub(r" \1", match[1])
+    return " \\text{" + re.sub(r"\\([a-zA-Z]+)", lambda name: _SI_SIGNS.get(name[1], f" {name[1]} "), text) + "} "
+
+
 def _clean_commands(text: str) -> str:
-    text = _NOTHING.sub("", text)
+    text = _SI_NUMBER.sub(lambda match: match[2] or match[1] + r"\unit", text)
+    text = _NOTHING.sub("", _SI_UNIT.sub(_si_unit, text))
     text = _RENAMED.sub(lambda match: _NEW_NAMES[match.group(1)] + " ", text)
     text = _RINGED_A.sub(r"\\AA ", text)
     text = _SPACES.sub(" ", text)
@@ -100,33 +145,6 @@ def _clean_commands(text: str) -> str:
     text = _STYLE.sub(" ", _STYLED_SYMBOL.sub(r" \1 ", text))
     text = _PRIMES.sub(lambda match: match.group(1) or match.group(2), text)
     return _DEGREE.sub(r"^\\circ ", text)
-
-
-def top_level(text: str, separators: str) -> list[str]:
-    """Split at single-character separators outside all brackets; escaped braces count as brackets."""
-    parts, depth, start = [], 0, 0
-    for position, char in enumerate(text):
-        if char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth = max(0, depth - 1)
-        elif depth == 0 and char in separators:
-            parts.append(text[start:position])
-            start = position + 1
-    parts.append(text[start:])
-    return [part.strip() for part in parts]
-
-
-def depth(text: str) -> int:
-    """Deepest nesting of brackets of any kind."""
-    deepest = current = 0
-    for char in text:
-        if char in "([{":
-            current += 1
-            deepest = max(deepest, current)
-        elif char in ")]}":
-            current -= 1
-    return deepest
 
 
 class Commands(Scanner, ABC):

@@ -43,7 +43,7 @@ def test_a_correct_integer_in_any_dressing_is_correct(value, dressing, style):
     if "+%s" in dressing and value < 0:
         dressing = "\\boxed{%s}"
     text = dressing % write_integer(value, style)
-    assert grade(Problem("p", "?", value, "integer"), text).outcome == "correct"
+    assert grade(Problem("p", "How many, in percent?", value, "integer"), text).outcome == "correct"
 
 
 @given(integers, integers, st.sampled_from(DRESSINGS))
