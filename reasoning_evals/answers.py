@@ -35,7 +35,9 @@ _NUMBER = re.compile(
     r"|[eE][-+]?\d+)?(?:\s?/\s?\d+(?![\d.]))?"
 )
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
-_LETTER = re.compile(r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])")
+_LETTER = re.compile(
+    r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])(?!\s+(?:is|was)\s*(?:not|n't|wrong|incorrect|false)\b)"
+)
 _STATED_LETTER = re.compile(
     r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)[\s:*_(]*(?:\\text\s*\{\s*\(?)?([A-HJ])(?![\w'])"
     r"|(?<![\w\\'])([A-HJ])[)}*_$]*\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b"
@@ -44,9 +46,10 @@ _FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\(((?:(?!\\\)).){1,400})\\\)|\\\[((?:(?!\\\]).){1,400})\\\]", re.DOTALL
 )
 _MENTION = re.compile(
-    r"(\\(?:boxed|fbox))(?![a-zA-Z])(?:\s*\{([^{}]{0,60}(?:\{[^{}]{0,40}\})?\s{0,9})\}|(?=\s*(?:[.,;:!?)`'\"](?!\d)|[a-zA-Z]{2,})))"
+    r"(\\(?:boxed|fbox))(?![a-zA-Z])(?:\s*\{([^{}]{0,60}(?:\{[^{}]{0,40}\})?\s{0,9})\}|(?=\s*(?:[.,;:!?)`'\"](?!\d)|[a-zA-Z]{2,})))(?:[.,:;](?=\s|$))?"
 )
 """A box without an answer: the bare word in prose, or a box that may be a placeholder."""
+_STOP_TOKEN = re.compile(r"<[|\uff5c][\w\u2581]{2,30}[|\uff5c]>|</s>|<eos>|<end_of_turn>|\[EOS\]")
 _PLACEHOLDER = re.compile(
     r"(?:(?:the|your|my|final|numerical|correct) )*(?:answer|result|solution|number|value|letter|option|expression|choice)?(?: here)?"
     r" ?(?:\.{2,}|\u2026|\\[lc]?dots|\?|_+)?",
@@ -81,7 +84,7 @@ def extract_answer(answer: str, answer_type: str, boxed: bool = True) -> Extract
     ``answer_type`` decides what counts without a box: a last number for integer, number and quantity, an option letter
     for choice, a formula between dollar signs for expression and list.
     """
-    answer = _without_mentions(answer[-MAX_TEXT:])
+    answer = _without_mentions(_STOP_TOKEN.sub("\n", answer[-MAX_TEXT:]))
     box = last_box(answer) if boxed else None
     if box is not None:
         return Extraction(box, "box")

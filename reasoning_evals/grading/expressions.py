@@ -260,16 +260,20 @@ def _grade_item(
     return GRADERS[kind](item, answer)
 
 
-def type_of(target: str, unit: str | None = None) -> str:
-    """What a published answer is, from how it is written: choice ((A), True, Yes), number, quantity or expression. Equations
-    are expressions, and so is 3 a b: not everything behind a number is a unit."""
-    if _CHOICE.fullmatch(clean(target)):
+def type_of(target: str, unit: str | None = None, question: str = "") -> str:
+    """What a published answer is, from how it is written: choice ((A), True, Yes; a bare letter where the question lists
+    options), number, quantity or expression. Equations are expressions, and so is 3 a b: not all that follows a number is a
+    unit."""
+    if _CHOICE.fullmatch(clean(target)) or (
+        re.fullmatch("[a-jA-J]", target) and re.search(r"\(a\).*\(b\)", question, re.S | re.I)
+    ):
         return "choice"
     try:
         amount = read_amount(target)
         if amount.rest:
             return "quantity" if parse_unit(amount.rest) else "expression"
-        return ("quantity" if unit else "number") if parse_answer(clean(target)).kind == "value" else "expression"
+        one = _UNCERTAIN.match(clean(target)) or parse_answer(clean(target)).kind == "value"
+        return ("quantity" if unit else "number") if one else "expression"
     except Unreadable:
         return "expression"
 

@@ -18,7 +18,7 @@ from typing import Any
 from reasoning_evals.grading.evaluate import approximate, context, exact, number
 from reasoning_evals.grading.formula import Reading, read
 from reasoning_evals.grading.records import Tree, Unreadable
-from reasoning_evals.grading.structure import FLIPPED, NAME, Answer, is_clock, letters, seconds
+from reasoning_evals.grading.structure import FLIPPED, NAME, Answer, is_clock, letters, plus_minus, seconds
 
 POINTS = 5
 NEEDED = 2
@@ -174,7 +174,9 @@ def same_answer(target: Answer, answer: Answer) -> bool:
 
 def _single(answer: Answer) -> Answer:
     """A set with one part, (5) or {5}, is that part."""
-    while answer.kind in ("set", "union") and len(answer.parts) == 1:
+    while (
+        answer.kind in ("set", "union") and len(answer.parts) == 1 and (answer.parts[0].parts or answer.parts[0].text)
+    ):
         answer = answer.parts[0]
     return answer
 
@@ -284,7 +286,7 @@ def _real_set(answer: Answer) -> _Cuts:
     """A set of real numbers as sorted pieces from one cut to another; the cut (x, 0) lies just below x, (x, 1) just above."""
     if answer.kind == "relation":
         if answer.text == "\\neq" and NAME.fullmatch(answer.parts[0].text):
-            return _complement([_point(answer.parts[1].text)])
+            return _complement(_joined([_point(text) for text in plus_minus(answer.parts[1].text)]))
         answer = _interval(answer) or answer
     if answer.kind == "sequence" and len(answer.parts) == 2 and answer.text in ("()", "[]", "(]", "[)"):
         left, right = (_end(part.text) for part in answer.parts)

@@ -22,7 +22,7 @@ _UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "÷": "/",
     "∕": "/", "≈": r"\approx ", "≃": r"\approx ", "≅": r"\approx ", "∼": r"\sim ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ",
     "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
-    "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "′": "'", "’": "'",
+    "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "∖": r"\setminus ", "∈": r"\in ", "′": "'", "’": "'",
     "″": "''", "”": "''", "ℏ": r"\hbar ", "µ": r"\mu ", "μ": r"\mu ", "Å": r"\AA ", "Ω": r"\Omega ",
     "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "ϵ": r"\epsilon ", "ζ": r"\zeta ",
     "η": r"\eta ", "θ": r"\theta ", "ϑ": r"\theta ", "κ": r"\kappa ", "λ": r"\lambda ", "ν": r"\nu ", "ξ": r"\xi ", "π": r"\pi ",
@@ -61,7 +61,7 @@ _STYLE_NAMES = (
 _STYLE = re.compile(_STYLE_NAMES)
 _STYLED_SYMBOL = re.compile(_STYLE_NAMES + r"\{\s*(\\?[a-zA-Z]+)\s*\}")
 _ROMAN = re.compile(r"\\(?:mathrm|textrm|textnormal|mbox|textup|rm|mathnormal|hbox|textsf)(?![a-zA-Z])\s*\{")
-_ROMAN_SWITCH = re.compile(r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}")
+_ROMAN_SWITCH = re.compile(r"\{\s*\\(?:rm|bf|it)\s+((?:[^{}]|\{[^{}]*\})*)\}")
 _PRIMES = re.compile(r"\^\s*\{\s*('+)\s*\}|\^\s*('+)")
 _DEGREE = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])")
 _RINGED_A = re.compile(
@@ -80,13 +80,17 @@ _BASES["sixteen"] = "16"
 _BASE = re.compile(
     rf"(?<=[\dA-F)])(\s*_\s*\{{?\s*)(?:\\text\s*\{{\s*\(?(?:base[ -]*)?({'|'.join(_BASES)}|\d+)\)?\s*\}}|({'|'.join(_BASES)})(?![a-z]))"
 )
-_NUMERAL_IN_BASE = re.compile(r"\(\s*(\d[\dA-F]*)\s*\)(?=\s*_\s*\{?\s*\d)")
-_SI_NUMBER = re.compile(r"\\(?:SI|qty)\s*(?:\[[^\]]*\])?\s*\{([^{}]*)\}\s*(?=\{)|\\num\s*\{([^{}]*)\}")
+_NUMERAL_IN_BASE = re.compile(
+    r"\(\s*((?=[A-F]*\d)[\dA-F]+)\s*\)(?=\s*_\s*\{?\s*\d)|(?<=_\{)\((\d+)\)(?=\})|(?<=_\{)\\text\s*\{\s*base\s*\}\s*(?=\d)"
+)
+_SI_NUMBER = re.compile(r"\\(?:SI|qty)\s*(?:\[[^\]]*\])?\s*\{([^{}]*)\}\s*(?=\{)|\\(?:num|(ang))\s*\{([^{}]*)\}")
 _SI_UNIT = re.compile(r"\\(?:unit|si)\s*(?:\[[^\]]*\])?\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _SI_PREFIX = re.compile(r"\\(kilo|mega|giga|tera|deci|centi|milli|micro|nano|pico|femto)\s*\\?(?=[a-zA-Z])")
 _SI_SIGNS = {"per": " / ", "squared": "^2 ", "cubed": "^3 ", "percent": "%", "degreeCelsius": " degC ", "ohm": " ohm "}
 _TEXT_GROUP = re.compile(r"(?<![_^])\\text\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
-_TEXT_WORDS = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{2,}(?:[ ,.'/-]+[A-Za-z]+)*")
+_TEXT_WORDS = re.compile(
+    r"(?<![\\a-zA-Z])(?:(?:and|or)(?![a-zA-Z])|[A-Za-z]{2,}(?:[ ,.'/-]+(?!(?:and|or)(?![a-zA-Z]))[A-Za-z]+)*)"
+)
 
 _INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")}
 _BARE = FUNCTIONS | GREEK | {"sqrt"}
@@ -108,7 +112,7 @@ def clean(text: str) -> str:
     text = _TEN.sub(r" \\times ", text.replace("{,}", ","))
     if "_" in text:
         text = _BASE.sub(lambda match: match[1] + _BASES.get(match[2] or match[3], match[2] or ""), text)
-        text = _NUMERAL_IN_BASE.sub(r"\1", text)
+        text = _NUMERAL_IN_BASE.sub(lambda match: match[1] or match[2] or "", text)
     return _BLANKS.sub(" ", text).strip().strip(";,").rstrip(".").strip()
 
 
@@ -130,12 +134,14 @@ def _unwrapped(match: re.Match[str]) -> str:
 
 
 def _si_unit(match: re.Match[str]) -> str:
-    text = _SI_PREFIX.sub(r" \1", match[1])
+    text = _SI_PREFIX.sub(r" \1", match[1].replace(".", " "))
     return " \\text{" + re.sub(r"\\([a-zA-Z]+)", lambda name: _SI_SIGNS.get(name[1], f" {name[1]} "), text) + "} "
 
 
 def _clean_commands(text: str) -> str:
-    text = _SI_NUMBER.sub(lambda match: match[2] or match[1] + r"\unit", text)
+    text = _SI_NUMBER.sub(
+        lambda match: match[3] + r"^\circ " * bool(match[2]) if match[3] else match[1] + r"\unit", text
+    )
     text = _NOTHING.sub("", _SI_UNIT.sub(_si_unit, text))
     text = _RENAMED.sub(lambda match: _NEW_NAMES[match.group(1)] + " ", text)
     text = _RINGED_A.sub(r"\\AA ", text)

@@ -37,7 +37,7 @@ _RELATION = re.compile(
 )
 _ABOUT = re.compile(
     r"^(?:\\text\s*\{\s*)?(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)?|about|approximately|approx\.?|roughly|around|nearly|almost|"
-    r"is|only|just|a total of|exactly)(?![a-zA-Z])\s*:?\s*\}?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
+    r"is|only|just|a total of|exactly)(?![a-zA-Z])\s*:?\s*\}?\s*:?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
     re.IGNORECASE,
 )
 _UNCERTAINTY = re.compile(r"\\pm\s*[\d.]+(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|-?\d))?")
@@ -50,7 +50,7 @@ _WORDS_ONLY = re.compile(
 _CHANGE = re.compile(
     r"(?<![a-zA-Z\\])(?:(?:twen|thir|for|fif|six|seven|eigh|nine)ty|(?:thir|four|fif|six|seven|eigh|nine)teen|two|three|four|five|six|seven"
     r"|eight|nine|ten|eleven|twelve|and\s+(?:a|one)\s+(?:half|third|quarter)|halves|(?:third|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?"
-    r"|thirds|plus|minus|factorial|more|less|others?)(?![a-zA-Z])|^(?:\\text\s*\{\s*)?(?:squared|cubed)",
+    r"|thirds|plus|minus|factorial|twice|thrice|doubled|halved|more|less|others?)(?![a-zA-Z])|^(?:\\text\s*\{\s*)?(?:squared|cubed)",
     re.IGNORECASE,
 )
 """Words behind a number that change its value: number words, "and a half", "squared"."""

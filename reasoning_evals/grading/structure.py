@@ -41,13 +41,13 @@ _OPERATORS = {
 }
 FLIPPED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
 _MATRIX = re.compile(
-    r"([^=,;<>&]*?)[(\[]?\s*\\begin\s*\{((?:small)?[pbvBV]?matrix|array)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\2\}\s*[)\]]?$",
+    r"([^=,;<>&]*?)[(\[]?\s*\\begin\s*\{([pbvBV]?(?:small)?[pbvBV]?matrix|array)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\2\}\s*[)\]]?$",
     re.DOTALL,
 )
 _EMPTY = re.compile(r"\\(?:emptyset|varnothing)|\\?\{\s*\\?\}")
 _REALS = re.compile(
-    r"(?:\\mathbb\s*\{?\s*R\s*\}?|\(\s*-\s*\\infty\s*,\s*\+?\s*\\infty\s*\)(?=.)|(?:\\text\s*\{)?\s*all real numbers\s*\}?$)"
-    r"\s*(?:(\\setminus|\\smallsetminus|\\backslash|\\text\s*\{\s*except\s*\}|-)|[,:|]|\\mid|\\text\s*\{\s*with\s*\}|$)\s*(.*)"
+    r"(?:\\mathbb\s*\{?\s*R\s*\}?|\(\s*-\s*\\infty\s*,\s*\+?\s*\\infty\s*\)(?=.)|(?:\\text\s*\{)?\s*all (?:real numbers|reals)\s*\}?)"
+    r"\s*(?:(\\setminus|\\smallsetminus|\\backslash|(?:\\text\s*\{\s*)?except(?: for)?\s*\}?|-)|[,:|]|\\mid|\\text\s*\{\s*with\s*\}|$)\s*(.*)"
 )
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:\\text\s*\{)?\s*(?:([ap])\.?\s*m\.?)?\s*\}?", re.IGNORECASE)
 DENIAL = re.compile(
@@ -70,6 +70,7 @@ _WORDS = re.compile(
     r"(?:\\text\s*\{[^{}\\$]*\}|[A-Za-z]{2,}(?![A-Za-z])|(?<=[A-Za-z] )[A-Za-z](?![A-Za-z])|[\s,.;!?'\"-])+"
 )
 _FORMULA_WORDS = re.compile(r"\b(?:sin|cos|tan|ln|log|exp|sqrt|pi|frac)\b")
+_NUMERIC = re.compile(r"(?:[\d\s.,+*/^(){}!-]|\\(?:frac|sqrt|cdot|times|pi)(?![a-zA-Z]))+")
 _INEQUALITY = re.compile(r"<|>|\\(?:leq|geq|neq|ll|gg)(?![a-zA-Z])")
 _CONDITION = re.compile(
     r"(?<=[\s}\w)])\s+\(\s*[^()=]{1,20}(?:<|>|\\leq|\\geq)[^()=]{1,20}\)$|\s*\\text\s*\{\s*\(?(?:for|at|when|if|where|in|as|outside|inside)\b.*$"
@@ -124,8 +125,8 @@ def parse_answer(text: str) -> Answer:
     relation = _relation(text)
     if relation is not None:
         return relation
-    if _RATIO.fullmatch(text):
-        return _collection("ratio", "", text.split(":"))
+    if _RATIO.fullmatch(text) and len(ratio := top_level(text, ":")) > 1:
+        return _collection("ratio", "", ratio)
     signs = plus_minus(text)
     return _bracketed(text) or (_collection("set", "", signs) if len(signs) > 1 else Answer("value", text))
 
@@ -221,7 +222,7 @@ def _relation(text: str) -> Answer | None:
     if any(DENIAL.search(side) for side in sides[:-1]):
         return Answer("words", letters(text))  # a condition or a denial, not a value with a name
     if all(operator == "=" for operator in operators):
-        if len(sides) > 2 or NAME.fullmatch(sides[0]) or _is_words(sides[0]):
+        if len(sides) > 2 or all(map(_NUMERIC.fullmatch, sides)) or NAME.fullmatch(sides[0]) or _is_words(sides[0]):
             value = parse_answer(sides[-1])
             return Answer(value.kind, value.text, value.parts, name=sides[0])
         if NAME.fullmatch(sides[1]) and not NAME.fullmatch(sides[0]) and re.fullmatch(r"[-\d./\\a-z{}]+", sides[0]):

@@ -78,7 +78,7 @@ def physics_problem(row: Row, prompt: str) -> Problem | None:
         f"physics-{row['id']}",
         ask(prompt, row["questions"]),
         listed(answers) if len(answers) > 1 else answers[0],
-        "list" if len(answers) > 1 else type_of(answers[0]),
+        "list" if len(answers) > 1 else type_of(answers[0], question=str(row["questions"])),
         domain=f"physics/{str(row['id']).split('/')[0].lower()}",
     )
 

@@ -12,7 +12,14 @@ CASES = json.loads(Path(__file__).with_name("grading_cases.json").read_text(enco
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['type']}-{case['source']}"[:60])
 def test_case(case):
-    problem = Problem("case", case.get("prompt", "?"), case["target"], case["type"], unit=case.get("unit"), tolerance=case.get("tolerance"))
+    problem = Problem(
+        "case",
+        case.get("prompt", "?"),
+        case["target"],
+        case["type"],
+        unit=case.get("unit"),
+        tolerance=case.get("tolerance"),
+    )
     text = "\\boxed{" + "1+" * 3000 + "1}" if case["text"] == "LONG" else case["text"]
     graded = grade(problem, text, opened=case.get("opened", False))
     assert graded.outcome == case["outcome"], graded
