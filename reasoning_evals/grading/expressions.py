@@ -56,7 +56,7 @@ _CHOICE = re.compile(
 
 _FOR_SYMPY = re.compile(
     r"\\(?:int|iint|iiint|oint|sum|prod|lim|partial|mathbb|cap|cup|setminus|in|notin|emptyset|varnothing|mid|det|max|min|gcd|lcm|pmod|bmod|"
-    r"begin|overline|bar|dbinom|tbinom|leq|geq|neq|exists|forall|subset|Re|Im|arg)(?![a-zA-Z])|\\[\{|]|[<>]|\\frac\s*\{\s*d"
+    r"begin|lfloor|lceil|overline|bar|dbinom|tbinom|leq|geq|neq|exists|forall|subset|Re|Im|arg)(?![a-zA-Z])|\\[\{|]|[<>]|\\frac\s*\{\s*d"
 )
 _RATIONAL = re.compile(r"[+-]?\d{1,300}(?:/0*[1-9]\d{0,300})?")
 _WORDS_BEHIND = re.compile(r"(?:\s*\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*\d\s*\}?)?|\s*\^\\circ)+\s*$")

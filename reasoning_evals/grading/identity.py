@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from reasoning_evals.grading.evaluate import approximate, context, exact, number
+from reasoning_evals.grading.evaluate import Cuts, approximate, complement, context, exact, joined, number
 from reasoning_evals.grading.formula import Reading, read
 from reasoning_evals.grading.records import Tree, Unreadable
 from reasoning_evals.grading.structure import FLIPPED, NAME, Answer, is_clock, letters, plus_minus, seconds
@@ -271,33 +271,29 @@ def _same_ratio(target: Answer, answer: Answer) -> bool:
             return False
         day = 43_200 if answer.text and not target.text else 86_400  # 2:00 does not say which half of the day
         return (ours - theirs) % day == 0
-    ours, theirs = target.parts, answer.parts
-    return len(ours) == len(theirs) and all(
-        same_formula(f"({mine.text})*({theirs[0].text})", f"({their.text})*({ours[0].text})")
-        for mine, their in zip(ours, theirs, strict=True)
+    first, other = target.parts[0], answer.parts[0]
+    return len(target.parts) == len(answer.parts) and all(
+        same_formula(f"({mine.text})*({other.text})", f"({their.text})*({first.text})")
+        for mine, their in zip(target.parts, answer.parts, strict=True)
     )
 
 
-_Cuts = list[tuple[tuple[Any, int], tuple[Any, int]]]
-_BELOW, _ABOVE = (float("-inf"), 1), (float("inf"), 0)
-
-
-def _real_set(answer: Answer) -> _Cuts:
+def _real_set(answer: Answer) -> Cuts:
     """A set of real numbers as sorted pieces from one cut to another; the cut (x, 0) lies just below x, (x, 1) just above."""
     if answer.kind == "relation":
         if answer.text == "\\neq" and NAME.fullmatch(answer.parts[0].text):
-            return _complement(_joined([_point(text) for text in plus_minus(answer.parts[1].text)]))
+            return complement(joined([_point(text) for text in plus_minus(answer.parts[1].text)]))
         answer = _interval(answer) or answer
     if answer.kind == "sequence" and len(answer.parts) == 2 and answer.text in ("()", "[]", "(]", "[)"):
         left, right = (_end(part.text) for part in answer.parts)
-        return _joined([((left, int(answer.text[0] == "(")), (right, int(answer.text[1] == "]")))])
+        return joined([((left, int(answer.text[0] == "(")), (right, int(answer.text[1] == "]")))])
     if answer.kind == "value":
         return [_point(answer.text)]
     if answer.kind in ("set", "union", "complement"):
         unequal = bool(answer.parts) and all(part.text == "\\neq" for part in answer.parts)  # x is not 1, x is not 2
-        parts = [_complement(_real_set(part)) if unequal else _real_set(part) for part in answer.parts]
-        joined = _joined([piece for part in parts for piece in part])
-        return _complement(joined) if unequal or answer.kind == "complement" else joined
+        parts = [complement(_real_set(part)) if unequal else _real_set(part) for part in answer.parts]
+        whole = joined([piece for part in parts for piece in part])
+        return complement(whole) if unequal or answer.kind == "complement" else whole
     raise Unreadable("not a set of numbers")
 
 
@@ -309,18 +305,3 @@ def _end(text: str) -> Any:
 
 def _point(text: str) -> tuple[tuple[Any, int], tuple[Any, int]]:
     return (_end(text), 0), (_end(text), 1)
-
-
-def _joined(pieces: _Cuts) -> _Cuts:
-    joined: _Cuts = []
-    for start, end in sorted(pieces):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
-        elif start < end:
-            joined.append((start, end))
-    return [(max(start, _BELOW), min(end, _ABOVE)) for start, end in joined]
-
-
-def _complement(pieces: _Cuts) -> _Cuts:
-    cuts = [_BELOW, *(cut for piece in pieces for cut in piece), _ABOVE]
-    return [(start, end) for start, end in zip(cuts[::2], cuts[1::2], strict=True) if start < end]

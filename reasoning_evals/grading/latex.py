@@ -41,11 +41,6 @@ _NOTHING = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|displaystyle|textstyle|scriptstyle"
     r"|limits|nolimits|normalsize|large|hfill|noindent|nonumber|mathstrut)(?![a-zA-Z])|\\!|\\hspace\*?\{[^{}]*\}"
 )
-_RENAMED = re.compile(
-    r"\\(dfrac|tfrac|cfrac|varepsilon|varphi|vartheta|varrho|varsigma|le|ge|ne|leqslant|geqslant|lvert|rvert|vert|lbrace|rbrace"
-    r"|lbrack|rbrack|ast|thickapprox|approxeq|simeq|cong|arcctg|tg|ctg|degree|textdegree|angstrom|textohm|ohm|micro|textmu|prime|div)"
-    r"(?![a-zA-Z])"
-)
 _NEW_NAMES = {
     "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "varepsilon": r"\epsilon", "varphi": r"\phi", "vartheta": r"\theta",
     "varrho": r"\rho", "varsigma": r"\sigma", "le": r"\leq", "ge": r"\geq", "ne": r"\neq", "leqslant": r"\leq",
@@ -54,6 +49,7 @@ _NEW_NAMES = {
     "tg": r"\tan", "ctg": r"\cot", "degree": r"^\circ", "textdegree": r"^\circ", "angstrom": r"\AA", "textohm": r"\Omega",
     "ohm": r"\Omega", "micro": r"\mu", "textmu": r"\mu", "prime": "'", "div": "/",
 }  # fmt: skip
+_RENAMED = re.compile(rf"\\({'|'.join(_NEW_NAMES)})(?![a-zA-Z])")
 _STYLE_NAMES = (
     r"\\(?:mathbf|mathit|mathsf|mathtt|boldsymbol|bm|vec|overrightarrow|operatorname\*?|pmb|bold|textbf|textit|mathcal|mathscr)"
     r"(?![a-zA-Z])\s*"
@@ -196,9 +192,6 @@ class Commands(Scanner, ABC):
             return self.upright(text)
         if name not in FUNCTIONS | {"frac", "binom", "sqrt", "pi"} and not self.symbols:
             raise self.unreadable()
-        if name in ("lfloor", "lceil"):
-            self.skip_command()
-            return self.rounded(name)
         if name not in FUNCTIONS | GREEK | DECORATIONS | {"frac", "binom", "sqrt"}:
             raise self.unreadable()
         self.skip_command()
@@ -223,12 +216,6 @@ class Commands(Scanner, ABC):
             self.position = text.end()
             return ("sym", self.symbol(word))
         raise self.unreadable()
-
-    def rounded(self, name: str) -> Tree:
-        tree = self.sum()
-        if not self.take_command("r" + name[1:]):
-            raise Unreadable(f"\\{name} is not closed")
-        return ("call", name[1:], tree)
 
     def argument(self) -> Tree:
         r"""One argument of a command: a group, or a single digit, letter or command (``\frac12``)."""
@@ -256,9 +243,8 @@ class Commands(Scanner, ABC):
             if not self.take("]"):
                 raise Unreadable("']' is missing")
         char = self.peek()
-        if char == "(":
-            return ("root", self.group(), index)
-        return ("root", ("num", self.numeral()) if char.isdigit() else self.argument(), index)
+        radicand = self.group() if char == "(" else ("num", self.numeral()) if char.isdigit() else self.argument()
+        return ("pow", radicand, ("prod", ((-1, index),)))
 
     def call(self, name: str) -> Tree:
         """A function with its power, base and argument: sin^2 x, log_2 8, ln(b/a), cos 2 pi f t."""

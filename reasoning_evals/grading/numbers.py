@@ -45,12 +45,12 @@ _DIGITS = re.compile(
     r"[+-]?\s*(\d[\d, ]*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,4})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?)?\s*$"
 )
 _WORDS_ONLY = re.compile(
-    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|[A-Za-z]{3,}[\s,.;:()'-]*|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
+    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|[A-Za-z]{3,}(?![A-Za-z])[\s,.;:()'-]*|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
 )
 _CHANGE = re.compile(
-    r"(?<![a-zA-Z\\])(?:(?:twen|thir|for|fif|six|seven|eigh|nine)ty|(?:thir|four|fif|six|seven|eigh|nine)teen|two|three|four|five|six|seven"
-    r"|eight|nine|ten|eleven|twelve|and\s+(?:a|one)\s+(?:half|third|quarter)|halves|(?:third|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?"
-    r"|thirds|plus|minus|factorial|twice|thrice|doubled|halved|more|less|others?)(?![a-zA-Z])|^(?:\\text\s*\{\s*)?(?:squared|cubed)",
+    r"(?<![a-zA-Z\\])(?:plus|minus|factorial|twice|thrice|doubled|halved|and\s+(?:a|one|two|three)\s+(?:hal(?:f|ves)|thirds?|quarters?))(?![a-zA-Z])"
+    r"|^(?:\\text\s*\{\s*)?(?:and\s+)?(?:squared|cubed|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?)(?![a-zA-Z])",
     re.IGNORECASE,
 )
 """Words behind a number that change its value: number words, "and a half", "squared"."""
@@ -60,6 +60,10 @@ _SCALE = re.compile(
 )
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9,
            "trillion": 10**12}  # fmt: skip
+_CONDITION = re.compile(
+    r"[\s,(]*(\\text\s*\{(?:[^{}]*?[^{}a-zA-Z])?)?(?<![a-zA-Z])(?:at|when|for|if|where|with)[\s}]*\\?[a-zA-Z]\w*(?:_\{\w+\})?\s*=[^=]*$"
+)
+"""Behind an answer: 5 m/s at t = 2 s."""
 _EXPONENT = re.compile(
     r"\^\s*(?:\{[^{}]*\}|\([^()]*\)|[+-]?\s*\d+(?:/\d+)?)|_\s*(?:\{[^{}]*\}|\w)|(?<=[a-zA-Z])[+-]?\d+"
     r"|(?<![\d.])1(?=\s*/\s*\\?[a-zA-Z{])|\\frac\s*\{\s*1\s*\}|^(?:\\times\s*)?10(?=\s*\^)"
@@ -101,6 +105,9 @@ def read_amount(text: str, log_base: int | None = None) -> Amount:
     if match and match.end() == len(surface):
         return _plain_amount(match)
     surface = unwrap(surface)
+    behind = _CONDITION.search(surface)
+    if behind and re.search(r"\d", surface[: behind.start()]):
+        surface = surface[: behind.start()] + (behind[1].rstrip(" (") + "}" if behind[1] else "")
     if mixed := _mixed_units(surface):
         return mixed
     if _says_more(surface) or DENIAL.search(surface):
@@ -131,7 +138,7 @@ def _contradicts(side: str, amount: Amount, loose: bool, log_base: int | None) -
         if ours and theirs and theirs[0].factor and ours[0].dimensions == theirs[0].dimensions:
             values.append(scaled(amount.value, Fraction(ours[0].factor) / Fraction(theirs[0].factor)))
     whole = amount.plain and other.plain and amount.half_digit is None and other.half_digit is None
-    tolerance = WIDEST if loose else Fraction(0) if whole and len(values) == 1 else DEFAULT_TOLERANCE
+    tolerance = WIDEST if loose or len(values) > 1 else Fraction(0) if whole else DEFAULT_TOLERANCE
     near = loose and bool(abs(floating(amount.value) - floating(other.value)) <= 0.5)  # 3.5 is about 4
     return not near and not any(close(other.value, value, tolerance, amount.half_digit) for value in values)
 
@@ -261,7 +268,7 @@ def _read_side(side: str, log_base: int | None) -> Amount:
 def changes(rest: str) -> bool:
     """Whether the text behind a number changes or denies it, or holds another number that is no condition of another kind
     (5 m/s at 30 degrees)."""
-    if DENIAL.search(rest) or _CHANGE.search(rest) or _SCALE.match(rest.strip()):
+    if DENIAL.search(f"1 {rest}") or _CHANGE.search(rest) or _SCALE.match(rest.strip()):
         return True
     flat = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", _EXPONENT.sub(lambda match: re.sub(r"\d", "", match[0]), rest))
     found = re.search(r"\d[\d.]*", flat)

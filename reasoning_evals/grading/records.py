@@ -5,7 +5,7 @@ Answers come from models and a box may contain anything, hence the limits.
 A tree is one of
 
 ``("num", Fraction)``, ``("sym", name)``, ``("sum", ((sign, tree), ...))``, ``("prod", ((power, tree), ...))`` with sign and
-power 1 or -1, ``("pow", base, exponent)``, ``("root", radicand, index)``, ``("binom", n, k)``, ``("call", function,
+power 1 or -1, ``("pow", base, exponent)``, ``("binom", n, k)``, ``("call", function,
 tree)``.
 """
 

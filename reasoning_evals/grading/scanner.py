@@ -109,7 +109,7 @@ class Scanner:
                 return self.symbols or name != "text"
             if not name:
                 return self.symbols and self.text.startswith("\\{", self.position)
-            return self.symbols and (name in GREEK or name in DECORATIONS or name in ("lfloor", "lceil"))
+            return self.symbols and (name in GREEK or name in DECORATIONS)
         if char in "([{":
             return self.symbols or char != "["
         if char == "|":

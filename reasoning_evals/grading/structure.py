@@ -52,7 +52,7 @@ _REALS = re.compile(
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:\\text\s*\{)?\s*(?:([ap])\.?\s*m\.?)?\s*\}?", re.IGNORECASE)
 DENIAL = re.compile(
     r"(?<![a-zA-Z\\])(?:not|never|neither|nor|or|but|unless|except|instead|yes|wrong|incorrect|false|impossible|no(?!\s*\.|\s+unit))"
-    r"(?![a-zA-Z])|^\\text\s*\{\s*(?:for|if|when)(?![a-zA-Z])|(?<![a-zA-Z])(?:if|when|where|with)[\s}]*\\?\w*\s*(?:=|$)",
+    r"(?![a-zA-Z])|^\\text\s*\{\s*(?:for|if|when)(?![a-zA-Z])|(?<![a-zA-Z])(?:if|when|where|with|at|for)[\s}]*\\?\w*\s*(?:=|$)",
     re.IGNORECASE,
 )
 """Words that take an answer back, state another one, or make it a condition ("for q = 0")."""

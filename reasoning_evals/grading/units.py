@@ -192,7 +192,7 @@ def unit_surface(text: str) -> str:
     text = re.sub("µ +", "µ", text)
     text = re.sub(r"\^\s*[{(]\s*([+-]?\s*\d+(?:/\d+)?)\s*[)}]", r"^\1 ", text)
     text = re.sub(
-        r"[{}]", " ", _FRACTION.sub(lambda match: f"({match[1] or match[3] or 1})/({match[2] or match[4]})", text)
+        r"[{}\[\]]", " ", _FRACTION.sub(lambda match: f"({match[1] or match[3] or 1})/({match[2] or match[4]})", text)
     )
     text = _PREFIXED_OHM.sub(r"\1ohm", text)
     text = re.sub(r"\s+", " ", text).strip()
