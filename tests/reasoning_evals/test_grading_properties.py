@@ -185,6 +185,15 @@ def test_a_long_sentence_that_is_no_words_is_read_at_once(count):
     assert verdict.outcome == "wrong"
 
 
+@pytest.mark.parametrize(
+    "rest", ["x" * 300 + "{%", " and" * 400 + "1", "\\text{ a" * 200, " m" * 600 + "(", "1 h " * 300, "(a) " * 400]
+)
+@pytest.mark.parametrize("answer_type", ["integer", "number", "quantity", "expression", "list"])
+def test_what_follows_a_number_is_read_at_once(rest, answer_type):
+    """A run of 300 letters once took more than the age of the universe."""
+    test_hostile_answers_are_wrong_at_once(f"42{rest}", answer_type)
+
+
 @given(st.lists(st.sampled_from(["a", "bc", " ", "  ", ",", "2", "(", "\\text{a b}", "\\text {c}", "\n"]), max_size=7))
 @settings(deadline=None, max_examples=500)
 def test_what_counts_as_words(pieces):
