@@ -31,13 +31,29 @@ _SENTENCE_END = re.compile(
 )
 _NUMBER = re.compile(
     r"(?<![\w.^_{/])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+)"
-    r"(?:\s?(?:\\times|\\cdot|\u00d7|\*)\s?10\s?(?:\^\s?\{?\s?[-+\u2212]?\d+\s?\}?|[\u207b\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+)"
+    r"(?:\s?(?:\\times|\\cdot|\u00d7|\*|[xX])\s?10\s?(?:(?:\^|\*\*)\s?[({]?\s?[-+\u2212]?\d+\s?[)}]?|[\u207b\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+)"
     r"|[eE][-+]?\d+)?(?:\s?/\s?\d+(?![\d.]))?"
 )
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
-_LETTER = re.compile(r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])")
+_LETTER = re.compile(
+    r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])(?!\s+(?:is|was)\s*(?:not|n't|wrong|incorrect|false)\b)"
+)
+_STATED_LETTER = re.compile(
+    r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)[\s:*_(]*(?:\\text\s*\{\s*\(?)?([A-HJ])(?![\w'])"
+    r"|(?<![\w\\'])([A-HJ])[)}*_$]*\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b"
+)
 _FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\(((?:(?!\\\)).){1,400})\\\)|\\\[((?:(?!\\\]).){1,400})\\\]", re.DOTALL
+)
+_MENTION = re.compile(
+    r"(\\(?:boxed|fbox))(?![a-zA-Z])(?:\s*\{([^{}]{0,60}(?:\{[^{}]{0,40}\})?\s{0,9})\}|(?=\s*(?:[.,;:!?)`'\"](?!\d)|[a-zA-Z]{2,})))(?:[.,:;](?=\s|$))?"
+)
+"""A box without an answer: the bare word in prose, or a box that may be a placeholder."""
+_STOP_TOKEN = re.compile(r"<[|\uff5c][\w\u2581]{2,30}[|\uff5c]>|</s>|<eos>|<end_of_turn>|\[EOS\]")
+_PLACEHOLDER = re.compile(
+    r"(?:(?:the|your|my|final|numerical|correct) )*(?:answer|result|solution|number|value|letter|option|expression|choice)?(?: here)?"
+    r" ?(?:\.{2,}|\u2026|\\[lc]?dots|\?|_+)?",
+    re.IGNORECASE,
 )
 _WORD = re.compile(
     r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|(?:is|it|so|we|of|to|in|be|an|no|if|as|at|by|on|or|do|he)(?![a-zA-Z]))", re.I
@@ -47,24 +63,9 @@ _BARE_NUMBER = re.compile(
     r"(?:\\?[a-zA-Z][\w{}\\']{0,15}\s*(?:=|\\approx|≈)\s*)?[-+\u2212~≈$.(\s]*(?:\d|\.\d|\\(?!text|mathrm)|π)"
 )
 _MATH_WORDS = {
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "log",
-    "exp",
-    "sqrt",
-    "frac",
-    "ln",
-    "pi",
-    "and",
-    "or",
-    "arcsin",
-    "arccos",
+    "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "frac", "ln", "pi", "and", "or", "arcsin", "arccos",
     "arctan",
-}
+}  # fmt: skip
 
 
 class Extraction(NamedTuple):
@@ -77,17 +78,17 @@ class Extraction(NamedTuple):
     method: str
 
 
-def extract_answer(answer: str, answer_type: str) -> Extraction | None:
-    """The final answer of an answer part, or None.
+def extract_answer(answer: str, answer_type: str, boxed: bool = True) -> Extraction | None:
+    """The final answer of an answer part, or None. ``boxed``: look at boxes.
 
     ``answer_type`` decides what counts without a box: a last number for integer, number and quantity, an option letter
     for choice, a formula between dollar signs for expression and list.
     """
-    answer = answer[-MAX_TEXT:]
-    box = last_box(answer)
+    answer = _without_mentions(_STOP_TOKEN.sub("\n", answer[-MAX_TEXT:]))
+    box = last_box(answer) if boxed else None
     if box is not None:
         return Extraction(box, "box")
-    if _BOX.search(answer):
+    if boxed and _BOX.search(answer):
         return None  # cut off inside a box: the content may be half a number
     tail = answer[-TAIL:].strip()
     if hashes := _HASHES.findall(tail):
@@ -105,6 +106,7 @@ def boxes(text: str) -> list[str]:
     >>> boxes(r"\boxed{1} or \boxed{\frac{1}{2}} or \boxed{3")
     ['1', '\\frac{1}{2}']
     """
+    text = _without_mentions(text)
     starts = list(_BOX.finditer(text))
     if not starts:
         return []
@@ -127,6 +129,17 @@ def boxes(text: str) -> list[str]:
         if content:
             found.append(content)
     return found
+
+
+def _without_mentions(text: str) -> str:
+    r"""The text without boxes that hold no answer: "put it in \boxed", "in \boxed{...}"."""
+
+    def kept(match: re.Match[str]) -> str:
+        inside = match[2]
+        words = None if inside is None else " ".join(re.sub(r"\\text|[{}]", " ", inside).split())
+        return "" if words is None or _PLACEHOLDER.fullmatch(words) else match[0]
+
+    return _MENTION.sub(kept, text) if "\\boxed" in text or "\\fbox" in text else text
 
 
 def last_box(text: str) -> str | None:
@@ -195,6 +208,8 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
             text += rest[: end.start()] if end else rest
         return Extraction(text.strip(), "last number")
     if answer_type == "choice":
+        if stated := _STATED_LETTER.findall(tail):
+            return Extraction(stated[-1][0] or stated[-1][1], "stated letter")
         letters = [next(filter(None, groups)) for groups in _LETTER.findall(tail)]
         return Extraction(letters[-1], "last letter") if letters else None
     formulas = [next(filter(None, groups)) for groups in _FORMULA.findall(tail)]

@@ -26,7 +26,7 @@ FLOORS = {
     ),
     "reasoning_evals": (
         {"problems", "answers", "thinking", "prompts", "decoding"},
-        {"tasks"}, {"grading"}, {"engines"}, {"runs"}, {"comparing"}, {"report"}, {"thoughts", "safety", "exports"},
+        {"grading"}, {"tasks"}, {"engines"}, {"runs"}, {"comparing"}, {"report"}, {"thoughts", "safety", "exports"},
     ),
     "launch": (
         {"core"}, {"jobs"}, {"dry_run", "recipes"},

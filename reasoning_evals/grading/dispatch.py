@@ -1,7 +1,4 @@
-"""From a generated text to its verdict: split off the thought, find the final answer, call the grader of its answer type.
-
-The grader of choices is here too: option letters, and the words True, False, Yes, No.
-"""
+"""From a generated text to its verdict: split off the thought, find the final answer, call the grader of its answer type."""
 
 from __future__ import annotations
 
@@ -10,47 +7,16 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from reasoning_evals.answers import Extraction, boxes, extract_answer
-from reasoning_evals.grading.expressions import grade_expression, grade_quantity
+from reasoning_evals.grading.expressions import GRADERS, grade_expression, grade_list, part_verdicts, read_list
 from reasoning_evals.grading.latex import clean
-from reasoning_evals.grading.lists import grade_list, read_list
-from reasoning_evals.grading.numbers import grade_integer, grade_number
-from reasoning_evals.grading.records import MAX_CHARS, Grade, Verdict, bad_target, correct, short, wrong
+from reasoning_evals.grading.records import Grade, Verdict
+from reasoning_evals.grading.values import read_choice
 from reasoning_evals.grading.workers import WorkerPool
 from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.thinking import Thought, split_thought
 
-_TRUTH = {"true": "True", "yes": "True", "correct": "True", "false": "False", "no": "False", "incorrect": "False"}
-_MARKS = re.compile(r"\\text\s*|\\mathbf\s*|[{}*$\"'`\\]")
-_LEAD = re.compile(r"^(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\b\s*(?:is\b)?[\s:]*", re.I)
-_LETTER = re.compile(r"^\(?\s*([A-Ja-j])\s*(?:[).:,;]|$|\s+(?=and\b|or\b|&|-)|(?=\s*[=(]))")
-_UPPER_WORD = re.compile(r"^([A-HJ])\s+\S")
-_SECOND = re.compile(r"^[\s).:]*(?:,|;|/|&|and\b|or\b)\s*\(?[A-J]\s*(?:[),.;]|$)")
-
 TIME_LIMIT = 5.0
 """Seconds for one comparison in a worker."""
-
-
-def grade_choice(problem: Problem, answer: str) -> Verdict:
-    """Correct when the answer names the target's letter, alone or before the option's text."""
-    wanted = read_choice(problem.target)
-    if wanted is None:
-        return bad_target(f"{short(problem.target)!r} is neither an option letter nor True or False")
-    given = read_choice(answer)
-    if given is None:
-        return wrong(f"no single option in {short(answer)!r}")
-    return correct("the same option") if given == wanted else wrong(f"{given} is not {wanted}")
-
-
-def read_choice(text: str) -> str | None:
-    """The capital letter, "True" or "False" that a text states; None for none or for several."""
-    surface = _LEAD.sub("", _MARKS.sub("", clean(text[:MAX_CHARS])).strip())
-    word = surface.strip(" .!()").lower()
-    if word in _TRUTH:
-        return _TRUTH[word]
-    match = _LETTER.match(surface) or _UPPER_WORD.match(surface)
-    if not match or _SECOND.match(surface[match.end(1) :]):
-        return None
-    return match[1].upper()
 
 
 def grade(
@@ -69,6 +35,27 @@ def grade(
     return grade_thought(problem, split_thought(text, opened), timeout=timeout, pool=pool)
 
 
+def grade_parts(
+    problem: Problem,
+    text: str | None,
+    opened: bool = False,
+    *,
+    timeout: float = TIME_LIMIT,
+    pool: WorkerPool | None = None,
+) -> list[Grade]:
+    """The verdict on each value of a list, for credit by part: the mean of ``is_correct``. Other answer types have one part.
+
+    Parts are told apart by "(a) ... (b) ..." or as values of a list; the values of an ordered list are judged by their place.
+    """
+    whole = grade(problem, text, opened, timeout=timeout, pool=pool)
+    if problem.answer_type != "list":
+        return [whole]
+    if whole.extracted is None or whole.is_correct:
+        return [whole] * max(1, len(read_list(problem.target)[0]))
+    verdicts = part_verdicts(problem, whole.extracted, timeout, pool)
+    return [Grade(verdict.outcome, whole.extracted, verdict.reason, whole.method) for verdict in verdicts]
+
+
 def grade_thought(
     problem: Problem, thought: Thought, *, timeout: float = TIME_LIMIT, pool: WorkerPool | None = None
 ) -> Grade:
@@ -83,6 +70,8 @@ def grade_thought(
     found = extract_answer(thought.answer, problem.answer_type)
     if problem.answer_type == "list":
         found = _list_of_boxes(problem, thought.answer, found)
+    elif problem.answer_type == "choice" and found and found.method == "box":
+        found = _letter_beside_box(thought.answer, found)
     if found is None:
         return Grade("no_answer", None, "no final answer after the thought" if thought.answer else "no answer part")
     verdict = grade_answer(problem, found.text, timeout=timeout, pool=pool)
@@ -105,7 +94,7 @@ def grade_answer(
             return grade_expression(problem, answer, timeout, pool, in_process)
         if problem.answer_type == "list":
             return grade_list(problem, answer, timeout, pool, in_process)
-        return _GRADERS[problem.answer_type](problem, answer)
+        return GRADERS[problem.answer_type](problem, answer)
     except Exception as error:  # one answer must not end a run; the outcome keeps it visible
         return Verdict("grader_error", f"{type(error).__name__}: {error}")
 
@@ -128,14 +117,21 @@ def _list_of_boxes(problem: Problem, answer: str, found: Extraction | None) -> E
         return found
     values = boxes(answer)
     expected = len(read_list(problem.target)[0])
-    if expected > 1 and len(values) == expected:
-        return Extraction(", ".join(values), f"{expected} boxes")
-    return found
+    if expected < 2:
+        return found
+    blocks = [values[start : start + expected] for start in range(0, len(values), expected)]
+    if all(
+        sorted(map(clean, block)) == sorted(map(clean, blocks[0])) for block in blocks
+    ):  # said once, or again as a summary
+        values = blocks[-1]
+    else:
+        values = list({clean(value): value for value in values}.values())
+    return Extraction("; ".join(values), f"{expected} boxes") if len(values) == expected else found
 
 
-_GRADERS = {
-    "integer": grade_integer,
-    "number": grade_number,
-    "quantity": grade_quantity,
-    "choice": grade_choice,
-}
+def _letter_beside_box(answer: str, found: Extraction) -> Extraction:
+    """The letter that the text states where the box holds mathematics: \\boxed{A = 12}. So the answer is C."""
+    if read_choice(found.text) and not re.match(r"\W*[A-J]\s*=", found.text):
+        return found
+    stated = extract_answer(answer, "choice", boxed=False)
+    return stated if stated and stated.method != "last letter" and read_choice(stated.text) else found

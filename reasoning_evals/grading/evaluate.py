@@ -36,18 +36,13 @@ def exact(tree: Tree) -> Fraction | None:
     if kind == "pow":
         base, exponent = exact(tree[1]), exact(tree[2])
         return None if base is None or exponent is None else _exact_power(base, exponent)
-    if kind == "root":
-        radicand, index = exact(tree[1]), exact(tree[2])
-        if radicand is None or index is None or index.denominator != 1 or not 1 <= index <= 64:
-            return None
-        return _exact_root(radicand, int(index))
     if kind == "binom":
         above, below = exact(tree[1]), exact(tree[2])
         small = above is not None and below is not None and above.denominator == below.denominator == 1
         if small and above is not None and below is not None and 0 <= below <= above <= 5000:
             return Fraction(comb(int(above), int(below)))
         return None
-    if kind == "call" and tree[1] in ("abs", "factorial", "floor", "ceil"):
+    if kind == "call" and tree[1] in ("abs", "factorial"):
         value = exact(tree[2])
         return None if value is None else _exact_call(tree[1], value)
     return None
@@ -108,8 +103,8 @@ def _bits(value: Fraction) -> int:
 
 
 def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
-    if exponent.denominator > 64 or (base < 0 and exponent.denominator != 1):
-        return None  # the principal value of a fractional power of a negative number is complex
+    if exponent.denominator > 64 or (base < 0 and exponent.denominator % 2 == 0):
+        return None  # an even root of a negative number is complex
     root = _exact_root(base, exponent.denominator)
     if root is None:
         return None
@@ -148,10 +143,6 @@ def _integer_root(value: int, degree: int) -> int | None:
 def _exact_call(name: str, value: Fraction) -> Fraction | None:
     if name == "abs":
         return abs(value)
-    if name == "floor":
-        return Fraction(value.__floor__())
-    if name == "ceil":
-        return Fraction(value.__ceil__())
     if value.denominator == 1 and 0 <= value <= 1000:
         return Fraction(factorial(int(value)))
     return None
@@ -172,9 +163,11 @@ def _approximate(tree: Tree, values: Mapping[str, Any], ctx: Any) -> Any:
             total = total * value if power == 1 else total / value
         return total
     if kind == "pow":
-        return _power(_approximate(tree[1], values, ctx), _approximate(tree[2], values, ctx), ctx)
-    if kind == "root":
-        return _root(_approximate(tree[1], values, ctx), _approximate(tree[2], values, ctx), ctx)
+        base, exponent = _approximate(tree[1], values, ctx), exact(tree[2])
+        if exponent is not None and exponent.denominator % 2 and ctx.im(base) == 0 and ctx.re(base) < 0:
+            size = _power(-ctx.re(base), ctx.mpf(exponent.numerator) / exponent.denominator, ctx)
+            return -size if exponent.numerator % 2 else size  # (x - 1)^{1/3} is the cube root of x - 1, which is real
+        return _power(base, _approximate(tree[2], values, ctx), ctx)
     if kind == "binom":
         above, below = _approximate(tree[1], values, ctx), _approximate(tree[2], values, ctx)
         return _factorial(above, ctx) / _factorial(below, ctx) / _factorial(above - below, ctx)
@@ -196,12 +189,6 @@ def _power(base: Any, exponent: Any, ctx: Any) -> Any:
         return base**exponent
     _check_log(exponent * ctx.log(abs(base)))
     return base**exponent
-
-
-def _root(radicand: Any, index: Any, ctx: Any) -> Any:
-    if ctx.im(radicand) == 0 and ctx.re(radicand) < 0 and ctx.isint(index) and int(ctx.re(index)) % 2:
-        return -_power(-ctx.re(radicand), 1 / index, ctx)
-    return _power(radicand, 1 / index, ctx)
 
 
 def _exp(value: Any, ctx: Any) -> Any:
@@ -235,8 +222,27 @@ _FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "factorial": _factorial,
     "exp": _exp,
     "ln": lambda value, ctx: ctx.log(value),
-    "floor": lambda value, ctx: ctx.floor(value),
-    "ceil": lambda value, ctx: ctx.ceil(value),
     **{name: _bounded(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth")},
     **{f"arc{name}": _bounded(f"a{name}") for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")},
 }
+
+
+Cuts = list[tuple[tuple[Any, int], tuple[Any, int]]]
+_BELOW, _ABOVE = (float("-inf"), 1), (float("inf"), 0)
+
+
+def joined(pieces: Cuts) -> Cuts:
+    """The union of pieces of the real line, sorted. The cut (x, 0) lies just below x, (x, 1) just above."""
+    whole: Cuts = []
+    for start, end in sorted(pieces):
+        if whole and start <= whole[-1][1]:
+            whole[-1] = (whole[-1][0], max(whole[-1][1], end))
+        elif start < end:
+            whole.append((start, end))
+    return [(max(start, _BELOW), min(end, _ABOVE)) for start, end in whole]
+
+
+def complement(pieces: Cuts) -> Cuts:
+    """The rest of the real line."""
+    cuts = [_BELOW, *(cut for piece in pieces for cut in piece), _ABOVE]
+    return [(start, end) for start, end in zip(cuts[::2], cuts[1::2], strict=True) if start < end]

@@ -1,149 +1,66 @@
-r"""Grades expressions (equal as formulas, in whatever form) and quantities (a number with a unit).
+r"""Grades expressions (equal as formulas, in whatever form), and lists: ordered in square or round brackets, in any order in
+braces or bare.
 
 Expressions: first our own grammar, exact and quick, in this process: numbers, algebra, elementary functions, tuples, sets,
 intervals, matrices, equations, inequalities. Only what it cannot read, and sympy may (integrals, sums, derivatives, set
 operations), goes to a worker process that can be killed.
 
-Quantities: compared after conversion to the target's unit, within a relative tolerance.
+Parts: an answer "(a) 5 m (b) 3 s" is an ordered list of its parts, without their letters. A list is right when all its values
+are; ``grade_parts`` tells them apart for who gives credit by part.
 """
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import cache
 
-from reasoning_evals.grading.evaluate import context
-from reasoning_evals.grading.latex import clean
-from reasoning_evals.grading.numbers import Amount, Real, close, read_amount, show, tolerance_of, within
-from reasoning_evals.grading.records import MAX_CHARS, TooLarge, Unreadable, Verdict, bad_target, correct, short, wrong
-from reasoning_evals.grading.structure import letters, parse_answer, same_answer
-from reasoning_evals.grading.units import Unit, parse_unit, unit_surface
+from reasoning_evals.grading.identity import same_answer
+from reasoning_evals.grading.latex import clean, unwrap
+from reasoning_evals.grading.numbers import changes, read_amount
+from reasoning_evals.grading.records import (
+    MAX_CHARS,
+    Contradiction,
+    TooLarge,
+    Unreadable,
+    Verdict,
+    bad_target,
+    correct,
+    short,
+    top_level,
+    wrong,
+)
+from reasoning_evals.grading.structure import letters, parse_answer, plus_minus, split_words
+from reasoning_evals.grading.units import parse_unit
+from reasoning_evals.grading.values import (
+    asks_percent,
+    compare_amounts,
+    grade_choice,
+    grade_integer,
+    grade_number,
+    grade_quantity,
+)
 from reasoning_evals.grading.workers import WorkerFailed, WorkerPool, WorkerTimeout, shared_pool
 from reasoning_evals.problems import Problem
 
-ROUNDING = Fraction(1, 10**12)
-"""Relative error that the conversion of a unit may add to an exact comparison."""
+GRADERS = {"integer": grade_integer, "number": grade_number, "quantity": grade_quantity, "choice": grade_choice}
+MAX_ITEMS = 200
+_ROMAN = ["i", "ii", "iii", "iv", "v", "vi"]
+_PART = re.compile(r"(?:^|(?<=[\s,;.]))\(([a-h]|i{1,3}|iv|vi?)\)\s*")
+_UNCERTAIN = re.compile(r"(?=[^\\]*\.|.*\\pm[\s\d]*\.)[-+]?[\d.]+\s*\\pm\s*[\d.]+(?![\d.])")
+_CHOICE = re.compile(
+    r"\(?(?:\\text\s*\{\s*)?\(?(?:true|false|yes|no)\)?\s*\}?\)?|(?:\\text\s*\{\s*)?\([A-J]\)\s*\}?", re.IGNORECASE
+)
 
 _FOR_SYMPY = re.compile(
     r"\\(?:int|iint|iiint|oint|sum|prod|lim|partial|mathbb|cap|cup|setminus|in|notin|emptyset|varnothing|mid|det|max|min|gcd|lcm|pmod|bmod|"
-    r"begin|overline|bar|dbinom|tbinom|leq|geq|neq|exists|forall|subset|Re|Im|arg)(?![a-zA-Z])|\\[\{|]|[<>]|\\frac\s*\{\s*d"
+    r"begin|lfloor|lceil|overline|bar|dbinom|tbinom|leq|geq|neq|exists|forall|subset|Re|Im|arg)(?![a-zA-Z])|\\[\{|]|[<>]|\\frac\s*\{\s*d"
 )
 _RATIONAL = re.compile(r"[+-]?\d{1,300}(?:/0*[1-9]\d{0,300})?")
 _WORDS_BEHIND = re.compile(r"(?:\s*\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*\d\s*\}?)?|\s*\^\\circ)+\s*$")
 _UNIT_TEXT = re.compile(r"\d[\s}]*(?:\\text\s*\{|\\mu\s*\\text|\^\\circ)|\d\s+[a-zA-Z]+(?:/[a-zA-Z]+)?(?:\^?\d)?$")
-
-
-def grade_quantity(problem: Problem, answer: str) -> Verdict:
-    """Correct when the amounts agree in one unit.
-
-    The target's unit is in the target or in ``problem.unit``. An answer without a unit is taken to be in that unit, and the
-    reason says so. Another dimension or an unknown unit is wrong, and the reason begins with "unit". Hertz count cycles and
-    never match radians per second.
-    """
-    try:
-        target = read_amount(problem.target)
-    except Unreadable as error:
-        return bad_target(error)
-    try:
-        amount = read_amount(answer)
-    except Unreadable as error:
-        return _as_formula(problem.target, answer) or wrong(f"not a quantity: {error}")
-    target_unit = target.rest or problem.unit or ""
-    return compare_amounts(problem, target, target_unit, amount)
-
-
-def _as_formula(target: str, answer: str) -> Verdict | None:
-    """\\frac{\\sqrt{79} c}{10} for \\frac{\\sqrt{79}}{10} c: the unit is inside the formula."""
-    try:
-        same = same_answer(parse_answer(clean(target)), parse_answer(clean(answer)))
-    except Unreadable:
-        return None
-    return correct("equal formulas") if same else None
-
-
-def compare_amounts(problem: Problem, target: Amount, target_unit: str, amount: Amount) -> Verdict:
-    """The verdict on an amount that was read; ``target_unit`` is the unit of the target's number."""
-    tolerance, half = tolerance_of(problem, target, amount)
-    surface = unit_surface(clean(target_unit))
-    if not amount.rest:
-        return _without_unit(problem, target, target_unit, amount, tolerance, half)
-    if unit_surface(amount.rest) == surface:
-        return _quantity_verdict(amount.value, target.value, tolerance, half, surface, surface)
-    targets, answers = parse_unit(target_unit), parse_unit(amount.rest)
-    if not targets:
-        return wrong(
-            f"unit: the target's unit {short(surface)!r} is not known, so {short(amount.rest)!r} cannot be compared"
-        )
-    if not answers:
-        return wrong(f"unit: {short(amount.rest)!r} is not a known unit")
-    pairs = [(ours, theirs) for ours in targets for theirs in answers if _comparable(ours, theirs)]
-    if not pairs:
-        return wrong(
-            f"unit: {short(unit_surface(amount.rest))!r} does not measure what {surface or 'a pure number'!r} does"
-        )
-    for ours, theirs in pairs:
-        if close(_convert(amount.value, theirs, ours), target.value, max(tolerance, ROUNDING), half):
-            return correct(f"equal after conversion from {short(unit_surface(amount.rest))} {within(tolerance, half)}")
-    converted = _convert(amount.value, pairs[0][1], pairs[0][0])
-    return wrong(f"{show(converted)} {surface} is not {show(target.value)} {surface} {within(tolerance, half)}")
-
-
-def _without_unit(
-    problem: Problem, target: Amount, target_unit: str, amount: Amount, tolerance: Fraction, half: Fraction | None
-) -> Verdict:
-    asked = problem.unit or target_unit
-    surface = unit_surface(clean(asked))
-    targets, readings = parse_unit(target_unit), parse_unit(asked)
-    if unit_surface(clean(target_unit)) == surface or not targets or not readings:
-        verdict = _quantity_verdict(amount.value, target.value, tolerance, half, surface, "")
-    else:
-        value = _convert(amount.value, readings[0], targets[0])
-        verdict = _quantity_verdict(
-            value, target.value, max(tolerance, ROUNDING), half, unit_surface(clean(target_unit)), ""
-        )
-    if verdict.outcome == "correct":
-        return verdict if not surface else correct(f"{verdict.reason}; no unit given, taken as {surface}")
-    pure = next((unit for unit in targets if not unit.dimensions and not unit.hertz and unit.factor != 1), None)
-    if pure is not None and target.value != 0:  # 0.5 for 50 %, 0.52 for 30 degrees
-        converted = _scaled(amount.value, 1 / Fraction(pure.factor))
-        if close(converted, target.value, max(tolerance, ROUNDING), half):
-            return correct(f"equal {within(tolerance, half)}; no unit given, taken as a pure number")
-    return verdict
-
-
-def _quantity_verdict(
-    value: Real, target: Real, tolerance: Fraction, half: Fraction | None, unit: str, answer_unit: str
-) -> Verdict:
-    if close(value, target, tolerance, half):
-        return correct(f"equal {within(tolerance, half)}")
-    return wrong(
-        f"{show(value)} {answer_unit}".strip()
-        + f" is not {show(target)} {unit}".rstrip()
-        + f" {within(tolerance, half)}"
-    )
-
-
-def _comparable(ours: Unit, theirs: Unit) -> bool:
-    if ours.dimensions != theirs.dimensions:
-        return False
-    return not (ours.hertz and theirs.angle) and not (theirs.hertz and ours.angle)
-
-
-def _convert(value: Real, source: Unit, target: Unit) -> Real:
-    """A value in ``source`` as a value in ``target``."""
-    converted = _scaled(value, Fraction(source.factor) / Fraction(target.factor)) if target.factor else value
-    if source.offset == target.offset:
-        return converted
-    shift = (Fraction(source.offset) - Fraction(target.offset)) / Fraction(target.factor)
-    return (
-        converted + shift
-        if isinstance(converted, Fraction)
-        else converted + context().mpf(shift.numerator) / shift.denominator
-    )
-
-
-def _scaled(value: Real, ratio: Fraction) -> Real:
-    return value * ratio if isinstance(value, Fraction) else value * ratio.numerator / ratio.denominator
 
 
 def grade_expression(
@@ -156,10 +73,19 @@ def grade_expression(
     if len(answer) > MAX_CHARS:
         return wrong(f"answer of {len(answer)} characters is longer than {MAX_CHARS}")
     target, given = clean(problem.target), clean(answer)
+    if "%" not in target and not asks_percent(problem):
+        given = re.sub(r"\\?%", " /100 ", given).strip()
     if target.replace(" ", "") == given.replace(" ", ""):
         return correct("the same formula")
     if _RATIONAL.fullmatch(target) and _RATIONAL.fullmatch(given):  # short and frequent
         return _verdict(Fraction(target) == Fraction(given), target, given)
+    if "=" in given:
+        try:
+            read_amount(given)
+        except Contradiction as error:
+            return wrong(str(error))
+        except Unreadable:
+            pass
     if verdict := _as_quantity(problem, target, given):
         return verdict
     try:
@@ -179,8 +105,9 @@ def grade_expression(
 
 def _without_words(target: str, given: str) -> Verdict | None:
     """Units, degrees and words after an answer are dropped where the target has none, and the reason says so."""
+    given = unwrap(given)
     bare = _WORDS_BEHIND.sub("", given)
-    if bare == given or not bare or _WORDS_BEHIND.search(target):
+    if bare == given or not bare or _WORDS_BEHIND.search(target) or changes(given[len(bare) :]):
         return None
     try:
         same = same_answer(parse_answer(target), parse_answer(bare))
@@ -236,3 +163,142 @@ def _unread_by_both(target: str, why: str) -> Verdict:
     except Unreadable as error:
         return bad_target(f"{short(target)!r} cannot be read: {error}")
     return wrong(why)
+
+
+def grade_list(
+    problem: Problem, answer: str, limit: float, pool: WorkerPool | None = None, in_process: bool = False
+) -> Verdict:
+    """Correct when there are as many values and each target value has its own equal answer, in order if the target is ordered.
+
+    ``limit`` is the time in seconds that workers may take for the whole list.
+    """
+    found, expected = len(read_list(answer[:MAX_CHARS])[0]), len(read_list(problem.target)[0])
+    if found != expected and expected:
+        return wrong(f"{found} values, expected {expected}")
+    verdicts = part_verdicts(problem, answer, limit, pool, in_process)
+    return next(
+        (verdict for verdict in verdicts if verdict.outcome != "correct"), correct(f"all {expected} values equal")
+    )
+
+
+def part_verdicts(
+    problem: Problem, answer: str, limit: float, pool: WorkerPool | None = None, in_process: bool = False
+) -> Iterator[Verdict]:
+    """One verdict for each value of the target: on the answer at its place if the target is ordered, else on its own equal
+    answer wherever it stands. An answer with more values than the target earns nothing: it may be a list of guesses."""
+    targets, ordered = read_list(problem.target)
+    answers, _ = read_list(answer[:MAX_CHARS])
+    if not 0 < len(targets) <= MAX_ITEMS:
+        yield bad_target(f"{len(targets)} values, expected 1 to {MAX_ITEMS}")
+        return
+    if len(answer) > MAX_CHARS or len(answers) > len(targets):
+        yield from [wrong(f"{len(answers)} values, expected {len(targets)}")] * len(targets)
+        return
+    deadline = time.monotonic() + limit
+
+    @cache
+    def judge(row: int, column: int) -> Verdict:
+        left = deadline - time.monotonic()
+        return _grade_item(problem, targets[row], answers[column], max(left, 0.01), pool, in_process or left <= 0)
+
+    if ordered:
+        for index in range(len(targets)):
+            verdict = judge(index, index) if index < len(answers) else wrong("no answer")
+            yield verdict._replace(reason=f"value {index + 1}: {verdict.reason}")
+    else:
+        yield from _in_any_order(targets, len(answers), judge)
+
+
+def read_list(text: str) -> tuple[list[str], bool]:
+    """(values, whether their order counts).
+
+    >>> read_list("[1, 2]"), read_list("x = 1 or x = 2")
+    ((['1', '2'], True), (['1', '2'], False))
+    """
+    surface = unwrap(clean(text))
+    _, *labelled = _PART.split(surface)  # (a) 5 (b) 7
+    parts = dict(zip(labelled[::2], (part.strip(" ,;.") for part in labelled[1::2]), strict=True))
+    for letters_of in (list("abcdefgh"), _ROMAN):
+        if len(parts) > 1 and sorted(parts) == letters_of[: len(parts)] and len(labelled) == 2 * len(parts):
+            return [parts[letter] for letter in sorted(parts)], True
+    surface = re.sub(r"^.*(?:=|\\in(?![a-zA-Z]))\s*(?=\\?[\[({])", "", surface)
+    ordered = False
+    for opening, closing, in_order in (
+        ("\\{", "\\}", False),
+        ("{", "}", False),
+        ("[", "]", True),
+        ("(", ")", True),
+        ("\\langle", "\\rangle", True),
+    ):
+        inside = surface[len(opening) : len(surface) - len(closing)]
+        if surface.startswith(opening) and surface.endswith(closing) and _balanced(inside):
+            surface, ordered = inside, in_order
+            break
+    separated = split_words(surface)
+    values = top_level(separated, ";")  # values that hold commas are kept apart by semicolons
+    values = values if len(values) > 1 else top_level(separated, ",")
+    values = [re.sub(r"^[a-zA-Z](?:_\{?[\w,]+\}?)?\s*=\s*", "", value) for value in values if value]
+    return [sign for value in values for sign in ([value] if _UNCERTAIN.match(value) else plus_minus(value))], ordered
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _grade_item(
+    problem: Problem, target: str, answer: str, limit: float, pool: WorkerPool | None, in_process: bool
+) -> Verdict:
+    kind = type_of(target, problem.unit)
+    item = Problem(problem.problem_id, problem.prompt, target, kind, unit=problem.unit, tolerance=problem.tolerance)
+    if kind == "expression":
+        return grade_expression(item, answer, limit, pool, in_process)
+    return GRADERS[kind](item, answer)
+
+
+def type_of(target: str, unit: str | None = None, question: str = "") -> str:
+    """What a published answer is, from how it is written: choice ((A), True, Yes; a bare letter where the question lists
+    options), number, quantity or expression. Equations are expressions, and so is 3 a b: not all that follows a number is a
+    unit."""
+    if _CHOICE.fullmatch(clean(target)) or (
+        re.fullmatch("[a-jA-J]", target) and re.search(r"\(a\).*\(b\)", question, re.S | re.I)
+    ):
+        return "choice"
+    try:
+        amount = read_amount(target)
+        if amount.rest:
+            return "quantity" if parse_unit(amount.rest) else "expression"
+        one = _UNCERTAIN.match(clean(target)) or parse_answer(clean(target)).kind == "value"
+        return ("quantity" if unit else "number") if one else "expression"
+    except Unreadable:
+        return "expression"
+
+
+def _in_any_order(targets: list[str], count: int, judge: Callable[[int, int], Verdict]) -> Iterator[Verdict]:
+    """Match answers and targets one to one, by augmenting paths.
+
+    Why not "take the first that fits": within a tolerance one answer may fit two targets. Targets 1.00 and 1.01 at 1 %, answers
+    1.005 and 0.995: 1.005 fits both, 0.995 only the first. A greedy choice gives 1.005 to the first target and then finds no
+    target for 0.995."""
+    taken_by: dict[int, int] = {}
+
+    def place(row: int, seen: set[int]) -> bool:
+        for column in sorted(range(count), key=lambda other: other != row):  # the same order is likely
+            if column not in seen and judge(row, column).outcome == "correct":
+                seen.add(column)
+                if column not in taken_by or place(taken_by[column], seen):
+                    taken_by[column] = row
+                    return True
+        return False
+
+    for row, target in enumerate(targets):
+        if place(row, set()):
+            yield correct("equal to one of the values")
+        else:
+            verdicts = [judge(row, column) for column in range(count)]
+            unsure = [verdict for verdict in verdicts if verdict.outcome not in ("correct", "wrong")]
+            yield unsure[0] if unsure else wrong(f"no value for {short(target)}")

@@ -1,4 +1,4 @@
-r"""Whether two formulas are the same function of their symbols.
+r"""Whether two formulas are the same function of their symbols, and two answers (``structure``) the same part by part.
 
 Rational constants are compared exactly. Everything else is evaluated with 40 digits at fixed pseudo-random values of the
 symbols: two formulas of the lengths that are read here which agree in 25 digits at several such points are equal (the
@@ -9,14 +9,16 @@ is relative, and never rounds to decimals: 1.6e-19 is not 3.2e-19.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from reasoning_evals.grading.evaluate import approximate, context, exact
+from reasoning_evals.grading.evaluate import Cuts, approximate, complement, context, exact, joined, number
 from reasoning_evals.grading.formula import Reading, read
 from reasoning_evals.grading.records import Tree, Unreadable
+from reasoning_evals.grading.structure import FLIPPED, NAME, Answer, is_clock, letters, plus_minus, seconds
 
 POINTS = 5
 NEEDED = 2
@@ -140,3 +142,166 @@ def _symbols(tree: Tree) -> set[str]:
     if kind in ("sum", "prod"):
         return set().union(*(_symbols(part) for _, part in tree[1]))
     return set().union(*(_symbols(part) for part in tree[1:] if isinstance(part, tuple)))
+
+
+def same_answer(target: Answer, answer: Answer) -> bool:
+    """Whether two answers mean the same. Raises Unreadable where a part is not a formula, so that another grader may try."""
+    target, answer = _single(target), _single(answer)
+    if "words" in (target.kind, answer.kind):
+        other = answer if target.kind == "words" else target
+        if other.kind == "set" and not other.parts:
+            return bool(re.fullmatch(r"no(?:real|such)?solutions?|none|(?:the)?emptyset", target.text + answer.text))
+        return not target.parts and not answer.parts and letters(target.text) == letters(answer.text)
+    if target.kind != answer.kind:
+        return _mixed(target, answer)
+    if target.kind == "value":
+        return same_formula(target.text, answer.text)
+    if target.kind == "relation":
+        return _same_relation(target, answer)
+    if target.kind == "ratio":
+        return _same_ratio(target, answer)
+    if target.kind == "union":
+        try:
+            return _real_set(target) == _real_set(answer)
+        except Unreadable:  # intervals with symbols
+            pass
+    if len(target.parts) != len(answer.parts) or target.text != answer.text:
+        return False
+    if target.kind in ("set", "union"):
+        return _same_set(list(target.parts), list(answer.parts))
+    return all(same_answer(ours, theirs) for ours, theirs in zip(target.parts, answer.parts, strict=True))
+
+
+def _single(answer: Answer) -> Answer:
+    """A set with one part, (5) or {5}, is that part."""
+    while (
+        answer.kind in ("set", "union") and len(answer.parts) == 1 and (answer.parts[0].parts or answer.parts[0].text)
+    ):
+        answer = answer.parts[0]
+    return answer
+
+
+def _mixed(target: Answer, answer: Answer) -> bool:
+    kinds = {target.kind, answer.kind}
+    if kinds == {"value", "relation"}:
+        value, relation = (target, answer) if target.kind == "value" else (answer, target)
+        if value.name and relation.text == "=":
+            named = Answer("relation", "=", (Answer("value", value.name), Answer("value", value.text)))
+            return _same_relation(named, relation)
+        return False
+    if kinds == {"value", "ratio"}:
+        value, ratio = (target, answer) if target.kind == "value" else (answer, target)
+        first, *others = [part.text for part in ratio.parts]
+        return len(others) == 1 and not is_clock(ratio, False) and same_formula(value.text, f"({first})/({others[0]})")
+    if kinds == {"matrix", "sequence"}:  # a column, or rows in brackets
+        matrix, sequence = (target, answer) if target.kind == "matrix" else (answer, target)
+        rows = [part.parts if part.kind == "sequence" else (part,) for part in sequence.parts]
+        return [len(row) for row in rows] == [len(row.parts) for row in matrix.parts] and all(
+            same_answer(ours, theirs)
+            for row, other in zip(matrix.parts, rows, strict=True)
+            for ours, theirs in zip(row.parts, other, strict=True)
+        )
+    if kinds <= {"union", "set", "relation", "complement", "sequence"} and kinds != {"sequence", "relation"}:
+        try:
+            return _real_set(target) == _real_set(answer)
+        except Unreadable:
+            pass
+    if kinds == {"sequence", "relation"}:
+        sequence, relation = (target, answer) if target.kind == "sequence" else (answer, target)
+        interval = _interval(relation)
+        return interval is not None and same_answer(sequence, interval)
+    if kinds == {"union", "set"}:  # x < 1 or x > 2
+        return len(target.parts) == len(answer.parts) and _same_set(list(target.parts), list(answer.parts))
+    return False
+
+
+def _interval(relation: Answer) -> Answer | None:
+    """x <= 3 as (-oo, 3], 1 < x <= 5 as (1, 5]; None for other relations."""
+    operators, sides = relation.text.split(), [part.text for part in relation.parts]
+    if operators[0] in (">", "\\geq"):
+        operators, sides = [FLIPPED.get(operator, operator) for operator in operators[::-1]], sides[::-1]
+    if any(operator not in ("<", "\\leq") for operator in operators):
+        return None
+    if len(sides) == 2:
+        sides, operators = (
+            (["-\\infty", *sides], ["<", *operators])
+            if NAME.fullmatch(sides[0])
+            else ([*sides, "\\infty"], [*operators, "<"])
+        )
+    if len(sides) != 3 or not NAME.fullmatch(sides[1]):
+        return None
+    brackets = ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]")
+    return Answer("sequence", brackets, (Answer("value", sides[0]), Answer("value", sides[2])))
+
+
+def _same_set(targets: list[Answer], answers: list[Answer]) -> bool:
+    """Each target has its own answer, in any order. Equality of formulas is transitive, so the first match is always right
+    (unlike numbers within a tolerance, see ``lists``)."""
+    left = list(answers)
+    for target in targets:
+        match = next((index for index, answer in enumerate(left) if same_answer(target, answer)), None)
+        if match is None:
+            return False
+        left.pop(match)
+    return not left
+
+
+def _same_relation(target: Answer, answer: Answer) -> bool:
+    ours, theirs = target.text.split(), answer.text.split()
+    if len(ours) != len(theirs):
+        return False
+    sides = [part.text for part in answer.parts]
+    if ours != theirs:
+        if [FLIPPED.get(operator, operator) for operator in theirs[::-1]] != ours:
+            return False
+        sides, theirs = sides[::-1], ours
+    for index, operator in enumerate(ours):
+        left = (target.parts[index].text, target.parts[index + 1].text)
+        ratio = proportional(left, (sides[index], sides[index + 1]))
+        if ratio is None or (operator not in ("=", "\\neq") and ratio < 0):
+            return False
+    return True
+
+
+def _same_ratio(target: Answer, answer: Answer) -> bool:
+    """Clock times by the second, ratios up to a common factor. A target like 9:30, which a ratio would shorten, is a time."""
+    if is_clock(target, True) or is_clock(answer, False):
+        ours, theirs = seconds(target), seconds(answer)
+        if ours is None or theirs is None:
+            return False
+        day = 43_200 if answer.text and not target.text else 86_400  # 2:00 does not say which half of the day
+        return (ours - theirs) % day == 0
+    first, other = target.parts[0], answer.parts[0]
+    return len(target.parts) == len(answer.parts) and all(
+        same_formula(f"({mine.text})*({other.text})", f"({their.text})*({first.text})")
+        for mine, their in zip(target.parts, answer.parts, strict=True)
+    )
+
+
+def _real_set(answer: Answer) -> Cuts:
+    """A set of real numbers as sorted pieces from one cut to another; the cut (x, 0) lies just below x, (x, 1) just above."""
+    if answer.kind == "relation":
+        if answer.text == "\\neq" and NAME.fullmatch(answer.parts[0].text):
+            return complement(joined([_point(text) for text in plus_minus(answer.parts[1].text)]))
+        answer = _interval(answer) or answer
+    if answer.kind == "sequence" and len(answer.parts) == 2 and answer.text in ("()", "[]", "(]", "[)"):
+        left, right = (_end(part.text) for part in answer.parts)
+        return joined([((left, int(answer.text[0] == "(")), (right, int(answer.text[1] == "]")))])
+    if answer.kind == "value":
+        return [_point(answer.text)]
+    if answer.kind in ("set", "union", "complement"):
+        unequal = bool(answer.parts) and all(part.text == "\\neq" for part in answer.parts)  # x is not 1, x is not 2
+        parts = [complement(_real_set(part)) if unequal else _real_set(part) for part in answer.parts]
+        whole = joined([piece for part in parts for piece in part])
+        return complement(whole) if unequal or answer.kind == "complement" else whole
+    raise Unreadable("not a set of numbers")
+
+
+def _end(text: str) -> Any:
+    infinite = re.fullmatch(r"\s*([+-]?)\s*\\infty\s*", text)
+    value = float(infinite[1] + "inf") if infinite else number(read(text).tree)
+    return value if isinstance(value, Fraction | float) else Fraction(context().nstr(value, AGREEMENT))
+
+
+def _point(text: str) -> tuple[tuple[Any, int], tuple[Any, int]]:
+    return (_end(text), 0), (_end(text), 1)

@@ -22,7 +22,7 @@ _UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "÷": "/",
     "∕": "/", "≈": r"\approx ", "≃": r"\approx ", "≅": r"\approx ", "∼": r"\sim ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ",
     "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
-    "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "′": "'", "’": "'",
+    "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "∖": r"\setminus ", "∈": r"\in ", "′": "'", "’": "'",
     "″": "''", "”": "''", "ℏ": r"\hbar ", "µ": r"\mu ", "μ": r"\mu ", "Å": r"\AA ", "Ω": r"\Omega ",
     "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "ϵ": r"\epsilon ", "ζ": r"\zeta ",
     "η": r"\eta ", "θ": r"\theta ", "ϑ": r"\theta ", "κ": r"\kappa ", "λ": r"\lambda ", "ν": r"\nu ", "ξ": r"\xi ", "π": r"\pi ",
@@ -41,11 +41,6 @@ _NOTHING = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|displaystyle|textstyle|scriptstyle"
     r"|limits|nolimits|normalsize|large|hfill|noindent|nonumber|mathstrut)(?![a-zA-Z])|\\!|\\hspace\*?\{[^{}]*\}"
 )
-_RENAMED = re.compile(
-    r"\\(dfrac|tfrac|cfrac|varepsilon|varphi|vartheta|varrho|varsigma|le|ge|ne|leqslant|geqslant|lvert|rvert|vert|lbrace|rbrace"
-    r"|lbrack|rbrack|ast|thickapprox|approxeq|simeq|cong|arcctg|tg|ctg|degree|textdegree|angstrom|textohm|ohm|micro|textmu|prime|div)"
-    r"(?![a-zA-Z])"
-)
 _NEW_NAMES = {
     "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "varepsilon": r"\epsilon", "varphi": r"\phi", "vartheta": r"\theta",
     "varrho": r"\rho", "varsigma": r"\sigma", "le": r"\leq", "ge": r"\geq", "ne": r"\neq", "leqslant": r"\leq",
@@ -54,6 +49,7 @@ _NEW_NAMES = {
     "tg": r"\tan", "ctg": r"\cot", "degree": r"^\circ", "textdegree": r"^\circ", "angstrom": r"\AA", "textohm": r"\Omega",
     "ohm": r"\Omega", "micro": r"\mu", "textmu": r"\mu", "prime": "'", "div": "/",
 }  # fmt: skip
+_RENAMED = re.compile(rf"\\({'|'.join(_NEW_NAMES)})(?![a-zA-Z])")
 _STYLE_NAMES = (
     r"\\(?:mathbf|mathit|mathsf|mathtt|boldsymbol|bm|vec|overrightarrow|operatorname\*?|pmb|bold|textbf|textit|mathcal|mathscr)"
     r"(?![a-zA-Z])\s*"
@@ -61,7 +57,7 @@ _STYLE_NAMES = (
 _STYLE = re.compile(_STYLE_NAMES)
 _STYLED_SYMBOL = re.compile(_STYLE_NAMES + r"\{\s*(\\?[a-zA-Z]+)\s*\}")
 _ROMAN = re.compile(r"\\(?:mathrm|textrm|textnormal|mbox|textup|rm|mathnormal|hbox|textsf)(?![a-zA-Z])\s*\{")
-_ROMAN_SWITCH = re.compile(r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}")
+_ROMAN_SWITCH = re.compile(r"\{\s*\\(?:rm|bf|it)\s+((?:[^{}]|\{[^{}]*\})*)\}")
 _PRIMES = re.compile(r"\^\s*\{\s*('+)\s*\}|\^\s*('+)")
 _DEGREE = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])")
 _RINGED_A = re.compile(
@@ -69,8 +65,31 @@ _RINGED_A = re.compile(
 )
 _MATH_MARKS = re.compile(r"(?<!\\)\$|\\\(|\\\)|(?<!\\)\\\[|(?<!\\)\\\](?!\])")
 _BLANKS = re.compile(r"\s+")
+_TEN = re.compile(r"(?<=[\d.}])\s*(?:\\text\s*\{\s*[xX]\s*\}|[xX])\s*(?=10\s*\^)")
+_BASES = {
+    name: str(base)
+    for base, name in enumerate(
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], 2
+    )
+}
+_BASES["sixteen"] = "16"
+_BASE = re.compile(
+    rf"(?<=[\dA-F)])(\s*_\s*\{{?\s*)(?:\\text\s*\{{\s*\(?(?:base[ -]*)?({'|'.join(_BASES)}|\d+)\)?\s*\}}|({'|'.join(_BASES)})(?![a-z]))"
+)
+_NUMERAL_IN_BASE = re.compile(
+    r"\(\s*((?=[A-F]*\d)[\dA-F]+)\s*\)(?=\s*_\s*\{?\s*\d)|(?<=_\{)\((\d+)\)(?=\})|(?<=_\{)\\text\s*\{\s*base\s*\}\s*(?=\d)"
+)
+_SI_NUMBER = re.compile(r"\\(?:SI|qty)\s*(?:\[[^\]]*\])?\s*\{([^{}]*)\}\s*(?=\{)|\\(?:num|(ang))\s*\{([^{}]*)\}")
+_SI_UNIT = re.compile(r"\\(?:unit|si)\s*(?:\[[^\]]*\])?\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_SI_PREFIX = re.compile(r"\\(kilo|mega|giga|tera|deci|centi|milli|micro|nano|pico|femto)\s*\\?(?=[a-zA-Z])")
+_SI_SIGNS = {"per": " / ", "squared": "^2 ", "cubed": "^3 ", "percent": "%", "degreeCelsius": " degC ", "ohm": " ohm "}
+_TEXT_GROUP = re.compile(r"(?<![_^])\\text\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_TEXT_WORDS = re.compile(
+    r"(?<![\\a-zA-Z])(?:(?:and|or)(?![a-zA-Z])|[A-Za-z]{2,}(?:[ ,.'/-]+(?!(?:and|or)(?![a-zA-Z]))[A-Za-z]+)*)"
+)
 
 _INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")}
+_BARE = FUNCTIONS | GREEK | {"sqrt"}
 _TEXT = re.compile(r"\\text\s*\{\s*([a-zA-Z]+)\s*\}")
 
 
@@ -86,12 +105,40 @@ def clean(text: str) -> str:
     text = _MATH_MARKS.sub(" ", text)
     if "\\" in text:
         text = _clean_commands(text)
-    text = text.replace("{,}", ",")
+    text = _TEN.sub(r" \\times ", text.replace("{,}", ","))
+    if "_" in text:
+        text = _BASE.sub(lambda match: match[1] + _BASES.get(match[2] or match[3], match[2] or ""), text)
+        text = _NUMERAL_IN_BASE.sub(lambda match: match[1] or match[2] or "", text)
     return _BLANKS.sub(" ", text).strip().strip(";,").rstrip(".").strip()
 
 
+def unwrap(text: str) -> str:
+    r"""Mathematics inside ``\text{...}`` as mathematics, the words beside it as text: \text{40 cm^2} is 40 \text{cm}^2.
+
+    Text after ``_`` and ``^`` is a label and stays.
+    """
+    for _ in range(3):
+        if text == (text := _TEXT_GROUP.sub(_unwrapped, text)):
+            break
+    return _BLANKS.sub(" ", text).strip()
+
+
+def _unwrapped(match: re.Match[str]) -> str:
+    if not re.search(r"[\d^_\\]", match[1]):
+        return match[0]
+    return " " + _TEXT_WORDS.sub(lambda word: word[0] if word[0] in _BARE else f"\\text{{ {word[0]} }}", match[1]) + " "
+
+
+def _si_unit(match: re.Match[str]) -> str:
+    text = _SI_PREFIX.sub(r" \1", match[1].replace(".", " "))
+    return " \\text{" + re.sub(r"\\([a-zA-Z]+)", lambda name: _SI_SIGNS.get(name[1], f" {name[1]} "), text) + "} "
+
+
 def _clean_commands(text: str) -> str:
-    text = _NOTHING.sub("", text)
+    text = _SI_NUMBER.sub(
+        lambda match: match[3] + r"^\circ " * bool(match[2]) if match[3] else match[1] + r"\unit", text
+    )
+    text = _NOTHING.sub("", _SI_UNIT.sub(_si_unit, text))
     text = _RENAMED.sub(lambda match: _NEW_NAMES[match.group(1)] + " ", text)
     text = _RINGED_A.sub(r"\\AA ", text)
     text = _SPACES.sub(" ", text)
@@ -100,33 +147,6 @@ def _clean_commands(text: str) -> str:
     text = _STYLE.sub(" ", _STYLED_SYMBOL.sub(r" \1 ", text))
     text = _PRIMES.sub(lambda match: match.group(1) or match.group(2), text)
     return _DEGREE.sub(r"^\\circ ", text)
-
-
-def top_level(text: str, separators: str) -> list[str]:
-    """Split at single-character separators outside all brackets; escaped braces count as brackets."""
-    parts, depth, start = [], 0, 0
-    for position, char in enumerate(text):
-        if char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth = max(0, depth - 1)
-        elif depth == 0 and char in separators:
-            parts.append(text[start:position])
-            start = position + 1
-    parts.append(text[start:])
-    return [part.strip() for part in parts]
-
-
-def depth(text: str) -> int:
-    """Deepest nesting of brackets of any kind."""
-    deepest = current = 0
-    for char in text:
-        if char in "([{":
-            current += 1
-            deepest = max(deepest, current)
-        elif char in ")]}":
-            current -= 1
-    return deepest
 
 
 class Commands(Scanner, ABC):
@@ -172,9 +192,6 @@ class Commands(Scanner, ABC):
             return self.upright(text)
         if name not in FUNCTIONS | {"frac", "binom", "sqrt", "pi"} and not self.symbols:
             raise self.unreadable()
-        if name in ("lfloor", "lceil"):
-            self.skip_command()
-            return self.rounded(name)
         if name not in FUNCTIONS | GREEK | DECORATIONS | {"frac", "binom", "sqrt"}:
             raise self.unreadable()
         self.skip_command()
@@ -199,12 +216,6 @@ class Commands(Scanner, ABC):
             self.position = text.end()
             return ("sym", self.symbol(word))
         raise self.unreadable()
-
-    def rounded(self, name: str) -> Tree:
-        tree = self.sum()
-        if not self.take_command("r" + name[1:]):
-            raise Unreadable(f"\\{name} is not closed")
-        return ("call", name[1:], tree)
 
     def argument(self) -> Tree:
         r"""One argument of a command: a group, or a single digit, letter or command (``\frac12``)."""
@@ -232,9 +243,8 @@ class Commands(Scanner, ABC):
             if not self.take("]"):
                 raise Unreadable("']' is missing")
         char = self.peek()
-        if char == "(":
-            return ("root", self.group(), index)
-        return ("root", ("num", self.numeral()) if char.isdigit() else self.argument(), index)
+        radicand = self.group() if char == "(" else ("num", self.numeral()) if char.isdigit() else self.argument()
+        return ("pow", radicand, ("prod", ((-1, index),)))
 
     def call(self, name: str) -> Tree:
         """A function with its power, base and argument: sin^2 x, log_2 8, ln(b/a), cos 2 pi f t."""

@@ -1,7 +1,6 @@
-"""Grades integers and numbers: reads one number from an answer and compares it within a relative tolerance.
+"""Reads the one number that an answer states, with the text that follows it: a unit, or words that change nothing.
 
-Integers are compared as integers: 025 is 25, 25.0 is 25, 24.9999 is not. A number is read with the text that follows it (a
-unit, words), so that graders of quantities can use the same reader.
+What does change it makes the text unreadable: a second number, another value of the same (43 = 42), "is wrong".
 """
 
 from __future__ import annotations
@@ -13,13 +12,18 @@ from typing import Any, NamedTuple
 
 from reasoning_evals.grading.evaluate import context, number
 from reasoning_evals.grading.formula import read_number
-from reasoning_evals.grading.latex import clean, top_level
-from reasoning_evals.grading.records import TooLarge, Unreadable, Verdict, bad_target, check_size, correct, short, wrong
+from reasoning_evals.grading.latex import clean, unwrap
+from reasoning_evals.grading.records import (
+    Contradiction,
+    TooLarge,
+    Unreadable,
+    check_size,
+    short,
+    top_level,
+)
+from reasoning_evals.grading.structure import DENIAL
 from reasoning_evals.grading.units import known_unit, parse_unit
 from reasoning_evals.problems import Problem
-
-MAX_INEXACT = 10**30
-"""Integers beyond this are compared only where they are computed exactly."""
 
 DEFAULT_TOLERANCE = Fraction(1, 100)
 """Relative tolerance of a number or quantity when the problem gives none."""
@@ -33,7 +37,7 @@ _RELATION = re.compile(
 )
 _ABOUT = re.compile(
     r"^(?:\\text\s*\{\s*)?(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)?|about|approximately|approx\.?|roughly|around|nearly|almost|"
-    r"is|only|just|a total of|exactly)(?![a-zA-Z])\s*:?\s*\}?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
+    r"is|only|just|a total of|exactly)(?![a-zA-Z])\s*:?\s*\}?\s*:?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
     re.IGNORECASE,
 )
 _UNCERTAINTY = re.compile(r"\\pm\s*[\d.]+(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|-?\d))?")
@@ -41,40 +45,33 @@ _DIGITS = re.compile(
     r"[+-]?\s*(\d[\d, ]*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,4})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?)?\s*$"
 )
 _WORDS_ONLY = re.compile(
-    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|[A-Za-z]{3,}[\s,.;:()'-]*|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
+    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|[A-Za-z]{3,}(?![A-Za-z])[\s,.;:()'-]*|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
 )
+_CHANGE = re.compile(
+    r"(?<![a-zA-Z\\])(?:plus|minus|factorial|twice|thrice|doubled|halved|and\s+(?:a|one|two|three)\s+(?:hal(?:f|ves)|thirds?|quarters?))(?![a-zA-Z])"
+    r"|^(?:\\text\s*\{\s*)?(?:and\s+)?(?:squared|cubed|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?)(?![a-zA-Z])",
+    re.IGNORECASE,
+)
+"""Words behind a number that change its value: number words, "and a half", "squared"."""
+_SCALE = re.compile(
+    r"(?:\\text\s*\{\s*)?(dozen|hundred|thousand|million|billion|trillion|lakh|crore)s?(?![a-zA-Z])\s*\}?",
+    re.IGNORECASE,
+)
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9,
+           "trillion": 10**12}  # fmt: skip
+_CONDITION = re.compile(
+    r"[\s,(]*(\\text\s*\{(?:[^{}]*?[^{}a-zA-Z])?)?(?<![a-zA-Z])(?:at|when|for|if|where|with)[\s}]*\\?[a-zA-Z]\w*(?:_\{\w+\})?\s*=[^=]*$"
+)
+"""Behind an answer: 5 m/s at t = 2 s."""
+_EXPONENT = re.compile(
+    r"\^\s*(?:\{[^{}]*\}|\([^()]*\)|[+-]?\s*\d+(?:/\d+)?)|_\s*(?:\{[^{}]*\}|\w)|(?<=[a-zA-Z])[+-]?\d+"
+    r"|(?<![\d.])1(?=\s*/\s*\\?[a-zA-Z{])|\\frac\s*\{\s*1\s*\}|^(?:\\times\s*)?10(?=\s*\^)"
+)
+_UNDER = re.compile(r"(?<![a-zA-Z])(?:at|when|for|with|after|from|to|above|below|under|in|of|directed)(?![a-zA-Z])")
+_PIECE = re.compile(r"(\d+(?:\.\d+)?)\s*(\D.*)")
 _RANGE = re.compile(r"\d+(?:\.\d+)?\s*-\s*\d+(?:\.\d+)?(?:\s*(?:\\text|[a-zA-Z%])|\s*$)")
 _COMMON_LETTERS = set("msghLNJWVKCATHF")
-
-
-def grade_integer(problem: Problem, answer: str) -> Verdict:
-    """Correct when the answer states the target and nothing else; units and words around it are ignored."""
-    target = int(problem.target)
-    if answer == problem.target:
-        return correct("the same integer")
-    try:
-        amount = read_amount(answer)
-    except Unreadable as error:
-        return wrong(f"not an integer: {error}")
-    if not is_remark(amount.rest):
-        return wrong(f"not an integer: {short(amount.rest)!r} follows the number")
-    value = amount.value
-    if not isinstance(value, Fraction):
-        if abs(value) > MAX_INEXACT:
-            return wrong("too large to be compared exactly")
-        nearest = int(context().nint(value))
-        if abs(value - nearest) > abs(value) * context().mpf(10) ** -30:
-            return wrong("not an integer")
-        value = Fraction(nearest)
-    if value.denominator != 1:
-        return wrong(f"{_decimal(value)} is not an integer")
-    if value == target:
-        return correct("the same integer" + (f", {short(amount.rest)!r} left out" if amount.rest else ""))
-    return wrong(f"{short(int(value)) if abs(value) < 10**60 else 'a larger number'} is not {target}")
-
-
-def _decimal(value: Fraction) -> str:
-    return f"{float(value):g}" if abs(value) < 10**300 else "the number"
 
 
 class Amount(NamedTuple):
@@ -87,6 +84,13 @@ class Amount(NamedTuple):
     """Half a unit of the last digit of a decimal numeral, None for whole numbers and formulas."""
     plain: bool
     """Only a numeral: digits, a sign, a point."""
+    scale: str = ""
+    """A word that is part of the value: million, dozen."""
+
+    def as_asked(self, problem: Problem) -> Amount:
+        """42 dozen are 42 where the question asks for dozens."""
+        asked = self.scale and self.scale in f"{problem.prompt} {problem.unit}".lower()
+        return self._replace(value=scaled(self.value, Fraction(1, _SCALES[self.scale]))) if asked else self
 
 
 @lru_cache(maxsize=8192)
@@ -100,12 +104,74 @@ def read_amount(text: str, log_base: int | None = None) -> Amount:
     match = _PLAIN.match(surface)
     if match and match.end() == len(surface):
         return _plain_amount(match)
-    if _says_more(surface):
-        raise Unreadable("more than one number")
+    surface = unwrap(surface)
+    behind = _CONDITION.search(surface)
+    if behind and re.search(r"\d", surface[: behind.start()]):
+        surface = surface[: behind.start()] + (behind[1].rstrip(" (") + "}" if behind[1] else "")
+    if mixed := _mixed_units(surface):
+        return mixed
+    if _says_more(surface) or DENIAL.search(surface):
+        raise Unreadable("more than one number, or words that take it back")
     sides = _sides(surface)
     # "5 = x" states 5 too, "E = mc^2" states no number
-    side = sides[-1] if _is_number_like(sides[-1]) or len(sides) == 1 else sides[-2]
-    return _read_side(side, log_base)
+    stated = len(sides) - 1 if _is_number_like(sides[-1]) or len(sides) == 1 else len(sides) - 2
+    amount = _read_side(sides[stated], log_base)
+    if not re.search(r"\\(?:equiv|propto|to)(?![a-zA-Z])", surface):
+        loose = bool(re.search(r"\\(?:approx|sim)(?![a-zA-Z])", surface))
+        for side in filter(_is_number_like, sides[:stated]):
+            if _contradicts(side, amount, loose, log_base):
+                raise Contradiction(f"{side[:30]!r} is not {sides[stated][:30]!r}")
+    return amount
+
+
+def _contradicts(side: str, amount: Amount, loose: bool, log_base: int | None) -> bool:
+    """Whether a number that is said to be equal is another one: 43 = 42. Rounding is none: 2/3 = 0.667."""
+    try:
+        other = _read_side(side, log_base)
+    except Unreadable:
+        return False
+    values = [amount.value]
+    if other.rest or amount.rest:
+        ours, theirs = parse_unit(amount.rest), parse_unit(other.rest)
+        if other.rest and not (ours and theirs and amount.rest and ours[0].dimensions == theirs[0].dimensions):
+            return False  # 6k = 42
+        if ours and theirs and theirs[0].factor and ours[0].dimensions == theirs[0].dimensions:
+            values.append(scaled(amount.value, Fraction(ours[0].factor) / Fraction(theirs[0].factor)))
+    whole = amount.plain and other.plain and amount.half_digit is None and other.half_digit is None
+    tolerance = WIDEST if loose or len(values) > 1 else Fraction(0) if whole else DEFAULT_TOLERANCE
+    near = loose and bool(abs(floating(amount.value) - floating(other.value)) <= 0.5)  # 3.5 is about 4
+    return not near and not any(close(other.value, value, tolerance, amount.half_digit) for value in values)
+
+
+def _mixed_units(surface: str) -> Amount | None:
+    """5 h 30 min as 5.5 h: whole numbers of ever smaller units of one kind."""
+    flat = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", _sides(surface)[-1]).strip()
+    first, *others = re.split(r"(?:[\s,]|(?<![a-zA-Z])and(?![a-zA-Z]))+(?=\d)|(?<=')(?=\d)", flat.lstrip("+- "))
+    head = _PIECE.fullmatch(first)
+    if not others or not head or len(others) > 3 or "/" in flat:
+        return None
+    largest = smaller = next(iter(parse_unit(head[2])), None)
+    value = Fraction(head[1])
+    for piece in others:
+        match = _PIECE.fullmatch(piece)
+        if not match or not largest or not smaller or not smaller.factor:
+            return None
+        name = "min" if match[2].strip() == "m" and dict(largest.dimensions).keys() == {"[time]"} else match[2]
+        unit = next(iter(parse_unit(name)), None)
+        if not unit or unit.dimensions != largest.dimensions or unit.offset or unit.factor >= smaller.factor:
+            return None
+        part = Fraction(match[1]) * Fraction(unit.factor) / Fraction(largest.factor)
+        if part >= Fraction(smaller.factor) / Fraction(largest.factor):
+            return None
+        value, smaller = value + part.limit_denominator(10**9), unit
+    if not largest or not (largest.dimensions or largest.angle):
+        return None
+    return Amount(-value if flat.startswith("-") else value, head[2].strip(), None, False)
+
+
+def scaled(value: Real, ratio: Fraction) -> Real:
+    """A value times a ratio."""
+    return value * ratio if isinstance(value, Fraction) else value * ratio.numerator / ratio.denominator
 
 
 def is_remark(rest: str) -> bool:
@@ -129,11 +195,12 @@ def close(value: Real, target: Real, tolerance: Fraction, half_digit: Fraction |
     if isinstance(value, Fraction) and isinstance(target, Fraction):
         return abs(value - target) <= margin
     # both sides have 40 digits: equal numbers may differ by rounding
-    size = max(abs(_float(value)), abs(_float(target)))
-    return bool(abs(_float(value) - _float(target)) <= _float(margin) + size * context().mpf(10) ** -30)
+    size = max(abs(floating(value)), abs(floating(target)))
+    return bool(abs(floating(value) - floating(target)) <= floating(margin) + size * context().mpf(10) ** -30)
 
 
-def _float(value: Real) -> Any:
+def floating(value: Real) -> Any:
+    """A number with 40 digits."""
     ctx = context()
     return ctx.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else ctx.mpf(value)
 
@@ -185,9 +252,31 @@ def _read_side(side: str, log_base: int | None) -> Amount:
     rest = rest[1:-1].strip() if re.fullmatch(r"\([^()]*\)|\[[^\[\]]*\]", rest) else rest
     if re.match(r"[-+*/^<>]\s*[\d\\a-zA-Z(]", rest) and not rest.startswith(("/", "^\\circ", "*")):
         raise Unreadable(f"not one number: {rest[:30]!r} follows")
-    if re.match(r"(?:,|;|\\text\s*\{\s*(?:and|or|to)\b|and\b|or\b|to\b)[^a-zA-Z]*[-+]?[\d.\\]*\d", rest):
-        raise Unreadable("more than one number")
+    scale = _SCALE.match(rest)
+    while scale:
+        text = "\\text{" if scale[0].startswith("\\text") and not scale[0].endswith("}") else ""
+        factor = Fraction(_SCALES[scale[1].lower()])
+        half = amount.half_digit * factor if amount.half_digit is not None else None
+        amount = amount._replace(value=scaled(amount.value, factor), half_digit=half, scale=scale[1].lower())
+        rest = (text + rest[scale.end() :]).strip()
+        scale = _SCALE.match(rest)
+    if changes(rest):
+        raise Unreadable(f"more than one number: {short(rest, 30)!r} follows")
     return amount._replace(rest=rest)
+
+
+def changes(rest: str) -> bool:
+    """Whether the text behind a number changes or denies it, or holds another number that is no condition of another kind
+    (5 m/s at 30 degrees)."""
+    if DENIAL.search(f"1 {rest}") or _CHANGE.search(rest) or _SCALE.match(rest.strip()):
+        return True
+    flat = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", _EXPONENT.sub(lambda match: re.sub(r"\d", "", match[0]), rest))
+    found = re.search(r"\d[\d.]*", flat)
+    if not found:
+        return False
+    ours, theirs = parse_unit(rest), parse_unit(flat[found.end() :])
+    unlike = bool(ours and theirs) and (ours[0].dimensions, ours[0].angle) != (theirs[0].dimensions, theirs[0].angle)
+    return not (unlike and _UNDER.search(flat[: found.start()]))
 
 
 def _half_digit(numeral: str) -> Fraction | None:
@@ -197,71 +286,3 @@ def _half_digit(numeral: str) -> Fraction | None:
         return None
     exponent = int((match[3] or match[4] or "0").replace(" ", ""))
     return Fraction(1, 2) * Fraction(10) ** (exponent - len(match[2] or ""))
-
-
-def grade_number(problem: Problem, answer: str) -> Verdict:
-    """Correct within the problem's tolerance.
-
-    Without one: two whole numbers must be equal; otherwise 1 %, widened to half a unit in the last digit of a rounded
-    target. A percentage is read both ways, 50 % as 50 and as 0.5.
-    """
-    try:
-        target = read_amount(problem.target)
-    except Unreadable as error:
-        return bad_target(error)
-    if not is_remark(target.rest):
-        return bad_target(f"{short(problem.target)!r} is not a number")
-    try:
-        amount = read_amount(answer)
-    except Unreadable as error:
-        return wrong(f"not a number: {error}")
-    if not is_remark(amount.rest):
-        return wrong(f"not a number: {short(amount.rest)!r} follows it")
-    tolerance, half = tolerance_of(problem, target, amount)
-    if close(amount.value, target.value, tolerance, half):
-        return correct(
-            f"equal {within(tolerance, half)}" + (f", {short(amount.rest)!r} left out" if amount.rest else "")
-        )
-    if _is_percent(amount) != _is_percent(target):
-        rescaled = amount.value / 100 if _is_percent(amount) else amount.value * 100
-        if close(rescaled, target.value, tolerance, half):
-            return correct(f"equal as a percentage {within(tolerance, half)}")
-    if amount.rest.startswith("^\\circ") and not target.rest:  # 90 degrees for pi/2
-        radians = parse_unit(amount.rest)
-        if (
-            radians
-            and radians[0].angle
-            and close(amount.value * Fraction(radians[0].factor), target.value, tolerance, half)
-        ):
-            return correct(f"equal in radians {within(tolerance, half)}")
-    return wrong(f"{show(amount.value)} is not {show(target.value)} {within(tolerance, half)}")
-
-
-def tolerance_of(problem: Problem, target: Amount, amount: Amount) -> tuple[Fraction, Fraction | None]:
-    """(relative tolerance, half a digit of the target): the problem's own, or the default for how the numbers are written."""
-    if problem.tolerance is not None:
-        return Fraction(problem.tolerance).limit_denominator(10**12), None
-    whole = target.plain and amount.plain and target.half_digit is None and amount.half_digit is None
-    if whole and problem.answer_type == "number":
-        return Fraction(0), None
-    return DEFAULT_TOLERANCE, target.half_digit
-
-
-def within(tolerance: Fraction, half: Fraction | None) -> str:
-    """The tolerance in words, for a reason."""
-    if tolerance == 0:
-        return "exactly"
-    return f"within {float(tolerance * 100):g} %" + (" or half of the target's last digit" if half is not None else "")
-
-
-def show(value: Real) -> str:
-    """A number as text, for a reason."""
-    if isinstance(value, Fraction) and value.denominator == 1 and abs(value) < 10**15:
-        return str(int(value))
-    ctx = context()
-    approximate = ctx.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
-    return str(ctx.nstr(approximate, 6))
-
-
-def _is_percent(amount: Amount) -> bool:
-    return amount.rest.lstrip("\\").startswith(("%", "text{percent", "text{%", "text{ percent", "percent"))

@@ -5,7 +5,7 @@ Answers come from models and a box may contain anything, hence the limits.
 A tree is one of
 
 ``("num", Fraction)``, ``("sym", name)``, ``("sum", ((sign, tree), ...))``, ``("prod", ((power, tree), ...))`` with sign and
-power 1 or -1, ``("pow", base, exponent)``, ``("root", radicand, index)``, ``("binom", n, k)``, ``("call", function,
+power 1 or -1, ``("pow", base, exponent)``, ``("binom", n, k)``, ``("call", function,
 tree)``.
 """
 
@@ -39,6 +39,10 @@ class Unreadable(ValueError):
     """The text is not a formula of this grammar."""
 
 
+class Contradiction(Unreadable):
+    """The text says that two different numbers are equal."""
+
+
 class TooLarge(Unreadable):
     """The text is longer, deeper or larger in value than the limits above."""
 
@@ -48,6 +52,33 @@ def check_size(text: str) -> str:
     if len(text) > MAX_CHARS:
         raise TooLarge(f"answer of {len(text)} characters is longer than {MAX_CHARS}")
     return text
+
+
+def top_level(text: str, separators: str) -> list[str]:
+    """Split at single-character separators outside all brackets; escaped braces count as brackets."""
+    parts, depth, start = [], 0, 0
+    for position, char in enumerate(text):
+        if char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth = max(0, depth - 1)
+        elif depth == 0 and char in separators:
+            parts.append(text[start:position])
+            start = position + 1
+    parts.append(text[start:])
+    return [part.strip() for part in parts]
+
+
+def depth(text: str) -> int:
+    """Deepest nesting of brackets of any kind."""
+    deepest = current = 0
+    for char in text:
+        if char in "([{":
+            current += 1
+            deepest = max(deepest, current)
+        elif char in ")]}":
+            current -= 1
+    return deepest
 
 
 def signed(sign: int, tree: Tree) -> Tree:

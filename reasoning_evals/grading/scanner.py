@@ -12,76 +12,15 @@ from fractions import Fraction
 from reasoning_evals.grading.records import MAX_DIGITS, MAX_NESTING, TooLarge, Unreadable
 
 GREEK = {
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "epsilon",
-    "zeta",
-    "eta",
-    "theta",
-    "iota",
-    "kappa",
-    "lambda",
-    "mu",
-    "nu",
-    "xi",
-    "pi",
-    "rho",
-    "sigma",
-    "tau",
-    "upsilon",
-    "phi",
-    "chi",
-    "psi",
-    "omega",
-    "Gamma",
-    "Delta",
-    "Theta",
-    "Lambda",
-    "Xi",
-    "Pi",
-    "Sigma",
-    "Upsilon",
-    "Phi",
-    "Psi",
-    "Omega",
-    "hbar",
-    "ell",
-    "nabla",
-    "infty",
-}
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi",
+    "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma",
+    "Upsilon", "Phi", "Psi", "Omega", "hbar", "ell", "nabla", "infty",
+}  # fmt: skip
 FUNCTIONS = {
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "arcsin",
-    "arccos",
-    "arctan",
-    "arccot",
-    "sinh",
-    "cosh",
-    "tanh",
-    "coth",
-    "arcsinh",
-    "arccosh",
-    "arctanh",
-    "exp",
-    "ln",
-    "log",
-    "lg",
-}
-ALIASES = {
-    "asin": "arcsin",
-    "acos": "arccos",
-    "atan": "arctan",
-    "asinh": "arcsinh",
-    "acosh": "arccosh",
-    "atanh": "arctanh",
-}
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "coth",
+    "arcsinh", "arccosh", "arctanh", "exp", "ln", "log", "lg",
+}  # fmt: skip
+ALIASES = {f"a{name}": f"arc{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")}
 DECORATIONS = {"hat", "dot", "ddot", "bar", "tilde", "overline", "widehat", "widetilde", "underline", "check"}
 _WORDS = tuple(sorted(FUNCTIONS | set(ALIASES) | {"sqrt"}, key=len, reverse=True))
 
@@ -170,7 +109,7 @@ class Scanner:
                 return self.symbols or name != "text"
             if not name:
                 return self.symbols and self.text.startswith("\\{", self.position)
-            return self.symbols and (name in GREEK or name in DECORATIONS or name in ("lfloor", "lceil"))
+            return self.symbols and (name in GREEK or name in DECORATIONS)
         if char in "([{":
             return self.symbols or char != "["
         if char == "|":

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import gcd
 
-from reasoning_evals.grading.identity import proportional, same_formula
-from reasoning_evals.grading.latex import depth, top_level
-from reasoning_evals.grading.records import MAX_NESTING, TooLarge, Unreadable, check_size
+from reasoning_evals.grading.latex import unwrap
+from reasoning_evals.grading.records import MAX_NESTING, TooLarge, Unreadable, check_size, depth, top_level
 
 MAX_PARTS = 64
 
@@ -39,12 +39,27 @@ _OPERATORS = {
     ">=": "\\geq",
     "!=": "\\neq",
 }
-_FLIPPED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
-_MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}$", re.DOTALL)
+FLIPPED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
+_MATRIX = re.compile(
+    r"([^=,;<>&]*?)[(\[]?\s*\\begin\s*\{([pbvBV]?(?:small)?[pbvBV]?matrix|array)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\2\}\s*[)\]]?$",
+    re.DOTALL,
+)
+_EMPTY = re.compile(r"\\(?:emptyset|varnothing)|\\?\{\s*\\?\}")
+_REALS = re.compile(
+    r"(?:\\mathbb\s*\{?\s*R\s*\}?|\(\s*-\s*\\infty\s*,\s*\+?\s*\\infty\s*\)(?=.)|(?:\\text\s*\{)?\s*all (?:real numbers|reals)\s*\}?)"
+    r"\s*(?:(\\setminus|\\smallsetminus|\\backslash|(?:\\text\s*\{\s*)?except(?: for)?\s*\}?|-)|[,:|]|\\mid|\\text\s*\{\s*with\s*\}|$)\s*(.*)"
+)
+_CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:\\text\s*\{)?\s*(?:([ap])\.?\s*m\.?)?\s*\}?", re.IGNORECASE)
+DENIAL = re.compile(
+    r"(?<![a-zA-Z\\])(?:not|never|neither|nor|or|but|unless|except|instead|yes|wrong|incorrect|false|impossible|no(?!\s*\.|\s+unit))"
+    r"(?![a-zA-Z])|^\\text\s*\{\s*(?:for|if|when)(?![a-zA-Z])|(?<![a-zA-Z])(?:if|when|where|with|at|for)[\s}]*\\?\w*\s*(?:=|$)",
+    re.IGNORECASE,
+)
+"""Words that take an answer back, state another one, or make it a condition ("for q = 0")."""
 _MEMBER = re.compile(r"^\s*[a-zA-Z]\s*\\in(?![a-zA-Z])")
 _SUFFIX = r"(?:\s*_\s*(?:[\w+-]|\\[a-zA-Z]+|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\\text\s*\{[^{}]*\})|'|\s*\^\s*\{\s*(?:\\text\s*\{[^{}]*\}|\(\w+\))\s*\})*"
 _SYMBOL = rf"(?:\\(?:hat|dot|ddot|bar|tilde|overline|Delta|delta)\s*)?\{{?\s*\\?[a-zA-Z]+\s*\}}?{_SUFFIX}\s*"
-_NAME = re.compile(
+NAME = re.compile(
     rf"{_SYMBOL}(?:\(\s*[^()=]{{1,30}}\))?|\|?{_SYMBOL}\|?"
     rf"|\\frac\s*\{{\s*(?:d\s*)?{_SYMBOL}\}}\s*\{{\s*(?:d\s*)?{_SYMBOL}\}}|{_SYMBOL}/\s*{_SYMBOL}"
     r"|(?:\\text\s*\{[^{}]*\}\s*)+(?:of\s*)?[a-zA-Z]?"
@@ -55,18 +70,19 @@ _WORDS = re.compile(
     r"(?:\\text\s*\{[^{}\\$]*\}|[A-Za-z]{2,}(?![A-Za-z])|(?<=[A-Za-z] )[A-Za-z](?![A-Za-z])|[\s,.;!?'\"-])+"
 )
 _FORMULA_WORDS = re.compile(r"\b(?:sin|cos|tan|ln|log|exp|sqrt|pi|frac)\b")
+_NUMERIC = re.compile(r"(?:[\d\s.,+*/^(){}!-]|\\(?:frac|sqrt|cdot|times|pi)(?![a-zA-Z]))+")
 _INEQUALITY = re.compile(r"<|>|\\(?:leq|geq|neq|ll|gg)(?![a-zA-Z])")
 _CONDITION = re.compile(
     r"(?<=[\s}\w)])\s+\(\s*[^()=]{1,20}(?:<|>|\\leq|\\geq)[^()=]{1,20}\)$|\s*\\text\s*\{\s*\(?(?:for|at|when|if|where|in|as|outside|inside)\b.*$"
 )
-_RATIO = re.compile(r"([^:=()]+):([^:=()]+)")
+_RATIO = re.compile(r"[^:=()]+(?::[^:=()]+)+")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``kind`` is value, set, sequence, union, matrix, relation or words.
+    """``kind`` is value, set, sequence, union, complement (in the real numbers), matrix, relation, ratio or words.
 
-    ``text``: a value's formula, the words, a sequence's brackets, or a relation's operators.
+    ``text``: a value's formula, the words, a sequence's brackets, a relation's operators, or a clock time's "a" or "p".
     ``name`` is the left side of a value that was given as ``x = ...``.
     """
 
@@ -83,11 +99,20 @@ def parse_answer(text: str) -> Answer:
         raise TooLarge(f"answer is nested deeper than {MAX_NESTING} levels")
     if not text:
         raise Unreadable("an empty part")
+    if clock := _CLOCK.fullmatch(unwrap(text)):
+        parts = tuple(Answer("value", digits) for digits in clock.groups()[:3] if digits)
+        return Answer("ratio", (clock[4] or "").lower(), parts)
+    if reals := _REALS.fullmatch(_MEMBER.sub("", text).strip()):
+        if not reals[2]:
+            return Answer("complement", "")
+        return Answer("complement", "", (parse_answer(reals[2]),)) if reals[1] else parse_answer(reals[2])
     if _is_words(text):
         return Answer("words", letters(text))
-    text = _MEMBER.sub("", split_words(text)).strip()
+    text = _MEMBER.sub("", split_words(unwrap(text))).strip()
     if matrix := _MATRIX.match(text):
-        return _matrix(matrix[2])
+        return _matrix(matrix[1], matrix[3])
+    if _EMPTY.fullmatch(text):
+        return Answer("set", "")
     text = _CONDITION.sub("", text).strip()
     pieces = _without_conditions([piece for piece in top_level(text, ",;") if piece])
     if len(pieces) == 1:
@@ -100,9 +125,29 @@ def parse_answer(text: str) -> Answer:
     relation = _relation(text)
     if relation is not None:
         return relation
-    if ratio := _RATIO.fullmatch(text):
-        return Answer("value", f"({ratio[1]})/({ratio[2]})")
-    return _bracketed(text) or _plus_minus(text) or Answer("value", text)
+    if _RATIO.fullmatch(text) and len(ratio := top_level(text, ":")) > 1:
+        return _collection("ratio", "", ratio)
+    signs = plus_minus(text)
+    return _bracketed(text) or (_collection("set", "", signs) if len(signs) > 1 else Answer("value", text))
+
+
+def is_clock(ratio: Answer, target: bool) -> bool:
+    """Whether a ratio is a clock time: 2:00 PM, 2:05, and of a target 9:30, since a ratio would be 3:10."""
+    digits = [part.text for part in ratio.parts]
+    if ratio.text or any(re.fullmatch(r"0\d", text) for text in digits[1:]):
+        return True
+    return target and seconds(ratio) is not None and gcd(*map(int, digits)) > 1
+
+
+def seconds(clock: Answer) -> int | None:
+    """Seconds since midnight, None for a ratio that is no clock time."""
+    if not all(re.fullmatch(r"\d\d?", part.text) for part in clock.parts) or not 2 <= len(clock.parts) <= 3:
+        return None
+    hour, *below = [int(part.text) for part in clock.parts]
+    if hour > 24 or any(value > 59 or len(part.text) < 2 for value, part in zip(below, clock.parts[1:], strict=True)):
+        return None
+    hour = hour % 12 + 12 * (clock.text == "p") if clock.text else hour
+    return hour * 3600 + sum(value * unit for value, unit in zip(below, (60, 1), strict=False))
 
 
 def _without_conditions(pieces: list[str]) -> list[str]:
@@ -116,24 +161,6 @@ def _without_conditions(pieces: list[str]) -> list[str]:
 def split_words(text: str) -> str:
     r"""``and`` and ``or`` between values as commas."""
     return re.sub(r"(?:\s*,\s*){2,}", " , ", _OR.sub(" , ", text))
-
-
-def same_answer(target: Answer, answer: Answer) -> bool:
-    """Whether two answers mean the same. Raises Unreadable where a part is not a formula, so that another grader may try."""
-    target, answer = _single(target), _single(answer)
-    if "words" in (target.kind, answer.kind):
-        return not target.parts and not answer.parts and letters(target.text) == letters(answer.text)
-    if target.kind != answer.kind:
-        return _mixed(target, answer)
-    if target.kind == "value":
-        return same_formula(target.text, answer.text)
-    if target.kind == "relation":
-        return _same_relation(target, answer)
-    if len(target.parts) != len(answer.parts) or target.text != answer.text:
-        return False
-    if target.kind in ("set", "union"):
-        return _same_set(list(target.parts), list(answer.parts))
-    return all(same_answer(ours, theirs) for ours, theirs in zip(target.parts, answer.parts, strict=True))
 
 
 def letters(text: str) -> str:
@@ -163,12 +190,19 @@ def _collection(kind: str, brackets: str, pieces: list[str]) -> Answer:
     return Answer(kind, brackets, tuple(parts))
 
 
-def _matrix(body: str) -> Answer:
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", body) if row.strip()]
-    parsed = tuple(_collection("sequence", "row", row.split("&")) for row in rows[: MAX_PARTS + 1])
-    if len(parsed) > MAX_PARTS:
-        raise Unreadable("a matrix with too many rows")
-    return Answer("matrix", "", parsed)
+def _matrix(factor: str, body: str) -> Answer:
+    """The rows of a matrix, each entry times the factor before it."""
+    factor = "-1" if factor.strip() == "-" else "" if _is_words(factor) else factor.strip()
+    rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", body.replace(r"\hline", "")) if row.strip()]
+    if (
+        "\\begin" in body
+        or len(rows) > MAX_PARTS
+        or any(factor.count(one) != factor.count(two) for one, two in ("()", "[]", "{}"))
+    ):
+        raise Unreadable("several matrices, or too many rows")
+    if factor:
+        rows = [[f"({factor})*({entry})" for entry in row] for row in rows]
+    return Answer("matrix", "", tuple(_collection("sequence", "row", row) for row in rows))
 
 
 def _relation(text: str) -> Answer | None:
@@ -185,11 +219,13 @@ def _relation(text: str) -> Answer | None:
         return None
     if len(sides) != len(operators) + 1:
         raise Unreadable("a relation inside brackets")
+    if any(DENIAL.search(side) for side in sides[:-1]):
+        return Answer("words", letters(text))  # a condition or a denial, not a value with a name
     if all(operator == "=" for operator in operators):
-        if len(sides) > 2 or _NAME.fullmatch(sides[0]) or _is_words(sides[0]):
+        if len(sides) > 2 or all(map(_NUMERIC.fullmatch, sides)) or NAME.fullmatch(sides[0]) or _is_words(sides[0]):
             value = parse_answer(sides[-1])
             return Answer(value.kind, value.text, value.parts, name=sides[0])
-        if _NAME.fullmatch(sides[1]) and not _NAME.fullmatch(sides[0]) and re.fullmatch(r"[-\d./\\a-z{}]+", sides[0]):
+        if NAME.fullmatch(sides[1]) and not NAME.fullmatch(sides[0]) and re.fullmatch(r"[-\d./\\a-z{}]+", sides[0]):
             return Answer("value", sides[0], name=sides[1])
     return Answer("relation", " ".join(operators), tuple(Answer("value", side) for side in sides))
 
@@ -199,6 +235,12 @@ def _bracketed(text: str) -> Answer | None:
     braces = re.fullmatch(r"\\\{(.*)\\\}|\{([^{}]*[,;][^{}]*)\}", text, re.DOTALL)
     if braces:
         inside = (braces[1] or braces[2] or "").strip()
+        if builder := re.fullmatch(r"[a-z]\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?::|\\mid|\|)(.*)", inside):
+            condition = parse_answer(builder[1])
+            if {part.kind for part in condition.parts or (condition,)} == {"relation"} or _INEQUALITY.search(
+                condition.text
+            ):
+                return condition
         if re.search(r":|\\mid|\|", inside):
             raise Unreadable("a set given by a condition")
         return _collection("set", "", [piece for piece in top_level(inside, ",;") if piece])
@@ -210,81 +252,10 @@ def _bracketed(text: str) -> Answer | None:
     return None
 
 
-def _plus_minus(text: str) -> Answer | None:
-    if not re.search(r"\\[pm][pm](?![a-zA-Z])", text):
-        return None
+def plus_minus(text: str) -> list[str]:
+    r"""Both values of a text with \pm, or the text alone."""
+    if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text):
+        return [text]
     upper = re.sub(r"\\mp(?![a-zA-Z])", "-", re.sub(r"\\pm(?![a-zA-Z])", "+", text))
     lower = re.sub(r"\\mp(?![a-zA-Z])", "+", re.sub(r"\\pm(?![a-zA-Z])", "-", text))
-    return _collection("set", "", [upper, lower])
-
-
-def _single(answer: Answer) -> Answer:
-    """A set with one part, (5) or {5}, is that part."""
-    while answer.kind in ("set", "union") and len(answer.parts) == 1:
-        answer = answer.parts[0]
-    return answer
-
-
-def _mixed(target: Answer, answer: Answer) -> bool:
-    kinds = {target.kind, answer.kind}
-    if kinds == {"value", "relation"}:
-        value, relation = (target, answer) if target.kind == "value" else (answer, target)
-        if value.name and relation.text == "=":
-            named = Answer("relation", "=", (Answer("value", value.name), Answer("value", value.text)))
-            return _same_relation(named, relation)
-        return False
-    if kinds == {"sequence", "relation"}:
-        sequence, relation = (target, answer) if target.kind == "sequence" else (answer, target)
-        interval = _interval(relation)
-        return interval is not None and same_answer(sequence, interval)
-    if kinds == {"union", "set"}:  # x < 1 or x > 2
-        return len(target.parts) == len(answer.parts) and _same_set(list(target.parts), list(answer.parts))
-    return False
-
-
-def _interval(relation: Answer) -> Answer | None:
-    """x <= 3 as (-oo, 3], 1 < x <= 5 as (1, 5]; None for other relations."""
-    operators, sides = relation.text.split(), [part.text for part in relation.parts]
-    if operators[0] in (">", "\\geq"):
-        operators, sides = [_FLIPPED.get(operator, operator) for operator in operators[::-1]], sides[::-1]
-    if any(operator not in ("<", "\\leq") for operator in operators):
-        return None
-    if len(sides) == 2:
-        sides, operators = (
-            (["-\\infty", *sides], ["<", *operators])
-            if _NAME.fullmatch(sides[0])
-            else ([*sides, "\\infty"], [*operators, "<"])
-        )
-    if len(sides) != 3 or not _NAME.fullmatch(sides[1]):
-        return None
-    brackets = ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]")
-    return Answer("sequence", brackets, (Answer("value", sides[0]), Answer("value", sides[2])))
-
-
-def _same_set(targets: list[Answer], answers: list[Answer]) -> bool:
-    """Each target has its own answer, in any order. Equality of formulas is transitive, so the first match is always right
-    (unlike numbers within a tolerance, see ``lists``)."""
-    left = list(answers)
-    for target in targets:
-        match = next((index for index, answer in enumerate(left) if same_answer(target, answer)), None)
-        if match is None:
-            return False
-        left.pop(match)
-    return not left
-
-
-def _same_relation(target: Answer, answer: Answer) -> bool:
-    ours, theirs = target.text.split(), answer.text.split()
-    if len(ours) != len(theirs):
-        return False
-    sides = [part.text for part in answer.parts]
-    if ours != theirs:
-        if [_FLIPPED.get(operator, operator) for operator in theirs[::-1]] != ours:
-            return False
-        sides, theirs = sides[::-1], ours
-    for index, operator in enumerate(ours):
-        left = (target.parts[index].text, target.parts[index + 1].text)
-        ratio = proportional(left, (sides[index], sides[index + 1]))
-        if ratio is None or (operator not in ("=", "\\neq") and ratio < 0):
-            return False
-    return True
+    return [upper, lower]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from reasoning_evals.grading.evaluate import number
 from reasoning_evals.grading.formula import read_number
-from reasoning_evals.grading.latex import clean
+from reasoning_evals.grading.latex import clean, unwrap
 from reasoning_evals.grading.records import Unreadable
 
 _DEFINITIONS = (
@@ -54,7 +54,8 @@ _COMPOUND = {
     "kWh": ("kW", "h"), "mAh": ("mA", "h"), "kgm": ("kg", "m"), "MeVs": ("MeV", "s"), "Pas": ("Pa", "s"),
 }  # fmt: skip
 """Products written without a sign between their factors; an exponent after them belongs to the last factor."""
-_WRAPPER = re.compile(r"\\(?:text|unit|si|SI)\s*\{([^{}]*)\}|\\operatorname\s*\{([^{}]*)\}")
+_WRAPPER = re.compile(r"\\(?:text|operatorname)\s*\{([^{}]*)\}")
+_FRACTION = re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}|\\frac\s+([a-zA-Z])\s*([a-zA-Z])")
 _MICRO = re.compile(r"\\mu\s*")
 _PREFIXED_OHM = re.compile(r"(?<![A-Za-z])([kKMGmunpT])\s*ohm")
 _TOKEN = re.compile(
@@ -152,7 +153,8 @@ def parse_unit(text: str) -> tuple[Unit, ...]:
             reading = read_number(text)
             factor, text = float(number(reading.tree)), text[reading.end :]
         except (Unreadable, OverflowError):
-            return ()
+            if not text.startswith("\\frac"):  # \frac{m}{s} is a unit
+                return ()
     surface = unit_surface(text)
     if not surface:
         return (DIMENSIONLESS._replace(factor=factor),)
@@ -173,15 +175,13 @@ def parse_unit(text: str) -> tuple[Unit, ...]:
 @lru_cache(maxsize=4096)
 def unit_surface(text: str) -> str:
     """A unit as plain text, without markup and the words around it. Equal texts are equal units."""
-    text = re.sub(r"\\%", "%", text)
+    text = re.sub(r"\\%", "%", unwrap(text))
     text = re.sub(
         r"\^\s*\\circ\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF])(?![a-zA-Z]))", lambda m: f" deg{m[1] or m[2]} ", text
     )
     text = re.sub(r"\^\s*\\circ(?![a-zA-Z])", " degree ", text)
     for _ in range(3):
-        text = _WRAPPER.sub(
-            lambda match: f" {match[1] or match[2] or ''} " if not match[0].endswith("{k}") else "k", text
-        )
+        text = _WRAPPER.sub(lambda match: f" {match[1]} " if match[1] != "k" else "k", text)
     text = (
         text.replace(r"\Omega", " ohm ")
         .replace(r"\AA", " angstrom ")
@@ -190,7 +190,10 @@ def unit_surface(text: str) -> str:
     )
     text = _MICRO.sub("µ", text)
     text = re.sub("µ +", "µ", text)
-    text = re.sub(r"[{}]", " ", re.sub(r"\^\s*\{\s*([+-]?\s*\d+(?:/\d+)?)\s*\}", r"^\1 ", text))
+    text = re.sub(r"\^\s*[{(]\s*([+-]?\s*\d+(?:/\d+)?)\s*[)}]", r"^\1 ", text)
+    text = re.sub(
+        r"[{}\[\]]", " ", _FRACTION.sub(lambda match: f"({match[1] or match[3] or 1})/({match[2] or match[4]})", text)
+    )
     text = _PREFIXED_OHM.sub(r"\1ohm", text)
     text = re.sub(r"\s+", " ", text).strip()
     text = _ASIDE.sub("", " " + text).strip() if not re.match(r"[^()]*[/*]\s*\(", text) else text
@@ -253,7 +256,8 @@ class _Reader:
             base = look_up(self.peek())
             self.position += 1
         if self.peek() == "^":
-            exponent = Fraction(self.tokens[self.position + 1]) if self.position + 1 < len(self.tokens) else Fraction(0)
+            digits = self.tokens[self.position + 1] if self.position + 1 < len(self.tokens) else ""
+            exponent = Fraction(digits) if re.fullmatch(r"-?\d{1,9}(?:/0*[1-9]\d{0,9})?", digits) else Fraction(0)
             if not 0 < abs(exponent) <= MAX_EXPONENT:
                 raise Unreadable("a unit with such an exponent is not read")
             self.position += 2

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from reasoning_evals.grading import type_of
 from reasoning_evals.problems import Problem
 from reasoning_evals.tasks.spec import CHOICE_PROMPT, QUANTITY_PROMPT, R1_PROMPT, Row, TaskSpec, ask, content_id, listed
 
@@ -68,7 +69,8 @@ PHYBENCH = (
 
 
 def physics_problem(row: Row, prompt: str) -> Problem | None:
-    """Problems with a figure or without an answer are left out; several answers become a list in any order."""
+    """Problems with a figure or without an answer are left out; several answers become a list in any order. One answer is typed
+    by how it is written, as the values of a list are."""
     answers = [str(answer).strip() for answer in row["final_answers"] or [] if str(answer).strip()]
     if not answers or row.get("graphs"):
         return None
@@ -76,7 +78,7 @@ def physics_problem(row: Row, prompt: str) -> Problem | None:
         f"physics-{row['id']}",
         ask(prompt, row["questions"]),
         listed(answers) if len(answers) > 1 else answers[0],
-        "list" if len(answers) > 1 else "expression",
+        "list" if len(answers) > 1 else type_of(answers[0], question=str(row["questions"])),
         domain=f"physics/{str(row['id']).split('/')[0].lower()}",
     )
 
@@ -88,7 +90,7 @@ PHYSICS = (
         hub_id="yale-nlp/Physics",
         split="test",
         columns=("id", "questions", "final_answers"),
-        answer_type="expression or list",
+        answer_type="quantity, number, choice, expression or list",
         to_problem=physics_problem,
         k=1,
         licence="MIT",

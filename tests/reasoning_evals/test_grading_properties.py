@@ -43,7 +43,7 @@ def test_a_correct_integer_in_any_dressing_is_correct(value, dressing, style):
     if "+%s" in dressing and value < 0:
         dressing = "\\boxed{%s}"
     text = dressing % write_integer(value, style)
-    assert grade(Problem("p", "?", value, "integer"), text).outcome == "correct"
+    assert grade(Problem("p", "How many, in percent?", value, "integer"), text).outcome == "correct"
 
 
 @given(integers, integers, st.sampled_from(DRESSINGS))
@@ -183,6 +183,15 @@ def test_a_long_sentence_that_is_no_words_is_read_at_once(count):
     sentence = " and ".join(["yes, by appropriate choice of the grating parameters"] * count) + " (like b"
     verdict = grade_answer(Problem("p", "?", "\\frac{a}{b}", "expression"), sentence, in_process=True)
     assert verdict.outcome == "wrong"
+
+
+@pytest.mark.parametrize(
+    "rest", ["x" * 300 + "{%", " and" * 400 + "1", "\\text{ a" * 200, " m" * 600 + "(", "1 h " * 300, "(a) " * 400]
+)
+@pytest.mark.parametrize("answer_type", ["integer", "number", "quantity", "expression", "list"])
+def test_what_follows_a_number_is_read_at_once(rest, answer_type):
+    """A run of 300 letters once took more than the age of the universe."""
+    test_hostile_answers_are_wrong_at_once(f"42{rest}", answer_type)
 
 
 @given(st.lists(st.sampled_from(["a", "bc", " ", "  ", ",", "2", "(", "\\text{a b}", "\\text {c}", "\n"]), max_size=7))

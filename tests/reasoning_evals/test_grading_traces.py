@@ -8,6 +8,7 @@ import gzip
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,9 +126,9 @@ def test_precision_on_numbers_and_quantities(pairs):
     accepted = [pair for pair in pairs if pair[2] != "expression" and pair[6] == "correct"]
     right = [pair for pair in accepted if pair[5] or (pair[0], pair[1]) in excused]
     assert len(accepted) > 100
-    assert len(right) / len(accepted) >= 0.98
+    assert len(right) / len(accepted) >= 0.99
     missed = [pair for pair in pairs if pair[2] != "expression" and pair[5] and pair[6] != "correct"]
-    assert len(missed) <= 8
+    assert len(right) / (len(right) + len(missed)) >= 0.96
 
 
 def test_expressions_are_a_lower_bound(pairs):
@@ -140,5 +141,18 @@ def test_expressions_are_a_lower_bound(pairs):
 def test_the_problems_are_a_task():
     problems = load_task("physics", data_dir=DATA / "optics.problems.jsonl.gz")
     assert len(problems) == 93
-    assert {problem.answer_type for problem in problems} == {"expression", "list"}
+    types = Counter(problem.answer_type for problem in problems)
+    assert types == {"list": 55, "expression": 20, "quantity": 12, "number": 4, "choice": 2}
     assert all(problem.domain == "physics/optics" for problem in problems)
+
+
+def test_targets_typed_by_what_they_are_make_ten_verdicts_right_and_none_wrong(responses):
+    texts = {row["id"]: row["solution"] for row in responses}
+    changed = []
+    for subject in SUBJECTS:
+        for problem in load_task("physics", data_dir=DATA / f"{subject}.problems.jsonl.gz"):
+            text = texts.get(problem.problem_id.removeprefix("physics-"))
+            if text is not None and problem.answer_type not in ("expression", "list"):
+                typed, untyped = (grade(one, text) for one in (problem, replace(problem, answer_type="expression")))
+                changed += [(untyped.is_correct, typed.is_correct)] if untyped.is_correct != typed.is_correct else []
+    assert changed == [(False, True)] * 10
