@@ -26,7 +26,7 @@ DENSE_WIDTH = 128  # of lab-dense
 
 SCRIPT = ROOT / "launch" / "steer_r1.py"
 FEW = [*SMALL, "--samples", "1", "--greedy", "--num-identification", "12", "--num-tuning", "4", "--num-test", "6"]
-FEW += ["--max-new-tokens", "64"]
+FEW += ["--max-new-tokens", "40"]
 """Greedy refuses two samples; on several ranks its tokens must be the same."""
 
 
