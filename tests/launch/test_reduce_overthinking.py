@@ -45,6 +45,7 @@ SMALL = [
     "0.5",
 ]
 PAGES = ("results.json", "report.md", "report.html")
+DENSE = [*SMALL, "--layers", "3", "--samples-identification", "2", "--max-new-tokens", "240"]
 MOE = [*SMALL, "--model", "lab", "--layers", "2", "--methods", "caa", "decision", "budget", "--max-new-tokens", "80"]
 SAE_ALONE = [*SIZES, "--samples-identification", "2", "--methods", "sta"]
 
@@ -53,7 +54,7 @@ SAE_ALONE = [*SIZES, "--samples-identification", "2", "--methods", "sta"]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished job on the dense model, with all methods."""
     folder = tmp_path_factory.mktemp("job") / "dense"
-    assert main([*SMALL, "--layers", "3", "--samples-identification", "2", "--out", str(folder)]) == 0
+    assert main([*DENSE, "--out", str(folder)]) == 0
     return folder
 
 
@@ -159,7 +160,7 @@ def test_the_pages_say_what_was_found(finished: Path) -> None:
 def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")}
     results = (finished / "results.json").read_bytes()
-    assert main([*SMALL, "--layers", "3", "--samples-identification", "2", "--out", str(finished)]) == 0
+    assert main([*DENSE, "--out", str(finished)]) == 0
     assert {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")} == before
     assert (finished / "results.json").read_bytes() == results
 
@@ -187,7 +188,7 @@ def test_the_report_command_refuses_an_unfinished_job(
 
 @pytest.mark.slow
 def test_a_folder_of_other_options_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SMALL, "--layers", "2", "--samples-identification", "2", "--out", str(finished)]) == 1
+    assert main([*DENSE, "--layers", "2", "--out", str(finished)]) == 1
     assert "layers" in capsys.readouterr().err
 
 
