@@ -45,7 +45,7 @@ SMALL = [
     "0.5",
 ]
 PAGES = ("results.json", "report.md", "report.html")
-DENSE = [*SMALL, "--layers", "3", "--samples-identification", "2", "--max-new-tokens", "240"]
+DENSE = [*SMALL, "--samples-identification", "2", "--max-new-tokens", "240"]
 MOE = [*SMALL, "--model", "lab", "--layers", "2", "--methods", "caa", "decision", "budget", "--max-new-tokens", "80"]
 SAE_ALONE = [*SIZES, "--samples-identification", "2", "--methods", "sta"]
 
@@ -54,7 +54,7 @@ SAE_ALONE = [*SIZES, "--samples-identification", "2", "--methods", "sta"]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished job on the dense model, with all methods."""
     folder = tmp_path_factory.mktemp("job") / "dense"
-    assert main([*DENSE, "--out", str(folder)]) == 0
+    assert main([*DENSE, "--layers", "3", "--out", str(folder)]) == 0
     return folder
 
 
@@ -160,7 +160,7 @@ def test_the_pages_say_what_was_found(finished: Path) -> None:
 def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")}
     results = (finished / "results.json").read_bytes()
-    assert main([*DENSE, "--out", str(finished)]) == 0
+    assert main([*DENSE, "--layers", "3", "--out", str(finished)]) == 0
     assert {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")} == before
     assert (finished / "results.json").read_bytes() == results
 
