@@ -12,23 +12,29 @@ import os
 import runpy
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-
-def import_all() -> None:
-    """Everything that the jobs and the workers of the tests import; nothing of it starts a thread or draws a number."""
-    import deepspeed  # noqa: F401
-    import transformers.models.deepseek_v3.modeling_deepseek_v3
-    import transformers.models.qwen3_moe.modeling_qwen3_moe  # noqa: F401
-
-    import launch.cli.main
-    import launch.collect_stats
-    import launch.evaluate
-    import launch.reduce_overthinking
-    import launch.safety
-    import launch.steer_r1  # noqa: F401
-    import sharded_models  # noqa: F401
+PRELOADED = (
+    "deepspeed",
+    "matplotlib.pyplot",
+    "tyro.conf",
+    "transformers.models.deepseek_v3.modeling_deepseek_v3",
+    "transformers.models.qwen3_moe.modeling_qwen3_moe",
+    "launch.cli.main",
+    "launch.collect_stats",
+    "launch.evaluate",
+    "launch.reduce_overthinking",
+    "launch.safety",
+    "launch.steer_r1",
+    "launch.jobs.evaluation",
+    "launch.jobs.experts",
+    "launch.jobs.overthinking",
+    "launch.jobs.safety_job",
+    "sharded_models",
+)
+"""What the jobs and the workers of the tests import; nothing of it starts a thread or draws a number."""
 
 
 def become_rank(job: dict[str, Any]) -> None:
@@ -59,7 +65,8 @@ def become_rank(job: dict[str, Any]) -> None:
 
 def main() -> None:
     """Answer until stdin ends."""
-    import_all()
+    for name in PRELOADED:
+        import_module(name)
     for line in sys.stdin:
         ranks: dict[int, int] = {}
         for rank, job in enumerate(json.loads(line)):

@@ -38,7 +38,7 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if request.param == "evaluate":
         SteeringPlan(experts=[ExpertGain(2, 3, 16.0)], scope="thought").save(folder / "turned.json")
         arms = ["--arms", "baseline", f"plan:{folder / 'turned.json'}", "nowait", "budget:20"]
-        options = [*arms, "--greedy", "--num-problems", "10", "--max-new-tokens", "80", "--batch-size", "4"]
+        options = [*arms, "--greedy", "--num-problems", "8", "--max-new-tokens", "48", "--batch-size", "4"]
         run: Callable[[list[str]], int] = evaluate
     else:
         options = [*safety_files.write_all(folder), "--attack-tokens", "6", "--gsm8k-tokens", "5", "--batch-size", "8"]

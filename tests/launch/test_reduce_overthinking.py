@@ -34,7 +34,7 @@ SMALL = [
     "--samples-tuning",
     "1",
 ]
-SIZES = [*SMALL, "--batch-size", "32"]
+SIZES = [*SMALL, "--batch-size", "64"]
 SMALL = [
     *SIZES,
     "--strengths",
@@ -45,14 +45,16 @@ SMALL = [
     "0.5",
 ]
 PAGES = ("results.json", "report.md", "report.html")
-MOE = [*SMALL, "--model", "lab", "--layers", "2", "--methods", "caa", "decision", "budget"]
+DENSE = [*SMALL, "--samples-identification", "2", "--max-new-tokens", "240"]
+MOE = [*SMALL, "--model", "lab", "--layers", "2", "--methods", "caa", "decision", "budget", "--max-new-tokens", "80"]
+SAE_ALONE = [*SIZES, "--samples-identification", "2", "--methods", "sta"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished job on the dense model, with all methods."""
     folder = tmp_path_factory.mktemp("job") / "dense"
-    assert main([*SMALL, "--layers", "3", "--samples-identification", "2", "--out", str(folder)]) == 0
+    assert main([*DENSE, "--layers", "3", "--out", str(folder)]) == 0
     return folder
 
 
@@ -108,14 +110,14 @@ def test_the_fit_of_the_sae_is_said_before_it_is_used(finished: Path) -> None:
 def test_an_sae_that_explains_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sae = load_sae(LAB_SAE)
     save_sae(dataclasses.replace(sae, W_dec_FD=-sae.W_dec_FD), tmp_path / "wrong")
-    options = [*SIZES, "--sae", str(tmp_path / "wrong"), "--methods", "sta", "--out", str(tmp_path / "run")]
+    options = [*SAE_ALONE, "--sae", str(tmp_path / "wrong"), "--out", str(tmp_path / "run")]
     assert main(options) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the SAE of layer 4 explains nothing of these tokens" in error
     assert not list(tmp_path.glob("run/directions/*.safetensors"))
     answers = {path: path.read_bytes() for path in (tmp_path / "run").rglob("generations*.jsonl")}
     assert answers
-    assert main([*SIZES, "--methods", "sta", "--strengths", "0.1", "--out", str(tmp_path / "run")]) == 0
+    assert main([*SAE_ALONE, "--strengths", "0.1", "--out", str(tmp_path / "run")]) == 0
     assert {path: path.read_bytes() for path in answers} == answers, "the folder is free for another SAE, answers kept"
 
 
@@ -123,7 +125,7 @@ def test_an_sae_that_explains_nothing_is_refused(tmp_path: Path, capsys: pytest.
 def test_a_poor_sae_is_warned_about_before_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sae = load_sae(LAB_SAE)
     save_sae(dataclasses.replace(sae, W_dec_FD=0.2 * sae.W_dec_FD), tmp_path / "poor")
-    options = [*SIZES, "--sae", str(tmp_path / "poor"), "--methods", "sta", "--strengths", "0.1"]
+    options = [*SAE_ALONE, "--sae", str(tmp_path / "poor"), "--strengths", "0.1"]
     for _ in range(2):  # on a later start too
         assert main([*options, "--out", str(tmp_path / "run")]) == 0
         before, _, after = capsys.readouterr().out.partition("3/4")
@@ -158,7 +160,7 @@ def test_the_pages_say_what_was_found(finished: Path) -> None:
 def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")}
     results = (finished / "results.json").read_bytes()
-    assert main([*SMALL, "--layers", "3", "--samples-identification", "2", "--out", str(finished)]) == 0
+    assert main([*DENSE, "--layers", "3", "--out", str(finished)]) == 0
     assert {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")} == before
     assert (finished / "results.json").read_bytes() == results
 
@@ -186,7 +188,7 @@ def test_the_report_command_refuses_an_unfinished_job(
 
 @pytest.mark.slow
 def test_a_folder_of_other_options_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SMALL, "--layers", "2", "--samples-identification", "2", "--out", str(finished)]) == 1
+    assert main([*DENSE, "--layers", "2", "--out", str(finished)]) == 1
     assert "layers" in capsys.readouterr().err
 
 
@@ -242,7 +244,7 @@ def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Pa
     [
         (["--layers", "9"], "layer 9 does not exist: this model has layers 0-3"),
         pytest.param(
-            ["--switch-words", "Zebra", "--methods", "decision"],
+            ["--switch-words", "Zebra", "--methods", "decision", "--samples-identification", "2"],
             "no thought stops and goes on at Zebra: name its words",
             marks=pytest.mark.slow,
         ),

@@ -157,18 +157,24 @@ def test_in_bfloat16_two_ranks_differ_by_its_rounding(case: str, rounded: list[l
             assert_rounding(rank[case])
 
 
+@pytest.fixture(scope="module")
+def mid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the checkpoints that loading is measured with: the first worker writes them, and 430 MiB take seconds."""
+    return tmp_path_factory.mktemp("mid")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["plain", *BACKENDS])
-def test_loading_takes_what_the_memory_plan_says(backend: str, tmp_path: Path) -> None:
+def test_loading_takes_what_the_memory_plan_says(backend: str, mid: Path, tmp_path: Path) -> None:
     from moe_steer.backends.blueprint import skeleton
     from moe_steer.backends.shards import shard_of
     from moe_steer.loading import read_config
 
     (tmp_path / "out").mkdir()
-    arguments = [str(tmp_path / "out"), str(tmp_path / "models"), backend]
+    arguments = [str(tmp_path / "out"), str(mid), backend]
     done = run_ranks(WORKER.with_name("loading_worker.py"), 2, arguments, 150)
     assert done.codes == [0, 0], done.text[-3000:]
-    planned = shard_of(skeleton(read_config(tmp_path / "models" / "mid")), backend, 2)
+    planned = shard_of(skeleton(read_config(mid / "mid")), backend, 2)
     for rank in (0, 1):
         found = json.loads((tmp_path / "out" / f"rank{rank}.json").read_text())
         assert found["held"] == pytest.approx(planned.weights, rel=0.05)

@@ -1,4 +1,4 @@
-"""Ranks that die, and two nodes: started by the launcher that users start."""
+"""Ranks that die, and two nodes: started by the launcher that users start, where it has a part in what is looked at."""
 
 from __future__ import annotations
 
@@ -17,12 +17,22 @@ from rank_processes import LAUNCHER, ROOT, environment, free_port, launch, run_r
 HERE = ROOT / "tests" / "launch"
 
 
-def start(arguments: list[str], limit: float) -> tuple[int, str]:
-    """(exit code, output) of the launcher; a collective is waited for four seconds."""
-    done = launch(arguments, limit, MOE_STEER_WAIT_SECONDS="4")
-    if done.codes[0] is None:
+BY_LAUNCHER = ("kill", "hang")
+"""Failures after which the launcher must end a rank that waits or sleeps; the others end by themselves, and the seconds that
+the launcher's four processes import are saved."""
+
+
+def start(mode: str, folder: Path, limit: float) -> tuple[int, str]:
+    """(exit code, output) of two ranks that fail in this way; a collective is waited for four seconds."""
+    worker, job, patience = HERE / "failing_worker.py", ["--mode", mode, "--folder", str(folder)], "4"
+    if mode in BY_LAUNCHER:
+        done = launch(["--num_accelerators", "2", str(worker), *job], limit, MOE_STEER_WAIT_SECONDS=patience)
+    else:
+        done = run_ranks(worker, 2, job, limit, MOE_STEER_WAIT_SECONDS=patience)
+    codes = [code for code in done.codes if code is not None]
+    if not codes:
         pytest.fail(f"still running after {limit} s: {done.text[-2000:]}")
-    return done.codes[0], done.text
+    return max(codes, key=abs), done.text
 
 
 def is_running(pid: int) -> bool:
@@ -49,8 +59,7 @@ SAID = {
     ["kill", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("hang", "raise", "memory", "refuse"))],
 )
 def test_a_rank_that_fails_ends_the_run_and_the_first_cause_is_said_once(mode: str, tmp_path: Path) -> None:
-    job = [str(HERE / "failing_worker.py"), "--mode", mode, "--folder", str(tmp_path)]
-    code, text = start(["--num_accelerators", "2", *job], 80)
+    code, text = start(mode, tmp_path, 80)
     ended = time.time()
     assert code != 0
     pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1)]
@@ -67,16 +76,14 @@ def test_a_rank_that_fails_ends_the_run_and_the_first_cause_is_said_once(mode: s
 @pytest.mark.slow
 def test_a_rank_that_still_stores_samples_is_waited_for(tmp_path: Path) -> None:
     """Ten seconds, where a collective waits for four."""
-    job = [str(HERE / "failing_worker.py"), "--mode", "slow", "--folder", str(tmp_path)]
-    code, text = start(["--num_accelerators", "2", *job], 80)
+    code, text = start("slow", tmp_path, 80)
     assert code == 0, text[-3000:]
     assert (tmp_path / "kept.jsonl").read_text().count("another finished sample") == 20
 
 
 @pytest.mark.slow
 def test_a_rank_that_stores_nothing_is_not(tmp_path: Path) -> None:
-    job = [str(HERE / "failing_worker.py"), "--mode", "idle", "--folder", str(tmp_path)]
-    code, text = start(["--num_accelerators", "2", *job], 80)
+    code, text = start("idle", tmp_path, 80)
     assert code != 0
     assert text.count(SAID["hang"]) == 1, text[-3000:]
 

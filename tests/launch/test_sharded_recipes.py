@@ -1,8 +1,10 @@
-"""Every recipe parses, names a plan that fits its model, and fits its machine with the memory it states."""
+"""Every recipe parses, names a plan that fits its model, and fits its machine with the memory that it and docs/real_models.md state."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,11 @@ from dry_runs import dry_run_of
 from launch import recipes
 from launch.recipes import FOLDER, HOSTS, dry_run, load_recipe, main, names
 from moe_steer import ExpertGain, SteeringPlan
+from moe_steer.backends.memory import gib
+from test_real_models_page import COMMANDS, PAGE, RECIPES, ROWS
 
 SHIPPED = FOLDER
+SAFETY = [name for name in names() if load_recipe(name).script == "safety"]
 QUICK = ("qwen3-30b-2xa100-40", "r1-distill-qwen-1.5b", "safety-llama-3.1-8b")
 
 
@@ -51,6 +56,23 @@ def test_a_dry_run_finds_the_memory_that_the_recipe_states(name: str) -> None:
     assert found.fit.layers_with_experts == {"r1-f": 58, "r1-b": 58, "r1-d": 0, "safe": 0}.get(
         name[:4], 94 if "235b" in name else 48
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAFETY)
+def test_the_page_has_the_safety_recipes(name: str) -> None:
+    recipe, found = load_recipe(name), dry_run_of(name).fit
+    assert shlex.join(recipe.command) in COMMANDS
+    held, loading = re.findall(rf"^\| {re.escape(name)} \| (.+) \| (.+) \|$", PAGE, re.MULTILINE)[0]
+    assert float(held) == pytest.approx(recipe.expected_gib, abs=0.06)
+    assert f"{held} of 73.6 GiB a rank, {loading} GiB of CPU memory while loading" in str(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_page_has_the_memory_that_is_computed(name: str) -> None:
+    fit = dry_run_of(name).fit
+    assert ROWS[name].endswith(f"| {gib(fit.total)} of {gib(fit.limit)} | {gib(fit.loading)}")
 
 
 def test_the_host_file_has_the_nodes_of_the_two_node_recipes() -> None:

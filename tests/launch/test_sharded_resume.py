@@ -17,7 +17,7 @@ from reasoning_evals.runs.run_folder import read_generations
 from resume_worker import fail_after
 
 WORKER = ROOT / "tests" / "launch" / "resume_worker.py"
-SMALL = ["--greedy", "--num-test", "12", "--batch-size", "4", "--max-new-tokens", "24"]
+SMALL = ["--greedy", "--num-test", "12", "--batch-size", "4", "--max-new-tokens", "12"]
 MEMORY = OUT_OF_GPU_MEMORY
 
 

@@ -82,12 +82,16 @@ def available() -> list[str]:
     return [name for name, family in FAMILIES.items() if family.model_type in CONFIG_MAPPING]
 
 
+def config_of(name: str) -> Any:
+    """A family's configuration."""
+    family = FAMILIES[name]
+    return CONFIG_MAPPING[family.model_type](**family.config)
+
+
 @functools.cache
 def build(name: str) -> Any:
     """The model of a family: float32, eval mode, on the CPU. Shared by all tests of a session."""
-    family = FAMILIES[name]
-    config = CONFIG_MAPPING[family.model_type](**family.config)
-    return build_from_config(config, family.model_class)
+    return build_from_config(config_of(name), FAMILIES[name].model_class)
 
 
 def build_from_config(config: Any, model_class: str | None = None, seed: int = SEED) -> Any:

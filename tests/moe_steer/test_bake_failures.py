@@ -8,16 +8,17 @@ import resource
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bake_checkpoints import gains, looks_whole, qwen, snapshot
 from moe_steer.baking import bake, edits, staging, unbake, verify_bake
+from moe_steer.baking.safetensors import writing
 
 PLAN = gains((1, 2, 64.0))
 INDEX = "model.safetensors.index.json"
@@ -283,23 +284,29 @@ def test_a_full_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------------
 
-CHILD = """
-import sys, time
-from pathlib import Path
-from moe_steer.baking import bake, edits, staging
-from moe_steer.baking.safetensors import writing
-from moe_steer.plan import ExpertGain, SteeringPlan
-stage, source, target, overlay = sys.argv[1:]
-module = {"_sync_folders": staging, "_remove_leftovers": staging, "write_at": edits}.get(stage, writing)
-original = getattr(module, stage)
-def stop_here(*args, **kwargs):
-    if stage == "write_at":
-        args[0] and __import__("os").pwrite(args[0], args[1][: len(args[1]) // 2], args[2])
-    print("here", flush=True)
-    time.sleep(60)
-setattr(module, stage, stop_here)
-bake(source, SteeringPlan(experts=[ExpertGain(1, 2, 64.0)]), target, overlay=overlay == "overlay")
-"""
+
+def bake_that_stops(stage: str, source: Path, target: Path, overlay: bool) -> int:
+    """The id of a process whose bake has come to this stage and waits there; forked, so that it imports nothing anew."""
+    module = {"_sync_folders": staging, "_remove_leftovers": staging, "write_at": edits}.get(stage, writing)
+    reader, writer = os.pipe()
+
+    def stop_here(*args: Any, **_: Any) -> None:
+        if stage == "write_at" and args[0]:
+            os.pwrite(args[0], args[1][: len(args[1]) // 2], args[2])
+        os.write(writer, b"here")
+        time.sleep(60)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            setattr(module, stage, stop_here)
+            bake(source, PLAN, target, overlay=overlay)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with open(reader, "rb") as said:
+        assert said.read(4) == b"here"
+    return child
 
 
 @pytest.mark.parametrize(
@@ -317,19 +324,13 @@ bake(source, SteeringPlan(experts=[ExpertGain(1, 2, 64.0)]), target, overlay=ove
 def test_killed_at_any_stage(stage: str, overlay: str, tmp_path: Path) -> None:
     source = qwen(tmp_path / "source", 3)
     before = snapshot(source)
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, stage, str(source), str(tmp_path / "baked"), overlay],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"here\n"
+    child = bake_that_stops(stage, source, tmp_path / "baked", bool(overlay))
     # A run beside it leaves the other's files alone.
     (left,) = [path for path in tmp_path.iterdir() if path.name.startswith(".baked.unfinished-")]
     staging._remove_leftovers(tmp_path / "baked")
     assert left.exists()
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     assert snapshot(source) == before
     assert not (tmp_path / "baked").exists()
     assert not list(left.rglob("config.json"))

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from bake_checkpoints import read_all
-from families import FAMILIES, available
+from families import FAMILIES, available, config_of
 from families import REFUSED as NOT_STEERABLE
 from family_cases import Case, case, logits
 from moe_steer import SteeringPlan, steer
@@ -172,7 +172,7 @@ def test_families_that_take_no_plan_are_refused_by_name(name: str, tmp_path: Pat
 
 def test_the_table_names_only_families_that_are_compared_here() -> None:
     types = {FAMILIES[name].model_type for name in BAKED}
-    configs = [case(name).model.config for name in BAKED]
+    configs = [config_of(name) for name in BAKED]
     types |= {config.get_text_config().model_type for config in configs} | {config.model_type for config in configs}
     # Wrappers and text parts that are the same decoder under another name.
     same = {"aria", "gemma4", "kimi_k2", "qwen3_5_moe", "qwen4_exp", "minimax_m3_vl", "qwen3_vl_moe_text"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,28 +67,6 @@ CASES = {
 
 def config_of(model_type: str, values: dict[str, Any]) -> Any:
     return CONFIG_MAPPING[model_type](**values)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def rehearsed_once() -> Iterator[None]:
-    """Plans of one model for several machines share its rehearsal, which takes most of their time."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("rehearse", "rehearse_step"):
-            patch.setattr(memory, name, once(getattr(memory, name)))
-        yield
-
-
-def once(work: Callable[..., Rehearsed]) -> Callable[..., Rehearsed]:
-    """``work``, done once for each configuration, precision and size."""
-    done: dict[Any, Rehearsed] = {}
-
-    def remembered(model: Any, *sizes: Any) -> Rehearsed:
-        key = (model.config.to_json_string(), next(model.parameters()).dtype, *sizes)
-        if key not in done:
-            done[key] = work(model, *sizes)
-        return done[key]
-
-    return remembered
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -65,7 +65,7 @@ def test_sentence_ends_are_those_of_a_regular_expression(name: str) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
     special = special_tokens(tokenizer)
     hits = found = wanted = 0
-    for text in thoughts(32):
+    for text in thoughts(48):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         starts = [start for start, _ in encoded["offset_mapping"]]
         ends = set(ends_of(encoded["input_ids"], special))

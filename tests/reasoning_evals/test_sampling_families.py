@@ -23,7 +23,7 @@ from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.kv_cache import growing_cache
 from reasoning_evals.engines.sampling import Request, SamplingConfig
 
-NEW_TOKENS = 16
+NEW_TOKENS = 12
 ORDER = (1, 0, 3, 1, 2, 0, 2, 3, 1)
 """The prompts of the requests, by number."""
 

@@ -81,7 +81,9 @@ def summary(problems: list[Problem], texts: dict[str, str], tmp_path_factory: py
     arms = [Arm("r1", Recorded(texts)), Arm("cut", Recorded(short))]
     run_arms(arms, asked, folder / "run", 1, SamplingConfig(greedy=True), 0, task="physics")
     started = time.monotonic()
-    assert main(["thinking", str(folder / "run"), "--out", str(folder / "thinking.json")]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # what the judge knows by now need not be graded again
+        patch.setattr("reasoning_evals.thoughts.AttemptJudge", lambda: judge)
+        assert main(["thinking", str(folder / "run"), "--out", str(folder / "thinking.json")]) == 0
     assert time.monotonic() - started < 120
     found: dict[str, Any] = json.loads((folder / "thinking.json").read_text())
     return found
