@@ -168,6 +168,6 @@ def _outcome(rows: Sequence[GradeRow]) -> _Outcome:
     lengths = [row.total_tokens if row.thinking_tokens is None else row.thinking_tokens for row in rows]
     return _Outcome(
         sum(row.correct for row in rows) / num,
-        sum(row.outcome == "truncated" for row in rows) / num,
+        sum(row.outcome in ("truncated", "unclosed") for row in rows) / num,
         sum(lengths) / num,
     )

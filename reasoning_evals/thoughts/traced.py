@@ -200,7 +200,7 @@ MEASURES = (
     ThinkingMeasure("accuracy", "share", lambda sample: sample.row.correct),
     ThinkingMeasure("thinking_tokens", "tokens", _thinking_tokens),
     ThinkingMeasure("closed", "share", lambda sample: sample.row.state in ("closed", "empty")),
-    ThinkingMeasure("truncated", "share", lambda sample: sample.row.outcome == "truncated"),
+    ThinkingMeasure("truncated", "share", lambda sample: sample.row.outcome in ("truncated", "unclosed")),
     ThinkingMeasure("attempts", "count", lambda sample: len(sample.trace.attempts) if sample.trace else None),
     ThinkingMeasure("stated", "share", _judged(lambda trace: trace.first_correct_token is not None)),
     ThinkingMeasure("chance", "share", lambda sample: sample.states_shuffled_target),
