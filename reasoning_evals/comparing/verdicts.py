@@ -99,7 +99,7 @@ def unanswered_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
             notes.append(f"{arm}: {unclosed} {number} ended by themselves inside a thought that never closes")
         if cut:
             notes.append(
-                f"{arm}: {cut} {number} were cut by the token limit after the thought, before they gave an answer"
+                f"{arm}: {cut} {number} were cut by the token limit before they gave an answer"
             )
     return tuple(notes)
 
