@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from reasoning_evals.answers import Extraction, boxes, extract_answer
-from reasoning_evals.grading.expressions import GRADERS, grade_expression, grade_list, part_verdicts, read_list
+from reasoning_evals.grading.expressions import grade_expression, grade_list, part_verdicts, read_list
 from reasoning_evals.grading.latex import clean
 from reasoning_evals.grading.records import Grade, Verdict
-from reasoning_evals.grading.values import read_choice
+from reasoning_evals.grading.values import GRADERS, read_choice
 from reasoning_evals.grading.workers import WorkerPool
 from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.thinking import Thought, split_thought

@@ -34,18 +34,10 @@ from reasoning_evals.grading.records import (
 )
 from reasoning_evals.grading.structure import letters, parse_answer, plus_minus, split_words
 from reasoning_evals.grading.units import parse_unit
-from reasoning_evals.grading.values import (
-    asks_percent,
-    compare_amounts,
-    grade_choice,
-    grade_integer,
-    grade_number,
-    grade_quantity,
-)
+from reasoning_evals.grading.values import GRADERS, asks_percent, compare_amounts
 from reasoning_evals.grading.workers import WorkerFailed, WorkerPool, WorkerTimeout, shared_pool
 from reasoning_evals.problems import Problem
 
-GRADERS = {"integer": grade_integer, "number": grade_number, "quantity": grade_quantity, "choice": grade_choice}
 MAX_ITEMS = 200
 _ROMAN = ["i", "ii", "iii", "iv", "v", "vi"]
 _PART = re.compile(r"(?:^|(?<=[\s,;.]))\(([a-h]|i{1,3}|iv|vi?)\)\s*")
@@ -148,13 +140,12 @@ def _by_worker(target: str, given: str, why: str, limit: float, pool: WorkerPool
         return Verdict("grader_timeout", str(error))
     except WorkerFailed as error:
         return Verdict("grader_error", str(error))
-    if reply["verdict"] == "target":
-        return bad_target(f"{short(target)!r} cannot be read: {reply['detail']}")
-    if reply["verdict"] == "answer":
-        return wrong(f"{short(given)!r} cannot be read: {reply['detail']}")
-    if reply["verdict"] == "same":
-        return correct("equal formulas (sympy)")
-    return wrong(f"{short(given)!r} is not equal to {short(target)!r} (sympy)")
+    return {
+        "target": bad_target(f"{short(target)!r} cannot be read: {reply['detail']}"),
+        "answer": wrong(f"{short(given)!r} cannot be read: {reply['detail']}"),
+        "same": correct("equal formulas (sympy)"),
+        "different": wrong(f"{short(given)!r} is not equal to {short(target)!r} (sympy)"),
+    }[reply["verdict"]]
 
 
 def _unread_by_both(target: str, why: str) -> Verdict:
@@ -175,10 +166,8 @@ def grade_list(
     found, expected = len(read_list(answer[:MAX_CHARS])[0]), len(read_list(problem.target)[0])
     if found != expected and expected:
         return wrong(f"{found} values, expected {expected}")
-    verdicts = part_verdicts(problem, answer, limit, pool, in_process)
-    return next(
-        (verdict for verdict in verdicts if verdict.outcome != "correct"), correct(f"all {expected} values equal")
-    )
+    parts = part_verdicts(problem, answer, limit, pool, in_process)
+    return next((part for part in parts if part.outcome != "correct"), correct(f"all {expected} values equal"))
 
 
 def part_verdicts(

@@ -24,6 +24,7 @@ POINTS = 5
 NEEDED = 2
 AGREEMENT = 25
 """Digits in which values of equal formulas agree."""
+_REAL = {"union", "set", "relation", "complement", "sequence"}
 DECIMAL_DIGITS = 6
 """Digits in which they agree when one of them is written with decimals."""
 
@@ -35,8 +36,8 @@ def same_formula(target: str, answer: str) -> bool:
     Raises Unreadable when one of them is not a formula.
     """
     targets, answers = _readings(target), _readings(answer)
-    decimals = targets[0].decimals or answers[0].decimals
-    if any(_same(ours.tree, theirs.tree, decimals, _bars(ours, theirs)) for ours in targets for theirs in answers):
+    decimals, bars = (any(getattr(one[0], name) for one in (targets, answers)) for name in ("decimals", "bars"))
+    if any(_same(ours.tree, theirs.tree, decimals, bars) for ours in targets for theirs in answers):
         return True
     if targets[0].percent == answers[0].percent:
         return False
@@ -79,10 +80,6 @@ def _readings(text: str) -> list[Reading]:
     if first.bare_log:
         found += [read(text, tight=reading is not first, log_base=10) for reading in list(found)]
     return found
-
-
-def _bars(ours: Reading, theirs: Reading) -> bool:
-    return ours.bars or theirs.bars
 
 
 def _same(target: Tree, answer: Tree, decimals: bool, signed: bool) -> bool:
@@ -152,7 +149,13 @@ def same_answer(target: Answer, answer: Answer) -> bool:
         if other.kind == "set" and not other.parts:
             return bool(re.fullmatch(r"no(?:real|such)?solutions?|none|(?:the)?emptyset", target.text + answer.text))
         return not target.parts and not answer.parts and letters(target.text) == letters(answer.text)
-    if target.kind != answer.kind:
+    kinds = {target.kind, answer.kind}
+    if kinds <= _REAL and kinds not in ({"set"}, {"sequence"}, {"relation"}, {"sequence", "relation"}):
+        try:
+            return _real_set(target) == _real_set(answer)
+        except Unreadable:  # intervals with symbols
+            pass
+    if len(kinds) > 1:
         return _mixed(target, answer)
     if target.kind == "value":
         return same_formula(target.text, answer.text)
@@ -160,11 +163,6 @@ def same_answer(target: Answer, answer: Answer) -> bool:
         return _same_relation(target, answer)
     if target.kind == "ratio":
         return _same_ratio(target, answer)
-    if target.kind == "union":
-        try:
-            return _real_set(target) == _real_set(answer)
-        except Unreadable:  # intervals with symbols
-            pass
     if len(target.parts) != len(answer.parts) or target.text != answer.text:
         return False
     if target.kind in ("set", "union"):
@@ -177,7 +175,7 @@ def _single(answer: Answer) -> Answer:
     while (
         answer.kind in ("set", "union") and len(answer.parts) == 1 and (answer.parts[0].parts or answer.parts[0].text)
     ):
-        answer = answer.parts[0]
+        (answer,) = answer.parts
     return answer
 
 
@@ -201,11 +199,6 @@ def _mixed(target: Answer, answer: Answer) -> bool:
             for row, other in zip(matrix.parts, rows, strict=True)
             for ours, theirs in zip(row.parts, other, strict=True)
         )
-    if kinds <= {"union", "set", "relation", "complement", "sequence"} and kinds != {"sequence", "relation"}:
-        try:
-            return _real_set(target) == _real_set(answer)
-        except Unreadable:
-            pass
     if kinds == {"sequence", "relation"}:
         sequence, relation = (target, answer) if target.kind == "sequence" else (answer, target)
         interval = _interval(relation)

@@ -104,7 +104,7 @@ def read_amount(text: str, log_base: int | None = None) -> Amount:
     match = _PLAIN.match(surface)
     if match and match.end() == len(surface):
         return _plain_amount(match)
-    surface = unwrap(surface)
+    surface = re.sub(r"^\(([^(),;]*)\)$", r"\1", unwrap(surface))
     behind = _CONDITION.search(surface)
     if behind and re.search(r"\d", surface[: behind.start()]):
         surface = surface[: behind.start()] + (behind[1].rstrip(" (") + "}" if behind[1] else "")

@@ -182,18 +182,12 @@ def unit_surface(text: str) -> str:
     text = re.sub(r"\^\s*\\circ(?![a-zA-Z])", " degree ", text)
     for _ in range(3):
         text = _WRAPPER.sub(lambda match: f" {match[1]} " if match[1] != "k" else "k", text)
-    text = (
-        text.replace(r"\Omega", " ohm ")
-        .replace(r"\AA", " angstrom ")
-        .replace(r"\odot", "odot")
-        .replace("_{odot}", "_odot")
-    )
-    text = _MICRO.sub("µ", text)
-    text = re.sub("µ +", "µ", text)
+    for sign, word in ((r"\Omega", " ohm "), (r"\AA", " angstrom "), (r"\odot", "odot"), ("_{odot}", "_odot")):
+        text = text.replace(sign, word)
+    text = re.sub("µ +", "µ", _MICRO.sub("µ", text))
     text = re.sub(r"\^\s*[{(]\s*([+-]?\s*\d+(?:/\d+)?)\s*[)}]", r"^\1 ", text)
-    text = re.sub(
-        r"[{}\[\]]", " ", _FRACTION.sub(lambda match: f"({match[1] or match[3] or 1})/({match[2] or match[4]})", text)
-    )
+    text = _FRACTION.sub(lambda match: f"({match[1] or match[3] or 1})/({match[2] or match[4]})", text)
+    text = re.sub(r"[{}\[\]]", " ", text)
     text = _PREFIXED_OHM.sub(r"\1ohm", text)
     text = re.sub(r"\s+", " ", text).strip()
     text = _ASIDE.sub("", " " + text).strip() if not re.match(r"[^()]*[/*]\s*\(", text) else text

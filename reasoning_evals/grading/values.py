@@ -128,11 +128,8 @@ def grade_number(problem: Problem, answer: str) -> Verdict:
             return correct(f"equal as a percentage {within(tolerance, half)}")
     if amount.rest.startswith("^\\circ") and not target.rest:  # 90 degrees for pi/2
         radians = parse_unit(amount.rest)
-        if (
-            radians
-            and radians[0].angle
-            and close(amount.value * Fraction(radians[0].factor), target.value, tolerance, half)
-        ):
+        value = scaled(amount.value, Fraction(radians[0].factor)) if radians and radians[0].angle else None
+        if value is not None and close(value, target.value, tolerance, half):
             return correct(f"equal in radians {within(tolerance, half)}")
     return wrong(f"{show(amount.value)} is not {show(target.value)} {within(tolerance, half)}")
 
@@ -144,9 +141,9 @@ def tolerance_of(problem: Problem, target: Amount, amount: Amount) -> tuple[Frac
     whole = target.plain and amount.plain and target.half_digit is None and amount.half_digit is None
     if whole and problem.answer_type == "number":
         return Fraction(0), None
-    gap = 1 - abs(Fraction(context().nstr(floating(target.value), 15)))  # of 0.999 c the distance from 1 matters
-    near_one = 0 < gap < DEFAULT_TOLERANCE and (target.rest or problem.unit or "").strip() in ("", "c")
-    return DEFAULT_TOLERANCE * (gap if near_one else 1), target.half_digit
+    gap = 1 - abs(floating(target.value))  # of 0.999 c the distance from 1 matters
+    near_one = 0 < gap < float(DEFAULT_TOLERANCE) and (target.rest or problem.unit or "").strip() in ("", "c")
+    return DEFAULT_TOLERANCE * (Fraction(float(gap)) if near_one else 1), target.half_digit
 
 
 def within(tolerance: Fraction, half: Fraction | None) -> str:
@@ -160,9 +157,7 @@ def show(value: Real) -> str:
     """A number as text, for a reason."""
     if isinstance(value, Fraction) and value.denominator == 1 and abs(value) < 10**15:
         return str(int(value))
-    ctx = context()
-    approximate = ctx.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
-    return str(ctx.nstr(approximate, 6))
+    return str(context().nstr(floating(value), 6))
 
 
 def asks_percent(problem: Problem) -> bool:
@@ -190,10 +185,9 @@ def grade_quantity(problem: Problem, answer: str) -> Verdict:
     except Unreadable as error:
         return _as_formula(problem.target, answer) or wrong(f"not a quantity: {error}")
     verdict = compare_amounts(problem, target, target.rest or problem.unit or "", amount)
-    formula = (
-        None if verdict.outcome == "correct" or "\\text" in problem.target else _as_formula(problem.target, answer)
-    )
-    return formula or verdict
+    if verdict.outcome == "correct" or "\\text" in problem.target:
+        return verdict
+    return _as_formula(problem.target, answer) or verdict
 
 
 def _as_formula(target: str, answer: str) -> Verdict | None:
@@ -260,11 +254,8 @@ def _quantity_verdict(
 ) -> Verdict:
     if close(value, target, tolerance, half):
         return correct(f"equal {within(tolerance, half)}")
-    return wrong(
-        f"{show(value)} {answer_unit}".strip()
-        + f" is not {show(target)} {unit}".rstrip()
-        + f" {within(tolerance, half)}"
-    )
+    given, wanted = f"{show(value)} {answer_unit}".strip(), f"{show(target)} {unit}".rstrip()
+    return wrong(f"{given} is not {wanted} {within(tolerance, half)}")
 
 
 def _comparable(ours: Unit, theirs: Unit) -> bool:
@@ -279,8 +270,7 @@ def _convert(value: Real, source: Unit, target: Unit) -> Real:
     if source.offset == target.offset:
         return converted
     shift = (Fraction(source.offset) - Fraction(target.offset)) / Fraction(target.factor)
-    return (
-        converted + shift
-        if isinstance(converted, Fraction)
-        else converted + context().mpf(shift.numerator) / shift.denominator
-    )
+    return converted + (shift if isinstance(converted, Fraction) else floating(shift))
+
+
+GRADERS = {"integer": grade_integer, "number": grade_number, "quantity": grade_quantity, "choice": grade_choice}

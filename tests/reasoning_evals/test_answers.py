@@ -77,7 +77,26 @@ def test_a_box_in_braces_gives_its_content(levels, inner):
 
 
 @pytest.mark.parametrize(
-    "unit", ["\\boxed{", "\\(", "answer ", "{", "answer to ", "1", "1,111", "(A", "$", "\\[", "=", "####"]
+    "unit",
+    [
+        "\\boxed{",
+        "\\(",
+        "answer ",
+        "{",
+        "answer to ",
+        "1",
+        "1,111",
+        "(A",
+        "$",
+        "\\[",
+        "=",
+        "####",
+        "\\boxed{the answer ",
+        "\\boxed ",
+        "option is (",
+        "<|a",
+        "\\boxed{\\text{ ",
+    ],
 )
 @pytest.mark.parametrize("answer_type", ANSWER_TYPES)
 def test_hostile_repetition_is_read_in_linear_time(unit, answer_type):
