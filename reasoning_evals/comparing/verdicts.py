@@ -98,9 +98,7 @@ def unanswered_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
         elif unclosed:
             notes.append(f"{arm}: {unclosed} {number} ended by themselves inside a thought that never closes")
         if cut:
-            notes.append(
-                f"{arm}: {cut} {number} were cut by the token limit before they gave an answer"
-            )
+            notes.append(f"{arm}: {cut} {number} were cut by the token limit before they gave an answer")
     return tuple(notes)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 
 import pytest
 import tyro
 
-from launch.cli.memory import Memory
+from launch.cli.main import COMMANDS as MOE_STEER
 from launch.jobs.experts_options import Options
 from launch.jobs.safety_options import SafetyOptions
 from launch.recipes import FOLDER, HOSTS, load_recipe, names
@@ -34,8 +35,8 @@ def parse(command: str) -> object:
         assert not launcher.hostfile or launcher.hostfile.startswith("/job") or (ROOT / launcher.hostfile).is_file()
         return tyro.cli(JOBS[launcher.user_script], args=launcher.user_args)
     if words[0] == "moe-steer":
-        assert words[1] == "memory"
-        return tyro.cli(Memory, args=words[2:])
+        module, _, name = MOE_STEER[words[1]].partition(":")
+        return tyro.cli(getattr(import_module(module), name), args=words[2:], config=(tyro.conf.OmitArgPrefixes,))
     assert words[:3] == ["python", "-m", "launch.recipes"], command
     return [load_recipe(name) for name in words[3:]]
 
