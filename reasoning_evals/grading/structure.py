@@ -50,6 +50,9 @@ _REALS = re.compile(
     r"\s*(?:(\\setminus|\\smallsetminus|\\backslash|(?:\\text\s*\{\s*)?except(?: for)?\s*\}?|-)|[,:|]|\\mid|\\text\s*\{\s*with\s*\}|$)\s*(.*)"
 )
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:\\text\s*\{)?\s*(?:([ap])\.?\s*m\.?)?\s*\}?", re.IGNORECASE)
+_HOUR = re.compile(
+    r"^(\d{1,2})\s*(?:\\text\s*\{)?\s*([AaPp])(?:M|\.\s*[mM]\.?)\s*\}?$"
+)  # 3 PM, but 3 pm may be picometres
 DENIAL = re.compile(
     r"(?<![a-zA-Z\\])(?:not|never|neither|nor|or|but|unless|except|instead|yes|wrong|incorrect|false|impossible|no(?!\s*\.|\s+unit))"
     r"(?![a-zA-Z])|^\\text\s*\{\s*(?:for|if|when)(?![a-zA-Z])|(?<![a-zA-Z])(?:if|when|where|with|at|for)[\s}]*\\?\w*\s*(?:=|$)",
@@ -99,7 +102,7 @@ def parse_answer(text: str) -> Answer:
         raise TooLarge(f"answer is nested deeper than {MAX_NESTING} levels")
     if not text:
         raise Unreadable("an empty part")
-    if clock := _CLOCK.fullmatch(unwrap(text)):
+    if clock := _CLOCK.fullmatch(_HOUR.sub(r"\1:00 \2m", unwrap(text))):
         parts = tuple(Answer("value", digits) for digits in clock.groups()[:3] if digits)
         return Answer("ratio", (clock[4] or "").lower(), parts)
     if reals := _REALS.fullmatch(_MEMBER.sub("", text).strip()):
