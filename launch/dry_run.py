@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +144,13 @@ def report(options: Options, ranks: Ranks) -> str:
         else Machine.of_ranks(ranks.world_size)
     )
     prompt = known.longest_prompt(questions_of(sets))
-    options, room = settle(options, known, prompt, Ranks(), machine)
+    elsewhere = bool(options.gpus)
+    options, room = settle(
+        dataclasses.replace(options, dry_run=False, gpus=None, gpu_gib=None), known, prompt, Ranks(), machine
+    )
     work = _work(options, plan, [len(part) for part in sets])
     found = fit(options, plan, known.config, machine, prompt, min(room.rows, max(work.values())))
-    if options.offload not in ("", "cpu") and not options.gpus and not Path(options.offload).is_dir():
+    if options.offload not in ("", "cpu") and not elsewhere and not Path(options.offload).is_dir():
         raise ValueError(
             f"offload names no folder: {options.offload!r}: give 'cpu' or an existing folder on a local NVMe disk"
         )

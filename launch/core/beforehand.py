@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from launch.core.failure import in_own_words
+from launch.core.failure import DryRun, in_own_words
 from launch.core.options import HeldModel, Room
 from launch.core.prompt_options import ask_prompts, task_line
 from launch.core.ranks import Ranks
@@ -90,6 +90,17 @@ class Machine:
         return gpus_here() if self.here and self.gpus == 1 else None
 
 
+def _dry(options: Any, machine: Machine, room: Room, why: str) -> DryRun:
+    return DryRun(
+        f"model     {options.model}\n"
+        f"machine   {machine.what}\n"
+        f"memory    {room.rows} rows of up to {room.context} tokens; {why}\n"
+        f"answers   {options.sampling_in_words}; {options.num_samples} a problem and arm\n"
+        f"folder    {options.folder}\n"
+        "dry run: nothing was loaded or written"
+    )
+
+
 def look(options: Any, *, quiet: bool = False) -> Known:
     """Read configuration and tokenizer, and say how the model thinks. ValueError, in one line, for what cannot be read."""
     hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
@@ -111,13 +122,20 @@ def settle(
 
     ``longest``: tokens of the longest prompt. A run that continues keeps its rows: they decide the last bits. Where this machine
     holds fewer, the room has those. ValueError, in one line, for an answer that the context does not hold, and where not even
-    one row fits.
+    one row fits. DryRun where the user asked for no more than this.
     """
     options = _within_context(options, known, longest, ranks)
     if line := task_line(options):
         ranks.say(line)
     context = longest + options.token_limit
+    dry = getattr(options, "dry_run", False)
+    if dry and machine is None:
+        given = options.gpus and options.gpu_gib
+        machine = Machine.of_gpus(options.gpus, options.gpu_gib) if given else Machine.of_ranks(ranks.world_size)
     if options.batch_size or options.is_lab:
+        if dry and machine is not None:
+            held = _fits(options, known.config, machine, context)(options.rows, True)
+            raise _dry(options, machine, Room(rows=options.rows, context=context), held.why)
         return options, Room(rows=options.rows, context=context)
     stored = ranks.broadcast(_stored_batch(Path(options.folder)) if ranks.is_main else None)
     machine = machine or Machine.of_ranks(ranks.world_size)
@@ -128,7 +146,10 @@ def settle(
     else:
         fewer = f", {rows} of them at once, which is what fits here; {why}" if rows < stored else ""
         ranks.say(f"batch: {stored} rows, as this run began{fewer}")
-    return dataclasses.replace(options, batch_size=stored or rows), Room(rows=rows, context=context)
+    room = Room(rows=rows, context=context)
+    if dry:
+        raise _dry(options, machine, room, why)
+    return dataclasses.replace(options, batch_size=stored or rows), room
 
 
 def _within_context(options: OptionsT, known: Known, longest: int, ranks: Ranks) -> OptionsT:

@@ -30,6 +30,10 @@ _GRACE = 3.0
 _LOOK_EVERY = 1.0
 
 
+class DryRun(Exception):
+    """The end of a start that was asked to load nothing; its text says what it would have done."""
+
+
 def error_to_report(error: BaseException, rank: int, waited: float) -> BaseException | None:
     """The error that this rank reports, in words of its own where another rank is behind it; None: another rank has spoken.
 

@@ -19,7 +19,9 @@ BASELINE = "baseline"
 PARTS = ("identification", "tuning", "test")
 USUAL_PROMPT = 1024
 """Tokens of a prompt, where memory must be planned before the prompts are known."""
-ELSEWHERE = frozenset({"out", "name", "local_rank", "strict", "backend", "offload", "max_memory"})
+ELSEWHERE = frozenset(
+    {"out", "name", "local_rank", "strict", "backend", "offload", "max_memory", "dry_run", "gpus", "gpu_gib"}
+)
 """Options that decide where a run is written and who writes it, not what it finds."""
 
 
@@ -96,6 +98,12 @@ class RunOptions(Drawing, ModelOptions):
     decides the last bits, and a run that goes on elsewhere keeps it."""
     strict: bool = False
     """Fail when an arm changed nothing at all."""
+    dry_run: bool = False
+    """Everything but loading weights: check options, problems and memory, say what would be done, and end."""
+    gpus: int | None = None
+    """With --dry-run: so many GPUs instead of those of this start."""
+    gpu_gib: float | None = None
+    """With --dry-run: memory of one of them in GiB, as its maker states it."""
 
     suffix: ClassVar[str] = ""
     """What the job adds to the name of its folder."""
@@ -110,6 +118,14 @@ class RunOptions(Drawing, ModelOptions):
         check_counts(self, ("samples", "batch_size"))
         SamplingConfig(temperature=self.heat, top_p=self.nucleus)  # refuses what no token can be drawn by
         self.check_samples()
+        if (self.gpus is not None or self.gpu_gib is not None) and not self.dry_run:
+            raise ValueError(
+                "--gpus and --gpu-gib describe a machine for --dry-run: give --dry-run too, or leave them out"
+            )
+        if (self.gpus is None) != (self.gpu_gib is None):
+            raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib}: give both, or none")
+        if self.gpus is not None and self.gpu_gib is not None and not (self.gpus >= 1 and self.gpu_gib > 0):
+            raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib:g}: give positive numbers")
 
     def readers(self) -> Set[str]:
         return {*super().readers(), "prompts", *(() if self.takes_most_likely else ("drawing",))}

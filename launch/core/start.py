@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import tyro
 
-from launch.core.failure import MEMORY_ERRORS, in_words
+from launch.core.failure import MEMORY_ERRORS, DryRun, in_words
 from launch.core.option_checks import refuse_idle, refuse_misread
 from launch.core.ranks import Ranks, ranks_of_this_run
 from moe_steer.errors import exit_code, one_line, safe_console_for
@@ -54,7 +54,10 @@ def start(
     def work() -> None:
         try:
             with ranks_of_this_run() as ranks:
-                run(options, ranks)
+                try:
+                    run(options, ranks)
+                except DryRun as report:
+                    ranks.say(str(report))
         except MEMORY_ERRORS as error:
             raise RuntimeError(in_words(error)) from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from launch.core.option_checks import ReadBy, check_counts
-from launch.core.options import ELSEWHERE, SplitOptions, config_of
+from launch.core.options import SplitOptions, config_of
 from moe_steer.tokens import parse_scope
 
 _GIVEN = "--{option} is for experts that are searched, and --{options.given} gives them: leave it out"
@@ -45,12 +45,6 @@ class Options(SplitOptions):
     """What each marker counts for, as NAME=NUMBER; default <think>=1 </think>=-1 Alternatively=-1, others 0."""
     min_support: int | None = None
     """Least number of joint selections at <think>; default a tenth of the traces."""
-    dry_run: bool = False
-    """Everything but loading weights: check options, plan, problems and memory, say what would be done, and end."""
-    gpus: int | None = None
-    """With --dry-run: so many GPUs instead of those of this start."""
-    gpu_gib: float | None = None
-    """With --dry-run: memory of one of them in GiB, as its maker states it."""
 
     lab_sizes: ClassVar = {"identification": 240, "tuning": 120, "test": 240}
     quick_sizes: ClassVar = {"identification": 72, "tuning": 24, "test": 48}
@@ -67,14 +61,6 @@ class Options(SplitOptions):
         if len(set(self.gains)) != len(self.gains):
             raise ValueError(f"gains {list(self.gains)} hold a number twice")
         check_counts(self, ("top",))
-        if (self.gpus is not None or self.gpu_gib is not None) and not self.dry_run:
-            raise ValueError(
-                "--gpus and --gpu-gib describe a machine for --dry-run: give --dry-run too, or leave them out"
-            )
-        if (self.gpus is None) != (self.gpu_gib is None):
-            raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib}: give both, or none")
-        if self.gpus is not None and self.gpu_gib is not None and not (self.gpus >= 1 and self.gpu_gib > 0):
-            raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib:g}: give positive numbers")
 
     def readers(self) -> Set[str]:
         one_gain = {"gains"} if not self.preset or len(self.gains) == 1 else set()
@@ -91,4 +77,4 @@ class Options(SplitOptions):
 
     def config(self) -> dict[str, Any]:
         """What decides the results: everything but where they are written, and on how many ranks and how spread they are made."""
-        return config_of(self, ELSEWHERE | {"dry_run", "gpus", "gpu_gib"}) | self.drawing
+        return config_of(self) | self.drawing

@@ -145,12 +145,15 @@ def _refuse_resting_embeddings(model: Any, where: Mapping[str, Device], sizes: M
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     """Inside the block accelerate does not warn of GPUs that are not here: they may be planned for."""
-    log = logging.getLogger("accelerate.utils.modeling")
-    before, log.disabled = log.disabled, True
+    logs = [logging.getLogger(name) for name in ("accelerate.utils.modeling", "transformers.integrations.accelerate")]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        log.disabled = before
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)
 
 
 def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from launch.core.prompt_options import task_line
 from launch.jobs.experts_options import Options
 from launch.reduce_overthinking import main as reduce_overthinking
 from launch.steer_r1 import main as steer_r1
-from moe_steer.lab import LAB_MODEL
+from moe_steer.lab import LAB_DENSE, LAB_MODEL
 from reasoning_evals.tasks import SPECS
 
 
@@ -112,7 +114,8 @@ def test_answers_are_held_against_the_context(folder: Path, tmp_path: Path, caps
 def test_the_kind_of_model_comes_before_memory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beforehand, "settle", lambda *_: pytest.fail("memory is asked about"))
+    for job in ("experts", "overthinking"):
+        monkeypatch.setattr(f"launch.jobs.{job}.settle", lambda *_: pytest.fail("memory is asked about"))
     monkeypatch.setattr("launch.jobs.experts.settle", beforehand.settle)
     monkeypatch.setattr("launch.jobs.overthinking.settle", beforehand.settle)
     assert steer_r1(["--model", "lab-dense", "--out", str(tmp_path / "a")]) == 1
@@ -174,3 +177,39 @@ def test_two_runs_that_were_not_named_are_compared(tmp_path: Path, capsys: pytes
     assert "\nwarm: 0.0% correct" in said
     assert command_line(["compare", "--baseline", cool, "--arm-folder", cool + "/"]) == 1
     assert "is given twice: give every run once" in capsys.readouterr().err
+
+
+DISTILLED = {
+    "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 3584, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064,
+    "max_position_embeddings": 131072, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+"""The published configuration of DeepSeek-R1-Distill-Qwen-7B."""
+
+
+@pytest.mark.parametrize("job", ["reduce_overthinking", "evaluate"])
+def test_every_job_has_a_dry_run(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from importlib import import_module
+
+    monkeypatch.chdir(tmp_path)
+    main = import_module(f"launch.{job}").main
+    model = tmp_path / "distilled"
+    shutil.copytree(LAB_DENSE, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    (model / "config.json").write_text(json.dumps(DISTILLED))
+    problems = [
+        {"problem_id": f"p{n}", "prompt": f"{n} + 1?", "target": str(n + 1), "answer_type": "integer"}
+        for n in range(12)
+    ]
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    more = ["--arms", "baseline", "nowait"] if job == "evaluate" else []
+    asked = ["--model", str(model), "--problems", "sums.jsonl", *more]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main([*asked, "--dry-run", "--gpus", "1", "--gpu-gib", "80"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"memory    (16|32) rows of up to 32\d{3} tokens; plain: the fastest that fits", said)
+    assert said.rstrip().endswith("dry run: nothing was loaded or written")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    with pytest.raises(SystemExit):
+        main([*asked, "--gpus", "1", "--gpu-gib", "80"])
