@@ -150,9 +150,11 @@ def _with_progress(items: list[list[Trace]], progress: bool) -> Iterator[list[Tr
 def reduce_counts(counts: RoutingCounts) -> RoutingCounts:
     """The sum over all processes, each with its own share of the traces; every process gets the sum.
 
-    Without a process group the counts are returned unchanged. ValueError on every process if they cannot be added.
+    Of one process the counts are returned unchanged. ValueError on every process if they cannot be added.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return counts
+    if torch.distributed.get_world_size() == 1:
         return counts
     heads: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(heads, (counts.signature, counts.num_groups, dict(counts.versions)))

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SENTENCE, LINE, BLANK_LINE, ONLY_SPACE = 1, 2, 4, 8
 """Bits of a token's class. SENTENCE: it ends a sentence by itself. BLANK_LINE: it contains a whole blank line. ONLY_SPACE: it is
@@ -97,7 +97,7 @@ def _is_abbreviation(word: str) -> bool:
     return word in _TITLES or word.lower() in _ABBREVIATIONS
 
 
-Carry = Callable[[Tensor, Tensor, Tensor], Tensor]
+Carry = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 
 
 class StepEnds(NamedTuple):
@@ -114,6 +114,8 @@ def sentence_ends(before_B: Tensor, bits_BS: Tensor, real_BS: Tensor, carried: C
     ``before_B``: the bits of each row's last real token before these (0: none). ``bits_BS``: classes of the tokens. ``real_BS``:
     False for padding. ``carried``: (before_B, value_BS, counts_BS) -> [B, 1 + S], the value of the latest token that counts.
     """
+    import torch  # classes of tokens are read where no model is
+
     neutral_BS = _has(bits_BS, MARKUP | NUMBER) & ~_has(bits_BS, LINE)
     starts_BS = carried(before_B & AT_START, torch.where(_has(bits_BS, LINE), AT_START, 0), real_BS & ~neutral_BS)[
         :, 1:

@@ -88,7 +88,7 @@ def test_every_layer_and_strength_of_a_direction_is_a_setting() -> None:
     assert found[0] == Setting(
         method="caa", label="caa L2 x0.1", layer=2, strength=0.1, scope="thought", file="caa-L2.safetensors"
     )
-    assert {one.scope for one in found if one.method == "decision"} == {"step_end"}
+    assert {one.scope for one in found if one.method == "decision"} == {"step_end:stop+line"}
     assert len({one.label for one in found}) == len(found)
 
 

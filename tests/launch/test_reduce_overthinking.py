@@ -75,7 +75,7 @@ def test_every_method_is_compared_with_the_baseline(finished: Path) -> None:
     assert set(results["verdicts"]) == set(METHODS)
     assert results["left_out"] == []
     assert set(results["thoughts"]) == {"baseline", *METHODS}
-    assert results["chosen"]["decision"]["scope"] == "step_end"
+    assert results["chosen"]["decision"]["scope"] == "step_end:stop+line"
     assert results["chosen"]["caa"]["scope"] == "thought"
 
 

@@ -190,7 +190,7 @@ def naive_beams(model: Any, prompt: Sequence[int], oracle: Mapping[str, Any], nu
 @pytest.mark.parametrize("kind", ["qwen2", "deepseek_v3"])
 def test_beam_search_equals_a_naive_beam_search(kind: str, tmp_path: Path) -> None:
     model, steps, num_beams = model_of(kind), 9, 3
-    residual = [(number % 3, 1.0, scope) for number, scope in enumerate(SCOPES)]
+    residual = [(number % 3, 1.0, scope) for number, scope in enumerate(SCOPES) if scope != "step_end:stop"]
     plan, oracle = case(kind, tmp_path, residual, "after:3" if kind == "deepseek_v3" else None)
     prompts = [[5, 6, T, 30], [3, 10, 8, 7, T, 30, 40]]
     width = max(map(len, prompts))

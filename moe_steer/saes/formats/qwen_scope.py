@@ -9,7 +9,7 @@ from moe_steer.saes.sae import SAE
 from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_torch, refuse_unknown
 
 _FILE = re.compile(r"layer(\d+)\.sae\.pt$")
-_REPOSITORY = re.compile(r"([A-Za-z]+-[A-Za-z]+)-(Qwen.+?)-W\d+K-L0_(\d+)")
+_REPOSITORY = re.compile(r"([A-Za-z]+-[A-Za-z]+)-([^/]+?)-W\d+K-L0_(\d+)")
 
 
 def recognises(path: Path) -> bool:
