@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reasoning_evals.comparing import mean_estimate
-from reasoning_evals.problems import Problem, read_problems
+from reasoning_evals.problems import Problem
 from reasoning_evals.runs import (
-    PROBLEMS_FILE,
     Completion,
     GradeRow,
     arm_thoughts,
@@ -20,6 +19,7 @@ from reasoning_evals.runs import (
     read_generations,
     read_run,
     refuse_job,
+    run_problems,
 )
 from reasoning_evals.tasks import SPECS
 from reasoning_evals.thinking import Thought
@@ -117,7 +117,7 @@ def open_graded_run(folder: Path | str, private: bool = False) -> GradedRun:
     run = read_run(path)
     refuse_job(path)
     task = str(run["config"]["task"])
-    problems = tuple(read_problems(path / PROBLEMS_FILE))
+    problems = tuple(run_problems(path))
     if not private and (name := _closed_task(task, problems)):
         raise ValueError(
             f"the questions of {name} are not to be published, and an export holds them: set private if it stays with you"

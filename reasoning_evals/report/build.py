@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_evals.comparing import Comparison, Flip, PairSummary, compare_arms, unanswered_notes
-from reasoning_evals.problems import Problem, read_problems
+from reasoning_evals.problems import Problem
 from reasoning_evals.runs import (
-    PROBLEMS_FILE,
     Completion,
     GradeRow,
     arm_thoughts,
@@ -18,6 +17,7 @@ from reasoning_evals.runs import (
     read_generations,
     read_grades,
     read_run,
+    run_problems,
 )
 
 MAX_CHARACTERS = 20_000
@@ -185,7 +185,7 @@ def _examples(
         if key in wanted:
             texts[key] = completion
     rows = {(row.arm, row.problem_id, row.sample_idx): row for row in grades}
-    problems = {problem.problem_id: problem for problem in read_problems(folder / PROBLEMS_FILE)}
+    problems = {problem.problem_id: problem for problem in run_problems(folder)}
 
     def example(flip: Flip) -> Example:
         problem: Problem = problems[flip.problem_id]

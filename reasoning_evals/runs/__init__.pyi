@@ -17,3 +17,4 @@ from reasoning_evals.runs.run_folder import read_audit as read_audit
 from reasoning_evals.runs.run_folder import read_generations as read_generations
 from reasoning_evals.runs.run_folder import read_run as read_run
 from reasoning_evals.runs.run_folder import refuse_job as refuse_job
+from reasoning_evals.runs.run_folder import run_problems as run_problems

@@ -11,9 +11,9 @@ from typing import Any, Protocol, get_type_hints
 
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, quoted
-from reasoning_evals.problems import LABEL, Problem, read_problems
+from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.runs.completions import ArmThoughts, Completion, arm_thoughts, json_line
-from reasoning_evals.runs.run_folder import GRADES_FILE, PROBLEMS_FILE, read_generations, read_run, refuse_job
+from reasoning_evals.runs.run_folder import GRADES_FILE, read_generations, read_run, refuse_job, run_problems
 from reasoning_evals.thinking import Thought, TokenCounts
 
 
@@ -97,7 +97,7 @@ def grade_run(
     folder = Path(out_dir)
     config = read_run(folder)["config"]
     refuse_job(folder)
-    given = read_problems(folder / PROBLEMS_FILE) if problems is None else problems
+    given = run_problems(folder) if problems is None else problems
     by_id = {problem.problem_id: problem for problem in given}
     if len(by_id) != config["num_problems"]:
         raise ValueError(f"{folder} is a run over {config['num_problems']} problems, {len(by_id)} are given: give all")
@@ -109,6 +109,10 @@ def grade_run(
         if problem is None:
             raise ValueError(
                 f"{folder} holds a sample of problem {completion.problem_id!r}, which is not among the problems"
+            )
+        if completion.arm not in readers:
+            raise ValueError(
+                f"{folder} holds a sample of arm {completion.arm!r}, which is not of this run: {sorted(readers)} are"
             )
         row = _judge_one(completion, problem, judge, readers[completion.arm])
         rows[row.arm, row.problem_id, row.sample_idx] = row

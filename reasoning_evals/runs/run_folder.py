@@ -21,6 +21,7 @@ from typing import Any
 
 from moe_steer.files import create_whole
 from moe_steer.json_files import check_types, parse_json, quoted, read_json
+from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.runs.completions import Completion, JsonLinesWriter, complete_lines, json_line, read_completions
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "math-verify", "moe-steer")
@@ -86,6 +87,19 @@ _CONFIG_TYPES = {
 def digest(value: Any) -> str:
     """16 hexadecimal digits of the sha256 of a JSON value, keys sorted."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def run_problems(folder: Path) -> list[Problem]:
+    """The problems of a run. ValueError where problems.jsonl is not the one that the run was made with: an edited target would
+    change every accuracy without a word."""
+    problems = read_problems(folder / PROBLEMS_FILE)
+    wanted = read_run(folder)["config"].get("problems")
+    if wanted is not None and digest([problem.to_dict() for problem in problems]) != wanted:
+        raise ValueError(
+            f"{folder / PROBLEMS_FILE} does not hold the problems of this run, whose digest is in {RUN_FILE}: restore the file "
+            "(from Python, grade_run takes corrected targets as its problems)"
+        )
+    return problems
 
 
 def open_run(folder: Path, config: Mapping[str, Any]) -> None:

@@ -13,15 +13,15 @@ from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
-from reasoning_evals.problems import LABEL, Problem, read_problems
+from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.runs import (
-    PROBLEMS_FILE,
     GradeRow,
     arm_thoughts,
     grade_run,
     read_generations,
     read_grades,
     read_run,
+    run_problems,
 )
 from reasoning_evals.thoughts.metrics import (
     SWITCH_MARKERS,
@@ -64,7 +64,7 @@ class TracedSample:
 def graded_rows(folder: Path | str) -> list[GradeRow]:
     """Grade a run again. Where problems ask for labels, the stored verdicts of its classifier are read: no grader can judge
     labels."""
-    problems = read_problems(Path(folder) / PROBLEMS_FILE)
+    problems = run_problems(Path(folder))
     if any(problem.answer_type == LABEL for problem in problems):
         return read_grades(folder)
     return grade_run(folder, problems)
@@ -85,7 +85,7 @@ def trace_run(
     """
     judge = judge or AttemptJudge()
     config = read_run(Path(folder))["config"]
-    problems = {problem.problem_id: problem for problem in read_problems(Path(folder) / PROBLEMS_FILE)}
+    problems = {problem.problem_id: problem for problem in run_problems(Path(folder))}
     grades = {(row.arm, row.problem_id, row.sample_idx): row for row in rows}
     unjudged = {name: reason for name, problem in problems.items() if (reason := _why_not(problem, judge))}
     judged = [problem for name, problem in problems.items() if name not in unjudged]

@@ -134,3 +134,27 @@ def test_grade_row_refuses_unknown_keys() -> None:
         GradeRow.from_dict({"arm": "a"})
     assert "text" not in GradeRow.__dataclass_fields__
     assert "text" in Completion.__dataclass_fields__
+
+
+def test_problems_and_arms_of_another_run_are_refused(folder: Path) -> None:
+    """An edited target changes every accuracy, and an arm that nobody ran has no settings."""
+    path = folder / "problems.jsonl"
+    whole = path.read_text()
+    path.write_text(
+        whole.replace('"target":"', '"target":"1', 1)
+        if '"target":"' in whole
+        else whole.replace('"target": "', '"target": "1', 1)
+    )
+    assert path.read_text() != whole
+    with pytest.raises(
+        ValueError, match=r"problems.jsonl does not hold the problems of this run, whose digest is in run.json"
+    ):
+        grade_run(folder)
+    path.write_text(whole)
+    assert grade_run(folder)
+    (generations,) = folder.glob("generations*.jsonl")
+    lines = generations.read_text().splitlines(keepends=True)
+    row = json.loads(lines[0])
+    generations.write_text("".join([json.dumps(row | {"arm": "other"}) + "\n", *lines[1:]]))
+    with pytest.raises(ValueError, match="holds a sample of arm 'other', which is not of this run"):
+        grade_run(folder)
