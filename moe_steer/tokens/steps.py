@@ -123,7 +123,8 @@ def sentence_ends(before_B: Tensor, bits_BS: Tensor, real_BS: Tensor, carried: C
     bits_BS = bits_BS | starts_BS
     last_BS = carried(before_B, bits_BS, real_BS)[:, :-1]
     number_of_list_BS = _has(last_BS, NUMBER) & _has(last_BS, AT_START)
-    stop_BS = _has(bits_BS, STOP) & ~_has(last_BS, SHORT) & ~number_of_list_BS
+    no_end_BS = ~_has(bits_BS, ELLIPSIS) & (_has(last_BS, SHORT) | number_of_list_BS)
+    stop_BS = _has(bits_BS, STOP) & ~no_end_BS
     waits_BS = stop_BS & (_has(bits_BS, ELLIPSIS) | _has(last_BS, DIGIT_LAST | LETTER))
     carried_BT = carried(before_B, bits_BS | torch.where(waits_BS, WAITS, 0), real_BS)
     waited_BS = _has(carried_BT[:, :-1], WAITS) & _has(bits_BS, SPACE_FIRST)
