@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +29,20 @@ def rehearsed_once() -> Iterator[None]:
             for name in ("rehearse", "rehearse_step"):
                 patch.setattr(memory, name, once(getattr(memory, name)))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_group_stays() -> Iterator[None]:
+    """A process group of one, which a sharded backend makes in the process of the tests, ends with its file: later tests ask
+    whether ranks have met."""
+    before = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
 
 
 def once(work: Callable[..., Any]) -> Callable[..., Any]:
