@@ -138,11 +138,7 @@ def report(options: Options, ranks: Ranks) -> str:
         check_shards(resolve(options.model))
     if plan is None or plan.experts:
         markers_for(known.tokenizer, options.markers, parse_coefficients(options.coefficients))
-    machine = (
-        Machine.of_gpus(options.gpus, options.gpu_gib)
-        if options.gpus and options.gpu_gib
-        else Machine.of_ranks(ranks.world_size)
-    )
+    machine = Machine.of_options(options, ranks.world_size)
     prompt = known.longest_prompt(questions_of(sets))
     elsewhere = bool(options.gpus)
     options, room = settle(

@@ -84,6 +84,13 @@ class Machine:
         what = f"{world_size} rank{'s' * (world_size > 1)} here, {where}"
         return cls(gpus=world_size, limit=limit, what=what, on_gpu=torch.cuda.is_available(), here=True)
 
+    @classmethod
+    def of_options(cls, options: Any, world_size: int) -> Machine:
+        """The machine that a dry run asks about, else the one of this start."""
+        if options.gpus and options.gpu_gib:
+            return cls.of_gpus(options.gpus, options.gpu_gib)
+        return cls.of_ranks(world_size)
+
     @property
     def in_one_process(self) -> tuple[int, ...] | None:
         """Bytes of every GPU of this machine that a start of one process may fill; None elsewhere, and for several ranks."""
@@ -129,14 +136,13 @@ def settle(
         ranks.say(line)
     context = longest + options.token_limit
     dry = getattr(options, "dry_run", False)
-    if dry and machine is None:
-        given = options.gpus and options.gpu_gib
-        machine = Machine.of_gpus(options.gpus, options.gpu_gib) if given else Machine.of_ranks(ranks.world_size)
+    if dry:
+        machine = machine or Machine.of_options(options, ranks.world_size)
     if options.batch_size or options.is_lab:
-        if dry and machine is not None:
-            held = _fits(options, known.config, machine, context)(options.rows, True)
-            raise _dry(options, machine, Room(rows=options.rows, context=context), held.why)
-        return options, Room(rows=options.rows, context=context)
+        room = Room(rows=options.rows, context=context)
+        if dry and machine:
+            raise _dry(options, machine, room, _fits(options, known.config, machine, context)(room.rows, True).why)
+        return options, room
     stored = ranks.broadcast(_stored_batch(Path(options.folder)) if ranks.is_main else None)
     machine = machine or Machine.of_ranks(ranks.world_size)
     fits = _fits(options, known.config, machine, context)
