@@ -128,7 +128,7 @@ def _before_lead(ids: Sequence[int], place: int, texts: Callable[[int], str]) ->
 
 
 def _ends_step(text: str) -> bool:
-    """Whether a token ends a sentence or a line, as in the scope step_end."""
+    """Whether a token ends a sentence or a line, by its own text: a switch word follows, so no digit does."""
     return text.rstrip(" )]\"'*$").endswith(_STEP_ENDS)
 
 

@@ -13,6 +13,7 @@ from moe_steer.thinking.probing import thinking_off as thinking_off
 from moe_steer.thinking.tag_forms import TagForm as TagForm
 from moe_steer.thinking.tag_forms import TokenTags as TokenTags
 from moe_steer.thinking.tag_forms import forms_of as forms_of
+from moe_steer.thinking.tag_forms import tag_at as tag_at
 from moe_steer.thinking.tag_forms import text_spans as text_spans
 from moe_steer.thinking.tag_forms import token_tags as token_tags
 from moe_steer.thinking.tag_forms import token_texts as token_texts

@@ -32,10 +32,7 @@ class TokenTags(NamedTuple):
 
     def at(self, ids: Sequence[int], position: int) -> TagForm | None:
         """The tag that starts at a position of a sequence."""
-        for entry in self.forms:
-            if tuple(ids[position : position + len(entry[0])]) == entry[0]:
-                return entry
-        return None
+        return tag_at(ids, position, self.forms)
 
     @classmethod
     def of_pair(cls, open_ids: Sequence[int], close_ids: Sequence[int]) -> TokenTags:
@@ -70,6 +67,15 @@ class TokenTags(NamedTuple):
     def answering(self) -> tuple[Form, ...]:
         """The forms after which an answer begins."""
         return tuple(form for form, phase, _ in self.forms if phase == ANSWER)
+
+
+def tag_at(ids: Sequence[int], position: int, forms: Sequence[TagForm]) -> TagForm | None:
+    """The first of these forms that starts at a position of a sequence."""
+    for entry in forms:
+        form = entry[0]
+        if ids[position] == form[0] and tuple(ids[position : position + len(form)]) == form:
+            return entry
+    return None
 
 
 def token_tags(tokenizer: Any, fmt: ThinkingFormat | None = None) -> TokenTags | None:

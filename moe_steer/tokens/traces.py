@@ -14,7 +14,7 @@ from typing import Any
 
 from moe_steer.files import written_aside
 from moe_steer.json_files import NotJSON, parse_json, quoted
-from moe_steer.thinking import THOUGHT, TagForm, TokenTags
+from moe_steer.thinking import THOUGHT, TokenTags, tag_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def trace_from_ids(
         return Trace(trace_id, ids, prompt_length)
     start = _after_opening_tag(ids, prompt_length, tags)
     closing = [entry for entry in tags.forms if entry[1] != THOUGHT and (start is not None or entry[2])]
-    end = next((p for p in range(prompt_length if start is None else start, len(ids)) if _tag(ids, p, closing)), None)
+    end = next((p for p in range(prompt_length if start is None else start, len(ids)) if tag_at(ids, p, closing)), None)
     if start is None and end is not None:
         start = prompt_length
     return Trace(trace_id, ids, prompt_length, start, end)
@@ -84,23 +84,15 @@ def trace_from_ids(
 
 def _after_opening_tag(ids: tuple[int, ...], prompt_length: int, tags: TokenTags) -> int | None:
     for position in range(prompt_length - 1, -1, -1):
-        if (found := _tag(ids, position, tags.forms)) is not None:
+        if (found := tag_at(ids, position, tags.forms)) is not None:
             form, phase, _ = found
             if phase == THOUGHT and position + len(form) <= prompt_length:
                 return position + len(form)
             if phase != THOUGHT:
                 break
     opening = [entry for entry in tags.forms if entry[1] == THOUGHT]
-    starts = ((p, _tag(ids, p, opening)) for p in range(prompt_length, len(ids)))
+    starts = ((p, tag_at(ids, p, opening)) for p in range(prompt_length, len(ids)))
     return next((position + len(found[0]) for position, found in starts if found), None)
-
-
-def _tag(ids: tuple[int, ...], position: int, forms: Sequence[TagForm]) -> TagForm | None:
-    """The tag that starts at a position."""
-    for entry in forms:
-        if ids[position] == entry[0][0] and ids[position : position + len(entry[0])] == entry[0]:
-            return entry
-    return None
 
 
 def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
