@@ -27,7 +27,7 @@ from reasoning_evals.comparing import (
     rounded,
 )
 from reasoning_evals.engines import letter_mass
-from reasoning_evals.runs import GradeRow, arm_thoughts, read_generations, read_run
+from reasoning_evals.runs import GradeRow, read_generations, read_run, run_thoughts
 from reasoning_evals.safety import (
     Defence,
     compare_defence,
@@ -237,9 +237,9 @@ class Outcome:
     def _fluency_of(self, task: str) -> dict[str, dict[str, float]]:
         """Arm -> problem -> mean over its samples."""
         values: dict[str, dict[str, list[float]]] = {}
-        arms = read_run(self.folder / task)["config"]["arms"]
+        readers = run_thoughts(read_run(self.folder / task)["config"])
         for item in read_generations(self.folder / task):
-            value = text_fluency(arm_thoughts(arms[item.arm]).split(item.text, item.prompt).answer)
+            value = text_fluency(readers[item.arm].split(item.text, item.prompt).answer)
             values.setdefault(item.arm, {}).setdefault(item.problem_id, []).append(value)
         return {
             arm: {name: sum(mine) / len(mine) for name, mine in problems.items()} for arm, problems in values.items()

@@ -14,7 +14,7 @@ from reasoning_evals import Problem, load_task
 from reasoning_evals.engines import FirstLetterSampler, InProcessSampler, Sampler
 from reasoning_evals.grading import grade_thought
 from reasoning_evals.prompts import RenderedPrompt, render_prompt
-from reasoning_evals.runs import GradeRow, Judgement, arm_thoughts, grade_run, read_generations, read_run
+from reasoning_evals.runs import GradeRow, Judgement, grade_run, read_generations, read_run, run_thoughts
 from reasoning_evals.safety import LabelJudge, TextScore
 from reasoning_evals.tasks import task_spec
 
@@ -119,8 +119,7 @@ def judge(task: SafetyTask, folder: Path, classify: Any) -> list[GradeRow]:
 
 def answers_of(folder: Path) -> list[str]:
     """The different answer texts of a run folder, empty ones left out."""
-    arms = read_run(folder)["config"]["arms"]
-    readers = {name: arm_thoughts(arm) for name, arm in arms.items()}
+    readers = run_thoughts(read_run(folder)["config"])
     answers = (readers[item.arm].split(item.text, item.prompt).answer for item in read_generations(folder))
     return list(dict.fromkeys(answer for answer in answers if answer))
 

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 from reasoning_evals.comparing import mean_estimate
 from reasoning_evals.problems import Problem
 from reasoning_evals.runs import (
+    ArmThoughts,
     Completion,
     GradeRow,
-    arm_thoughts,
     grade_run,
     read_generations,
     read_run,
     refuse_job,
     run_problems,
+    run_thoughts,
 )
 from reasoning_evals.tasks import SPECS
 from reasoning_evals.thinking import Thought
@@ -46,6 +47,8 @@ class GradedRun:
     commit: str | None
     problems: tuple[Problem, ...]
     grades: Mapping[tuple[str, str, int], GradeRow]
+    readers: Mapping[str, ArmThoughts]
+    """Arm -> how its texts are split."""
 
     @property
     def task(self) -> str:
@@ -79,7 +82,7 @@ class GradedRun:
 
     def thought(self, completion: Completion) -> Thought:
         """Thought and answer of a sample, split as in grading."""
-        return arm_thoughts(self.config["arms"][completion.arm]).split(completion.text, completion.prompt)
+        return self.readers[completion.arm].split(completion.text, completion.prompt)
 
     def samples(self, arm: str) -> Iterator[ProblemSamples]:
         """By problem, in the order of the run. Loads the texts of one arm."""
@@ -131,6 +134,7 @@ def open_graded_run(folder: Path | str, private: bool = False) -> GradedRun:
         commit=run.get("commit"),
         problems=problems,
         grades={(row.arm, row.problem_id, row.sample_idx): row for row in rows},
+        readers=run_thoughts(run["config"]),
     )
 
 

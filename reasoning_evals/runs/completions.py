@@ -222,6 +222,11 @@ class ArmThoughts(NamedTuple):
         return self.fmt if self.fmt.thinks else opening_shown(text) or self.fmt
 
 
+def run_thoughts(config: Mapping[str, Any]) -> dict[str, ArmThoughts]:
+    """Of every arm in a run's config."""
+    return {name: arm_thoughts(arm) for name, arm in config["arms"].items()}
+
+
 def arm_thoughts(arm: Mapping[str, Any]) -> ArmThoughts:
     """Of an arm's entry in run.json."""
     sampler = arm.get("sampler", {})

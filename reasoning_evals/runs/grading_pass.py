@@ -12,7 +12,7 @@ from typing import Any, Protocol, get_type_hints
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, quoted
 from reasoning_evals.problems import LABEL, Problem
-from reasoning_evals.runs.completions import ArmThoughts, Completion, arm_thoughts, json_line
+from reasoning_evals.runs.completions import ArmThoughts, Completion, json_line, run_thoughts
 from reasoning_evals.runs.run_folder import GRADES_FILE, read_generations, read_run, refuse_job, run_problems
 from reasoning_evals.thinking import Thought, TokenCounts
 
@@ -102,7 +102,7 @@ def grade_run(
     if len(by_id) != config["num_problems"]:
         raise ValueError(f"{folder} is a run over {config['num_problems']} problems, {len(by_id)} are given: give all")
     judge = grade or _default_judge()
-    readers = {arm: arm_thoughts(identity) for arm, identity in config["arms"].items()}
+    readers = run_thoughts(config)
     rows: dict[tuple[str, str, int], GradeRow] = {}
     for completion in read_generations(folder):
         problem = by_id.get(completion.problem_id)

@@ -16,12 +16,12 @@ from typing import NamedTuple
 from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.runs import (
     GradeRow,
-    arm_thoughts,
     grade_run,
     read_generations,
     read_grades,
     read_run,
     run_problems,
+    run_thoughts,
 )
 from reasoning_evals.thoughts.metrics import (
     SWITCH_MARKERS,
@@ -93,7 +93,7 @@ def trace_run(
     asked = [problem for problem in judged for _ in repeat(None, config["k"])]
     dealt = dict(zip(places, shuffled_targets(asked, seed), strict=True))
     boxed_only = {problem.problem_id for problem in judged if _in_boxes_only(problem)}
-    readers = {arm: arm_thoughts(identity) for arm, identity in config["arms"].items()}
+    readers = run_thoughts(config)
     for item in read_generations(Path(folder)):
         name, key = item.problem_id, (item.arm, item.problem_id, item.sample_idx)
         if key not in grades:
