@@ -66,15 +66,14 @@ def publish(findings: Findings) -> str:
         facts={**findings.facts, **{f"Warning {n}": text for n, text in enumerate(findings.warnings, 1)}},
         max_examples=findings.max_examples,
     )
-    notes = report.headline
-    report = dataclasses.replace(report, headline=(*notes, *findings.headline), tables=findings.tables)
+    report = dataclasses.replace(report, headline=findings.headline, tables=findings.tables)
     if findings.step:
         run = read_run(folder)
         config = findings.config or {"options": run["config"], findings.step: report.run["config"]}
         report = dataclasses.replace(report, run=run | {"config": config})
     write_pages(report, folder)
     warnings = [f"WARNING: {warning}" for warning in findings.warnings]
-    return "\n".join(["", *notes, *findings.summary, *warnings, f"report: {folder / 'report.html'}"])
+    return "\n".join(["", *report.unanswered, *findings.summary, *warnings, f"report: {folder / 'report.html'}"])
 
 
 def arm_lines(comparison: Comparison) -> list[str]:

@@ -91,6 +91,8 @@ class Report:
     facts: Mapping[str, str] = field(default_factory=dict)
     """More lines for the head, such as model and plan, from the caller."""
 
+    unanswered: Sequence[str] = ()
+    """Notes above the verdict, about responses without an answer."""
     headline: Sequence[str] = ()
     """Sentences that come before those of the pairs, for questions other than accuracy."""
     tables: Mapping[str, Table] = field(default_factory=dict)
@@ -147,7 +149,7 @@ def build_report(
         audit=read_audit(folder) if audit is None else audit,
         run=run,
         facts=facts or {},
-        headline=unanswered_notes(grades),
+        unanswered=unanswered_notes(grades),
     )
 
 

@@ -50,7 +50,8 @@ def render_markdown(report: Report) -> str:
 def _verdicts(report: Report) -> list[str]:
     pairs = report.comparison.pairs
     sentences = [*report.headline, *(pair.sentence for pair in pairs)]
-    lines = [f"**{_inline(sentences[0])}**"] if sentences else []
+    lines = [f"Note: {_inline(note)}" for note in report.unanswered]
+    lines += [f"**{_inline(sentences[0])}**"] if sentences else []
     lines += [_inline(sentence) for sentence in sentences[1:]]
     lines += [f"Note: {_inline(note)}" for note in report.comparison.notes]
     return lines

@@ -134,6 +134,20 @@ def test_page_shows_every_part(report: Report) -> None:
     assert page.tags["svg"] == 5 + len(report.comparison.arms)
 
 
+def test_notes_on_responses_without_an_answer_stand_above_the_verdict_and_leave_it(report: Report) -> None:
+    note = "steered: no thought ever closed <b>"
+    noted = dataclasses.replace(report, unanswered=[note])
+    sentence = report.comparison.pairs[0].sentence
+    text = Page(render_html(noted)).text
+    assert 0 <= text.find(note) < text.find(sentence)
+    page = render_markdown(noted)
+    assert (
+        0
+        <= page.find("Note: steered: no thought ever closed")
+        < page.find("no effect shown" if "no effect" in sentence else "steered against")
+    )
+
+
 def test_page_needs_nothing_else(report: Report) -> None:
     html = render_html(report)
     page = Page(html)
