@@ -12,9 +12,12 @@ from expert_stats.plots import DosePoint as DosePoint
 from expert_stats.plots import dose_response as dose_response
 from expert_stats.plots import heat_map as heat_map
 from expert_stats.plots import rank_stability as rank_stability
+from expert_stats.references import reference_tokens as reference_tokens
 from expert_stats.scores import ExpertScores as ExpertScores
 from expert_stats.select import select_experts as select_experts
 from expert_stats.select import select_placebo as select_placebo
+from expert_stats.signature import CountsSignature as CountsSignature
+from expert_stats.trace_counts import TraceCounts as TraceCounts
 from moe_steer.contrasts import MarkedSequence as MarkedSequence
 from moe_steer.contrasts import answer_pairs as answer_pairs
 from moe_steer.contrasts import collect_contrast as collect_contrast

@@ -71,16 +71,17 @@ def score_experts(
             f"min_support is {min_support}: give a whole number >= 1, or None for a tenth of the occurrences"
         )
     weights_M = _coefficients(counts, coefficients)
-    joint_MLE, expert_LE, marker_M, total = _totals(counts)
+    arrays = counts.grouped()
+    used = np.flatnonzero(arrays["num_traces_G"]).tolist()
+    joint_MLE, expert_LE, marker_M, total = _among(arrays, used)
     _refuse_missing(counts, weights_M, marker_M, missing_marker)
 
     npmi_MLE = npmi(joint_MLE, expert_LE, marker_M[:, None, None], np.array(total))
     score_LE = combine(joint_MLE, expert_LE, marker_M, total, weights_M, zero_joint)
     supported_LE = np.isfinite(score_LE) & _supported(npmi_MLE, joint_MLE, marker_M, weights_M, min_support)
 
-    used = np.flatnonzero(counts.num_traces_G).tolist()
     replicates = np.array(
-        [combine(*_without(counts, group), weights_M, zero_joint) for group in used] or [np.full_like(score_LE, np.nan)]
+        [combine(*_without(arrays, group), weights_M, zero_joint) for group in used] or [np.full_like(score_LE, np.nan)]
     )
     error_LE = jackknife_error(replicates)
     low_LE, high_LE = interval(score_LE, error_LE, len(used))
@@ -111,7 +112,7 @@ def score_experts(
         low_LE=low_LE,
         high_LE=high_LE,
         supported_LE=supported_LE,
-        halves=Halves(*(combine(*_totals(counts.subset(used[start::2])), weights_M, zero_joint) for start in (0, 1))),
+        halves=Halves(*(combine(*_among(arrays, used[start::2]), weights_M, zero_joint) for start in (0, 1))),
     )
 
 
@@ -133,18 +134,14 @@ def combine(
     return np.asarray((terms * weights_M[used, None, None]).sum(axis=0))
 
 
-def _totals(counts: RoutingCounts) -> tuple[Array, Array, Array, int]:
-    return counts.joint_GMLE.sum(0), counts.expert_GLE.sum(0), counts.marker_GM.sum(0), counts.num_tokens
+def _without(arrays: Mapping[str, Array], group: int) -> tuple[Array, Array, Array, int]:
+    kept = [array.sum(0) - array[group] for array in arrays.values()]
+    return kept[0], kept[1], kept[2], int(kept[3])
 
 
-def _without(counts: RoutingCounts, group: int) -> tuple[Array, Array, Array, int]:
-    joint_MLE, expert_LE, marker_M, total = _totals(counts)
-    return (
-        joint_MLE - counts.joint_GMLE[group],
-        expert_LE - counts.expert_GLE[group],
-        marker_M - counts.marker_GM[group],
-        total - int(counts.total_G[group]),
-    )
+def _among(arrays: Mapping[str, Array], groups: list[int]) -> tuple[Array, Array, Array, int]:
+    kept = [array[groups].sum(0) for array in arrays.values()]
+    return kept[0], kept[1], kept[2], int(kept[3])
 
 
 def _coefficients(counts: RoutingCounts, given: Mapping[str, float] | None) -> Array:

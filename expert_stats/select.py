@@ -140,7 +140,7 @@ def select_placebo(
 
 def _firing(source: ExpertScores | RoutingCounts) -> tuple[Mapping[str, Any], Array, int, str]:
     if isinstance(source, RoutingCounts):
-        return source.signature.model, source.expert_GLE.sum(0), source.num_tokens, source.digest()
+        return source.signature.model, source.grouped()["expert_GLE"].sum(0), source.num_tokens, source.digest()
     return source.model, source.expert_LE, source.num_tokens, source.counts_digest
 
 

@@ -39,18 +39,23 @@ class Collect(CountingOptions, ModelOptions):
 
         from expert_stats import MarkerSet, RoutingCounts
         from launch.core.session import load_asked
-        from launch.core.wiring import collect_over_ranks, counted, read_any_traces
+        from launch.core.wiring import collect_over_ranks, counted, read_any_traces, references_for
 
         earlier = [RoutingCounts.load(path) for path in self.add_to]
         model, tokenizer = load_asked(self, batch=1, context=None)
         markers = MarkerSet.from_tokenizer(tokenizer, self.markers, position=self.position)
         traces = read_any_traces(self.traces, tokenizer, self.arm)
+        known = earlier[0].references if earlier else None
+        references = (
+            dict(zip(known.tokens, known.texts, strict=True)) if known else references_for(tokenizer, traces, markers)
+        )
         counts = collect_over_ranks(
             model,
             traces,
             markers,
             ranks,
             base=self.base,
+            references=references,
             tokens_per_batch=self.tokens_per_batch,
             progress=ranks.is_main and sys.stderr.isatty(),
         )

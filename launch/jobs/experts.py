@@ -17,7 +17,14 @@ from launch.core.options import options_from
 from launch.core.problem_sets import ProblemSets, problem_sets
 from launch.core.ranks import Ranks
 from launch.core.session import Session
-from launch.core.wiring import broadcast_plan, collect_over_ranks, markers_for, parse_coefficients, traces_of
+from launch.core.wiring import (
+    broadcast_plan,
+    collect_over_ranks,
+    markers_for,
+    parse_coefficients,
+    references_for,
+    traces_of,
+)
 from launch.jobs.experts_findings import Outcome, findings_of, gain_name, num_correct
 from launch.jobs.experts_options import Options
 from moe_steer import ExpertGain, SteeringPlan
@@ -124,7 +131,8 @@ def find_experts(session: Session, options: Options, step: str) -> ExpertScores:
         completions = [item for item in read_generations(session.folder / step) if item.arm == "baseline"]
         traces = sorted(traces_of(completions, session.tokenizer), key=lambda trace: trace.trace_id)
         markers = markers_for(session.tokenizer, options.markers, coefficients)
-        counts = collect_over_ranks(session.model, traces, markers, session.ranks)
+        references = references_for(session.tokenizer, traces, markers)
+        counts = collect_over_ranks(session.model, traces, markers, session.ranks, references=references)
         if session.ranks.is_main:
             counts.save(path)
         session.ranks.barrier()

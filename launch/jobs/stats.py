@@ -141,16 +141,19 @@ def run(options: CollectOptions, ranks: Ranks) -> None:
         open_run(folder, options.config(traces))
     ranks.barrier()
     if not ranks.broadcast((folder / COUNTS).is_file()):
-        _count(options, ranks, model, markers, traces)
+        _count(options, ranks, model, tokenizer, markers, traces)
     if ranks.is_main:
         print(_publish(options, folder))
 
 
-def _count(options: CollectOptions, ranks: Ranks, model: Any, markers: Any, traces: Sequence[Trace]) -> None:
+def _count(
+    options: CollectOptions, ranks: Ranks, model: Any, tokenizer: Any, markers: Any, traces: Sequence[Trace]
+) -> None:
     """counts.safetensors, by way of the counts of every part."""
     from expert_stats import sum_counts
-    from launch.core.wiring import collect_over_ranks
+    from launch.core.wiring import collect_over_ranks, references_for
 
+    references = references_for(tokenizer, traces, markers)  # of all traces: parts with others would not add up
     parts = Path(options.out, _PARTS)
     starts = range(0, len(traces), options.part)
     files = [parts / f"{number:05d}.safetensors" for number in range(len(starts))]
@@ -164,6 +167,7 @@ def _count(options: CollectOptions, ranks: Ranks, model: Any, markers: Any, trac
             markers,
             ranks,
             base=options.base,
+            references=references,
             tokens_per_batch=options.tokens_per_batch,
             progress=ranks.is_main and sys.stderr.isatty(),
         )

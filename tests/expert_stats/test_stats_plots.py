@@ -53,7 +53,7 @@ def test_a_large_model_makes_a_small_file() -> None:
 
 
 def test_a_ranking_without_intervals_can_be_drawn() -> None:
-    scores = score_experts(random_counts(2, num_groups=1), missing_marker="skip")
+    scores = score_experts(random_counts(2, num_problems=1), missing_marker="skip")
     assert np.isnan(scores.low_LE).all()
     assert "Spearman undefined" in labels(rank_stability(scores))
 

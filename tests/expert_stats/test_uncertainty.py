@@ -21,7 +21,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 
 def test_scores_are_jackknifed_over_groups() -> None:
-    counts = random_counts(4, num_groups=5)
+    counts = random_counts(4, num_problems=5)
     scores = score_experts(counts)
     left_out = [
         score_experts(counts.subset(set(range(5)) - {group}), missing_marker="skip").score_LE for group in range(5)
@@ -35,7 +35,7 @@ def test_scores_are_jackknifed_over_groups() -> None:
 
 
 def test_one_group_gives_no_interval() -> None:
-    scores = score_experts(random_counts(4, num_groups=1))
+    scores = score_experts(random_counts(4, num_problems=1))
     assert np.isnan(scores.error_LE).all()
     assert np.isnan(scores.low_LE).all()
     assert math.isnan(scores.stability["spearman"])
@@ -43,7 +43,7 @@ def test_one_group_gives_no_interval() -> None:
 
 
 def test_halves_are_every_other_group_with_traces() -> None:
-    counts = random_counts(4, num_groups=4)
+    counts = random_counts(4, num_problems=4)
     scores = score_experts(counts)
     for half, groups in zip(scores.halves, ([0, 2], [1, 3]), strict=True):
         np.testing.assert_array_equal(half, score_experts(counts.subset(groups), missing_marker="skip").score_LE)
