@@ -186,14 +186,14 @@ class Generate(Drawing, PromptOptions, HeldModel):
         return asked, asked._model_arm(plan, room)
 
     def _model_arm(self, plan: SteeringPlan | None, room: Room) -> Arm:
-        from launch.core.session import load_room
+        from launch.core.session import load_room, take_room
         from moe_steer import steer
         from reasoning_evals.engines import InProcessSampler
         from reasoning_evals.runs import Arm
 
         model, tokenizer = load_room(self, room)
         sampler = InProcessSampler(model, tokenizer)
-        sampler.hold(room.rows, sets_aside=True)
+        take_room(sampler, room, sets_aside=True)
         if plan is None:
             return Arm(self.arm_name or "baseline", sampler, details={"plan": None})
         plan.check(model)

@@ -27,10 +27,12 @@ ELSEWHERE = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What memory was planned for: ``rows`` decoded together, of up to ``context`` tokens each."""
+    """What memory was planned for: ``rows`` decoded together, of up to ``context`` tokens each. ``stretches``: it holds more
+    rows where they are shorter."""
 
     rows: int
     context: int
+    stretches: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
