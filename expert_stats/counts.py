@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from expert_stats.counts_files import CountsParts, load_counts, save_counts
 from expert_stats.references import References
 from expert_stats.signature import CountsSignature
 from expert_stats.trace_counts import TraceCounts, problem_of
@@ -191,16 +192,16 @@ class RoutingCounts:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with the signature; it appears complete or not at all."""
-        from expert_stats.counts_files import save_counts
-
-        save_counts(self, path)
+        self.check()
+        parts = CountsParts(
+            signature=self.signature, traces=self.traces, references=self.references, versions=self.versions
+        )
+        save_counts(parts, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RoutingCounts:
         """Read and check a counts file; ValueError in one line for a missing, foreign, corrupt or inconsistent one."""
-        from expert_stats.counts_files import load_counts
-
-        return load_counts(path)
+        return load_counts(path, lambda parts: cls(**parts).check())
 
 
 def sum_counts(parts: Iterable[RoutingCounts]) -> RoutingCounts:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from safetensors.numpy import save
 
-from expert_stats.counts import RoutingCounts
 from expert_stats.references import References
 from expert_stats.signature import CountsSignature
 from expert_stats.trace_counts import NUM_BINS, TraceCounts
@@ -36,11 +36,23 @@ _NAMES = {"packed", "ends_N", *_SMALL, "joint_RLE", "seen_R"}
 _GROUPED = {"joint_GMLE", "expert_GLE", "marker_GM", "total_G", "num_traces_G"}
 
 
-def save_counts(counts: RoutingCounts, path: str | os.PathLike[str]) -> None:
-    """Check the counts and write them; the file appears complete or not at all."""
-    counts.check()
-    traces, num_markers = counts.traces, len(counts.marker_names)
-    references = counts.references or References.none(len(counts.moe_layers), counts.num_experts)
+class CountsParts(TypedDict):
+    """What a file holds: the fields of `RoutingCounts`."""
+
+    signature: CountsSignature
+    traces: tuple[TraceCounts, ...]
+    references: References | None
+    versions: Mapping[str, tuple[str, ...]]
+
+
+Built = TypeVar("Built")
+
+
+def save_counts(parts: CountsParts, path: str | os.PathLike[str]) -> None:
+    """Write counts that were checked; the file appears complete or not at all."""
+    traces, signature = parts["traces"], parts["signature"]
+    num_markers, model = len(signature.markers["names"]), signature.model
+    references = parts["references"] or References.none(len(model["moe_layers"]), model["num_experts"])
     arrays = {
         "packed": np.frombuffer(b"".join(trace.packed for trace in traces), np.uint8),
         "ends_N": np.cumsum([len(trace.packed) for trace in traces], dtype=np.int64),
@@ -53,8 +65,8 @@ def save_counts(counts: RoutingCounts, path: str | os.PathLike[str]) -> None:
     }
     head = {
         "version": KIND.version,
-        "signature": counts.signature.to_dict(),
-        "versions": counts.versions,
+        "signature": signature.to_dict(),
+        "versions": parts["versions"],
         "traces": [[trace.trace_id, trace.digest, trace.family, trace.content] for trace in traces],
         "references": [[token, text] for token, text in zip(references.tokens, references.texts, strict=True)],
     }
@@ -63,16 +75,18 @@ def save_counts(counts: RoutingCounts, path: str | os.PathLike[str]) -> None:
     write_whole(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=metadata))
 
 
-def load_counts(path: str | os.PathLike[str]) -> RoutingCounts:
-    """Read and check a counts file; ValueError in one line says what is wrong with it."""
+def load_counts(path: str | os.PathLike[str], build: Callable[[CountsParts], Built]) -> Built:
+    """``build`` of what a file holds; ValueError in one line says what is wrong with it, inside ``build`` too."""
     if Path(path).is_file():
         header = read_headed(path, KIND.key, KIND.again, (), "np").header
         if header is not None and header.get("version") == 1:
-            return load_headed(path, KIND._replace(version=1), _GROUPED, _of_groups, framework="np")
-    return load_headed(path, KIND, _NAMES, _of_traces, framework="np")
+            return load_headed(
+                path, KIND._replace(version=1), _GROUPED, lambda *read: build(_of_groups(*read)), framework="np"
+            )
+    return load_headed(path, KIND, _NAMES, lambda *read: build(_of_traces(*read)), framework="np")
 
 
-def _of_traces(header: dict[str, Any], arrays: dict[str, Any]) -> RoutingCounts:
+def _of_traces(header: dict[str, Any], arrays: dict[str, Any]) -> CountsParts:
     signature = CountsSignature(**header["signature"])
     packed, ends = arrays["packed"].tobytes(), arrays["ends_N"].tolist()
     _refuse_sizes(arrays, len(header["traces"]), len(packed))
@@ -97,9 +111,9 @@ def _of_traces(header: dict[str, Any], arrays: dict[str, Any]) -> RoutingCounts:
     if len(references.tokens) != len(references.seen_R) or len(references.tokens) != len(references.joint_RLE):
         raise ValueError(f"it names {len(references.tokens)} reference tokens and counts {len(references.seen_R)}")
     versions = {key: tuple(value) for key, value in header["versions"].items()}
-    return RoutingCounts(
+    return CountsParts(
         signature=signature, traces=tuple(traces), references=references if traces else None, versions=versions
-    ).check()
+    )
 
 
 def _refuse_sizes(arrays: dict[str, Any], number: int, size: int) -> None:
@@ -111,7 +125,7 @@ def _refuse_sizes(arrays: dict[str, Any], number: int, size: int) -> None:
         raise ValueError("its packed counts do not end where the last trace does")
 
 
-def _of_groups(header: dict[str, Any], arrays: dict[str, Any]) -> RoutingCounts:
+def _of_groups(header: dict[str, Any], arrays: dict[str, Any]) -> CountsParts:
     """Groups as records: all tokens in the first part of the response, as no position is known."""
     groups, traces = len(arrays["total_G"]), []
     for group in np.flatnonzero(arrays["num_traces_G"] | arrays["total_G"]).tolist():
@@ -133,6 +147,5 @@ def _of_groups(header: dict[str, Any], arrays: dict[str, Any]) -> RoutingCounts:
             )
         )
     versions = {key: tuple(value) for key, value in header["versions"].items()}
-    return RoutingCounts(
-        signature=CountsSignature(**header["signature"]), traces=tuple(traces), versions=versions
-    ).check()
+    signature = CountsSignature(**header["signature"])
+    return CountsParts(signature=signature, traces=tuple(traces), references=None, versions=versions)

@@ -7,7 +7,7 @@ R numbers them. Only their sums over all traces are kept: 40 of them by trace wo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ NUM_FREQUENT, NUM_FIRST = 40, 16
 
 
 def reference_tokens(
-    traces: Sequence[Trace], markers: MarkerSet, text_of: Callable[[int], str] | None = None
+    traces: Iterable[Trace], markers: MarkerSet, text_of: Callable[[int], str] | None = None
 ) -> Mapping[int, str]:
     """Token id -> text ("" without ``text_of``) of the references for these traces, by id.
 

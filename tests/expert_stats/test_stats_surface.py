@@ -18,11 +18,13 @@ ROOT = Path(__file__).parents[2]
 
 def test_public_names_are_pinned_and_all_there() -> None:
     assert sorted(expert_stats.__all__) == [
-        "BASES", "CountsSignature", "DosePoint", "ExpertScores", "MISSING_MARKER", "MarkedSequence", "Marker", "MarkerSet",
-        "RoutingCounter", "RoutingCounts", "Trace", "TraceCounts", "ZERO_JOINT", "answer_pairs", "batches", "collect_contrast",
-        "collect_counts", "concise_and_verbose", "decision_sites", "dose_response", "heat_map", "prompt_pairs",
-        "rank_stability", "read_traces", "reduce_counts", "reference_tokens", "score_experts", "select_experts", "select_placebo",
-        "sum_counts", "thought_pairs", "trace_from_ids", "write_traces",
+        "BASES", "CountsSignature", "DosePoint", "ExpertScores", "MISSING_MARKER", "MarkedSequence", "Marker",
+        "MarkerSet", "Rollout", "RoutedTrace", "RoutingCounter", "RoutingCounts", "RoutingRecorder", "Trace",
+        "TraceCounts", "TraceFiring", "ZERO_JOINT", "answer_pairs", "batches", "collect_contrast", "collect_counts",
+        "concise_and_verbose", "count_routed", "decision_sites", "dose_response", "heat_map", "prompt_pairs",
+        "rank_stability", "read_rollouts", "read_traces", "reduce_counts", "reference_tokens", "routed_trace",
+        "run_traces", "score_experts", "select_experts", "select_placebo", "sum_counts", "thought_pairs",
+        "trace_from_ids", "write_traces",
     ]  # fmt: skip
     assert all(hasattr(expert_stats, name) for name in expert_stats.__all__)
     with pytest.raises(AttributeError, match="module 'expert_stats' has no attribute 'nothing'"):

@@ -20,33 +20,12 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     assert jackknife_error(left_out)[0] == pytest.approx(values.std(ddof=1) / math.sqrt(5))
 
 
-def test_scores_are_jackknifed_over_groups() -> None:
-    counts = random_counts(4, num_problems=5)
-    scores = score_experts(counts)
-    left_out = [
-        score_experts(counts.subset(set(range(5)) - {group}), missing_marker="skip").score_LE for group in range(5)
-    ]
-    error = np.sqrt(4 / 5 * ((np.array(left_out) - np.mean(left_out, axis=0)) ** 2).sum(axis=0))
-    np.testing.assert_allclose(scores.error_LE, error, rtol=1e-12)
-    np.testing.assert_allclose(
-        scores.high_LE - scores.score_LE, 2.7764451 * error, rtol=1e-6
-    )  # t, 4 degrees of freedom
-    np.testing.assert_allclose(scores.score_LE - scores.low_LE, 2.7764451 * error, rtol=1e-6)
-
-
 def test_one_group_gives_no_interval() -> None:
-    scores = score_experts(random_counts(4, num_problems=1))
+    scores = score_experts(random_counts(4, num_problems=1, tokens=200))
     assert np.isnan(scores.error_LE).all()
     assert np.isnan(scores.low_LE).all()
     assert math.isnan(scores.stability["spearman"])
     assert scores.ranking()
-
-
-def test_halves_are_every_other_group_with_traces() -> None:
-    counts = random_counts(4, num_problems=4)
-    scores = score_experts(counts)
-    for half, groups in zip(scores.halves, ([0, 2], [1, 3]), strict=True):
-        np.testing.assert_array_equal(half, score_experts(counts.subset(groups), missing_marker="skip").score_LE)
 
 
 def test_intervals_widen_with_fewer_groups() -> None:
