@@ -6,8 +6,9 @@ from expert_stats.counter import BASES as BASES
 from expert_stats.counter import RoutingCounter as RoutingCounter
 from expert_stats.counts import RoutingCounts as RoutingCounts
 from expert_stats.counts import sum_counts as sum_counts
+from expert_stats.evidence import ZERO_JOINT as ZERO_JOINT
+from expert_stats.npmi import BY as BY
 from expert_stats.npmi import MISSING_MARKER as MISSING_MARKER
-from expert_stats.npmi import ZERO_JOINT as ZERO_JOINT
 from expert_stats.npmi import score_experts as score_experts
 from expert_stats.plots import DosePoint as DosePoint
 from expert_stats.plots import dose_response as dose_response
@@ -22,10 +23,13 @@ from expert_stats.routed import RoutedTrace as RoutedTrace
 from expert_stats.routed import count_routed as count_routed
 from expert_stats.routed import routed_trace as routed_trace
 from expert_stats.scores import ExpertScores as ExpertScores
+from expert_stats.select import MAX_Q as MAX_Q
+from expert_stats.select import Unproven as Unproven
 from expert_stats.select import select_experts as select_experts
 from expert_stats.select import select_placebo as select_placebo
 from expert_stats.signature import CountsSignature as CountsSignature
 from expert_stats.trace_counts import TraceCounts as TraceCounts
+from expert_stats.wording import evidence_sentence as evidence_sentence
 from moe_steer.contrasts import MarkedSequence as MarkedSequence
 from moe_steer.contrasts import answer_pairs as answer_pairs
 from moe_steer.contrasts import collect_contrast as collect_contrast

@@ -22,8 +22,8 @@ FLOORS = {
         {"gguf"}, {"directions"}, {"contrasts"}, {"steering", "selfcheck", "loading"}, {"baking"},
     ),
     "expert_stats": (
-        {"signature", "trace_counts", "references", "counts_files", "counts"}, {"scores", "rollouts", "recorder"},
-        {"evidence"}, {"counter", "npmi"}, {"collect", "routed", "select", "plots"},
+        {"signature", "trace_counts", "references", "counts_files", "counts"}, {"evidence"},
+        {"scores", "rollouts", "recorder"}, {"wording"}, {"counter", "npmi"}, {"collect", "routed", "select", "plots"},
     ),
     "reasoning_evals": (
         {"problems", "answers", "thinking", "prompts", "decoding"},

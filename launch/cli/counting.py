@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from launch.core.option_checks import refuse_idle
 from launch.core.options import ModelOptions
-from launch.jobs.stats import CountingOptions, ScoringOptions
+from launch.jobs.stats import CountingOptions, ScoringOptions, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,8 +143,9 @@ class Score(ScoringOptions):
         scores = self.score(counts)
         scores.save(self.out)
         print(scores.table(self.top))
+        print(verdict(scores))
         stability = ", ".join(f"{key} {value:.2f}" for key, value in scores.stability.items())
-        print(f"agreement of two halves of the traces: {stability}")
+        print(f"agreement of two halves of the problems: {stability}")
         if self.heatmap:
             from expert_stats import heat_map
 
