@@ -29,7 +29,7 @@ def labels(svg: str) -> str:
 
 def test_the_heat_map_names_formula_layers_and_marks() -> None:
     scores = scores_of()
-    plan = select_experts(scores, 2)
+    plan = select_experts(scores, 2, max_q=None)
     svg = heat_map(scores, plan, select_placebo(scores, plan))
     found = labels(svg)
     for text in ("nPMI(&lt;think&gt;) − nPMI(&lt;/think&gt;)", "chosen", "placebo", "layer", "expert"):
@@ -41,7 +41,7 @@ def test_the_heat_map_names_formula_layers_and_marks() -> None:
 
 def test_pictures_depend_on_the_data_alone() -> None:
     scores = scores_of()
-    plan = select_experts(scores, 2)
+    plan = select_experts(scores, 2, max_q=None)
     assert heat_map(scores, plan) == heat_map(scores, plan)
     assert rank_stability(scores) == rank_stability(scores)
     assert dose_response(POINTS) == dose_response(list(reversed(POINTS)))
