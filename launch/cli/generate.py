@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from launch.core.option_checks import DRAWING, ReadBy, check_counts, refuse_idle
 from launch.core.options import HeldModel, Room
-from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, chat_of, usual_of
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, Wording, ask_prompts, chat_of, usual_of
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
@@ -20,7 +20,7 @@ _ENDPOINT = ReadBy(("endpoint",), "--{option} is for sampling over HTTP: give --
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(Drawing, PromptOptions, HeldModel):
+class Generate(Wording, Drawing, PromptOptions, HeldModel):
     """Sample answers to problems, under a plan or without one, and grade them; stopped and started again, it continues."""
 
     out: str
@@ -97,6 +97,7 @@ class Generate(Drawing, PromptOptions, HeldModel):
             split=self.split or ("test" if lab else None),
             num=self.num or (100 if lab else None),
             seed=self.seed,
+            **self.asked_with,
         )
         if self.endpoint:
             if line := task_line(self):
@@ -133,6 +134,7 @@ class Generate(Drawing, PromptOptions, HeldModel):
         """ValueError for options that would not be followed."""
         check_counts(self, ("num", "samples", "max_new_tokens", "batch_size", "concurrency"))
         self.check_samples()
+        self.check_wording(self.problems)
         if self.plan and self.endpoint:
             raise ValueError(
                 "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm-name steered instead of --plan"
@@ -142,7 +144,8 @@ class Generate(Drawing, PromptOptions, HeldModel):
         refuse_idle(self)
 
     def readers(self) -> Set[str]:
-        return {"endpoint" if self.endpoint else "model", "prompts", *(() if self.takes_most_likely else ("drawing",))}
+        drawn, task = () if self.takes_most_likely else ("drawing",), () if self.problems == "lab" else ("task",)
+        return {"endpoint" if self.endpoint else "model", "prompts", *drawn, *task}
 
     limited_by: ClassVar = ("max_new_tokens",)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems
-from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, usual_of
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, Wording, answer_limit, usual_of
 from moe_steer.lab import EMBEDDED
 
 OptionsT = TypeVar("OptionsT")
@@ -182,7 +182,7 @@ class RunOptions(Drawing, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProblemOptions(RunOptions):
+class ProblemOptions(Wording, RunOptions):
     """One set of problems."""
 
     problems: str = "lab"
@@ -196,6 +196,7 @@ class ProblemOptions(RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(self, ("max_new_tokens",))
+        self.check_wording(self.problems)
 
     @property
     def task(self) -> str:
@@ -264,6 +265,8 @@ class SplitOptions(ProblemOptions):
 def config_of(options: Any, left_out: Collection[str] = ELSEWHERE) -> dict[str, Any]:
     """The options that decide the results, as plain JSON values."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    if values.pop("prompt_wording", None) is not None:
+        values["prompt_wording"] = options.wording  # the words, which a file may lose
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if key not in left_out
     }

@@ -26,7 +26,7 @@ def problem_sets(options: SplitOptions) -> ProblemSets:
         parts = ("test",) if options.test_only else PARTS
         made = {part: load_task("lab", split=part, num=options.size(part), seed=options.seed) for part in parts}
     else:
-        everything = load_task(options.problems, data_dir=options.data_dir)
+        everything = load_task(options.problems, data_dir=options.data_dir, **options.asked_with)
         made = {"test": everything} if options.test_only else cut(everything, options.seed)
         made = {part: problems[: options.size(part)] for part, problems in made.items()}
     sets = ProblemSets(*(made.get(part, []) for part in PARTS))

@@ -106,7 +106,7 @@ def read(folder: Path) -> Findings:
 def _problems(options: EvaluateOptions) -> list[Problem]:
     if options.problems == "lab":
         return load_task("lab", split="test", num=options.num_problems or LAB_PROBLEMS, seed=options.seed)
-    problems = load_task(options.problems, data_dir=options.data_dir)
+    problems = load_task(options.problems, data_dir=options.data_dir, **options.asked_with)
     wanted = options.num_problems
     if len(problems) < (wanted or 2):
         number = f"{len(problems)} problem{'s' * (len(problems) != 1)}"

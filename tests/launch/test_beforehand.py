@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from launch.cli.generate import Generate
 from launch.cli.main import main as command_line
 from launch.core import beforehand
 from launch.core.beforehand import BATCHES, _Held, _most_rows
+from launch.core.option_checks import refuse_idle
 from launch.core.options import ProblemOptions
 from launch.core.prompt_options import task_line
 from launch.jobs.experts_options import Options
@@ -154,6 +156,24 @@ def test_a_task_brings_its_own_sampling_and_an_option_wins(name: str) -> None:
     assert task_line(own).startswith(
         f"task {name}: 2 samples, temperature 0.9, top-p 0.5, at most 77 new tokens (its own"
     )
+
+
+def test_a_wording_that_would_not_be_asked_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"--prompt-wording 'Sum it' has no \{problem\}: write it where the problem"):
+        ProblemOptions(problems="gsm8k", prompt_wording="Sum it")
+    with pytest.raises(ValueError, match="data sets and files, and reasoning_gym makes its own prompts: leave it out"):
+        ProblemOptions(problems="reasoning_gym", prompt_wording="Sum: {problem}")
+    with pytest.raises(
+        ValueError, match="--prompt-wording Sum: {problem} is for a task, and the lab makes its problems"
+    ):
+        refuse_idle(ProblemOptions(prompt_wording="Sum: {problem}"))
+    with pytest.raises(
+        ValueError, match="--prompt-wording Sum: {problem} is for a task, and the lab makes its problems"
+    ):
+        Generate(out="run", prompt_wording="Sum: {problem}").run()
+    refuse_idle(ProblemOptions(problems="mine.jsonl", prompt_wording="Sum: {problem}"))
+    asked = ProblemOptions(problems="mine.jsonl", prompt_wording="In {x}: {problem} \\boxed{}").asked_with
+    assert asked["prompt"].format(problem="2+2") == "In {x}: 2+2 \\boxed{}"
 
 
 def test_problems_of_ones_own_keep_the_usual_sampling() -> None:
