@@ -98,6 +98,9 @@ class Report:
     tables: Mapping[str, Table] = field(default_factory=dict)
     """Title -> table, from the caller; placed before the table of arms."""
 
+    traces_page: str = ""
+    """File beside the pages in which traces can be read token by token; "" for none."""
+
     def audit_columns(self) -> list[str]:
         """The fields of the audit rows, in the order of their first appearance."""
         return list(dict.fromkeys(name for rows in self.audit.values() for row in rows for name in row))

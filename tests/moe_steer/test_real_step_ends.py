@@ -151,3 +151,23 @@ def test_a_variable_or_unit_of_one_letter_ends_a_sentence(name: str, text: str, 
 def test_letters_of_a_list_end_no_sentence(name: str) -> None:
     text = "The options:\nA. The force\n**B. Both of them**\n- c. So none"
     assert not ends_inside(name, text, text)
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="the tokenizers are not beside the checkout")
+@pytest.mark.parametrize("name", ["deepseek-r1", "qwen-3"])
+def test_initials_are_no_ends_and_letters_at_an_end_are(name: str) -> None:
+    """The bar stands behind each token at which a sentence is known to have ended."""
+    tokenizer = tokenizer_of(name)
+    special = special_tokens(tokenizer)
+    for marked in [
+        "As J. J. Thomson showed, it holds.| Then R. Feynman agrees.|",
+        "We choose C. However|, A. Einstein said so.|",
+        "by G. von Neumann.| The end of the U.S. army.| Prof. A. Einstein.| He",
+        "It stops at point B. Then| it turns.| So the answer is B. Wait|, no.|",
+        "The force is 5 N. Energy| is kept.| Let x = F. Current| flows.|",
+        "A. 5 m\nB. 6 m\nC. 7 m",
+    ]:
+        ids = tokenizer("<think>\n" + marked.replace("|", ""), add_special_tokens=False)["input_ids"]
+        ends = set(ends_of(ids, special))
+        shown = "".join(tokenizer.decode([token]) + "|" * (at in ends) for at, token in enumerate(ids))
+        assert shown == "<think>\n" + marked
