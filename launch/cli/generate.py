@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from launch.core.option_checks import DRAWING, ReadBy, check_counts, refuse_idle
 from launch.core.options import HeldModel, Room
-from launch.core.prompt_options import Drawing, PromptOptions, Usual, Wording, ask_prompts, chat_of, usual_of
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, chat_of, usual_of
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
@@ -20,7 +20,7 @@ _ENDPOINT = ReadBy(("endpoint",), "--{option} is for sampling over HTTP: give --
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(Wording, Drawing, PromptOptions, HeldModel):
+class Generate(Drawing, PromptOptions, HeldModel):
     """Sample answers to problems, under a plan or without one, and grade them; stopped and started again, it continues."""
 
     out: str
@@ -47,6 +47,8 @@ class Generate(Wording, Drawing, PromptOptions, HeldModel):
     """A JSONL file of problems, or the name of a task."""
     data_dir: str | None = None
     """Folder or file with the task's data, instead of the hub."""
+    wording: str | None = None
+    """How each question is put, with {problem} in it, in place of the task's own wording, which the start prints."""
     split: str | None = None
     """Split of the task, where it has several; default its test split."""
     num: int | None = None
@@ -79,7 +81,7 @@ class Generate(Wording, Drawing, PromptOptions, HeldModel):
         """Sample, grade, and say how it went."""
         from pathlib import Path
 
-        from launch.core.prompt_options import task_line
+        from launch.core.prompt_options import own_wording, task_line
         from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
@@ -97,7 +99,7 @@ class Generate(Wording, Drawing, PromptOptions, HeldModel):
             split=self.split or ("test" if lab else None),
             num=self.num or (100 if lab else None),
             seed=self.seed,
-            **self.asked_with,
+            **own_wording(self.problems, self.wording),
         )
         if self.endpoint:
             if line := task_line(self):
@@ -134,7 +136,6 @@ class Generate(Wording, Drawing, PromptOptions, HeldModel):
         """ValueError for options that would not be followed."""
         check_counts(self, ("num", "samples", "max_new_tokens", "batch_size", "concurrency"))
         self.check_samples()
-        self.check_wording(self.problems)
         if self.plan and self.endpoint:
             raise ValueError(
                 "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm-name steered instead of --plan"
@@ -144,8 +145,7 @@ class Generate(Wording, Drawing, PromptOptions, HeldModel):
         refuse_idle(self)
 
     def readers(self) -> Set[str]:
-        drawn, task = () if self.takes_most_likely else ("drawing",), () if self.problems == "lab" else ("task",)
-        return {"endpoint" if self.endpoint else "model", "prompts", *drawn, *task}
+        return {"endpoint" if self.endpoint else "model", "prompts", *(() if self.takes_most_likely else ("drawing",))}
 
     limited_by: ClassVar = ("max_new_tokens",)
 
@@ -186,14 +186,14 @@ class Generate(Wording, Drawing, PromptOptions, HeldModel):
         return asked, asked._model_arm(plan, room)
 
     def _model_arm(self, plan: SteeringPlan | None, room: Room) -> Arm:
-        from launch.core.session import load_room
+        from launch.core.session import load_room, take_room
         from moe_steer import steer
         from reasoning_evals.engines import InProcessSampler
         from reasoning_evals.runs import Arm
 
         model, tokenizer = load_room(self, room)
         sampler = InProcessSampler(model, tokenizer)
-        sampler.hold(room.rows, sets_aside=True)
+        take_room(sampler, room, sets_aside=True)
         if plan is None:
             return Arm(self.arm_name or "baseline", sampler, details={"plan": None})
         plan.check(model)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems
-from launch.core.prompt_options import Drawing, PromptOptions, Usual, Wording, answer_limit, usual_of
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, usual_of
 from moe_steer.lab import EMBEDDED
 
 OptionsT = TypeVar("OptionsT")
@@ -27,10 +27,12 @@ ELSEWHERE = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What memory was planned for: ``rows`` decoded together, of up to ``context`` tokens each."""
+    """What memory was planned for: ``rows`` decoded together, of up to ``context`` tokens each. ``stretches``: it holds more
+    rows where they are shorter."""
 
     rows: int
     context: int
+    stretches: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,13 +184,15 @@ class RunOptions(Drawing, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProblemOptions(Wording, RunOptions):
+class ProblemOptions(RunOptions):
     """One set of problems."""
 
     problems: str = "lab"
     """A JSONL file of problems, or the name of a task."""
     data_dir: Annotated[str | None, TASK] = None
     """Folder or file with the task's data, instead of the hub."""
+    wording: Annotated[str | None, TASK] = None
+    """How each question is put, with {problem} in it, in place of the task's own wording, which the start prints."""
     max_new_tokens: int | None = None
     """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, else the task's own or 32768, or what
     the model's context has room for."""
@@ -196,7 +200,6 @@ class ProblemOptions(Wording, RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(self, ("max_new_tokens",))
-        self.check_wording(self.problems)
 
     @property
     def task(self) -> str:
@@ -265,8 +268,6 @@ class SplitOptions(ProblemOptions):
 def config_of(options: Any, left_out: Collection[str] = ELSEWHERE) -> dict[str, Any]:
     """The options that decide the results, as plain JSON values."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    if values.pop("prompt_wording", None) is not None:
-        values["prompt_wording"] = options.wording  # the words, which a file may lose
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if key not in left_out
     }

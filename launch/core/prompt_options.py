@@ -3,7 +3,6 @@ set's own protocol, or the usual one)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import tyro
 
-from launch.core.option_checks import PROMPTS, TASK, refuse_greedy_samples
+from launch.core.option_checks import PROMPTS, refuse_greedy_samples
+from moe_steer.json_files import quoted
 
-_PROBLEM = "{problem}"
 _ANSWER_LIMITS = {"lab": 256, "lab-dense": 384}
 
 if TYPE_CHECKING:
@@ -51,9 +50,7 @@ def ask_prompts(tokenizer: Any, options: PromptOptions, *, quiet: bool = False) 
         arguments=template_arguments(options.template_arg),
         effort=options.effort,
         no_thinking=options.no_thinking,
-        chat_template=None
-        if options.chat_template is None
-        else _read(options.chat_template, "--chat-template", "a Jinja template"),
+        chat_template=None if options.chat_template is None else _read(options.chat_template),
         system=options.system,
     )
     use_prompt_settings(tokenizer, asked)
@@ -99,50 +96,13 @@ def template_arguments(items: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def _read(path: str, option: str, what: str) -> str:
+def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{option} {path!r} cannot be read ({error}): give a file with {what}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wording:
-    """How the problems of a task are put into words."""
-
-    prompt_wording: Annotated[str | None, TASK] = None
-    """What is asked, with {problem} where the problem stands, in place of the task's own words; or a file with it."""
-
-    def check_wording(self, problems: str) -> None:
-        """ValueError, in one line, for words that leave the problem out, and for a task that has no wording to replace."""
-        from reasoning_evals.tasks import SPECS, is_file_name
-
-        if (text := self.wording) is None:
-            return
-        if _PROBLEM not in text:
-            raise ValueError(
-                f"--prompt-wording {text[:40]!r} has no {_PROBLEM}: write it where the problem stands (a file must exist)"
-            )
-        if problems != "lab" and problems not in SPECS and not is_file_name(problems):
-            raise ValueError(
-                f"--prompt-wording is for data sets and files, and {problems} makes its own prompts: leave it out"
-            )
-
-    @property
-    def wording(self) -> str | None:
-        """The words, read from the file if it is one."""
-        given = self.prompt_wording
-        if given is not None and _PROBLEM not in given and os.path.isfile(given):
-            return _read(given, "--prompt-wording", "a text with {problem} in it").strip()
-        return given
-
-    @property
-    def asked_with(self) -> dict[str, Any]:
-        """For ``load_task``: its template, where braces other than the problem's are doubled."""
-        if (text := self.wording) is None:
-            return {}
-        doubled = text.replace("{", "{{").replace("}", "}}")
-        return {"prompt": doubled.replace("{{problem}}", _PROBLEM)}
+        raise ValueError(
+            f"--chat-template {path!r} cannot be read ({error}): give a file with a Jinja template"
+        ) from error
 
 
 class Usual(NamedTuple):
@@ -215,22 +175,45 @@ class Drawing:
         return {"temperature": self.heat, "top_p": self.nucleus} if self.greedy or not self.takes_most_likely else {}
 
 
+def own_wording(problems: str, wording: str | None) -> dict[str, Any]:
+    """For ``load_task``: how a question is put, where the user says it. ValueError for a wording that leaves out the problem (or
+    the unit that the task's own wording asks for), and for problems that are made up with their questions.
+
+    Braces in the user's text are its own: \\boxed{} is written as it is.
+    """
+    from reasoning_evals.tasks import SPECS, is_file_name
+
+    if wording is None:
+        return {}
+    if problems not in SPECS and not is_file_name(problems):
+        raise ValueError(
+            f"--wording is for a data set or a file of problems, and {problems} makes its questions up: leave it out"
+        )
+    places = ["{problem}", *(["{unit}"] if problems in SPECS and "{unit}" in SPECS[problems].prompt else [])]
+    for place in places:
+        if place not in wording:
+            raise ValueError(f"--wording {quoted(wording)} has no {place}: write {place} where it belongs")
+    template = wording.replace("{", "{{").replace("}", "}}")
+    for place in places:
+        template = template.replace(f"{{{place}}}", place)
+    return {"prompt": template}
+
+
 def task_line(options: Any) -> str:
     """What a data set's answers are sampled by, and what of that is its own; "" for problems that are none."""
     from reasoning_evals.tasks import SPECS
 
-    name = getattr(options, "problems", "")
+    name, own_words = getattr(options, "problems", ""), getattr(options, "wording", None)
     if name not in SPECS:
-        own_words = name != "lab" and getattr(options, "wording", None)
-        return f"problems {name}: asked in your words: {' '.join(own_words.split())}" if own_words else ""
+        return "" if own_words is None else f"asked with: {' '.join(own_words.split())}"
     taken = Usual(
         options.num_samples, options.heat * (not options.takes_most_likely), options.nucleus, options.token_limit
     )
     own = usual_of(name, options.model)
-    text = options.wording or SPECS[name].prompt.replace("{{}}", "{}")
-    words = " ".join(text.replace(_PROBLEM, "").split()) or "the bare question"
+    asked = SPECS[name].prompt.replace("{{}}", "{}") if own_words is None else own_words
+    words = " ".join(asked.replace("{problem}", "").split()) or "the bare question"
     whose = "its own defaults" if taken == own else f"its own defaults: {_in_words(own)}"
-    return f"task {name}: {_in_words(taken)} ({whose}); asked {'in your words' if options.wording else 'with'}: {words}"
+    return f"task {name}: {_in_words(taken)} ({whose}); asked with: {words}"
 
 
 def _in_words(usual: Usual) -> str:

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from launch.cli.generate import Generate
 from launch.cli.main import main as command_line
 from launch.core import beforehand
 from launch.core.beforehand import BATCHES, _Held, _most_rows
-from launch.core.option_checks import refuse_idle
 from launch.core.options import ProblemOptions
 from launch.core.prompt_options import task_line
 from launch.jobs.experts_options import Options
@@ -63,9 +61,9 @@ def test_the_largest_number_that_fits_is_taken(most: int) -> None:
 
 
 def test_ranks_with_rows_of_their_own_count_all_of_them() -> None:
-    assert _most_rows(holding(16, shared=32), 64, 8) == (16, "plain, 16")
-    assert _most_rows(holding(1, shared=64), 64, 8) == (64, "tp_ep, 64")
-    assert _most_rows(holding(0, shared=8), 64, 8) == (8, "tp_ep, 8")
+    assert _most_rows(holding(16, shared=32), 64, 8) == (16, _Held("plain", "plain, 16"))
+    assert _most_rows(holding(1, shared=64), 64, 8) == (64, _Held("tp_ep", "tp_ep, 64"))
+    assert _most_rows(holding(0, shared=8), 64, 8) == (8, _Held("tp_ep", "tp_ep, 8"))
     with pytest.raises(ValueError, match="1 rows do not fit"):
         _most_rows(holding(0), 64, 8)
 
@@ -85,13 +83,16 @@ def test_the_batch_is_stored_and_a_smaller_machine_goes_on_with_it(
     ]
     out = tmp_path / "run"
     assert command_line([*job, "--out", str(out)]) == 0
-    assert "batch: 8 rows of up to" in capsys.readouterr().out
-    assert json.loads((out / "run.json").read_text())["config"]["sampling"]["batch_size"] == 8
+    said = capsys.readouterr().out
+    assert "batch: 8 rows of up to" in said
+    assert "as many as fit, and up to 64 where answers turn out shorter; plain, 8" in said
+    assert json.loads((out / "run.json").read_text())["config"]["sampling"]["batch_size"] == 64
     lines = (out / "generations.jsonl").read_bytes().splitlines(keepends=True)
     (out / "generations.jsonl").write_bytes(b"".join(lines[:4]))
     monkeypatch.setattr(beforehand, "_fits", lambda *_: holding(2))
     assert command_line([*job, "--out", str(out)]) == 0
-    assert "batch: 8 rows, as this run began, 2 of them at once, which is what fits here" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "batch: 64 rows, as this run began, 2 of them at once, which is what fits here, and up to 64" in said
     again = (out / "generations.jsonl").read_text().splitlines()
     tokens = {line["problem_id"]: line["token_ids"] for line in map(json.loads, again)}
     assert tokens == {line["problem_id"]: line["token_ids"] for line in map(json.loads, lines)}
@@ -156,24 +157,6 @@ def test_a_task_brings_its_own_sampling_and_an_option_wins(name: str) -> None:
     assert task_line(own).startswith(
         f"task {name}: 2 samples, temperature 0.9, top-p 0.5, at most 77 new tokens (its own"
     )
-
-
-def test_a_wording_that_would_not_be_asked_is_refused_in_one_line() -> None:
-    with pytest.raises(ValueError, match=r"--prompt-wording 'Sum it' has no \{problem\}: write it where the problem"):
-        ProblemOptions(problems="gsm8k", prompt_wording="Sum it")
-    with pytest.raises(ValueError, match="data sets and files, and reasoning_gym makes its own prompts: leave it out"):
-        ProblemOptions(problems="reasoning_gym", prompt_wording="Sum: {problem}")
-    with pytest.raises(
-        ValueError, match="--prompt-wording Sum: {problem} is for a task, and the lab makes its problems"
-    ):
-        refuse_idle(ProblemOptions(prompt_wording="Sum: {problem}"))
-    with pytest.raises(
-        ValueError, match="--prompt-wording Sum: {problem} is for a task, and the lab makes its problems"
-    ):
-        Generate(out="run", prompt_wording="Sum: {problem}").run()
-    refuse_idle(ProblemOptions(problems="mine.jsonl", prompt_wording="Sum: {problem}"))
-    asked = ProblemOptions(problems="mine.jsonl", prompt_wording="In {x}: {problem} \\boxed{}").asked_with
-    assert asked["prompt"].format(problem="2+2") == "In {x}: 2+2 \\boxed{}"
 
 
 def test_problems_of_ones_own_keep_the_usual_sampling() -> None:

@@ -182,28 +182,6 @@ def test_a_file_of_problems(tmp_path: Path) -> None:
     assert (comparison["task"], comparison["num_problems"]) == ("mine", 3)
 
 
-def test_the_wording_of_a_task_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"question": f"What is {n} + 2?", "answer": f"so\n#### {n + 2}"} for n in range(3)]
-    (tmp_path / "gsm8k").mkdir()
-    (tmp_path / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = tmp_path / "words.txt"
-    words.write_text("Sum: {problem} Write \\boxed{...}.\n")
-    out = tmp_path / "run"
-    command = [*SMALL, "--problems", "gsm8k", "--data-dir", str(tmp_path), "--num-problems", "2", "--samples", "1"]
-    command += ["--max-new-tokens", "4", "--arms", "baseline", "nowait", "--out", str(out), "--prompt-wording"]
-    assert main([*command, str(words)]) == 0
-    assert "asked in your words: Sum: Write \\boxed{...}.\n" in capsys.readouterr().out
-    asked = [json.loads(line)["prompt"] for line in (out / "problems.jsonl").read_text().splitlines()]
-    assert asked == [f"Sum: What is {n} + 2? Write \\boxed{{...}}." for n in range(2)]
-    stored = json.loads((out / "run.json").read_text())
-    assert stored["options"]["prompt_wording"] == "Sum: {problem} Write \\boxed{...}."
-    assert all(prompt in (out / "generations.jsonl").read_text() for prompt in ("Sum: What is 0", "Sum: What is 1"))
-    words.unlink()
-    assert main([*command, stored["options"]["prompt_wording"]]) == 0, "the same words: the run is complete"
-    assert main([*command, "Other: {problem}"]) == 1
-    assert main([*command[:-1]]) == 1, "the task's own words are others too"
-
-
 def test_words() -> None:
     assert [rule.numbers for rule in parse_arm("tip:3,600+budget:0")] == [(3.0, 600.0), (0.0,)]
     assert arm_name(parse_arm("plan:/some/where/my.plan.json+budget:64")) == "plan:my.plan+budget:64"
