@@ -4,8 +4,8 @@ A verdict needs more than its t test. With one sample a problem it is the exact 
 test, each at the first threshold of Holm's procedure, alpha / number of comparisons. The power here is that of this decision: exact
 for McNemar, simulated for the other two, with the noise of the run at hand.
 
-What is assumed of a true effect: with several samples, that the share of units (problems, or clusters of them) that change is the run's
-own, so that the effect sits in the units that can change. With one sample, that the effect adds the same to the rate of every problem
+What is assumed of a true effect: with several samples, that it sits in the units (problems, or clusters of them) that change, as many
+as in the run and a share of the effect's size more. With one sample, that the effect adds the same to the rate of every problem
 that can change, so that gains take the place of failures: with a rate m of these, an effect d lets a share changed + d (1 - 2 m) change;
 m is not known from one sample, and taken between 1/2 and the baseline's accuracy, a quarter of the way: problems that can change are
 those in between. In both, where the effect is larger than that share, all units that change have gained.
@@ -99,25 +99,24 @@ def many_samples(
     """Several samples a problem, or clusters: t test and sign-flip test over ``num_units`` units.
 
     ``values``: the differences of units that changed (any scale and centre, the spread is drawn from them), ``changed``: their share,
-    ``se``: the standard error of the mean difference. ``most``: the largest difference of one unit; an effect larger than
-    changed * most needs more units that change.
+    ``se``: the standard error of the mean difference. ``most``: the largest difference of one unit: an effect makes a
+    share effect / most of the units change beside those that do without it.
     """
     if num_units * changed > LARGE:
         return _normal(num_units, changed, se, alpha)
     runs = max(1000, min(2000, 200_000 // num_units))
     random = np.random.default_rng(seed)
-    moved_RU = random.random((runs, num_units)) < changed
+    place_RU = random.random((runs, num_units))
     shape = np.sort(np.asarray(values, dtype=np.float64))  # sorted: the order of problems changes nothing
-    drawn_RU = random.choice(shape - shape.mean(), (runs, num_units)) * moved_RU
+    drawn_RU = random.choice(shape - shape.mean(), (runs, num_units)) * (place_RU < changed)
     # The draws have the run's own standard error: their spread in all units is se * sqrt(units).
     spread = math.sqrt(float(shape.var()) * changed)
     drawn_RU *= se * math.sqrt(num_units) / spread if spread > 0 else 0.0
     border = float(stats.t.ppf(1 - alpha / 2, num_units - 1))
 
     def decide(effect: float) -> Decision:
-        share = max(changed, min(1.0, effect / most))
-        moved = moved_RU if share == changed else random.random((runs, num_units)) < share
-        values_RU = drawn_RU + (effect / share) * moved
+        share = min(1.0, changed + effect / most)
+        values_RU = drawn_RU + (effect / share) * (place_RU < share)
         mean_R = values_RU.mean(1)
         square_R = np.einsum("ru,ru->r", values_RU, values_RU) / num_units - mean_R**2
         shown_R = mean_R * math.sqrt(num_units - 1) > border * np.sqrt(np.maximum(square_R, 0))
@@ -132,11 +131,12 @@ def many_samples(
 
 
 def _normal(num_units: int, changed: float, se: float, alpha: float) -> Decide:
-    """The t test with many units. An effect that sits in a share of the units adds to their spread."""
+    """The t test with many units, effects up to 1. One that sits in a share of the units adds to their spread."""
     border = float(stats.t.ppf(1 - alpha / 2, num_units - 1))
 
     def decide(effect: float) -> Decision:
-        own = math.sqrt(se**2 + effect**2 * max(0.0, 1 / changed - 1) / num_units)
+        share = min(1.0, changed + effect) if changed < 1 else 1.0
+        own = math.sqrt(se**2 + effect**2 * (1 / share - 1) / num_units)
         if own == 0:
             return Decision(1.0, 1.0)
         z = border - effect / own
