@@ -19,7 +19,7 @@ from typing import NamedTuple
 from reasoning_evals.grading import TIME_LIMIT, WorkerPool, grade_answer, read_amount
 from reasoning_evals.problems import Problem
 from reasoning_evals.thoughts.segments import SWITCH_MARKERS, Segment, cut_second_solutions, segment_thought
-from reasoning_evals.thoughts.stated import candidates, concludes
+from reasoning_evals.thoughts.stated import candidates, concludes, placed_candidates
 
 Judge = Callable[[Problem, str], bool]
 """Whether an answer to the problem is right."""
@@ -113,7 +113,9 @@ def trace_thought(
     segments = cut_second_solutions(
         thought,
         segment_thought(thought, markers),
-        lambda text: [_canonical(answer, problem.answer_type) for answer in candidates(text, problem.answer_type)],
+        lambda text: [
+            (at, _canonical(answer, problem.answer_type)) for at, answer in placed_candidates(text, problem.answer_type)
+        ],
         concludes,
     )
     attempts = tuple(_attempt(problem, segment, count_tokens, judge) for segment in segments)

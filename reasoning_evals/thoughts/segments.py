@@ -23,6 +23,7 @@ _SENTENCE_START = r"(?:^|(?<=[.!?\n])|(?<=[.!?][\"')\]]))\s*(?:\*\*|[*_]|- |\d+[
 _INTERJECTION = r"(?:(?:oh|ah|okay|ok|no|so|and|well|hey|yes|yeah|but|um|uh)\b(?:\s+no)?[,.!…]*\s+){0,2}"
 _ADVERB = r"(?:[*_]{0,2}(?:just|quickly|also|now|first|really|carefully|briefly|simply|still)[*_]{0,2}\s+){0,2}"
 _SAYS_SOMETHING = re.compile(r"\d|=|\([A-J]\)")
+_CALCULATION = re.compile(r"\d\s*[-+*/×·^=]|=")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _SUMMARY = re.compile(
     r"\s*(?:\*\*)?(?:so|thus|therefore|hence|final|the (?:final )?answer|that's|that is|i'?m |i am |answer|done|in conclusion|in summary|"
@@ -60,27 +61,30 @@ def segment_thought(
 
 
 def cut_second_solutions(
-    thought: str, segments: Sequence[Segment], states: Callable[[str], Sequence[str]], concludes: Callable[[str], bool]
+    thought: str,
+    segments: Sequence[Segment],
+    states: Callable[[str], Sequence[tuple[int, str]]],
+    concludes: Callable[[str], bool],
 ) -> tuple[Segment, ...]:
     """Cut segments where a second solution begins without a marker: after a sentence that gives the answer (``concludes``: a box, "answer
-    is"), or a paragraph that states one, if what follows is no summary and states an answer again (``states``: its answers in order)."""
+    is"), or after a paragraph whose last answer is stated again later; if what follows is a calculation, and no summary, that states
+    an answer. ``states``: places and answers of a text, in order."""
     bounds: list[int] = []
-    for start, end, text in segments:
+    for start, _, text in segments:
         bounds.append(start)
-        last = 0
-        for match in _SENTENCE_END.finditer(text):
-            done, rest = text[last : match.end()], text[match.end() :]
-            paragraph = rest.startswith("\n")
-            if not (match[0] != "\n" or paragraph) or len(rest.strip()) < MIN_CHARS or _SUMMARY.match(rest):
+        stated = states(text)
+        done = 0
+        for match in _SENTENCE_END.finditer(text) if len(stated) > 1 else ():
+            cut = match.end()
+            before = [answer for at, answer in stated if done <= at < cut]
+            after = [answer for at, answer in stated if at >= cut]
+            if not before or not after or len(text) - cut < MIN_CHARS or _SUMMARY.match(text, cut):
                 continue
-            before = states(done)
-            if not before or not (concludes(done[done[:-1].rfind("\n") + 1 :]) or paragraph):
-                continue
-            after = states(rest)
-            if after and re.search(r"\d\s*[-+*/×·^=]|=", rest) and (concludes(done) or before[-1] in after):
-                bounds.append(start + match.end())
-                last = match.end()
-        assert end == start + len(text)
+            sentence = text[max(done, text.rfind("\n", 0, match.start()) + 1) : cut]
+            again = text.startswith("\n", cut) and before[-1] in after
+            if (again or concludes(sentence)) and _CALCULATION.search(text, cut):
+                bounds.append(start + cut)
+                done = cut
     return _between(thought, bounds) if bounds else ()
 
 

@@ -35,15 +35,18 @@ def candidates(text: str, answer_type: str) -> list[str]:
     Values of several symbols, "a = 7. And b = 5", are givens and steps: none of them is stated as the answer unless a word like "so"
     concludes it. Nor are options that are listed: "options are (A), (B), (C)".
     """
+    return [answer for _, answer in placed_candidates(text, answer_type)][-MAX_CANDIDATES:]
+
+
+def placed_candidates(text: str, answer_type: str) -> list[tuple[int, str]]:
+    """All of them, with their places in the text."""
     found = [(text.rfind(box), box) for box in boxes(text)]
     found += [(match.start(1), match[1]) for match in _STATED.finditer(text)]
     if answer_type == "choice":
         found += _options(text)
     elif answer_type != "list":
         found += _numbers(text)
-    return [answer.replace("$", "").replace("\\(", "").strip(" *") for _, answer in sorted(set(found))][
-        -MAX_CANDIDATES:
-    ]
+    return [(at, answer.replace("$", "").replace("\\(", "").strip(" *")) for at, answer in sorted(set(found))]
 
 
 def concludes(text: str) -> bool:
