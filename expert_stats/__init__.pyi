@@ -1,6 +1,7 @@
 from expert_stats.collect import batches as batches
 from expert_stats.collect import collect_counts as collect_counts
 from expert_stats.collect import reduce_counts as reduce_counts
+from expert_stats.collect import run_traces as run_traces
 from expert_stats.counter import BASES as BASES
 from expert_stats.counter import RoutingCounter as RoutingCounter
 from expert_stats.counts import RoutingCounts as RoutingCounts
@@ -12,6 +13,13 @@ from expert_stats.plots import DosePoint as DosePoint
 from expert_stats.plots import dose_response as dose_response
 from expert_stats.plots import heat_map as heat_map
 from expert_stats.plots import rank_stability as rank_stability
+from expert_stats.recorder import RoutingRecorder as RoutingRecorder
+from expert_stats.recorder import TraceFiring as TraceFiring
+from expert_stats.rollouts import Rollout as Rollout
+from expert_stats.rollouts import read_rollouts as read_rollouts
+from expert_stats.routed import RoutedTrace as RoutedTrace
+from expert_stats.routed import count_routed as count_routed
+from expert_stats.routed import routed_trace as routed_trace
 from expert_stats.scores import ExpertScores as ExpertScores
 from expert_stats.select import select_experts as select_experts
 from expert_stats.select import select_placebo as select_placebo

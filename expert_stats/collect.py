@@ -58,19 +58,33 @@ def collect_counts(
         routers=router_digest(model),
         versions={"torch": (torch.__version__,), "transformers": (version("transformers"),)},
     )
+    run_traces(model, traces, counter, tokens_per_batch=tokens_per_batch, batch_size=batch_size, progress=progress)
+    return counter.finish()
+
+
+def run_traces(
+    model: Any,
+    traces: Sequence[Trace],
+    sink: Any,
+    *,
+    tokens_per_batch: int = 8192,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> None:
+    """Run traces through the decoder, each once with its own tokens as input. ``sink``: a `RoutingCounter`, or what has its
+    ``expect`` and call."""
     inner, body = unwrap(model), decoder(model)
     device = inner.get_input_embeddings().weight.device
     was_training = inner.training
     inner.eval()  # a router may add noise in training mode
     try:
-        with torch.no_grad(), observe_routing(model, counter):
+        with torch.no_grad(), observe_routing(model, sink):
             for batch in _with_progress(list(batches(traces, tokens_per_batch, batch_size)), progress):
                 width = max(len(trace.token_ids) for trace in batch)
-                counter.expect(batch, width)
+                sink.expect(batch, width)
                 body(**_padded(batch, width, device), use_cache=False)
     finally:
         inner.train(was_training)
-    return counter.finish()
 
 
 def batches(traces: Sequence[Trace], tokens_per_batch: int, batch_size: int | None = None) -> Iterator[list[Trace]]:

@@ -22,7 +22,7 @@ FLOORS = {
         {"gguf"}, {"directions"}, {"contrasts"}, {"steering", "selfcheck", "loading"}, {"baking"},
     ),
     "expert_stats": (
-        {"counts", "scores"}, {"counter", "npmi"}, {"collect", "select", "plots"},
+        {"counts", "scores", "rollouts", "recorder"}, {"counter", "npmi"}, {"collect", "routed", "select", "plots"},
     ),
     "reasoning_evals": (
         {"problems", "answers", "thinking", "prompts", "decoding"},

@@ -10,6 +10,9 @@ from launch.core.options import ModelOptions
 from launch.jobs.stats import CountingOptions, ScoringOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from expert_stats import RoutingCounts
     from launch.core.ranks import Ranks
 
 
@@ -20,6 +23,11 @@ class Collect(CountingOptions, ModelOptions):
     Long collections that can be interrupted, and several ranks: deepspeed --num_gpus 8 launch/collect_stats.py ...
     """
 
+    traces: tuple[str, ...] = ()
+    """Trace files, generations*.jsonl files, or folders of runs; or --routed."""
+    routed: tuple[str, ...] = ()
+    """In place of --traces: files or folders of responses with the routing that their engine recorded (routed_experts of vLLM,
+    SGLang and training frameworks; JSON, JSON lines, parquet; expert_stats/rollouts.py has the forms). No weights are loaded."""
     out: str
     """Counts file to write (safetensors)."""
     add_to: tuple[str, ...] = ()
@@ -28,6 +36,7 @@ class Collect(CountingOptions, ModelOptions):
     def run(self) -> int:
         """Write the counts and say what was counted."""
         refuse_idle(self)
+        self._check_source()
         from launch.core.ranks import ranks_of_this_run
 
         with ranks_of_this_run() as ranks:
@@ -39,9 +48,12 @@ class Collect(CountingOptions, ModelOptions):
 
         from expert_stats import MarkerSet, RoutingCounts
         from launch.core.session import load_asked
-        from launch.core.wiring import collect_over_ranks, counted, read_any_traces
+        from launch.core.wiring import collect_over_ranks, read_any_traces
 
         earlier = [RoutingCounts.load(path) for path in self.add_to]
+        if self.routed:
+            self._finish(self._recorded(), earlier)
+            return
         model, tokenizer = load_asked(self, batch=1, context=None)
         markers = MarkerSet.from_tokenizer(tokenizer, self.markers, position=self.position)
         traces = read_any_traces(self.traces, tokenizer, self.arm)
@@ -54,8 +66,39 @@ class Collect(CountingOptions, ModelOptions):
             tokens_per_batch=self.tokens_per_batch,
             progress=ranks.is_main and sys.stderr.isatty(),
         )
-        if not ranks.is_main:
-            return
+        if ranks.is_main:
+            self._finish(counts, earlier)
+
+    def _check_source(self) -> None:
+        if bool(self.traces) == bool(self.routed):
+            raise ValueError(
+                "give --traces, or --routed with responses whose routing an engine recorded: one of the two"
+            )
+        forward = ("arm", "backend", "dtype", "offload", "max_memory", "tokens_per_batch")
+        given = [name for name in forward if getattr(self, name) != getattr(type(self), name)]
+        if self.routed and given:
+            raise ValueError(
+                f"--{given[0].replace('_', '-')} is for a forward pass, and --routed needs none: leave it out"
+            )
+
+    def _recorded(self) -> RoutingCounts:
+        """The counts of --routed, from the model's configuration and tokenizer alone."""
+        from expert_stats import MarkerSet, count_routed
+        from launch.core.beforehand import look
+        from launch.core.wiring import read_routed
+
+        known = look(self)
+        if known.shape is None:
+            raise ValueError(
+                f"the layers of {self.model} cannot be told from its configuration: count its traces with --traces"
+            )
+        markers = MarkerSet.from_tokenizer(known.tokenizer, self.markers, position=self.position)
+        routed = read_routed(self.routed, known.tokenizer, known.shape)
+        return count_routed(routed, known.shape, markers, base=self.base)
+
+    def _finish(self, counts: RoutingCounts, earlier: Sequence[RoutingCounts]) -> None:
+        from launch.core.wiring import counted
+
         for other in earlier:
             counts = counts + other
         counts.save(self.out)

@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "launch.cli.comparing:Compare",
     "thinking": "launch.cli.thinking:Thinking",
     "report": "launch.cli.reading:Report",
+    "inspect": "launch.cli.reading:Inspect",
     "export": "launch.cli.reading:Export",
     "train-sae": "launch.cli.saes:TrainSAE",
     "sae-fit": "launch.cli.saes:FitSAE",

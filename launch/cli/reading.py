@@ -1,6 +1,6 @@
 """``moe-steer export``: a graded run in the formats that other tools read.
 
-``moe-steer report``: a run folder -> report.md and report.html.
+``moe-steer report``: a run folder -> report.md and report.html. ``moe-steer inspect``: where chosen experts fire, token by token.
 """
 
 from __future__ import annotations
@@ -37,6 +37,48 @@ class Report:
         rows = grade_run(folder)
         write_pages(with_caps(build_report(folder, title=self.title), rows, self.caps), folder)
         print(f"report: {folder / 'report.html'}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Look at answers of a run token by token: where chosen experts fire, how strongly, at which marks; a table here, and a page.
+
+    What the main job left is shown at once. --again, or another run of a mixture-of-experts model, loads the model and runs the
+    answers through it once more, each steered as its arm was.
+    """
+
+    folder: Annotated[str, tyro.conf.Positional]
+    """Folder of the main job, or of any run with generations."""
+    again: bool = False
+    """Record the traces again, though the folder has some."""
+    num: int = 6
+    """Problems whose first answers are recorded, in every arm."""
+    each: bool = False
+    """A line for each trace, instead of one for each arm."""
+    experts: tuple[str, ...] = ()
+    """Experts to record, as LAYER:EXPERT; default those of the plans and the best of the scores."""
+    model: str | None = None
+    """Model to load; default the one that the run names."""
+    backend: str = "auto"
+    """How the model is held; see moe_steer.load_model."""
+
+    def run(self) -> int:
+        """Print the table, and say where the page is."""
+        from launch.core.option_checks import check_counts
+        from launch.core.trace_views import inspect_run
+        from reasoning_evals.report import PAGE_FILE, VIEWS_FILE, TraceViews
+
+        check_counts(self, ("num",))
+        folder = Path(self.folder)
+        asked = self.again or self.experts or self.model is not None
+        if asked or not (folder / VIEWS_FILE).is_file():
+            views = inspect_run(folder, self.num, self.experts, self.model, self.backend)
+            views.save(folder)
+        else:
+            views = TraceViews.load(folder)
+        print(views.table(self.each))
+        print(f"page: {folder / PAGE_FILE}")
         return 0
 
 

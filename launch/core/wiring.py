@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from expert_stats import (
     MarkerSet,
+    RoutedTrace,
     RoutingCounts,
     Trace,
     batches,
     collect_counts,
+    read_rollouts,
     read_traces,
     reduce_counts,
+    routed_trace,
     trace_from_ids,
 )
 from launch.core.ranks import Ranks
 from moe_steer import SteeringPlan
 from moe_steer.backends import layout_of, lockstep
+from moe_steer.layers import ModelShape
 from moe_steer.thinking import thinking_format, token_tags
 from reasoning_evals import Completion
 from reasoning_evals.runs import read_completions
@@ -74,6 +79,23 @@ def read_any_traces(paths: Sequence[str], tokenizer: Any, arm: str | None = None
     if not found:
         raise ValueError(f"{', '.join(paths)} hold no traces: there is nothing to count")
     return found
+
+
+def read_routed(paths: Sequence[str], tokenizer: Any, shape: ModelShape) -> Iterator[RoutedTrace]:
+    """Responses with the routing that their engine recorded, one by one, held against the model's shape and tokenizer."""
+    tags = token_tags(tokenizer)
+    seen: Counter[str] = Counter()
+    for rollout in (rollout for path in paths for rollout in read_rollouts(path)):
+        name = f"{rollout.problem}#{seen[rollout.problem]}"
+        seen[rollout.problem] += 1
+        try:
+            trace = trace_from_ids(name, rollout.prompt_ids, rollout.response_ids, tags)
+            if max(trace.token_ids) >= len(tokenizer):
+                raise ValueError(f"token {max(trace.token_ids)} is none of this model's {len(tokenizer)}: {_ANOTHER}")
+            item = routed_trace(trace, rollout.topk_ids, shape, first=rollout.first, topk_weights=rollout.topk_weights)
+        except ValueError as error:
+            raise ValueError(f"{rollout.where}: {error}") from error
+        yield item
 
 
 def _of_arm(file: Path, completions: list[Completion], arm: str | None) -> list[Completion]:

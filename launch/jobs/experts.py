@@ -17,16 +17,21 @@ from launch.core.options import options_from
 from launch.core.problem_sets import ProblemSets, problem_sets
 from launch.core.ranks import Ranks
 from launch.core.session import Session
+from launch.core.trace_views import experts_to_show, first_answers, views_of
 from launch.core.wiring import broadcast_plan, collect_over_ranks, markers_for, parse_coefficients, traces_of
 from launch.jobs.experts_findings import Outcome, findings_of, gain_name, num_correct
 from launch.jobs.experts_options import Options
 from moe_steer import ExpertGain, SteeringPlan
+from moe_steer.backends import layout_of, lockstep
 from moe_steer.layers import ModelShape, model_shape
 from moe_steer.presets import PAPER_GAIN, preset_plan
 from reasoning_evals import Problem
+from reasoning_evals.report import VIEWS_FILE
 from reasoning_evals.runs import GradeRow, grade_run, read_generations, read_run
 
 NAME = "steer_r1"
+TRACES = 6
+"""Test problems whose first answers can be read token by token."""
 CALIBRATION = 64
 """Unsteered answers that firing rates are taken from when the plan is given."""
 
@@ -69,6 +74,7 @@ def run(options: Options, ranks: Ranks) -> None:
     arms = {"baseline": None, "steered": plan, **({"placebo": placebo} if placebo else {})}
     ranks.say(f"{last}  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {', '.join(arms)}")
     test = sample(session, "test", arms, sets.test, k)
+    keep_traces(session, options, arms, scores)
     findings = None
     if ranks.is_main:
         plan.save(session.folder / "plan.json")
@@ -134,6 +140,36 @@ def find_experts(session: Session, options: Options, step: str) -> ExpertScores:
     if session.ranks.is_main:
         scores.save(session.folder / "scores.json")
     return scores
+
+
+def keep_traces(
+    session: Session, options: Options, plans: dict[str, SteeringPlan | None], scores: ExpertScores | None
+) -> None:
+    """Leave some answers of the test in the folder, with the tokens at which the experts fired, and the page to read them on."""
+    experts = experts_to_show(plans, scores)
+    ranks, layout = session.ranks, layout_of(session.model)
+    found = (session.folder / VIEWS_FILE).is_file() if ranks.is_main else None
+    if not experts or ranks.broadcast(found):
+        return
+    answers = None
+    if ranks.is_main:
+        answers = first_answers(list(read_generations(session.folder / "test")), list(plans), TRACES)
+    answers = ranks.broadcast(answers)
+    with lockstep(session.model):
+        if ranks.is_main or layout.same_tokens:
+            views = views_of(
+                session.model,
+                session.tokenizer,
+                answers,
+                plans,
+                experts,
+                markers_for(session.tokenizer, options.markers, {}),
+                title=f"{options.model}: {session.options.run_name}",
+                graded=session.folder / "test" if ranks.is_main else None,
+            )
+    if ranks.is_main:
+        views.save(session.folder)
+    ranks.barrier()
 
 
 def given_plan(options: Options) -> SteeringPlan | None:

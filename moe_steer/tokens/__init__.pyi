@@ -6,6 +6,7 @@ from moe_steer.tokens.markers import text_notes as text_notes
 from moe_steer.tokens.positions import PositionTracker as PositionTracker
 from moe_steer.tokens.positions import SpecialTokens as SpecialTokens
 from moe_steer.tokens.positions import remember_tokenizer as remember_tokenizer
+from moe_steer.tokens.positions import scoped_positions as scoped_positions
 from moe_steer.tokens.positions import special_tokens as special_tokens
 from moe_steer.tokens.positions import tag_scopes as tag_scopes
 from moe_steer.tokens.positions import tokenizer_of as tokenizer_of

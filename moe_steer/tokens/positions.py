@@ -237,6 +237,17 @@ class PositionTracker:
         return self._classes_V[ids_BS.clamp(max=len(self._classes_V) - 1)]
 
 
+def scoped_positions(scope: str, tokenizer: Any, token_ids: Sequence[int], prompt_length: int) -> list[int]:
+    """The tokens of one whole text that are in a scope; none where the model has no such tokens at all."""
+    try:
+        tracker = PositionTracker([scope], special_tokens(tokenizer), [prompt_length])
+    except ValueError:  # a model that does not think has no thought
+        return []
+    tracker.before({"input_ids": torch.tensor([list(token_ids)]), "use_cache": False})
+    mask_T = tracker.mask(scope)
+    return list(range(len(token_ids))) if mask_T is None else mask_T.nonzero()[:, 0].tolist()
+
+
 def _carried(before_B: Tensor, value_BS: Tensor, counts_BS: Tensor) -> Tensor:
     """[B, 1 + S]: ``before_B``, then at each token the value of the latest real token so far."""
     value_BS = value_BS.to(before_B.dtype)

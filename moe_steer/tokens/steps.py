@@ -3,8 +3,9 @@
 Most full stops are seen at once: ".\n" or "?" ends a sentence by its own text, and so does "." after a word. A "." after a
 digit or a single letter may go on ("3.14", "e.g."), and so may "...": there the next token is needed, and the sentence ends
 at that next token, if it begins with white space. No sentence ends after an abbreviation ("approx.", "i.e."), or after the
-number of a list ("2." at the start of a line). LaTeX's and Markdown's closers may stand behind the stop (".$", ".}", ".**").
-A single capital letter ends a sentence ("at the point B. Then"): in reasoning that is far commoner than the initial of a name.
+number or letter of a list ("2.", "B." at the start of a line). LaTeX's and Markdown's closers may stand behind the stop (".$",
+".}", ".**"). Whether a single capital ends a sentence ("at the point B. Then") or is an initial ("R. Feynman"), that next token
+decides too, by its word (``initials``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
+
+from moe_steer.tokens.initials import ends_in_formula, goes_on_a_name, is_capital
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +28,13 @@ digit. LETTER: it is one letter. NUMBER: it is digits alone. SHORT: a full stop 
 marks or blanks, which may stand before the number of a list."""
 ANY_STOP = 16384
 """Its text ends in a full stop, question or exclamation mark, whatever stands before and after it."""
-AT_START, WAITS = 4096, 8192
+CAPITAL, FORMULA, NAME = 32768, 65536, 131072
+"""CAPITAL: it is one capital letter, a full stop may follow. FORMULA: it ends in a digit or sign, after which a capital is no
+initial. NAME: its word goes on a name after an initial."""
+AT_START, WAITS, INITIAL, LABEL = 4096, 8192, 262144, 524288
 """Bits of a row's last token, from those before it. AT_START: only marks and digits stand between it and the start of its line.
-WAITS: it ends in a full stop, and the next token decides."""
+WAITS: it ends in a full stop, and the next token decides. INITIAL: it is a capital that may be an initial, or the stop after
+it. LABEL: it is one letter at the start of its line."""
 
 _CLOSERS = r"[\"'\u2019\u201d)\]*}$|]|\\\)|\\\]"
 _ENDS_SENTENCE = re.compile(rf"(?:(?:(?<!\\)!|[?\u3002\uff01\uff1f])(?:{_CLOSERS})*\s*|\.(?:{_CLOSERS})+\s*|\.\s+)\Z")
@@ -79,9 +86,14 @@ def token_class(text: str) -> int:
     bits |= NUMBER if word.isdigit() else 0
     bits |= LETTER if len(letters) == 1 and letters.isalpha() else 0
     bits |= MARKUP if _MARKUP.match(text) else 0
+    bits |= CAPITAL if is_capital(text) else 0
+    bits |= FORMULA if ends_in_formula(text) else 0
+    bits |= NAME if goes_on_a_name(text) else 0
     short = _is_abbreviation(letters) or re.fullmatch(r"\.[A-Za-z]", word) is not None
     bits |= SHORT if short else 0
     found = _WORD_AND_STOP.search(text)
+    if bits & CAPITAL and found:
+        return bits | STOP
     if found and (len(found[1]) == 1 or _is_abbreviation(found[1])):
         return bits  # an abbreviation in one token
     if _ENDS_SENTENCE.search(text):
@@ -122,12 +134,20 @@ def sentence_ends(before_B: Tensor, bits_BS: Tensor, real_BS: Tensor, carried: C
     ]
     bits_BS = bits_BS | starts_BS
     last_BS = carried(before_B, bits_BS, real_BS)[:, :-1]
+    at_start_BS = _has(last_BS, AT_START)
+    bits_BS = bits_BS | torch.where(_has(bits_BS, LETTER) & at_start_BS, LABEL, 0)
+    free_BS = at_start_BS | ~_has(last_BS, FORMULA)
+    bits_BS = bits_BS | torch.where(_has(bits_BS, CAPITAL) & free_BS, INITIAL, 0)
+    last_BS = carried(before_B, bits_BS, real_BS)[:, :-1]
     number_of_list_BS = _has(last_BS, NUMBER) & _has(last_BS, AT_START)
-    no_end_BS = ~_has(bits_BS, ELLIPSIS) & (_has(last_BS, SHORT) | number_of_list_BS)
+    no_end_BS = ~_has(bits_BS, ELLIPSIS) & (_has(last_BS, SHORT | LABEL) | number_of_list_BS)
     stop_BS = _has(bits_BS, STOP) & ~no_end_BS
-    waits_BS = stop_BS & (_has(bits_BS, ELLIPSIS) | _has(last_BS, DIGIT_LAST | LETTER))
-    carried_BT = carried(before_B, bits_BS | torch.where(waits_BS, WAITS, 0), real_BS)
-    waited_BS = _has(carried_BT[:, :-1], WAITS) & _has(bits_BS, SPACE_FIRST)
+    waits_BS = stop_BS & (_has(bits_BS, ELLIPSIS | CAPITAL) | _has(last_BS, DIGIT_LAST | LETTER))
+    bits_BS = bits_BS | torch.where(waits_BS, WAITS | (last_BS & INITIAL), 0)
+    carried_BT = carried(before_B, bits_BS, real_BS)
+    last_BS = carried_BT[:, :-1]
+    name_BS = _has(last_BS, INITIAL) & _has(bits_BS, NAME)
+    waited_BS = _has(last_BS, WAITS) & _has(bits_BS, SPACE_FIRST) & ~name_BS
     return StepEnds(_has(bits_BS, SENTENCE) | (stop_BS & ~waits_BS) | waited_BS, carried_BT)
 
 

@@ -111,6 +111,9 @@ class Report:
     at_caps: Sequence[str] = ()
     """Sentences on the same samples cut at lower token limits, after the verdicts."""
 
+    traces_page: str = ""
+    """File beside the pages in which traces can be read token by token; "" for none."""
+
     def audit_columns(self) -> list[str]:
         """The fields of the audit rows, in the order of their first appearance."""
         return list(dict.fromkeys(name for rows in self.audit.values() for row in rows for name in row))

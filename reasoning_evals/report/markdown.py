@@ -24,6 +24,10 @@ def render_markdown(report: Report) -> str:
         **report.facts,
     }
     parts.append("\n".join(f"- {_inline(name)}: {_inline(value)}" for name, value in facts.items()))
+    if report.traces_page:
+        parts.append(
+            f"Answers token by token, with the experts that fire: [{report.traces_page}]({report.traces_page})"
+        )
     for title, table in report.tables.items():
         parts += [
             f"## {_inline(title)}",

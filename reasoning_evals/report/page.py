@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import json
 from importlib import resources
@@ -21,10 +22,13 @@ from reasoning_evals.report import charts
 from reasoning_evals.report import text as form
 from reasoning_evals.report.build import Report
 from reasoning_evals.report.markdown import render_markdown
+from reasoning_evals.report.trace_views import PAGE_FILE
 
 
 def write_pages(report: Report, folder: Path) -> None:
-    """Write both pages, each completely or not at all."""
+    """Write both pages, each completely or not at all. They name the page of traces, where the folder has one."""
+    if (folder / PAGE_FILE).is_file():
+        report = dataclasses.replace(report, traces_page=PAGE_FILE)
     write_whole(folder / "report.md", render_markdown(report))
     write_whole(folder / "report.html", render_html(report))
 

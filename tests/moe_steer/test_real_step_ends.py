@@ -80,3 +80,25 @@ def test_sentence_ends_are_those_of_a_regular_expression(name: str) -> None:
     assert wanted > 1500
     assert hits / found >= 0.99, f"precision {hits / found:.4f} of {found}"
     assert hits / wanted >= 0.99, f"recall {hits / wanted:.4f} of {wanted}"
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="the tokenizers are not beside the checkout")
+@pytest.mark.parametrize("name", ["deepseek-r1", "qwen-3"])
+def test_initials_are_no_ends_and_letters_at_an_end_are(name: str) -> None:
+    """The bar stands behind each token at which a sentence is known to have ended."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
+    special = special_tokens(tokenizer)
+    for marked in [
+        "As J. J. Thomson showed, it holds.| Then R. Feynman agrees.|",
+        "We choose C. However|, A. Einstein said so.|",
+        "by G. von Neumann.| The end of the U.S. army.| Prof. A. Einstein.| He",
+        "It stops at point B. Then| it turns.| So the answer is B. Wait|, no.|",
+        "The force is 5 N. Energy| is kept.| Let x = F. Current| flows.|",
+        "A. 5 m\nB. 6 m\nC. 7 m",
+    ]:
+        ids = tokenizer("<think>\n" + marked.replace("|", ""), add_special_tokens=False)["input_ids"]
+        ends = set(ends_of(ids, special))
+        shown = "".join(tokenizer.decode([token]) + "|" * (at in ends) for at, token in enumerate(ids))
+        assert shown == "<think>\n" + marked

@@ -1,0 +1,200 @@
+"""Traces of a run to look at: where chosen experts fired in them, under the plan of their own arm."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expert_stats import ExpertScores, MarkerSet, RoutingRecorder, Trace, TraceFiring, run_traces
+from launch.core.options import ModelOptions
+from launch.core.wiring import markers_for, traces_of
+from moe_steer import SteeringPlan, steer
+from moe_steer.layers import model_shape
+from moe_steer.tokens import scoped_positions
+from reasoning_evals import Completion
+from reasoning_evals.report import TraceView, TraceViews
+from reasoning_evals.runs import read_generations, read_grades, read_run
+
+Expert = tuple[int, int]
+MOST_EXPERTS = 24
+"""Experts that are recorded: those of the plans, then the best of the scores."""
+_STEP_ENDS = "step_end"
+_MARKERS = ("<think>", "</think>", "Wait", "Alternatively")
+
+
+def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | None, backend: str) -> TraceViews:
+    """Load a run's model and record the first answers of its arms. ValueError, in one line, for what the run does not say."""
+    from launch.core.session import load_asked
+
+    step = folder / "test" if (folder / "test").is_dir() else folder
+    completions = list(read_generations(step))
+    plans = _plans_of(folder, {item.arm for item in completions})
+    scores = ExpertScores.load(folder / "scores.json") if (folder / "scores.json").is_file() else None
+    experts = {_parsed(word): "named" for word in named} or experts_to_show(plans, scores)
+    if not experts:
+        raise ValueError(f"{folder} names no experts: give some as --experts LAYER:EXPERT")
+    config = read_run(folder)["config"]
+    if model_name:
+        config = config | {"model": model_name}
+    asked = ModelOptions(**_model_options(config) | {"backend": backend})
+    model, tokenizer = load_asked(asked, batch=1, context=None)
+    chosen = first_answers(completions, list(plans), num)
+    markers = markers_for(tokenizer, config.get("markers") or _MARKERS, {})
+    return views_of(
+        model, tokenizer, chosen, plans, experts, markers, title=f"{asked.model}: {folder.name}", graded=step
+    )
+
+
+def _plans_of(folder: Path, arms: Collection[str]) -> dict[str, SteeringPlan | None]:
+    """Arm -> its plan, of the arms of which the folder says it: the main job's own."""
+    files = {"steered": folder / "plan.json", "placebo": folder / "placebo.json"}
+    found: dict[str, SteeringPlan | None] = {"baseline": None} if "baseline" in arms else {}
+    found |= {arm: SteeringPlan.load(file) for arm, file in files.items() if arm in arms and file.is_file()}
+    if not found:
+        raise ValueError(
+            f"{folder} does not say how its arms ({', '.join(sorted(arms)[:8])}) were steered: give a folder of the main job, "
+            "or of unsteered answers"
+        )
+    return found
+
+
+def _model_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run says of its model, and of how its prompts were rendered."""
+    names = {item.name for item in dataclasses.fields(ModelOptions)} - {
+        "backend",
+        "offload",
+        "max_memory",
+        "local_rank",
+    }
+    if "model" not in config:
+        raise ValueError("this run does not say its model: give it as --model")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in names}
+
+
+def _parsed(word: str) -> Expert:
+    layer, colon, expert = word.partition(":")
+    if not colon or not layer.isdigit() or not expert.isdigit():
+        raise ValueError(f"--experts {word!r}: write LAYER:EXPERT, for example 3:17")
+    return int(layer), int(expert)
+
+
+def experts_to_show(plans: Mapping[str, SteeringPlan | None], scores: ExpertScores | None) -> dict[Expert, str]:
+    """(layer, expert) -> what it is in the run: the experts of the arms' plans, then those that rank highest."""
+    found: dict[Expert, str] = {}
+    for arm, plan in plans.items():
+        for entry in plan.experts if plan else ():
+            found.setdefault((entry.layer, entry.expert), "plan" if arm == "steered" else arm)
+    for rank, row in enumerate(scores.ranking() if scores else (), 1):
+        if len(found) >= MOST_EXPERTS:
+            break
+        found.setdefault((row.layer, row.expert), f"rank {rank}")
+    return found
+
+
+def views_of(
+    model: Any,
+    tokenizer: Any,
+    completions: Sequence[Completion],
+    plans: Mapping[str, SteeringPlan | None],
+    experts: Mapping[Expert, str],
+    markers: MarkerSet,
+    *,
+    title: str,
+    graded: Path | None = None,
+) -> TraceViews:
+    """Run each answer once more through the model, steered as its arm was, and keep where the experts fired.
+
+    ``plans``: arm -> its plan, None for the model as it is. ``experts``: which to record, with what each is. ``graded``: a run
+    folder with the outcomes. Every rank of a model that stretches over ranks calls this with the same arguments.
+    """
+    outcomes = _outcomes(graded) if graded else {}
+    views = []
+    for item, trace in zip(completions, traces_of(completions, tokenizer), strict=True):
+        plan = plans[item.arm]
+        recorder = RoutingRecorder(model_shape(model), experts)
+        with steer(
+            model, plan or SteeringPlan(), tokenizer=tokenizer, prompt_lengths=[trace.prompt_length], quiet=True
+        ):
+            run_traces(model, [trace], recorder)
+        fired = recorder.finish()[trace.trace_id]
+        marks = _marks(tokenizer, trace, markers)
+        if plan and (steered := _steered(tokenizer, trace, plan, fired)):
+            marks["steered"] = steered
+        views.append(
+            TraceView(
+                name=f"{item.problem_id}, sample {item.sample_idx}",
+                arm=item.arm,
+                outcome=outcomes.get((item.arm, item.problem_id, item.sample_idx), ""),
+                tokens=texts_of(tokenizer, trace.token_ids),
+                prompt_length=trace.prompt_length,
+                thought=None
+                if trace.thought_start is None
+                else (
+                    trace.thought_start,
+                    trace.thought_end if trace.thought_end is not None else len(trace.token_ids),
+                ),
+                marks=marks,
+                fired={
+                    _name(expert): {
+                        "at": fired[expert].positions_N.tolist(),
+                        "weight": [round(float(weight), 4) for weight in fired[expert].weights_N],
+                    }
+                    for expert in experts
+                    if expert in fired
+                },
+            )
+        )
+    return TraceViews(title=title, experts={_name(expert): role for expert, role in experts.items()}, traces=views)
+
+
+def first_answers(completions: Sequence[Completion], arms: Sequence[str], num: int) -> list[Completion]:
+    """The first sample of the first ``num`` problems, arm beside arm."""
+    problems = list(dict.fromkeys(item.problem_id for item in completions))[:num]
+    found = {(item.problem_id, item.arm): item for item in completions if item.sample_idx == 0}
+    return [found[problem, arm] for problem in problems for arm in arms if (problem, arm) in found]
+
+
+def texts_of(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
+    """The text that each token adds. A character that several tokens write belongs to the last of them."""
+    texts: list[str] = []
+    waiting: list[int] = []
+    for token in token_ids:
+        waiting.append(token)
+        text = tokenizer.decode(waiting, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        whole = not text.endswith("\ufffd") or len(waiting) == 4  # UTF-8 has at most four bytes
+        texts.append(text if whole else "")
+        waiting = [] if whole else waiting
+    return texts
+
+
+def _marks(tokenizer: Any, trace: Trace, markers: MarkerSet) -> dict[str, list[int]]:
+    spans = markers.find_occurrences(trace.token_ids)
+    found = {name: sorted({at for span in spans[name] for at in range(span.start, span.stop)}) for name in spans}
+    found["step end"] = scoped_positions(_STEP_ENDS, tokenizer, trace.token_ids, trace.prompt_length)
+    return {name: places for name, places in found.items() if places}
+
+
+def _steered(tokenizer: Any, trace: Trace, plan: SteeringPlan, fired: TraceFiring) -> list[int]:
+    """The tokens at which the plan changed something: in its scope, where one of its experts was selected or a vector added."""
+
+    def scoped(scope: str) -> list[int]:
+        return scoped_positions(scope, tokenizer, trace.token_ids, trace.prompt_length)
+
+    selected: set[int] = set()
+    for entry in plan.active_experts:
+        if (firing := fired.get((entry.layer, entry.expert))) is not None:
+            selected.update(firing.positions_N.tolist())
+    acted = selected & set(scoped(plan.scope)) if selected else set()
+    for residual in plan.active_residual:
+        acted.update(scoped(residual.scope))
+    return sorted(acted)
+
+
+def _outcomes(folder: Path) -> dict[tuple[str, str, int], str]:
+    return {(row.arm, row.problem_id, row.sample_idx): row.outcome for row in read_grades(folder)}
+
+
+def _name(expert: Expert) -> str:
+    return f"layer {expert[0]} expert {expert[1]}"
