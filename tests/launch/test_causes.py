@@ -65,7 +65,7 @@ def test_from_traces_to_steered_answers(run: Path, tmp_path: Path, capsys: pytes
     capsys.readouterr()
     words = ["generate", "--num", "4", "--max-new-tokens", "40", "--out", str(tmp_path / "steered"), "--plan", plan]
     assert main([*words, "--strict"]) == 0
-    assert f"layer {row.layer:3d} expert {row.expert:3d} x0: selected by" in capsys.readouterr().out
+    assert f"layer {row.layer} expert {row.expert} x0: selected by" in capsys.readouterr().out
 
 
 def test_every_outcome_runs_and_names_itself(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
