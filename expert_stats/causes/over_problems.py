@@ -75,26 +75,28 @@ class Agreement:
 
 
 def agreement(
-    gradient_PLE: Array, other_LE: Array, used_LE: Array, *, resamples: int = 1000, seed: int = 0
+    gradient_PLE: Array, other_LE: Array, used_LE: Array, *, resamples: int = 400, seed: int = 0
 ) -> Agreement:
     """How the mean derivative and another score rank the experts in ``used_LE``.
 
-    The interval is over problems of the derivative, the other score taken as it is: the bootstrap's standard error on Fisher's z,
-    around the estimate. (The quantiles themselves lie too near 0: a resample adds the noise of the sample a second time.) NaN
-    with fewer than four experts or two problems.
+    The interval is over problems of the derivative, the other score taken as it is: on Fisher's z, from random subsets without a
+    quarter of the problems (delete-d jackknife; Shao and Wu, Annals of Statistics 17, 1989), Student's t. It covers .92 to .95
+    in simulation (15 to 100 problems). A bootstrap covers .86 to .95, because a resample adds the noise of the sample a second
+    time, and deleting one problem .94 to .99, because ranks move in jumps. NaN with fewer than four experts or problems.
     """
     cells = used_LE & np.isfinite(other_LE)
     gradient_PN, other_N = gradient_PLE[:, cells], other_LE[cells]
     num_problems, num_cells = gradient_PN.shape
     value = rank_agreement(gradient_PN.mean(axis=0), other_N) if num_cells > 3 else float("nan")
-    if not np.isfinite(value) or num_problems < 2:
+    if not np.isfinite(value) or num_problems < 4:
         return Agreement(spearman=value, low=float("nan"), high=float("nan"), cells=num_cells)
     rng = np.random.default_rng(seed)
-    drawn = (rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems)) for _ in range(resamples))
-    replicates = [rank_agreement(times_P @ gradient_PN, other_N) for times_P in drawn]
-    z, error = _fisher(np.array(value)), float(np.nanstd(_fisher(np.array(replicates)), ddof=1))
-    low, high = (float(np.tanh(z + sign * 1.96 * error)) for sign in (-1, 1))
-    return Agreement(spearman=value, low=low, high=high, cells=num_cells)
+    left_out = round(num_problems / 4)
+    subsets = (rng.permutation(num_problems)[left_out:] for _ in range(resamples))
+    replicates = np.array([rank_agreement(gradient_PN[some].mean(axis=0), other_N) for some in subsets])
+    error = np.nanstd(_fisher(replicates), ddof=1) * np.sqrt((num_problems - left_out) / left_out)
+    low, high = np.tanh(interval(_fisher(np.array(value)), np.array(error), num_problems))
+    return Agreement(spearman=value, low=float(low), high=float(high), cells=num_cells)
 
 
 def _fisher(value: Array) -> Array:

@@ -93,12 +93,12 @@ def test_the_interval_of_the_agreement_covers_and_is_not_drawn_to_zero() -> None
     many = truth_N + rng.normal(size=(4000, 60)) * 2
     limit = []
     for start in range(0, 4000, 40):
-        found = agreement(many[start : start + 40].reshape(40, 3, 20), other_LE, used_LE, resamples=60)
+        found = agreement(many[start : start + 40].reshape(40, 3, 20), other_LE, used_LE, resamples=80)
         limit.append((found.spearman, found.low, found.high))
     centre = np.mean([value for value, _, _ in limit])
     covered = np.mean([low <= centre <= high for _, low, high in limit])
-    assert covered >= 0.9
-    assert agreement(many[:40].reshape(40, 3, 20), -other_LE, used_LE, resamples=60).spearman < -0.4
+    assert covered >= 0.88  # .93 and twice its standard error over 100 runs
+    assert agreement(many[:40].reshape(40, 3, 20), -other_LE, used_LE, resamples=80).spearman < -0.4
 
 
 def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
