@@ -29,8 +29,8 @@ SCRIPTS = ("steer_r1", "safety")
 class Recipe:
     """One published model on one kind of machine.
 
-    ``shape``: the part of the model's config.json that decides sizes, so that a dry run needs no download. ``expected_gib``: memory
-    of the fullest GPU with ``batch`` sequences of ``context`` tokens. ``options``: of the script in launch/.
+    ``shape``: the part of the model's config.json that decides sizes, so that a dry run needs no download. ``batch``: sequences of
+    ``context`` tokens that a start finds to fit, and decodes together. ``expected_gib``: memory of the fullest GPU with them. ``options``: of the script in launch/.
     """
 
     name: str
@@ -61,16 +61,7 @@ class Recipe:
     @property
     def job(self) -> list[str]:
         """Options of the script. The safety experiment limits every task's answers by options of its own."""
-        chosen = [
-            "--model",
-            self.model,
-            "--backend",
-            self.backend,
-            "--dtype",
-            self.dtype,
-            "--batch-size",
-            str(self.batch),
-        ]
+        chosen = ["--model", self.model, "--backend", self.backend, "--dtype", self.dtype]
         limit = ["--max-new-tokens", str(self.context - 1024)] if self.script == "steer_r1" else []
         return [*chosen, *limit, *self.options]
 
@@ -150,7 +141,9 @@ def dry_run(recipe: Recipe) -> DryRun:
     own = main.plan if main and main.plan and Path(main.plan).is_file() else None
     try:
         plan = given_plan(main) if main and (main.preset or own) else None
-        return DryRun(recipe=recipe, fit=fit(options, plan, config, machine, recipe.context - options.token_limit))
+        return DryRun(
+            recipe=recipe, fit=fit(options, plan, config, machine, recipe.context - options.token_limit, recipe.batch)
+        )
     except ValueError as error:
         of_folder = f", with the plan file {own!r} of this folder" if own else ""
         raise ValueError(f"recipe {recipe.name!r}{of_folder}: {error}") from error

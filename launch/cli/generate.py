@@ -47,6 +47,8 @@ class Generate(Drawing, PromptOptions, HeldModel):
     """A JSONL file of problems, or the name of a task."""
     data_dir: str | None = None
     """Folder or file with the task's data, instead of the hub."""
+    wording: str | None = None
+    """How each question is put, with {problem} in it, in place of the task's own wording, which the start prints."""
     split: str | None = None
     """Split of the task, where it has several; default its test split."""
     num: int | None = None
@@ -79,7 +81,7 @@ class Generate(Drawing, PromptOptions, HeldModel):
         """Sample, grade, and say how it went."""
         from pathlib import Path
 
-        from launch.core.prompt_options import task_line
+        from launch.core.prompt_options import own_wording, task_line
         from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
@@ -97,6 +99,7 @@ class Generate(Drawing, PromptOptions, HeldModel):
             split=self.split or ("test" if lab else None),
             num=self.num or (100 if lab else None),
             seed=self.seed,
+            **own_wording(self.problems, self.wording),
         )
         if self.endpoint:
             if line := task_line(self):
@@ -183,14 +186,14 @@ class Generate(Drawing, PromptOptions, HeldModel):
         return asked, asked._model_arm(plan, room)
 
     def _model_arm(self, plan: SteeringPlan | None, room: Room) -> Arm:
-        from launch.core.session import load_room
+        from launch.core.session import load_room, take_room
         from moe_steer import steer
         from reasoning_evals.engines import InProcessSampler
         from reasoning_evals.runs import Arm
 
         model, tokenizer = load_room(self, room)
         sampler = InProcessSampler(model, tokenizer)
-        sampler.hold(room.rows, sets_aside=True)
+        take_room(sampler, room, sets_aside=True)
         if plan is None:
             return Arm(self.arm_name or "baseline", sampler, details={"plan": None})
         plan.check(model)

@@ -146,16 +146,19 @@ def settle(
     stored = ranks.broadcast(_stored_batch(Path(options.folder)) if ranks.is_main else None)
     machine = machine or Machine.of_ranks(ranks.world_size)
     fits = _fits(options, known.config, machine, context)
-    rows, why = ranks.broadcast(_most_rows(fits, stored or BATCHES[0], machine.gpus))
+    rows, held = ranks.broadcast(_most_rows(fits, stored or BATCHES[0], machine.gpus))
+    places = stored or (BATCHES[0] if held.planned else rows)
+    more = f", and up to {places} where answers turn out shorter" if rows < places and held.planned else ""
     if stored is None:
-        ranks.say(f"batch: {rows} rows of up to {context} tokens are decoded together, as many as fit up to 64; {why}")
+        number = f"as many as fit up to {places}" if rows == places else f"as many as fit{more}"
+        ranks.say(f"batch: {rows} rows of up to {context} tokens are decoded together, {number}; {held.why}")
     else:
-        fewer = f", {rows} of them at once, which is what fits here; {why}" if rows < stored else ""
+        fewer = f", {rows} of them at once, which is what fits here{more}; {held.why}" if rows < stored else ""
         ranks.say(f"batch: {stored} rows, as this run began{fewer}")
-    room = Room(rows=rows, context=context)
+    room = Room(rows=rows, context=context, stretches=held.planned and rows < places)
     if dry:
-        raise _dry(options, machine, room, why)
-    return dataclasses.replace(options, batch_size=stored or rows), room
+        raise _dry(options, machine, room, held.why)
+    return dataclasses.replace(options, batch_size=places), room
 
 
 def _within_context(options: OptionsT, known: Known, longest: int, ranks: Ranks) -> OptionsT:
@@ -186,14 +189,15 @@ def _stored_batch(folder: Path) -> int | None:
 
 
 class _Held(NamedTuple):
-    """What holds so many rows: the backend, and why it is that one, in words."""
+    """What holds so many rows: the backend, and why it is that one, in words. ``planned``: memory was measured."""
 
     backend: str
     why: str
+    planned: bool = True
 
 
-def _most_rows(fits: Callable[[int, bool], _Held], most: int, ranks: int) -> tuple[int, str]:
-    """(rows, why) with which most rows are under way on all ranks, in GPUs alone if it can be. ValueError where not even one
+def _most_rows(fits: Callable[[int, bool], _Held], most: int, ranks: int) -> tuple[int, _Held]:
+    """(rows, what holds them) with which most rows are under way on all ranks, in GPUs alone if it can be. ValueError where not even one
     row fits."""
     tried = list(dict.fromkeys([most, *(number for number in BATCHES if number < most)]))
     held: dict[int, _Held] = {}
@@ -217,8 +221,8 @@ def _most_rows(fits: Callable[[int, bool], _Held], most: int, ranks: int) -> tup
             backend = held[fewest].backend
             own = tried[bisect.bisect_left(tried, True, key=lambda rows: fitting(rows, rests, backend))]
             rows = own if own * ranks >= rows else rows
-        return rows, held[rows].why
-    return 1, fits(1, True).why
+        return rows, held[rows]
+    return 1, fits(1, True)
 
 
 def _fits(options: HeldModel, config: Any, machine: Machine, context: int) -> Callable[[int, bool], _Held]:
@@ -234,7 +238,7 @@ def _fits(options: HeldModel, config: Any, machine: Machine, context: int) -> Ca
             raise ValueError(in_own_words(str(error), rows)) from error
         if FITS not in why and rows > _UNPLANNED:
             raise ValueError(why)
-        return _Held(backend, why)
+        return _Held(backend, why, FITS in why)
 
     def asked(rows: int, _: bool) -> _Held:
         try:
@@ -253,7 +257,7 @@ def _fits(options: HeldModel, config: Any, machine: Machine, context: int) -> Ca
         except Unplanned as error:
             if rows > _UNPLANNED:
                 raise
-            return _Held(options.backend, f"{options.backend}: asked for; {error}")
+            return _Held(options.backend, f"{options.backend}: asked for; {error}", False)
         found = next(item for item in plan.footprints if item.backend == options.backend)
         if not found.fits and rows > 1:  # one row is tried: the user named the backend
             raise ValueError(found.why_not)

@@ -27,10 +27,12 @@ ELSEWHERE = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What memory was planned for: ``rows`` decoded together, of up to ``context`` tokens each."""
+    """What memory was planned for: ``rows`` decoded together, of up to ``context`` tokens each. ``stretches``: it holds more
+    rows where they are shorter."""
 
     rows: int
     context: int
+    stretches: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,8 @@ class ProblemOptions(RunOptions):
     """A JSONL file of problems, or the name of a task."""
     data_dir: Annotated[str | None, TASK] = None
     """Folder or file with the task's data, instead of the hub."""
+    wording: Annotated[str | None, TASK] = None
+    """How each question is put, with {problem} in it, in place of the task's own wording, which the start prints."""
     max_new_tokens: int | None = None
     """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, else the task's own or 32768, or what
     the model's context has room for."""

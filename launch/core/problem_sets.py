@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from launch.core.options import PARTS, SplitOptions
+from launch.core.prompt_options import own_wording
 from reasoning_evals import Problem, load_task
 
 _SHARES = {"identification": 0.25, "tuning": 0.25}  # of a task without splits of its own; the rest is for the test
@@ -26,7 +27,9 @@ def problem_sets(options: SplitOptions) -> ProblemSets:
         parts = ("test",) if options.test_only else PARTS
         made = {part: load_task("lab", split=part, num=options.size(part), seed=options.seed) for part in parts}
     else:
-        everything = load_task(options.problems, data_dir=options.data_dir)
+        everything = load_task(
+            options.problems, data_dir=options.data_dir, **own_wording(options.problems, options.wording)
+        )
         made = {"test": everything} if options.test_only else cut(everything, options.seed)
         made = {part: problems[: options.size(part)] for part, problems in made.items()}
     sets = ProblemSets(*(made.get(part, []) for part in PARTS))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import tyro
 
 from launch.core.option_checks import PROMPTS, refuse_greedy_samples
+from moe_steer.json_files import quoted
 
 _ANSWER_LIMITS = {"lab": 256, "lab-dense": 384}
 
@@ -174,18 +175,43 @@ class Drawing:
         return {"temperature": self.heat, "top_p": self.nucleus} if self.greedy or not self.takes_most_likely else {}
 
 
+def own_wording(problems: str, wording: str | None) -> dict[str, Any]:
+    """For ``load_task``: how a question is put, where the user says it. ValueError for a wording that leaves out the problem (or
+    the unit that the task's own wording asks for), and for problems that are made up with their questions.
+
+    Braces in the user's text are its own: \\boxed{} is written as it is.
+    """
+    from reasoning_evals.tasks import SPECS, is_file_name
+
+    if wording is None:
+        return {}
+    if problems not in SPECS and not is_file_name(problems):
+        raise ValueError(
+            f"--wording is for a data set or a file of problems, and {problems} makes its questions up: leave it out"
+        )
+    places = ["{problem}", *(["{unit}"] if problems in SPECS and "{unit}" in SPECS[problems].prompt else [])]
+    for place in places:
+        if place not in wording:
+            raise ValueError(f"--wording {quoted(wording)} has no {place}: write {place} where it belongs")
+    template = wording.replace("{", "{{").replace("}", "}}")
+    for place in places:
+        template = template.replace(f"{{{place}}}", place)
+    return {"prompt": template}
+
+
 def task_line(options: Any) -> str:
     """What a data set's answers are sampled by, and what of that is its own; "" for problems that are none."""
     from reasoning_evals.tasks import SPECS
 
-    name = getattr(options, "problems", "")
+    name, own_words = getattr(options, "problems", ""), getattr(options, "wording", None)
     if name not in SPECS:
-        return ""
+        return "" if own_words is None else f"asked with: {' '.join(own_words.split())}"
     taken = Usual(
         options.num_samples, options.heat * (not options.takes_most_likely), options.nucleus, options.token_limit
     )
     own = usual_of(name, options.model)
-    words = " ".join(SPECS[name].prompt.replace("{problem}", "").replace("{{}}", "{}").split()) or "the bare question"
+    asked = SPECS[name].prompt.replace("{{}}", "{}") if own_words is None else own_words
+    words = " ".join(asked.replace("{problem}", "").split()) or "the bare question"
     whose = "its own defaults" if taken == own else f"its own defaults: {_in_words(own)}"
     return f"task {name}: {_in_words(taken)} ({whose}); asked with: {words}"
 

@@ -34,14 +34,14 @@ class Session:
     ranks: Ranks
     model: Any
     tokenizer: Any
-    rows: int
-    """Rows that memory was planned for, which are decoded at once; the options may have more."""
+    room: Room
+    """What memory was planned for, which decides how many rows are decoded at once; the options may have more."""
 
     @classmethod
     def load(cls, options: RunOptions, ranks: Ranks, room: Room) -> Session:
         """Load the model that the options ask for, once ``settle`` has found its room; nothing is written."""
         model, tokenizer = load_room(options, room)
-        return cls(options=options, ranks=ranks, model=model, tokenizer=tokenizer, rows=room.rows)
+        return cls(options=options, ranks=ranks, model=model, tokenizer=tokenizer, room=room)
 
     @property
     def folder(self) -> Path:
@@ -98,7 +98,7 @@ class Session:
             if isinstance(
                 arm.sampler, InProcessSampler
             ):  # a rank that sets rows aside would leave others in their forward
-                arm.sampler.hold(self.rows, sets_aside=not (layout.lockstep or layout.same_tokens))
+                take_room(arm.sampler, self.room, sets_aside=not (layout.lockstep or layout.same_tokens))
         with _folder_of_rank(folder, self.model, self.ranks) as mine, lockstep(self.model):
             run_arms(
                 arms,
@@ -169,6 +169,11 @@ def load_room(options: HeldModel, room: Room) -> tuple[Any, Any]:
         return load_asked(options, quiet=True, batch=room.rows, context=room.context)
     except ValueError as error:
         raise ValueError(in_own_words(str(error), room.rows)) from error
+
+
+def take_room(sampler: InProcessSampler, room: Room, *, sets_aside: bool) -> None:
+    """Decode as many rows at once as ``settle`` has found room for."""
+    sampler.hold(room.rows, sets_aside=sets_aside, context=room.context if room.stretches else 0)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ _OPTION_OF = {"gains": "steer_r1", "decision_strengths": "reduce_overthinking", 
 """An option that only this job has, for folders whose run.json does not name the job."""
 
 
-def rebuild(folder: Path) -> str | None:
+def rebuild(folder: Path, caps: Sequence[int] = ()) -> str | None:
     """Grade again, write results.json and the pages; returns the summary, or None for a folder of anything else.
 
-    ValueError for a folder without run.json, and for a job that is not finished.
+    ``caps``: token limits at which the page also compares the same samples. ValueError for a folder without run.json, for a job
+    that is not finished, and for caps where a classifier judged.
     """
     name = _job_of(folder)
     if name is None:
@@ -34,7 +35,9 @@ def rebuild(folder: Path) -> str | None:
             f"{folder} holds a run of the job {name!r}, which this version does not know: use the one it had"
         )
     findings: Findings = import_module(JOBS[name]).read(folder)
-    return publish(findings)
+    if caps and name == "safety":
+        raise ValueError("--caps reads graded answers, and a classifier judged these whole: leave --caps out")
+    return publish(findings, caps)
 
 
 def _job_of(folder: Path) -> str | None:

@@ -13,6 +13,7 @@ from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
 from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
+from launch.core.prompt_options import own_wording
 from launch.core.ranks import Ranks
 from launch.core.session import Session
 from reasoning_evals import Problem, compare_arms, load_task
@@ -106,7 +107,7 @@ def read(folder: Path) -> Findings:
 def _problems(options: EvaluateOptions) -> list[Problem]:
     if options.problems == "lab":
         return load_task("lab", split="test", num=options.num_problems or LAB_PROBLEMS, seed=options.seed)
-    problems = load_task(options.problems, data_dir=options.data_dir)
+    problems = load_task(options.problems, data_dir=options.data_dir, **own_wording(options.problems, options.wording))
     wanted = options.num_problems
     if len(problems) < (wanted or 2):
         number = f"{len(problems)} problem{'s' * (len(problems) != 1)}"

@@ -18,7 +18,7 @@ _OPENERS = frozenset(
     Consequently Consider Considering Conservation Conversely Convert Converting Correct Could Current Define Denominator
     Depending Determine Did Differentiating Direction Divide Dividing Does Done Double Due During Each Earlier Either Electric
     Energy Equating Equation Even Every Exactly Expand Expanding Express Expressed Expressing Factor Final Finally Find Finding
-    First For Force From Further Furthermore Given Going Good Got Has Have He Hence Here His Hmm Hold How However I If Imagine
+    First For Force From Further Furthermore Given Going Good Got Has Have Hence Here His Hmm Hold How However I If Imagine
     Important In Indeed Initially Inside Instead Integrate Integrating Interesting Is Isn It Its Just Knowing Last Later Left Let
     Like Likewise Looking Magnetic Many Mass Maybe Meanwhile Moreover Most Moving Multiply Multiplying My Near Need Neither Next
     No Nor Normally Not Note Nothing Notice Now Numerator Numerically Of Okay On Once One Only Option Or Original Other

@@ -28,9 +28,9 @@ digit. LETTER: it is one letter. NUMBER: it is digits alone. SHORT: a full stop 
 marks or blanks, which may stand before the number of a list."""
 ANY_STOP = 16384
 """Its text ends in a full stop, question or exclamation mark, whatever stands before and after it."""
-CAPITAL, FORMULA, NAME = 32768, 65536, 131072
+CAPITAL, FORMULA, NAME, LETTER_LAST = 32768, 65536, 131072, 1048576
 """CAPITAL: it is one capital letter, a full stop may follow. FORMULA: it ends in a digit or sign, after which a capital is no
-initial. NAME: its word goes on a name after an initial."""
+initial. NAME: its word goes on a name after an initial. LETTER_LAST: it ends in a letter."""
 AT_START, WAITS, INITIAL, LABEL = 4096, 8192, 262144, 524288
 """Bits of a row's last token, from those before it. AT_START: only marks and digits stand between it and the start of its line.
 WAITS: it ends in a full stop, and the next token decides. INITIAL: it is a capital that may be an initial, or the stop after
@@ -83,6 +83,7 @@ def token_class(text: str) -> int:
     word = text.strip()
     letters = word.lstrip("(\"'*$")
     bits |= DIGIT_LAST if text[-1:].isdigit() else 0
+    bits |= LETTER_LAST if text[-1:].isalpha() else 0
     bits |= NUMBER if word.isdigit() else 0
     bits |= LETTER if len(letters) == 1 and letters.isalpha() else 0
     bits |= MARKUP if _MARKUP.match(text) else 0
@@ -136,7 +137,8 @@ def sentence_ends(before_B: Tensor, bits_BS: Tensor, real_BS: Tensor, carried: C
     last_BS = carried(before_B, bits_BS, real_BS)[:, :-1]
     at_start_BS = _has(last_BS, AT_START)
     bits_BS = bits_BS | torch.where(_has(bits_BS, LETTER) & at_start_BS, LABEL, 0)
-    free_BS = at_start_BS | ~_has(last_BS, FORMULA)
+    glued_BS = _has(last_BS, LETTER_LAST) & ~_has(bits_BS, SPACE_FIRST)  # the V of MeV
+    free_BS = at_start_BS | ~(_has(last_BS, FORMULA) | glued_BS)
     bits_BS = bits_BS | torch.where(_has(bits_BS, CAPITAL) & free_BS, INITIAL, 0)
     last_BS = carried(before_B, bits_BS, real_BS)[:, :-1]
     number_of_list_BS = _has(last_BS, NUMBER) & _has(last_BS, AT_START)

@@ -154,6 +154,23 @@ class Batch:
             self._streams.join([part._streams for part in others if part._streams is not None])
         self._doing = ""
 
+    @property
+    def width(self) -> int:
+        """Columns that every row takes in the cache, once its newest token is processed."""
+        return self._width
+
+    @torch.inference_mode()
+    def keep(self, number: int) -> list[Request]:
+        """Between two steps: requests that leave, unfinished, the youngest first, so that ``number`` rows are left."""
+        leaving = self._youngest(number)
+        back = [self._requests[row] for row in sorted(leaving)]
+        self._drop(leaving)
+        return back
+
+    def _youngest(self, number: int) -> set[int]:
+        """The rows beyond the ``number`` that have most tokens."""
+        return set(sorted(range(len(self._requests)), key=lambda row: self._starts[row])[number:])
+
     @torch.inference_mode()
     def set_aside(self, number: int) -> list[Request]:
         """After an error, which came out of this batch or another: requests that leave, unfinished. All of them if what was
@@ -162,7 +179,7 @@ class Batch:
             return []
         back = self._requests
         if self._doing == "step" and len(back) > number and self._undo_step():
-            leaving = set(sorted(range(len(back)), key=lambda row: self._starts[row])[number:])
+            leaving = self._youngest(number)
             try:
                 self._drop(leaving)
                 self._doing = ""

@@ -40,11 +40,14 @@ class InProcessSampler:
         self._batch_size = batch_size
         self._processors = processors
         self._most, self._sets_aside = 0, True
+        self._room: CacheRoom | None = None
 
-    def hold(self, rows: int, sets_aside: bool) -> None:
+    def hold(self, rows: int, sets_aside: bool, context: int = 0) -> None:
         """Decode at most ``rows`` at once (0: as many as asked for), and fewer when the GPU's memory runs out, if ``sets_aside``
-        (``Rounds``). What this machine holds is not part of what the engine is: ``describe`` does not have it."""
-        self._most, self._sets_aside = rows, sets_aside
+        (``Rounds``). ``context``: memory holds so many rows of this many tokens, and more where answers turn out shorter
+        (``CacheRoom``). What this machine holds is not part of what the engine is: ``describe`` does not have it."""
+        self._most, self._sets_aside = 0 if context else rows, sets_aside
+        self._room = CacheRoom(rows * context, context) if context else None
 
     def render(self, question: str) -> RenderedPrompt:
         """The question in the tokenizer's chat template."""
@@ -69,7 +72,7 @@ class InProcessSampler:
         order = sorted(requests, key=lambda request: (-len(request.prompt_ids), request.prompt_ids))
         decoder = Decoder(self.model, config, self.stop_ids, self._processors)
         places = self._batch_size or config.batch_size
-        rounds = Rounds(decoder, order, min(places, self._most or places), self._sets_aside)
+        rounds = Rounds(decoder, order, min(places, self._most or places), self._sets_aside, self._room)
         for done in rounds:
             if rounds.places < places:
                 self._most = rounds.places
@@ -93,6 +96,36 @@ def stop_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
     return ()
 
 
+class CacheRoom:
+    """How many rows a cache has room for: it is a rectangle of rows and columns, of at most ``cells`` tokens.
+
+    At first every row is expected to become ``longest`` tokens long. Once ``ENOUGH`` answers are finished, most rows are
+    expected to be as long as nine of ten of those that are known, rows under way counted by what they have so far: early
+    answers are the short ones.
+    """
+
+    ENOUGH = 8
+
+    def __init__(self, cells: int, longest: int) -> None:
+        self.lengths: list[int] = []
+        """Tokens of the finished rows, prompts included."""
+        self._cells, self._longest = cells, longest
+
+    def rows_of(self, width: int) -> int:
+        """The rows that may be so wide; one always may."""
+        return max(1, self._cells // width)
+
+    def expected_rows(self, widths: Sequence[int], next_prompt: int) -> int:
+        """The rows that may be under way, where those of ``widths`` columns are and a prompt of ``next_prompt`` tokens waits. A
+        wide row makes all others as wide: a quarter more than it has is left to it."""
+        length = self._longest
+        if len(self.lengths) >= self.ENOUGH:
+            known = sorted([*self.lengths, *widths])
+            length = min(length, known[(9 * len(known)) // 10])
+        widest = max([next_prompt, *widths])
+        return self.rows_of(max(1, length, min(self._longest, 5 * widest // 4)))
+
+
 class Rounds:
     """The samples of ``requests``, decoded ``places`` at a time; equal prompts are best next to each other.
 
@@ -102,10 +135,21 @@ class Rounds:
     ``sets_aside``: where the GPU's memory runs out, rows go back to those that wait, to start again from their prompts with the
     same random numbers, and fewer are decoded at once from then on. (Not where other ranks take part in the forward: they would
     wait for it.)
+
+    ``room``: what the cache may grow to. Fewer than ``places`` rows are then decoded while answers are expected to be long, and
+    the youngest wait again where the rows outgrow it.
     """
 
-    def __init__(self, decoder: Decoder, requests: Sequence[Request], places: int, sets_aside: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        requests: Sequence[Request],
+        places: int,
+        sets_aside: bool = False,
+        room: CacheRoom | None = None,
+    ) -> None:
         self.places = places
+        self._room = room
         self._decoder = decoder
         self._waiting = list(requests)
         self._live: list[Batch] = []
@@ -126,9 +170,10 @@ class Rounds:
 
     def _round(self) -> Iterator[Finished]:
         """Fill the free places if it is time to, then decode one token of each row."""
-        free = self.places - sum(map(len, self._live))
+        places = self._places_now()
+        free = places - sum(map(len, self._live))
         joins = self._decoder.joins
-        if self._waiting and (not self._live or (joins and free >= min(len(self._waiting), max(1, self.places // 4)))):
+        if self._waiting and (not self._live or (joins and free >= min(len(self._waiting), max(1, places // 4)))):
             taken = self._waiting[:free]
             if not joins:
                 taken = _by_length(taken)[0]
@@ -136,14 +181,32 @@ class Rounds:
                 batch = Batch(self._decoder, group)
                 self._live.append(batch)
                 del self._waiting[: len(group)]
-                yield from batch.start()
+                yield from self._noted(batch.start())
             self._live = [batch for batch in self._live if batch]
         if len(self._live) > 1:
             self._live[0].join(self._live[1:])
             self._live = self._live[:1]
+        if self._live and self._room:
+            fitting = self._room.rows_of(self._live[0].width)
+            if len(self._live[0]) > fitting:
+                self._waiting[:0] = self._live[0].keep(fitting)
         if self._live:
-            yield from self._live[0].step()
+            yield from self._noted(self._live[0].step())
             self._live = [batch for batch in self._live if batch]
+
+    def _places_now(self) -> int:
+        """How many rows may be under way now."""
+        if self._room is None:
+            return self.places
+        widths = [batch.width for batch in self._live for _ in range(len(batch))]
+        next_prompt = len(self._waiting[0].prompt_ids) + 1 if self._waiting else 0
+        return min(self.places, self._room.expected_rows(widths, next_prompt))
+
+    def _noted(self, finished: Sequence[Finished]) -> Sequence[Finished]:
+        """The same; their lengths are remembered."""
+        if self._room is not None:
+            self._room.lengths += [len(done.request.prompt_ids) + len(done.token_ids) for done in finished]
+        return finished
 
     def _make_room(self, why: str) -> None:
         """Half of the rows that memory did not suffice for wait again."""

@@ -61,9 +61,9 @@ def test_the_largest_number_that_fits_is_taken(most: int) -> None:
 
 
 def test_ranks_with_rows_of_their_own_count_all_of_them() -> None:
-    assert _most_rows(holding(16, shared=32), 64, 8) == (16, "plain, 16")
-    assert _most_rows(holding(1, shared=64), 64, 8) == (64, "tp_ep, 64")
-    assert _most_rows(holding(0, shared=8), 64, 8) == (8, "tp_ep, 8")
+    assert _most_rows(holding(16, shared=32), 64, 8) == (16, _Held("plain", "plain, 16"))
+    assert _most_rows(holding(1, shared=64), 64, 8) == (64, _Held("tp_ep", "tp_ep, 64"))
+    assert _most_rows(holding(0, shared=8), 64, 8) == (8, _Held("tp_ep", "tp_ep, 8"))
     with pytest.raises(ValueError, match="1 rows do not fit"):
         _most_rows(holding(0), 64, 8)
 
@@ -83,13 +83,16 @@ def test_the_batch_is_stored_and_a_smaller_machine_goes_on_with_it(
     ]
     out = tmp_path / "run"
     assert command_line([*job, "--out", str(out)]) == 0
-    assert "batch: 8 rows of up to" in capsys.readouterr().out
-    assert json.loads((out / "run.json").read_text())["config"]["sampling"]["batch_size"] == 8
+    said = capsys.readouterr().out
+    assert "batch: 8 rows of up to" in said
+    assert "as many as fit, and up to 64 where answers turn out shorter; plain, 8" in said
+    assert json.loads((out / "run.json").read_text())["config"]["sampling"]["batch_size"] == 64
     lines = (out / "generations.jsonl").read_bytes().splitlines(keepends=True)
     (out / "generations.jsonl").write_bytes(b"".join(lines[:4]))
     monkeypatch.setattr(beforehand, "_fits", lambda *_: holding(2))
     assert command_line([*job, "--out", str(out)]) == 0
-    assert "batch: 8 rows, as this run began, 2 of them at once, which is what fits here" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "batch: 64 rows, as this run began, 2 of them at once, which is what fits here, and up to 64" in said
     again = (out / "generations.jsonl").read_text().splitlines()
     tokens = {line["problem_id"]: line["token_ids"] for line in map(json.loads, again)}
     assert tokens == {line["problem_id"]: line["token_ids"] for line in map(json.loads, lines)}

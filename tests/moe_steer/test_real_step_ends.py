@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import gzip
 import json
 import re
@@ -15,6 +16,13 @@ import torch
 from moe_steer.tokens.positions import PositionTracker
 from moe_steer.tokens.scopes import SpecialTokens, special_tokens
 
+NAMES = """
+J. J. Thomson, R. Feynman, A. Einstein, E. Schr\u00f6dinger, N. Bohr, P. A. M. Dirac, M. Planck, E. Fermi, S. N. Bose, C. V. Raman,
+L. D. Landau, E. M. Lifshitz, J. D. Jackson, D. J. Griffiths, R. A. Millikan, H. A. Lorentz, H. Hertz, G. Ohm, A. A. Michelson,
+E. W. Morley, A. Sommerfeld, M. Born, J. von Neumann, L. de Broglie, W. H. Bragg, J. C. Maxwell, S. Hawking, K. Thorne, W. Pauli,
+A. Compton, G. Galilei, B. Franklin, H. Cavendish, L. Boltzmann, J. W. Gibbs, J. Bardeen, F. Zernike, T. Young, A. Fresnel,
+J. H. Poynting, O. Heaviside, N. Tesla, J.J. Thomson, I. Rabi, E. Purcell, J. R. Taylor, Albert A. Michelson, W. Heisenberg
+"""
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TRACES = SHARED / "physics_r1_traces"
 END = re.compile(r"""(?:\.{1,3}|(?<!\\)!|[?\u2026\u3002\uff01\uff1f])(?:["'\u2019\u201d)\]*}$|]|\\\)|\\\])*(?=\s|\Z)""")
@@ -57,12 +65,17 @@ def ends_of(ids: list[int], special: SpecialTokens) -> list[int]:
     return mask_T.nonzero()[:, 0].tolist()
 
 
+@functools.cache
+def tokenizer_of(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
+
+
 @pytest.mark.skipif(not TRACES.is_dir(), reason="the recorded traces are not beside the checkout")
 @pytest.mark.parametrize("name", ["deepseek-r1", "qwen-3"])
 def test_sentence_ends_are_those_of_a_regular_expression(name: str) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
+    tokenizer = tokenizer_of(name)
     special = special_tokens(tokenizer)
     hits = found = wanted = 0
     for text in thoughts(48):
@@ -82,13 +95,69 @@ def test_sentence_ends_are_those_of_a_regular_expression(name: str) -> None:
     assert hits / wanted >= 0.99, f"recall {hits / wanted:.4f} of {wanted}"
 
 
+def ends_inside(name: str, text: str, part: str) -> list[str]:
+    """What stands around each sentence end within a part of a thought, or right behind it."""
+    text = f"<think>\n{text}"
+    tokenizer = tokenizer_of(name)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    first = text.index(part)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    ends = [starts[token] for token in ends_of(encoded["input_ids"], special_tokens(tokenizer))]
+    return [text[max(0, place - 12) : place + 12] for place in ends if first <= place <= first + len(part)]
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="the tokenizers are not beside the checkout")
+@pytest.mark.parametrize("name", ["deepseek-r1", "qwen-3"])
+def test_initials_of_names_end_no_sentence(name: str) -> None:
+    people = [person.strip() for person in NAMES.replace("\n", " ").split(",")]
+    for words in (
+        "This was shown by {} in 1913, as",
+        "Okay,\n- {}: a book\n",
+        "Units (see {}) matter,",
+        "then {} wrote that,",
+    ):
+        text = " ".join(words.format(person) for person in people)
+        found = ends_inside(name, text, text)
+        assert not found
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="the tokenizers are not beside the checkout")
+@pytest.mark.parametrize("name", ["deepseek-r1", "qwen-3"])
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("the force acts at B. Then it turns", "B."),
+        ("I choose B. So the answer is", "B."),
+        ("the charge is Q. The field", "Q."),
+        ("it moves from A to C. Wait, no", "C."),
+        ("proportional to L. Hence the", "L."),
+        ("a force of 5 N. Energy is kept", "N."),
+        ("so E = F. Magnetisation follows", "F."),
+        ("a charge of 24 \u00b5C. Voltage across", "C."),
+        ("about 29.9 MeV. Beta is", "V."),
+        ("power P = F * V. V is 30 mph", "V."),
+        ("from equation A. 3 volts remain", "A."),
+        ("the term with T. x is small", "T."),
+        ("so \u2207\u00d7E = B. Maxwell's law", "B."),
+        ("as R. Feynman says, at B. Let me see", "B."),
+    ],
+)
+def test_a_variable_or_unit_of_one_letter_ends_a_sentence(name: str, text: str, part: str) -> None:
+    assert len(ends_inside(name, text, part)) == 1
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="the tokenizers are not beside the checkout")
+@pytest.mark.parametrize("name", ["deepseek-r1", "qwen-3"])
+def test_letters_of_a_list_end_no_sentence(name: str) -> None:
+    text = "The options:\nA. The force\n**B. Both of them**\n- c. So none"
+    assert not ends_inside(name, text, text)
+
+
 @pytest.mark.skipif(not TRACES.is_dir(), reason="the tokenizers are not beside the checkout")
 @pytest.mark.parametrize("name", ["deepseek-r1", "qwen-3"])
 def test_initials_are_no_ends_and_letters_at_an_end_are(name: str) -> None:
     """The bar stands behind each token at which a sentence is known to have ended."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
+    tokenizer = tokenizer_of(name)
     special = special_tokens(tokenizer)
     for marked in [
         "As J. J. Thomson showed, it holds.| Then R. Feynman agrees.|",

@@ -12,11 +12,15 @@ from moe_steer.tokens.scopes import SpecialTokens, special_tokens
 from moe_steer.tokens.steps import (
     ANY_STOP,
     BLANK_LINE,
+    CAPITAL,
     DIGIT_LAST,
     ELLIPSIS,
+    FORMULA,
     LETTER,
+    LETTER_LAST,
     LINE,
     MARKUP,
+    NAME,
     NUMBER,
     ONLY_SPACE,
     SENTENCE,
@@ -75,13 +79,15 @@ def test_classes_by_hand(text: str, bits: int) -> None:
 @pytest.mark.parametrize(
     ("text", "bits"),
     [
-        ("3", DIGIT_LAST | NUMBER), (" 12", DIGIT_LAST | NUMBER | SPACE_FIRST), ("x2", DIGIT_LAST), ("x", LETTER),
-        (" B", LETTER | SPACE_FIRST), ("(a", LETTER), ("approx", SHORT), (" Dr", SHORT | SPACE_FIRST), ("dr", 0), (".e", SHORT),
-        ("- ", MARKUP), ("**", MARKUP), ("...", ELLIPSIS), (" then", SPACE_FIRST),
+        ("3", DIGIT_LAST | NUMBER | FORMULA), (" 12", DIGIT_LAST | NUMBER | FORMULA | SPACE_FIRST), ("x2", DIGIT_LAST | FORMULA),
+        ("x", LETTER), (" B", LETTER | CAPITAL | NAME | SPACE_FIRST), ("B.", CAPITAL), ("(a", LETTER), ("(A", LETTER | CAPITAL),
+        ("approx", SHORT), (" Dr", SHORT | NAME | SPACE_FIRST), ("dr", 0), (".e", SHORT), ("- ", MARKUP),
+        ("**", MARKUP | FORMULA), ("...", ELLIPSIS), (" Then", SPACE_FIRST), (" Subst", SPACE_FIRST), (" von", SPACE_FIRST | NAME),
+        (" x", SPACE_FIRST | LETTER), (" =", SPACE_FIRST | FORMULA), ("Bohr", 0), ("\nBohr", SPACE_FIRST),
     ],
 )  # fmt: skip
 def test_what_the_next_tokens_need_to_know(text: str, bits: int) -> None:
-    rest = SENTENCE | LINE | BLANK_LINE | ONLY_SPACE | STOP | ANY_STOP
+    rest = SENTENCE | LINE | BLANK_LINE | ONLY_SPACE | STOP | ANY_STOP | LETTER_LAST
     assert token_class(text) & ~rest == bits
 
 
