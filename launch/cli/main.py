@@ -17,6 +17,7 @@ COMMANDS = {
     "collect": "launch.cli.counting:Collect",
     "score": "launch.cli.counting:Score",
     "plan": "launch.cli.plan:MakePlan",
+    "causes": "launch.cli.causes:FindCauses",
     "direction": "launch.cli.direction:MakeDirection",
     "convert-direction": "launch.cli.convert_direction:ConvertDirection",
     "generate": "launch.cli.generate:Generate",
