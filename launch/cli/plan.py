@@ -49,6 +49,10 @@ class MakePlan:
     """Rescale a token's weights to their former sum after the gain."""
     min_support: int = 5
     """Least number of times a scored expert must have been active at a marker."""
+    max_q: float = 0.05
+    """Evidence that a scored expert needs: the largest q, as 'moe-steer score' prints it."""
+    unproven: bool = False
+    """Take the best scored experts even where nothing shows that they answer to the thought; the plan records it."""
 
     def run(self) -> int:
         """Write the plan and show it."""
@@ -68,6 +72,8 @@ class MakePlan:
         vectors = f", {len(plan.residual)} vector{'s' * (len(plan.residual) > 1)}" if plan.residual else ""
         gains = f", scope {plan.scope}, renormalize {str(plan.renormalize).lower()}" if plan.experts else ""
         print(f"wrote {self.out}: {len(plan.experts)} experts{vectors}{gains}")
+        if self.scores and plan.provenance.get("evidence") == "unproven":
+            print("NOTE: unproven: nothing shows that these experts answer to the thought", file=sys.stderr)
         if plan.is_neutral:
             print("NOTE: the plan changes nothing: every gain in it is 1 and every strength 0", file=sys.stderr)
         return 0
@@ -78,6 +84,8 @@ class MakePlan:
             "gain": self.scores or self.by or self.preset or any("=" not in text for text in self.experts),
             "top": self.scores or self.by or self.preset,
             "min_support": self.scores,
+            "max_q": self.scores,
+            "unproven": self.scores,
         }
         if plan.experts:
             for name, reader in readers.items():
@@ -85,6 +93,8 @@ class MakePlan:
                     source = "--start" if self.start else "--preset" if self.preset else "--experts"
                     raise ValueError(f"--{name.replace('_', '-')} is not read with {source} as given: leave it out")
             return
+        if self.unproven or self.max_q != MakePlan.max_q:
+            raise ValueError("--max-q and --unproven are for scored experts, and the plan has none: leave them out")
         if self.renormalize:
             raise ValueError("--renormalize is for the gains of experts, and the plan has none: leave it out")
         if self.gain != MakePlan.gain or self.top != MakePlan.top or self.min_support != MakePlan.min_support:
@@ -123,6 +133,7 @@ class MakePlan:
                 top=self.top,
                 gain=self.gain,
                 min_support=self.min_support,
+                max_q=None if self.unproven else self.max_q,
                 scope=scope,
                 renormalize=self.renormalize,
             )
