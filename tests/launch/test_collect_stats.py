@@ -97,7 +97,7 @@ def test_two_ranks_count_the_same(traces: Path, whole: Path, tmp_path: Path) -> 
     [
         (["--model", "lab-dense"], 1, "lab-dense is a dense model and has no experts to count: contrast"),
         (["--coefficients", "Hmm=-1"], 2, "the coefficient of 'Hmm' belongs to no marker: add it to --markers"),
-        (["--zero-joint", "none"], 2, "zero_joint is 'none': choose one of half, skip, minus_one"),
+        (["--zero-joint", "none"], 2, "zero_joint is 'none': choose one of minus_one, half, skip"),
         (["--coefficients", "<think>=0"], 2, "no marker has a coefficient above 0"),
         (
             ["--markers", "Zebra"],
