@@ -22,6 +22,7 @@ from expert_stats.references import References
 from expert_stats.signature import CountsSignature
 from expert_stats.trace_counts import NUM_BINS, TraceCounts
 from moe_steer.files import HeadedKind, load_headed, read_headed, write_whole
+from moe_steer.json_files import check_types
 
 KIND = HeadedKind(
     key="routing_counts",
@@ -46,6 +47,13 @@ class CountsParts(TypedDict):
 
 
 Built = TypeVar("Built")
+_TYPES: dict[str, Any] = {
+    **{"model": dict, "markers": dict, "prompt_tail": int, "base": str, "routers": str, "counted": str},
+    **dict.fromkeys(("num_layers", "num_experts", "top_k", "hidden_size"), int),
+    **dict.fromkeys(("model_type", "name", "position", "token", "repeats", "tokenizer"), str),
+    **{"moe_layers": list[int], "names": list[str], "forms": list[list[list[int]]], "coefficients": list[float]},
+}
+"""Of a signature, its model and its markers."""
 
 
 def save_counts(parts: CountsParts, path: str | os.PathLike[str]) -> None:
@@ -86,8 +94,19 @@ def load_counts(path: str | os.PathLike[str], build: Callable[[CountsParts], Bui
     return load_headed(path, KIND, _NAMES, lambda *read: build(_of_traces(*read)), framework="np")
 
 
+def _origin(header: dict[str, Any]) -> tuple[CountsSignature, dict[str, tuple[str, ...]]]:
+    """The signature and the versions of libraries in a header."""
+    check_types(header, "", {"signature": dict, "versions": dict})
+    check_types(header["versions"], "versions", dict.fromkeys(header["versions"], list[str]))
+    check_types(header["signature"], "signature", _TYPES)
+    for part in ("model", "markers"):
+        check_types(header["signature"][part], part, _TYPES)
+    return CountsSignature(**header["signature"]), {key: tuple(value) for key, value in header["versions"].items()}
+
+
 def _of_traces(header: dict[str, Any], arrays: dict[str, Any]) -> CountsParts:
-    signature = CountsSignature(**header["signature"])
+    check_types(header, "", {"traces": list})
+    signature, versions = _origin(header)
     packed, ends = arrays["packed"].tobytes(), arrays["ends_N"].tolist()
     _refuse_sizes(arrays, len(header["traces"]), len(packed))
     traces = []
@@ -110,7 +129,6 @@ def _of_traces(header: dict[str, Any], arrays: dict[str, Any]) -> CountsParts:
     references = References(tuple(tokens), tuple(texts), arrays["joint_RLE"], arrays["seen_R"])
     if len(references.tokens) != len(references.seen_R) or len(references.tokens) != len(references.joint_RLE):
         raise ValueError(f"it names {len(references.tokens)} reference tokens and counts {len(references.seen_R)}")
-    versions = {key: tuple(value) for key, value in header["versions"].items()}
     return CountsParts(
         signature=signature, traces=tuple(traces), references=references if traces else None, versions=versions
     )
@@ -127,6 +145,7 @@ def _refuse_sizes(arrays: dict[str, Any], number: int, size: int) -> None:
 
 def _of_groups(header: dict[str, Any], arrays: dict[str, Any]) -> CountsParts:
     """Groups as records: all tokens in the first part of the response, as no position is known."""
+    signature, versions = _origin(header)
     groups, traces = len(arrays["total_G"]), []
     for group in np.flatnonzero(arrays["num_traces_G"] | arrays["total_G"]).tolist():
         joint_MLE, expert_LE = arrays["joint_GMLE"][group], arrays["expert_GLE"][group]
@@ -146,6 +165,4 @@ def _of_groups(header: dict[str, Any], arrays: dict[str, Any]) -> CountsParts:
                 group=group,
             )
         )
-    versions = {key: tuple(value) for key, value in header["versions"].items()}
-    signature = CountsSignature(**header["signature"])
     return CountsParts(signature=signature, traces=tuple(traces), references=None, versions=versions)

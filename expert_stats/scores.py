@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from expert_stats.evidence import Halves
 from expert_stats.evidence.influence import TOPS
 from moe_steer.files import write_whole
-from moe_steer.json_files import check_types, parse_json
+from moe_steer.json_files import check_types, parse_json, short
 
 Array = np.ndarray[Any, Any]
 
@@ -224,9 +225,9 @@ class ExpertScores:
         record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in _TABLES}
         record |= {
             "version": _VERSION,
-            "halves": [_listed(half) for half in self.halves],
+            "halves": [listed(half) for half in self.halves],
             "stability": {key: None if np.isnan(value) else value for key, value in self.stability.items()},
-            "tables": {name: _listed(getattr(self, name)) for name in _TABLES},
+            "tables": {name: listed(getattr(self, name)) for name in _TABLES},
         }
         write_whole(path, json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n")
 
@@ -245,31 +246,46 @@ class ExpertScores:
                 raise ValueError(f"this program reads version {_VERSION}")
             del record["stability"]  # computed from the tables
             tables = record.pop("tables")
-            arrays: dict[str, Any] = {key: np.array(tables[key], dtype=dtype) for key, dtype in _TABLES.items()}
+            arrays: dict[str, Any] = {key: _table(tables[key], dtype) for key, dtype in _TABLES.items()}
             kinds = (np.float64, np.float64, np.bool_, np.bool_)
-            record["halves"] = Halves(
-                *(np.array(half, kind) for half, kind in zip(record["halves"], kinds, strict=True))
-            )
+            record["halves"] = Halves(*(_table(half, kind) for half, kind in zip(record["halves"], kinds, strict=True)))
+            check_types(record["model"], "model", {"num_experts": int, "moe_layers": list[int]})
             record |= {key: tuple(record[key]) for key in ("marker_names", "coefficients", "occurrences", "tests")}
             scores = cls(**record, **arrays)
             scores._check_shapes()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{name} holds no expert scores ({error!r}): make them with 'moe-steer score'") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            said = short(repr(error))
+            raise ValueError(f"{name} holds no expert scores ({said}): make them with 'moe-steer score'") from error
         return scores
 
     def _check_shapes(self) -> None:
         sizes = {"M": len(self.marker_names), "L": len(self.layers), "E": self.model["num_experts"], "T": len(TOPS)}
+        if not all(sizes.values()):
+            raise ValueError("its tables are empty")
         for key in _TABLES:
             wanted = tuple(sizes[letter] for letter in key.rpartition("_")[2])
             if getattr(self, key).shape != wanted:
                 raise ValueError(f"{key} has the shape {getattr(self, key).shape}, not {wanted}")
+        lengths = {len(self.coefficients), len(self.occurrences), sizes["M"]}
+        if len(lengths) > 1 or any(half.shape != self.score_LE.shape for half in self.halves):
+            raise ValueError(f"its halves, coefficients or occurrences are not those of {sizes['M']} markers")
+
+
+def _table(values: Any, dtype: Any) -> Array:
+    """Nested lists as an array; ValueError for texts and other values that numpy would take for numbers."""
+    known: dict[Any, set[type]] = {np.float64: {float, int, NoneType}, np.int64: {int}, np.bool_: {bool}}
+    found = np.array(values, dtype=object)
+    if odd := set(map(type, found.ravel().tolist())) - known[dtype]:
+        raise ValueError(f"a table holds a value of the type {min(kind.__name__ for kind in odd)}")
+    return found.astype(dtype)
 
 
 def _shown(value: float, form: str) -> str:
     return format(value, form) if np.isfinite(value) else "-"
 
 
-def _listed(array: Array) -> list[Any]:
+def listed(array: Array) -> list[Any]:
+    """A table for JSON: undefined numbers as None."""
     if array.dtype.kind != "f":
         return list(array.tolist())
     plain = array.astype(object)

@@ -161,6 +161,26 @@ def test_more_samples_than_measured_never_make_a_variance_negative() -> None:
     assert [given.samples_for(given.variance(k)) for k in (1, 4, 8, 40)] == [1, 4, 8, 40]
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([[1, 1], [1, 1]], "every sample of the baseline is right"),
+        ([[0, 0], [0, 0]], "every sample of the baseline is wrong"),
+        ([[0], [0], [0]], "every sample of the baseline is wrong"),
+        ([[0, 1, 1]], "the baseline has one problem"),
+        ([[1, 1], [0, 0]], "all 2 samples of each problem of the baseline have one verdict"),
+        ([], "the baseline holds no samples"),
+        ([[], []], "the baseline holds no samples"),
+    ],
+)
+def test_a_degenerate_baseline_says_what_cannot_be_planned(table: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        assume_from_baseline(table)
+    with pytest.raises(ValueError, match=message):
+        assume_from_pair(table, [[1, 0]] * max(len(table), 2))
+    assert assume_from_baseline([[1], [0]]).noise == pytest.approx(0.5), "one sample a problem: the upper bound"
+
+
 def test_the_tables_agree_with_each_other() -> None:
     given = Assumptions(noise=0.2, effect_variance=0.01, noise_source="", effect_source="")
     plan = plan_power(given, problems=(40, 110), samples=(1, 8, 16))

@@ -105,7 +105,8 @@ def agreement_of_families(
         np.put_along_axis(top_RC, best_RT, True, axis=1)
         tops.append(top_RC)
     enough = len(cells) >= TOP
-    overlap, spearman = ([[[] for _ in names] for _ in names] for _ in range(2))
+    overlap: list[list[list[float | None]]] = [[[] for _ in names] for _ in names]
+    spearman: list[list[list[float | None]]] = [[[] for _ in names] for _ in names]
     for one in range(len(names)):
         for other in range(one, len(names)):
             shared_R = (tops[one] & tops[other]).sum(1) / TOP if enough else np.full(_REPLICATES + 1, np.nan)

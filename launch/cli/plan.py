@@ -27,6 +27,8 @@ class MakePlan:
     """The plan file to write (JSON)."""
     scores: str | None = None
     """Score file written by 'moe-steer score'."""
+    by: tuple[str, ...] = ()
+    """Choose from another measure than --scores: causes FILE, with a file of 'moe-steer causes' (only experts with q <= --max-q)."""
     preset: str | None = None
     """Published experts: one of rice-r1-math, rice-r1-physics, rice-qwen3-235b-math, ... ('help' lists all)."""
     experts: tuple[str, ...] = ()
@@ -48,7 +50,7 @@ class MakePlan:
     min_support: int = 5
     """Least number of times a scored expert must have been active at a marker."""
     max_q: float = 0.05
-    """Evidence that a scored expert needs: the largest q, as 'moe-steer score' prints it."""
+    """Evidence that an expert of --scores or --by needs: the largest q, as 'moe-steer score' prints it."""
     unproven: bool = False
     """Take the best scored experts even where nothing shows that they answer to the thought; the plan records it."""
 
@@ -79,10 +81,10 @@ class MakePlan:
     def _refuse_unused(self, plan: SteeringPlan) -> None:
         """ValueError for options that nothing in the plan follows."""
         readers = {
-            "gain": self.scores or self.preset or any("=" not in text for text in self.experts),
-            "top": self.scores or self.preset,
+            "gain": self.scores or self.by or self.preset or any("=" not in text for text in self.experts),
+            "top": self.scores or self.by or self.preset,
             "min_support": self.scores,
-            "max_q": self.scores,
+            "max_q": self.scores or self.by,
             "unproven": self.scores,
         }
         if plan.experts:
@@ -105,11 +107,17 @@ class MakePlan:
             )
 
     def _plan(self) -> SteeringPlan:
-        sources = {"--scores": self.scores, "--preset": self.preset, "--experts": self.experts, "--start": self.start}
+        sources = {
+            "--scores": self.scores,
+            "--by": self.by,
+            "--preset": self.preset,
+            "--experts": self.experts,
+            "--start": self.start,
+        }
         given = [name for name, value in sources.items() if value]
         if len(given) > 1 or not (given or self.residual):
             raise ValueError(
-                f"give exactly one of --scores, --preset and --experts (or --start, or --residual alone), not {' and '.join(given) or 'none of them'}"
+                f"give exactly one of --scores, --preset and --experts (or --by, --start, or --residual alone), not {' and '.join(given) or 'none of them'}"
             )
         if self.preset == "help":
             raise ValueError(f"the presets are {', '.join(PRESETS)}")
@@ -129,6 +137,8 @@ class MakePlan:
                 scope=scope,
                 renormalize=self.renormalize,
             )
+        if self.by:
+            return self._by_causes(scope)
         if self.preset:
             base = preset_plan(self.preset, self.top, self.gain)
             entries, model, provenance = base.experts, base.model, base.provenance
@@ -136,6 +146,20 @@ class MakePlan:
             entries, model, provenance = tuple(map(self._by_hand, self.experts)), None, {"by": "hand"}
         return SteeringPlan(
             experts=entries, model=model, scope=scope, renormalize=self.renormalize, provenance=provenance
+        )
+
+    def _by_causes(self, scope: str) -> SteeringPlan:
+        from expert_stats.causes import Causes, select_causes
+
+        if len(self.by) != 2 or self.by[0] != "causes":
+            raise ValueError(f"--by {' '.join(self.by)}: write --by causes FILE, with a file of 'moe-steer causes'")
+        return select_causes(
+            Causes.load(self.by[1]),
+            self.top,
+            self.gain,
+            max_q=self.max_q,
+            scope=scope,
+            renormalize=self.renormalize,
         )
 
     def _started(self, plan: SteeringPlan) -> SteeringPlan:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.core.findings import RESULTS_FILE, Findings, publish, read_results
+from moe_steer.json_files import short
 from reasoning_evals.runs import read_run
 
 JOBS = {
@@ -34,9 +35,22 @@ def rebuild(folder: Path, caps: Sequence[int] = ()) -> str | None:
         raise ValueError(
             f"{folder} holds a run of the job {name!r}, which this version does not know: use the one it had"
         )
-    findings: Findings = import_module(JOBS[name]).read(folder)
     if caps and name == "safety":
         raise ValueError("--caps reads graded answers, and a classifier judged these whole: leave --caps out")
+    try:
+        findings: Findings = import_module(JOBS[name]).read(folder)
+    except ValueError as error:
+        raise error if str(folder) in str(error) else ValueError(f"{folder / 'run.json'}: {error}") from error
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+    ) as error:  # a file that no job wrote so
+        raise ValueError(
+            f"{folder} holds the files of a job that were changed ({short(repr(error))}): restore them, or start the job again"
+        ) from error
     return publish(findings, caps)
 
 

@@ -120,38 +120,39 @@ def _pass(model: Any, batch: int, tokens: int, cache: Any, on_gpu: bool, **more:
     return Rehearsed(kept, max(0, allocations.peak - kept)), output.past_key_values
 
 
-class _StandIn(torch.nn.Module):
-    """In the place of a decoder layer like an earlier one: it allocates as much cache, and hands its input on. It answers for its
-    layer, whose attributes decide what the library passes to it."""
+class _Watched(torch.nn.Module):
+    """The first layer of a kind: it remembers what it hands on beside its states. All else is its layer's."""
 
-    def __init__(self, index: int, layer: torch.nn.Module, like: _First, allocations: _Allocations) -> None:
+    def __init__(self, index: int, layer: torch.nn.Module, num_layers: int) -> None:
         super().__init__()
-        object.__setattr__(self, "_layer", layer)
-        self._index, self._like, self._allocations, self.bytes = index, like, allocations, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_layer"), name)
-
-    def forward(self, hidden_BSD: Any, *args: Any, **kwargs: Any) -> Any:
-        layers, like = kwargs["past_key_values"].layers, self._like
-        layers[self._index] = copy(layers[like.index])
-        self.bytes = _bytes_of([layers[like.index]])
-        self._allocations.add(self.bytes)
-        return hidden_BSD if like.rest is None else (hidden_BSD, *like.rest)
-
-
-class _First:
-    """The first layer of a kind, watched: what it hands on beside its states."""
-
-    def __init__(self, index: int, num_layers: int) -> None:
+        object.__setattr__(self, "layer", layer)  # no submodule: what the library asks of a layer, it asks of this one
         self.index, self._num_layers = index, num_layers
         self.rest: Any = None
 
-    def __call__(self, _: Any, args: Any, kwargs: Any, output: Any) -> None:
-        cache = kwargs.get("past_key_values")
-        if cache is None or len(getattr(cache, "layers", ())) != self._num_layers:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if len(getattr(kwargs.get("past_key_values"), "layers", ())) != self._num_layers:
             raise _NoStandIns
+        output = self.layer(*args, **kwargs)
         self.rest = output[1:] if isinstance(output, tuple) else None
+        return output
+
+
+class _StandIn(_Watched):
+    """A later one: it allocates as much cache as the first, and hands its input on."""
+
+    def __init__(self, index: int, layer: torch.nn.Module, like: _Watched, allocations: _Allocations) -> None:
+        super().__init__(index, layer, 0)
+        self._like, self._allocations, self.bytes = [like], allocations, 0  # in a list: no submodule
+
+    def forward(self, hidden_BSD: Any, *args: Any, **kwargs: Any) -> Any:
+        layers, like = kwargs["past_key_values"].layers, self._like[0]
+        layers[self.index] = copy(layers[like.index])
+        self.bytes = _bytes_of([layers[like.index]])
+        self._allocations.add(self.bytes)
+        return hidden_BSD if like.rest is None else (hidden_BSD, *like.rest)
 
 
 class _NoStandIns(Exception): ...  # the family passes its cache in another way
@@ -168,19 +169,16 @@ def _stand_ins(model: Any, allocations: _Allocations, every_layer: bool) -> Iter
     kinds: dict[Any, list[int]] = {}
     for index, layer in enumerate(layers):
         kinds.setdefault((_alike(layer), *types[index : index + 1]), []).append(index)
-    whole, made, handles = list(layers), list[_StandIn](), []
+    whole, made = list(layers), list[_StandIn]()
     try:
-        for places in kinds.values():
-            first = _First(places[0], len(layers))
-            if len(places) > 2:
-                handles.append(layers[places[0]].register_forward_hook(first, with_kwargs=True))
+        for places in (found for found in kinds.values() if len(found) > 2):
+            first = _Watched(places[0], whole[places[0]], len(whole))
+            layers[places[0]] = first
             for index in places[1:-1]:
                 made.append(_StandIn(index, whole[index], first, allocations))
                 layers[index] = made[-1]
         yield made
     finally:
-        for handle in handles:
-            handle.remove()
         for index, layer in enumerate(whole):
             layers[index] = layer
 

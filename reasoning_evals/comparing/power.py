@@ -26,6 +26,7 @@ from reasoning_evals.comparing.detection import (
     standard_decision,
     standard_effect,
 )
+from reasoning_evals.comparing.tables import refuse_degenerate
 
 
 class VarianceParts(NamedTuple):
@@ -218,9 +219,10 @@ def assume_from_baseline(correct_PK: ArrayLike, effect_sd: float = 0.1) -> Assum
     """From one arm's correctness by problem and sample; the other arm is assumed to be as noisy.
 
     With one sample a problem the noise cannot be separated from the spread of difficulty, so its upper bound is used: p(1-p) of
-    the mean accuracy.
+    the mean accuracy. ValueError for a baseline from which nothing can be planned.
     """
     table = np.asarray(correct_PK, dtype=np.float64)
+    refuse_degenerate("the baseline", table)
     if table.ndim == 2 and table.shape[1] == 1:
         rate = float(table.mean())
         noise, source = rate * (1 - rate), "its upper bound p(1-p), as the baseline has one sample a problem"
@@ -237,7 +239,9 @@ def assume_from_baseline(correct_PK: ArrayLike, effect_sd: float = 0.1) -> Assum
 
 def assume_from_pair(correct_a_PK: ArrayLike, correct_b_PK: ArrayLike) -> Assumptions:
     """From two arms on the same problems, samples of equal number in equal places: noise, spread of the effect and share of problems that
-    change are measured. At the pair's own number of samples the variance is that of the paired differences."""
+    change are measured. At the pair's own number of samples the variance is that of the paired differences. ValueError for a baseline
+    (``a``) from which nothing can be planned."""
+    refuse_degenerate("the baseline", np.asarray(correct_a_PK, dtype=np.float64))
     parts = variance_parts(correct_a_PK, correct_b_PK)
     a, b = np.asarray(correct_a_PK, dtype=np.float64), np.asarray(correct_b_PK, dtype=np.float64)
     changed = float((np.abs(a.mean(1) - b.mean(1)) > 1e-9).mean())

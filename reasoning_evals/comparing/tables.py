@@ -6,6 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reasoning_evals.runs import GradeRow
 
 
@@ -77,3 +80,23 @@ def default_pairs(names: Sequence[str], baseline: str) -> list[tuple[str, str]]:
     placebos = [name for name in names if name.startswith("placebo") and name != baseline]
     treated = [name for name in names if name != baseline and name not in placebos]
     return [(baseline, name) for name in [*treated, *placebos]] + [(p, name) for name in treated for p in placebos]
+
+
+def refuse_degenerate(name: str, table_PK: NDArray[np.float64]) -> None:
+    """ValueError for verdicts that say nothing of how much a sample varies: a plan from them would promise that any effect shows."""
+    if table_PK.ndim != 2 or not table_PK.size:
+        raise ValueError(f"{name} holds no samples: sample it first, or give the noise as a number")
+    num_problems, k = table_PK.shape
+    if num_problems < 2:
+        raise ValueError(f"{name} has one problem, which says nothing of others: give a run over at least 2 problems")
+    if table_PK.min() == table_PK.max():
+        verdict, other = ("right", "harder") if table_PK.min() else ("wrong", "easier")
+        raise ValueError(
+            f"every sample of {name} is {verdict}, so that its noise cannot be measured and an effect has "
+            f"{'no room' if verdict == 'right' else 'nothing to start from'}: take {other} problems, or give the noise as a number"
+        )
+    if k > 1 and not table_PK.var(axis=1).any():
+        raise ValueError(
+            f"all {k} samples of each problem of {name} have one verdict, so that no noise is seen: were they drawn at "
+            "temperature 0? sample it with more temperature or more samples, or give the noise as a number"
+        )
