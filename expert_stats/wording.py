@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import combinations
 
 from expert_stats.scores import ExpertScores, RankedExpert
 
@@ -44,6 +45,20 @@ def evidence_sentence(scores: ExpertScores, experts: Iterable[tuple[int, int]], 
         f"UNPROVEN: nothing shows that {names} answer{'s' * (len(lacking) == 1)} to the thought rather than to a token or to its "
         f"place ({_listed(chosen)}; asked: at most {max_q:g}); {without_evidence(scores)}"
     )
+
+
+def family_lines(scores: ExpertScores) -> list[str]:
+    """How far families of problems share experts, a line for every two: overlap of the best, rank correlation, with intervals."""
+    names, found = scores.families["families"], []
+    for one, other in combinations(range(len(names)), 2):
+        cells = [scores.families[table][one][other] for table in ("overlap", "spearman")]
+        if all(value is not None for cell in cells for value in cell):
+            (shared, least, most), (rank, low, high) = cells
+            found.append(
+                f"{names[one]} and {names[other]}: {shared:.0%} of the best {scores.families['top']} in common "
+                f"({least:.0%} to {most:.0%}), rank correlation {rank:+.2f} ({low:+.2f} to {high:+.2f})"
+            )
+    return found
 
 
 def _listed(chosen: Iterable[tuple[int, int, RankedExpert | None]]) -> str:

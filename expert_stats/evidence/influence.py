@@ -63,11 +63,27 @@ def uncertainty_of(
     if np.isfinite(largest_R).all():
         normal = float(np.quantile(largest_R, LEVEL))
         # Signs have lighter tails than means of few problems over their own deviation: the t of the same level.
-        bound_C = score_C - float(stats.t.isf(stats.norm.sf(normal), num - 1)) * error_C
+        bound_C = score_C - _reach_down(float(stats.t.isf(stats.norm.sf(normal), num - 1)), error_C, measure, totals)
     chosen = np.flatnonzero(supported_C & np.isfinite(score_C))
     if len(chosen):
         chance_TC[:, chosen] = _chances(sums, measure, chosen, rng)
     return Uncertainty(error_C, score_C - reach * error_C, score_C + reach * error_C, bound_C, chance_TC)
+
+
+def _reach_down(deviations: float, error_C: Array, measure: Measure, totals: tuple[Array, Array, Array, int]) -> Array:
+    """How far below the score the bound lies: so many deviations, or what a count as uncertain as this one may be too high.
+
+    What is chosen is where few selections came out high by luck. There the deviation, taken from the count itself, is right above
+    and too small below: the lower end of a count is a gamma quantile, with as many selections as give this relative error.
+    """
+    joint_MC = totals[0]
+    slopes_MC = measure.slopes(*totals).joint_MC
+    by_log_C = np.asarray((joint_MC * slopes_MC)[measure.weights_M > 0].sum(0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        count_C = np.clip((by_log_C / error_C) ** 2, 1e-3, 1e9)
+        share_C = stats.gamma.ppf(stats.norm.sf(deviations), count_C) / count_C
+        down_C = -np.log(np.maximum(share_C, 1e-12)) * np.maximum(by_log_C, 0.0)
+    return np.fmax(deviations * error_C, down_C)
 
 
 def influence_of(

@@ -58,6 +58,7 @@ class MakePlan:
         """Write the plan and show it."""
         if Path(self.out).is_dir():
             raise ValueError(f"--out {self.out} is a folder: name the plan file in it")
+        self._check_evidence()
         plan = self._with_directions(self._plan())
         self._refuse_unused(plan)
         plan.save(self.out)
@@ -77,6 +78,12 @@ class MakePlan:
         if plan.is_neutral:
             print("NOTE: the plan changes nothing: every gain in it is 1 and every strength 0", file=sys.stderr)
         return 0
+
+    def _check_evidence(self) -> None:
+        if not 0 < self.max_q <= 1:
+            raise ValueError(f"--max-q is {self.max_q}: give a rate above 0, at most 1")
+        if self.unproven and self.max_q != MakePlan.max_q:
+            raise ValueError(f"--max-q {self.max_q:g} asks for evidence and --unproven for none: give one of them")
 
     def _refuse_unused(self, plan: SteeringPlan) -> None:
         """ValueError for options that nothing in the plan follows."""

@@ -205,10 +205,12 @@ def _publish(options: CollectOptions, folder: Path) -> str:
 
 
 def verdict(scores: ExpertScores) -> str:
-    """What the evidence says of the best two, in a sentence."""
-    from expert_stats import MAX_Q, evidence_sentence
+    """What the evidence says of the best two, in a sentence; then how far families of problems agree."""
+    from expert_stats import MAX_Q, evidence_sentence, family_lines
 
-    return evidence_sentence(scores, [(row.layer, row.expert) for row in scores.ranking()[:2]], MAX_Q)
+    best = [(row.layer, row.expert) for row in scores.ranking()[:2]]
+    first = evidence_sentence(scores, best, MAX_Q) if best else "UNPROVEN: no expert has support at a marker"
+    return "\n".join([first, *family_lines(scores)])
 
 
 def _draw(scores: ExpertScores, folder: Path) -> None:

@@ -34,7 +34,7 @@ def worlds(num_runs: int) -> None:
         truth_C = measure.score(*sums_of_world(world, 4000, 999, planted=planted))
         for num_problems in (30, 100, 300):
             rows = [_run(world, num_problems, seed, planted, truth_C) for seed in range(num_runs)]
-            means = np.nanmean(np.array(rows), axis=0)
+            means = np.array(rows).mean(axis=0)
             print(
                 f"{world:8}  {planted:7.1f} {num_problems:3d} | {means[0]:.3f}  {means[1]:.4f} |   {means[2]:.3f}    {means[3]:.3f} | "
                 f"{means[4]:.2f}  {means[5]:.3f} |   {means[6]:.3f}       {means[7]:.3f}         {means[8]:.3f}",
@@ -71,7 +71,7 @@ def _run(world: str, num_problems: int, seed: int, planted: float, truth_C: Any)
 
 def wide_counts(num_traces: int) -> RoutingCounts:
     """Traces of R1's width: 9,200 tokens, heavy-tailed experts that vary by trace and part; one token opens each."""
-    rng, cells = np.random.default_rng(0), _LAYERS * _EXPERTS
+    rng = np.random.default_rng(0)
     names = ["<think>", "</think>", "Alternatively", "Wait", "Hmm", "But", "So", "Let"]
     coefficients = (1.0, -1.0, -1.0, 0.5, 0.0, 0.0, 0.0, 0.0)
     markers = MarkerSet(markers=tuple(Marker(name, ((n,),)) for n, name in enumerate(names)), coefficients=coefficients)
@@ -86,13 +86,22 @@ def wide_counts(num_traces: int) -> RoutingCounts:
         rate = np.exp(popular + rng.normal(0, 0.4, (NUM_BINS, _LAYERS, _EXPERTS)))
         rate /= rate.sum(-1, keepdims=True)
         total_B = np.array([2, *[1533] * (NUM_BINS - 1)])
-        expert_BLE = rng.poisson(rate * (total_B * _TOP_K)[:, None, None])
         seen_M = np.maximum(rng.poisson(often), 1)
-        joint_MLE = rng.poisson(rate[1] * (seen_M * _TOP_K)[:, None, None])
-        marker_MB = np.array([np.bincount(rng.integers(1, NUM_BINS, n), minlength=NUM_BINS) for n in seen_M])
+        places = [rng.integers(1, NUM_BINS, count) for count in seen_M]
+        marker_MB = np.array([np.bincount(place, minlength=NUM_BINS) for place in places])
+        expert_BLE = np.zeros((NUM_BINS, _LAYERS, _EXPERTS), np.int64)
+        joint_MLE = np.zeros((_MARKERS, _LAYERS, _EXPERTS), np.int64)
+        for marker, place in enumerate(places):
+            for at in place.tolist():
+                times = rng.standard_exponential((_LAYERS, _EXPERTS)) / rate[at]
+                chosen = np.argpartition(times, _TOP_K, axis=-1)[:, :_TOP_K]  # distinct experts of one token
+                layers = np.arange(_LAYERS)[:, None]
+                joint_MLE[marker][layers, chosen] += 1
+                expert_BLE[at][layers, chosen] += 1
+        rest_B = total_B - marker_MB.sum(0)
+        expert_BLE += rng.multinomial((rest_B * _TOP_K)[:, None], rate)
         name, family = f"task{number % 3}/p{number}#0", f"task{number % 3}"
         traces.append(TraceCounts.pack(name, expert_BLE, joint_MLE, marker_MB, total_B, family=family))
-    assert traces[0].expert_and_joint(_LAYERS, _EXPERTS)[0].size == NUM_BINS * cells
     return RoutingCounts(signature=CountsSignature(model=model, markers=markers.to_dict()), traces=tuple(traces))
 
 
@@ -101,17 +110,15 @@ def speed(num_traces: int) -> None:
     start = time.process_time()
     counts = wide_counts(num_traces)
     print(f"simulated {num_traces} traces in {time.process_time() - start:.0f} cpu-s")
-    size = sum(len(trace.packed) for trace in counts.traces)
-    print(
-        f"packed counts: {size / 1e6:.1f} MB, {sum((t.marker_MB > 0).sum() for t in counts.traces) / num_traces:.0f} bins with markers a trace"
-    )
+    filled = np.mean([(trace.expert_and_joint(_LAYERS, _EXPERTS)[1] > 0).mean() for trace in counts.traces[:20]])
+    print(f"{100 * filled:.0f}% of joint counts are not zero")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "wide.safetensors")
-        counts_file = _save_unchecked(counts, path)
-        print(f"counts file: {counts_file / 1e6:.1f} MB")
+        counts.save(path)
+        print(f"counts file: {path.stat().st_size / 1e6:.1f} MB")
         start = time.process_time()
-        read = _load_unchecked(path)
-        print(f"read: {time.process_time() - start:.2f} cpu-s")
+        read = RoutingCounts.load(path)
+        print(f"read and checked, every law of every trace: {time.process_time() - start:.2f} cpu-s")
     del counts
     start = time.process_time()
     scores = score_experts(read)
@@ -119,23 +126,6 @@ def speed(num_traces: int) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"score, evidence, bootstrap, bounds, families: {used:.2f} cpu-s; peak memory of the process {memory:.2f} GB")
     print(f"supported: {int(scores.supported_LE.sum())} of {scores.supported_LE.size}; best: {scores.ranking()[0]}")
-
-
-def _save_unchecked(counts: RoutingCounts, path: Path) -> int:
-    """Poisson counts break the laws of top-k: what is measured is size and time, not sense."""
-    from expert_stats.counts_files import CountsParts, save_counts
-
-    parts = CountsParts(
-        signature=counts.signature, traces=counts.traces, references=counts.references, versions=counts.versions
-    )
-    save_counts(parts, path)
-    return path.stat().st_size
-
-
-def _load_unchecked(path: Path) -> RoutingCounts:
-    from expert_stats.counts_files import load_counts
-
-    return load_counts(path, lambda parts: RoutingCounts(**parts))
 
 
 if __name__ == "__main__":

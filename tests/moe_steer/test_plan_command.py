@@ -130,3 +130,17 @@ def test_the_plan_says_which_model_its_directions_were_made_on(here: Path, capsy
     assert "llama.safetensors was made on a model with model_type 'llama'" in capsys.readouterr().err
     assert main(["plan", "--out", ".", "--residual", "2:qwen2.safetensors=1"]) == 1
     assert "--out . is a folder: name the plan file in it" in capsys.readouterr().err
+
+
+def test_the_options_of_evidence_are_for_scores(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(here / "plan.json")]
+    for arguments, message in (
+        (["--experts", "1:2", "--unproven"], "--unproven is not read with --experts as given"),
+        (["--experts", "1:2", "--max-q", "0.1"], "--max-q is not read with --experts as given"),
+        (["--scores", "s.json", "--unproven", "--max-q", "0.1"], "give one of them"),
+        (["--scores", "s.json", "--max-q", "0"], "give a rate above 0, at most 1"),
+    ):
+        assert main(["plan", *arguments, *out]) == 1
+        shown = capsys.readouterr().err
+        assert message in shown
+        assert shown.count("\n") == 1
