@@ -235,7 +235,13 @@ def read_headed(
             asked = [one for one in names if wanted is None or one in wanted]
             text = (reader.metadata() or {}).get(key)
             tensors = {one: reader.get_tensor(one) for one in asked}
-    except (SafetensorError, OSError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:  # the last for sizes of no array
         raise ValueError(f"{name} is not a whole safetensors file ({short(error)}): {again}") from error
     header = None if text is None else parse_json(text, f"{name} has a header that", again)
     if header is not None and not isinstance(header, dict):

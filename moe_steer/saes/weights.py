@@ -148,7 +148,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:  # the last for sizes of no tensor
         raise ValueError(f"{path} is damaged ({short(error)}): download it again") from error
 
 
