@@ -230,6 +230,7 @@ def read_headed(
 
     name = os.fspath(path)
     try:
+        tensor_places(name)  # the library takes the last of two tensors of one name
         with safe_open(name, framework=framework) as reader:
             names = list(reader.keys())
             asked = [one for one in names if wanted is None or one in wanted]
