@@ -225,9 +225,9 @@ class ExpertScores:
         record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in _TABLES}
         record |= {
             "version": _VERSION,
-            "halves": [_listed(half) for half in self.halves],
+            "halves": [listed(half) for half in self.halves],
             "stability": {key: None if np.isnan(value) else value for key, value in self.stability.items()},
-            "tables": {name: _listed(getattr(self, name)) for name in _TABLES},
+            "tables": {name: listed(getattr(self, name)) for name in _TABLES},
         }
         write_whole(path, json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n")
 
@@ -284,7 +284,8 @@ def _shown(value: float, form: str) -> str:
     return format(value, form) if np.isfinite(value) else "-"
 
 
-def _listed(array: Array) -> list[Any]:
+def listed(array: Array) -> list[Any]:
+    """A table for JSON: undefined numbers as None."""
     if array.dtype.kind != "f":
         return list(array.tolist())
     plain = array.astype(object)

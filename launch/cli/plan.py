@@ -28,7 +28,7 @@ class MakePlan:
     scores: str | None = None
     """Score file written by 'moe-steer score'."""
     by: tuple[str, ...] = ()
-    """Choose from another measure than --scores: causes FILE, with a file of 'moe-steer causes' (only experts with q <= .05)."""
+    """Choose from another measure than --scores: causes FILE, with a file of 'moe-steer causes' (only experts with q <= --max-q)."""
     preset: str | None = None
     """Published experts: one of rice-r1-math, rice-r1-physics, rice-qwen3-235b-math, ... ('help' lists all)."""
     experts: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class MakePlan:
     min_support: int = 5
     """Least number of times a scored expert must have been active at a marker."""
     max_q: float = 0.05
-    """Evidence that a scored expert needs: the largest q, as 'moe-steer score' prints it."""
+    """Evidence that an expert of --scores or --by needs: the largest q, as 'moe-steer score' prints it."""
     unproven: bool = False
     """Take the best scored experts even where nothing shows that they answer to the thought; the plan records it."""
 
@@ -84,7 +84,7 @@ class MakePlan:
             "gain": self.scores or self.by or self.preset or any("=" not in text for text in self.experts),
             "top": self.scores or self.by or self.preset,
             "min_support": self.scores,
-            "max_q": self.scores,
+            "max_q": self.scores or self.by,
             "unproven": self.scores,
         }
         if plan.experts:
@@ -153,7 +153,14 @@ class MakePlan:
 
         if len(self.by) != 2 or self.by[0] != "causes":
             raise ValueError(f"--by {' '.join(self.by)}: write --by causes FILE, with a file of 'moe-steer causes'")
-        return select_causes(Causes.load(self.by[1]), self.top, self.gain, scope=scope, renormalize=self.renormalize)
+        return select_causes(
+            Causes.load(self.by[1]),
+            self.top,
+            self.gain,
+            max_q=self.max_q,
+            scope=scope,
+            renormalize=self.renormalize,
+        )
 
     def _started(self, plan: SteeringPlan) -> SteeringPlan:
         """The plan with its files named from the folder of the new one, and what was asked otherwise."""

@@ -28,7 +28,7 @@ def model_targets(home: Path) -> list[Target]:
 
 
 def _numbers(home: Path) -> list[Target]:
-    from expert_stats.counts import RoutingCounts
+    from expert_stats import RoutingCounts
     from moe_steer.direction import Direction
     from moe_steer.directions import import_easyedit, import_gguf
     from moe_steer.gguf.control_vector import export_residual
