@@ -162,7 +162,7 @@ class ExpertScores:
     def q_LE(self) -> Array:
         """The evidence of every expert: the smallest q at the markers of positive coefficient; NaN without any."""
         q_MLE = self.q_MLE[np.array(self.coefficients) > 0]
-        lowest = np.where(np.isnan(q_MLE), np.inf, q_MLE).min(0)
+        lowest = np.where(np.isnan(q_MLE), np.inf, q_MLE).min(0, initial=np.inf)
         return np.where(np.isfinite(lowest), lowest, np.nan)
 
     def ranking(self, *, supported_only: bool = True) -> list[RankedExpert]:

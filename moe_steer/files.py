@@ -230,12 +230,19 @@ def read_headed(
 
     name = os.fspath(path)
     try:
+        tensor_places(name)  # the library takes the last of two tensors of one name
         with safe_open(name, framework=framework) as reader:
             names = list(reader.keys())
             asked = [one for one in names if wanted is None or one in wanted]
             text = (reader.metadata() or {}).get(key)
             tensors = {one: reader.get_tensor(one) for one in asked}
-    except (SafetensorError, OSError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:  # the last for sizes of no array
         raise ValueError(f"{name} is not a whole safetensors file ({short(error)}): {again}") from error
     header = None if text is None else parse_json(text, f"{name} has a header that", again)
     if header is not None and not isinstance(header, dict):

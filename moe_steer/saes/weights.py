@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from moe_steer.files import load_plain
+from moe_steer.files import load_plain, tensor_places
 from moe_steer.json_files import check_types, quoted, read_json, short
 from moe_steer.saes.sae import SAE, SAEAbout
 
@@ -145,10 +145,11 @@ def refuse_unknown(tensors: Mapping[str, Tensor], path: Path, *known: str) -> No
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file; ValueError if it is missing or damaged."""
     try:
+        tensor_places(path)  # the library takes the last of two tensors of one name
         return load_file(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:  # the last for sizes of no tensor
         raise ValueError(f"{path} is damaged ({short(error)}): download it again") from error
 
 

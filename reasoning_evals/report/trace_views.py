@@ -19,7 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from moe_steer.files import write_whole
-from moe_steer.json_files import check_types, read_json, short
+from moe_steer.json_files import check_types, quoted, read_json, short
 from reasoning_evals.report import text as form
 
 VIEWS_FILE, PAGE_FILE = "trace_views.json", "traces.html"
@@ -142,6 +142,8 @@ def _trace(item: Any) -> TraceView:
     check_types(item["fired"], "its experts", dict.fromkeys(item["fired"], dict))
     for entry in item["fired"].values():
         check_types(entry, "an expert", {"at": list[int], "weight": list[float]})
+        if set(entry) != {"at", "weight"}:
+            raise ValueError(f"an expert has the keys {quoted(sorted(entry))}")
     thought = check_types(item, "a trace", {"thought": list[int] | None}).pop("thought")
     trace = TraceView(thought=None if thought is None else (thought[0], thought[1]), **item)
     for places in [*trace.marks.values(), *(entry["at"] for entry in trace.fired.values())]:

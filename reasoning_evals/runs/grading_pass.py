@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
 from moe_steer.files import write_whole
-from moe_steer.json_files import check_types, parse_json, quoted
+from moe_steer.json_files import check_types, parse_json, quoted, short
 from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.runs.completions import ArmThoughts, Completion, json_line, run_thoughts
 from reasoning_evals.runs.run_folder import GRADES_FILE, read_generations, read_run, refuse_job, run_problems
@@ -77,7 +77,7 @@ class GradeRow:
         try:
             return cls(**row)
         except TypeError as error:
-            raise ValueError(f"not a grade: {error}") from error
+            raise ValueError(f"not a grade: {short(error)}") from error
 
 
 _TYPES = get_type_hints(GradeRow)

@@ -170,7 +170,7 @@ def _of_suffix(suffix: str) -> tuple[Mutate, Judge]:
 
 
 _FREE = frozenset({
-    "sae_lens_version", "device", "reshape_activations", "l0", "expansion_factor", "trainer_class", "ctx_len", "top_k", "use_decoder_bias",
+    "sae_lens_version", "device", "reshape_activations", "l0", "out", "expansion_factor", "trainer_class", "ctx_len", "top_k", "use_decoder_bias",
     "normalize_decoder", "dtype",
 })  # fmt: skip
 """Keys that nothing reads."""

@@ -103,7 +103,7 @@ def _records(home: Path) -> list[Target]:
     )
     return [
         Target(name="traces", folder=traces, file="t.jsonl", mutate=mutate_lines, read=lambda f: read_traces(f / "t.jsonl", strict=True),
-               judge=lines_judge(Rules(optional=frozenset({"thought_start", "thought_end", "family"}), also={"thought_start": (int,), "thought_end": (int,)}, lowest={"token_ids": 0})), share=1.5),
+               judge=lines_judge(Rules(optional=frozenset({"thought_start", "thought_end", "family"}), also={"family": (str,), "thought_start": (int,), "thought_end": (int,)}, lowest={"token_ids": 0})), share=1.5),
         Target(name="scores", folder=scores, file="scores.json", mutate=mutate_json, read=lambda f: ExpertScores.load(f / "scores.json").table(),
                judge=json_judge(Rules(
                    optional=frozenset({"name", "model_type", "top_k", "hidden_size", "num_layers", "options"}), free=frozenset({"options", "stability", "families", "tokens", "top_k", "hidden_size", "name", "model_type", "num_layers", "counts_digest"}),

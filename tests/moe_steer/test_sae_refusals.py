@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[Write, str]] = {
     },
     "metadata, another layer out": (lambda root: saelens(root, **place(hook_layer=3, hook_layer_out=9)), "is a transcoder from 3 to 9"),
     "metadata, another place out": (lambda root: saelens(root, **place(hook_name_out="blocks.3.hook_mlp_out")), "hook_mlp_out"),
-    "metadata, several layers": (lambda root: saelens(root, **place(hook_name=["blocks.3.hook_resid_post"])), "give one text"),
+    "metadata, several layers": (lambda root: saelens(root, **place(hook_name=["blocks.3.hook_resid_post"])), "give a text"),
     "metadata, a flag": (lambda root: saelens(root, **place(prepend_bos="True")), "'prepend_bos' is the text 'True'"),
     **{
         f"gemma scope, {folder}": (gemma(folder), text)
