@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,31 @@ RoutingFn = Callable[[Tensor, Tensor], Tensor | None]
 """(ids_TK int64, weights_TK) -> new weights_TK of the same dtype, or None to keep them."""
 
 
+class NewRouting(Protocol):
+    """What a router is to return, and in it the ids. ``unused_TK``: places without a selection; None: there are none."""
+
+    @property
+    def output(self) -> tuple[Any, ...]: ...
+
+    @property
+    def ids_TK(self) -> Tensor: ...
+
+    @property
+    def unused_TK(self) -> Tensor | None: ...
+
+
+ChoiceFn = Callable[[tuple[Any, ...], dict[str, Any], Any], NewRouting]
+"""(arguments, keyword arguments, output) of a router -> what it is to return."""
+_CHOSEN: WeakKeyDictionary[nn.Module, NewRouting | None] = WeakKeyDictionary()
+"""Router under ``choice_hooks`` -> its last choice: what its output does not say (Llama-4's ids, places without a selection)."""
+
+
 @contextmanager
 def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
     """Call a function with the routing of each given layer, once per forward, and replace the weights by its result.
 
     The weights are final: after top-k, normalisation and scaling. Every id is the router's, so under expert parallelism
-    ids >= num_experts may mean "not on this rank".
+    ids >= num_experts may mean "not on this rank", or that a token has fewer experts than others of its forward.
     """
     with ExitStack() as stack:
         for layer, function in functions.items():
@@ -34,6 +54,23 @@ def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
                 handle = layer.router.register_forward_hook(_weights_first_hook(function))
             else:
                 handle = layer.experts.register_forward_pre_hook(_experts_hook(layer, function), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def choice_hooks(functions: Mapping[MoELayer, ChoiceFn]) -> Iterator[None]:
+    """Let a function say what the router of each given layer returns, once per forward. It acts before every function of
+    ``routing_hooks``, those that were there before included: they see the choice as it is made."""
+    with ExitStack() as stack:
+        for layer, function in functions.items():
+            assert layer.router is not None
+            if layer.router in _CHOSEN:
+                raise ValueError(f"the choice at layer {layer.index} is under another plan: put both in one plan")
+            _CHOSEN[layer.router] = None
+            stack.callback(_CHOSEN.pop, layer.router, None)
+            # Before an engine's own hooks, which may take the router's weights away after its forward.
+            handle = layer.router.register_forward_hook(_choice_hook(function), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         yield
 
@@ -112,6 +149,22 @@ class _ReachedError(Exception):
     """Raised to leave a forward early."""
 
 
+def _choice_hook(function: ChoiceFn) -> Callable[..., Any]:
+    def hook(router: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        new = _CHOSEN[router] = function(args, kwargs, output)
+        return new.output
+
+    return hook
+
+
+def _selected(layer: MoELayer, ids_TK: Tensor) -> Tensor:
+    """The ids, with ``num_experts`` in places that hold no selection."""
+    chosen = _CHOSEN.get(layer.router) if layer.router is not None else None
+    if chosen is None or chosen.unused_TK is None or chosen.unused_TK.shape != ids_TK.shape:
+        return ids_TK
+    return ids_TK.masked_fill(chosen.unused_TK.to(ids_TK.device), layer.num_experts)
+
+
 def _experts_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Families differ in argument order and names, so the two are told apart by dtype: ids are whole numbers.
@@ -119,7 +172,7 @@ def _experts_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., Any]:
         ids = _get(args, kwargs, ids_key)
         weights = _get(args, kwargs, weights_key)
         ids_TK = ids.reshape(-1, ids.shape[-1]) if ids.ndim > 1 else ids[:, None]
-        new_TK = function(ids_TK.long(), weights.reshape(ids_TK.shape))
+        new_TK = function(_selected(layer, ids_TK.long()), weights.reshape(ids_TK.shape))
         if new_TK is None:
             return None
         new = new_TK.to(weights.dtype).reshape(weights.shape)
@@ -152,8 +205,9 @@ def _dense_scores_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., An
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         scores_TE, logits_TE = output
-        ids_TK = logits_TE.topk(layer.top_k, dim=-1).indices
-        new_TK = function(ids_TK, scores_TE.gather(-1, ids_TK))
+        chosen = _CHOSEN.get(layer.router) if layer.router is not None else None
+        ids_TK = logits_TE.topk(layer.top_k, dim=-1).indices if chosen is None else chosen.ids_TK
+        new_TK = function(_selected(layer, ids_TK), scores_TE.gather(-1, ids_TK))
         if new_TK is None:
             return None
         return scores_TE.scatter(-1, ids_TK, new_TK.to(scores_TE.dtype)), logits_TE
