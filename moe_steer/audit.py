@@ -175,7 +175,8 @@ class Audit:
             for layer in self._top_k
         }
 
-    def _acted(self) -> dict[tuple[int, int], int]:
+    @property
+    def acted(self) -> Mapping[tuple[int, int], int]:
         """(layer, expert) -> tokens at which the entry did something: at which it was selected; for an expert forced out, at
         which it would have been; for a bias on a logit, all in scope."""
         acted = {key: fired.tokens for key, fired in self.fired.items()}
@@ -203,7 +204,7 @@ class Audit:
                 found.append(
                     f"layer {key[0]} expert {key[1]} was {self._entries[key].action} and selected by {chosen.selected_after} of {chosen.scoped} tokens in scope"
                 )
-        acted = self._acted()
+        acted = self.acted
         others = [*self.residual.values(), *(number.scoped for number in self.top_k.values())]
         if not found and self._entries and not any(acted.values()) and not any(others):
             what = "met a token in scope to act on" if self._choosing else "was selected by any token in scope"
@@ -218,7 +219,7 @@ class Audit:
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One row per plan entry, plain JSON values; rows of several runs can be added."""
-        acted, chosen = self._acted(), self.chosen
+        acted, chosen = self.acted, self.chosen
         rows: list[dict[str, Any]] = []
         for key, fired in self.fired.items():
             entry = self._entries[key]
