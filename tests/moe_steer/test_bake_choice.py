@@ -16,6 +16,7 @@ from families import FAMILIES, build_from_config, config_of
 from family_cases import Case, busiest, case, collect_routing, logits
 from moe_steer import ExpertGain, SteeringPlan, TopK, bake, steer, unbake, verify_bake
 from moe_steer.baking.safetensors.choice import _GROUPED
+from moe_steer.lab import LAB_MODEL
 from test_bake_families import BAKED, quick_or_slow
 
 
@@ -149,6 +150,20 @@ def test_groups_that_stay_large_enough_are_baked(tmp_path: Path) -> None:
     two = SteeringPlan(experts=[ExpertGain(layer, e, force="out") for e in (0, 1)])
     with pytest.raises(ValueError, match="1 of 2 groups may hold fewer"):
         bake(tmp_path / "source", two, tmp_path / "other")
+
+
+def test_the_lab_model_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from launch.cli.main import main
+
+    plan, baked = tmp_path / "plan.json", tmp_path / "baked"
+    words = ["--experts", "2:4=3", "--force-out", "2:0", "3:9"]
+    assert main(["plan", "--out", str(plan), *words]) == 0
+    source = ["--model", str(LAB_MODEL)]
+    assert main(["bake", "--plan", str(plan), *source, "--out", str(baked)]) == 0
+    assert "layer   3 expert   9: rounded, worst 0.0e+00, rms 0.0e+00; forced out, by" in capsys.readouterr().out
+    assert main(["verify", "--baked", str(baked), *source, "--forward", "--dtype", "float32"]) == 0
+    said = capsys.readouterr().out
+    assert "greedy tokens agree" in said
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

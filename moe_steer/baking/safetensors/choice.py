@@ -26,7 +26,27 @@ from moe_steer.plan import ExpertGain, SteeringPlan
 _FOR_CHOICE = r"(?:[\w.]+\.)?(?:e_score_correction_bias|expert_bias|router_bias)|ffn\.gate\.bias"
 _ON_LOGITS = {"gpt_oss": r"mlp\.router\.bias"}
 _GROUPED = frozenset(
-    ["axk1", "axk2", "bailing_hybrid", "beam", "deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "glm4_moe", "glm4_moe_lite", "glm4v_moe_text", "glm5_next_text", "glm_moe_dsa", "hy_v4", "kimi_k2", "kimi_linear", "mimo_v2_flash", "nemotron_h", "solar_open"]
+    [
+        "axk1",
+        "axk2",
+        "bailing_hybrid",
+        "beam",
+        "deepseek_v3",
+        "deepseek_v32",
+        "dots1",
+        "exaone_moe",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "glm4v_moe_text",
+        "glm5_next_text",
+        "glm_moe_dsa",
+        "hy_v4",
+        "kimi_k2",
+        "kimi_linear",
+        "mimo_v2_flash",
+        "nemotron_h",
+        "solar_open",
+    ]
 )
 """Families that choose groups first; a config.json that leaves its numbers out means the library's, which are not known here."""
 _GROUP_KEYS = ("n_group", "num_expert_group")
