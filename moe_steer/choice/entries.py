@@ -60,14 +60,18 @@ def check_choice(experts: Sequence[ExpertGain], top_k: Sequence[TopK], model: An
 
     ``model``: the model itself, or again a shape, from which less is known.
     """
-    from moe_steer.layers import choice_by_type, choice_refusal, moe_layers
-
     for entry in top_k:
         check_moe_layer(entry.layer, "top_k entry", shape)
     choosing = [entry for entry in experts if entry.acts_on_choice]
     named = {entry.layer for entry in choosing} | {entry.layer for entry in top_k}
     if not named:
         return
+    from moe_steer.layers import (
+        choice_by_type,
+        choice_refusal,
+        moe_layers,
+    )  # which needs torch, and plans of gains do not
+
     reason = choice_by_type(shape.model_type)
     if reason:
         raise ValueError(f"the choice of experts of {shape.model_type} cannot be changed: {reason}; use gains alone")
