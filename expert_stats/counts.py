@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from moe_steer.files import HeadedKind, load_headed, write_whole
+from moe_steer.json_files import check_types
 
 _KIND = HeadedKind(
     key="routing_counts",
@@ -31,6 +32,13 @@ _KIND = HeadedKind(
     again="collect the counts again",
 )
 
+_TYPES: dict[str, Any] = {
+    **{"model": dict, "markers": dict, "prompt_tail": int, "base": str, "routers": str, "counted": str},
+    **dict.fromkeys(("num_layers", "num_experts", "top_k", "hidden_size"), int),
+    **dict.fromkeys(("model_type", "name", "position", "token", "repeats", "tokenizer"), str),
+    **{"moe_layers": list[int], "names": list[str], "forms": list[list[list[int]]], "coefficients": list[float]},
+}
+"""Of a signature, its model and its markers."""
 Array = np.ndarray[Any, Any]
 ARRAYS = ("joint_GMLE", "expert_GLE", "marker_GM", "total_G", "num_traces_G")
 
@@ -52,6 +60,11 @@ def load_counts(path: str | os.PathLike[str]) -> RoutingCounts:
 
     def build(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> RoutingCounts:
         versions = {key: tuple(value) for key, value in header["versions"].items()}
+        check_types(header, "", {"signature": dict, "versions": dict})
+        check_types(header["versions"], "versions", dict.fromkeys(header["versions"], list[str]))
+        check_types(header["signature"], "signature", _TYPES)
+        for part in ("model", "markers"):
+            check_types(header["signature"][part], part, _TYPES)
         signature = CountsSignature(**header["signature"])
         return RoutingCounts(signature=signature, versions=versions, **arrays).check()
 
@@ -204,10 +217,11 @@ class RoutingCounts:
     def check(self) -> RoutingCounts:
         """Verify every law of counting and return the counts; ValueError names the law, the layer and both numbers."""
         top_k, num_experts = self.signature.model["top_k"], self.signature.model["num_experts"]
-        expected = RoutingCounts.zeros(self.signature, self.num_groups).arrays
+        sizes = {"G": self.num_groups, "M": len(self.marker_names), "L": len(self.moe_layers), "E": num_experts}
         for name, array in self.arrays.items():
-            if array.dtype != np.int64 or array.shape != expected[name].shape:
-                raise ValueError(f"{name} is {array.dtype} {array.shape}: expected int64 {expected[name].shape}")
+            expected = tuple(sizes[letter] for letter in name.rpartition("_")[2])  # not made: a file may say any number
+            if array.dtype != np.int64 or array.shape != expected:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}: expected int64 {expected}")
             if (array < 0).any():
                 raise ValueError(f"{name} holds the negative count {array.min()}")
         routed_G1, routed_GM1 = self.total_G[:, None] * top_k, self.marker_GM[:, :, None] * top_k

@@ -10,13 +10,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from moe_steer.files import write_whole
-from moe_steer.json_files import check_types, parse_json
+from moe_steer.json_files import check_types, parse_json, short
 
 Array = np.ndarray[Any, Any]
 
@@ -259,13 +260,15 @@ class ExpertScores:
                 raise ValueError(f"this program reads version {_VERSION}")
             del record["stability"]  # computed from the tables
             tables = record.pop("tables")
-            arrays: dict[str, Any] = {key: np.array(tables[key], dtype=dtype) for key, dtype in _TABLES.items()}
-            record["halves"] = Halves(*(np.array(half, dtype=np.float64) for half in record["halves"]))
+            arrays: dict[str, Any] = {key: _table(tables[key], dtype) for key, dtype in _TABLES.items()}
+            record["halves"] = Halves(*(_table(half, np.float64) for half in record["halves"]))
+            check_types(record["model"], "model", {"num_experts": int, "moe_layers": list[int]})
             record |= {key: tuple(record[key]) for key in ("marker_names", "coefficients", "occurrences")}
             scores = cls(**record, **arrays)
             scores._check_shapes()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{name} holds no expert scores ({error!r}): make them with 'moe-steer score'") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            said = short(repr(error))
+            raise ValueError(f"{name} holds no expert scores ({said}): make them with 'moe-steer score'") from error
         return scores
 
     def _check_shapes(self) -> None:
@@ -274,6 +277,18 @@ class ExpertScores:
             wanted = tuple(sizes[letter] for letter in key.rpartition("_")[2])
             if getattr(self, key).shape != wanted:
                 raise ValueError(f"{key} has the shape {getattr(self, key).shape}, not {wanted}")
+        lengths = {len(self.coefficients), len(self.occurrences), sizes["M"]}
+        if len(lengths) > 1 or any(half.shape != self.score_LE.shape for half in self.halves):
+            raise ValueError(f"its halves, coefficients or occurrences are not those of {sizes['M']} markers")
+
+
+def _table(values: Any, dtype: Any) -> Array:
+    """Nested lists as an array; ValueError for texts and other values that numpy would take for numbers."""
+    known: dict[Any, set[type]] = {np.float64: {float, int, NoneType}, np.int64: {int}, np.bool_: {bool}}
+    found = np.array(values, dtype=object)
+    if odd := set(map(type, found.ravel().tolist())) - known[dtype]:
+        raise ValueError(f"a table holds a value of the type {min(kind.__name__ for kind in odd)}")
+    return found.astype(dtype)
 
 
 def _listed(array: Array) -> list[Any]:

@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from launch.core.beforehand import Machine
 from launch.dry_run import Fit, fit
 from launch.jobs.experts_options import Options
 from launch.jobs.safety_options import SafetyOptions
 from moe_steer.errors import one_line
+from moe_steer.json_files import check_types, decode, read_json
 
 FOLDER = Path(__file__).parent / "configs"
 HOSTS = "hosts-2x8"
@@ -108,13 +109,15 @@ def load_recipe(name: str) -> Recipe:
     path = FOLDER / f"{name}.json"
     if not path.is_file():
         raise ValueError(f"there is no recipe {name!r}: choose one of {', '.join(names())}")
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path, "restore it")
     expected = {field.name for field in dataclasses.fields(Recipe)} - {"name"}
     if set(data) | {"script"} != expected:
         odd = sorted((set(data) | {"script"}) ^ expected)
         raise ValueError(
             f"the recipe {path} has a missing or unknown key {odd[0]!r}: it holds {', '.join(sorted(expected))}"
         )
+    kinds = get_type_hints(Recipe) | {"options": list[str], "shape": dict}
+    check_types(data, str(path), kinds)
     return Recipe(name=name, **{**data, "options": tuple(data["options"])})
 
 
@@ -165,8 +168,12 @@ def _job_options(recipe: Recipe, num_layers: int) -> Options | SafetyOptions:
 
 def host_slots() -> list[int]:
     """GPUs of each node in the host file of the recipes on several nodes."""
-    lines = (FOLDER / HOSTS).read_text(encoding="utf-8").split("\n")
-    return [int(line.partition("slots=")[2]) for line in lines if "slots=" in line]
+    path = FOLDER / HOSTS
+    lines = [line.partition("#")[0].strip() for line in decode(path.read_bytes(), str(path)).split("\n")]
+    found = [re.fullmatch(r"\S+\s+slots=([1-9]\d{0,3})", line) for line in lines if line]
+    if not found or None in found:
+        raise ValueError(f"{path} is no host file: give lines such as 'worker-1 slots=8'")
+    return [int(one[1]) for one in found if one]
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -50,13 +51,35 @@ def safe_console() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """Within it, help is printed: the reader of a pipe (``--help | head``) may have read enough, which is no failure."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
+        raise SystemExit(0) from None
+
+
 def safe_console_for(arguments: Iterable[str]) -> AbstractContextManager[None]:
     """``safe_console`` while a command line is parsed that holds something to hide: else the parser may use colours."""
     return safe_console() if any(visible(item) != item for item in arguments) else nullcontext()
 
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line; its type if it has no message; file name and reason for an OSError."""
+    """The message of an error as one line; its type if it has no message; file name and reason for an OSError, and what to do
+    about a full disk. torch's advice to run the code in a pickle is not passed on."""
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        where = f"{os.fsdecode(error.filename)!r} was not written, the disk is full" if error.filename else str(error)
+        return f"{visible(' '.join(where.split()))}: free some space, then the same command continues"
+    if "weights_only" in str(error):
+        return "a file of weights holds other things than tensors, and other pickles are not opened: give safetensors"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)!r}: {error.strerror[:1].lower()}{error.strerror[1:]}"
     text = visible(" ".join(str(error).split()))

@@ -5,14 +5,33 @@ Files of ``torch.save``, opened without running any code in them. torch is impor
 
 from __future__ import annotations
 
+import errno
+import math
 import os
+import re
 import secrets
+import shutil
+import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from moe_steer.json_files import parse_json, quoted
+from moe_steer.errors import FULL_DISK
+from moe_steer.json_files import parse_json, quoted, read_json, short
+
+_NAMES_BY_BITS = {
+    64: "F64 I64 U64 C64",
+    32: "F32 I32 U32",
+    16: "F16 BF16 I16 U16",
+    8: "I8 U8 BOOL F8_E4M3 F8_E5M2 F8_E4M3FNUZ F8_E5M2FNUZ F8_E8M0",
+    6: "F6_E2M3 F6_E3M2",
+    4: "F4",
+}
+BITS = {name: bits for bits, names in _NAMES_BY_BITS.items() for name in names.split()}
+"""Bits of one element, by the names of the safetensors format."""
+_MAX_HEADER = 100_000_000
+"""The limit of the format, in bytes."""
 
 
 @contextmanager
@@ -25,12 +44,31 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     aside = _aside(target)
     try:
-        yield aside
-        _sync(aside)
-        os.replace(aside, target)
+        with naming_full_disk(target):
+            yield aside
+            _sync(aside)
+            os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+@contextmanager
+def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside the block, the error of a full disk is an OSError with this file's name, whatever library met it and in whatever
+    words (safetensors: "os error 28"; torch: "PytorchStreamWriter failed writing file")."""
+    try:
+        yield
+    except Exception as error:
+        code = getattr(error, "errno", None)
+        if code not in FULL_DISK:
+            torn = re.search(
+                r"errno 28|os error (?:28|122)|No space left|PytorchStreamWriter|unexpected pos", str(error)
+            )
+            if torn is None or (torn[0][0] in "Pu" and shutil.disk_usage(Path(path).parent).free > 1 << 20):
+                raise
+            code = errno.ENOSPC
+        raise OSError(code, os.strerror(code), os.fspath(path)) from error
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -44,8 +82,9 @@ def create_whole(path: str | os.PathLike[str], text: str) -> None:
     target = Path(path)
     aside = _aside(target)
     try:
-        aside.write_bytes(text.encode())
-        _sync(aside)
+        with naming_full_disk(target):
+            aside.write_bytes(text.encode())
+            _sync(aside)
         try:
             os.link(aside, target)
         except FileExistsError:
@@ -58,7 +97,8 @@ def create_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _aside(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
     # Random rather than this process's number: ranks on several machines may write into one folder. Cut, because the name of
     # the target may be as long as a name may be.
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
@@ -78,6 +118,69 @@ def _sync_folder(folder: Path) -> None:
 
 
 T = TypeVar("T")
+
+
+class Placed(NamedTuple):
+    """A tensor of a safetensors file, by its header: bytes ``begin`` to ``end`` of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def tensor_places(path: str | os.PathLike[str]) -> dict[str, Placed]:
+    """Where the tensors of a safetensors file lie, from its header alone: 8 bytes of length, JSON, data without gaps.
+
+    ValueError says, without the file's name, what is wrong with header or length; OSError where it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise ValueError(f"it has no safetensors header: {size} bytes cannot hold one")
+        header = parse_json(file.read(length), "its header", "it was changed or cut")
+    if not isinstance(header, dict):
+        raise ValueError(f"its header is {quoted(header)}")
+    header.pop("__metadata__", None)
+    found = {name: _placed(name, entry, 8 + length) for name, entry in header.items()}
+    end = 8 + length
+    for name, place in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if place.begin != end:
+            raise ValueError(f"the data of {quoted(name)} does not follow its neighbour's")
+        end = place.end
+    if end != size:
+        raise ValueError(f"{size} bytes, {end} expected")
+    return found
+
+
+def read_weight_map(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Tensor -> file of a checkpoint's index; ValueError, in one line, for anything that is no index, and for files that are not
+    in its own folder."""
+    name = os.fspath(path)
+    weight_map = read_json(path, "fetch it again").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{name} is not an index of weight files: it has no weight_map; fetch it again")
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise ValueError(
+                f"{name} puts {short(tensor)} into {quoted(file)}: a safetensors file of the same folder is needed"
+            )
+    return weight_map
+
+
+def _placed(name: str, entry: Any, data: int) -> Placed:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        bits = BITS.get(dtype)
+        fits = whole and begin <= end and (bits is None or math.prod(shape) * bits == (end - begin) * 8)
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"its header's entry of {quoted(name)} contradicts itself")
+    return Placed(dtype, shape, data + begin, data + end)
 
 
 class HeadedKind(NamedTuple):
@@ -133,7 +236,7 @@ def read_headed(
             text = (reader.metadata() or {}).get(key)
             tensors = {one: reader.get_tensor(one) for one in asked}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{name} is not a whole safetensors file ({error}): {again}") from error
+        raise ValueError(f"{name} is not a whole safetensors file ({short(error)}): {again}") from error
     header = None if text is None else parse_json(text, f"{name} has a header that", again)
     if header is not None and not isinstance(header, dict):
         raise ValueError(f"{name} has the header {quoted(header)}, which is not a JSON object: {again}")
@@ -165,7 +268,7 @@ def load_headed(
             raise ValueError(f"its version is {quoted(version)}, this program reads version {kind.version}")
         return build(found.header, found.tensors)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be used: {error}") from error
+        raise ValueError(f"{name} cannot be used: {short(error)}") from error
 
 
 def load_plain(path: str | os.PathLike[str]) -> Any:

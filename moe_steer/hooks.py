@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import update_wrapper
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moe_steer.layers import MoELayer
 
 _RECORDERS = "transformers.utils.output_capturing"
-RoutingFn = Callable[[Tensor, Tensor], Tensor | None]
-"""(ids_TK int64, weights_TK) -> new weights_TK of the same dtype, or None to keep them."""
+RoutingFn = Callable[[Tensor, Tensor], "Tensor | tuple[Tensor, Tensor] | None"]
+"""(ids_TK int64, weights_TK) -> new weights_TK of the same dtype, or None to keep them, or (ids_TK, weights_TK) to replace both."""
 
 
 class NewRouting(Protocol):
@@ -42,7 +44,8 @@ def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
     """Call a function with the routing of each given layer, once per forward, and replace the weights by its result.
 
     The weights are final: after top-k, normalisation and scaling. Every id is the router's, so under expert parallelism
-    ids >= num_experts may mean "not on this rank", or that a token has fewer experts than others of its forward.
+    ids >= num_experts may mean "not on this rank", or that a token has fewer experts than others of its forward. A result may
+    carry a gradient, which reaches what made it. A function that replaces the ids as well must give distinct ids a token.
     """
     with ExitStack() as stack:
         for layer, function in functions.items():
@@ -126,6 +129,45 @@ def call_hooks(
 
 
 @contextmanager
+def recomputed(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside the block each given module keeps only its input for the backward pass and runs once more there (checkpointing;
+    Chen et al., arXiv 1604.06174). In evaluation mode too, where the library's own switch does nothing.
+
+    The backward pass must be inside the block, and inside that of every hook: what the modules call is called again.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_replaced_forward(module, _run_twice(module.forward)))
+        yield
+
+
+@contextmanager
+def replaced_output(module: nn.Module, output: Any) -> Iterator[None]:
+    """Inside the block ``module`` returns ``output`` without running."""
+    with _replaced_forward(module, lambda *_, **__: output):
+        yield
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = "forward" in vars(module)  # accelerate has put one there
+    before = module.forward
+    # The signature is read by callers (the library filters arguments by it), so it stays.
+    module.forward = update_wrapper(forward, before)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own:
+            module.forward = before
+        else:
+            del module.forward
+
+
+def _run_twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+@contextmanager
 def stop_after(module: nn.Module) -> Iterator[None]:
     """End the forward inside the with-block, and the block itself, as soon as ``module`` has returned: later layers never run.
 
@@ -172,15 +214,30 @@ def _experts_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., Any]:
         ids = _get(args, kwargs, ids_key)
         weights = _get(args, kwargs, weights_key)
         ids_TK = ids.reshape(-1, ids.shape[-1]) if ids.ndim > 1 else ids[:, None]
-        new_TK = function(_selected(layer, ids_TK.long()), weights.reshape(ids_TK.shape))
-        if new_TK is None:
+        result = function(_selected(layer, ids_TK.long()), weights.reshape(ids_TK.shape))
+        if result is None:
             return None
-        new = new_TK.to(weights.dtype).reshape(weights.shape)
-        if isinstance(weights_key, str):
-            return args, {**kwargs, weights_key: new}
-        return (*args[:weights_key], new, *args[weights_key + 1 :]), kwargs
+        new_ids_TK, new_TK = _both(layer, ids_TK, result)
+        args, kwargs = _put(args, kwargs, weights_key, new_TK.to(weights.dtype).reshape(weights.shape))
+        return _put(args, kwargs, ids_key, new_ids_TK.to(ids.dtype).reshape(ids.shape))
 
     return hook
+
+
+def _both(layer: MoELayer, ids_TK: Tensor, result: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """New ids and weights; places that hold no selection keep the ids that they had."""
+    if not isinstance(result, tuple):
+        return ids_TK, result
+    new_ids_TK, new_TK = result
+    return torch.where(_selected(layer, ids_TK) != ids_TK, ids_TK, new_ids_TK), new_TK
+
+
+def _put(
+    args: tuple[Any, ...], kwargs: dict[str, Any], key: int | str, value: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(key, str):
+        return args, {**kwargs, key: value}
+    return (*args[:key], value, *args[key + 1 :]), kwargs
 
 
 def _find(layer: MoELayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, int | str]:
@@ -207,10 +264,11 @@ def _dense_scores_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., An
         scores_TE, logits_TE = output
         chosen = _CHOSEN.get(layer.router) if layer.router is not None else None
         ids_TK = logits_TE.topk(layer.top_k, dim=-1).indices if chosen is None else chosen.ids_TK
-        new_TK = function(_selected(layer, ids_TK), scores_TE.gather(-1, ids_TK))
-        if new_TK is None:
+        result = function(_selected(layer, ids_TK), scores_TE.gather(-1, ids_TK))
+        if result is None:
             return None
-        return scores_TE.scatter(-1, ids_TK, new_TK.to(scores_TE.dtype)), logits_TE
+        new_ids_TK, new_TK = _both(layer, ids_TK, result)
+        return torch.zeros_like(scores_TE).scatter(-1, new_ids_TK, new_TK.to(scores_TE.dtype)), logits_TE
 
     return hook
 
@@ -219,9 +277,14 @@ def _weights_first_hook(function: RoutingFn) -> Callable[..., Any]:
     """DeepSpeed's AutoEP: the router returns weights [T, K], ids [T, K] and tokens per expert [E]; the ids are global."""
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        weights_TK, ids_TK, *rest = output
-        new_TK = function(ids_TK.long(), weights_TK)
-        return None if new_TK is None else (new_TK.to(weights_TK.dtype), ids_TK, *rest)
+        weights_TK, ids_TK, counts_E = output
+        result = function(ids_TK.long(), weights_TK)
+        if result is None:
+            return None
+        new_ids_TK, new_TK = result if isinstance(result, tuple) else (ids_TK, result)
+        if new_ids_TK is not ids_TK:
+            counts_E = torch.bincount(new_ids_TK.reshape(-1), minlength=len(counts_E)).to(counts_E)
+        return new_TK.to(weights_TK.dtype), new_ids_TK.to(ids_TK.dtype), counts_E
 
     return hook
 

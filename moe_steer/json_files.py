@@ -1,11 +1,13 @@
-"""JSON that somebody may have written by hand: read strictly, and refused in one line with file, line and key.
+"""JSON and CSV that somebody may have written by hand: read strictly, and refused in one line with file, line and key.
 
 The standard library's reader keeps the last of two equal keys, accepts NaN and Infinity, and ends deep nesting with a RecursionError.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import math
 import os
@@ -15,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 MAX_DEPTH = 100
 """Deepest nesting that is read: far below where the standard library runs out of stack."""
@@ -39,11 +41,13 @@ class NotJSON(ValueError):
     """The text ends too early, or is not JSON at all: what a killed writer may leave behind."""
 
 
-def parse_json(content: str | bytes, where: str, remedy: str, *, surrogates: bool = False) -> Any:
+def parse_json(
+    content: str | bytes, where: str, remedy: str, *, surrogates: bool = False, endless: bool = False
+) -> Any:
     """The value that a JSON text states.
 
     ``where`` begins each message (a file, or a file and a line), ``remedy`` ends it. ``surrogates``: accept half surrogate pairs,
-    which answers of models may contain. ``NotJSON`` for what cannot be parsed; ValueError for a key that occurs twice in one object,
+    which answers of models may contain. ``endless``: accept NaN and infinities, which transformers writes into config.json. ``NotJSON`` for what cannot be parsed; ValueError for a key that occurs twice in one object,
     for NaN, infinities and numbers beyond float64, for nesting deeper than ``MAX_DEPTH`` and for a byte order mark.
     """
     text = content if isinstance(content, str) else decode(content, where)
@@ -58,17 +62,22 @@ def parse_json(content: str | bytes, where: str, remedy: str, *, surrogates: boo
     except ValueError:  # the interpreter's own limit on the digits of a whole number
         raise ValueError(f"{where} holds a number of more than 4300 digits: {remedy}") from None
     if _SUSPECT.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
-        _refuse_odd_values(value, where, remedy, surrogates)
+        _refuse_odd_values(value, where, remedy, surrogates, endless)
     return value
 
 
 def read_json(
-    path: str | os.PathLike[str], remedy: str, expect: Mapping[str, Any] | None = None, missing: str = ""
+    path: str | os.PathLike[str],
+    remedy: str,
+    expect: Mapping[str, Any] | None = None,
+    missing: str = "",
+    *,
+    endless: bool = False,
 ) -> dict[str, Any]:
     """The JSON object in a file.
 
     ``remedy``: what to do with a damaged file. ``expect``: see ``check_types``. ``missing``: the whole message where there is no
-    such file. ValueError in one line for everything that ``parse_json`` refuses, and for a file that cannot be opened.
+    such file. ``endless``: as for ``parse_json``. ValueError in one line for everything that ``parse_json`` refuses, and for a file that cannot be opened.
     """
     name = os.fspath(path)
     try:
@@ -77,7 +86,7 @@ def read_json(
         if missing and isinstance(error, FileNotFoundError):
             raise ValueError(missing) from None
         raise ValueError(f"{name} cannot be read ({error.strerror or error}): {remedy}") from error
-    value = parse_json(content, name, remedy)
+    value = parse_json(content, name, remedy, endless=endless)
     if not isinstance(value, dict):
         raise ValueError(f"{name} holds {quoted(value)}: a JSON object is expected")
     return check_types(value, name, expect or {})
@@ -108,11 +117,45 @@ def read_json_lines(
         yield where, row
 
 
+def csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """(``name:line``, row) of each record of a CSV text whose first line names the columns.
+
+    ValueError in one line for a column that is named twice or not at all, and for a record with more or fewer cells: most often
+    the text of a cell holds a comma and is not in quotes.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    columns: list[str] = []
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:  # an open quote, or a cell of more than 131,072 characters
+            raise ValueError(
+                f"{name}:{reader.line_num} is not CSV ({error}): correct it, or give JSON lines"
+            ) from error
+        if cells is None:
+            return
+        where = f"{name}:{reader.line_num}"
+        if not cells:  # a blank line
+            continue
+        if not columns:
+            columns = cells
+            for cell in cells:
+                if cells.count(cell) > 1 or not cell.strip():
+                    problem = f"names {quoted(cell)} twice" if cell.strip() else "leaves a column without a name"
+                    raise ValueError(f"{where} {problem}: give every column a name of its own")
+        elif len(cells) != len(columns):
+            raise ValueError(
+                f"{where}: the record has {len(cells)} cells, and {len(columns)} columns are named: put texts with commas in quotes"
+            )
+        else:
+            yield where, dict(zip(columns, cells, strict=True))
+
+
 def check_types(values: dict[str, Any], where: str, expect: Mapping[str, Any]) -> dict[str, Any]:
     """The values themselves; ValueError, which begins with ``where``, names the first key with a value of another type.
 
-    ``expect``: key -> str, int, float (any finite number), bool, list, dict, ``list[...]`` or a union of these. A key that is
-    absent is no error.
+    ``expect``: key -> str, int, float (any finite number), bool, list, dict, ``list[...]``, ``tuple[..., ...]`` (a list), a
+    Literal, or a union of these. A key that is absent is no error.
     """
     for key, kind in expect.items():
         if key in values and not _fits(values[key], kind):
@@ -130,6 +173,13 @@ def quoted(value: object) -> str:
     """``repr``, at most 200 characters of it."""
     text = repr(value)
     return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 3]}..."
+
+
+def short(said: object, limit: int = MAX_QUOTED) -> str:
+    """What a library or server said, on one line and shortened to the limit: it may quote a whole file. The type of an error
+    without words."""
+    line = " ".join(str(said)[: 100 * limit].split()) or (type(said).__name__ if isinstance(said, Exception) else "")
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def decode(content: bytes, where: str) -> str:
@@ -173,14 +223,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse_odd_values(value: Any, where: str, remedy: str, surrogates: bool) -> None:
+def _refuse_odd_values(value: Any, where: str, remedy: str, surrogates: bool, endless: bool) -> None:
     waiting: list[tuple[str, Any, int]] = [("", value, 0)]  # not recursive, since depth is what it looks for
     while waiting:
         key, item, depth = waiting.pop()
         at = f" under the key {quoted(key)}" if key else ""
         if isinstance(item, str) and not surrogates and not _encodes(item):
             raise ValueError(f"{where} holds half a surrogate pair{at}, which is not a character: {remedy}")
-        if isinstance(item, float) and not math.isfinite(item):
+        if isinstance(item, float) and not endless and not math.isfinite(item):
             raise ValueError(f"{where} holds {item}{at}, or a number too large for float64: give a finite number")
         if isinstance(item, dict | list):
             if depth == MAX_DEPTH:
@@ -202,10 +252,12 @@ def _encodes(text: str) -> bool:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (Union, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
-    if get_origin(kind) is list:
-        (inner,) = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind) and type(value) in map(type, get_args(kind))
+    if get_origin(kind) in (list, tuple):
+        inner = get_args(kind)[0]
         return isinstance(value, list) and (
             set(map(type, value)) <= {inner} if inner in (int, str) else all(_fits(one, inner) for one in value)
         )
@@ -215,8 +267,10 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _words(kind: Any) -> str:
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (Union, UnionType):
         return " or ".join(_words(one) for one in get_args(kind))
-    if get_origin(kind) is list:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if get_origin(kind) in (list, tuple):
         return f"a list, each item {_words(get_args(kind)[0])}"
     return _WORDS[kind]

@@ -6,7 +6,8 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from moe_steer.backends import (
     torch_dtype,
     where_it_lies,
 )
+from moe_steer.json_files import short
 from moe_steer.lab import EMBEDDED
 from moe_steer.layers import model_shape
 from moe_steer.tokens import remember_tokenizer
@@ -121,26 +123,33 @@ def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
     """Only the configuration of a model, named as for ``load_model``; a config.json without weights is enough."""
     given = Path(os.fspath(path_or_id))
     name = str(given.parent) if given.name == "config.json" else resolve(path_or_id)
-    return _one_line(path_or_id, lambda: config_of(name, **options))
+    with _quiet_library():  # its warnings about a configuration come before our one line that refuses it
+        return _one_line(path_or_id, lambda: config_of(name, **options))
 
 
 def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
     """Only the tokenizer of a model, named as for ``load_model``."""
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
     source, file = where_it_lies(resolve(path_or_id))
-    before = logging.get_verbosity()
-    if os.fspath(path_or_id) in EMBEDDED:
-        # lab-dense names the class that R1-Distill-Qwen names, on purpose (lab/export.py); transformers advises against it
-        logging.set_verbosity_error()
-    try:
+    # lab-dense names the class that R1-Distill-Qwen names, on purpose (lab/export.py); transformers advises against it
+    with _quiet_library() if os.fspath(path_or_id) in EMBEDDED else nullcontext():
         read = _one_line(
             path_or_id, lambda: AutoTokenizer.from_pretrained(source, **file, **options), "the tokenizer of "
         )
-        if file:
-            read.name_or_path = resolve(path_or_id)  # the library names the folder
-        return read
+    if file:
+        read.name_or_path = resolve(path_or_id)  # the library names the folder
+    return read
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
     finally:
         logging.set_verbosity(before)
 
@@ -249,6 +258,16 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def _said(error: Exception) -> list[str]:
+    """The lines of an error, shortened; a headline that ends in a colon takes the next one with it."""
+    if "weights_only" in str(error):  # torch advises to run the code in the file
+        return [
+            "its weights hold other things than tensors, and other pickles are not opened: give a safetensors checkpoint"
+        ]
+    lines = [short(line) for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return [f"{lines[0]} {lines[1]}"] if lines[0].endswith(":") and len(lines) > 1 else lines
+
+
 def _one_line(path_or_id: str | os.PathLike[str], load: Callable[[], Any], what: str = "") -> Any:
     try:
         return load()
@@ -257,7 +276,7 @@ def _one_line(path_or_id: str | os.PathLike[str], load: Callable[[], Any], what:
             f"the model {os.fspath(path_or_id)!r} does not fit on this GPU: ask 'moe-steer memory' which backend does"
         ) from error
     except Exception as error:  # the library raises a dozen kinds for missing, gated, torn and unknown checkpoints
-        first = str(error).strip().splitlines() or [type(error).__name__]
+        first = _said(error)
         name = os.fspath(path_or_id)
         if resolve(name).endswith(".gguf"):
             package = isinstance(error, ImportError) and "gguf" in str(error).lower()

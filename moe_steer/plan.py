@@ -254,7 +254,7 @@ def _free_name(stem: str, taken: Collection[str]) -> str:
 def _refuse_unknown(where: str, data: Mapping[str, Any], allowed: set[str]) -> None:
     unknown = sorted(set(data) - allowed)
     if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r} in {where}: it may hold {', '.join(sorted(allowed))}")
+        raise ValueError(f"unknown key {quoted(unknown[0])} in {where}: it may hold {', '.join(sorted(allowed))}")
 
 
 def _list(data: Mapping[str, Any], key: str) -> list[Any]:

@@ -73,7 +73,7 @@ class Problem:
         unknown = sorted(set(row) - set(known))
         missing = [name for name in ("problem_id", "prompt", "target", "answer_type") if name not in row]
         if unknown or missing:
-            wrong = [f"unknown column {name!r}" for name in unknown] + [
+            wrong = [f"unknown column {quoted(name)}" for name in unknown[:4]] + [
                 f"column {name!r} is missing" for name in missing
             ]
             raise ValueError(

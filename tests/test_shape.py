@@ -23,6 +23,7 @@ FLOORS = {
     ),
     "expert_stats": (
         {"counts", "scores", "rollouts", "recorder"}, {"counter", "npmi"}, {"collect", "routed", "select", "plots"},
+        {"causes"},
     ),
     "reasoning_evals": (
         {"problems", "answers", "thinking", "prompts", "decoding"},

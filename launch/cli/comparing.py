@@ -25,6 +25,8 @@ class Compare:
     """Run folders of the other arms; none when the baseline's folder holds them all."""
     baseline_arm: str = "baseline"
     """Name of the baseline arm."""
+    caps: tuple[int, ...] = ()
+    """Token limits, such as 1024 4096 16384: the same samples are also read cut at each, to say whether a gain is one in finishing."""
     out: str | None = None
     """Comparison file to write (JSON)."""
 
@@ -32,13 +34,16 @@ class Compare:
 
     def run(self) -> int:
         """Print the arms and the verdicts."""
+        import json
         from pathlib import Path
 
         from moe_steer.files import write_whole
         from reasoning_evals import compare_arms
+        from reasoning_evals.comparing import at_caps, cap_lines
 
         rows = rows_of_folders((self.baseline, *self.arm_folder))
         comparison = compare_arms(rows, baseline=self.baseline_arm)
+        capped = at_caps(rows, self.caps, self.baseline_arm)
         print(f"{comparison.num_problems} problems x {comparison.num_samples} samples")
         for one in comparison.arms:
             tokens = f", {one.thinking_tokens.mean:.1f} thinking tokens" if one.thinking_tokens else ""
@@ -48,10 +53,15 @@ class Compare:
             )
         for pair in comparison.pairs:
             print(pair.sentence)
+        if capped:
+            print("\n".join(["", "The same samples, cut at each limit", *cap_lines(capped)]))
         if self.out:
             target = Path(self.out)
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, comparison.to_json())
+            values = comparison.to_dict() | ({"caps": [one.to_dict() for one in capped]} if capped else {})
+            write_whole(
+                target, json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+            )
             print(f"wrote {self.out}")
         return 0
 
@@ -111,7 +121,9 @@ class Power:
     power: float = 0.8
     """Chance with which a true effect is to be shown."""
     alpha: float = 0.05
-    """Level of the two-sided test."""
+    """Level of the two-sided test, of all arms together."""
+    num_arms: int = 1
+    """Arms that will be compared with the baseline at once: each verdict then has alpha / num-arms, Holm's first threshold."""
     out: str | None = None
     """JSON file to write."""
 
@@ -131,6 +143,7 @@ class Power:
             problems=self.problems or ((size[0],) if size else (30, 60, 198, 500)),
             target_power=self.power,
             alpha=self.alpha,
+            num_arms=self.num_arms,
         )
         self._print(plan)
         if size:
@@ -153,10 +166,17 @@ class Power:
             assert self.noise is not None
             if not 0 <= self.noise <= 0.25:
                 raise ValueError(f"--noise must be in [0, 0.25], got {self.noise}: it is the mean of p(1-p) of one arm")
+            if not 0 <= self.effect_sd <= 1:
+                raise ValueError(
+                    f"--effect-sd must be in [0, 1], got {self.effect_sd:g}: it is a spread of shares, 0.1 is 10 points"
+                )
             if self.arm or self.arm_folder:
                 raise ValueError("--arm and --arm-folder need --baseline: give the baseline run instead of --noise")
             given = Assumptions(
-                noise=2 * self.noise, effect_sd=self.effect_sd, noise_source="as given", effect_sd_source="assumed"
+                noise=2 * self.noise,
+                effect_variance=self.effect_sd**2,
+                noise_source="as given",
+                effect_source="assumed",
             )
             return given, None
         if self.arm_folder and not self.arm:
@@ -179,12 +199,14 @@ class Power:
 
     def _print(self, plan: PowerPlan) -> None:
         assumed = plan.assumptions
-        print(f"noise, E p(1-p) of both arms: {assumed.noise:.3f} ({assumed.noise_source})")
-        print(
-            f"spread of the effect over problems: {100 * assumed.effect_sd:.1f} points ({assumed.effect_sd_source})\n"
-            f"paired by problem, two-sided level {plan.alpha:g}, power {plan.target_power:.0%}"
-        )
-        print("\nproblems needed (normal approximation)")
+        spread = "none" if assumed.effect_variance <= 0 else f"{100 * assumed.effect_variance**0.5:.1f} points"
+        print(f"noise, variance of a difference of two samples: {assumed.noise:.3f} ({assumed.noise_source})")
+        print(f"spread of the effect over problems: {spread} ({assumed.effect_source})")
+        if assumed.changed < 1:
+            print(f"problems that change between the arms: {100 * assumed.changed:.1f}%")
+        level = f"two-sided level {plan.alpha:.3g}" + (f" each of {self.num_arms} arms" if self.num_arms > 1 else "")
+        print(f"verdicts of a comparison, paired by problem: {level}, power {plan.target_power:.0%}")
+        print("\nproblems needed")
         _table_lines(
             "samples a problem",
             [f"{points:g} points" for points in self.points],
@@ -196,10 +218,12 @@ class Power:
             "samples a problem",
             heads,
             [
-                (str(k), [f"{100 * effect:.1f}" for effect in row])
+                (str(k), ["none" if effect is None else f"{100 * effect:.1f}" for effect in row])
                 for k, row in zip(plan.samples, plan.detectable, strict=True)
             ],
         )
+        if any(effect is None for row in plan.detectable for effect in row):
+            print("none: too few problems change for any verdict, six are the least")
         print("\nsamples a problem needed")
         _table_lines(
             "effect",
@@ -215,11 +239,13 @@ class Power:
     def _print_run(self, assumptions: Assumptions, num_problems: int, k: int) -> None:
         from reasoning_evals.comparing import plan_power
 
-        found = plan_power(assumptions, [0.05], [k], [num_problems], self.power, self.alpha).detectable[0][0]
-        print(
-            f"\na comparison of this run's size ({num_problems} problems x {k}) shows an effect of {100 * found:.1f} points "
-            f"with {self.power:.0%} power"
-        )
+        size = f"a comparison of this run's size ({num_problems} problems x {k})"
+        plan = plan_power(assumptions, [0.05], [k], [num_problems], self.power, self.alpha, self.num_arms)
+        found = plan.detectable[0][0]
+        if found is None:
+            print(f"\n{size} can show nothing: too few problems change, six are the least")
+        else:
+            print(f"\n{size} shows an effect of {100 * found:.1f} points with {self.power:.0%} power")
 
 
 def _table(rows: Sequence[GradeRow], arm: str) -> dict[str, list[bool]]:

@@ -11,12 +11,13 @@ from typing import Any
 import tyro
 
 from launch.core.option_checks import refuse_misread
-from moe_steer.errors import exit_code, safe_console_for
+from moe_steer.errors import exit_code, readers_may_leave, safe_console_for
 
 COMMANDS = {
     "collect": "launch.cli.counting:Collect",
     "score": "launch.cli.counting:Score",
     "plan": "launch.cli.plan:MakePlan",
+    "causes": "launch.cli.causes:FindCauses",
     "direction": "launch.cli.direction:MakeDirection",
     "convert-direction": "launch.cli.convert_direction:ConvertDirection",
     "generate": "launch.cli.generate:Generate",
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: silent when piped
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+        with readers_may_leave():
+            print(_overview())
         return 0 if arguments else 2
     if arguments[0] in JOBS:
         return int(import_module(JOBS[arguments[0]][0]).main(arguments[1:], program=f"moe-steer {arguments[0]}"))
@@ -62,15 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {names}", file=sys.stderr)
         return 2
     chosen: Any = _command(arguments[0])
-    try:
-        with safe_console_for(arguments):
-            refuse_misread(f"moe-steer {arguments[0]}", chosen, arguments[1:])
-            command = tyro.cli(
-                chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)
-            )
-    except BrokenPipeError:  # of "--help | head", which has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    with readers_may_leave(), safe_console_for(arguments):
+        refuse_misread(f"moe-steer {arguments[0]}", chosen, arguments[1:])
+        command = tyro.cli(
+            chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)
+        )
     return exit_code("moe-steer", command.run, "started again")
 
 

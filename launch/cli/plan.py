@@ -28,6 +28,8 @@ class MakePlan:
     """The plan file to write (JSON)."""
     scores: str | None = None
     """Score file written by 'moe-steer score'."""
+    by: tuple[str, ...] = ()
+    """Choose from another measure than --scores: causes FILE, with a file of 'moe-steer causes' (only experts with q <= .05)."""
     preset: str | None = None
     """Published experts: one of rice-r1-math, rice-r1-physics, rice-qwen3-235b-math, ... ('help' lists all)."""
     experts: tuple[str, ...] = ()
@@ -87,8 +89,8 @@ class MakePlan:
     def _refuse_unused(self, plan: SteeringPlan) -> None:
         """ValueError for options that nothing in the plan follows."""
         readers = {
-            "gain": self.scores or self.preset or any("=" not in text for text in self.experts),
-            "top": self.scores or self.preset,
+            "gain": self.scores or self.by or self.preset or any("=" not in text for text in self.experts),
+            "top": self.scores or self.by or self.preset,
             "min_support": self.scores,
         }
         if plan.experts:
@@ -113,12 +115,18 @@ class MakePlan:
             )
 
     def _plan(self) -> SteeringPlan:
-        sources = {"--scores": self.scores, "--preset": self.preset, "--experts": self.experts, "--start": self.start}
+        sources = {
+            "--scores": self.scores,
+            "--by": self.by,
+            "--preset": self.preset,
+            "--experts": self.experts,
+            "--start": self.start,
+        }
         given = [name for name, value in sources.items() if value]
         alone = (self.residual, self.force_in, self.force_out, self.logit_bias, self.top_k)
         if len(given) > 1 or not (given or any(alone)):
             raise ValueError(
-                f"give exactly one of --scores, --preset and --experts (or --start, or --residual, --force-in, --force-out, --logit-bias or --top-k alone), not {' and '.join(given) or 'none of them'}"
+                f"give exactly one of --scores, --preset and --experts (or --by, --start, or --residual, --force-in, --force-out, --logit-bias or --top-k alone), not {' and '.join(given) or 'none of them'}"
             )
         if self.preset == "help":
             raise ValueError(f"the presets are {', '.join(PRESETS)}")
@@ -137,6 +145,8 @@ class MakePlan:
                 scope=scope,
                 renormalize=self.renormalize,
             )
+        if self.by:
+            return self._by_causes(scope)
         if self.preset:
             base = preset_plan(self.preset, self.top, self.gain)
             entries, model, provenance = base.experts, base.model, base.provenance
@@ -145,6 +155,13 @@ class MakePlan:
         return SteeringPlan(
             experts=entries, model=model, scope=scope, renormalize=self.renormalize, provenance=provenance
         )
+
+    def _by_causes(self, scope: str) -> SteeringPlan:
+        from expert_stats.causes import Causes, select_causes
+
+        if len(self.by) != 2 or self.by[0] != "causes":
+            raise ValueError(f"--by {' '.join(self.by)}: write --by causes FILE, with a file of 'moe-steer causes'")
+        return select_causes(Causes.load(self.by[1]), self.top, self.gain, scope=scope, renormalize=self.renormalize)
 
     def _started(self, plan: SteeringPlan) -> SteeringPlan:
         """The plan with its files named from the folder of the new one, and what was asked otherwise."""

@@ -20,20 +20,22 @@ class Report:
     """Folder of a job (main job, evaluate, overthinking, safety), or of any run with generations."""
     title: str | None = None
     """Title of the page, for a run that is not of a job."""
+    caps: tuple[int, ...] = ()
+    """Token limits, such as 1024 4096 16384: the page also compares the same samples cut at each."""
 
     def run(self) -> int:
         """Write the pages."""
         from launch.jobs import rebuild
-        from reasoning_evals.report import build_report, write_pages
+        from reasoning_evals.report import build_report, with_caps, write_pages
         from reasoning_evals.runs import grade_run
 
         folder = Path(self.folder)
-        summary = rebuild(folder)
+        summary = rebuild(folder, self.caps)
         if summary is not None:
             print(summary.lstrip())
             return 0
-        grade_run(folder)
-        write_pages(build_report(folder, title=self.title), folder)
+        rows = grade_run(folder)
+        write_pages(with_caps(build_report(folder, title=self.title), rows, self.caps), folder)
         print(f"report: {folder / 'report.html'}")
         return 0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from launch.core.options import HeldModel
@@ -19,7 +18,7 @@ def token_sequences(
     traces: Sequence[str], texts: Sequence[str], model: Any, tokenizer: Any, arm: str | None = None
 ) -> list[list[int]]:
     """All of them, cut at the model's context; ``arm``: of traces, see ``read_any_traces``. ValueError when there are none."""
-    from launch.core.wiring import read_any_traces
+    from launch.core.wiring import read_any_traces, text_lines
 
     if not traces and not texts:
         raise ValueError("there is nothing to run through the model: give --traces or --texts")
@@ -27,7 +26,7 @@ def token_sequences(
         raise ValueError(f"--arm {arm} is of runs, and only --texts are given: leave it out")
     found = [list(trace.token_ids) for trace in read_any_traces(traces, tokenizer, arm)] if traces else []
     for name in texts:
-        found += _of_lines(name, tokenizer)
+        found += [list(tokenizer(line)["input_ids"]) for line in text_lines(name)]
     limit = getattr(text_config(model), "max_position_embeddings", None)
     return [item[:limit] for item in found]
 
@@ -53,20 +52,6 @@ def at_most(sequences: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
         kept.append(item)
         held += len(item)
     return kept
-
-
-def _of_lines(name: str, tokenizer: Any) -> list[list[int]]:
-    from moe_steer.json_files import not_utf8
-
-    try:
-        lines = [line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise ValueError(f"the texts {name!r} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(not_utf8(name, error)) from error
-    if not lines:
-        raise ValueError(f"{name!r} holds no texts: write one a line")
-    return [list(tokenizer(line)["input_ids"]) for line in lines]
 
 
 @dataclass(frozen=True, kw_only=True)

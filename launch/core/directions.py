@@ -14,7 +14,7 @@ from moe_steer import Direction
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.contrasts import MarkedSequence, contrast_fits
 from moe_steer.files import write_whole
-from moe_steer.json_files import read_json
+from moe_steer.json_files import check_types, quoted, read_json, short
 from moe_steer.layers import unwrap
 from moe_steer.saes import SAE, SAEFit, check_fits, fit_lines, layers_among, load_sae
 
@@ -119,9 +119,23 @@ def read_made(home: Path) -> JobDirections:
     index = read_json(home / INDEX, "remove the folder of directions, and start the job again")
     if "files" not in index:
         return _read_version_0(home, index)
-    files = {method: [(int(layer), str(name)) for layer, name in entries] for method, entries in index["files"].items()}
-    fits = {int(layer): SAEFit(**fit) for layer, fit in index["fits"].items()}
-    return JobDirections(files, fits, index["warnings"])
+    try:
+        check_types(index, "", {"files": dict, "fits": dict, "warnings": list[str]})
+        check_types(index["files"], "files", dict.fromkeys(index["files"], list[list]))
+        check_types(index["fits"], "fits", dict.fromkeys(index["fits"], dict))
+        files = {method: [_entry(*entry) for entry in entries] for method, entries in index["files"].items()}
+        fits = {int(layer): SAEFit(**fit) for layer, fit in index["fits"].items()}
+        return JobDirections(files, fits, index["warnings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{home / INDEX} lists no directions ({short(error)}): remove the folder, and start the job again"
+        ) from error
+
+
+def _entry(layer: int, name: str) -> tuple[int, str]:
+    if type(layer) is not int or not isinstance(name, str) or Path(name).name != name:
+        raise ValueError(f"{quoted([layer, name])} is no layer and file of the same folder")
+    return layer, name
 
 
 def _read_version_0(home: Path, index: Mapping[str, Any]) -> JobDirections:

@@ -13,8 +13,8 @@ from moe_steer import SteeringPlan
 from moe_steer.files import write_whole
 from moe_steer.json_files import read_json
 from reasoning_evals.comparing import Comparison
-from reasoning_evals.report import Report, Table, build_report, write_pages
-from reasoning_evals.runs import read_audit, read_generations, read_run
+from reasoning_evals.report import Report, Table, build_report, with_caps, write_pages
+from reasoning_evals.runs import read_audit, read_generations, read_grades, read_run
 
 RESULTS_FILE = "results.json"
 
@@ -52,8 +52,9 @@ class Findings:
     """Folder below the job's own -> a page of its own."""
 
 
-def publish(findings: Findings) -> str:
-    """Write results.json, report.md and report.html; returns the summary."""
+def publish(findings: Findings, caps: Sequence[int] = ()) -> str:
+    """Write results.json, report.md and report.html; returns the summary. ``caps``: token limits at which the page also compares
+    the same samples."""
     folder = findings.folder
     write_results(folder, {"version": 1, "warnings": list(findings.warnings), **findings.results})
     for name, part in findings.parts.items():
@@ -67,13 +68,16 @@ def publish(findings: Findings) -> str:
         max_examples=findings.max_examples,
     )
     report = dataclasses.replace(report, headline=findings.headline, tables=findings.tables)
+    report = with_caps(report, read_grades(folder / findings.step) if caps else [], caps)
     if findings.step:
         run = read_run(folder)
         config = findings.config or {"options": run["config"], findings.step: report.run["config"]}
         report = dataclasses.replace(report, run=run | {"config": config})
     write_pages(report, folder)
     warnings = [f"WARNING: {warning}" for warning in findings.warnings]
-    return "\n".join(["", *report.unanswered, *findings.summary, *warnings, f"report: {folder / 'report.html'}"])
+    return "\n".join(
+        ["", *report.unanswered, *findings.summary, *report.at_caps, *warnings, f"report: {folder / 'report.html'}"]
+    )
 
 
 def arm_lines(comparison: Comparison) -> list[str]:

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems
 from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, usual_of
+from moe_steer.json_files import check_types
 from moe_steer.lab import EMBEDDED
 
 OptionsT = TypeVar("OptionsT")
@@ -283,4 +284,5 @@ def options_from(config: Mapping[str, Any], kind: type[OptionsT], not_options: C
             f"the run has the setting {unknown[0]!r}, which this version does not know: use the one it had"
         )
     values = {key: value for key, value in config.items() if key not in not_options}
+    check_types(values, "the run's settings", get_type_hints(kind))
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -80,17 +80,17 @@ def chat_of(options: PromptOptions) -> Chat:
 
 def template_arguments(items: Iterable[str]) -> dict[str, Any]:
     """``NAME=VALUE``: a value that is JSON is read as JSON (true, 3), any other is a text."""
-    from moe_steer.json_files import NotJSON, parse_json
+    from moe_steer.json_files import NotJSON, parse_json, quoted, short
 
     found: dict[str, Any] = {}
     for item in items:
         name, equals, value = item.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"--template-arg {item!r}: write NAME=VALUE, for example enable_thinking=false")
+            raise ValueError(f"--template-arg {quoted(item)}: write NAME=VALUE, for example enable_thinking=false")
         if name in found:
             raise ValueError(f"--template-arg {name} is given twice: give it once")
         try:
-            found[name] = parse_json(value, item, "")
+            found[name] = parse_json(value, f"--template-arg {short(item)}", "write another value")
         except NotJSON:
             found[name] = value
     return found

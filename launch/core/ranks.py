@@ -73,6 +73,15 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def add(self, part: Any) -> Any:
+        """The sum of all ranks' arrays, on every rank."""
+        if self.world_size == 1:
+            return part
+        tensor = torch.from_numpy(part.copy())
+        tensor = tensor.cuda() if "nccl" in dist.get_backend() else tensor
+        dist.all_reduce(tensor)
+        return tensor.cpu().numpy()
+
     def assert_same(self, what: str, value: Any) -> None:
         """ValueError on every rank when a value that all must share differs between them."""
         if self.world_size == 1:

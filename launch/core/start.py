@@ -16,7 +16,7 @@ import tyro
 from launch.core.failure import MEMORY_ERRORS, DryRun, in_words
 from launch.core.option_checks import refuse_idle, refuse_misread
 from launch.core.ranks import Ranks, ranks_of_this_run
-from moe_steer.errors import exit_code, one_line, safe_console_for
+from moe_steer.errors import exit_code, one_line, readers_may_leave, safe_console_for
 
 OptionsT = TypeVar("OptionsT")
 
@@ -48,7 +48,7 @@ def start(
             raise SystemExit(2) from error
         return options
 
-    with safe_console_for(arguments):
+    with readers_may_leave(), safe_console_for(arguments):
         options = _parsed_once(parse)
 
     def work() -> None:

@@ -24,6 +24,7 @@ from expert_stats import (
 from launch.core.ranks import Ranks
 from moe_steer import SteeringPlan
 from moe_steer.backends import layout_of, lockstep
+from moe_steer.json_files import not_utf8
 from moe_steer.layers import ModelShape
 from moe_steer.thinking import thinking_format, token_tags
 from reasoning_evals import Completion
@@ -79,6 +80,19 @@ def read_any_traces(paths: Sequence[str], tokenizer: Any, arm: str | None = None
     if not found:
         raise ValueError(f"{', '.join(paths)} hold no traces: there is nothing to count")
     return found
+
+
+def text_lines(name: str) -> list[str]:
+    """The texts of a file, one a line, without blank lines. ValueError where there are none."""
+    try:
+        lines = [line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise ValueError(f"the texts {name!r} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(name, error)) from error
+    if not lines:
+        raise ValueError(f"{name!r} holds no texts: write one a line")
+    return lines
 
 
 def read_routed(paths: Sequence[str], tokenizer: Any, shape: ModelShape) -> Iterator[RoutedTrace]:

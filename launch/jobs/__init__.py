@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from launch.core.findings import RESULTS_FILE, Findings, publish, read_results
+from moe_steer.json_files import short
 from reasoning_evals.runs import read_run
 
 JOBS = {
@@ -21,10 +22,11 @@ _OPTION_OF = {"gains": "steer_r1", "decision_strengths": "reduce_overthinking", 
 """An option that only this job has, for folders whose run.json does not name the job."""
 
 
-def rebuild(folder: Path) -> str | None:
+def rebuild(folder: Path, caps: Sequence[int] = ()) -> str | None:
     """Grade again, write results.json and the pages; returns the summary, or None for a folder of anything else.
 
-    ValueError for a folder without run.json, and for a job that is not finished.
+    ``caps``: token limits at which the page also compares the same samples. ValueError for a folder without run.json, for a job
+    that is not finished, and for caps where a classifier judged.
     """
     name = _job_of(folder)
     if name is None:
@@ -33,8 +35,23 @@ def rebuild(folder: Path) -> str | None:
         raise ValueError(
             f"{folder} holds a run of the job {name!r}, which this version does not know: use the one it had"
         )
-    findings: Findings = import_module(JOBS[name]).read(folder)
-    return publish(findings)
+    if caps and name == "safety":
+        raise ValueError("--caps reads graded answers, and a classifier judged these whole: leave --caps out")
+    try:
+        findings: Findings = import_module(JOBS[name]).read(folder)
+    except ValueError as error:
+        raise error if str(folder) in str(error) else ValueError(f"{folder / 'run.json'}: {error}") from error
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+    ) as error:  # a file that no job wrote so
+        raise ValueError(
+            f"{folder} holds the files of a job that were changed ({short(repr(error))}): restore them, or start the job again"
+        ) from error
+    return publish(findings, caps)
 
 
 def _job_of(folder: Path) -> str | None:

@@ -24,6 +24,7 @@ from reasoning_evals.comparing import (
     Thoughts,
     Tuning,
     efficiency,
+    length_interval,
     rounded,
     thoughts_of,
 )
@@ -59,7 +60,7 @@ class Outcome:
     @cached_property
     def efficiencies(self) -> list[Efficiency]:
         """Every arm against the baseline."""
-        return [efficiency(pair.b, self.test, pair.accuracy) for pair in self.comparison.pairs if pair.a == BASELINE]
+        return [efficiency(pair) for pair in self.comparison.pairs if pair.a == BASELINE]
 
     @cached_property
     def thoughts(self) -> dict[str, Thoughts]:
@@ -178,7 +179,10 @@ def facts(outcome: Outcome) -> dict[str, str]:
         "Sampling": options.sampling_in_words,
         "Choice": choice_rule(outcome),
         "Strengths": "x0.1: a tenth of the residual stream's mean norm at the layer (L)",
-        "Verdicts": f"held: accuracy interval above -{100 * MARGIN:g} points; lost: below 0; not settled: neither",
+        "Verdicts": (
+            f"held: lower end of accuracy, also if few problems lose much, above -{100 * MARGIN:g} points; lost: hurt after Holm; "
+            "not settled: neither"
+        ),
         "Columns": "loops: end in a loop; repeated: longest stretch that occurs twice, as a share of the answer",
     }
     if outcome.sae_fit:
@@ -210,8 +214,7 @@ def length_table(outcome: Outcome) -> Table:
         thoughts, one = outcome.thoughts[arm.name], found.get(arm.name)
         change = "–"
         if one:
-            low, high = signed_percent(one.tokens.low), signed_percent(one.tokens.high)
-            change = f"{signed_percent(one.tokens.value)} ({low} to {high})"
+            change = f"{signed_percent(one.tokens.ratio)} ({minus(length_interval(one.tokens))})"
         rows.append(
             (
                 arm.name,

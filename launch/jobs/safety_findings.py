@@ -25,6 +25,7 @@ from reasoning_evals.comparing import (
     mean_estimate,
     paired_difference,
     rounded,
+    verdict_p,
 )
 from reasoning_evals.engines import letter_mass
 from reasoning_evals.runs import GradeRow, read_generations, read_run, run_thoughts
@@ -54,11 +55,15 @@ class Change(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Shown when the paired t test and the sign-flip test both give p < .05, unadjusted."""
-        found = self.difference
-        if found.mean == 0 or max(found.p_value, found.sign_flip_p) >= ALPHA:
+        """Shown when the larger p of the paired t test and the sign-flip test is below .05 after Holm over all changes."""
+        if self.holm_p >= ALPHA:
             return "no difference shown"
-        return "higher" if found.mean > 0 else "lower"
+        return "higher" if self.difference.mean > 0 else "lower"
+
+    @property
+    def is_nominal(self) -> bool:
+        """Whether it would be shown alone, and is not after Holm."""
+        return verdict_p(self.difference, None) < ALPHA <= self.holm_p
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +135,16 @@ class Outcome:
     @cached_property
     def changes(self) -> list[Change]:
         """Every arm against the reference on every task."""
+        num = len(self.tasks) * (len(self.arms) - 1)
         found: list[tuple[str, str, Difference]] = []
         for task in self.tasks:
             if task.is_attack:
-                pairs = compare_defence(self.rows[task.name], self.reference)
+                pairs = compare_defence(self.rows[task.name], self.reference, ALPHA / num)
                 found += [(task.name, pair.b, pair.difference) for pair in pairs]
             else:
                 compared = self.comparisons[task.name].pairs
                 found += [(task.name, pair.b, pair.accuracy) for pair in compared if pair.a == self.reference]
-        adjusted = holm([difference.p_value for _, _, difference in found])
+        adjusted = holm([verdict_p(difference, None) for _, _, difference in found])
         return [Change(*one, p) for one, p in zip(found, adjusted, strict=True)]
 
     @cached_property

@@ -11,7 +11,16 @@ from launch.core.findings import Findings
 from launch.jobs.safety_findings import Change, Outcome
 from launch.jobs.safety_options import AUTOMATIC_PROMPT, HAND_PROMPT
 from launch.jobs.safety_tasks import SafetyTask
-from reasoning_evals.comparing import Measure, detectable_text, difference_test, interval_text, p_text, points, t_text
+from reasoning_evals.comparing import (
+    Measure,
+    detectable_text,
+    difference_test,
+    interval_text,
+    p_text,
+    points,
+    t_text,
+    verdict_p,
+)
 from reasoning_evals.report import (
     Report,
     Table,
@@ -131,10 +140,10 @@ def sentence_on(outcome: Outcome, arm: str) -> str:
 
 def _change_text(change: Change) -> str:
     found = change.difference
-    return (
-        f"{change.task} {change.verdict}, {points(found.mean)} points ({interval_text(found)}, "
-        f"{p_text(found.p_value)}, {difference_test(found)})"
-    )
+    p_value = verdict_p(found, None)
+    test = difference_test(found) if found.p_value >= found.sign_flip_p else "sign-flip test"
+    nominal = f", nominally {'higher' if found.mean > 0 else 'lower'}, not after Holm" if change.is_nominal else ""
+    return f"{change.task} {change.verdict}, {points(found.mean)} points ({interval_text(found)}, {p_text(p_value)}, {test}{nominal})"
 
 
 def overview(outcome: Outcome) -> Table:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from moe_steer.json_files import read_json
+
 _HEADERS: dict[tuple[str, Any], Any] = {}
 
 
@@ -123,6 +125,9 @@ def _from_json(name: str, options: dict[str, Any]) -> Any:
     import transformers
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+    for file in ("config.json", "generation_config.json"):  # the library's reader keeps the last of two equal keys
+        if os.path.isfile(path := os.path.join(name, file)):
+            read_json(path, "fetch it again", endless=True)
     values, _ = PreTrainedConfig.get_config_dict(name, **options)
     own: Any = getattr(transformers, (values.get("architectures") or [""])[0], None)
     if (

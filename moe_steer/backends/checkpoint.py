@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import struct
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ from moe_steer.backends.blueprint import (
 )
 from moe_steer.backends.layout import failing_together
 from moe_steer.backends.streaming import whole_blocks
+from moe_steer.files import read_weight_map, tensor_places
 
 _LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
@@ -105,11 +104,8 @@ def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> No
     index = Path(folder, "model.safetensors.index.json")
     promised: dict[str, set[str]] = {}
     if index.is_file():
-        try:
-            for tensor, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-                promised.setdefault(name, set()).add(tensor)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index} is not an index of weight files: fetch it again") from error
+        for tensor, name in read_weight_map(index).items():
+            promised.setdefault(name, set()).add(tensor)
     else:
         promised = {path.name: set() for path in Path(folder).glob("*.safetensors")}
     for name, tensors in sorted(promised.items()):
@@ -124,20 +120,10 @@ def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> No
 
 
 def _problem(path: Path, promised: set[str]) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 0 < length <= size - 8:
-            return "it has no safetensors header"
-        try:
-            entries = json.loads(file.read(length))
-            end = max((item["data_offsets"][1] for key, item in entries.items() if key != "__metadata__"), default=0)
-        except (ValueError, KeyError, AttributeError, TypeError):
-            return "its header cannot be read"
-    if size != 8 + length + end:
-        return f"{size} bytes, {8 + length + end} expected"
-    absent = sorted(promised - set(entries))
+    try:
+        absent = sorted(promised.difference(tensor_places(path)))
+    except (ValueError, OSError) as error:
+        return str(error)
     return f"the tensor {absent[0]} is not in it" if absent else ""
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe_steer.backends.blueprint import Bounded
+from moe_steer.layers import decoder_layers
 
 _SHORT = 4
 """Tokens with which a cache is made before it is stretched to its full length."""
@@ -42,16 +46,14 @@ def rehearse(model: Any, batch: int, tokens: int, on_gpu: bool = True) -> Rehear
 
 def rehearse_step(model: Any, batch: int, context: int, on_gpu: bool = True) -> Rehearsed:
     """One token per row after ``context`` - 1 others, with the mask that rows of unequal prompts need: under it the library
-    repeats keys and values for all heads that share them.
-
-    For latent attention the prefill decides: the sampler decodes in the latent space, which needs almost no memory.
-    """
+    repeats keys and values for all heads that share them. For latent attention the prefill decides: the sampler decodes in the
+    latent space, which needs almost no memory."""
     past = max(context - 1, 1)
     mask_BT = torch.ones((batch, past + 1), dtype=torch.long, device="meta")
     short = past if any(kind.__module__ != _LIBRARY for kind in _kinds(model.config)) else min(_SHORT, past)
     cache = _pass(model, batch, short, None, on_gpu, attention_mask=mask_BT[:, :short])[1]
     if _decodes_in_latents(model) and _stretch(cache, past + 1):
-        return Rehearsed(_bytes_of(cache), 0)
+        return Rehearsed(_bytes_of([cache, *cache.layers]), 0)
     if short < past and not _stretch(cache, past):
         cache = _pass(model, batch, past, None, on_gpu, attention_mask=mask_BT[:, :past])[1]
     return _pass(model, batch, 1, cache, on_gpu, attention_mask=mask_BT)[0]
@@ -104,15 +106,104 @@ def _pass(model: Any, batch: int, tokens: int, cache: Any, on_gpu: bool, **more:
     if "attention_mask" in more:
         first = more["attention_mask"].shape[1] - tokens
         more["position_ids"] = torch.arange(first, first + tokens, device="meta").expand(batch, tokens)
-    with torch.no_grad(), _WithoutData(on_gpu), _Allocations() as allocations:
-        output = model(input_ids=ids_BS, past_key_values=cache, use_cache=True, **more)
-        kept = _bytes_of(output.past_key_values)
+    for every_layer in (False, True):
+        with torch.no_grad(), _WithoutData(on_gpu), _Allocations() as allocations:
+            with _stand_ins(model, allocations, every_layer) as skipped:
+                try:
+                    output = model(input_ids=ids_BS, past_key_values=cache, use_cache=True, **more)
+                    break
+                except _NoStandIns:
+                    continue
+    kept = _bytes_of([output.past_key_values, *output.past_key_values.layers]) + sum(
+        stand_in.bytes for stand_in in skipped
+    )
     return Rehearsed(kept, max(0, allocations.peak - kept)), output.past_key_values
 
 
-def _bytes_of(cache: Any) -> int:
+class _Watched(torch.nn.Module):
+    """The first layer of a kind: it remembers what it hands on beside its states. All else is its layer's."""
+
+    def __init__(self, index: int, layer: torch.nn.Module, num_layers: int) -> None:
+        super().__init__()
+        object.__setattr__(self, "layer", layer)  # no submodule: what the library asks of a layer, it asks of this one
+        self.index, self._num_layers = index, num_layers
+        self.rest: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if len(getattr(kwargs.get("past_key_values"), "layers", ())) != self._num_layers:
+            raise _NoStandIns
+        output = self.layer(*args, **kwargs)
+        self.rest = output[1:] if isinstance(output, tuple) else None
+        return output
+
+
+class _StandIn(_Watched):
+    """A later one: it allocates as much cache as the first, and hands its input on."""
+
+    def __init__(self, index: int, layer: torch.nn.Module, like: _Watched, allocations: _Allocations) -> None:
+        super().__init__(index, layer, 0)
+        self._like, self._allocations, self.bytes = [like], allocations, 0  # in a list: no submodule
+
+    def forward(self, hidden_BSD: Any, *args: Any, **kwargs: Any) -> Any:
+        layers, like = kwargs["past_key_values"].layers, self._like[0]
+        layers[self.index] = copy(layers[like.index])
+        self.bytes = _bytes_of([layers[like.index]])
+        self._allocations.add(self.bytes)
+        return hidden_BSD if like.rest is None else (hidden_BSD, *like.rest)
+
+
+class _NoStandIns(Exception): ...  # the family passes its cache in another way
+
+
+@contextmanager
+def _stand_ins(model: Any, allocations: _Allocations, every_layer: bool) -> Iterator[list[_StandIn]]:
+    """Run only the first and the last decoder layer of each kind: in the last of some kind the most memory is taken."""
+    layers = torch.nn.ModuleList()
+    if not every_layer and _grows_by_layers(model):
+        with suppress(ValueError):
+            layers = decoder_layers(model)[1]
+    types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [""] * len(layers)
+    kinds: dict[Any, list[int]] = {}
+    for index, layer in enumerate(layers):
+        kinds.setdefault((_alike(layer), *types[index : index + 1]), []).append(index)
+    whole, made = list(layers), list[_StandIn]()
+    try:
+        for places in (found for found in kinds.values() if len(found) > 2):
+            first = _Watched(places[0], whole[places[0]], len(whole))
+            layers[places[0]] = first
+            for index in places[1:-1]:
+                made.append(_StandIn(index, whole[index], first, allocations))
+                layers[index] = made[-1]
+        yield made
+    finally:
+        for index, layer in enumerate(whole):
+            layers[index] = layer
+
+
+def _grows_by_layers(model: Any) -> bool:
+    """Whether each layer keeps keys and values of its own, in the library's way: no states, no choice among expanded keys."""
+    if any(kind.__module__ != _LIBRARY for kind in _kinds(model.config)) or _is_recurrent(model.config):
+        return False
+    return not any(hasattr(module, "indexer") or hasattr(module, "conv1d") for module in model.modules())
+
+
+def _alike(layer: torch.nn.Module) -> tuple[Any, ...]:
+    """What a layer is made of: classes, sizes and settings of its parts, but not its own number."""
+    parts = []
+    for name, module in layer.named_modules():
+        plain = [item for item in vars(module).items() if isinstance(item[1], int | float | str | bool | None)]
+        plain = sorted(item for item in plain if "idx" not in item[0] and "index" not in item[0])
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        parts.append(repr((name, type(module), plain, [(key, tensor.shape, tensor.dtype) for key, tensor in own])))
+    return tuple(parts)
+
+
+def _bytes_of(owners: Sequence[Any]) -> int:
     storages = {}
-    for owner in (cache, *cache.layers):
+    for owner in owners:
         for tensor in tree_leaves(list(vars(owner).values())):
             if isinstance(tensor, Tensor) and tensor.ndim:
                 storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
@@ -122,8 +213,8 @@ def _bytes_of(cache: Any) -> int:
 class _WithoutData(Bounded):
     """Replaces kernels that do not run on the meta device, or are slow there, and answers what only data can tell.
 
-    Questions are answered by no (rows are padded, a mask is needed), numbers are 0, and where the experts that were hit are
-    looked for, one is found, with all tokens: the most that a loop over the experts holds at once.
+    Questions are answered by no (rows are padded, a mask is needed), numbers are 0; of the experts that were hit one is found,
+    with all tokens: the most that a loop over the experts holds at once.
     """
 
     def __init__(self, on_gpu: bool) -> None:
@@ -190,13 +281,17 @@ class _Allocations(TorchDispatchMode):
                 self._add(tensor.untyped_storage())
         return output
 
+    def add(self, number: int) -> None:
+        """Bytes that stay to the end."""
+        self._total += number
+        self.peak = max(self.peak, self._total)
+
     def _add(self, storage: Any) -> None:
         key = storage._cdata
         if key in self._live:
             return
         self._live[key] = storage.nbytes()
-        self._total += self._live[key]
-        self.peak = max(self.peak, self._total)
+        self.add(self._live[key])
         weakref.finalize(storage, self._free, key)
 
     def _free(self, key: int) -> None:

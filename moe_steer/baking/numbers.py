@@ -11,17 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_NAMES_BY_BITS = {
-    64: "F64 I64 U64 C64",
-    32: "F32 I32 U32",
-    16: "F16 BF16 I16 U16",
-    8: "I8 U8 BOOL F8_E4M3 F8_E5M2 F8_E4M3FNUZ F8_E5M2FNUZ F8_E8M0",
-    6: "F6_E2M3 F6_E3M2",
-    4: "F4",
-}
-BITS = {name: bits for bits, names in _NAMES_BY_BITS.items() for name in names.split()}
-"""Bits of one element, by the names of the safetensors format."""
-
 ROUNDOFF = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Largest relative error of rounding one normal number to nearest, by type."""
 

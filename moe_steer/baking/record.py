@@ -15,6 +15,7 @@ from moe_steer.baking.certificate import Certificate
 from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
 from moe_steer.baking.folder_files import sha256_file
 from moe_steer.baking.numbers import Rounding
+from moe_steer.json_files import quoted, read_json
 from moe_steer.plan import SteeringPlan
 
 RECORD = "steering.json"
@@ -109,7 +110,22 @@ class Record:
             "left_out": list(self.left_out),
             "undo": UNDO,
         }
-        return json.dumps({**body, "sha256": _digest(body)}, indent=1, allow_nan=False) + "\n"
+        return sealed(body, indent=1)
+
+
+def sealed(body: Mapping[str, Any], indent: int) -> str:
+    """A record as text, with a hash over itself under the key ``sha256``."""
+    return json.dumps({**body, "sha256": _digest(body)}, indent=indent, allow_nan=False) + "\n"
+
+
+def unsealed(path: Path, indent: int) -> dict[str, Any]:
+    """What ``sealed`` wrote to a file; ValueError where any byte of it is another one."""
+    again = "it was changed after it was written"
+    data = read_json(path, again)
+    body = {key: value for key, value in data.items() if key != "sha256"}
+    if data.get("sha256") != _digest(body) or path.read_bytes() != sealed(body, indent).encode():
+        raise ValueError(f"{path} is not as it was written: its own hash does not fit; bake again")
+    return body
 
 
 def _digest(body: Mapping[str, Any]) -> str:
@@ -124,19 +140,13 @@ def has_record(folder: Path) -> bool:
 def read_record(folder: str | os.PathLike[str]) -> Record:
     """Read steering.json; ValueError when it is missing, of another version, or not as it was written."""
     path = Path(folder) / RECORD
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        body = {key: value for key, value in data.items() if key != "sha256"}
-        if body.get("version") != RECORD_VERSION:
-            raise ValueError(
-                f"{path} is of version {body.get('version')!r}: this program reads version {RECORD_VERSION}"
-            )
-        if data.get("sha256") != _digest(body):
-            raise ValueError(f"{path} was changed after it was written: its own hash does not fit")
-    except FileNotFoundError:
-        raise ValueError(f"{os.fspath(folder)!r} has no {RECORD}: it was not written by 'moe-steer bake'") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): it was changed after it was written") from None
+    if not path.is_file():
+        raise ValueError(f"{os.fspath(folder)!r} has no {RECORD}: it was not written by 'moe-steer bake'")
+    body = unsealed(path, indent=1)
+    if body.get("version") != RECORD_VERSION:
+        raise ValueError(
+            f"{path} is of version {quoted(body.get('version'))}: this program reads version {RECORD_VERSION}"
+        )
     return Record(
         plan=SteeringPlan.from_dict(body["plan"], base_dir=folder),
         plan_digest=body["plan_digest"],

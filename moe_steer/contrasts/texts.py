@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from moe_steer.contrasts.sequences import MarkedSequence
-from moe_steer.json_files import decode, parse_json
+from moe_steer.json_files import csv_rows, decode, parse_json
 from moe_steer.thinking import render, thinking_format
 
 
@@ -67,10 +65,7 @@ def read_rows(path: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
         raise ValueError(f"there is no file {path!r}: give CSV or JSON lines with {', '.join(columns)}")
     text = decode(file.read_bytes().removeprefix(BOM_UTF8), repr(path))  # spreadsheets write the mark
     if file.suffix == ".csv":
-        try:
-            records: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
-        except csv.Error as error:
-            raise ValueError(f"{path!r} is not CSV ({error}): give CSV or JSON lines") from error
+        records: list[Any] = [row for _, row in csv_rows(text, path)]
     else:
         lines = enumerate(text.split("\n"), 1)
         records = [parse_json(line, f"{path}, line {n}", "give one object a line") for n, line in lines if line.strip()]

@@ -34,6 +34,8 @@ def import_easyedit(path: str | os.PathLike[str], layer: int | None = None) -> D
     if not isinstance(value, Tensor) or value.ndim != 1:
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"{name} holds {what}: a vector of EasyEdit is one tensor [D]")
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"{name} holds numbers that are not finite: make it again")
     header = _origin("easyedit", path, value)
     chosen = layer if layer is not None else int(found[1]) if found else 0
     return Direction(vector_D=value, layer=chosen, method="imported", header=header)
@@ -76,6 +78,8 @@ def import_gguf(path: str | os.PathLike[str]) -> list[Direction]:
         if bool(vector_D.any()):
             more = {"model_hint": str(header.metadata.get("controlvector.model_hint", ""))}
             origin = _origin("gguf", path, vector_D, more)
+            if not bool(vector_D.isfinite().all()):
+                raise ValueError(f"{os.fspath(path)!r} holds numbers in {item.name} that are not finite: make it again")
             found.append(Direction(vector_D=vector_D, layer=int(match[1]), method="imported", header=origin))
     if not found:
         raise ValueError(f"{os.fspath(path)!r} holds no vector that is not 0: there is nothing to import")

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moe_steer.json_files import quoted
+
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)$")
 _LAYER = re.compile(r"(?:layers|h)[._](\d+)(?:\.(.+))?$")
 _SITES = {
@@ -138,9 +140,11 @@ class SAE:
                     f"{where}: {name} has shape {found}, with an encoder of {d_in} x {width} it should be {shape}: check the format"
                 )
         if (self.kind == "topk") != (self.k is not None):
-            raise ValueError(f"{where}: k is {self.k} in a {self.kind} SAE: topk needs it, the other kinds have none")
+            raise ValueError(
+                f"{where}: k is {quoted(self.k)} in a {self.kind} SAE: topk needs it, the other kinds have none"
+            )
         if self.k is not None and not 1 <= self.k <= width:
-            raise ValueError(f"{where}: k is {self.k}: give 1 to {width}, the number of atoms")
+            raise ValueError(f"{where}: k is {quoted(self.k)}: give 1 to {width}, the number of atoms")
 
     @property
     def d_in(self) -> int:

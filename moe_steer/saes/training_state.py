@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moe_steer.files import read_headed, write_whole, written_aside
-from moe_steer.json_files import read_json
+from moe_steer.json_files import check_types, quoted, read_json
 from moe_steer.saes.training_step import Weights
 
 _KEY = "training"
@@ -104,12 +105,15 @@ def load_state(path: Path, recipe: TrainRecipe, d_in: int, device: torch.device)
     header, _, tensors = read_headed(path, _KEY, "remove it to begin the training again")
     if header is None:
         raise ValueError(f"{path} holds no training: use another folder")
-    found, wanted = header["recipe"], json.loads(json.dumps(dataclasses.asdict(recipe)))
+    found, wanted = header.get("recipe"), json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if not isinstance(found, dict) or set(header) != {"recipe", "progress"}:
+        raise ValueError(f"{path} holds no recipe of a training: use another folder")
     if found != wanted:
         changed = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
         raise ValueError(
             f"{path} holds a training with another {', '.join(changed)}: use another folder, or the same recipe"
         )
+    _check_content(path, header.get("progress"), tensors, recipe)
     if tensors["b_dec_D"].shape != (d_in,):
         raise ValueError(
             f"{path} holds a training on width {len(tensors['b_dec_D'])}, these activations have width {d_in}: use another folder"
@@ -128,6 +132,16 @@ def load_state(path: Path, recipe: TrainRecipe, d_in: int, device: torch.device)
             moment: value if moment == "step" else value.to(device) for moment, value in moments.items()
         }
     return state
+
+
+def _check_content(path: Path, progress: Any, tensors: Mapping[str, Tensor], recipe: TrainRecipe) -> None:
+    """ValueError for what ``save_state`` did not write."""
+    moments = {f"{moment}.{name}" for moment in _MOMENTS for name in _NAMES}
+    types = {"step": int, "threshold": float, "scale": float}
+    if not isinstance(progress, dict) or set(progress) != set(types) or set(tensors) != {*_NAMES, "idle", *moments}:
+        raise ValueError(f"{path} is no state of a training: remove it to begin the training again")
+    if check_types(progress, str(path), types)["step"] not in range(recipe.steps + 1):
+        raise ValueError(f"{path} says step {quoted(progress['step'])}: remove it to begin the training again")
 
 
 def remember_data(work: Path, data: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from moe_steer.files import load_plain
-from moe_steer.json_files import check_types, read_json
+from moe_steer.json_files import check_types, quoted, read_json, short
 from moe_steer.saes.sae import SAE, SAEAbout
 
 _WIDTHS_IN = ("d_in", "d_model", "activation_dim")
@@ -32,6 +32,11 @@ _PLACES = (
     (("d_in", "d_model"), ("d_out",)),
 )
 """Keys of what an SAE reads, and of what it writes."""
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys((*_SIZES, "hook_layer", "hook_point_layer", "k"), int | None),
+    **dict.fromkeys(("model_type", "type", "sae_type", "dict_class", "model_name"), str | None),
+}
+"""Of keys that any format may read, wherever they stand."""
 _OTHER_KINDS = re.compile(r"transcoder|cross.?(?:coder|layer)|\bclt\b|lorsa|molt|skip", re.IGNORECASE)
 _OTHER_MARKS = re.compile(r"transcode|skip_connection|affine|W_skip|use_skip", re.IGNORECASE)
 
@@ -86,7 +91,7 @@ def read_config(path: Path, **types: Any) -> dict[str, Any]:
     config = read_json(path, "download it again", types)
     for name, inner in (("", config), *((key, value) for key, value in config.items() if isinstance(value, dict))):
         where = f"{path}, {name}" if name else str(path)
-        check_types(inner, where, dict.fromkeys(_SIZES, int | None))
+        check_types(inner, where, _TYPES)
         for key, value in inner.items():
             if isinstance(value, str) and value.strip().lower() in ("true", "false"):
                 raise ValueError(f"{where}: {key!r} is the text {value!r}: give true or false, without quotes")
@@ -99,22 +104,28 @@ def _refuse_two_places(path: Path, config: Mapping[str, Any]) -> None:
     between what they read and what they give says nothing."""
     for key in ("architecture", "type", "sae_type", "model_type", "dict_class"):
         if isinstance(config.get(key), str) and _OTHER_KINDS.search(config[key]):
-            raise ValueError(f"{path} holds a {config[key]!r}: it is no autoencoder of one place, take an SAE")
+            raise ValueError(f"{path} holds a {quoted(config[key])}: it is no autoencoder of one place, take an SAE")
     for key, value in config.items():
         if _OTHER_MARKS.search(key) and value not in (None, False):
-            raise ValueError(f"{path} has {key} set: it is a transcoder or has a skip connection, take an SAE without")
+            raise ValueError(
+                f"{path} has {short(key)} set: it is a transcoder or has a skip connection, take an SAE without"
+            )
     for inward, outward in _PLACES:
         source = next((config[key] for key in inward if config.get(key) is not None), None)
         target = next((config[key] for key in outward if config.get(key) is not None), source)
         if target != source:
-            raise ValueError(f"{path} is a transcoder from {source} to {target}: take an SAE (resid_post, mlp_out)")
+            raise ValueError(
+                f"{path} is a transcoder from {short(source)} to {short(target)}: take an SAE (resid_post, mlp_out)"
+            )
 
 
 def check_sizes(sae: SAE, path: Path, config: Mapping[str, Any]) -> SAE:
     """The SAE itself; ValueError where the configuration states other sizes than the weights have."""
     for key, found in {**dict.fromkeys(_WIDTHS_IN, sae.d_in), **dict.fromkeys(_NUMBERS_OF_ATOMS, sae.width)}.items():
         if config.get(key) and config[key] != found:
-            raise ValueError(f"{path} gives {key} as {config[key]}, the weights have {found}: download both again")
+            raise ValueError(
+                f"{path} gives {key} as {short(config[key])}, the weights have {found}: download both again"
+            )
     return sae
 
 
@@ -124,7 +135,7 @@ def refuse_unknown(tensors: Mapping[str, Tensor], path: Path, *known: str) -> No
         if "scal" in name and bool((tensors[name] == 1).all()):
             continue
         raise ValueError(
-            f"{path} holds the tensor {name}, which is not of an SAE that is read here: a transcoder, a skip connection, "
+            f"{path} holds the tensor {short(name)}, which is not of an SAE that is read here: a transcoder, a skip connection, "
             "or a scale that was not folded in?"
         )
 
@@ -136,7 +147,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): download it again") from error
+        raise ValueError(f"{path} is damaged ({short(error)}): download it again") from error
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
@@ -145,7 +156,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as npz: {error}") from error
+        raise ValueError(f"{path} cannot be read as npz: {short(error)}") from error
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -163,7 +174,9 @@ def pick(tensors: Mapping[str, Tensor], path: Path, *names: str) -> Tensor:
     for name in names:
         if name in tensors:
             return widen(tensors[name])
-    raise ValueError(f"{path} has no tensor {' or '.join(names)}, it has {', '.join(sorted(tensors))}: another format?")
+    raise ValueError(
+        f"{path} has no tensor {' or '.join(names)}, it has {short(', '.join(sorted(tensors)))}: another format?"
+    )
 
 
 def widen(tensor: Tensor) -> Tensor:

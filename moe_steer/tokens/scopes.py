@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moe_steer.json_files import quoted
 from moe_steer.thinking import TokenTags, token_tags
 from moe_steer.tokens.steps import ANY_STOP, LINE, SENTENCE, STOP, token_class
 
@@ -51,20 +52,22 @@ def parse_scope(text: object) -> Scope:
     ['line', 'sentence']
     """
     if not isinstance(text, str):
-        raise ValueError(f"scope {text!r} is {type(text).__name__}: give one of {SCOPE_FORMS}")
+        raise ValueError(f"scope {quoted(text)} is {type(text).__name__}: give one of {SCOPE_FORMS}")
     kind, colon, parameter = text.partition(":")
     if kind == "after":
         if not re.fullmatch("0|[1-9][0-9]*", parameter):
             raise ValueError(
-                f"scope {text!r} does not say after how many generated tokens: write after:N, for example after:64"
+                f"scope {quoted(text)} does not say after how many generated tokens: write after:N, for example after:64"
             )
         return Scope(kind=kind, skip=int(parameter))
     if kind not in SCOPES:
-        raise ValueError(f"scope {text!r} is unknown: choose one of {SCOPE_FORMS}")
+        raise ValueError(f"scope {quoted(text)} is unknown: choose one of {SCOPE_FORMS}")
     if kind == "step_end":
         return Scope(kind=kind, classes=_classes(text, parameter) if colon else _PLAIN_STEP_END)
     if colon:
-        raise ValueError(f"scope {text!r}: {kind} takes no parameter, write {kind!r}; only step_end and after take one")
+        raise ValueError(
+            f"scope {quoted(text)}: {kind} takes no parameter, write {kind!r}; only step_end and after take one"
+        )
     return Scope(kind=kind)
 
 
@@ -73,10 +76,10 @@ def _classes(text: str, parameter: str) -> frozenset[str]:
     unknown = [name for name in names if name not in STEP_CLASSES]
     if unknown:
         raise ValueError(
-            f"scope {text!r} names the class {unknown[0]!r}: step_end takes {', '.join(STEP_CLASSES)}, joined by +"
+            f"scope {quoted(text)} names the class {quoted(unknown[0])}: step_end takes {', '.join(STEP_CLASSES)}, joined by +"
         )
     if len(set(names)) < len(names):
-        raise ValueError(f"scope {text!r} names a class twice: name each once")
+        raise ValueError(f"scope {quoted(text)} names a class twice: name each once")
     return frozenset(names)
 
 

@@ -36,10 +36,10 @@ class Trace:
 
     def __post_init__(self) -> None:
         if not isinstance(self.trace_id, str) or not self.trace_id:
-            raise ValueError(f"trace_id is {self.trace_id!r}: give a non-empty text")
+            raise ValueError(f"trace_id is {quoted(self.trace_id)}: give a non-empty text")
         object.__setattr__(self, "token_ids", _whole_numbers(self.token_ids, self.trace_id))
         if not self.token_ids:
-            raise ValueError(f"trace {self.trace_id!r} has no tokens: leave it out")
+            raise ValueError(f"trace {quoted(self.trace_id)} has no tokens: leave it out")
         self._check_index("prompt_length", self.prompt_length)
         if self.thought_start is not None:
             self._check_index("thought_start", self.thought_start)
@@ -47,14 +47,14 @@ class Trace:
             self._check_index("thought_end", self.thought_end)
             if self.thought_start is None or self.thought_start > self.thought_end:
                 raise ValueError(
-                    f"the thought of trace {self.trace_id!r} runs from {self.thought_start} to {self.thought_end}: "
+                    f"the thought of trace {quoted(self.trace_id)} runs from {self.thought_start} to {self.thought_end}: "
                     "give a start that is not after the end"
                 )
 
     def _check_index(self, name: str, value: object) -> None:
         if type(value) is not int or not 0 <= value <= len(self.token_ids):
             raise ValueError(
-                f"{name} of trace {self.trace_id!r} is {quoted(value)}: give a whole number from 0 to its length {len(self.token_ids)}"
+                f"{name} of trace {quoted(self.trace_id)} is {quoted(value)}: give a whole number from 0 to its length {len(self.token_ids)}"
             )
 
 
@@ -133,7 +133,7 @@ def read_traces(path: str | os.PathLike[str], *, strict: bool = False) -> list[T
         trace = _trace(where, record)
         if trace.trace_id in seen:
             raise ValueError(
-                f"{where} repeats the trace_id {trace.trace_id!r} of line {seen[trace.trace_id]}: keep one"
+                f"{where} repeats the trace_id {quoted(trace.trace_id)} of line {seen[trace.trace_id]}: keep one"
             )
         seen[trace.trace_id] = number
         traces.append(trace)
@@ -149,13 +149,13 @@ def check_traces(traces: Sequence[Trace]) -> None:
     seen: set[str] = set()
     for trace in traces:
         if trace.trace_id in seen:
-            raise ValueError(f"trace_id {trace.trace_id!r} occurs twice: its routing would be counted twice")
+            raise ValueError(f"trace_id {quoted(trace.trace_id)} occurs twice: its routing would be counted twice")
         seen.add(trace.trace_id)
 
 
 def _whole_numbers(values: Any, trace_id: str) -> tuple[int, ...]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise ValueError(f"token_ids of trace {trace_id!r} is {quoted(values)}: give a list of token ids")
+        raise ValueError(f"token_ids of trace {quoted(trace_id)} is {quoted(values)}: give a list of token ids")
     ids = []
     for value in values:
         try:
@@ -163,7 +163,7 @@ def _whole_numbers(values: Any, trace_id: str) -> tuple[int, ...]:
         except TypeError:
             ids.append(-1)
         if ids[-1] < 0:
-            raise ValueError(f"token_ids of trace {trace_id!r} hold {quoted(value)}: give whole numbers >= 0")
+            raise ValueError(f"token_ids of trace {quoted(trace_id)} hold {quoted(value)}: give whole numbers >= 0")
     return tuple(ids)
 
 
@@ -172,7 +172,7 @@ def _trace(where: str, record: Any) -> Trace:
         raise ValueError(f"{where} is {type(record).__name__}: give a JSON object with {', '.join(sorted(_FIELDS))}")
     unknown, missing = sorted(set(record) - _FIELDS), sorted({"trace_id", "token_ids", "prompt_length"} - set(record))
     if unknown or missing:
-        problem = f"has the unknown key {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
+        problem = f"has the unknown key {quoted(unknown[0])}" if unknown else f"lacks {missing[0]!r}"
         raise ValueError(f"{where} {problem}: a trace holds {', '.join(sorted(_FIELDS))}")
     try:
         return Trace(**record)

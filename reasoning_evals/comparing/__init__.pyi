@@ -1,3 +1,6 @@
+from reasoning_evals.comparing.caps import AtCap as AtCap
+from reasoning_evals.comparing.caps import at_caps as at_caps
+from reasoning_evals.comparing.caps import cap_lines as cap_lines
 from reasoning_evals.comparing.compare import Tuning as Tuning
 from reasoning_evals.comparing.compare import compare_arms as compare_arms
 from reasoning_evals.comparing.comparison import ArmSummary as ArmSummary
@@ -5,6 +8,7 @@ from reasoning_evals.comparing.comparison import Comparison as Comparison
 from reasoning_evals.comparing.comparison import Difference as Difference
 from reasoning_evals.comparing.comparison import DomainAccuracy as DomainAccuracy
 from reasoning_evals.comparing.comparison import Flip as Flip
+from reasoning_evals.comparing.comparison import Length as Length
 from reasoning_evals.comparing.comparison import Measure as Measure
 from reasoning_evals.comparing.comparison import PairSummary as PairSummary
 from reasoning_evals.comparing.comparison import rounded as rounded
@@ -24,6 +28,7 @@ from reasoning_evals.comparing.token_use import MARGIN as MARGIN
 from reasoning_evals.comparing.token_use import Efficiency as Efficiency
 from reasoning_evals.comparing.token_use import Thoughts as Thoughts
 from reasoning_evals.comparing.token_use import efficiency as efficiency
+from reasoning_evals.comparing.token_use import length_interval as length_interval
 from reasoning_evals.comparing.token_use import percent_change as percent_change
 from reasoning_evals.comparing.token_use import thoughts_of as thoughts_of
 from reasoning_evals.comparing.verdicts import ALPHA as ALPHA
@@ -35,3 +40,4 @@ from reasoning_evals.comparing.verdicts import p_text as p_text
 from reasoning_evals.comparing.verdicts import points as points
 from reasoning_evals.comparing.verdicts import t_text as t_text
 from reasoning_evals.comparing.verdicts import unanswered_notes as unanswered_notes
+from reasoning_evals.comparing.verdicts import verdict_p as verdict_p

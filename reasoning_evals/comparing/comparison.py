@@ -79,12 +79,32 @@ class Difference:
     bootstrap_low: float
     bootstrap_high: float
     sign_flip_p: float
+    num_changed: int
+    loss_bound: float
     detectable: float | None
+    power: float | None
+    exaggeration: float | None
 
     @classmethod
     def of(cls, found: PairedDifference) -> Difference:
         """The fields that are reported."""
         return cls(**{field.name: getattr(found, field.name) for field in dataclasses.fields(cls)})
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Mean tokens of arm b / of arm a over the same problems; see ``paired_log_ratio``."""
+
+    ratio: float
+    low: float | None
+    high: float | None
+    p_value: float
+    holm_p: float
+    """Adjusted for the number of pairs whose lengths are compared."""
+    of_thoughts: bool
+    """Of the thoughts; of all generated tokens where those of the thoughts were not measured."""
+    verdict: str
+    """fewer tokens, more tokens, or no change in length shown: by ``holm_p``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +143,21 @@ class PairSummary:
     tokens_both_solved: Difference | None
     """Total tokens of correct samples, on problems that both arms solved."""
     num_both_solved: int
+    length: Length | None
+    """None where the first arm has no tokens."""
+    cut_a: float
+    """Share of arm a's samples that the token limit cut: their lengths are lower bounds."""
+    cut_b: float
     wins: int
     """Problems that b solved more often."""
     losses: int
     ties: int
     mcnemar_p: float | None
     """Exact McNemar test, for one sample a problem."""
-    holm_p: float | None
-    """p_value of the accuracy, adjusted for the number of pairs."""
+    p_value: float
+    """The verdict's own: McNemar's, or the larger of the t and the sign-flip test's."""
+    holm_p: float
+    """p_value adjusted for the number of pairs: the verdict in words follows it."""
     effect_variance: float | None
     """w^2 of ``power.py``; None for one sample a problem."""
     sampling_noise: float | None
@@ -183,7 +210,8 @@ class Comparison:
         try:
             arms = tuple(_arm(arm) for arm in values["arms"])
             pairs = tuple(_pair(pair) for pair in values["pairs"])
-            return cls(**{**values, "arms": arms, "pairs": pairs, "notes": tuple(values["notes"])})
+            own = {name: value for name, value in values.items() if name != "caps"}  # of ``moe-steer compare --caps``
+            return cls(**{**own, "arms": arms, "pairs": pairs, "notes": tuple(values["notes"])})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a comparison ({error}): compare the graded run again") from error
 
@@ -200,7 +228,7 @@ def _pair(values: Mapping[str, Any]) -> PairSummary:
     names = ("accuracy", "thinking_tokens", "total_tokens", "tokens_both_solved")
     differences = {name: _maybe(Difference, values[name]) for name in names}
     flips = {name: tuple(Flip(**flip) for flip in values[name]) for name in ("gained", "lost")}
-    return PairSummary(**{**values, **differences, **flips})
+    return PairSummary(**{**values, **differences, **flips, "length": _maybe(Length, values["length"])})
 
 
 def _maybe(kind: Any, values: Mapping[str, Any] | None) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from reasoning_evals.comparing.detection import Detection, detection
 from reasoning_evals.comparing.resampling import Interval, bootstrap_interval, sign_flip_p
 
 Clusters = Sequence[Hashable] | None
@@ -42,10 +43,18 @@ class PairedDifference(NamedTuple):
     bootstrap_high: float
     sign_flip_p: float
     """Exact where the differences are fractions with a small common denominator."""
-    detectable: float | None
-    """Smallest true difference that a run like this one shows with 80% power; None when all differences are equal."""
     num_problems: int
     num_clusters: int | None
+    num_changed: int
+    """Problems, or clusters, whose difference is not 0."""
+    loss_bound: float
+    """Lower end of the mean that also reckons with losers that the sample has by chance not met: see ``loss_bound``."""
+    detectable: float | None = None
+    """Smallest true difference whose verdict such a run shows with 80% power; None where too few units changed to show any."""
+    power: float | None = None
+    """Of the verdict, if the true difference is the one found."""
+    exaggeration: float | None = None
+    """Mean difference in runs that show theirs / true difference, if that is the one found."""
 
 
 def mean_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: float = 0.95) -> Estimate:
@@ -94,12 +103,13 @@ def paired_difference(
     num_resamples: int = 10_000,
     seed: int = 0,
     limit: float = math.inf,
+    level: float | None = None,
 ) -> PairedDifference:
     """b - a for per-problem means of the same problems in the same order.
 
     ``denominator``: a whole number that makes every value times it a whole number (k for accuracies of k samples); the
     sign-flip test is then exact. ``limit``: the largest possible difference (1 for shares); the interval is cut to +-
-    limit.
+    limit. ``level``: the level at which a verdict on shares is decided; what it can detect is found only if it is given.
     """
     a, b = _vector(a_P), _vector(b_P)
     if len(a) != len(b):
@@ -110,10 +120,17 @@ def paired_difference(
             np.rint(difference * denominator) / denominator
         )  # 1/3 computed in two ways becomes one number, so that ties are ties
     estimate = mean_estimate(difference, clusters, confidence)
-    flip = sign_flip_p(difference if clusters is None else _cluster_sums(difference, clusters), denominator, seed=seed)
+    sums = difference if clusters is None else _cluster_sums(difference, clusters)
+    flip = sign_flip_p(sums, denominator, seed=seed)
     # If every problem changed by the same amount, t is 0/0 or infinite; the permutation test is still defined.
     p_value = float(2 * stats.t.sf(abs(estimate.mean) / estimate.se, estimate.df)) if estimate.se > 0 else flip
     resampled = bootstrap_interval(difference, clusters, confidence, num_resamples, seed)
+    units = sums * (len(sums) / len(difference))  # their mean is that of the problems
+    units[np.abs(units) < 1e-12] = 0.0  # gains and losses of a cluster that cancel
+    found = Detection(None, None)
+    if level is not None:
+        rate = float(a.mean()) if denominator == 1 and clusters is None else None
+        found = detection(units, estimate.mean, estimate.se, level, rate)
     return PairedDifference(
         mean=estimate.mean,
         se=estimate.se,
@@ -124,15 +141,29 @@ def paired_difference(
         bootstrap_low=resampled.low,
         bootstrap_high=resampled.high,
         sign_flip_p=flip,
-        detectable=detectable_effect(estimate.se, estimate.df) if estimate.se > 0 else None,
         num_problems=len(difference),
         num_clusters=None if clusters is None else estimate.df + 1,
+        num_changed=int(np.count_nonzero(units)),
+        loss_bound=min(estimate.low, loss_bound(units)) if estimate.se > 0 else loss_bound(units),
+        detectable=found.smallest,
+        power=found.at_mean and found.at_mean.power,
+        exaggeration=found.at_mean and found.at_mean.exaggeration,
     )
 
 
-def detectable_effect(se: float, df: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """Smallest true effect that a two-sided t test of level alpha shows with the given power: (t_{1-alpha/2} + t_power) se."""
-    return float(stats.t.ppf(1 - alpha / 2, df) + stats.t.ppf(power, df)) * se
+def loss_bound(differences_U: ArrayLike, confidence: float = 0.95) -> float:
+    """Lower end of the mean difference of units, given that a loss may sit in a few of them: with L of n units that lose c or more,
+    up to U of all units may (exact bound of a binomial share, U(0) = 1 - .05^(1/n)), so the mean may be c (U - L/n) lower than
+    found. The worst c, of all sizes of loss seen and of a unit that is lost outright (c = 1), counts.
+
+    A t interval does not see this: where the sample has met none of the losers, it is a sliver.
+    """
+    units = _vector(differences_U)
+    num = len(units)
+    sizes = np.unique(np.append(-units[units < 0], max(1.0, float(-units.min()))))
+    losers = np.array([(units <= -size + 1e-12).sum() for size in sizes])
+    most = np.where(losers < num, stats.beta.ppf(confidence, losers + 1, np.maximum(num - losers, 1)), 1.0)
+    return float(units.mean() - (sizes * (most - losers / num)).max())
 
 
 def wilson_interval(successes: float, num: float, confidence: float = 0.95) -> Interval:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from scipy import stats
-
-from reasoning_evals.comparing.comparison import ArmSummary, Difference
-from reasoning_evals.comparing.verdicts import NO_INTERVAL, points
+from reasoning_evals.comparing.comparison import ArmSummary, Difference, Length, PairSummary
+from reasoning_evals.comparing.lengths import ESTIMAND
+from reasoning_evals.comparing.verdicts import ALPHA, FEWER_TOKENS, HURT, MORE_TOKENS, NO_INTERVAL, p_text, points
 from reasoning_evals.runs import GradeRow
 from reasoning_evals.thinking import longest_repeat, loop_at_end
 
@@ -21,16 +19,7 @@ SHORTER_HELD, SHORTER_OPEN, SHORTER_LOST = (
 )
 LONGER, SAME = "longer", "no change in length shown"
 MARGIN = 0.03
-"""Loss of accuracy that still counts as "held": the lower end of the 95% interval must stay above its negative."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """A mean over problems divided by another, paired, with a 95% interval."""
-
-    value: float
-    low: float
-    high: float
+"""Loss of accuracy that still counts as "held": the lower end of the difference must stay above its negative."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,62 +40,61 @@ class Efficiency:
     """One arm against the baseline."""
 
     arm: str
-    tokens: Ratio
-    """Thinking tokens of the arm / of the baseline."""
+    tokens: Length
     accuracy: Difference
     verdict: str
     sentence: str
 
 
-def paired_ratio(a_P: Sequence[float], b_P: Sequence[float], confidence: float = 0.95) -> Ratio:
-    """mean(b) / mean(a) over the same problems, with the t interval of the linearised ratio (delta method):
-    se = sd(b - r a) / (sqrt(n) mean(a)).
+def efficiency(pair: PairSummary, margin: float = MARGIN) -> Efficiency:
+    """Judge a compared arm by length and by accuracy.
 
-    ValueError with fewer than two problems, unequal lengths, or a mean of a that is not positive.
+    Shorter or longer is the verdict on length, "lost" that on accuracy, both after Holm over the pairs of the comparison. "Held"
+    means that the lower end of the accuracy difference stays above -``margin``: of the 95% interval, and of the exact bound that
+    reckons with few problems that lose much (``loss_bound``), so that 100 problems or more are needed to hold 3 points where no
+    arm gains. "Not settled" is neither. ValueError for a pair whose first arm has no tokens.
     """
-    if len(a_P) != len(b_P) or len(a_P) < 2:
-        raise ValueError(f"a ratio needs the same two or more problems in both arms, got {len(a_P)} and {len(b_P)}")
-    mean_a = fmean(a_P)
-    if mean_a <= 0:
-        raise ValueError(f"the first arm has {mean_a:g} tokens a problem: there is nothing to divide by")
-    ratio = fmean(b_P) / mean_a
-    n = len(a_P)
-    variance = sum((b - ratio * a) ** 2 for a, b in zip(a_P, b_P, strict=True)) / (n - 1)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * math.sqrt(variance / n) / mean_a
-    return Ratio(ratio, ratio - half, ratio + half)
-
-
-def efficiency(
-    arm: str, rows: Sequence[GradeRow], accuracy: Difference, baseline: str = "baseline", margin: float = MARGIN
-) -> Efficiency:
-    """Judge an arm of graded samples by length and by accuracy.
-
-    "Held" means that the 95% interval of the paired accuracy difference stays above -``margin``; "lost" that it stays below
-    0; "not settled" is neither. If no problem changed at all, the interval has no width; the 95% bound on the share of
-    problems that may change, 1 - 0.05^(1/n), is used instead (100 problems or more can hold 3 points). The interval of the
-    length must exclude 1 for shorter or longer.
-    """
-    a_P, b_P = (_tokens_by_problem(rows, name) for name in (baseline, arm))
-    ratio = paired_ratio(a_P, b_P)
-    if ratio.low > 1:
+    length, accuracy = pair.length, pair.accuracy
+    if length is None:
+        raise ValueError(f"arm {pair.a!r} has no tokens: there is nothing to compare lengths with")
+    if length.verdict == MORE_TOKENS:
         verdict = LONGER
-    elif ratio.high >= 1:
+    elif length.verdict != FEWER_TOKENS:
         verdict = SAME
-    elif accuracy.high < 0:
+    elif pair.verdict == HURT:
         verdict = SHORTER_LOST
     else:
-        low = accuracy.low
-        if accuracy.high == low:  # no problem changed, which is weak evidence when there are few problems
-            low = accuracy.mean - (1 - 0.05 ** (1 / len(a_P)))
-        verdict = SHORTER_HELD if low > -margin else SHORTER_OPEN
+        verdict = SHORTER_HELD if accuracy.loss_bound > -margin else SHORTER_OPEN
     between = f"{points(accuracy.low)} to {points(accuracy.high)}"
     if accuracy.low == accuracy.high:
         between = f"{NO_INTERVAL}: all problems moved alike"
     sentence = (
-        f"{arm}: {verdict}. Thinking tokens {percent_change(ratio.value)} ({percent_change(ratio.low)} to "
-        f"{percent_change(ratio.high)}), accuracy {points(accuracy.mean)} points ({between})."
+        f"{pair.b}: {verdict}. {'Thinking tokens' if length.of_thoughts else 'All tokens'} {percent_change(length.ratio)} "
+        f"({length_interval(length)}; {ESTIMAND}), accuracy {points(accuracy.mean)} points ({between})."
     )
-    return Efficiency(arm=arm, tokens=ratio, accuracy=accuracy, verdict=verdict, sentence=sentence)
+    if length.holm_p >= ALPHA > length.p_value:
+        word = "fewer" if length.ratio < 1 else "more"
+        sentence += f" Nominally {word} tokens ({p_text(length.p_value)}), not after Holm ({p_text(length.holm_p)})."
+    if verdict == SHORTER_OPEN:
+        sentence += f" Up to {points(-accuracy.loss_bound).lstrip('+')} points may be lost, {100 * margin:g} would count as held."
+    if cut := cut_lengths(pair):
+        sentence += f" {cut}"
+    return Efficiency(arm=pair.b, tokens=length, accuracy=accuracy, verdict=verdict, sentence=sentence)
+
+
+def cut_lengths(pair: PairSummary) -> str:
+    """Says that lengths are lower bounds, where the token limit cut samples."""
+    if not pair.cut_a and not pair.cut_b:
+        return ""
+    shares = f"{100 * pair.cut_b:.1f}% of its samples and {100 * pair.cut_a:.1f}% of those of {pair.a}"
+    return f"The token limit cut {shares}: their lengths are lower bounds."
+
+
+def length_interval(length: Length) -> str:
+    """The interval of a ratio as changes in percent; left out where there is none."""
+    if length.low is None or length.high is None:
+        return NO_INTERVAL
+    return f"{percent_change(length.low)} to {percent_change(length.high)}"
 
 
 def thoughts_of(arm: ArmSummary, rows: Sequence[GradeRow], token_ids: Sequence[Sequence[int]]) -> Thoughts:
@@ -134,11 +122,3 @@ def percent_change(ratio: float) -> str:
 
 def _length(row: GradeRow) -> int:
     return row.total_tokens if row.thinking_tokens is None else row.thinking_tokens
-
-
-def _tokens_by_problem(rows: Sequence[GradeRow], arm: str) -> list[float]:
-    by_problem: dict[str, list[int]] = {}
-    for row in rows:
-        if row.arm == arm:
-            by_problem.setdefault(row.problem_id, []).append(_length(row))
-    return [fmean(by_problem[name]) for name in sorted(by_problem)]

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from reasoning_evals.comparing.comparison import Difference
+from reasoning_evals.comparing.detection import least_units
+from reasoning_evals.comparing.statistics import paired_difference
 from reasoning_evals.runs import GradeRow
 
 ALPHA = 0.05
 HELPED, HURT, NOTHING = "helped", "hurt", "no effect shown"
+FEWER_TOKENS, MORE_TOKENS, SAME_LENGTH = "fewer tokens", "more tokens", "no change in length shown"
 NO_INTERVAL = "no interval"
+_MUCH_MORE_CUT = 0.05
+_NUMBERS = {6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,58 @@ class Tuning:
         return f"{self.num_arms} arms were tuned, each among settings of its own ({self.num_settings} in all), on {self.on}"
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The pairs of one comparison: their verdicts are judged together."""
+
+    num_pairs: int
+    one_baseline: bool
+    """Whether all arms are compared with the same one."""
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[str, str]]) -> Family:
+        """From (a, b), b against a."""
+        return cls(len(pairs), len({a for a, _ in pairs}) < 2)
+
+    @property
+    def words(self) -> str:
+        """Such as: Holm over 3 arms."""
+        return f"Holm over {self.num_pairs} {'arms' if self.one_baseline else 'pairs of arms'}"
+
+    @property
+    def least_units(self) -> int:
+        """Units that must change for a verdict at the first threshold of Holm's procedure."""
+        return least_units(ALPHA / max(1, self.num_pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Shares of the samples of arms a and b that the token limit cut."""
+
+    a: float
+    b: float
+    differs: bool
+    """By 5 points or more, or significantly over problems (sign-flip test)."""
+
+    @classmethod
+    def of(cls, a_P: Sequence[float], b_P: Sequence[float], clusters: Sequence[str] | None, k: int) -> Cut:
+        """From the share of each problem's k samples."""
+        a, b = fmean(a_P), fmean(b_P)
+        if a == b:
+            return cls(a, b, False)
+        p_value = paired_difference(a_P, b_P, clusters, k, num_resamples=1).sign_flip_p
+        return cls(a, b, abs(b - a) >= _MUCH_MORE_CUT or p_value < ALPHA)
+
+
+def verdict_p(accuracy: Difference, mcnemar_p: float | None) -> float:
+    """The p-value of the verdict: with one sample a problem that of the exact McNemar test; otherwise the larger one of the paired t
+    test over problems and the sign-flip test. The t test alone is too optimistic where nearly all problems are ties; if all
+    problems changed alike, there is no t test."""
+    if accuracy.mean == 0:
+        return 1.0
+    return max(accuracy.p_value, accuracy.sign_flip_p) if mcnemar_p is None else mcnemar_p
+
+
 def verdict_on(
     a: str,
     b: str,
@@ -44,39 +102,87 @@ def verdict_on(
     num_problems: int,
     k: int,
     mcnemar_p: float | None,
-    num_changed: int,
+    holm_p: float,
+    family: Family,
+    cut: Cut,
     unit: str = "points of accuracy",
 ) -> tuple[str, str]:
-    """(verdict, one sentence) on b against a.
-
-    An effect is shown when the paired t test over problems and the sign-flip test both give p < .05; with one sample a
-    problem, when the exact McNemar test does. The t test alone is too optimistic where nearly all problems are ties; if all
-    problems changed alike, there is no t test and no interval.
-    """
-    p_value = accuracy.p_value if mcnemar_p is None else mcnemar_p
-    test = "exact McNemar test" if mcnemar_p is not None else difference_test(accuracy)
-    shown = accuracy.mean != 0 and max(p_value, accuracy.sign_flip_p) < ALPHA
+    """(verdict, what is to be said) on b against a. An effect is shown when ``holm_p``, the verdict's own p adjusted for all
+    pairs of the comparison, is below .05."""
+    p_value = verdict_p(accuracy, mcnemar_p)
+    shown = holm_p < ALPHA
     verdict = (HELPED if accuracy.mean > 0 else HURT) if shown else NOTHING
+    p = p_text(p_value)
+    if family.num_pairs > 1:
+        p += f" alone, {p_text(holm_p)} after {family.words}" if shown else " alone"
     size = (
         f"{points(accuracy.mean)} {unit} ({interval_text(accuracy)}, "
-        f"{p_text(p_value)}, {test}; {num_problems} problems x {k} {'sample' if k == 1 else 'samples'})"
+        f"{p}, {_deciding_test(accuracy, mcnemar_p)}; {num_problems} problems x {k} {'sample' if k == 1 else 'samples'})"
     )
-    if verdict != NOTHING:
-        return verdict, f"{b} against {a}: {verdict}, {size}."
-    sentence = f"{b} against {a}: {verdict}, {size}. "
-    if num_changed == 0:
-        sentence += "Every problem was solved equally often in both arms, so the run cannot say how small an effect it could show."
-    elif accuracy.detectable is not None:
-        sentence += (
-            f"The smallest effect that this run could have shown (80% power) is {detectable_text(accuracy)} points."
+    sentences = [f"{b} against {a}: {verdict}, {size}."]
+    if shown:
+        sentences.append(_exaggeration(accuracy))
+    else:
+        if p_value < ALPHA:
+            better = "better" if accuracy.mean > 0 else "worse"
+            sentences.append(f"Nominally {better} ({p_text(p_value)}), not after {family.words} ({p_text(holm_p)}).")
+        sentences.append(_what_could_be_shown(accuracy, family))
+        if accuracy.se > 0 and accuracy.p_value < ALPHA <= p_value:
+            other = "exact McNemar" if mcnemar_p is not None else "sign-flip"
+            sentences.append(
+                f"The paired t test alone would say otherwise ({p_text(accuracy.p_value)}); the {other} test does not agree "
+                f"({p_text(accuracy.sign_flip_p)})."
+            )
+    sentences.append(cut_text(a, b, cut))
+    return verdict, " ".join(sentence for sentence in sentences if sentence)
+
+
+def _deciding_test(accuracy: Difference, mcnemar_p: float | None) -> str:
+    if mcnemar_p is not None:
+        return "exact McNemar test"
+    return difference_test(accuracy) if accuracy.p_value >= accuracy.sign_flip_p else "sign-flip test"
+
+
+def _exaggeration(accuracy: Difference) -> str:
+    """The winner's curse: runs that show an effect are those that happened to find it large."""
+    if accuracy.power is None or accuracy.exaggeration is None:
+        return ""
+    return (
+        f"Effects that are shown are too large on average: if the true one were {points(accuracy.mean)} points, such a run would "
+        f"show it with {100 * accuracy.power:.0f}% power, and then {accuracy.exaggeration:.2f} times its size."
+    )
+
+
+def _what_could_be_shown(accuracy: Difference, family: Family) -> str:
+    changed, least = accuracy.num_changed, family.least_units
+    after = f" after {family.words}" if family.num_pairs > 1 else ""
+    if changed == 0:
+        return "Every problem was solved equally often in both arms, so the run cannot say how small an effect it could show."
+    if accuracy.detectable is None:
+        return (
+            f"Nothing can be shown: {changed} changed, and {_NUMBERS.get(least, str(least))} units that changed are the least that can "
+            f"show anything{after}."
         )
-    if accuracy.se > 0 and accuracy.p_value < ALPHA:
-        other = "exact McNemar" if mcnemar_p is not None else "sign-flip"
-        sentence += (
-            f" The paired t test alone would say otherwise ({p_text(accuracy.p_value)}); the {other} test does not agree "
-            f"({p_text(accuracy.sign_flip_p)})."
-        )
-    return verdict, sentence.strip()
+    return (
+        f"The smallest effect that this run could have shown (80% power{after}) is {detectable_text(accuracy)} points."
+    )
+
+
+def cut_text(a: str, b: str, cut: Cut) -> str:
+    """Said where truncation differs between the arms."""
+    if not cut.differs:
+        return ""
+    return (
+        f"The token limit cut {100 * cut.b:.1f}% of the samples of {b}, {100 * cut.a:.1f}% of {a}: the lengths of these are lower "
+        "bounds."
+    )
+
+
+def length_verdict(ratio: float, holm_p: float) -> str:
+    """In words, of mean tokens of b / of a."""
+    if holm_p >= ALPHA or ratio == 1:
+        return SAME_LENGTH
+    return FEWER_TOKENS if ratio < 1 else MORE_TOKENS
 
 
 def unanswered_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
@@ -102,13 +208,13 @@ def unanswered_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def notes_on(num_pairs: int, clustered: bool, tuned: Tuning | None) -> tuple[str, ...]:
+def notes_on(family: Family, clustered: bool, tuned: Tuning | None) -> tuple[str, ...]:
     """Notes that a careful reader needs in addition to the verdicts."""
     notes = []
-    if num_pairs > 1:
+    if family.num_pairs > 1:
         notes.append(
-            f"{num_pairs} pairs of arms are compared. Verdicts use each pair's own p-value; Holm-adjusted p-values stand "
-            "beside them."
+            f"{family.num_pairs} pairs of arms are compared. Verdicts follow {family.words}, so that a false one among them all "
+            "stays below 5%; lengths likewise among themselves. Nominal is what a pair would show alone."
         )
     if clustered:
         notes.append("Some problems share a cluster: standard errors and bootstrap are over clusters.")

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from moe_steer.json_files import short
+
 STOPPED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call")
 """A call of a tool that nobody offered ends a completion like any other text."""
 CUT = ("length", "max_tokens")
@@ -250,9 +252,3 @@ def raise_status(status: int, phrase: str, said: str, wait: float = 0.0, hide: C
     if 300 <= status < 400:
         raise EndpointError(f"{message}: it sends requests elsewhere, give the address that answers itself")
     raise EndpointError(message + (f": {hint[status]}" if status in hint else ""))
-
-
-def short(text: str, limit: int = 300) -> str:
-    """On one line, shortened to the limit."""
-    line = " ".join(text[: 100 * limit].split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moe_steer.json_files import quoted
 from reasoning_evals.comparing import mean_estimate
 from reasoning_evals.problems import Problem
 from reasoning_evals.runs import (
@@ -126,10 +127,20 @@ def open_graded_run(folder: Path | str, private: bool = False) -> GradedRun:
             f"the questions of {name} are not to be published, and an export holds them: set private if it stays with you"
         )
     rows = grade_run(path, problems)
+    if missing := sorted(
+        {"greedy", "max_new_tokens", "batch_size", "temperature", "top_p"} - set(run["config"]["sampling"])
+    ):
+        raise ValueError(f"{path / 'run.json'} does not say the {missing[0]} of its sampling: restore the file")
+    try:
+        created = datetime.fromisoformat(run["created"]).astimezone(timezone.utc)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{path / 'run.json'} says {quoted(run.get('created'))} as the time it was created: restore the file"
+        ) from None
     return GradedRun(
         folder=path,
         config=run["config"],
-        created=datetime.fromisoformat(run["created"]).astimezone(timezone.utc),
+        created=created,
         versions=run.get("versions", {}),
         commit=run.get("commit"),
         problems=problems,

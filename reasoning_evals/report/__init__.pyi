@@ -4,6 +4,7 @@ from reasoning_evals.report.build import Report as Report
 from reasoning_evals.report.build import Side as Side
 from reasoning_evals.report.build import Table as Table
 from reasoning_evals.report.build import build_report as build_report
+from reasoning_evals.report.build import with_caps as with_caps
 from reasoning_evals.report.figures import ArmPoint as ArmPoint
 from reasoning_evals.report.figures import finished_svg as finished_svg
 from reasoning_evals.report.figures import frontier as frontier

@@ -57,6 +57,7 @@ def _verdicts(report: Report) -> list[str]:
     lines = [f"Note: {_inline(note)}" for note in report.unanswered]
     lines += [f"**{_inline(sentences[0])}**"] if sentences else []
     lines += [_inline(sentence) for sentence in sentences[1:]]
+    lines += [_inline(sentence) for sentence in report.at_caps]
     lines += [f"Note: {_inline(note)}" for note in report.comparison.notes]
     return lines
 
@@ -103,7 +104,7 @@ def _pairs(report: Report) -> str:
         "p (Holm)",
         "won / lost / tied",
     ]
-    head += ["thinking tokens", "tokens where both solved", "detectable, points", "verdict"]
+    head += ["mean tokens, ratio", "tokens where both solved", "detectable, points", "verdict"]
     rows = []
     for pair in report.comparison.pairs:
         found = pair.accuracy
@@ -115,9 +116,9 @@ def _pairs(report: Report) -> str:
                 form.bootstrap_points_interval(found),
                 t_text(found),
                 p_text(found.sign_flip_p).removeprefix("p = "),
-                "–" if pair.holm_p is None else p_text(pair.holm_p).removeprefix("p = "),
+                p_text(pair.holm_p).removeprefix("p = "),
                 f"{pair.wins} / {pair.losses} / {pair.ties}",
-                _difference(pair.thinking_tokens),
+                form.length_change(pair.length),
                 _difference(pair.tokens_both_solved),
                 detectable_text(found),
                 pair.verdict,

@@ -90,6 +90,7 @@ def _template(name: str) -> Any:
         signed_count=form.signed_count,
         signed_interval=form.signed_interval,
         detectable_text=detectable_text,
+        length_change=form.length_change,
         p_text=p_text,
         t_text=t_text,
         visible=form.visible,

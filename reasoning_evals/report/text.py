@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from moe_steer.errors import visible as visible
-from reasoning_evals.comparing import NO_INTERVAL, Difference, DomainAccuracy, Measure, percent_change, points
+from reasoning_evals.comparing import (
+    NO_INTERVAL,
+    Difference,
+    DomainAccuracy,
+    Length,
+    Measure,
+    length_interval,
+    percent_change,
+    points,
+)
 
 OUTCOMES = {
     "correct": "correct",
@@ -69,6 +78,14 @@ def signed_percent(ratio: float) -> str:
     ('−26.6%', '+5.0%')
     """
     return minus(percent_change(ratio))
+
+
+def length_change(length: Length | None) -> str:
+    """The ratio of mean tokens as a change in percent, with its interval and its verdict."""
+    if length is None:
+        return "–"
+    what = "" if length.of_thoughts else " (all tokens)"
+    return f"{signed_percent(length.ratio)}{what}, {minus(length_interval(length))}: {length.verdict}"
 
 
 def minus(number: str) -> str:

@@ -19,7 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from moe_steer.files import write_whole
-from moe_steer.json_files import check_types, read_json
+from moe_steer.json_files import check_types, read_json, short
 from reasoning_evals.report import text as form
 
 VIEWS_FILE, PAGE_FILE = "trace_views.json", "traces.html"
@@ -69,10 +69,11 @@ class TraceViews:
         if record.pop("version", None) != _VERSION:
             raise ValueError(f"{path} is of another version: {again}")
         try:
+            check_types(record["experts"], "its experts", dict.fromkeys(record["experts"], str))
             traces = [_trace(item) for item in record.pop("traces")]
             return cls(traces=traces, **record)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} holds no traces to look at ({str(error)[:200]}): {again}") from error
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(f"{path} holds no traces to look at ({short(error)}): {again}") from error
 
     def table(self, each: bool = False) -> str:
         """One line an arm and expert, over its traces, or with ``each`` one a trace and expert that fires in it: how often it
@@ -137,8 +138,12 @@ def _trace(item: Any) -> TraceView:
         "fired": dict,
     }
     check_types(item, "a trace", types)
-    thought = item.pop("thought")
-    trace = TraceView(thought=None if thought is None else (int(thought[0]), int(thought[1])), **item)
+    check_types(item["marks"], "its marks", dict.fromkeys(item["marks"], list[int]))
+    check_types(item["fired"], "its experts", dict.fromkeys(item["fired"], dict))
+    for entry in item["fired"].values():
+        check_types(entry, "an expert", {"at": list[int], "weight": list[float]})
+    thought = check_types(item, "a trace", {"thought": list[int] | None}).pop("thought")
+    trace = TraceView(thought=None if thought is None else (thought[0], thought[1]), **item)
     for places in [*trace.marks.values(), *(entry["at"] for entry in trace.fired.values())]:
         if not all(type(place) is int and 0 <= place < len(trace.tokens) for place in places):
             raise ValueError(f"trace {trace.name!r} marks a token that it has not")

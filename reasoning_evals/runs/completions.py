@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, get_type_hints
 
+from moe_steer.files import naming_full_disk
 from moe_steer.json_files import check_types, parse_json, quoted
 from moe_steer.thinking import FORMATS, ThinkingFormat, Thought, TokenTags, opening_shown, read_from_text
 from reasoning_evals.thinking import TokenCounts, count_tokens
@@ -139,6 +140,7 @@ class JsonLinesWriter:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,16 +154,20 @@ class JsonLinesWriter:
         """Write one line; ``line`` contains no newline."""
         assert "\n" not in line
         data = memoryview(line.encode() + b"\n")
-        while data:
-            data = data[os.write(self._file, data) :]
-        if time.monotonic() - self._synced > 1.0:
-            os.fsync(self._file)
-            self._synced = time.monotonic()
+        with naming_full_disk(self._path):
+            while data:
+                data = data[os.write(self._file, data) :]
+            if time.monotonic() - self._synced > 1.0:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
 
     def close(self) -> None:
         """Force the lines onto the disk and release the file."""
-        os.fsync(self._file)
-        os.close(self._file)
+        try:
+            with naming_full_disk(self._path):
+                os.fsync(self._file)
+        finally:
+            os.close(self._file)
 
     def __enter__(self) -> JsonLinesWriter:
         return self

@@ -20,9 +20,16 @@ from types import TracebackType
 from typing import Any
 
 from moe_steer.files import create_whole
-from moe_steer.json_files import check_types, parse_json, quoted, read_json
+from moe_steer.json_files import check_types, parse_json, quoted, read_json, short
 from reasoning_evals.problems import Problem, read_problems
-from reasoning_evals.runs.completions import Completion, JsonLinesWriter, complete_lines, json_line, read_completions
+from reasoning_evals.runs.completions import (
+    Completion,
+    JsonLinesWriter,
+    arm_thoughts,
+    complete_lines,
+    json_line,
+    read_completions,
+)
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "math-verify", "moe-steer")
 
@@ -133,11 +140,39 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     missing = f"{folder} is not a run folder: it has no {RUN_FILE}"
     run = read_json(path, "restore it, or take another folder", missing=missing)
-    if run.get("version") != 1 or not isinstance(run.get("config"), dict):
+    if type(run.get("version")) is not int or run["version"] != 1 or not isinstance(run.get("config"), dict):
         raise ValueError(f"{path} is not the run.json of an evaluation, version 1: take another folder")
-    if "arm_order" in run["config"]:  # else the folder is a job's, whose config is its options
+    if {"arm_order", "sampling"} & set(run["config"]):  # else the folder is a job's, whose config is its options
+        if absent := sorted(set(_CONFIG_TYPES) - set(run["config"])):
+            raise ValueError(f"{path} does not say {absent[0]!r} in its config: restore it, or take another folder")
         check_types(run["config"], f"{path}, config", _CONFIG_TYPES)
+        _check_arms(path, run["config"])
     return run
+
+
+def _check_arms(path: Path, config: Mapping[str, Any]) -> None:
+    """ValueError for entries of arms that no run wrote, such as a thinking format that is none."""
+    types = {
+        "greedy": bool,
+        "max_new_tokens": int,
+        "batch_size": int,
+        "top_k": int,
+        "temperature": float,
+        "top_p": float,
+    }
+    check_types(config.get("sampling", {}), f"{path}, sampling", types)
+    for name, arm in config.get("arms", {}).items():
+        where = f"{path}, arm {quoted(name)}"
+        if not isinstance(arm, dict):
+            raise ValueError(f"{where} is {quoted(arm)}: restore the file, or take another folder")
+        check_types(arm, where, {"sampler": dict, "details": dict, "config_hash": str})
+        check_types(arm.get("sampler", {}), where, {"model": str | None})
+        try:
+            arm_thoughts(arm)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{where} does not say how its texts are split ({short(error)}): restore the file"
+            ) from error
 
 
 def refuse_job(folder: Path) -> None:

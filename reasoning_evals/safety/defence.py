@@ -111,19 +111,20 @@ def rate_measure(
     return Measure(p, *wilson_interval(num if p == 1 else p * num, num, confidence))
 
 
-def compare_defence(rows: Sequence[GradeRow], baseline: str) -> list[DefencePair]:
-    """Every arm against the baseline, in the order of the rows; ValueError when the arms were not given the same attacks."""
+def compare_defence(rows: Sequence[GradeRow], baseline: str, level: float = 0.05) -> list[DefencePair]:
+    """Every arm against the baseline, in the order of the rows. ``level``: at which a verdict is decided, for what it can detect.
+    ValueError when the arms were not given the same attacks."""
     arms = list(dict.fromkeys(row.arm for row in rows))
-    return [DefencePair(baseline, arm, _difference(rows, baseline, arm)) for arm in arms if arm != baseline]
+    return [DefencePair(baseline, arm, _difference(rows, baseline, arm, level)) for arm in arms if arm != baseline]
 
 
-def _difference(rows: Sequence[GradeRow], a: str, b: str) -> Difference:
+def _difference(rows: Sequence[GradeRow], a: str, b: str, level: float) -> Difference:
     per_arm = [[row for row in rows if row.arm == arm] for arm in (a, b)]
     (values_a, clusters), (values_b, _) = (_per_problem(mine, arm) for mine, arm in zip(per_arm, (a, b), strict=True))
     if _keys(per_arm[0]) != _keys(per_arm[1]):
         raise ValueError(f"arms {a!r} and {b!r} have different attacks or numbers of samples: sample the same in both")
     k = len(per_arm[0]) // len(values_a)
-    return Difference.of(paired_difference(values_a, values_b, clusters, denominator=2 * k, limit=1.0))
+    return Difference.of(paired_difference(values_a, values_b, clusters, denominator=2 * k, limit=1.0, level=level))
 
 
 def mean_of_tasks(measures: Sequence[Measure]) -> Measure:

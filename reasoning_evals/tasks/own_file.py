@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_steer.json_files import decode, parse_json, read_json_lines, read_plain_or_gzipped
+from moe_steer.json_files import csv_rows, decode, parse_json, read_json_lines, read_plain_or_gzipped, short
 from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.tasks.spec import ask
 
@@ -26,8 +24,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif name.endswith(".json"):
         yield from _json_rows(path)
     elif name.endswith(".csv"):
-        for number, row in enumerate(csv.DictReader(io.StringIO(decode(read_plain_or_gzipped(path), str(path)))), 2):
-            yield f"{path}:{number}", row
+        yield from csv_rows(decode(read_plain_or_gzipped(path), str(path)), str(path))
     elif name.endswith(".parquet"):
         import pyarrow.parquet
 
@@ -93,7 +90,7 @@ def load_own_file(
     defaults = {"answer_type": answer_type, "unit": unit, "tolerance": tolerance}
     given = {name: value for name, value in defaults.items() if value is not None}
     if columns is None and not given and prompt == "{problem}" and source.name.endswith((".jsonl", ".jsonl.gz")):
-        return read_problems(source)
+        return _some(read_problems(source), path)
     unknown = sorted(set(columns or {}) - set(FIELDS))
     if unknown:
         raise ValueError(f"columns names {', '.join(unknown)}: a problem has the fields {', '.join(FIELDS)}")
@@ -112,6 +109,12 @@ def load_own_file(
             problems.append(Problem.from_dict(fields))
         except (ValueError, KeyError) as error:
             raise ValueError(f"{where}: {error}") from error
+    return _some(problems, path)
+
+
+def _some(problems: list[Problem], path: str) -> list[Problem]:
+    if not problems:
+        raise ValueError(f"{path} holds no problems: give a file with at least one")
     return problems
 
 
@@ -123,5 +126,5 @@ def is_file_name(name: str) -> bool:
 def _pick(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
     missing = sorted(column for column in columns.values() if column not in row)
     if missing:
-        raise ValueError(f"{where}: no column {', '.join(missing)}; the row has {', '.join(row)}")
+        raise ValueError(f"{where}: no column {', '.join(missing)}; the row has {short(', '.join(row))}")
     return {field: row[column] for field, column in columns.items()}

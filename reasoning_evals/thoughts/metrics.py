@@ -1,9 +1,9 @@
 """Over- and underthinking by rule: when a thought first states the right answer, and what happens afterwards.
 
 Definitions follow arXiv 2412.21187 (outcome and process efficiency) and 2501.18585 (underthinking), with rules instead of
-their judge models: attempts are segments between marker words, and an attempt's answers are the boxes, "answer is X",
-clause-final "= N" and option letters in it. They compare arms; they do not reproduce the papers' numbers, and they mean
-something only for short answers, which a thought may also hit by chance: see ``chance.py``.
+their judge models: attempts are segments between marker words (``segments``), an attempt's answers are what it ``stated``. They
+compare arms only; they do not reproduce the papers' numbers, and they mean something only for short answers, which a thought may
+also hit by chance: see ``traced.shuffled_targets``.
 
 Judging what thoughts state: many answers to few problems, most of them said before, none of them worth minutes.
 """
@@ -11,39 +11,20 @@ Judging what thoughts state: many answers to few problems, most of them said bef
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import fmean
 from typing import NamedTuple
 
-from reasoning_evals.answers import boxes
 from reasoning_evals.grading import TIME_LIMIT, WorkerPool, grade_answer, read_amount
 from reasoning_evals.problems import Problem
-
-SWITCH_MARKERS = (
-    "alternatively", "wait", "but wait", "hmm", "hold on", "actually", "let me check", "let me recheck", "let me double-check",
-    "let me double check", "let me verify", "let me try", "let me reconsider", "let me re-check", "let me re-examine",
-    "another way", "another approach", "another method", "on second thought",
-)  # fmt: skip
-"""Sentence openings that begin a new attempt or a check (the marker words of arXiv 2501.18585 and 2412.21187, widened)."""
-MIN_CHARS = 20
-"""Shorter pieces are joined with the next one: "Wait, wait." begins one attempt."""
-_SENTENCE_START = r"(?:^|(?<=[.!?\n])|(?<=[.!?][\"')\]]))\s*(?:\*\*|- |\d+[.)] )?"
-MAX_CANDIDATES = 20
-"""Answers that are judged in one segment: the last ones."""
+from reasoning_evals.thoughts.segments import SWITCH_MARKERS, Segment, cut_second_solutions, segment_thought
+from reasoning_evals.thoughts.stated import candidates, concludes, placed_candidates
 
 Judge = Callable[[Problem, str], bool]
 """Whether an answer to the problem is right."""
 Cluster = Callable[[Sequence[str]], Sequence[int]]
 """For each segment's text, the number of its strategy."""
-
-_STATED = re.compile(r"\banswer(?:\s+\w+){0,3}?\s*(?:is|=|:)\s*([^\n.;]{1,60}(?:\.\d+[^\n.;]{0,30})?)", re.IGNORECASE)
-_EQUALS = re.compile(
-    r"(?:=|\\approx|≈)\s*(-?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\\frac\{\d+\}\{\d+\})(?:/\d+)?[^\n.,;=]{0,20}?)\s*(?:\$|\\\)|\\\])?\s*(?=[.,;]?\s*(?:\n|$)|[.,;]\s)"
-)
-_OPTION = re.compile(r"\b(?:option|choice)\s+\(?([A-J])\)?(?!\w)|\(([A-J])\)")
 
 MAX_TIMEOUTS = 3
 """After so many time-outs, further answers to the same problem are judged without a worker process."""
@@ -61,42 +42,6 @@ class Attempt(NamedTuple):
     """Whether the last one is."""
     stated: tuple[str, ...] = ()
     """All answers of the segment, as written."""
-
-
-class Segment(NamedTuple):
-    """``text`` is ``thought[start:end]``; segments cover the thought without gaps."""
-
-    start: int
-    end: int
-    text: str
-
-
-def segment_thought(
-    thought: str, markers: Sequence[str] = SWITCH_MARKERS, min_chars: int = MIN_CHARS
-) -> tuple[Segment, ...]:
-    """Cut before every sentence that begins with a marker (any case, at a word's end).
-
-    >>> [segment.text for segment in segment_thought("3 + 4 is 8, I would say. Wait, that is wrong: it is 7.")]
-    ['3 + 4 is 8, I would say.', ' Wait, that is wrong: it is 7.']
-    """
-    if not thought.strip():
-        return ()
-    cuts = [match.start() for match in _openings(tuple(markers)).finditer(thought)]
-    bounds = [0]
-    for cut in cuts:
-        if len(thought[bounds[-1] : cut].strip()) >= min_chars:
-            bounds.append(cut)
-    ends = [*bounds[1:], len(thought)]
-    return tuple(Segment(start, end, thought[start:end]) for start, end in zip(bounds, ends, strict=True))
-
-
-@lru_cache(maxsize=64)
-def _openings(markers: tuple[str, ...]) -> re.Pattern[str]:
-    if not markers or not all(marker.strip() for marker in markers):
-        raise ValueError(f"markers are {markers!r}: expected words that begin a new attempt, none of them empty")
-    longest_first = sorted(markers, key=len, reverse=True)
-    words = "|".join(re.escape(marker.strip()).replace(r"\ ", r"\s+") for marker in longest_first)
-    return re.compile(rf"{_SENTENCE_START}(?:{words})(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,23 +110,19 @@ def trace_thought(
     may be models.
     """
     judge = judge or judge_by_rule
-    segments = segment_thought(thought, markers)
+    segments = cut_second_solutions(
+        thought,
+        segment_thought(thought, markers),
+        lambda text: [
+            (at, _canonical(answer, problem.answer_type)) for at, answer in placed_candidates(text, problem.answer_type)
+        ],
+        concludes,
+    )
     attempts = tuple(_attempt(problem, segment, count_tokens, judge) for segment in segments)
     strategies = _by_answer(attempts) if cluster is None else tuple(cluster([segment.text for segment in segments]))
     if len(strategies) != len(attempts):
         raise ValueError(f"cluster gave {len(strategies)} numbers for {len(attempts)} segments: expected one for each")
     return ThoughtTrace(correct=correct, attempts=attempts, strategies=strategies)
-
-
-def candidates(text: str, answer_type: str) -> list[str]:
-    """The answers that a piece of a thought states, in order."""
-    found = [(text.rfind(box), box) for box in boxes(text)]
-    found += [(match.start(1), match[1]) for match in _STATED.finditer(text)]
-    if answer_type == "choice":
-        found += [(match.start(), match[1] or match[2]) for match in _OPTION.finditer(text)]
-    elif answer_type != "list":
-        found += [(match.start(1), match[1]) for match in _EQUALS.finditer(text)]
-    return [answer.replace("$", "").strip(" *") for _, answer in sorted(found)][-MAX_CANDIDATES:]
 
 
 def judge_by_rule(problem: Problem, answer: str) -> bool:
@@ -206,8 +147,13 @@ def ut_rule(traces: Iterable[ThoughtTrace]) -> float | None:
     return _mean(0.0 if (first := trace.first_correct_token) is None else 1 - first / trace.tokens for trace in wrong)
 
 
-def process_efficiency(traces: Iterable[ThoughtTrace]) -> float | None:
-    """Share of tokens in attempts that are the first of their strategy, mean over thoughts (arXiv 2412.21187, section 2.3)."""
+def distinct_efficiency(traces: Iterable[ThoughtTrace]) -> float | None:
+    """Share of tokens in attempts that are the first of their strategy, mean over thoughts.
+
+    With strategies from a judge that clusters SOLUTIONS (``trace_thought(cluster=...)``) this is the process efficiency of
+    arXiv 2412.21187, section 2.3. With those by rule it is the share of new ANSWERS, another number: the rule calls another route to
+    the same answer a repeat, the paper's clusters do not. The table names it "new answer".
+    """
     return _mean(_distinct_share(trace) for trace in traces if trace.tokens)
 
 

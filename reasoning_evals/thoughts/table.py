@@ -18,13 +18,14 @@ COLUMNS = {
     "chance": "chance",
     "first_right_at": "first at",
     "outcome_efficiency": "outcome",
-    "process_efficiency": "process",
+    "new_answer_share": "new answer",
     "underthinking": "under",
 }
 _KINDS = {measure.name: measure.kind for measure in MEASURES}
 LEGEND = (
     "stated: thoughts that state the right answer; chance: that of another problem; first at: tokens up to the first right one",
-    "outcome, process: efficiency (arXiv 2412.21187); under: underthinking of wrong responses (2501.18585); all by rule",
+    "outcome: efficiency (arXiv 2412.21187); under: underthinking of wrong responses (2501.18585); both by rule, compare arms only",
+    "new answer: tokens of attempts that state a new answer; not the paper's process efficiency, whose clusters are solutions",
 )
 
 MEANINGLESS = 0.2

@@ -24,16 +24,16 @@ from reasoning_evals.runs import (
     run_thoughts,
 )
 from reasoning_evals.thoughts.metrics import (
-    SWITCH_MARKERS,
     AttemptJudge,
     Judge,
     ThoughtTrace,
-    candidates,
+    distinct_efficiency,
     oe_rule,
-    process_efficiency,
     trace_thought,
     ut_rule,
 )
+from reasoning_evals.thoughts.segments import SWITCH_MARKERS
+from reasoning_evals.thoughts.stated import candidates
 
 LABELS = "problems that ask for a label, which no thought states"
 UNREADABLE = "problems with a target that no grader can read"
@@ -207,7 +207,7 @@ MEASURES = (
     ThinkingMeasure("first_right_at", "tokens", _judged(lambda trace: trace.first_correct_token)),
     ThinkingMeasure("tokens_after_first_right", "tokens", _judged(lambda trace: trace.tokens_after_first_correct)),
     ThinkingMeasure("outcome_efficiency", "share", _judged(lambda trace: oe_rule([trace]))),
-    ThinkingMeasure("process_efficiency", "share", _judged(lambda trace: process_efficiency([trace]))),
+    ThinkingMeasure("new_answer_share", "share", _judged(lambda trace: distinct_efficiency([trace]))),
     ThinkingMeasure("underthinking", "share", _underthinking),
     ThinkingMeasure("answer_changes", "count", _judged(lambda trace: trace.answer_changes)),
     ThinkingMeasure("right_to_wrong", "count", _judged(lambda trace: trace.correct_to_wrong)),

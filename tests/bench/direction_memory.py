@@ -25,9 +25,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from direction_speed import pairs, random_sae
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from direction_speed import pairs, random_sae
 from expert_stats import collect_contrast
 from moe_steer.directions import DirectionWarning, all_atoms, caa, sta
 

@@ -67,28 +67,31 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "truncated data": (
         lambda s: os.truncate(s / SHARD, (s / SHARD).stat().st_size - 3),
-        rf"{SHARD} has \d+ bytes and its header describes \d+: fetch it again",
+        rf"{SHARD} is incomplete or damaged \(\d+ bytes, \d+ expected\): fetch it again",
     ),
     "data behind the end": (
         lambda s: (s / SHARD).write_bytes((s / SHARD).read_bytes() + b"x"),
-        rf"{SHARD} has \d+ bytes and its header describes \d+",
+        rf"{SHARD} is incomplete or damaged \(\d+ bytes, \d+ expected\)",
     ),
     "truncated header": (
         lambda s: os.truncate(s / SHARD, 100),
-        f"{SHARD} is incomplete: 100 bytes cannot hold its header",
+        f"{SHARD} is incomplete or damaged .it has no safetensors header: 100 bytes cannot hold one",
     ),
-    "empty shard": (lambda s: os.truncate(s / SHARD, 0), f"{SHARD} is incomplete: 0 bytes cannot hold its header"),
+    "empty shard": (
+        lambda s: os.truncate(s / SHARD, 0),
+        f"{SHARD} is incomplete or damaged .it has no safetensors header: 0 bytes cannot hold one",
+    ),
     "header of noise": (
         lambda s: (s / SHARD).write_bytes(struct.pack("<Q", 64) + b"\xff" * 200),
-        f"{SHARD} has no readable safetensors header",
+        f"{SHARD} is incomplete or damaged .its header",
     ),
     "header that is no object": (
         lambda s: (s / SHARD).write_bytes(struct.pack("<Q", 8) + b"[1, 2]  "),
-        f"{SHARD} has no readable safetensors header",
+        f"{SHARD} is incomplete or damaged .its header",
     ),
     "gigantic header": (
         lambda s: (s / SHARD).write_bytes(struct.pack("<Q", 1 << 60) + b"{}" * 100),
-        f"{SHARD} is incomplete: 208 bytes cannot hold its header",
+        f"{SHARD} is incomplete or damaged .it has no safetensors header: 208 bytes cannot hold one",
     ),
     "header with a wrong type": (lambda s: edit_header(s / SHARD, lying_dtype), "contradicts itself"),
     "header with moved data": (lambda s: edit_header(s / SHARD, shifted), "does not follow its neighbour's"),
@@ -108,10 +111,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda s: edit_index(s, lambda m: m.update({EMBED: "../x.safetensors"})),
         "puts model.embed_tokens.weight into '../x.safetensors': a safetensors file of the same folder is needed",
     ),
-    "index without a map": (lambda s: (s / INDEX).write_text("{}"), "has no weight_map: fetch it again"),
+    "index without a map": (lambda s: (s / INDEX).write_text("{}"), "it has no weight_map; fetch it again"),
     "index of noise": (lambda s: (s / INDEX).write_text("{"), "is not JSON"),
     "no config": (lambda s: (s / "config.json").unlink(), "config.json is missing: give the folder of a checkpoint"),
-    "config of noise": (lambda s: (s / "config.json").write_bytes(b"\xff"), "config.json is not JSON"),
+    "config of noise": (lambda s: (s / "config.json").write_bytes(b"\xff"), "config.json is not UTF-8 text"),
     "two checkpoints in one folder": (
         lambda s: (s / "model.safetensors").write_bytes(b""),
         "holds several checkpoints .*: leave one, so that all engines load the same",

@@ -110,7 +110,7 @@ def test_another_source_is_no_source(tmp_path: Path) -> None:
 
 def test_edits_are_carried_out_again_on_the_source(tmp_path: Path) -> None:
     """Hashes alone would agree with themselves: a record whose edit is another one is found out."""
-    from moe_steer.baking.record import RECORD, _digest
+    from moe_steer.baking.record import RECORD, sealed
 
     source = qwen(tmp_path / "source")
     bake(source, gains((1, 2, 64.0)), tmp_path / "baked")
@@ -120,8 +120,7 @@ def test_edits_are_carried_out_again_on_the_source(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match="its own hash does not fit"):
         verify_bake(tmp_path / "baked")
-    record["sha256"] = _digest({key: value for key, value in record.items() if key != "sha256"})
-    path.write_text(json.dumps(record))
+    path.write_text(sealed({key: value for key, value in record.items() if key != "sha256"}, indent=1))
     verify_bake(tmp_path / "baked")
     with pytest.raises(BakeMismatch, match="is not the source's tensor with the recorded edits"):
         verify_bake(tmp_path / "baked", source)

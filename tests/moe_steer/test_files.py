@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from moe_steer.files import create_whole, write_whole, written_aside
+from moe_steer.files import create_whole, read_weight_map, tensor_places, write_whole, written_aside
 
 
 def names(folder: Path) -> list[str]:
@@ -130,3 +134,36 @@ def test_a_full_disk_leaves_nothing(
 def test_the_leaves_bring_no_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules, 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
+
+
+def test_places_of_tensors_are_those_of_the_library_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int8)}, path, metadata={"x": "y"})
+    whole = path.read_bytes()
+    found = tensor_places(path)
+    assert {name: (place.dtype, place.shape) for name, place in found.items()} == {
+        "a": ("F32", (2, 3)),
+        "b": ("I8", (4,)),
+    }
+    assert all(
+        whole[place.begin : place.end] == (b"\0" * 24 if name == "a" else b"\1" * 4) for name, place in found.items()
+    )
+    (length,) = struct.unpack("<Q", whole[:8])
+    head = whole[8 : 8 + length]
+    for broken in (
+        whole[:-1], whole + b"x", whole[:5], b"", struct.pack("<Q", 2**63) + whole[8:],
+        whole[:8] + head.replace(b"[2,3]", b"[3,3]") + whole[8 + length :],
+        whole[:8] + head.replace(b"[2,3]", b"[2,x]") + whole[8 + length :],
+        whole[:8] + head.replace(b'"b"', b'"a"') + whole[8 + length :],
+    ):  # fmt: skip
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="header|bytes|data of"):
+            tensor_places(path)
+
+
+@pytest.mark.parametrize("file", ["../x.safetensors", "/etc/x.safetensors", "x.bin", 3, None, "a/b.safetensors"])
+def test_an_index_that_leads_elsewhere_is_refused(file: object, tmp_path: Path) -> None:
+    path = tmp_path / "i.json"
+    path.write_text(json.dumps({"weight_map": {"a": "a.safetensors", "b": file}}))
+    with pytest.raises(ValueError, match="i.json puts b into .*: a safetensors file of the same folder is needed"):
+        read_weight_map(path)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -14,6 +15,9 @@ import pytest
 from gguf_files import INNER, NUM_EXPERTS, WIDTH, certificate, dequantised, tensors, write_gguf
 from moe_steer.baking import bake, folder_files, unbake, verify_bake
 from moe_steer.baking.gguf.blocks import BLOCK_FORMATS
+from moe_steer.baking.gguf.gguf_record import read_gguf_record
+from moe_steer.baking.gguf.model import read_gguf
+from moe_steer.baking.record import sealed
 from moe_steer.plan import ExpertGain, SteeringPlan
 
 ALL = sorted(BLOCK_FORMATS)
@@ -313,7 +317,7 @@ def test_verify_against_the_source_covers_what_carries_no_hash(tmp_path: Path) -
     bake(source, PLAN, target)
     said = certificate(target)
     said["files"][0]["sha256"] = None
-    (tmp_path / "out.gguf.steering.json").write_text(json.dumps(said))
+    rewrite(target, said)
     assert verify_bake(target, source).hashed == 0
     item = next(item for item in gguf.GGUFReader(str(target)).tensors if item.name == "token_embd.weight")
     byte = int(item.data_offset) + 3
@@ -327,6 +331,49 @@ def test_verify_against_the_source_covers_what_carries_no_hash(tmp_path: Path) -
     other = write_gguf(tmp_path / "other.gguf", "Q4_K", seed=7)
     with pytest.raises(ValueError, match="expert 2, of the source is not the tensor that was baked"):
         verify_bake(target, other)
+
+
+def rewrite(target: Path, said: dict[str, Any]) -> None:
+    """The record of a baked file with other words, and the hash that fits them."""
+    body = {key: value for key, value in said.items() if key != "sha256"}
+    target.with_name(f"{target.name}.steering.json").write_text(sealed(body, indent=2))
+
+
+def test_every_byte_of_the_record_is_held(tmp_path: Path) -> None:
+    source, target = write_gguf(tmp_path / "m.gguf", "Q8_0"), tmp_path / "out.gguf"
+    bake(source, PLAN, target)
+    record = tmp_path / "out.gguf.steering.json"
+    whole = record.read_bytes()
+    model = read_gguf(target)
+    for at in range(len(whole)):
+        record.write_bytes(whole[:at] + bytes([whole[at] ^ (1, 0x20, 0x40, 0xFF)[at % 4]]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="out.gguf.steering.json"):
+            read_gguf_record(model)
+    record.write_bytes(whole.replace(b"  ", b" "))
+    for use in (verify_bake, unbake):
+        with pytest.raises(ValueError, match="is not as it was written"):
+            use(target)
+    record.write_bytes(whole)
+    verify_bake(target, source)
+
+
+def test_a_record_of_the_version_without_a_hash_is_read(tmp_path: Path) -> None:
+    source, target = write_gguf(tmp_path / "m.gguf", "Q8_0"), tmp_path / "out.gguf"
+    bake(source, PLAN, target)
+    original = digest(source)
+    said = certificate(target)
+    old = {**{key: value for key, value in said.items() if key != "sha256"}, "version": 1}
+    record = tmp_path / "out.gguf.steering.json"
+    record.write_text(json.dumps({**old, "sha256": said["sha256"]}))
+    with pytest.raises(ValueError, match="is not as it was written"):
+        verify_bake(target)
+    record.write_text(json.dumps({**old, "slices": [{}]}))
+    with pytest.raises(ValueError, match="steering.json cannot be used"):
+        verify_bake(target)
+    record.write_text(json.dumps(old))
+    verify_bake(target)
+    unbake(target)
+    assert digest(target) == original
 
 
 def test_unbake_refuses_what_was_changed_since(tmp_path: Path) -> None:
@@ -350,10 +397,10 @@ def test_a_certificate_of_another_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="which this file does not hold there: they do not belong together"):
         verify_bake(other)
     beside.write_text("{}")
-    with pytest.raises(ValueError, match="is not a GGUF certificate of version 1: it lacks 'bound'"):
+    with pytest.raises(ValueError, match="is not a GGUF certificate of version 2: it lacks 'bound'"):
         verify_bake(other)
     beside.write_text("{")
-    with pytest.raises(ValueError, match="is not readable JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         verify_bake(other)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Optional
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,17 @@ from hypothesis import strategies as st
 import sae_files
 from expert_stats import ExpertScores
 from moe_steer import SteeringPlan
-from moe_steer.json_files import MAX_DEPTH, NotJSON, check_types, is_number, parse_json, quoted, read_json_lines
+from moe_steer.json_files import (
+    MAX_DEPTH,
+    NotJSON,
+    check_types,
+    csv_rows,
+    is_number,
+    parse_json,
+    quoted,
+    read_json_lines,
+    short,
+)
 from moe_steer.saes.reading import load_sae
 from moe_steer.tokens.traces import read_traces
 from reasoning_evals.problems import read_problems
@@ -229,3 +241,52 @@ def test_the_good_ones_are_read(reader: str, content: Any, tmp_path: Path) -> No
     name, read = READERS[reader]
     (tmp_path / name).write_text(json.dumps(content) + "\n")
     assert read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2,3\n", "f.csv:2: the record has 3 cells, and 2 columns are named: put texts with commas in quotes"),
+        ("a,b\n1\n", "f.csv:2: the record has 1 cells, and 2 columns"),
+        ("a,a\n1,2\n", "f.csv:1 names 'a' twice"),
+        ("a,\n1,2\n", "f.csv:1 leaves a column without a name"),
+        ('a,b\n1,"2\n', "f.csv:2 is not CSV"),
+        ('a,b\n1,"2"x\n', "f.csv:2 is not CSV"),
+        (f"a,b\n1,{'x' * 140_000}\n", "f.csv:2 is not CSV .field larger"),
+    ],
+)
+def test_csv_that_contradicts_itself_is_refused_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        list(csv_rows(text, "f.csv"))
+    assert len(str(caught.value)) < 300
+
+
+def test_csv_is_read_as_the_standard_library_reads_it() -> None:
+    text = 'a,b\r\n"x, ""y""",2\r\n\r\n"two\nlines",3\r\n'
+    found = list(csv_rows(text, "f.csv"))
+    assert [row for _, row in found] == list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [where for where, _ in found] == ["f.csv:2", "f.csv:5"]
+    assert list(csv_rows("", "f.csv")) == []
+
+
+def test_endless_numbers_are_kept_where_they_are_asked_for() -> None:
+    text = '{"time_step_limit": [0.0, Infinity]}'
+    with pytest.raises(ValueError, match="finite"):
+        parse_json(text, "f", "r")
+    assert parse_json(text, "f", "r", endless=True)["time_step_limit"][1] == float("inf")
+    with pytest.raises(ValueError, match="twice"):
+        parse_json('{"a": Infinity, "a": 1}', "f", "r", endless=True)
+
+
+def test_types_of_options_are_checked_as_json_writes_them() -> None:
+    types = {"a": tuple[str, ...], "b": Literal["x", "y"], "c": Optional[int]}
+    check_types({"a": ["x"], "b": "y", "c": None}, "f", types)
+    for wrong in ({"a": [1]}, {"a": "x"}, {"b": "z"}, {"b": ["x"]}, {"c": True}, {"c": 1.0}):
+        with pytest.raises(ValueError, match="f: "):
+            check_types(wrong, "f", types)
+
+
+def test_what_a_library_says_is_shortened() -> None:
+    assert short(ValueError("a\n b  c")) == "a b c"
+    assert short(KeyError()) == "KeyError"
+    assert len(short(ValueError("x" * 10_000))) == 200

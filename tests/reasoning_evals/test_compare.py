@@ -77,7 +77,7 @@ def test_verdict_in_words(effect: float, verdict: str) -> None:
     found = compare_arms(simulated(120, 4, {"baseline": 0.0, "steered": effect}, seed=3)).pair("baseline", "steered")
     assert found.verdict == verdict
     if verdict == NOTHING:
-        assert f"80% power) is {100 * found.accuracy.detectable:.1f} points" in found.sentence  # type: ignore[operator]
+        assert f"could have shown (80% power) is {100 * found.accuracy.detectable:.1f} points" in found.sentence  # type: ignore[operator]
         assert found.sentence.startswith("steered against baseline: no effect shown, ")
     else:
         assert found.sentence.startswith(
@@ -104,7 +104,8 @@ def test_published_22_against_25_of_30_is_not_significant() -> None:
     found = compare_arms(table({"baseline": ["1"] * 22 + ["0"] * 8, "steered": ["1"] * 25 + ["0"] * 5}))
     pair = found.pair("baseline", "steered")
     assert (pair.verdict, pair.mcnemar_p) == (NOTHING, 0.25)
-    assert "could have shown (80% power) is 16.2 points" in pair.sentence
+    assert "Nothing can be shown: 3 changed, and six units that changed are the least" in pair.sentence
+    assert "80% power" not in pair.sentence
 
 
 def test_no_interval_and_no_t_test_where_all_moved_alike() -> None:
@@ -122,7 +123,7 @@ def test_a_small_run_claims_nothing_impossible() -> None:
     )
     assert pair.accuracy.low == -1
     assert "95% interval -100.0 to +" in pair.sentence
-    assert "(80% power) is more than 100 points" in pair.sentence
+    assert "Nothing can be shown: 2 changed" in pair.sentence
 
 
 def test_a_domain_has_the_interval_of_its_clusters() -> None:
@@ -150,7 +151,7 @@ def test_placebo_is_compared_with_the_baseline_and_with_the_steered_arm() -> Non
         ("baseline", "placebo"),
         ("placebo", "steered"),
     ]
-    assert all(pair.holm_p >= pair.accuracy.p_value for pair in found.pairs)
+    assert all(pair.holm_p >= pair.p_value >= pair.accuracy.p_value for pair in found.pairs)
     assert found.notes[0].startswith("3 pairs of arms are compared")
 
 
@@ -276,3 +277,84 @@ def test_an_effect_needs_the_sign_flip_test_too() -> None:
     assert pair.accuracy.sign_flip_p == pytest.approx(0.125)
     assert pair.verdict == NOTHING
     assert "The paired t test alone would say otherwise (p = .045); the sign-flip test does not agree" in pair.sentence
+
+
+def three_arms(gains: tuple[int, int, int]) -> Comparison:
+    """30 problems, one sample; each arm gains so many and loses none."""
+    patterns = {"baseline": ["0"] * 30}
+    patterns |= {name: ["1"] * gain + ["0"] * (30 - gain) for name, gain in zip("abc", gains, strict=True)}
+    return compare_arms(table(patterns))
+
+
+def test_words_follow_holm_over_the_verdicts_own_p() -> None:
+    """6-0 is p = .031 alone; beside two arms without a change it is .094. The t test's p, .012, would have been shown by its Holm."""
+    pair = three_arms((6, 0, 0)).pair("baseline", "a")
+    assert (pair.p_value, pair.holm_p) == (0.03125, 0.09375)
+    assert 3 * pair.accuracy.p_value < 0.05, "Holm over the t tests would call it an effect"
+    assert pair.verdict == NOTHING
+    assert "Nominally better (p = .031), not after Holm over 3 arms (p = .094)." in pair.sentence
+    assert "seven units that changed are the least that can show anything after Holm over 3 arms" in pair.sentence
+    alone = compare_arms(table({"baseline": ["0"] * 30, "a": ["1"] * 6 + ["0"] * 24})).pair("baseline", "a")
+    assert (alone.verdict, alone.p_value, alone.holm_p) == (HELPED, 0.03125, 0.03125)
+    assert "Holm" not in alone.sentence
+    assert "Nominal" not in alone.sentence
+
+
+def test_holm_steps_down() -> None:
+    """8-0 of 3 arms is .0078 x 3 = .023; the second, 7-0, is then .0156 x 2 = .031, and the third, 6-0, .031 x 1."""
+    found = three_arms((8, 7, 6))
+    assert [pair.holm_p for pair in found.pairs] == pytest.approx([0.0234375, 0.03125, 0.03125])
+    assert [pair.verdict for pair in found.pairs] == [HELPED] * 3
+    assert "p = .008 alone, p = .023 after Holm over 3 arms, exact McNemar test" in found.pairs[0].sentence
+
+
+def test_an_effect_that_is_shown_comes_with_its_exaggeration() -> None:
+    pair = compare_arms(table({"baseline": ["0"] * 30, "a": ["1"] * 6 + ["0"] * 24})).pair("baseline", "a")
+    assert pair.accuracy.power == pytest.approx(0.57, abs=0.12)  # P(Bin(30, .2) >= 6) = .57
+    assert 1.1 < pair.accuracy.exaggeration < 1.5  # type: ignore[operator]
+    assert (
+        "Effects that are shown are too large on average: if the true one were +20.0 points, such a run would show it with "
+        in pair.sentence
+    )
+    assert f"and then {pair.accuracy.exaggeration:.2f} times its size." in pair.sentence
+    sure = compare_arms(simulated(200, 4, {"baseline": 0.0, "x": 0.3})).pairs[0].accuracy
+    assert sure.exaggeration == pytest.approx(1, abs=0.01)
+
+
+def test_five_clusters_can_show_nothing_however_large_the_effect() -> None:
+    rows = table({"baseline": ["00"] * 20, "x": ["11"] * 10 + ["10"] * 10})
+    rows = [dataclasses.replace(one, cluster_id=f"c{int(one.problem_id[1:]) // 4}") for one in rows]
+    pair = compare_arms(rows).pairs[0]
+    assert pair.accuracy.mean == 0.75
+    assert pair.verdict == NOTHING
+    assert (
+        "Nothing can be shown: 5 changed, and six units that changed are the least that can show anything."
+        in pair.sentence
+    )
+
+
+@pytest.mark.parametrize(("cut", "said"), [(0, False), (1, False), (20, True)])
+def test_truncation_that_differs_is_said_in_the_sentence(cut: int, said: bool) -> None:
+    rows = table({"baseline": ["10"] * 40, "x": ["10"] * 40})
+    ends = [index for index, one in enumerate(rows) if one.arm == "x"][:cut]
+    rows = [dataclasses.replace(one, finish_reason="length") if i in ends else one for i, one in enumerate(rows)]
+    sentence = compare_arms(rows).pairs[0].sentence
+    expected = "The token limit cut 25.0% of the samples of x, 0.0% of baseline: the lengths of these are lower bounds."
+    assert (expected in sentence) == said
+    assert ("token limit" in sentence) == said
+
+
+def test_length_verdicts_have_a_holm_of_their_own() -> None:
+    """One arm of four is nominally shorter: not after Holm over the four lengths; accuracy has nothing to do with it."""
+    dice = np.random.default_rng(29)
+    base = dice.integers(200, 400, 30)
+    rows = []
+    for arm, factor in (("baseline", 1.0), ("a", 0.93), ("b", 1.0), ("c", 1.0), ("d", 1.0)):
+        own = np.rint(base * factor * np.exp(dice.normal(0, 0.12, 30))).astype(int)
+        rows += [row(arm, f"p{i}", 0, i % 2 == 0, int(tokens)) for i, tokens in enumerate(own)]
+    four, one = compare_arms(rows), compare_arms([r for r in rows if r.arm in ("baseline", "a")])
+    alone, among = one.pairs[0].length, four.pairs[0].length
+    assert alone is not None
+    assert among is not None
+    assert alone.p_value == among.p_value == alone.holm_p < 0.05 < among.holm_p == pytest.approx(4 * among.p_value)
+    assert (alone.verdict, among.verdict) == ("fewer tokens", "no change in length shown")

@@ -10,7 +10,7 @@ from reasoning_evals import split_thought
 from reasoning_evals.thinking import Thought
 
 MODULES = (
-    "thinking", "thoughts.metrics", "answers", "grading.expressions", "tasks.spec",
+    "thinking", "thoughts.segments", "answers", "grading.expressions", "tasks.spec",
 )  # fmt: skip
 
 

@@ -40,14 +40,14 @@ def test_the_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     title, heads, *rows = capsys.readouterr().out.splitlines()
     assert title == "4 problems x 1 sample; 95% intervals over problems; changes against baseline, paired"
     assert heads.split() == [
-        "correct", "thinking", "closed", "attempts", "stated", "chance", "first", "at", "outcome", "process", "under",
+        "correct", "thinking", "closed", "attempts", "stated", "chance", "first", "at", "outcome", "new", "answer", "under",
     ]  # fmt: skip
     assert [row[:8].strip() for row in rows[:4]] == ["baseline", "95%", "short", "change"]
     assert rows[0].split() == [
         "baseline", "50.0%", "31.8", "100.0%", "1.75", "75.0%", "0.0%", "17.0", "45.2%", "79.8%", "34.5%",
     ]  # fmt: skip
     assert rows[-1] == "samples without a thought, from attempts on left out: 1 of 4 of short"
-    assert len(rows) == 7, "two lines an arm, two of legend, one note"
+    assert len(rows) == 8, "two lines an arm, three of legend, one note"
     assert len({len(line) for line in [heads, *rows[:4]]}) == 1, "columns line up"
 
 

@@ -10,13 +10,13 @@ from reasoning_evals.thinking import Loop, longest_repeat, loop_at_end
 from reasoning_evals.thoughts.metrics import (
     Attempt,
     ThoughtTrace,
-    candidates,
+    distinct_efficiency,
     oe_rule,
-    process_efficiency,
-    segment_thought,
     trace_thought,
     ut_rule,
 )
+from reasoning_evals.thoughts.segments import segment_thought
+from reasoning_evals.thoughts.stated import candidates
 
 SEVEN = Problem("seven", "3+4?", "7", "integer")
 THOUGHT = (
@@ -49,6 +49,16 @@ def test_segments_of_a_thought():
         ("We have found the number five. **Wait**, is it five or rather six?", 2),
         ("A first way to look at it. Let me double-check the sum of both.", 2),
         ("A first way to look at it. Let me  verify the sum of both now.", 2),
+        ("A first way to look at it. Oh wait, that is wrong.", 2),
+        ("A first way to look at it. Oh no, wait, that is wrong.", 2),
+        ("A first way to look at it. Ok so wait, that is wrong.", 2),
+        ("A first way to look at it. Let me *just* double-check this.", 2),
+        ("A first way to look at it. Let me just quickly check this.", 2),
+        ("A first way to look at it. Let's verify this.", 2),
+        ("3 + 4 = 7. Wait, let me check: 7 - 4 = 3.", 2),
+        ("It is (B). Hmm, is it?", 2),
+        ("Let me see. Wait, what was asked here?", 1),
+        ("Okay. So the waiter was there, and oh so late he was.", 1),
     ],
 )
 def test_where_a_thought_is_cut(thought, count):
@@ -67,7 +77,9 @@ def test_segments_cover_the_thought(parts):
     segments = segment_thought(thought)
     assert "".join(segment.text for segment in segments) == (thought if thought.strip() else "")
     assert all(thought[segment.start : segment.end] == segment.text for segment in segments)
-    assert all(len(segment.text.strip()) >= 20 for segment in segments[:-1])
+    assert all(
+        len(segment.text.strip()) >= 20 or any(one.isdigit() for one in segment.text) for segment in segments[:-1]
+    )
 
 
 def test_other_markers_and_what_is_none():
@@ -82,10 +94,60 @@ def test_other_markers_and_what_is_none():
 
 def test_candidates():
     assert candidates("so 3 + 4 = 8. Then \\boxed{7}, and the answer is 9.", "integer") == ["8", "7", "9"]
-    assert candidates("$v = 5$ m/s, and $x = \\frac{1}{2}$.", "number") == ["5 m/s", "\\frac{1}{2}"]
+    assert candidates("$v = 5$ m/s, and $x + y = \\frac{1}{2}$.", "number") == ["5 m/s", "\\frac{1}{2}"]
     assert candidates("= 12 m.\n", "quantity") == ["12 m"]
     assert candidates("Option (B) is out, so (C).", "choice") == ["B", "C"]
     assert candidates("nothing", "integer") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "answer_type", "stated"),
+    [
+        ("Taking two away gives us 7 apples.", "integer", ["7 apples"]),
+        ("It should be 7", "integer", ["7"]),
+        ("That makes 3 + 4, so 7.", "integer", ["7"]),
+        ("So, 7. Good.", "integer", ["7"]),
+        ("The total comes out to $7.", "integer", ["7"]),
+        ("The sum is exactly 7, then.", "integer", ["7"]),
+        ("a = 7. And b = 5", "integer", []),
+        ("Let m = 3 kg, F = 6 N. Then a = F/m = 2 m/s^2.", "quantity", ["2 m/s^2"]),
+        ("x = 3, y = 4, so z = 7.", "integer", ["7"]),
+        ("x + 2 = 9, thus x = 7.", "integer", ["9", "7"]),
+        ("So 7 of them went home and 2 stayed.", "integer", []),
+        ("It gives 7 times as much as before the change was made.", "integer", []),
+        ("The options are (A), (B), (C).", "choice", []),
+        ("The options are (A) 5 m, (B) 6 m and (C) 7 m.", "choice", []),
+        ("It is either (A) or (B).", "choice", []),
+        ("(A) five metres\n(B) six metres\nSo it must be (B).", "choice", ["B"]),
+        ("(B) is right.", "choice", ["B"]),
+        ("I would say option C.", "choice", ["C"]),
+    ],
+)
+def test_wordings_of_an_answer(text, answer_type, stated):
+    assert candidates(text, answer_type) == stated
+
+
+@pytest.mark.parametrize(
+    ("thought", "answers"),
+    [
+        ("3 + 4 = 7, so the answer is 7. Counting on from 4 is 5, 6, 7 and 4 + 3 = 7.", ["7", "7"]),
+        ("Adding, 3 + 4 = 7.\n\nFrom the other side, 4 + 3 = 7.", ["7", "7"]),
+        ("3 + 4 = 7, so the answer is 7. So the final answer is 7, I am sure of it.", ["7"]),
+        ("3 + 4 = 7.\n\nThe answer is 7, as was to be shown here.", ["7"]),
+        ("First 3 + 1 = 4.\n\nNext, 4 + 3 = 7, and this is the end.", ["7"]),
+    ],
+)
+def test_a_second_solution_without_a_marker(thought, answers):
+    trace = trace_thought(SEVEN, thought, correct=True, count_tokens=words)
+    assert [attempt.answer for attempt in trace.attempts] == answers
+    assert trace.tokens == words(thought)
+
+
+def test_another_route_to_an_answer_is_a_repeat_by_rule_and_no_repeat_for_the_paper():
+    thought = "Adding, 3 + 4 = 7.\n\nFrom the other side, 4 + 3 = 7."
+    by_rule = trace_thought(SEVEN, thought, True, words)
+    paper = trace_thought(SEVEN, thought, True, words, cluster=lambda texts: range(len(texts)))
+    assert distinct_efficiency([by_rule]) < 1 == distinct_efficiency([paper])
 
 
 def test_a_thought_attempt_by_attempt():
@@ -118,8 +180,8 @@ def test_rates_by_hand():
     assert ut_rule([first, never, given_up]) == pytest.approx((0 + 30 / 40) / 2)
     assert ut_rule([first]) is None
     assert oe_rule([]) is None
-    assert process_efficiency([trace_of(True, (10, True), (30, True), strategies=(5, 5))]) == pytest.approx(10 / 40)
-    assert process_efficiency([first]) == 1
+    assert distinct_efficiency([trace_of(True, (10, True), (30, True), strategies=(5, 5))]) == pytest.approx(10 / 40)
+    assert distinct_efficiency([first]) == 1
 
 
 def test_judge_and_clusters_may_be_brought():
@@ -127,7 +189,7 @@ def test_judge_and_clusters_may_be_brought():
         SEVEN, THOUGHT, True, words, judge=lambda problem, answer: answer == "8", cluster=lambda texts: [0] * len(texts)
     )
     assert [attempt.correct for attempt in trace.attempts] == [True, False, False, False]
-    assert process_efficiency([trace]) == pytest.approx(trace.attempts[0].tokens / trace.tokens)
+    assert distinct_efficiency([trace]) == pytest.approx(trace.attempts[0].tokens / trace.tokens)
     with pytest.raises(ValueError, match="cluster gave 1 numbers for 4 segments"):
         trace_thought(SEVEN, THOUGHT, True, words, cluster=lambda texts: [0])
 

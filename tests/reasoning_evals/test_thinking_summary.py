@@ -22,8 +22,8 @@ from reasoning_evals.runs.run import Arm
 from reasoning_evals.thoughts.metrics import (
     MAX_TIMEOUTS,
     AttemptJudge,
+    distinct_efficiency,
     oe_rule,
-    process_efficiency,
     trace_thought,
     ut_rule,
 )
@@ -90,7 +90,7 @@ def test_the_numbers_by_hand(samples: list[TracedSample]) -> None:
             "first_right_at": right,
             "tokens_after_first_right": fmean([again, again + wrong, 0]),
             "outcome_efficiency": fmean(first),
-            "process_efficiency": fmean(new),
+            "new_answer_share": fmean(new),
             "underthinking": fmean([1 - right / lengths[1], 0.0]),  # p1, which had it, and p2, which never did
             "answer_changes": fmean([0, 1, 0, 0]),
             "right_to_wrong": fmean([0, 1, 0, 0]),
@@ -146,7 +146,7 @@ def recount(pieces: list[str], right: bool, closes: bool) -> dict[str, float]:
         values["underthinking"] = 1 - upto / sum(lengths) if hits else 0
     answers = ["99" if piece == WRONG else "right" if "{right}" in piece else None for piece in pieces]
     fresh = [answer is None or answer not in answers[:place] for place, answer in enumerate(answers)]
-    values["process_efficiency"] = sum(n for n, new in zip(lengths, fresh, strict=True) if new) / sum(lengths)
+    values["new_answer_share"] = sum(n for n, new in zip(lengths, fresh, strict=True) if new) / sum(lengths)
     said = [answer for answer in answers if answer]
     turns = list(itertools.pairwise(said))
     values["answer_changes"] = sum(a != b for a, b in turns)
@@ -201,7 +201,7 @@ def test_many_thoughts_against_a_naive_recount(clusters: int | None, tmp_path: P
             assert (change.low, change.high) == pytest.approx((ends.low, ends.high)), name
             assert change.num_problems == len(common)
     traces = [sample.trace for sample in samples if sample.row.arm == "baseline" and sample.trace]
-    rules = {"outcome_efficiency": oe_rule, "process_efficiency": process_efficiency, "underthinking": ut_rule}
+    rules = {"outcome_efficiency": oe_rule, "new_answer_share": distinct_efficiency, "underthinking": ut_rule}
     for name, rule in rules.items():
         value = summary.arms[0].values[name]
         assert value is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,10 +16,13 @@ from moe_steer.baking.gguf.gguf_gains import certify, is_exact
 from moe_steer.baking.gguf.model import GgufModel
 from moe_steer.baking.numbers import Rounding
 from moe_steer.baking.planning import Work
-from moe_steer.baking.record import ChangedTensor, Record, RecordedFile
+from moe_steer.baking.record import ChangedTensor, Record, RecordedFile, sealed, unsealed
+from moe_steer.json_files import read_json, short
 from moe_steer.plan import SteeringPlan
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+_UNSEALED = 1
+"""The version without a hash over itself."""
 BOUND_OF = "relative error of a block scale"
 _KEYS = {"mode", "verdict", "bound", "reversible", "plan", "plan_digest", "model", "files", "slices"}
 
@@ -67,7 +69,7 @@ def gguf_record_text(record: Record, source: GgufModel) -> str:
         "notes": list(certificate.notes),
         "versions": {"gguf": version("gguf")},
     }
-    return json.dumps(body, indent=2, allow_nan=False) + "\n"
+    return sealed(body, indent=2)
 
 
 def _slice(change: ChangedTensor, asked: Mapping[tuple[int, int | None], float]) -> dict[str, Any]:
@@ -99,26 +101,27 @@ def read_gguf_record(model: GgufModel) -> Record:
     path = gguf_record_path(model.first)
     if not path.is_file():
         raise ValueError(f"there is no certificate {str(path)!r}: the model was not baked, or was moved without it")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds {type(data).__name__}: a JSON object is expected")
+    data = read_json(path, "it was changed after it was written; bake again")
     missing = sorted(_KEYS - set(data))
-    if missing or (data.get("format"), data.get("version")) != ("gguf", RECORD_VERSION):
+    is_known = data.get("format") == "gguf" and data.get("version") in (_UNSEALED, RECORD_VERSION)
+    if missing or not is_known:
         raise ValueError(
             f"{path} is not a GGUF certificate of version {RECORD_VERSION}: "
             + (f"it lacks {missing[0]!r}" if missing else "it is another kind")
         )
+    if data["version"] != _UNSEALED or "sha256" in data:
+        data = unsealed(path, indent=2)
+    try:
+        return _checked(data, model)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {short(error)}") from error
+
+
+def _checked(data: Mapping[str, Any], model: GgufModel) -> Record:
     if len(data["files"]) != len(model.paths):
         raise ValueError(
             f"{model.first} has {len(model.paths)} parts and the certificate lists {len(data['files'])}: they do not belong together"
         )
-    return _record(data, model)
-
-
-def _record(data: Mapping[str, Any], model: GgufModel) -> Record:
     changes = tuple(_change(entry, model) for entry in data["slices"])
     slices = groupby(data["slices"], lambda it: (it["layer"], it["expert"]))
     work = Work(entries=[_entry(list(group)) for _, group in slices], notes=list(data.get("notes", ())))

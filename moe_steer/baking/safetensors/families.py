@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_steer.baking.safetensors.layouts import LayerPlaces, count_experts
+from moe_steer.json_files import quoted
 
 _VERIFIED = """
     afmoe aria aria_text axk1 axk2 bailing_hybrid beam cohere2_moe dbrx deepseek_ocr2 deepseek_v2 deepseek_v3 deepseek_v32
@@ -93,7 +94,7 @@ def checkpoint_shape(config: Mapping[str, Any], layers: Mapping[int, LayerPlaces
         for layer, count in counts.items():
             if count != stated:
                 raise ValueError(
-                    f"config.json says {stated} experts, and layer {layer} has tensors of {count}: one of them is wrong"
+                    f"config.json says {quoted(stated)} experts, and layer {layer} has tensors of {count}: one of them is wrong"
                 )
     zero = _first(text, ("zero_expert_num",))
     model_type = str(config.get("model_type") or "")

@@ -47,10 +47,12 @@ def read(path: Path, given: Given) -> SAE:
     weights_path = path / WEIGHTS
     dictionary = trainer.get("dict_class")
     if dictionary not in _KINDS:
-        raise ValueError(f"{path} holds a {dictionary!r}: {', '.join(_KINDS)} are read")
+        raise ValueError(f"{path} holds a {quoted(dictionary)}: {', '.join(_KINDS)} are read")
     kind = _KINDS[dictionary]
     if (side := (config.get("buffer") or {}).get("io", "out")) != "out":
-        raise ValueError(f"{path} was trained on activations of the side {side!r} of its module: 'out' is expected")
+        raise ValueError(
+            f"{path} was trained on activations of the side {quoted(side)} of its module: 'out' is expected"
+        )
     tensors = read_torch(weights_path)
     refuse_unknown(tensors, weights_path, *_TENSORS)
     bias = pick(tensors, weights_path, "encoder.bias", "b_enc")

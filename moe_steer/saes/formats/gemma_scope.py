@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from moe_steer.json_files import quoted
 from moe_steer.saes.sae import SAE, place_of_hook
 from moe_steer.saes.weights import (
     Given,
@@ -70,7 +71,7 @@ def read_2(path: Path, given: Given) -> SAE:
     types = {"hf_hook_point_in": str, "affine_connection": bool, "model_name": str, "width": int}
     config = read_config(path / CONFIG_2, **{name: kind | None for name, kind in types.items()})
     if config.get("architecture", "jump_relu") != "jump_relu":
-        raise ValueError(f"{path} has the architecture {config['architecture']!r}: jump_relu is expected")
+        raise ValueError(f"{path} has the architecture {quoted(config['architecture'])}: jump_relu is expected")
     tensors = read_safetensors(path / WEIGHTS_2)
     layer, site = place_of_hook(config.get("hf_hook_point_in"))
     sae = _build("gemma-scope-2", path, WEIGHTS_2, tensors, given, config.get("model_name"), layer, site)

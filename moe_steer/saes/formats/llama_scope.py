@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_steer.json_files import is_number
+from moe_steer.json_files import is_number, quoted
 from moe_steer.saes.sae import SAE, fold_decoder_norm, fold_input_scale, place_of_hook
 from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_safetensors, refuse_unknown
 
@@ -74,16 +74,16 @@ def read_r1(path: Path, given: Given) -> SAE:
 def _scale_of(path: Path, config: dict[str, Any], mean_norm: Any) -> float:
     """The factor of the inputs, sqrt(D) / mean norm; ValueError for anything but a JumpReLU SAE of this kind."""
     if config.get("act_fn", "jumprelu") != "jumprelu":
-        raise ValueError(f"{path} has the activation {config['act_fn']!r}: jumprelu is expected")
+        raise ValueError(f"{path} has the activation {quoted(config['act_fn'])}: jumprelu is expected")
     if config.get("use_glu_encoder") or config.get("apply_decoder_bias_to_pre_encoder"):
         raise ValueError(f"{path} has a GLU encoder or subtracts its decoder bias: Llama Scope's published SAEs do not")
     normalised = config.get("norm_activation", "dataset-wise")
     if normalised == "inference":
         return 1.0
     if normalised != "dataset-wise":
-        raise ValueError(f"{path} normalises activations {normalised!r}: dataset-wise is expected")
+        raise ValueError(f"{path} normalises activations {quoted(normalised)}: dataset-wise is expected")
     if not is_number(mean_norm) or not mean_norm > 0:
-        raise ValueError(f"{path} gives the mean activation norm as {mean_norm!r}: a number above 0 is expected")
+        raise ValueError(f"{path} gives the mean activation norm as {quoted(mean_norm)}: a number above 0 is expected")
     if config.get("d_model", 0) < 1:
         raise ValueError(f"{path} gives d_model as {config.get('d_model')}: the width of the model is expected")
     return math.sqrt(config["d_model"]) / mean_norm

@@ -46,18 +46,19 @@ def read(path: Path, given: Given) -> SAE:
         finetuning_scaling_factor=bool | None,
         rescale_acts_by_decoder_norm=bool | None,
         activation_fn_kwargs=dict | None,
+        normalize_activations=str | bool | None,
     )
     weights_path = path / WEIGHTS
     tensors = read_safetensors(weights_path)
     architecture = _architecture(path, config)
     if architecture == "standard" and "threshold" in tensors:
         raise ValueError(
-            f"{weights_path} holds thresholds, and {CONFIG} says {config.get('architecture', 'no architecture')!r}: "
+            f"{weights_path} holds thresholds, and {CONFIG} says {quoted(config.get('architecture', 'no architecture'))}: "
             'set "architecture" to "jumprelu" there if that is what it is'
         )
     if architecture not in _KINDS:
         raise ValueError(
-            f"{path} holds a {architecture!r} SAE: {', '.join(_KINDS)} are read; export a training checkpoint for inference first"
+            f"{path} holds a {quoted(architecture)} SAE: {', '.join(_KINDS)} are read; export a training checkpoint for inference first"
         )
     kind = _KINDS[architecture]
     _refuse_normalisation(path, config)
@@ -118,7 +119,7 @@ def _k(path: Path, config: dict[str, Any]) -> int:
     k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
     if type(k) is not int:
         raise ValueError(
-            f"{path / CONFIG} gives k as {k!r}: write the number of active atoms a token there (from Python: load_sae(k=...))"
+            f"{path / CONFIG} gives k as {quoted(k)}: write the number of active atoms a token there (from Python: load_sae(k=...))"
         )
     return k
 

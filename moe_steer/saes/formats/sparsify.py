@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moe_steer.json_files import quoted
 from moe_steer.saes.sae import SAE, place_of_hook
 from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_safetensors, refuse_unknown
 
@@ -20,11 +21,11 @@ def read(path: Path, given: Given) -> SAE:
     config = read_config(path / CONFIG, transcode=bool | None, skip_connection=bool | None, signed=bool | None)
     weights_path = path / WEIGHTS
     if config.get("signed") or config.get("activation", "topk") != "topk":
-        what = "signed set" if config.get("signed") else f"the activation {config['activation']!r}"
+        what = "signed set" if config.get("signed") else f"the activation {quoted(config['activation'])}"
         raise ValueError(f"{path} has {what}: TopK autoencoders without it are read")
     k = given.k or config.get("k")
     if type(k) is not int:
-        raise ValueError(f"{path / CONFIG} gives k as {k!r}: pass k, the number of active atoms a token")
+        raise ValueError(f"{path / CONFIG} gives k as {quoted(k)}: pass k, the number of active atoms a token")
     tensors = read_safetensors(weights_path)
     refuse_unknown(tensors, weights_path, "encoder.weight", "encoder.bias", "W_dec", "b_dec")
     layer, site = place_of_hook(path.absolute().name)

@@ -1,0 +1,243 @@
+"""``Causes``: derivatives of an outcome for every expert, and exact effects of the best. One JSON file of kind "causes"."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from expert_stats.causes.over_problems import Agreement, agreement, mean_and_error, t_test
+from expert_stats.scores import ExpertScores, false_discovery_rate, interval
+from moe_steer.files import write_whole
+from moe_steer.json_files import read_json
+from moe_steer.plan import ExpertGain, SteeringPlan
+
+Array = np.ndarray[Any, Any]
+KIND, _VERSION = "causes", 1
+INERT_SHARE = 0.01
+"""An expert is inert when its interval stays within this share of the largest derivative in the table, on both sides of 0."""
+_REMEDY = "make it with 'moe-steer causes'"
+_TYPES: dict[str, Any] = {
+    "kind": str, "version": int, "model": dict, "outcome": dict, "wanted": str, "problems": list[str],
+    "value": list[float], "gradient": str, "selected": list, "effects": list, "coalition": list, "tested_on": list[str],
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactEffect:
+    """The outcome under a gain on one or several experts minus the outcome without, over ``tested_on`` problems."""
+
+    experts: tuple[tuple[int, int], ...]
+    """(layer, expert), ..."""
+    gains: tuple[float, ...]
+    router: str
+    effect: float
+    low: float
+    high: float
+    p: float
+    q: float
+    """Benjamini-Hochberg over all effects of its list."""
+    by_problem: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedCause:
+    """One expert: derivative with its interval, false discovery rate, and what that says in a word."""
+
+    layer: int
+    expert: int
+    gradient: float
+    low: float
+    high: float
+    q: float
+    selected: int
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Causes:
+    """Derivatives d outcome / d log gain, by problem P, layer with experts L (``model["moe_layers"]``) and expert E.
+
+    ``outcome``: what was read, in words and options. ``wanted``: "higher" or "lower", what a plan is to make of it. ``value_P``: the
+    outcome without steering. ``selected_LE``: tokens that selected the expert. ``effects``: single experts under gains;
+    ``coalition``: the greedy sequence, each step with one expert more. ``tested_on``: the problems that the exact effects are
+    measured on; the others chose the experts.
+    """
+
+    model: Mapping[str, Any]
+    outcome: Mapping[str, Any]
+    wanted: str
+    problems: tuple[str, ...]
+    value_P: Array
+    gradient_PLE: Array
+    selected_LE: Array
+    effects: tuple[ExactEffect, ...] = ()
+    coalition: tuple[ExactEffect, ...] = ()
+    tested_on: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Absolute layer indices along L."""
+        return tuple(self.model["moe_layers"])
+
+    def tables(self, rows: Array | None = None) -> dict[str, Array]:
+        """gradient, error, low, high, p and q of the mean over problems (``rows``: over these alone), each [L, E].
+
+        p and q are NaN of experts that no token selected; q is Benjamini-Hochberg's over all others.
+        """
+        gradient_PLE = self.gradient_PLE if rows is None else self.gradient_PLE[rows]
+        gradient_LE, error_LE = mean_and_error(gradient_PLE)
+        low_LE, high_LE = interval(gradient_LE, error_LE, len(gradient_PLE))
+        p_LE = np.where(self.selected_LE > 0, t_test(gradient_LE, error_LE, len(gradient_PLE)), np.nan)
+        q_LE = false_discovery_rate(p_LE)
+        names = ("gradient_LE", "error_LE", "low_LE", "high_LE", "p_LE", "q_LE")
+        return dict(zip(names, (gradient_LE, error_LE, low_LE, high_LE, p_LE, q_LE), strict=True))
+
+    def ranking(self, *, max_q: float = 0.05, rows: Array | None = None) -> list[RankedCause]:
+        """Experts that a token selected, from what raises the outcome most surely (by the lower end of the interval) to what
+        lowers it most surely; those without evidence between them."""
+        tables = self.tables(rows)
+        largest = float(np.abs(tables["gradient_LE"]).max())
+        found = []
+        for at in map(tuple, np.argwhere(self.selected_LE > 0).tolist()):
+            gradient, low, high, q = (float(tables[name][at]) for name in ("gradient_LE", "low_LE", "high_LE", "q_LE"))
+            found.append(
+                RankedCause(
+                    layer=self.layers[at[0]],
+                    expert=at[1],
+                    gradient=gradient,
+                    low=low,
+                    high=high,
+                    q=q,
+                    selected=int(self.selected_LE[at]),
+                    verdict=_verdict(gradient, low, high, q, max_q, largest),
+                )
+            )
+        return sorted(found, key=lambda row: (-_surely(row), -row.gradient, row.layer, row.expert))
+
+    def agreement(self, scores: ExpertScores, **options: Any) -> Agreement:
+        """Rank correlation with another score over the experts that it supports and that a token selected here.
+        ValueError for scores of another model."""
+        for key in ("model_type", "num_layers", "num_experts", "moe_layers"):
+            if list(np.atleast_1d(scores.model[key])) != list(np.atleast_1d(self.model[key])):
+                raise ValueError(
+                    f"the scores are of a model with {key} {scores.model[key]!r}, the causes of one with {self.model[key]!r}: "
+                    "give scores of the same model"
+                )
+        used_LE = scores.supported_LE & (self.selected_LE > 0)
+        return agreement(self.gradient_PLE, scores.score_LE, used_LE, **options)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON; the file appears complete or not at all. The derivatives by problem are float32 in base64, little-endian;
+        the tables of ``tables`` are there for readers, and computed again on reading."""
+        content = {
+            "kind": KIND,
+            "version": _VERSION,
+            **{key: getattr(self, key) for key in ("model", "outcome", "wanted", "problems", "tested_on")},
+            "value": self.value_P.tolist(),
+            "gradient": base64.b64encode(self.gradient_PLE.astype("<f4").tobytes()).decode(),
+            "selected": self.selected_LE.tolist(),
+            "tables": {name: _listed(table) for name, table in self.tables().items()},
+            "effects": [dataclasses.asdict(one) for one in self.effects],
+            "coalition": [dataclasses.asdict(one) for one in self.coalition],
+        }
+        write_whole(path, json.dumps(content, allow_nan=False, separators=(",", ":"), default=_plain) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Causes:
+        """Read what ``save`` wrote; ValueError in one line for anything else."""
+        name = os.fspath(path)
+        data = read_json(path, _REMEDY, _TYPES, f"there are no causes at {name!r}: {_REMEDY}")
+        try:
+            if data["kind"] != KIND or data["version"] != _VERSION:
+                raise ValueError(f"this program reads kind {KIND!r}, version {_VERSION}")
+            shape = (len(data["problems"]), len(data["model"]["moe_layers"]), data["model"]["num_experts"])
+            flat = np.frombuffer(base64.b64decode(data["gradient"], validate=True), dtype="<f4")
+            return cls(
+                **{key: data[key] for key in ("model", "outcome", "wanted")},
+                problems=tuple(data["problems"]),
+                tested_on=tuple(data["tested_on"]),
+                value_P=np.array(data["value"], dtype=np.float64).reshape(shape[0]),
+                gradient_PLE=flat.astype(np.float64).reshape(shape),
+                selected_LE=np.array(data["selected"], dtype=np.int64).reshape(shape[1:]),
+                effects=tuple(map(_effect, data["effects"])),
+                coalition=tuple(map(_effect, data["coalition"])),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{name} holds no causes ({error!r}): {_REMEDY}") from error
+
+
+def select_causes(
+    causes: Causes,
+    top: int = 2,
+    gain: float = 64.0,
+    *,
+    max_q: float = 0.05,
+    scope: str = "all",
+    renormalize: bool = False,
+) -> SteeringPlan:
+    """A plan that moves the outcome where it is wanted: experts that raise it are turned up (gain > 1) or experts that lower it
+    are turned down (gain < 1); of an outcome that is wanted lower the other way round. ValueError when fewer than ``top``
+    experts are shown to (q <= ``max_q``)."""
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise ValueError(f"top is {top!r}: give a whole number >= 1")
+    if gain == 1:
+        raise ValueError("gain is 1, which changes nothing: give another")
+    sign = 1 if (gain > 1) == (causes.wanted == "higher") else -1
+    rows = [row for row in causes.ranking(max_q=max_q)[::sign] if row.verdict == ("raises" if sign > 0 else "lowers")]
+    if len(rows) < top:
+        word = "raise" if sign > 0 else "lower"
+        raise ValueError(
+            f"top is {top}, but only {len(rows)} experts are shown to {word} the outcome (q <= {max_q:g}, {len(causes.problems)} "
+            "problems): run the causes over more problems, or ask for fewer"
+        )
+    return SteeringPlan(
+        experts=[ExpertGain(row.layer, row.expert, gain) for row in rows[:top]],
+        scope=scope,
+        renormalize=renormalize,
+        model={key: causes.model[key] for key in ("model_type", "num_layers", "num_experts", "name")},
+        provenance={
+            "made_by": "expert_stats.select_causes",
+            "method": "derivative of an outcome with respect to log gains",
+            "outcome": dict(causes.outcome),
+            "wanted": causes.wanted,
+            "num_problems": len(causes.problems),
+            "max_q": max_q,
+            "experts": [dataclasses.asdict(row) for row in rows[:top]],
+        },
+    )
+
+
+def _verdict(gradient: float, low: float, high: float, q: float, max_q: float, largest: float) -> str:
+    if q <= max_q:
+        return "raises" if gradient > 0 else "lowers"
+    margin = INERT_SHARE * largest
+    return "inert" if -margin <= low and high <= margin else "not shown"
+
+
+def _surely(row: RankedCause) -> float:
+    """The end of the interval nearer to 0, with its sign; 0 where the interval holds 0."""
+    return max(row.low, 0.0) + min(row.high, 0.0) if np.isfinite(row.low) else 0.0
+
+
+def _effect(data: Mapping[str, Any]) -> ExactEffect:
+    pairs = tuple((int(layer), int(expert)) for layer, expert in data["experts"])
+    return ExactEffect(
+        **{**data, "experts": pairs, "gains": tuple(data["gains"]), "by_problem": tuple(data["by_problem"])}
+    )
+
+
+def _listed(table: Array) -> list[Any]:
+    plain = table.astype(object)
+    plain[~np.isfinite(table)] = None
+    return list(plain.tolist())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else dict(value)

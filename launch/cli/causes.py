@@ -1,0 +1,221 @@
+"""``moe-steer causes``: traces and an outcome -> what turning each expert up or down does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from launch.core.option_checks import check_counts, refuse_idle
+from launch.core.options import HeldModel
+from launch.core.prompt_options import PromptOptions
+
+if TYPE_CHECKING:
+    from expert_stats.causes import Causes, Reading
+    from launch.core.ranks import Ranks
+
+_READ_BY = {"against": ("right-wrong",), "tokens": ("tokens",), "at": ("tokens",), "texts": ("loss",)}
+_WORDS = {
+    "right-wrong": "log p(right trace) - log p(wrong trace)",
+    "tokens": "log-odds that {tokens} comes next, at {at}",
+    "loop": "log-odds that a loop goes on",
+    "loss": "loss of the texts, in nats a token",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindCauses(PromptOptions, HeldModel):
+    """Measure what turning each expert up or down does to an outcome: derivatives of all, exact effects of the best.
+
+    The weights stay as they are. One backward pass a batch gives d outcome / d log gain of every expert of every layer.
+    """
+
+    model: Annotated[str, tyro.conf.Positional] = "lab"
+    """Model folder, GGUF file, hub id, or 'lab' for the embedded model."""
+    outcome: Literal["right-wrong", "tokens", "loop", "loss"]
+    """What is read: log p(right trace) - log p(wrong trace); log-odds of --tokens at --at; that a loop goes on; loss of --texts."""
+    out: str
+    """File to write (JSON), for 'moe-steer plan --by causes'."""
+    traces: tuple[str, ...] = ()
+    """Trace files, generations*.jsonl files, or folders of runs; for right-wrong graded runs, or the right traces."""
+    against: tuple[str, ...] = ()
+    """For right-wrong: the wrong traces, where --traces are not folders of graded runs."""
+    texts: tuple[str, ...] = ()
+    """For loss: text files, one text a line."""
+    arm: str | None = None
+    """Of runs of several arms, the one whose answers are read."""
+    tokens: tuple[str, ...] = ()
+    """For tokens: the next tokens, as words or tags, for example Wait; default the tag that ends a thought."""
+    at: str = "step_end"
+    """For tokens: the decision points, as a scope: step_end, thought, answer, generated, after:N, ..."""
+    wanted: Literal["higher", "lower"] | None = None
+    """What a plan is to make of the outcome; default higher, of a loss and a loop lower."""
+    each: int = 5
+    """Experts of each sign whose exact effects are measured."""
+    gains: tuple[float, ...] = (0.0, 0.5, 2.0, 8.0)
+    """Gains of the exact effects; 0 is ablation."""
+    routers: tuple[Literal["free", "frozen"], ...] = ("free", "frozen")
+    """Whether routers choose anew under a gain (free) or every token keeps its experts and weights (frozen)."""
+    coalition: int = 3
+    """Most experts of the greedy coalition; 0 for none."""
+    tokens_per_batch: int = 4096
+    """Padded tokens of one forward pass."""
+    scores: str | None = None
+    """Score file whose agreement with the derivatives is measured."""
+    counts: tuple[str, ...] = ()
+    """Counts files to score for the same, in place of --scores."""
+
+    def run(self) -> int:
+        """Write the causes and say what was found."""
+        refuse_idle(self)
+        self._check()
+        from launch.core.ranks import ranks_of_this_run
+
+        with ranks_of_this_run() as ranks:
+            self._find(ranks)
+        return 0
+
+    def _check(self) -> None:
+        check_counts(self, ("each", "tokens_per_batch"))
+        for option, outcomes in _READ_BY.items():
+            if getattr(self, option) != getattr(type(self), option) and self.outcome not in outcomes:
+                raise ValueError(f"--{option} is for --outcome {' or '.join(outcomes)}: leave it out")
+        if bool(self.texts) != (self.outcome == "loss") or bool(self.traces) == (self.outcome == "loss"):
+            needed = "--texts, and no --traces" if self.outcome == "loss" else "--traces"
+            raise ValueError(f"--outcome {self.outcome} is read from {needed}: give them")
+        if self.arm is not None and not self.traces:
+            raise ValueError(f"--arm {self.arm} is of runs, and only --texts are given: leave it out")
+        if self.scores and self.counts:
+            raise ValueError("--scores and --counts both give scores to compare with: give one")
+        if not self.gains or any(not 0 <= gain < float("inf") or gain == 1 for gain in self.gains):
+            raise ValueError(
+                f"--gains {list(self.gains)}: give finite numbers >= 0 other than 1, which changes nothing"
+            )
+        if not self.routers or len(set(self.routers)) < len(self.routers) or len(set(self.gains)) < len(self.gains):
+            raise ValueError("--routers and --gains name what is measured: give at least one of each, and each once")
+        if self.coalition < 0:
+            raise ValueError(f"--coalition is {self.coalition}: give a whole number >= 0")
+
+    def _find(self, ranks: Ranks) -> None:
+        from expert_stats.causes import find_causes
+        from launch.core.session import load_asked
+        from moe_steer.backends import layout_of
+
+        scores = self._scores()
+        model, tokenizer = load_asked(self, batch=1, context=None)
+        readings = self._readings(tokenizer)
+        layout = layout_of(model)
+        alike = layout.same_tokens or layout.lockstep  # a backward pass is collective too: every rank runs every batch
+        causes = find_causes(
+            model,
+            readings,
+            outcome={
+                "kind": self.outcome,
+                "words": self._words(tokenizer),
+                "places": sum(len(item.at) for item in readings),
+            },
+            wanted=self.wanted or ("lower" if self.outcome in ("loss", "loop") else "higher"),
+            each=self.each,
+            gains=self.gains,
+            routers=self.routers,
+            coalition=self.coalition,
+            tokens_per_batch=self.tokens_per_batch,
+            share=(0, 1) if alike else layout.share,
+            add=(lambda part: part) if alike else ranks.add,
+            watch=_watch(ranks.is_main),
+        )
+        if ranks.is_main:
+            causes.save(self.out)
+            print(summary_of(causes, scores))
+            print(
+                f"wrote {self.out}; next: moe-steer plan --by causes {self.out} --top 2 --gain {self._next_gain()} --out plan.json"
+            )
+
+    def _next_gain(self) -> str:
+        return f"{max(self.gains):g}" if max(self.gains) > 1 else f"{min(self.gains):g}"
+
+    def _scores(self) -> Any:
+        from expert_stats import ExpertScores, RoutingCounts, score_experts, sum_counts
+
+        if self.counts:
+            return score_experts(sum_counts(RoutingCounts.load(path) for path in self.counts), missing_marker="skip")
+        return ExpertScores.load(self.scores) if self.scores else None
+
+    def _words(self, tokenizer: Any) -> str:
+        from launch.core.outcomes import closing_tag
+
+        tokens = "" if self.outcome != "tokens" else " or ".join(self.tokens or (closing_tag(tokenizer),))
+        return _WORDS[self.outcome].format(tokens=tokens, at=self.at)
+
+    def _readings(self, tokenizer: Any) -> list[Reading]:
+        from launch.core import outcomes
+        from launch.core.wiring import read_any_traces
+
+        if self.outcome == "right-wrong":
+            return outcomes.right_wrong_readings(self.traces, self.against, tokenizer, self.arm)
+        if self.outcome == "loss":
+            return outcomes.loss_readings(self.texts, tokenizer)
+        traces = read_any_traces(self.traces, tokenizer, self.arm)
+        if self.outcome == "loop":
+            return outcomes.loop_readings(traces)
+        return outcomes.token_readings(traces, tokenizer, self.tokens, self.at)
+
+
+def summary_of(causes: Causes, scores: Any = None) -> str:
+    """What was found, in a few lines."""
+    rows = causes.ranking()
+    shown = {word: sum(row.verdict == word for row in rows) for word in ("raises", "lowers", "inert", "not shown")}
+    mean = float(causes.value_P.mean())
+    lines = [
+        f"{causes.outcome['words']}: {mean:.4f} over {len(causes.problems)} problems, {causes.outcome['places']} places",
+        f"{len(rows)} of {causes.selected_LE.size} experts were selected and tested: {shown['raises']} raise it, {shown['lowers']} lower "
+        f"it (q <= .05), {shown['inert']} are inert, {shown['not shown']} show nothing",
+    ]
+    for word, row in (("raises it most surely", rows[0]), ("lowers it most surely", rows[-1])):
+        lines.append(
+            f"{word}: layer {row.layer} expert {row.expert}, d/d log gain {row.gradient:+.4f} ({row.low:+.4f} to {row.high:+.4f}), "
+            f"q {row.q:.1e}, selected by {row.selected} tokens"
+        )
+    if causes.effects:
+        halves = (
+            "the other half of the problems"
+            if set(causes.tested_on) != set(causes.problems)
+            else "the same problems, which also chose them"
+        )
+        lines.append(
+            f"exact effects of the best {len({one.experts for one in causes.effects})}, on {len(causes.tested_on)} problems ({halves}):"
+        )
+        best = sorted(causes.effects, key=lambda one: (one.q, -abs(one.effect)))
+        lines += [_line(one) for one in best[:6]]
+    for step in causes.coalition[-1:]:
+        lines.append(f"coalition of {len(step.experts)}, wanted {causes.wanted}:")
+        lines.append(_line(step))
+    if scores is not None:
+        found = causes.agreement(scores)
+        lines.append(
+            f"agreement with nPMI: rank correlation {found.spearman:+.2f} ({found.low:+.2f} to {found.high:+.2f}) over {found.cells} experts"
+        )
+    return "\n".join(lines)
+
+
+def _line(one: Any) -> str:
+    experts = ", ".join(
+        f"{layer}:{expert}={gain:g}" for (layer, expert), gain in zip(one.experts, one.gains, strict=True)
+    )
+    return f"  {experts}, routers {one.router}: {one.effect:+.4f} ({one.low:+.4f} to {one.high:+.4f}), q {one.q:.1e}"
+
+
+def _watch(shows: bool) -> Any:
+    import sys
+
+    def watch(label: str, items: Iterable[Any]) -> Iterable[Any]:
+        if not (shows and sys.stderr.isatty()):
+            return items
+        from rich.console import Console
+        from rich.progress import track
+
+        return track(list(items), description=label, console=Console(stderr=True), transient=True)
+
+    return watch

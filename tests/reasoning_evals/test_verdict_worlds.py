@@ -1,0 +1,124 @@
+"""Verdicts in worlds where the truth is known; each claim stands beside the rule that it replaced, which fails in the same world.
+
+The long form, with the numbers that a reader may quote, is tests/bench/verdicts.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reasoning_evals.comparing.detection import flip_p, least_units, many_samples, single_samples, smallest_effect
+from reasoning_evals.comparing.resampling import sign_flip_p
+from reasoning_evals.comparing.statistics import PairedDifference, mcnemar_p
+from verdict_worlds import (
+    SETTLED,
+    Lengths,
+    called_held,
+    covered_lengths,
+    family_wise_error,
+    one_pair,
+    power_at_the_named_effect,
+    se,
+)
+
+
+def test_eight_arms_without_an_effect_seldom_show_one() -> None:
+    runs = 60
+    error, _ = family_wise_error(30, 8, 8, runs, seed=1)
+    alone, _ = family_wise_error(30, 8, 8, runs, seed=1, judge=lambda p_values: p_values)
+    assert error <= 0.05 + 2 * se(0.05, runs)
+    assert alone > 0.05 + 2 * se(0.05, runs), "each pair's own p would have called one of five runs an effect"
+
+
+def test_one_pair_keeps_its_level_and_coverage() -> None:
+    runs = 150
+    error, coverage = one_pair(30, 16, runs, seed=2)
+    assert error <= 0.05 + 2 * se(0.05, runs)
+    assert coverage >= 0.95 - 2 * se(0.05, runs)
+
+
+def test_the_named_effect_is_shown_four_times_in_five() -> None:
+    """30 problems, one sample: the t test's formula named an effect that the exact test shows in 63%."""
+    runs = 80
+    ours = power_at_the_named_effect(30, 1, runs, seed=3, shape=SETTLED)
+    old = power_at_the_named_effect(30, 1, runs, seed=3, named=t_formula, shape=SETTLED)
+    assert 0.75 - 2 * se(0.8, runs) <= ours <= 0.85 + 2 * se(0.8, runs)
+    assert old < 0.75 - 2 * se(0.8, runs)
+
+
+def t_formula(difference: PairedDifference) -> float | None:
+    factor = stats.t.ppf(0.975, difference.df) + stats.t.ppf(0.8, difference.df)
+    return None if difference.se == 0 else float(factor * difference.se)
+
+
+def test_held_is_seldom_said_of_three_points_lost() -> None:
+    """One problem of 33 is lost outright: a run that met none of them sees a sliver of an interval."""
+    runs = 200
+    for num, k in ((30, 4), (100, 4)):
+        assert called_held(num, k, 0.03, 1.0, runs, seed=4) <= 0.05 + 2 * se(0.05, runs)
+        old = called_held(num, k, 0.03, 1.0, runs, seed=4, noise=0.0, low=lambda found: found.low)
+        assert old > 0.05 + 2 * se(0.05, runs)
+
+
+@pytest.mark.parametrize(("clusters", "size"), [(10, 4), (30, 1)])
+def test_skewed_and_clustered_lengths_are_covered(clusters: int, size: int) -> None:
+    runs = 600
+    ours = covered_lengths(clusters, size, 1.3, runs, seed=5)
+    old = covered_lengths(clusters, size, 1.3, runs, seed=5, interval=linearised)
+    assert 0.93 - 2 * se(0.05, runs) <= ours <= 0.97 + 2 * se(0.05, runs)
+    assert old < 0.93 - 2 * se(0.05, runs)
+
+
+def linearised(lengths: Lengths) -> tuple[float, float]:
+    """The interval before: problems as units, the ratio itself, the linearised variance."""
+    a, b = np.array(lengths[0]), np.array(lengths[1])
+    ratio, num = b.mean() / a.mean(), len(a)
+    half = stats.t.ppf(0.975, num - 1) * (b - ratio * a).std(ddof=1) / np.sqrt(num) / a.mean()
+    return ratio - half, ratio + half
+
+
+def test_mcnemars_power_equals_a_plain_simulation() -> None:
+    random = np.random.default_rng(6)
+    effect, changed, n = 0.2, 0.3, 40
+    decision = single_samples(n, changed)(effect)
+    gains, losses, _ = random.multinomial(n, [(changed + effect) / 2, (changed - effect) / 2, 1 - changed], 4000).T
+    known = {(g, h): mcnemar_p(int(g), int(h)) for g, h in set(zip(gains.tolist(), losses.tolist(), strict=True))}
+    p = np.array([known[pair] for pair in zip(gains.tolist(), losses.tolist(), strict=True)])
+    shown = (p < 0.05) & (gains > losses)
+    assert decision.power == pytest.approx(shown.mean(), abs=0.02)
+    assert decision.exaggeration == pytest.approx((gains - losses)[shown].mean() / n / effect, rel=0.02)
+
+
+def test_the_simulated_sign_flip_is_the_exact_one() -> None:
+    random = np.random.default_rng(7)
+    few = random.integers(-4, 5, (30, 9)) / 4
+    assert flip_p(few) == pytest.approx([sign_flip_p(one, 4) for one in few], abs=1e-12)
+    for many in (random.normal(0.4, 1, (20, 20)), random.exponential(1, (20, 15)) - 0.4):
+        exact = np.array([sign_flip_p(one, num_permutations=40_000) for one in many])
+        ours = flip_p(many)
+        assert ours == pytest.approx(exact, abs=0.012)
+        assert (exact < 0.06).sum() > 3
+        assert ours[exact < 0.06] == pytest.approx(exact[exact < 0.06], abs=0.004)
+
+
+def test_power_of_t_and_sign_flip_equals_a_plain_loop() -> None:
+    random = np.random.default_rng(8)
+    values = random.choice([-0.5, -0.25, 0.25, 0.5], 24)
+    sd = 0.3
+    decision = many_samples(24, values, 1.0, sd / np.sqrt(24))(0.2)
+    shown = 0
+    for _ in range(600):
+        drawn = 0.2 + sd * random.choice(values - values.mean(), 24) / values.std()
+        t = stats.ttest_1samp(drawn, 0).pvalue
+        shown += drawn.mean() > 0 and max(t, sign_flip_p(drawn, num_permutations=499)) < 0.05
+    assert decision.power == pytest.approx(shown / 600, abs=0.05)
+
+
+@pytest.mark.parametrize("arms", [1, 3, 8])
+def test_fewer_units_than_the_least_show_nothing(arms: int) -> None:
+    least = least_units(0.05 / arms)
+    assert sign_flip_p([1.0] * least, 1) < 0.05 / arms <= sign_flip_p([1.0] * (least - 1), 1)
+    assert smallest_effect(single_samples(least - 1, 0.5, alpha=0.05 / arms)) == np.inf
+    assert smallest_effect(single_samples(least, 0.5, alpha=0.05 / arms)) <= 1
