@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -13,9 +12,13 @@ from torch import nn
 
 from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
+from expert_stats.references import reference_tokens
 from moe_steer.layers import decoder, model_shape, moe_layers, text_config, unwrap, weights_in_memory
 from moe_steer.observe import observe_routing
 from moe_steer.tokens import MarkerSet, Trace, check_traces
+
+_MOST_TRACES = 256
+"""In one forward pass: each has a table of bins and markers on the device, whatever its length."""
 
 
 def collect_counts(
@@ -27,15 +30,16 @@ def collect_counts(
     prompt_tail: int = 4,
     tokens_per_batch: int = 8192,
     batch_size: int | None = None,
-    num_groups: int = 16,
+    references: Mapping[int, str] | None = None,
     progress: bool = False,
     allow_empty: bool = False,
 ) -> RoutingCounts:
     """Count the routing of traces, each run once through the model with its own tokens as input.
 
     ``base``, ``prompt_tail``: which tokens count (`expert_stats.counter.count_sites`). ``tokens_per_batch``: padded tokens
-    of one forward pass; ``batch_size``: maximum traces in one. ``num_groups``: groups of traces that intervals are computed
-    from. ``allow_empty``: without traces return zero counts (for a process without a share) instead of an error.
+    of one forward pass; ``batch_size``: maximum traces in one. ``references``: token id -> text of the tokens that markers are
+    compared with; default those of these traces (`reference_tokens`). Parts that will be added need the same ones: the sum
+    keeps those that all have. ``allow_empty``: without traces return zero counts (for a process without a share) instead of an error.
 
     Only the decoder runs, not the language-model head; counting happens on the device. The result does not depend on the
     order of the traces. ValueError, before anything runs, for a dense model, no traces, a trace_id that occurs twice, a
@@ -54,7 +58,7 @@ def collect_counts(
         markers,
         base=base,
         prompt_tail=prompt_tail,
-        num_groups=num_groups,
+        references=reference_tokens(traces, markers) if references is None else references,
         routers=router_digest(model),
         versions={"torch": (torch.__version__,), "transformers": (version("transformers"),)},
     )
@@ -95,7 +99,7 @@ def batches(traces: Sequence[Trace], tokens_per_batch: int, batch_size: int | No
     batch: list[Trace] = []
     for trace in sorted(traces, key=lambda item: (-len(item.token_ids), item.trace_id)):
         full = batch and len(batch[0].token_ids) * (len(batch) + 1) > tokens_per_batch
-        if full or (batch_size is not None and len(batch) == batch_size):
+        if full or len(batch) == (batch_size or _MOST_TRACES):
             yield batch
             batch = []
         batch.append(trace)
@@ -170,16 +174,6 @@ def reduce_counts(counts: RoutingCounts) -> RoutingCounts:
         return counts
     if torch.distributed.get_world_size() == 1:
         return counts
-    heads: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(heads, (counts.signature, counts.num_groups, dict(counts.versions)))
-    total = sum_counts(
-        RoutingCounts.zeros(*head) for head in heads
-    )  # raises on every process if the counts cannot be added
-    on_gpu = "nccl" in torch.distributed.get_backend()
-    arrays: dict[str, Any] = {}
-    for name, array in counts.arrays.items():
-        tensor = torch.from_numpy(array.copy())
-        tensor = tensor.cuda() if on_gpu else tensor
-        torch.distributed.all_reduce(tensor)
-        arrays[name] = tensor.cpu().numpy()
-    return dataclasses.replace(total, **arrays).check()
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, counts)
+    return sum_counts(shares).check()  # raises on every process if the counts cannot be added

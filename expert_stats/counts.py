@@ -1,8 +1,7 @@
-"""Routing counts: integer arrays that can be added, checked and saved, together with a signature of their origin.
+"""Routing counts: one record a trace, whole numbers, that can be added, checked and saved, with a signature of their origin.
 
-Dimension letters: G groups of traces, M markers, L layers with experts, E experts.
-
-On disk: one safetensors file with the arrays; its metadata has the signature as one JSON text.
+Dimension letters: N traces, G groups of traces, B bins of positions, M markers, R reference tokens, L layers with experts,
+E experts. Files: `expert_stats.counts_files`.
 """
 
 from __future__ import annotations
@@ -11,164 +10,68 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import add
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
-from moe_steer.files import HeadedKind, load_headed, write_whole
-from moe_steer.json_files import check_types
+from expert_stats.counts_files import CountsParts, load_counts, save_counts
+from expert_stats.references import References
+from expert_stats.signature import CountsSignature
+from expert_stats.trace_counts import TraceCounts, problem_of
 
-_KIND = HeadedKind(
-    key="routing_counts",
-    version=1,
-    noun="counts",
-    content="routing counts",
-    command="moe-steer collect",
-    again="collect the counts again",
-)
-
-_TYPES: dict[str, Any] = {
-    **{"model": dict, "markers": dict, "prompt_tail": int, "base": str, "routers": str, "counted": str},
-    **dict.fromkeys(("num_layers", "num_experts", "top_k", "hidden_size"), int),
-    **dict.fromkeys(("model_type", "name", "position", "token", "repeats", "tokenizer"), str),
-    **{"moe_layers": list[int], "names": list[str], "forms": list[list[list[int]]], "coefficients": list[float]},
-}
-"""Of a signature, its model and its markers."""
 Array = np.ndarray[Any, Any]
-ARRAYS = ("joint_GMLE", "expert_GLE", "marker_GM", "total_G", "num_traces_G")
-
-
-def save_counts(counts: RoutingCounts, path: str | os.PathLike[str]) -> None:
-    """Check the counts and write them; the file appears complete or not at all."""
-    counts.check()
-    head = {"version": _KIND.version, "signature": counts.signature.to_dict(), "versions": counts.versions}
-    # One metadata key only: the library writes several in no fixed order, and equal counts should be equal files.
-    content = save(
-        {name: np.ascontiguousarray(array) for name, array in counts.arrays.items()},
-        metadata={_KIND.key: json.dumps(head, sort_keys=True)},
-    )
-    write_whole(path, content)
-
-
-def load_counts(path: str | os.PathLike[str]) -> RoutingCounts:
-    """Read and check a counts file; ValueError in one line says what is wrong with it."""
-
-    def build(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> RoutingCounts:
-        versions = {key: tuple(value) for key, value in header["versions"].items()}
-        check_types(header, "", {"signature": dict, "versions": dict})
-        check_types(header["versions"], "versions", dict.fromkeys(header["versions"], list[str]))
-        check_types(header["signature"], "signature", _TYPES)
-        for part in ("model", "markers"):
-            check_types(header["signature"][part], part, _TYPES)
-        signature = CountsSignature(**header["signature"])
-        return RoutingCounts(signature=signature, versions=versions, **arrays).check()
-
-    return load_headed(path, _KIND, set(ARRAYS), build, framework="np")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CountsSignature:
-    """Everything that must be equal for two counts to be added."""
-
-    model: Mapping[str, Any]
-    """The model's shape (``ModelShape.to_dict``): model_type, num_layers, num_experts, top_k, moe_layers, hidden_size, name."""
-    markers: Mapping[str, Any]
-    """The markers (``MarkerSet.to_dict``): names, forms, coefficients, where they are read, tokenizer."""
-    base: str = "generated"
-    """Which tokens are the base rate: "generated" or "all"."""
-    prompt_tail: int = 4
-    """Number of last prompt tokens in which a marker counts for the response."""
-    routers: str = ""
-    """Fingerprint of the router weights; distinguishes two checkpoints of the same shape."""
-    counted: str = "selections"
-    """An expert counts as active at a token when it is among the top-k, regardless of its weight (RICE)."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-
-    def difference(self, other: CountsSignature) -> str | None:
-        """The first field that differs, with both values; None when counts may be added.
-
-        Model names (folders or hub ids) may differ if the fingerprints of the routers are equal. A missing fingerprint ("":
-        the routers were sharded) matches every other.
-        """
-        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
-        if not (self.routers and other.routers):
-            mine["routers"] = theirs["routers"] = None
-        if self.routers and self.routers == other.routers:
-            mine["model.name"] = theirs["model.name"] = None
-        for key in sorted(mine.keys() | theirs.keys()):
-            if mine.get(key) != theirs.get(key):
-                return f"{key} is {_short(mine.get(key))} here and {_short(theirs.get(key))} there"
-        return None
-
-    def merged(self, other: CountsSignature) -> CountsSignature:
-        """The signature of a sum; the name that sorts first, so that the order of addition does not matter."""
-        name = min(str(self.model.get("name", "")), str(other.model.get("name", "")))
-        routers = self.routers or other.routers
-        return dataclasses.replace(self, model={**self.model, "name": name}, routers=routers)
+NUM_GROUPS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RoutingCounts:
-    """How often experts were selected, int64, per group of traces (``group_of``).
+    """How often experts were selected, by trace and position (`TraceCounts`); traces sorted by id, then by their text.
 
-    ``joint_GMLE``: times the expert was selected at the marker's token. ``expert_GLE``: times it was selected at any base
-    token. ``marker_GM``: occurrences of the marker. ``total_G``: base tokens. ``num_traces_G``: traces. Layer axis:
-    ``moe_layers`` in order. Counts of the same signature add up, in any order, to the counts of all their traces.
+    Layer axis: ``moe_layers`` in order. Counts of the same signature add up, in any order, to the counts of all their traces.
+    ValueError for a trace that is there twice.
     """
 
     signature: CountsSignature
-    joint_GMLE: Array
-    expert_GLE: Array
-    marker_GM: Array
-    total_G: Array
-    num_traces_G: Array
+    traces: tuple[TraceCounts, ...] = ()
+    references: References | None = None
+    """Counts at reference tokens (`expert_stats.references`); None without traces."""
     versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Versions of the libraries that computed the routing: selection rules change between versions."""
 
+    def __post_init__(self) -> None:
+        ordered = tuple(sorted(self.traces, key=lambda trace: trace.key))
+        for one, next_one in pairwise(ordered):
+            if one.key == next_one.key:
+                raise ValueError(
+                    f"trace {one.trace_id!r} is there twice with the same text: add every trace once (the same counts named twice?)"
+                )
+        object.__setattr__(self, "traces", ordered)
+        if self.references is None and ordered:
+            object.__setattr__(self, "references", References.none(len(self.moe_layers), self.num_experts))
+
     @classmethod
-    def zeros(
-        cls, signature: CountsSignature, num_groups: int = 16, versions: Mapping[str, tuple[str, ...]] | None = None
-    ) -> RoutingCounts:
+    def zeros(cls, signature: CountsSignature, versions: Mapping[str, tuple[str, ...]] | None = None) -> RoutingCounts:
         """Counts of no traces: the neutral element of addition."""
-        num_markers, num_layers = len(signature.markers["names"]), len(signature.model["moe_layers"])
-        num_experts = signature.model["num_experts"]
-        return cls(
-            signature=signature,
-            joint_GMLE=np.zeros((num_groups, num_markers, num_layers, num_experts), dtype=np.int64),
-            expert_GLE=np.zeros((num_groups, num_layers, num_experts), dtype=np.int64),
-            marker_GM=np.zeros((num_groups, num_markers), dtype=np.int64),
-            total_G=np.zeros(num_groups, dtype=np.int64),
-            num_traces_G=np.zeros(num_groups, dtype=np.int64),
-            versions=versions or {},
-        )
-
-    @property
-    def arrays(self) -> dict[str, Any]:
-        """The five arrays by name."""
-        return {name: getattr(self, name) for name in ARRAYS}
-
-    @property
-    def num_groups(self) -> int:
-        """Length of the group axis."""
-        return len(self.total_G)
+        return cls(signature=signature, versions=versions or {})
 
     @property
     def num_traces(self) -> int:
         """Traces that were counted."""
-        return int(self.num_traces_G.sum())
+        return sum(trace.num_traces for trace in self.traces)
 
     @property
     def num_tokens(self) -> int:
         """Base tokens that were counted."""
-        return int(self.total_G.sum())
+        return int(sum(int(trace.total_B.sum()) for trace in self.traces))
+
+    @property
+    def occurrences_M(self) -> Array:
+        """Occurrences of every marker."""
+        zero = np.zeros(len(self.marker_names), dtype=np.int64)
+        return np.asarray(sum((trace.marker_MB.sum(-1) for trace in self.traces), zero))
 
     @property
     def marker_names(self) -> tuple[str, ...]:
@@ -180,120 +83,154 @@ class RoutingCounts:
         """Absolute indices of the decoder layers along the layer axis."""
         return tuple(self.signature.model["moe_layers"])
 
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer."""
+        return int(self.signature.model["num_experts"])
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The domains that the traces name, sorted."""
+        return tuple(sorted({trace.family for trace in self.traces if trace.family}))
+
+    @property
+    def cannot_answer(self) -> str:
+        """In a line, what counts of groups (files of version 1) do not tell; "" for counts by trace."""
+        if all(trace.group < 0 for trace in self.traces):
+            return ""
+        return (
+            "counts of version 1 keep groups of traces: the robust test, intervals by problem, leaving a family out and the "
+            "comparison with other tokens need counts by trace; collect them again"
+        )
+
+    def unpacked(self) -> Iterator[tuple[TraceCounts, Array, Array]]:
+        """Every trace with its ``expert_BLE`` and ``joint_MLE``, one after the other."""
+        for trace in self.traces:
+            yield trace, *trace.expert_and_joint(len(self.moe_layers), self.num_experts)
+
+    def grouped(self, num_groups: int = NUM_GROUPS) -> dict[str, Array]:
+        """``joint_GMLE``, ``expert_GLE``, ``marker_GM``, ``total_G``, ``num_traces_G``, int64: sums over groups of problems."""
+        sizes = (len(self.marker_names), len(self.moe_layers), self.num_experts)
+        arrays = {
+            "joint_GMLE": np.zeros((num_groups, *sizes), np.int64),
+            "expert_GLE": np.zeros((num_groups, *sizes[1:]), np.int64),
+            "marker_GM": np.zeros((num_groups, sizes[0]), np.int64),
+            "total_G": np.zeros(num_groups, np.int64),
+            "num_traces_G": np.zeros(num_groups, np.int64),
+        }
+        for trace, expert_BLE, joint_MLE in self.unpacked():
+            group = trace.group % num_groups if trace.group >= 0 else group_of(trace.trace_id, num_groups)
+            arrays["joint_GMLE"][group] += joint_MLE
+            arrays["expert_GLE"][group] += expert_BLE.sum(0, dtype=np.int64)
+            arrays["marker_GM"][group] += trace.marker_MB.sum(-1)
+            arrays["total_G"][group] += int(trace.total_B.sum())
+            arrays["num_traces_G"][group] += trace.num_traces
+        return arrays
+
+    @property
+    def joint_GMLE(self) -> Array:
+        """Times an expert was selected at a marker's token, in 16 groups of problems."""
+        return self.grouped()["joint_GMLE"]
+
+    @property
+    def expert_GLE(self) -> Array:
+        """Times an expert was selected at any base token, in 16 groups of problems."""
+        return self.grouped()["expert_GLE"]
+
+    @property
+    def marker_GM(self) -> Array:
+        """Occurrences of the markers, in 16 groups of problems."""
+        return self.grouped()["marker_GM"]
+
+    @property
+    def total_G(self) -> Array:
+        """Base tokens, in 16 groups of problems."""
+        return self.grouped()["total_G"]
+
     def __add__(self, other: RoutingCounts) -> RoutingCounts:
         if not isinstance(other, RoutingCounts):
             return NotImplemented
-        difference = self.signature.difference(other.signature)
-        if difference is None and self.num_groups != other.num_groups:
-            difference = f"num_groups is {self.num_groups} here and {other.num_groups} there"
-        if difference is not None:
-            raise ValueError(f"these counts cannot be added: {difference}")
-        keys = sorted({*self.versions, *other.versions})
-        return RoutingCounts(
-            signature=self.signature.merged(other.signature),
-            versions={key: tuple(sorted({*self.versions.get(key, ()), *other.versions.get(key, ())})) for key in keys},
-            **{name: array + other.arrays[name] for name, array in self.arrays.items()},
-        )
+        return sum_counts([self, other])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RoutingCounts):
             return NotImplemented
-        same_kind = self.signature.to_dict() == other.signature.to_dict() and dict(self.versions) == dict(
-            other.versions
-        )
-        return same_kind and all(np.array_equal(array, other.arrays[name]) for name, array in self.arrays.items())
+        return self._stamps() == other._stamps()
 
     __hash__ = None  # type: ignore[assignment]
 
-    def subset(self, groups: Iterable[int]) -> RoutingCounts:
-        """Only the counts of some groups; the group axis keeps its length, so that subsets can be added again."""
-        keep_G = np.zeros(self.num_groups, dtype=np.int64)
-        keep_G[list(groups)] = 1
-        kept: dict[str, Any] = {
-            name: array * keep_G.reshape(-1, *[1] * (array.ndim - 1)) for name, array in self.arrays.items()
-        }
-        return dataclasses.replace(self, **kept)
+    def _stamps(self) -> list[str]:
+        head = json.dumps({"signature": self.signature.to_dict(), "versions": self.versions}, sort_keys=True)
+        references = self.references.stamp if self.references is not None else ""
+        return [head, *(trace.stamp for trace in self.traces), references]
+
+    def subset(self, numbers: Iterable[int]) -> RoutingCounts:
+        """Only some of the traces, by their number; without references, which are sums over all."""
+        return dataclasses.replace(self, traces=tuple(self.traces[number] for number in numbers), references=None)
 
     def check(self) -> RoutingCounts:
-        """Verify every law of counting and return the counts; ValueError names the law, the layer and both numbers."""
-        top_k, num_experts = self.signature.model["top_k"], self.signature.model["num_experts"]
-        sizes = {"G": self.num_groups, "M": len(self.marker_names), "L": len(self.moe_layers), "E": num_experts}
-        for name, array in self.arrays.items():
-            expected = tuple(sizes[letter] for letter in name.rpartition("_")[2])  # not made: a file may say any number
-            if array.dtype != np.int64 or array.shape != expected:
-                raise ValueError(f"{name} is {array.dtype} {array.shape}: expected int64 {expected}")
-            if (array < 0).any():
-                raise ValueError(f"{name} holds the negative count {array.min()}")
-        routed_G1, routed_GM1 = self.total_G[:, None] * top_k, self.marker_GM[:, :, None] * top_k
-        layers = f"moe_layers {list(self.moe_layers)}, {num_experts} experts, top-{top_k}"
-        _law(f"selections per layer == tokens x top-k ({layers})", self.expert_GLE.sum(-1), routed_G1, np.equal)
-        _law(
-            f"selections at a marker per layer == occurrences x top-k ({layers})",
-            self.joint_GMLE.sum(-1),
-            routed_GM1,
-            np.equal,
-        )
-        _law("selections of an expert <= tokens", self.expert_GLE, self.total_G[:, None, None], np.less_equal)
-        _law("joint <= occurrences of the marker", self.joint_GMLE, self.marker_GM[:, :, None, None], np.less_equal)
-        _law("joint <= selections of the expert", self.joint_GMLE, self.expert_GLE[:, None], np.less_equal)
-        _law("occurrences of a marker <= tokens", self.marker_GM, self.total_G[:, None], np.less_equal)
-        _law("a group without traces has no tokens", np.minimum(self.total_G, 1), self.num_traces_G, np.less_equal)
+        """Verify every law of counting, of every trace, and return the counts; ValueError names the law and both numbers."""
+        top_k, sizes = self.signature.model["top_k"], (len(self.moe_layers), self.num_experts)
+        for trace in self.traces:
+            if trace.total_B.ndim != 1 or trace.marker_MB.shape != (len(self.marker_names), len(trace.total_B)):
+                raise ValueError(
+                    f"trace {trace.trace_id!r} counts markers as {trace.marker_MB.shape}: expected "
+                    f"{(len(self.marker_names), len(trace.total_B))}"
+                )
+            trace.check(*sizes, top_k)
+        if self.references is not None:
+            if self.references.joint_RLE.shape[1:] != sizes:
+                raise ValueError(
+                    f"references are {self.references.joint_RLE.shape}: expected {sizes} for layers and experts"
+                )
+            self.references.check(top_k)
         return self
 
     def digest(self) -> str:
         """sha256 over signature and numbers."""
-        head = json.dumps({"signature": self.signature.to_dict(), "versions": self.versions}, sort_keys=True)
-        parts = [
-            head.encode(),
-            *(np.ascontiguousarray(array).astype("<i8").tobytes() for array in self.arrays.values()),
-        ]
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()
+        return hashlib.sha256("\0".join(self._stamps()).encode()).hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with the signature; it appears complete or not at all."""
-
-        save_counts(self, path)
+        self.check()
+        parts = CountsParts(
+            signature=self.signature, traces=self.traces, references=self.references, versions=self.versions
+        )
+        save_counts(parts, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RoutingCounts:
         """Read and check a counts file; ValueError in one line for a missing, foreign, corrupt or inconsistent one."""
-
-        return load_counts(path)
+        return load_counts(path, lambda parts: cls(**parts).check())
 
 
 def sum_counts(parts: Iterable[RoutingCounts]) -> RoutingCounts:
-    """The sum of at least one count."""
+    """The sum of at least one count: the traces of all of them. ValueError for counts of another kind, and for a trace that is
+    in two of them. References stay where every part with traces counted them."""
     parts = list(parts)
     if not parts:
         raise ValueError("there are no counts to add: give at least one")
-    return reduce(add, parts)
+    signature, versions = parts[0].signature, {key: {*value} for key, value in parts[0].versions.items()}
+    references = parts[0].references
+    for part in parts[1:]:
+        difference = signature.difference(part.signature)
+        if difference is not None:
+            raise ValueError(f"these counts cannot be added: {difference}")
+        signature = signature.merged(part.signature)
+        for key, value in part.versions.items():
+            versions.setdefault(key, set()).update(value)
+        if references is None or part.references is None:
+            references = references or part.references
+        else:
+            references = references + part.references
+    return RoutingCounts(
+        signature=signature,
+        traces=tuple(trace for part in parts for trace in part.traces),
+        references=references,
+        versions={key: tuple(sorted(value)) for key, value in sorted(versions.items())},
+    )
 
 
 def group_of(trace_id: str, num_groups: int) -> int:
-    """The group of a trace: a stable hash of the part before the last "#", so that samples of one problem share a group."""
-    key = trace_id.rpartition("#")[0] or trace_id
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % num_groups
-
-
-def _law(name: str, left: Array, right: Array, holds: np.ufunc) -> None:
-    right = np.broadcast_to(right, left.shape)
-    broken = np.argwhere(~holds(left, right))
-    if len(broken):
-        at = tuple(int(index) for index in broken[0])
-        raise ValueError(f"the counts break the law '{name}': {left[at]} against {right[at]} at {at}")
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; sequences as JSON text, so that tuples and lists compare as equal."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list | tuple) else value
-    return flat
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}...{text[-12:]}"
+    """The group of a trace: a stable hash of its problem, so that samples of one problem share a group."""
+    return int.from_bytes(hashlib.sha256(problem_of(trace_id).encode()).digest()[:8], "big") % num_groups

@@ -1,4 +1,4 @@
-"""The score of RICE (arXiv 2505.14681, Eq. 2-6): normalised pointwise mutual information of markers and experts, in float64."""
+"""Scores of all experts from routing counts, with everything that says how far they can be trusted (`expert_stats.evidence`)."""
 
 from __future__ import annotations
 
@@ -9,142 +9,160 @@ from typing import Any
 import numpy as np
 
 from expert_stats.counts import RoutingCounts
-from expert_stats.scores import ExpertScores, Halves, false_discovery_rate, interval, jackknife_error, upper_tail
+from expert_stats.evidence import (
+    SHRINK,
+    ZERO_JOINT,
+    Halves,
+    Identity,
+    Measure,
+    ProblemSums,
+    agreement_of_families,
+    false_discovery_rate,
+    halves_of,
+    identity_of,
+    least_support,
+    npmi,
+    problem_sums,
+    robust_p,
+    supported_cells,
+    uncertainty_of,
+    without_each_family,
+)
+from expert_stats.evidence.identity import FIXED
+from expert_stats.scores import ExpertScores
 
 Array = np.ndarray[Any, Any]
 
-ZERO_JOINT = ("half", "skip", "minus_one")
+BY = ("npmi", "rice")
 MISSING_MARKER = ("error", "skip")
-
-
-def npmi(joint: Array, expert: Array, marker: Array, total: Array) -> Array:
-    """nPMI of counts that broadcast together, float64 (Eq. 5)::
-
-        [log2(joint / marker) + log2(total / expert)] / log2(total / joint)
-
-    NaN where the expert or the marker was never seen, and where both are at every token (0/0); -1, the limit, where both
-    were seen but never together. Always together gives 1, independence 0.
-
-    >>> [float(npmi(*map(np.array, counts))) for counts in [(4, 8, 4, 1024), (4, 4, 4, 1024), (1, 32, 32, 1024)]]
-    [0.875, 1.0, 0.0]
-    """
-    joint, expert, marker, total = np.broadcast_arrays(joint, expert, marker, total)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_joint, log_expert, log_marker, log_total = (
-            np.log2(x.astype(np.float64)) for x in (joint, expert, marker, total)
-        )
-        value = np.clip(((log_joint - log_marker) + (log_total - log_expert)) / (log_total - log_joint), -1.0, 1.0)
-    value = np.where(joint == 0, -1.0, value)
-    return np.where((expert == 0) | (marker == 0) | (joint == total), np.nan, value)
 
 
 def score_experts(
     counts: RoutingCounts,
     coefficients: Mapping[str, float] | None = None,
     *,
-    zero_joint: str = "half",
+    by: str = "npmi",
+    zero_joint: str | None = None,
     min_support: int | None = None,
     missing_marker: str = "error",
 ) -> ExpertScores:
-    """Score every (layer, expert): the sum over markers of coefficient x nPMI (Eq. 6), with support, interval and null.
+    """Score every (layer, expert): the sum over markers of coefficient x nPMI (RICE, Eq. 6), with evidence.
 
     ``coefficients``: name -> c_x; other markers keep the coefficient with which they were counted
-    (`MarkerSet.coefficients`: +1 for `<think>`, -1 for `</think>` and "Alternatively", 0 otherwise). ``zero_joint``: the
-    nPMI of a marker at whose tokens the expert was never selected; RICE does not define it. "half" (default): as if it had
-    been selected there half a time, but never as an association: about -0.3 for an expert that fires often elsewhere, 0 for
-    a rare one. "skip": nothing. "minus_one": the limit of nPMI. From one joint selection to none the score moves little
-    with "half", by up to 0.3 the wrong way with "skip", and by 0.7 or more with "minus_one": there a single token of a
-    negative marker decides the ranking, and scores exceed the 0.4-0.7 that RICE reports. The table of nPMI shows -1 in
-    every case. ``min_support``: joint selections that an expert needs, at a marker of positive coefficient with which it is
-    associated (nPMI > 0), to be supported; default a tenth of the marker's occurrences, at least 3, at most all of them.
-    ``missing_marker``: a marker with a coefficient but without occurrences is an "error", or is left out ("skip"). The only
-    positive marker cannot be left out.
+    (`MarkerSet.coefficients`: +1 for `<think>`, -1 for `</think>` and "Alternatively", 0 otherwise). ``by``: "npmi" measures
+    every marker with a tenth of any tokens mixed in, a quantity that does not move with the number of traces and needs no rule
+    for zeros; "rice" is the published formula (`expert_stats.evidence.measure` has both). ``zero_joint``, of "rice" alone: the
+    nPMI of a marker at whose tokens the expert was never selected, which RICE does not define: "minus_one" (its limit; the
+    default), "half" (as if it had been selected there half a time, but never as an association) or "skip" (nothing). The
+    table of nPMI shows Eq. 5 in every case. ``min_support``: joint selections that an expert needs, at a marker of positive
+    coefficient with which it is associated (nPMI > 0), to be supported; default a tenth of the marker's occurrences, at least
+    3, at most all of them. ``missing_marker``: a marker with a coefficient but without occurrences is an "error", or is left
+    out ("skip"). The only positive marker cannot be left out.
 
-    No smoothing. Cells that are undefined are NaN and unsupported. ValueError says what is missing.
+    The evidence of a cell at a marker of positive coefficient is ``q``. Where the marker stands inside thoughts: the false
+    discovery rate of the problem-robust test within the trace's own position bins, over the cells of those markers. Where it
+    stands in one fixed place (`<think>`): the share of tokens, among the reference tokens and the marker, with any expert as
+    closely bound as this one, times the number of such markers. NaN, no evidence, where the counts cannot tell.
+
+    Cells that are undefined are NaN and unsupported. ValueError says what is missing.
     """
-    if zero_joint not in ZERO_JOINT or missing_marker not in MISSING_MARKER:
+    if by not in BY or zero_joint not in (None, *ZERO_JOINT) or missing_marker not in MISSING_MARKER:
         raise ValueError(
-            f"zero_joint is {zero_joint!r} and missing_marker {missing_marker!r}: choose among {ZERO_JOINT} and {MISSING_MARKER}"
+            f"by is {by!r}, zero_joint {zero_joint!r} and missing_marker {missing_marker!r}: "
+            f"choose among {BY}, {ZERO_JOINT} and {MISSING_MARKER}"
         )
+    if zero_joint is not None and by != "rice":
+        raise ValueError(f"zero_joint {zero_joint!r} is a rule of by='rice'; by={by!r} needs none: leave it out")
     if min_support is not None and min_support < 1:
         raise ValueError(
             f"min_support is {min_support}: give a whole number >= 1, or None for a tenth of the occurrences"
         )
     weights_M = _coefficients(counts, coefficients)
-    joint_MLE, expert_LE, marker_M, total = _totals(counts)
+    marker_M = counts.occurrences_M
     _refuse_missing(counts, weights_M, marker_M, missing_marker)
-
-    npmi_MLE = npmi(joint_MLE, expert_LE, marker_M[:, None, None], np.array(total))
-    score_LE = combine(joint_MLE, expert_LE, marker_M, total, weights_M, zero_joint)
-    supported_LE = np.isfinite(score_LE) & _supported(npmi_MLE, joint_MLE, marker_M, weights_M, min_support)
-
-    used = np.flatnonzero(counts.num_traces_G).tolist()
-    replicates = np.array(
-        [combine(*_without(counts, group), weights_M, zero_joint) for group in used] or [np.full_like(score_LE, np.nan)]
-    )
-    error_LE = jackknife_error(replicates)
-    low_LE, high_LE = interval(score_LE, error_LE, len(used))
-    p_MLE = upper_tail(joint_MLE, expert_LE, marker_M, total)
+    measure = Measure(weights_M, by, zero_joint or ZERO_JOINT[0])
+    sums = problem_sums(counts, weights_M > 0)
+    joint_MC, expert_C, _, total = totals = sums.rows(slice(None))
+    score_C = measure.score(*totals)
+    supported_C = np.isfinite(score_C) & supported_cells(*totals, weights_M, min_support)
+    identity = identity_of(*totals, counts.references)
+    p_MC, q_MC, tests = _evidence(sums, identity, weights_M, marker_M)
+    candidates_C = np.asarray((joint_MC[weights_M > 0] >= 1).any(0))
+    sure = uncertainty_of(sums, measure, candidates_C, supported_C)
+    robust = [index for index, test in enumerate(tests) if test == "robust"]
+    without_score_C, without_p_C, _ = without_each_family(sums, measure, robust)
+    shape = (len(counts.moe_layers), counts.num_experts)
+    halves = halves_of(sums, measure, min_support)
     return ExpertScores(
         model=dict(counts.signature.model),
         marker_names=counts.marker_names,
         coefficients=tuple(weights_M.tolist()),
         num_traces=counts.num_traces,
+        num_problems=0 if counts.cannot_answer else len(sums.problems),
         num_tokens=total,
         occurrences=tuple(marker_M.tolist()),
         counts_digest=counts.digest(),
         options={
-            "zero_joint": zero_joint,
-            "min_support": [_least(min_support, int(seen)) for seen in marker_M],
+            "by": by,
+            "zero_joint": measure.zero_joint if by == "rice" else None,
+            "shrink": SHRINK if by == "npmi" else 0.0,
+            "min_support": [least_support(min_support, int(seen)) for seen in marker_M],
             "missing_marker": missing_marker,
-            "smoothing": "none",
             **{key: counts.signature.to_dict()[key] for key in ("base", "prompt_tail", "counted")},
             **{key: counts.signature.markers.get(key) for key in ("position", "token", "repeats", "whole_words")},
         },
-        npmi_MLE=npmi_MLE,
-        joint_MLE=joint_MLE,
-        p_MLE=p_MLE,
-        q_MLE=false_discovery_rate(p_MLE),
-        expert_LE=expert_LE,
-        score_LE=score_LE,
-        error_LE=error_LE,
-        low_LE=low_LE,
-        high_LE=high_LE,
-        supported_LE=supported_LE,
-        halves=Halves(*(combine(*_totals(counts.subset(used[start::2])), weights_M, zero_joint) for start in (0, 1))),
+        tests=tests,
+        cannot_answer=counts.cannot_answer,
+        tokens=_tokens(counts, identity),
+        families=agreement_of_families(sums, measure, min_support),
+        npmi_MLE=npmi(joint_MC, expert_C, marker_M[:, None], np.array(total)).reshape(-1, *shape),
+        joint_MLE=joint_MC.reshape(-1, *shape),
+        p_MLE=p_MC.reshape(-1, *shape),
+        q_MLE=q_MC.reshape(-1, *shape),
+        rank_MLE=identity.rank_MC.reshape(-1, *shape),
+        expert_LE=expert_C.reshape(shape),
+        score_LE=score_C.reshape(shape),
+        error_LE=sure.error_C.reshape(shape),
+        low_LE=sure.low_C.reshape(shape),
+        high_LE=sure.high_C.reshape(shape),
+        bound_LE=sure.bound_C.reshape(shape),
+        chance_TLE=sure.chance_TC.reshape(-1, *shape),
+        without_score_LE=without_score_C.reshape(shape),
+        without_p_LE=without_p_C.reshape(shape),
+        supported_LE=supported_C.reshape(shape),
+        halves=Halves(*(half.reshape(shape) for half in halves)),
     )
 
 
-def combine(
-    joint_MLE: Array, expert_LE: Array, marker_M: Array, total: int, weights_M: Array, zero_joint: str
-) -> Array:
-    """Eq. 6, [L, E]. Markers without occurrences or with coefficient 0 add nothing; an undefined nPMI makes the score NaN.
-
-    All NaN when no marker of positive coefficient occurs.
-    """
-    if not (marker_M[weights_M > 0] > 0).any():
-        return np.full(expert_LE.shape, np.nan)
-    used = (marker_M > 0) & (weights_M != 0)
-    joint, marker, everything = joint_MLE[used], marker_M[used, None, None], np.array(total)
-    terms = npmi(joint, expert_LE, marker, everything)
-    if zero_joint != "minus_one":
-        half = np.minimum(npmi(np.array(0.5), expert_LE, marker, everything), 0.0)
-        terms = np.where((joint == 0) & np.isfinite(terms), half if zero_joint == "half" else 0.0, terms)
-    return np.asarray((terms * weights_M[used, None, None]).sum(axis=0))
-
-
-def _totals(counts: RoutingCounts) -> tuple[Array, Array, Array, int]:
-    return counts.joint_GMLE.sum(0), counts.expert_GLE.sum(0), counts.marker_GM.sum(0), counts.num_tokens
+def _evidence(
+    sums: ProblemSums, identity: Identity, weights_M: Array, marker_M: Array
+) -> tuple[Array, Array, tuple[str, ...]]:
+    """p [M, C], q [M, C], and by marker the test behind them: "robust", "tokens", or "" for none."""
+    num_cells = sums.expert_PC.shape[1]
+    p_MC = np.full((len(weights_M), num_cells), np.nan)
+    q_MC, tests = p_MC.copy(), [""] * len(weights_M)
+    for index in np.flatnonzero((weights_M > 0) & (marker_M > 0)).tolist():
+        if sums.opening_M[index] >= FIXED * marker_M[index]:
+            tests[index], p_MC[index] = "tokens", identity.p_MC[index]
+        else:
+            tests[index], p_MC[index] = "robust", robust_p(sums.excess_of(index), num_cells)[1]
+    robust, tokens = (np.array([test == name for test in tests]) for name in ("robust", "tokens"))
+    q_MC[robust] = false_discovery_rate(p_MC[robust])
+    q_MC[tokens] = np.minimum(p_MC[tokens] * tokens.sum(), 1.0)
+    return p_MC, q_MC, tuple(tests)
 
 
-def _without(counts: RoutingCounts, group: int) -> tuple[Array, Array, Array, int]:
-    joint_MLE, expert_LE, marker_M, total = _totals(counts)
-    return (
-        joint_MLE - counts.joint_GMLE[group],
-        expert_LE - counts.expert_GLE[group],
-        marker_M - counts.marker_GM[group],
-        total - int(counts.total_G[group]),
-    )
+def _tokens(counts: RoutingCounts, identity: Identity) -> dict[str, Any]:
+    """Where the markers stand among the reference tokens, as plain values."""
+    known = counts.references
+    tops = [] if known is None else [None if np.isnan(top) else float(top) for top in identity.top_R]
+    named = [] if known is None else list(zip(known.tokens, known.texts, known.seen_R.tolist(), tops, strict=True))
+    return {
+        "compared": identity.num,
+        "rank": [identity.rank_of(index) for index in range(len(counts.marker_names))],
+        "top": [None if np.isnan(top) else float(top) for top in identity.top_M],
+        "references": [list(row) for row in sorted(named, key=lambda row: (-(row[3] or -2.0), row[0]))],
+    }
 
 
 def _coefficients(counts: RoutingCounts, given: Mapping[str, float] | None) -> Array:
@@ -176,13 +194,3 @@ def _refuse_missing(counts: RoutingCounts, weights_M: Array, marker_M: Array, ru
         raise ValueError(
             f"no marker of positive coefficient occurs in the {counts.num_traces} traces ({', '.join(missing)} do not)"
         )
-
-
-def _supported(npmi_MLE: Array, joint_MLE: Array, marker_M: Array, weights_M: Array, min_support: int | None) -> Array:
-    least_M = np.array([_least(min_support, int(seen)) for seen in marker_M])
-    enough_MLE = (joint_MLE >= least_M[:, None, None]) & (npmi_MLE > 0)  # NaN > 0 is false: never seen, not supported
-    return np.asarray(enough_MLE[weights_M > 0].any(axis=0))
-
-
-def _least(min_support: int | None, occurrences: int) -> int:
-    return min_support if min_support is not None else max(min(3, occurrences), math.ceil(occurrences / 10))

@@ -111,7 +111,7 @@ def rank_stability(scores: ExpertScores, top: int = 15) -> str:
         left.set_xlabel("combined score, 95% interval")
         left.set_title("best experts (layer:expert, n = support)", loc="left")
 
-        first, second = (np.where(scores.supported_LE, half, np.nan) for half in scores.halves)
+        first, second = scores.halves.first, scores.halves.second
         both = np.isfinite(first) & np.isfinite(second)
         right.scatter(first[both], second[both], s=9, color=_MUTED, alpha=0.6, linewidths=0)
         best = [(scores.layers.index(row.layer), row.expert) for row in rows]
@@ -120,7 +120,7 @@ def rank_stability(scores: ExpertScores, top: int = 15) -> str:
         if both.any():
             low, high = min(first[both].min(), second[both].min()), max(first[both].max(), second[both].max())
             right.plot([low, high], [low, high], color=_MUTED, linewidth=0.8, linestyle="--")
-        right.set_xlabel("score from one half of the traces")
+        right.set_xlabel("score from one half of the problems")
         right.set_ylabel("score from the other half")
         right.set_title(f"split halves: Spearman {_number(scores.stability['spearman'])}", loc="left")
         return _svg(figure)

@@ -10,7 +10,7 @@ Dimension letters: R rows (tokens that have routing), L layers with experts, K e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 
 from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts
+from expert_stats.references import reference_tokens
 from moe_steer.layers import ModelShape
 from moe_steer.observe import RoutingSink
 from moe_steer.tokens import MarkerSet, Trace
@@ -94,13 +95,24 @@ def count_routed(
     *,
     base: str = "generated",
     prompt_tail: int = 4,
+    references: Mapping[int, str] | None = None,
     engine: str = "recorded",
 ) -> RoutingCounts:
     """The counts that `collect_counts` takes of the same tokens, from recorded routing: no model runs.
 
-    ``engine``: who recorded it, kept among the versions. ValueError for no traces, or a trace_id that occurs twice.
+    ``references``: as of `collect_counts`; by default those of these traces where they come as a sequence, none where they come
+    one by one. ``engine``: who recorded it, kept among the versions. ValueError for no traces, or a trace_id that occurs twice.
     """
-    counter = RoutingCounter(shape, markers, base=base, prompt_tail=prompt_tail, versions={"routing": (engine,)})
+    if references is None and isinstance(routed, Sequence):
+        references = reference_tokens([item.trace for item in routed], markers)
+    counter = RoutingCounter(
+        shape,
+        markers,
+        base=base,
+        prompt_tail=prompt_tail,
+        references=references,
+        versions={"routing": (engine,)},
+    )
     seen: set[str] = set()
     for item in routed:
         if item.trace.trace_id in seen:

@@ -1,99 +1,43 @@
-"""Scores of all experts and their uncertainty: delete-one-group jackknife, split halves, and a test of no association.
-Stored as JSON with everything needed to judge and to repeat them.
-"""
+"""Scores of all experts with their evidence: the record, its ranking, its table, its file (JSON)."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
+from expert_stats.evidence import Halves
+from expert_stats.evidence.influence import TOPS
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, short
 
 Array = np.ndarray[Any, Any]
 
-_VERSION = 1
+_VERSION = 2
 _TABLES = {
     "npmi_MLE": np.float64,
     "joint_MLE": np.int64,
     "p_MLE": np.float64,
     "q_MLE": np.float64,
+    "rank_MLE": np.int64,
     "expert_LE": np.int64,
     "score_LE": np.float64,
     "error_LE": np.float64,
     "low_LE": np.float64,
     "high_LE": np.float64,
+    "bound_LE": np.float64,
+    "chance_TLE": np.float64,
+    "without_score_LE": np.float64,
+    "without_p_LE": np.float64,
     "supported_LE": np.bool_,
 }
-
-
-def jackknife_error(replicates: Array) -> Array:
-    """Standard error from the leave-one-group-out values [G, ...]: sqrt((G - 1) / G x sum of squared deviations from their
-    mean).
-
-    NaN with fewer than two groups, and where a replicate is undefined (an expert seen in one group only).
-    """
-    num_groups = len(replicates)
-    if num_groups < 2:
-        return np.full(replicates.shape[1:], np.nan)
-    deviations = replicates - replicates.mean(axis=0)
-    return np.asarray(np.sqrt((num_groups - 1) / num_groups * (deviations**2).sum(axis=0)))
-
-
-def interval(value: Array, error: Array, num_groups: int, level: float = 0.95) -> tuple[Array, Array]:
-    """Two-sided interval from Student's t with G - 1 degrees of freedom."""
-    reach = error * stats.t.ppf(0.5 + level / 2, max(num_groups - 1, 1))
-    return value - reach, value + reach
-
-
-def upper_tail(joint_MLE: Array, expert_LE: Array, marker_M: Array, total: int) -> Array:
-    """P(joint this large or larger) if the marker's tokens were drawn at random from all tokens: hypergeometric, [M, L, E].
-
-    NaN where expert or marker was never seen. Tokens of one text are not independent, so small values are optimistic: use
-    them for screening, not as proof.
-    """
-    p_MLE = stats.hypergeom.sf(joint_MLE - 1, total, expert_LE[None], marker_M[:, None, None])
-    seen = (expert_LE[None] > 0) & (marker_M > 0)[:, None, None]
-    return np.where(seen, np.clip(p_MLE, 0.0, 1.0), np.nan)
-
-
-def false_discovery_rate(p: Array) -> Array:
-    """Benjamini-Hochberg q over all defined cells; NaN stays NaN."""
-    defined = np.isfinite(p)
-    q = np.full(p.shape, np.nan)
-    if defined.any():
-        q[defined] = stats.false_discovery_control(p[defined])
-    return q
-
-
-def rank_agreement(first: Array, second: Array) -> float:
-    """Spearman correlation of two score tables over the cells that both define; NaN with fewer than three or without spread."""
-    both = np.isfinite(first) & np.isfinite(second)
-    a, b = first[both], second[both]
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(stats.spearmanr(a, b).statistic)
-
-
-def top_overlap(first: Array, second: Array, size: int) -> float:
-    """Share of the ``size`` best cells of one table among those of the other; NaN when a table has fewer."""
-    tops = [_top(table, size) for table in (first, second)]
-    return len(tops[0] & tops[1]) / size if all(len(top) == size for top in tops) else float("nan")
-
-
-def _top(table: Array, size: int) -> set[Sequence[int]]:
-    cells = np.argwhere(np.isfinite(table))
-    order = sorted(map(tuple, cells.tolist()), key=lambda cell: (-table[cell], cell))
-    return set(order[:size])
 
 
 _TYPES = {
@@ -101,21 +45,19 @@ _TYPES = {
     "marker_names": list[str],
     "coefficients": list[float],
     "num_traces": int,
+    "num_problems": int,
     "num_tokens": int,
     "occurrences": list[int],
     "counts_digest": str,
     "options": dict,
+    "tests": list[str],
+    "cannot_answer": str,
+    "tokens": dict,
+    "families": dict,
     "halves": list,
     "stability": dict,
     "tables": dict,
 }
-
-
-class Halves(NamedTuple):
-    """Combined score [L, E] from every other group of traces, and from the rest."""
-
-    first_LE: Array
-    second_LE: Array
 
 
 class RankedExpert(NamedTuple):
@@ -132,8 +74,18 @@ class RankedExpert(NamedTuple):
     npmi: tuple[float, ...]
     """One value per marker."""
     q: float
-    """False discovery rate of its association with a marker of positive coefficient (the smallest of them)."""
+    """Its evidence (`score_experts`): the smallest q at the markers of positive coefficient; NaN without any."""
     supported: bool
+    bound: float
+    """Lower end that holds for all candidates together, so also for the best."""
+    chance: float
+    """Share of bootstrap samples of problems in which it is among the best two."""
+    token_rank: int
+    """Of the marker among the reference tokens, by nPMI at this expert (the best of the positive markers); 0: not compared."""
+    without_score: float
+    """The lowest score without one family of problems; NaN with fewer than two."""
+    without_p: float
+    """The largest p of the robust test without one family of problems."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -144,25 +96,45 @@ class ExpertScores:
     marker_names: tuple[str, ...]
     coefficients: tuple[float, ...]
     num_traces: int
+    num_problems: int
+    """0 where the counts keep groups of traces (files of version 1)."""
     num_tokens: int
     occurrences: tuple[int, ...]
-    """Coefficient of each marker."""
+    """Of each marker."""
     counts_digest: str
     options: Mapping[str, Any]
+    tests: tuple[str, ...]
+    """What q rests on at each marker: "robust" (over problems, within position bins), "tokens" (among other tokens), "" (none)."""
+    cannot_answer: str
+    """What the counts do not tell, in a line; "" for counts by trace."""
+    tokens: Mapping[str, Any]
+    """Where the markers stand among reference tokens: ``compared``, and by marker ``rank`` and ``top`` (the closest expert's
+    nPMI); ``references`` as [id, text, occurrences, top], the closest first."""
+    families: Mapping[str, Any]
+    """Agreement of families of problems: matrices ``overlap`` and ``spearman`` of [value, low, high] over ``families``."""
     npmi_MLE: Array
+    """RICE's Eq. 5, unshrunk."""
     joint_MLE: Array
     p_MLE: Array
-    """Probability of a joint count this large without association."""
+    """One-sided, at markers of positive coefficient; NaN elsewhere."""
     q_MLE: Array
-    """Benjamini-Hochberg over all cells."""
+    rank_MLE: Array
+    """Of the marker among the reference tokens at each expert, from 1; 0 where not compared."""
     expert_LE: Array
     """Base tokens that selected the expert."""
     score_LE: Array
     error_LE: Array
-    """Jackknife standard error of the score."""
+    """Standard error of the score, by the influence of problems."""
     low_LE: Array
     high_LE: Array
-    """95% interval."""
+    """95% interval of an expert named beforehand."""
+    bound_LE: Array
+    """95% lower bounds that hold together, so for whichever is chosen."""
+    chance_TLE: Array
+    """Share of bootstrap samples in which the expert is among the best 1, 2, 5, 10."""
+    without_score_LE: Array
+    without_p_LE: Array
+    """The worst that leaving one family of problems out does to score and p."""
     supported_LE: Array
     halves: Halves
 
@@ -183,19 +155,24 @@ class ExpertScores:
 
     @property
     def stability(self) -> dict[str, float]:
-        """Agreement of two halves of the traces over supported experts: Spearman, and shares of the best 2, 5, 10 in common."""
-        first, second = (np.where(self.supported_LE, half, np.nan) for half in self.halves)
-        overlaps = {f"top{size}_overlap": top_overlap(first, second, size) for size in (2, 5, 10)}
-        return {"spearman": rank_agreement(first, second), **overlaps}
+        """Agreement of two halves of the problems (`Halves.stability`)."""
+        return self.halves.stability
+
+    @property
+    def q_LE(self) -> Array:
+        """The evidence of every expert: the smallest q at the markers of positive coefficient; NaN without any."""
+        q_MLE = self.q_MLE[np.array(self.coefficients) > 0]
+        lowest = np.where(np.isnan(q_MLE), np.inf, q_MLE).min(0)
+        return np.where(np.isfinite(lowest), lowest, np.nan)
 
     def ranking(self, *, supported_only: bool = True) -> list[RankedExpert]:
         """Experts by score, then support, then layer, then expert id; without those that have no defined score."""
         rows = []
         positive = np.array(self.coefficients) > 0
-        support_LE, rate_LE = self.support_LE, self.rate_LE
+        support_LE, rate_LE, q_LE = self.support_LE, self.rate_LE, self.q_LE
         chosen = np.isfinite(self.score_LE) & (self.supported_LE | (not supported_only))
         for at in map(tuple, np.argwhere(chosen).tolist()):
-            q_M = self.q_MLE[:, at[0], at[1]][positive]
+            ranks = [int(rank) for rank in self.rank_MLE[:, at[0], at[1]][positive] if rank]
             rows.append(
                 RankedExpert(
                     layer=self.layers[at[0]],
@@ -206,15 +183,21 @@ class ExpertScores:
                     support=int(support_LE[at]),
                     rate=float(rate_LE[at]),
                     npmi=tuple(self.npmi_MLE[:, at[0], at[1]].tolist()),
-                    q=float(np.nanmin(q_M)) if np.isfinite(q_M).any() else float("nan"),
+                    q=float(q_LE[at]),
                     supported=bool(self.supported_LE[at]),
+                    bound=float(self.bound_LE[at]),
+                    chance=float(self.chance_TLE[TOPS.index(2)][at]),
+                    token_rank=min(ranks, default=0),
+                    without_score=float(self.without_score_LE[at]),
+                    without_p=float(self.without_p_LE[at]),
                 )
             )
         return sorted(rows, key=lambda row: (-row.score, -row.support, row.layer, row.expert))
 
     def table(self, top: int = 10) -> str:
         """The best experts as text for a terminal."""
-        head = ["rank", "layer", "expert", "score", "95% interval", "support", "rate", "q", *self.marker_names]
+        head = ["rank", "layer", "expert", "score", "95% interval", "bound", "top 2", "support", "rate", "q", "token"]
+        head += self.marker_names
         lines = [head]
         for rank, row in enumerate(self.ranking()[:top], start=1):
             reach = f"{row.low:+.3f} {row.high:+.3f}" if np.isfinite(row.low) else "-"
@@ -224,9 +207,12 @@ class ExpertScores:
                 row.expert,
                 f"{row.score:.3f}",
                 reach,
+                _shown(row.bound, "+.3f"),
+                _shown(row.chance, ".0%"),
                 row.support,
                 f"{row.rate:.4f}",
-                f"{row.q:.1e}",
+                _shown(row.q, ".1e"),
+                row.token_rank or "-",
             ]
             lines.append([*map(str, cells), *(f"{value:+.3f}" for value in row.npmi)])
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -239,9 +225,9 @@ class ExpertScores:
         record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in _TABLES}
         record |= {
             "version": _VERSION,
-            "halves": [_listed(half) for half in self.halves],
+            "halves": [listed(half) for half in self.halves],
             "stability": {key: None if np.isnan(value) else value for key, value in self.stability.items()},
-            "tables": {name: _listed(getattr(self, name)) for name in _TABLES},
+            "tables": {name: listed(getattr(self, name)) for name in _TABLES},
         }
         write_whole(path, json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n")
 
@@ -261,9 +247,10 @@ class ExpertScores:
             del record["stability"]  # computed from the tables
             tables = record.pop("tables")
             arrays: dict[str, Any] = {key: _table(tables[key], dtype) for key, dtype in _TABLES.items()}
-            record["halves"] = Halves(*(_table(half, np.float64) for half in record["halves"]))
+            kinds = (np.float64, np.float64, np.bool_, np.bool_)
+            record["halves"] = Halves(*(_table(half, kind) for half, kind in zip(record["halves"], kinds, strict=True)))
             check_types(record["model"], "model", {"num_experts": int, "moe_layers": list[int]})
-            record |= {key: tuple(record[key]) for key in ("marker_names", "coefficients", "occurrences")}
+            record |= {key: tuple(record[key]) for key in ("marker_names", "coefficients", "occurrences", "tests")}
             scores = cls(**record, **arrays)
             scores._check_shapes()
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -272,7 +259,9 @@ class ExpertScores:
         return scores
 
     def _check_shapes(self) -> None:
-        sizes = {"M": len(self.marker_names), "L": len(self.layers), "E": self.model["num_experts"]}
+        sizes = {"M": len(self.marker_names), "L": len(self.layers), "E": self.model["num_experts"], "T": len(TOPS)}
+        if not all(sizes.values()):
+            raise ValueError("its tables are empty")
         for key in _TABLES:
             wanted = tuple(sizes[letter] for letter in key.rpartition("_")[2])
             if getattr(self, key).shape != wanted:
@@ -291,7 +280,12 @@ def _table(values: Any, dtype: Any) -> Array:
     return found.astype(dtype)
 
 
-def _listed(array: Array) -> list[Any]:
+def _shown(value: float, form: str) -> str:
+    return format(value, form) if np.isfinite(value) else "-"
+
+
+def listed(array: Array) -> list[Any]:
+    """A table for JSON: undefined numbers as None."""
     if array.dtype.kind != "f":
         return list(array.tolist())
     plain = array.astype(object)

@@ -12,9 +12,17 @@ import numpy as np
 
 from expert_stats.counts import RoutingCounts
 from expert_stats.scores import ExpertScores, RankedExpert
+from expert_stats.wording import without_evidence
 from moe_steer.plan import ExpertGain, SteeringPlan
 
 Array = np.ndarray[Any, Any]
+
+MAX_Q = 0.05
+"""Evidence that a plan asks for."""
+
+
+class Unproven(ValueError):
+    """Experts score well enough, and there is no evidence that they answer to the thought."""
 
 
 def select_experts(
@@ -24,32 +32,37 @@ def select_experts(
     *,
     min_support: int | None = None,
     min_score: float | None = 0.0,
-    max_q: float | None = None,
+    max_q: float | None = MAX_Q,
     scope: str = "all",
     renormalize: bool = False,
 ) -> SteeringPlan:
     """A plan that multiplies the gate weight of the ``top`` best experts by ``gain`` (RICE: 2 experts, gain 64; 0 suppresses).
 
-    Experts qualify when they are supported (`score_experts`), have at least ``min_support`` joint selections and at most
-    the false discovery rate ``max_q`` where these are given, and score more than ``min_score`` (None: any score). Ties go
-    to the larger support, then the lower layer, then the lower expert id. Exactly ``top`` experts are returned; ValueError
-    says how many qualify when there are fewer.
+    Experts qualify when they are supported (`score_experts`), have evidence (q at most ``max_q``; None asks for none, and the
+    provenance calls the plan unproven where its experts lack it), at least ``min_support`` joint selections where it is
+    given, and score more than ``min_score`` (None: any score). Ties go to the larger support, then the lower layer, then the
+    lower expert id. Exactly ``top`` experts are returned; ValueError says how many qualify when there are fewer.
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise ValueError(f"top is {top!r}: give a whole number >= 1")
     rows = [
         row
         for row in scores.ranking()
-        if row.support >= (min_support or 0)
-        and (min_score is None or row.score > min_score)
-        and (max_q is None or row.q <= max_q)
+        if row.support >= (min_support or 0) and (min_score is None or row.score > min_score)
     ]
+    proven = [row for row in rows if max_q is None or row.q <= max_q]
     if len(rows) < top:
         supported = int(scores.supported_LE.sum())
         raise ValueError(
             f"top is {top}, but only {len(rows)} experts qualify ({supported} supported of {scores.supported_LE.size}; "
-            f"min_support {min_support}, min_score {min_score}, max_q {max_q}): count more traces, ask for fewer, or lower the thresholds"
+            f"min_support {min_support}, min_score {min_score}): count more traces, ask for fewer, or lower the thresholds"
         )
+    if len(proven) < top:
+        raise Unproven(
+            f"top is {top}, but only {len(proven)} experts have evidence (q at most {max_q}; {without_evidence(scores)}): "
+            "count more problems, ask for fewer, or go on with the best and call them unproven (--unproven; max_q=None)"
+        )
+    rows = proven
     chosen = rows[:top]
     return SteeringPlan(
         experts=[ExpertGain(row.layer, row.expert, gain) for row in chosen],
@@ -59,6 +72,7 @@ def select_experts(
         provenance={
             "made_by": "expert_stats.select_experts",
             "method": "RICE (arXiv 2505.14681): sum over markers of coefficient x nPMI",
+            "evidence": "shown" if all(row.q <= (MAX_Q if max_q is None else max_q) for row in chosen) else "unproven",
             "coefficients": dict(zip(scores.marker_names, scores.coefficients, strict=True)),
             "occurrences": dict(zip(scores.marker_names, scores.occurrences, strict=True)),
             "counts_sha256": scores.counts_digest,
@@ -142,7 +156,7 @@ def select_placebo(
 
 def _firing(source: ExpertScores | RoutingCounts) -> tuple[Mapping[str, Any], Array, int, str]:
     if isinstance(source, RoutingCounts):
-        return source.signature.model, source.expert_GLE.sum(0), source.num_tokens, source.digest()
+        return source.signature.model, source.grouped()["expert_GLE"].sum(0), source.num_tokens, source.digest()
     return source.model, source.expert_LE, source.num_tokens, source.counts_digest
 
 
@@ -183,6 +197,8 @@ def _row(row: RankedExpert) -> dict[str, Any]:
         "support": row.support,
         "rate": row.rate,
         "q": _finite(row.q),
+        "bound": _finite(row.bound),
+        "top2_chance": _finite(row.chance),
     }
 
 

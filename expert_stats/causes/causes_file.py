@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from expert_stats.causes.over_problems import Agreement, agreement, mean_and_error, t_test
-from expert_stats.scores import ExpertScores, false_discovery_rate, interval
+from expert_stats.causes.over_problems import Agreement, agreement, interval, mean_and_error, t_test
+from expert_stats.evidence.robust import false_discovery_rate
+from expert_stats.scores import ExpertScores, listed
 from moe_steer.files import write_whole
 from moe_steer.json_files import read_json
 from moe_steer.plan import ExpertGain, SteeringPlan
@@ -143,7 +144,7 @@ class Causes:
             "value": self.value_P.tolist(),
             "gradient": base64.b64encode(self.gradient_PLE.astype("<f4").tobytes()).decode(),
             "selected": self.selected_LE.tolist(),
-            "tables": {name: _listed(table) for name, table in self.tables().items()},
+            "tables": {name: listed(table) for name, table in self.tables().items()},
             "effects": [dataclasses.asdict(one) for one in self.effects],
             "coalition": [dataclasses.asdict(one) for one in self.coalition],
         }
@@ -231,12 +232,6 @@ def _effect(data: Mapping[str, Any]) -> ExactEffect:
     return ExactEffect(
         **{**data, "experts": pairs, "gains": tuple(data["gains"]), "by_problem": tuple(data["by_problem"])}
     )
-
-
-def _listed(table: Array) -> list[Any]:
-    plain = table.astype(object)
-    plain[~np.isfinite(table)] = None
-    return list(plain.tolist())
 
 
 def _plain(value: Any) -> Any:

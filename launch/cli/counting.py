@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from launch.core.option_checks import refuse_idle
 from launch.core.options import ModelOptions
-from launch.jobs.stats import CountingOptions, ScoringOptions
+from launch.jobs.stats import CountingOptions, ScoringOptions, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,21 +48,23 @@ class Collect(CountingOptions, ModelOptions):
 
         from expert_stats import MarkerSet, RoutingCounts
         from launch.core.session import load_asked
-        from launch.core.wiring import collect_over_ranks, read_any_traces
+        from launch.core.wiring import collect_over_ranks, read_any_traces, references_for
 
         earlier = [RoutingCounts.load(path) for path in self.add_to]
         if self.routed:
-            self._finish(self._recorded(), earlier)
+            self._finish(self._recorded(earlier), earlier)
             return
         model, tokenizer = load_asked(self, batch=1, context=None)
         markers = MarkerSet.from_tokenizer(tokenizer, self.markers, position=self.position)
         traces = read_any_traces(self.traces, tokenizer, self.arm)
+        references = _known(earlier) or references_for(tokenizer, traces, markers)
         counts = collect_over_ranks(
             model,
             traces,
             markers,
             ranks,
             base=self.base,
+            references=references,
             tokens_per_batch=self.tokens_per_batch,
             progress=ranks.is_main and sys.stderr.isatty(),
         )
@@ -81,11 +83,11 @@ class Collect(CountingOptions, ModelOptions):
                 f"--{given[0].replace('_', '-')} is for a forward pass, and --routed needs none: leave it out"
             )
 
-    def _recorded(self) -> RoutingCounts:
+    def _recorded(self, earlier: Sequence[RoutingCounts]) -> RoutingCounts:
         """The counts of --routed, from the model's configuration and tokenizer alone."""
         from expert_stats import MarkerSet, count_routed
         from launch.core.beforehand import look
-        from launch.core.wiring import read_routed
+        from launch.core.wiring import read_routed, references_for
 
         known = look(self)
         if known.shape is None:
@@ -93,8 +95,13 @@ class Collect(CountingOptions, ModelOptions):
                 f"the layers of {self.model} cannot be told from its configuration: count its traces with --traces"
             )
         markers = MarkerSet.from_tokenizer(known.tokenizer, self.markers, position=self.position)
-        routed = read_routed(self.routed, known.tokenizer, known.shape)
-        return count_routed(routed, known.shape, markers, base=self.base)
+        if not known.shape.moe_layers:
+            raise ValueError(f"{self.model} is a dense model: there is no routing to count")
+        source = (self.routed, known.tokenizer, known.shape)
+        references = _known(earlier) or references_for(
+            known.tokenizer, (item.trace for item in read_routed(*source)), markers
+        )
+        return count_routed(read_routed(*source), known.shape, markers, base=self.base, references=references)
 
     def _finish(self, counts: RoutingCounts, earlier: Sequence[RoutingCounts]) -> None:
         from launch.core.wiring import counted
@@ -104,6 +111,12 @@ class Collect(CountingOptions, ModelOptions):
         counts.save(self.out)
         print(counted(counts))
         print(f"wrote {self.out}; next: moe-steer score --counts {self.out} --out scores.json")
+
+
+def _known(earlier: Sequence[RoutingCounts]) -> dict[int, str]:
+    """The reference tokens of counts to add to: counts with others would not add up."""
+    found = earlier[0].references if earlier else None
+    return dict(zip(found.tokens, found.texts, strict=True)) if found else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +143,9 @@ class Score(ScoringOptions):
         scores = self.score(counts)
         scores.save(self.out)
         print(scores.table(self.top))
+        print(verdict(scores))
         stability = ", ".join(f"{key} {value:.2f}" for key, value in scores.stability.items())
-        print(f"agreement of two halves of the traces: {stability}")
+        print(f"agreement of two halves of the problems: {stability}")
         if self.heatmap:
             from expert_stats import heat_map
 

@@ -29,7 +29,7 @@ class MakePlan:
     scores: str | None = None
     """Score file written by 'moe-steer score'."""
     by: tuple[str, ...] = ()
-    """Choose from another measure than --scores: causes FILE, with a file of 'moe-steer causes' (only experts with q <= .05)."""
+    """Choose from another measure than --scores: causes FILE, with a file of 'moe-steer causes' (only experts with q <= --max-q)."""
     preset: str | None = None
     """Published experts: one of rice-r1-math, rice-r1-physics, rice-qwen3-235b-math, ... ('help' lists all)."""
     experts: tuple[str, ...] = ()
@@ -58,6 +58,10 @@ class MakePlan:
     """Rescale a token's weights to their former sum after the gain."""
     min_support: int = 5
     """Least number of times a scored expert must have been active at a marker."""
+    max_q: float = 0.05
+    """Evidence that an expert of --scores or --by needs: the largest q, as 'moe-steer score' prints it."""
+    unproven: bool = False
+    """Take the best scored experts even where nothing shows that they answer to the thought; the plan records it."""
 
     def run(self) -> int:
         """Write the plan and show it."""
@@ -82,6 +86,8 @@ class MakePlan:
         numbers = f", {len(plan.top_k)} top_k" if plan.top_k else ""
         gains = f", scope {plan.scope}, renormalize {str(plan.renormalize).lower()}" if plan.experts else ""
         print(f"wrote {self.out}: {len(plan.experts)} experts{vectors}{numbers}{gains}")
+        if self.scores and plan.provenance.get("evidence") == "unproven":
+            print("NOTE: unproven: nothing shows that these experts answer to the thought", file=sys.stderr)
         if plan.is_neutral:
             print("NOTE: the plan changes nothing: every gain in it is 1 and every strength 0", file=sys.stderr)
         return 0
@@ -92,6 +98,8 @@ class MakePlan:
             "gain": self.scores or self.by or self.preset or any("=" not in text for text in self.experts),
             "top": self.scores or self.by or self.preset,
             "min_support": self.scores,
+            "max_q": self.scores or self.by,
+            "unproven": self.scores,
         }
         if plan.experts:
             if self.renormalize and all(entry.gain == 1.0 and entry.acts_on_choice for entry in plan.experts):
@@ -101,6 +109,8 @@ class MakePlan:
                     source = "--start" if self.start else "--preset" if self.preset else "--experts"
                     raise ValueError(f"--{name.replace('_', '-')} is not read with {source} as given: leave it out")
             return
+        if self.unproven or self.max_q != MakePlan.max_q:
+            raise ValueError("--max-q and --unproven are for scored experts, and the plan has none: leave them out")
         if self.renormalize:
             raise ValueError("--renormalize is for the gains of experts, and the plan has none: leave it out")
         if self.gain != MakePlan.gain or self.top != MakePlan.top or self.min_support != MakePlan.min_support:
@@ -142,6 +152,7 @@ class MakePlan:
                 top=self.top,
                 gain=self.gain,
                 min_support=self.min_support,
+                max_q=None if self.unproven else self.max_q,
                 scope=scope,
                 renormalize=self.renormalize,
             )
@@ -161,7 +172,14 @@ class MakePlan:
 
         if len(self.by) != 2 or self.by[0] != "causes":
             raise ValueError(f"--by {' '.join(self.by)}: write --by causes FILE, with a file of 'moe-steer causes'")
-        return select_causes(Causes.load(self.by[1]), self.top, self.gain, scope=scope, renormalize=self.renormalize)
+        return select_causes(
+            Causes.load(self.by[1]),
+            self.top,
+            self.gain,
+            max_q=self.max_q,
+            scope=scope,
+            renormalize=self.renormalize,
+        )
 
     def _started(self, plan: SteeringPlan) -> SteeringPlan:
         """The plan with its files named from the folder of the new one, and what was asked otherwise."""

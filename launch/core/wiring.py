@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from expert_stats import (
     read_rollouts,
     read_traces,
     reduce_counts,
+    reference_tokens,
     routed_trace,
     trace_from_ids,
 )
@@ -45,7 +47,8 @@ def traces_of(completions: Iterable[Completion], tokenizer: Any) -> list[Trace]:
         if item.prompt not in prompt_ids:
             prompt_ids[item.prompt] = tokenizer(item.prompt, add_special_tokens=False)["input_ids"]
         name = f"{item.arm}/{item.task}/{item.problem_id}#{item.sample_idx}"
-        traces.append(trace_from_ids(name, prompt_ids[item.prompt], item.token_ids, tags))
+        trace = trace_from_ids(name, prompt_ids[item.prompt], item.token_ids, tags)
+        traces.append(dataclasses.replace(trace, family=item.task))
     return traces
 
 
@@ -161,6 +164,11 @@ def markers_for(tokenizer: Any, names: Sequence[str], coefficients: Mapping[str,
     return MarkerSet.from_tokenizer(tokenizer, wanted, coefficients)
 
 
+def references_for(tokenizer: Any, traces: Iterable[Trace], markers: MarkerSet) -> Mapping[int, str]:
+    """The tokens that markers are compared with, with their texts."""
+    return reference_tokens(traces, markers, lambda token: str(tokenizer.decode([token])))
+
+
 def parse_coefficients(items: Iterable[str]) -> dict[str, float]:
     """``NAME=NUMBER`` pairs; ValueError names the one that is none."""
     result = {}
@@ -177,7 +185,7 @@ def parse_coefficients(items: Iterable[str]) -> dict[str, float]:
 
 def counted(counts: RoutingCounts) -> str:
     """How much was counted, in a line."""
-    seen = zip(counts.marker_names, counts.marker_GM.sum(0), strict=True)
+    seen = zip(counts.marker_names, counts.occurrences_M, strict=True)
     markers = ", ".join(f"{name} {int(number)}" for name, number in seen)
     return f"{counts.num_traces} traces, {counts.num_tokens} tokens counted; markers: {markers}"
 
@@ -217,6 +225,7 @@ def collect_over_ranks(
     ranks: Ranks,
     *,
     tokens_per_batch: int = 8192,
+    references: Mapping[int, str] | None = None,
     **options: Any,
 ) -> RoutingCounts:
     """The counts of all traces, on every rank, the same to the bit on any number of ranks.
@@ -224,12 +233,15 @@ def collect_over_ranks(
     Every rank is given all traces. Where one model stretches over the ranks, each of them sees every token: all count, and one
     count is the result. Elsewhere the batches are dealt out and the counts summed.
     """
+    if references is None:
+        references = reference_tokens(traces, markers)
+    options |= {"tokens_per_batch": tokens_per_batch, "references": references}
     layout = layout_of(model)
     if layout.same_tokens or ranks.world_size == 1:
-        return collect_counts(model, traces, markers, tokens_per_batch=tokens_per_batch, **options)
+        return collect_counts(model, traces, markers, **options)
     index, number = layout.share
     dealt = list(batches(traces, tokens_per_batch))[index::number]
     own = [trace for batch in dealt for trace in batch]
     with lockstep(model):
-        counts = collect_counts(model, own, markers, tokens_per_batch=tokens_per_batch, allow_empty=True, **options)
+        counts = collect_counts(model, own, markers, allow_empty=True, **options)
     return reduce_counts(counts)

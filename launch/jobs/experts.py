@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from expert_stats import ExpertScores, RoutingCounts, score_experts, select_experts, select_placebo
+from expert_stats import ExpertScores, RoutingCounts, Unproven, score_experts, select_experts, select_placebo
 from launch.core.arms import load_plan
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings
@@ -18,8 +18,15 @@ from launch.core.problem_sets import ProblemSets, problem_sets
 from launch.core.ranks import Ranks
 from launch.core.session import Session
 from launch.core.trace_views import experts_to_show, first_answers, views_of
-from launch.core.wiring import broadcast_plan, collect_over_ranks, markers_for, parse_coefficients, traces_of
-from launch.jobs.experts_findings import Outcome, findings_of, gain_name, num_correct
+from launch.core.wiring import (
+    broadcast_plan,
+    collect_over_ranks,
+    markers_for,
+    parse_coefficients,
+    references_for,
+    traces_of,
+)
+from launch.jobs.experts_findings import Outcome, evidence_of, findings_of, gain_name, num_correct
 from launch.jobs.experts_options import Options
 from moe_steer import SteeringPlan
 from moe_steer.backends import layout_of, lockstep
@@ -56,6 +63,7 @@ def run(options: Options, ranks: Ranks) -> None:
         ranks.say("2/4  counting routing at the markers, scoring experts")
         scores = find_experts(session, options, "identification")
         candidate = candidate_plan(options, scores)
+        ranks.say(f"     {evidence_of(candidate, scores, options)}")
         gains = ", ".join(f"{gain:g}" for gain in options.gains)
         ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing the gain among {gains}")
         gain, tuning = tune_gain(session, options, candidate, sets.tuning)
@@ -130,7 +138,8 @@ def find_experts(session: Session, options: Options, step: str) -> ExpertScores:
         completions = [item for item in read_generations(session.folder / step) if item.arm == "baseline"]
         traces = sorted(traces_of(completions, session.tokenizer), key=lambda trace: trace.trace_id)
         markers = markers_for(session.tokenizer, options.markers, coefficients)
-        counts = collect_over_ranks(session.model, traces, markers, session.ranks)
+        references = references_for(session.tokenizer, traces, markers)
+        counts = collect_over_ranks(session.model, traces, markers, session.ranks, references=references)
         if session.ranks.is_main:
             counts.save(path)
         session.ranks.barrier()
@@ -206,15 +215,23 @@ def with_gain(plan: SteeringPlan, gain: float) -> SteeringPlan:
 
 
 def candidate_plan(options: Options, scores: ExpertScores) -> SteeringPlan:
-    """The top experts of the scores; the gain is still to be chosen."""
-    return select_experts(
-        scores,
-        top=options.top,
-        gain=options.gains[0],
-        min_support=options.min_support,
-        scope=options.scope,
-        renormalize=options.renormalize,
-    )
+    """The top experts with evidence, or the best of all, which the plan then calls unproven; the gain is still to be chosen."""
+
+    def select(max_q: float | None) -> SteeringPlan:
+        return select_experts(
+            scores,
+            top=options.top,
+            gain=options.gains[0],
+            min_support=options.min_support,
+            max_q=max_q,
+            scope=options.scope,
+            renormalize=options.renormalize,
+        )
+
+    try:
+        return select(options.max_q)
+    except Unproven:
+        return select(None)
 
 
 def tune_gain(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expert_stats import DosePoint, ExpertScores, dose_response, heat_map, rank_stability
+from expert_stats import DosePoint, ExpertScores, dose_response, evidence_sentence, heat_map, rank_stability
 from launch.core.findings import Findings, arm_lines, silent_arms
 from launch.jobs.experts_options import Options
 from moe_steer import ExpertGain, SteeringPlan
@@ -45,6 +45,7 @@ def findings_of(outcome: Outcome) -> Findings:
     comparison = compare_arms(outcome.test, tuned=tuned)
     sweep = compare_arms(outcome.tuning) if outcome.tuning else None
     plans = {"baseline": None, "steered": plan, **({"placebo": placebo} if placebo else {})}
+    evidence = [evidence_of(plan, outcome.scores, options)] if outcome.scores and not options.given else []
     silent = silent_arms(plans, "baseline", outcome.folder / "test")
     return Findings(
         folder=outcome.folder,
@@ -54,13 +55,19 @@ def findings_of(outcome: Outcome) -> Findings:
         else f"Do the thinking experts of {options.model} help?",
         comparison=comparison,
         sweep=sweep,
-        results=_results(outcome, comparison, sweep),
-        summary=[*arm_lines(comparison), *(pair.sentence for pair in comparison.pairs)],
+        results=_results(outcome, comparison, sweep, evidence),
+        summary=[*evidence, *arm_lines(comparison), *(pair.sentence for pair in comparison.pairs)],
         facts=_facts(outcome),
         warnings=[*silent, *([] if plan.experts else [NO_PLACEBO])],
         silent=silent,
+        headline=evidence,
         figures=_figures(outcome, sweep),
     )
+
+
+def evidence_of(plan: SteeringPlan, scores: ExpertScores, options: Options) -> str:
+    """The verdict on the plan's experts: evidence, or unproven and why."""
+    return evidence_sentence(scores, [(entry.layer, entry.expert) for entry in plan.experts], options.max_q)
 
 
 def gain_name(gain: float) -> str:
@@ -76,7 +83,9 @@ def num_correct(rows: Sequence[GradeRow]) -> Mapping[str, int]:
     return result
 
 
-def _results(outcome: Outcome, comparison: Comparison, sweep: Comparison | None) -> dict[str, Any]:
+def _results(
+    outcome: Outcome, comparison: Comparison, sweep: Comparison | None, evidence: Sequence[str]
+) -> dict[str, Any]:
     pair = comparison.pair("baseline", "steered")
     tuning = None
     if sweep:
@@ -89,6 +98,7 @@ def _results(outcome: Outcome, comparison: Comparison, sweep: Comparison | None)
     return {
         "verdict": pair.verdict,
         "sentence": pair.sentence,
+        "evidence": evidence,
         "against_placebo": comparison.pair("placebo", "steered").sentence if outcome.placebo else None,
         "plan": _without_provenance(outcome.plan),
         "placebo": _without_provenance(outcome.placebo) if outcome.placebo else None,
@@ -106,6 +116,10 @@ def _scores(scores: ExpertScores) -> Any:
             "coefficients": dict(zip(scores.marker_names, scores.coefficients, strict=True)),
             "num_traces": scores.num_traces,
             "num_tokens": scores.num_tokens,
+            "num_problems": scores.num_problems,
+            "tests": dict(zip(scores.marker_names, scores.tests, strict=True)),
+            "tokens": {**scores.tokens, "references": scores.tokens["references"][:_BEST]},
+            "families": scores.families,
             "best": [row._asdict() for row in scores.ranking()[:_BEST]],
             "stability": scores.stability,
         }

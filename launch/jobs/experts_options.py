@@ -45,6 +45,8 @@ class Options(SplitOptions):
     """What each marker counts for, as NAME=NUMBER; default <think>=1 </think>=-1 Alternatively=-1, others 0."""
     min_support: int | None = None
     """Least number of joint selections at <think>; default a tenth of the traces."""
+    max_q: Annotated[float, SEARCH] = 0.05
+    """Evidence that makes an expert cognitive: the largest q. Where too few have it, the job goes on with the best, as unproven."""
 
     lab_sizes: ClassVar = {"identification": 240, "tuning": 120, "test": 240}
     quick_sizes: ClassVar = {"identification": 72, "tuning": 24, "test": 48}
@@ -61,6 +63,8 @@ class Options(SplitOptions):
         if len(set(self.gains)) != len(self.gains):
             raise ValueError(f"gains {list(self.gains)} hold a number twice")
         check_counts(self, ("top",))
+        if not 0 < self.max_q < 1:
+            raise ValueError(f"--max-q is {self.max_q}: give a rate between 0 and 1")
 
     def readers(self) -> Set[str]:
         one_gain = {"gains"} if not self.preset or len(self.gains) == 1 else set()

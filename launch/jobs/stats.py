@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expert_stats import BASES, MISSING_MARKER, ZERO_JOINT, ExpertScores, RoutingCounts, Trace, score_experts
+from expert_stats import BASES, BY, MISSING_MARKER, ZERO_JOINT, ExpertScores, RoutingCounts, Trace, score_experts
 from launch.core.option_checks import check_counts
 from launch.core.options import ELSEWHERE, ModelOptions, config_of
 from launch.core.ranks import Ranks
@@ -19,7 +19,7 @@ from moe_steer.tokens import POSITIONS, RICE_COEFFICIENTS
 COUNTS, SCORES = "counts.safetensors", "scores.json"
 PICTURES = ("heatmap.svg", "stability.svg")
 _PARTS = "parts"
-_SCORING = frozenset({"coefficients", "min_support", "zero_joint", "missing_marker", "top"})
+_SCORING = frozenset({"coefficients", "min_support", "by", "zero_joint", "missing_marker", "top"})
 """Options that the counts do not depend on: they may change between two starts."""
 
 
@@ -55,9 +55,12 @@ class ScoringOptions:
 
     coefficients: tuple[str, ...] = ()
     """What each marker counts for, as NAME=NUMBER; default <think>=1 </think>=-1 Alternatively=-1, others 0."""
-    zero_joint: str = "half"
-    """What a marker adds at which the expert never fired: half (as if it had fired there half a time), skip (nothing) or
-    minus_one (the limit of nPMI)."""
+    by: str = "npmi"
+    """The score: npmi (markers with a tenth of any tokens mixed in: the same quantity at any number of traces) or rice (the
+    published formula)."""
+    zero_joint: str | None = None
+    """Of --by rice: what a marker adds at which the expert never fired: minus_one (the limit of nPMI, the default), half (as if
+    it had fired there half a time) or skip (nothing)."""
     min_support: int | None = None
     """Least number of joint selections; default a tenth of the marker's occurrences, at least 3."""
     missing_marker: str = "skip"
@@ -67,7 +70,11 @@ class ScoringOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, ("top", "min_support"))
-        _check_choice(self, "zero_joint", ZERO_JOINT)
+        _check_choice(self, "by", BY)
+        if self.zero_joint is not None:
+            _check_choice(self, "zero_joint", ZERO_JOINT)
+            if self.by != "rice":
+                raise ValueError(f"--zero-joint {self.zero_joint} is a rule of --by rice: leave it out, or give both")
         _check_choice(self, "missing_marker", MISSING_MARKER)
         parse_coefficients(self.coefficients)
 
@@ -76,6 +83,7 @@ class ScoringOptions:
         return score_experts(
             counts,
             parse_coefficients(self.coefficients) or None,
+            by=self.by,
             zero_joint=self.zero_joint,
             min_support=self.min_support,
             missing_marker=self.missing_marker,
@@ -141,16 +149,19 @@ def run(options: CollectOptions, ranks: Ranks) -> None:
         open_run(folder, options.config(traces))
     ranks.barrier()
     if not ranks.broadcast((folder / COUNTS).is_file()):
-        _count(options, ranks, model, markers, traces)
+        _count(options, ranks, model, tokenizer, markers, traces)
     if ranks.is_main:
         print(_publish(options, folder))
 
 
-def _count(options: CollectOptions, ranks: Ranks, model: Any, markers: Any, traces: Sequence[Trace]) -> None:
+def _count(
+    options: CollectOptions, ranks: Ranks, model: Any, tokenizer: Any, markers: Any, traces: Sequence[Trace]
+) -> None:
     """counts.safetensors, by way of the counts of every part."""
     from expert_stats import sum_counts
-    from launch.core.wiring import collect_over_ranks
+    from launch.core.wiring import collect_over_ranks, references_for
 
+    references = references_for(tokenizer, traces, markers)  # of all traces: parts with others would not add up
     parts = Path(options.out, _PARTS)
     starts = range(0, len(traces), options.part)
     files = [parts / f"{number:05d}.safetensors" for number in range(len(starts))]
@@ -164,6 +175,7 @@ def _count(options: CollectOptions, ranks: Ranks, model: Any, markers: Any, trac
             markers,
             ranks,
             base=options.base,
+            references=references,
             tokens_per_batch=options.tokens_per_batch,
             progress=ranks.is_main and sys.stderr.isatty(),
         )
@@ -185,10 +197,18 @@ def _publish(options: CollectOptions, folder: Path) -> str:
         [
             counted(counts),
             scores.table(options.top),
+            verdict(scores),
             f"wrote {folder / COUNTS}, {SCORES} and {', '.join(PICTURES)}; "
             f"next: moe-steer plan --scores {folder / SCORES} --top 2 --gain 64 --out plan.json",
         ]
     )
+
+
+def verdict(scores: ExpertScores) -> str:
+    """What the evidence says of the best two, in a sentence."""
+    from expert_stats import MAX_Q, evidence_sentence
+
+    return evidence_sentence(scores, [(row.layer, row.expert) for row in scores.ranking()[:2]], MAX_Q)
 
 
 def _draw(scores: ExpertScores, folder: Path) -> None:

@@ -33,10 +33,16 @@ class Trace:
     prompt_length: int
     thought_start: int | None = None
     thought_end: int | None = None
+    family: str | None = None
+    """The domain of the problem (a task, a subject), where agreement between domains is asked for."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.trace_id, str) or not self.trace_id:
             raise ValueError(f"trace_id is {quoted(self.trace_id)}: give a non-empty text")
+        if self.family is not None and not isinstance(self.family, str):
+            raise ValueError(
+                f"family of trace {quoted(self.trace_id)} is {quoted(self.family)}: give a text, or leave it out"
+            )
         object.__setattr__(self, "token_ids", _whole_numbers(self.token_ids, self.trace_id))
         if not self.token_ids:
             raise ValueError(f"trace {quoted(self.trace_id)} has no tokens: leave it out")

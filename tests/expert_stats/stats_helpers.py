@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from expert_stats.counts import CountsSignature, RoutingCounts
+from expert_stats import CountsSignature, RoutingCounts, TraceCounts
+from expert_stats.trace_counts import NUM_BINS, bins_of
 from moe_steer.tokens.markers import Marker, MarkerSet
 from moe_steer.tokens.traces import Trace
 
@@ -95,28 +97,43 @@ def signature(num_layers: int = 2, num_experts: int = 4, top_k: int = 2, **chang
 
 
 def random_counts(
-    seed: int = 0, num_groups: int = 4, num_layers: int = 2, num_experts: int = 4, top_k: int = 2, tokens: int = 40
+    seed: int = 0,
+    num_problems: int = 4,
+    num_layers: int = 2,
+    num_experts: int = 4,
+    top_k: int = 2,
+    tokens: int = 40,
+    prefix: str = "",
+    families: tuple[str, ...] = ("",),
+    samples: int = 1,
 ) -> RoutingCounts:
     """Counts of simulated tokens, so that every law holds: each token routes to ``top_k`` experts a layer and may be a marker."""
     rng = np.random.default_rng(seed)
-    counts = RoutingCounts.zeros(signature(num_layers, num_experts, top_k), num_groups, {"torch": (f"2.{seed % 3}",)})
     popularity_E = np.log(np.arange(1, num_experts + 1))
-    for group in range(num_groups):
+    traces = []
+    for number in range(num_problems * samples):
         marker_T = rng.integers(0, 8, size=int(rng.integers(tokens // 2, tokens)))  # 3 and above: no marker
+        bins_T = bins_of(np.arange(len(marker_T)), 2, len(marker_T))
         liking_TE = popularity_E + 2 * (np.arange(num_experts) % 3 == marker_T[:, None])
-        counts.num_traces_G[group], counts.total_G[group] = 1, len(marker_T)
-        counts.marker_GM[group] = np.bincount(marker_T, minlength=8)[:3]
+        total_B, marker_MB = np.bincount(bins_T, minlength=NUM_BINS), np.zeros((3, NUM_BINS), np.int64)
+        expert_BLE = np.zeros((NUM_BINS, num_layers, num_experts), np.int64)
+        joint_MLE = np.zeros((3, num_layers, num_experts), np.int64)
+        np.add.at(marker_MB, (marker_T[marker_T < 3], bins_T[marker_T < 3]), 1)
         for layer in range(num_layers):
             chosen_TK = np.argsort(liking_TE + rng.gumbel(size=liking_TE.shape), axis=1)[:, -top_k:]
-            counts.expert_GLE[group, layer] = np.bincount(chosen_TK.ravel(), minlength=num_experts)
+            np.add.at(expert_BLE, (bins_T[:, None], layer, chosen_TK), 1)
             for marker in range(3):
                 at_marker = chosen_TK[marker_T == marker].ravel()
-                counts.joint_GMLE[group, marker, layer] = np.bincount(at_marker, minlength=num_experts)
-    return counts.check()
+                joint_MLE[marker, layer] = np.bincount(at_marker, minlength=num_experts)
+        problem, sample = divmod(number, samples)
+        name, family = f"{prefix or seed}-{problem}#{sample}", families[problem % len(families)]
+        traces.append(TraceCounts.pack(name, expert_BLE, joint_MLE, marker_MB, total_B, family=family))
+    place = signature(num_layers, num_experts, top_k)
+    return RoutingCounts(signature=place, traces=tuple(traces), versions={"torch": (f"2.{seed % 3}",)}).check()
 
 
 def counts_of(cells: Iterable[tuple[int, int, int, int]]) -> RoutingCounts:
-    """One layer, one group, one marker, top 1: cells are (joint, expert) pairs with (marker, total) shared by all.
+    """One layer, one trace, one marker, top 1: cells are (joint, expert) pairs with (marker, total) shared by all.
 
     The last expert takes what is left, so that the laws hold.
     """
@@ -125,7 +142,17 @@ def counts_of(cells: Iterable[tuple[int, int, int, int]]) -> RoutingCounts:
     joint = [row[0] for row in rows] + [marker - sum(row[0] for row in rows)]
     expert = [row[1] for row in rows] + [total - sum(row[1] for row in rows)]
     only = MarkerSet(markers=(Marker("<think>", ((THINK,),)),))
-    counts = RoutingCounts.zeros(signature(1, len(joint), 1, markers=only.to_dict()), 1)
-    counts.joint_GMLE[0, 0, 0], counts.expert_GLE[0, 0] = joint, expert
-    counts.marker_GM[0, 0], counts.total_G[0], counts.num_traces_G[0] = marker, total, 1
-    return counts.check()
+    expert_BLE = np.zeros((NUM_BINS, 1, len(joint)), np.int64)
+    marker_MB, total_B = np.zeros((1, NUM_BINS), np.int64), np.zeros(NUM_BINS, np.int64)
+    expert_BLE[1, 0], marker_MB[0, 1], total_B[1] = expert, marker, total
+    trace = TraceCounts.pack("only", expert_BLE, np.array([[joint]]), marker_MB, total_B)
+    return RoutingCounts(signature=signature(1, len(joint), 1, markers=only.to_dict()), traces=(trace,)).check()
+
+
+def changed(counts: RoutingCounts, number: int, **arrays: Any) -> RoutingCounts:
+    """One trace of the counts with other arrays (expert_BLE, joint_MLE, marker_MB, total_B), unchecked."""
+    trace = counts.traces[number]
+    expert_BLE, joint_MLE = trace.expert_and_joint(len(counts.moe_layers), counts.num_experts)
+    own = {"expert_BLE": expert_BLE, "joint_MLE": joint_MLE, "marker_MB": trace.marker_MB, "total_B": trace.total_B}
+    new = TraceCounts.pack(trace.trace_id, **{**own, **arrays}, digest=trace.digest, family=trace.family)
+    return dataclasses.replace(counts, traces=(*counts.traces[:number], new, *counts.traces[number + 1 :]))

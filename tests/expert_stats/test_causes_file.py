@@ -92,12 +92,12 @@ def test_the_interval_of_the_agreement_covers_and_is_not_drawn_to_zero() -> None
     used_LE = np.ones((3, 20), dtype=bool)
     many = truth_N + rng.normal(size=(4000, 60)) * 2
     limit = []
-    for start in range(0, 4000, 40):
+    for start in range(0, 2400, 40):
         found = agreement(many[start : start + 40].reshape(40, 3, 20), other_LE, used_LE, resamples=80)
         limit.append((found.spearman, found.low, found.high))
     centre = np.mean([value for value, _, _ in limit])
     covered = np.mean([low <= centre <= high for _, low, high in limit])
-    assert covered >= 0.88  # .93 and twice its standard error over 100 runs
+    assert covered >= 0.86  # .93 and twice its standard error over 60 runs
     assert agreement(many[:40].reshape(40, 3, 20), -other_LE, used_LE, resamples=80).spearman < -0.4
 
 
@@ -139,6 +139,7 @@ def test_a_plan_moves_the_outcome_where_it_is_wanted(wanted: str, gain: float, e
 def test_a_plan_of_what_is_not_shown_is_refused() -> None:
     with pytest.raises(ValueError, match="only 1 experts are shown to raise"):
         select_causes(causes(), 2, 8.0)
+    assert len(select_causes(causes(), 2, 8.0, max_q=1.0).experts) == 2, "the level is the caller's"
     with pytest.raises(ValueError, match="changes nothing"):
         select_causes(causes(), 1, 1.0)
     with pytest.raises(ValueError, match="whole number"):

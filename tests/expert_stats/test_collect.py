@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from expert_stats import MarkerSet, RoutingCounts, Trace, collect_counts, score_experts, select_experts
+from expert_stats import MarkerSet, Trace, collect_counts, score_experts, select_experts
 from expert_stats.collect import batches, router_digest
-from expert_stats.counts import group_of, sum_counts
+from expert_stats.counts import sum_counts
+from expert_stats.references import reference_tokens
+from expert_stats.trace_counts import NUM_BINS
 from stats_helpers import MARKERS, random_traces
 from tiny import VOCAB, deepseek_v3, qwen2, qwen3_moe
 
@@ -39,47 +42,68 @@ def recorded_routing(model: Any, trace: Trace) -> dict[int, list[list[int]]]:
 
 
 def naive_counts(
-    model: Any, traces: Sequence[Trace], markers: MarkerSet, base: str, like: RoutingCounts
-) -> dict[str, Any]:
-    """Token by token, in Python."""
-    arrays = {name: np.zeros_like(array) for name, array in like.arrays.items()}
-    for trace in traces:
-        group = group_of(trace.trace_id, like.num_groups)
-        routing = recorded_routing(model, trace)
-        last_tokens: list[set[int]] = []
-        for marker in markers.markers:
-            ends, at = set(), 0
-            while at < len(trace.token_ids):
-                form = next((f for f in marker.forms if trace.token_ids[at : at + len(f)] == f), None)
-                if form:
-                    ends.add(at + len(form) - 1)
-                at += len(form) if form else 1
-            first = 0 if base == "all" else trace.prompt_length - 4
-            last_tokens.append({end for end in ends if end >= first})
-        arrays["num_traces_G"][group] += 1
-        for position in range(len(trace.token_ids)):
-            at_markers = [index for index, ends in enumerate(last_tokens) if position in ends]
-            if base == "generated" and position < trace.prompt_length and not at_markers:
-                continue
-            arrays["total_G"][group] += 1
-            for index in at_markers:
-                arrays["marker_GM"][group, index] += 1
-            for layer, decoder_layer in enumerate(sorted(routing)):
-                for expert in routing[decoder_layer][position]:
-                    arrays["expert_GLE"][group, layer, expert] += 1
-                    for index in at_markers:
-                        arrays["joint_GMLE"][group, index, layer, expert] += 1
-    return arrays
+    model: Any, trace: Trace, markers: MarkerSet, base: str, references: Sequence[int], num_experts: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Token by token, in Python, in float: bins by their definition."""
+    shape = (len(model.model.layers), num_experts)
+    arrays = {
+        "expert": np.zeros((NUM_BINS, *shape), np.int64),
+        "joint": np.zeros((len(markers.markers), *shape), np.int64),
+        "marker": np.zeros((len(markers.markers), NUM_BINS), np.int64),
+        "total": np.zeros(NUM_BINS, np.int64),
+        "reference": np.zeros((len(references), *shape), np.int64),
+    }
+    routing = recorded_routing(model, trace)
+    last_tokens: list[set[int]] = []
+    for marker in markers.markers:
+        ends, at = set(), 0
+        while at < len(trace.token_ids):
+            form = next((f for f in marker.forms if trace.token_ids[at : at + len(f)] == f), None)
+            if form:
+                ends.add(at + len(form) - 1)
+            at += len(form) if form else 1
+        first = 0 if base == "all" else trace.prompt_length - 4
+        last_tokens.append({end for end in ends if end >= first})
+    for position in range(len(trace.token_ids)):
+        at_markers = [index for index, ends in enumerate(last_tokens) if position in ends]
+        if base == "generated" and position < trace.prompt_length and not at_markers:
+            continue
+        place = 0
+        if position > trace.prompt_length:
+            share = (position - trace.prompt_length - 1) / (len(trace.token_ids) - trace.prompt_length - 1)
+            place = 1 + math.floor((NUM_BINS - 1) * share + 1e-9)
+        arrays["total"][place] += 1
+        for index in at_markers:
+            arrays["marker"][index, place] += 1
+        for layer in routing:
+            for expert in routing[layer][position]:
+                arrays["expert"][place, layer, expert] += 1
+                for index in at_markers:
+                    arrays["joint"][index, layer, expert] += 1
+                if not at_markers and trace.token_ids[position] in references:
+                    arrays["reference"][list(references).index(trace.token_ids[position]), layer, expert] += 1
+    return {name: array[:, sorted(routing)] if array.ndim == 3 else array for name, array in arrays.items()}
 
 
 @models
 @pytest.mark.parametrize("base", ["generated", "all"])
 def test_counts_equal_a_naive_loop(name: str, base: str) -> None:
     model, traces = MODELS[name](), random_traces(14)
-    counts = collect_counts(model, traces, MARKERS, base=base, num_groups=5)
-    for key, array in naive_counts(model, traces, MARKERS, base, counts).items():
-        np.testing.assert_array_equal(counts.arrays[key], array, err_msg=key)
-    assert counts.marker_GM.sum(0).min() >= 14
+    counts = collect_counts(model, traces, MARKERS, base=base)
+    assert counts.references is not None
+    by_id = {trace.trace_id: trace for trace in traces}
+    referred = np.zeros_like(counts.references.joint_RLE)
+    for trace, expert_BLE, joint_MLE in counts.unpacked():
+        naive = naive_counts(model, by_id[trace.trace_id], MARKERS, base, counts.references.tokens, counts.num_experts)
+        np.testing.assert_array_equal(trace.total_B, naive["total"])
+        np.testing.assert_array_equal(trace.marker_MB, naive["marker"])
+        np.testing.assert_array_equal(expert_BLE, naive["expert"])
+        np.testing.assert_array_equal(joint_MLE, naive["joint"])
+        referred += naive["reference"]
+    np.testing.assert_array_equal(counts.references.joint_RLE, referred)
+    np.testing.assert_array_equal(counts.references.seen_R * model.config.num_experts_per_tok, referred[:, 0].sum(-1))
+    assert counts.references.seen_R.sum() > 100
+    assert counts.occurrences_M.min() >= 14
 
 
 @models
@@ -97,8 +121,41 @@ def test_neither_batches_nor_order_nor_padding_matter(name: str) -> None:
 def test_shards_add_up_to_the_whole(name: str) -> None:
     model, traces = MODELS[name](), random_traces(10)
     shards = [traces[:1], traces[1:4], [], traces[4:]]
-    parts = [collect_counts(model, shard, MARKERS, allow_empty=True) for shard in shards]
-    assert sum_counts(parts[::-1]) == collect_counts(model, traces, MARKERS)
+    words = reference_tokens(traces, MARKERS)
+    parts = [collect_counts(model, shard, MARKERS, references=words, allow_empty=True) for shard in shards]
+    whole = collect_counts(model, traces, MARKERS)
+    assert sum_counts(parts[::-1]) == whole == sum_counts(parts)
+    assert sum_counts(parts).digest() == whole.digest()
+    with pytest.raises(ValueError, match="trace 'problem-0#0' is there twice with the same text") as caught:
+        _ = whole + parts[0]
+    assert "\n" not in str(caught.value)
+
+
+def test_parts_with_other_reference_tokens_keep_those_they_share() -> None:
+    model, traces = qwen3_moe(), random_traces(6)
+    parts = [
+        collect_counts(model, share, MARKERS, references=words)
+        for share, words in ((traces[:3], {8: "a", 9: "b"}), (traces[3:], {9: "b", 11: "c"}))
+    ]
+    both, one_pass = (
+        (parts[1] + parts[0]).references,
+        collect_counts(model, traces, MARKERS, references={9: "b"}).references,
+    )
+    assert both is not None
+    assert one_pass is not None
+    assert (both.tokens, both.texts) == ((9,), ("b",))
+    assert both.stamp == one_pass.stamp
+
+
+def test_references_are_the_frequent_tokens_and_the_first_ones_without_the_markers() -> None:
+    traces = [Trace("a", (9, 1, 7, 7, 7, 8, 8, 2, 30, 31, 32, 33, 34), 2, 2, 7)]
+    assert list(reference_tokens(traces, MARKERS)) == [7, 8, 30, 31, 32, 33, 34]
+    assert reference_tokens(traces, MARKERS, str)[30] == "30"
+    many = [Trace(str(n), (9, 1, *([50 + n] * (100 - n)), 2, 6), 2, 2, 102 - n) for n in range(60)]
+    chosen = reference_tokens(many, MARKERS)
+    assert set(range(50, 89)) <= set(chosen)  # with 6, the 40 most frequent; then the first ones
+    assert len(chosen) == 56
+    assert reference_tokens(many[::-1], MARKERS) == chosen
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:
@@ -117,14 +174,14 @@ def test_counting_leaves_the_model_as_it_was() -> None:
 
 def test_the_whole_way_to_a_plan() -> None:
     model = deepseek_v3()
-    plan = select_experts(score_experts(collect_counts(model, random_traces(20), MARKERS)), top=2)
+    plan = select_experts(score_experts(collect_counts(model, random_traces(20), MARKERS)), top=2, max_q=None)
     plan.check(model)
     assert len(plan.experts) == 2
 
 
 def test_predicted_positions_are_one_earlier() -> None:
     model, traces = qwen3_moe(), random_traces(6)
-    before = collect_counts(model, traces, MarkerSet(markers=MARKERS.markers, position="predicted"), num_groups=1)
+    before = collect_counts(model, traces, MarkerSet(markers=MARKERS.markers, position="predicted"))
     expected = np.zeros((3, 8), dtype=np.int64)
     for trace in traces:
         routing = recorded_routing(model, trace)
@@ -132,13 +189,13 @@ def test_predicted_positions_are_one_earlier() -> None:
         for layer in range(3):
             expected[layer, routing[layer][at]] += 1
     only_first = MarkerSet(markers=MARKERS.markers, position="predicted", repeats="first")
-    found = collect_counts(model, traces, only_first, num_groups=1)
-    np.testing.assert_array_equal(found.joint_GMLE[0, 1], expected)
+    found = collect_counts(model, traces, only_first)
+    np.testing.assert_array_equal(found.joint_GMLE.sum(0)[1], expected)
     assert before.num_tokens == sum(
         len(set(range(t.prompt_length - 1, len(t.token_ids) - 1)) | {t.prompt_length - 3}) for t in traces
     )
     with pytest.raises(ValueError, match="markers.position is"):
-        _ = before + collect_counts(model, traces, MARKERS, num_groups=1)
+        _ = before + collect_counts(model, traces, MARKERS)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +218,6 @@ def test_traces_that_do_not_fit_are_refused(traces: list[Trace], message: str) -
         ({"base": "prompt"}, "base is 'prompt': choose one of generated, all"),
         ({"tokens_per_batch": 0}, "tokens_per_batch is 0"),
         ({"batch_size": 0}, "batch_size 0: give at least 1"),
-        ({"num_groups": 0}, "num_groups 0"),
         ({"prompt_tail": -1}, "prompt_tail is -1"),
     ],
 )

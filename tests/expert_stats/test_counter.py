@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ TRACES = [Trace("a", (9, 1, 6, 2), 2), Trace("b", (9, 9, 7, 7, 7), 2)]
 
 
 def counter() -> RoutingCounter:
-    return RoutingCounter(SHAPE, MARKERS, num_groups=1)
+    return RoutingCounter(SHAPE, MARKERS)
 
 
 def routing(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,25 +32,27 @@ def test_a_pass_is_counted_at_its_announced_tokens() -> None:
     for layer in (1, 2):
         sink(layer, *routing(layer))
     counts = sink.finish()
-    assert (counts.num_tokens, counts.num_traces, counts.marker_GM.tolist()) == (6, 2, [[1, 1, 0]])
+    assert (counts.num_tokens, counts.num_traces, counts.occurrences_M.tolist()) == (6, 2, [1, 1, 0])
     for index, layer in enumerate((1, 2)):
         ids = routing(layer)[0]
         rows = [1, 2, 3, 7, 8, 9]  # row 0 tokens 1-3, row 1 tokens 2-4
-        np.testing.assert_array_equal(counts.expert_GLE[0, index], np.bincount(ids[rows].flatten(), minlength=4))
-        np.testing.assert_array_equal(counts.joint_GMLE[0, 0, index], np.bincount(ids[1], minlength=4))
-        np.testing.assert_array_equal(counts.joint_GMLE[0, 1, index], np.bincount(ids[3], minlength=4))
+        np.testing.assert_array_equal(counts.expert_GLE.sum(0)[index], np.bincount(ids[rows].flatten(), minlength=4))
+        np.testing.assert_array_equal(counts.joint_GMLE.sum(0)[0, index], np.bincount(ids[1], minlength=4))
+        np.testing.assert_array_equal(counts.joint_GMLE.sum(0)[1, index], np.bincount(ids[3], minlength=4))
 
 
 def test_passes_add_up_and_the_ids_stay_as_they_are() -> None:
     sink = counter()
     kept = {layer: routing(layer)[0] for layer in (1, 2)}
-    for _ in range(3):
-        sink.expect(TRACES, 5)
+    for turn in range(3):
+        sink.expect([dataclasses.replace(trace, trace_id=f"{trace.trace_id}{turn}") for trace in TRACES], 5)
         for layer in (1, 2):
             sink(layer, kept[layer], torch.ones(10, 2))
     assert sink.finish().num_tokens == 18
     assert all(torch.equal(kept[layer], routing(layer)[0]) for layer in (1, 2))
     assert sink.finish() == sink.finish()
+    with pytest.raises(ValueError, match="trace 'a0' was announced before: count every trace once"):
+        sink.expect([dataclasses.replace(TRACES[0], trace_id="a0")], 5)
 
 
 def test_nothing_announced_gives_nothing() -> None:

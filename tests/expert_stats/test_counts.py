@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from expert_stats import MarkerSet, RoutingCounts
+from expert_stats import MarkerSet, RoutingCounts, TraceCounts
 from expert_stats.counts import group_of, sum_counts
-from stats_helpers import MARKERS, random_counts, signature
+from expert_stats.trace_counts import NUM_BINS
+from moe_steer.files import read_tensors
+from stats_helpers import MARKERS, changed, random_counts, signature
 
 seeds = st.integers(0, 10**6)
 
@@ -24,32 +27,73 @@ seeds = st.integers(0, 10**6)
 @settings(deadline=None, max_examples=20)
 @given(seeds, seeds, seeds)
 def test_addition_is_associative_and_commutative(a: int, b: int, c: int) -> None:
-    x, y, z = (random_counts(seed, tokens=12) for seed in (a, b, c))
+    x, y, z = (random_counts(seed, tokens=12, prefix=f"{part}-{seed}") for part, seed in enumerate((a, b, c)))
     sums = [left + middle + right for left, middle, right in permutations((x, y, z))]
     assert all(other == sums[0] for other in sums)
     assert x + (y + z) == (x + y) + z
     assert (x + y).check().num_traces == x.num_traces + y.num_traces
-    assert x + RoutingCounts.zeros(x.signature, x.num_groups) == x
+    assert x + RoutingCounts.zeros(x.signature, x.versions) == x
 
 
 @settings(deadline=None, max_examples=20)
 @given(seeds, st.lists(st.booleans(), min_size=4, max_size=4))
-def test_subsets_of_groups_add_up_again(seed: int, first: list[bool]) -> None:
+def test_subsets_of_traces_add_up_again(seed: int, first: list[bool]) -> None:
     counts = random_counts(seed, tokens=12)
-    chosen = [group for group, keep in enumerate(first) if keep]
-    rest = [group for group, keep in enumerate(first) if not keep]
+    chosen = [number for number, keep in enumerate(first) if keep]
+    rest = [number for number, keep in enumerate(first) if not keep]
     assert counts.subset(chosen).check() + counts.subset(rest) == counts
     assert counts.subset(chosen).num_traces == len(chosen)
 
 
+def test_the_same_trace_twice_is_refused_and_another_text_of_that_name_is_not() -> None:
+    counts = random_counts(0)
+    with pytest.raises(ValueError, match="trace '0-0#0' is there twice with the same text: add every trace once"):
+        _ = counts + counts.subset([0])
+    other = dataclasses.replace(counts.traces[0], digest="another text")
+    assert (counts + dataclasses.replace(counts, traces=(other,))).num_traces == 5
+
+
+@pytest.mark.parametrize("largest", [0, 255, 256, 65535, 65536, 10**12])
+def test_counts_of_any_size_are_packed_without_loss(largest: int) -> None:
+    rng = np.random.default_rng(largest % 97)
+    expert_BLE = rng.integers(0, largest + 1, (NUM_BINS, 2, 5))
+    joint_MLE = rng.integers(0, largest // 3 + 1, (3, 2, 5))
+    total_B = np.ones(NUM_BINS, np.int64)
+    total_B[3] = 0
+    expert_BLE[3] = 0
+    trace = TraceCounts.pack("a", expert_BLE, joint_MLE, np.zeros((3, NUM_BINS), np.int64), total_B)
+    for found, packed in zip(trace.expert_and_joint(2, 5, verify=True), (expert_BLE, joint_MLE), strict=True):
+        np.testing.assert_array_equal(found, packed)
+    spoilt = dataclasses.replace(trace, content="0")
+    with pytest.raises(ValueError, match="trace 'a' are damaged .another checksum.: collect them again"):
+        spoilt.expert_and_joint(2, 5, verify=True)
+    with pytest.raises(ValueError, match="have another size than their header"):
+        trace.expert_and_joint(2, 6) if largest else dataclasses.replace(
+            trace, packed=zlib.compress(b"a")
+        ).expert_and_joint(2, 5)
+
+
 def test_large_counts_stay_exact() -> None:
     counts = random_counts(0)
-    big = dataclasses.replace(counts, **{name: array * 10**14 for name, array in counts.arrays.items()}).check()
-    assert (big + counts).num_tokens == 10**14 * counts.num_tokens + counts.num_tokens  # beyond float64's whole numbers
+    big = changed(
+        counts,
+        0,
+        **{name: np.asarray(array, np.int64) * 10**14 for name, array in arrays_of(counts, 0).items()},
+    ).check()
+    more = 10**14 * int(counts.traces[0].total_B.sum()) + int(sum(t.total_B.sum() for t in counts.traces[1:]))
+    assert big.num_tokens == more  # beyond float64's whole numbers
+    assert int(big.expert_GLE.sum()) == 2 * 2 * more
+
+
+def arrays_of(counts: RoutingCounts, number: int) -> dict[str, Any]:
+    trace = counts.traces[number]
+    expert_BLE, joint_MLE = trace.expert_and_joint(len(counts.moe_layers), counts.num_experts)
+    small = {"marker_MB": trace.marker_MB.copy(), "total_B": trace.total_B.copy()}
+    return {"expert_BLE": expert_BLE.copy(), "joint_MLE": joint_MLE.copy(), **small}
 
 
 def change(**changes: Any) -> RoutingCounts:
-    return RoutingCounts.zeros(signature(**changes), 4)
+    return RoutingCounts.zeros(signature(**changes))
 
 
 def test_routers_of_another_checkpoint_are_refused() -> None:
@@ -87,7 +131,6 @@ def test_a_fingerprint_that_could_not_be_taken_contradicts_none() -> None:
             change(markers=MarkerSet(markers=MARKERS.markers, tokenizer="f00").to_dict()),
             "markers.tokenizer is '' here and 'f00' there",
         ),
-        (RoutingCounts.zeros(signature(), 5), "num_groups is 4 here and 5 there"),
     ],
 )
 def test_another_kind_of_counts_is_refused_by_field(other: RoutingCounts, field: str) -> None:
@@ -109,54 +152,70 @@ def test_versions_are_kept_side_by_side() -> None:
 
 def broken(name: str, at: tuple[int, ...], by: int) -> RoutingCounts:
     counts = random_counts(3)
-    arrays = {key: array.copy() for key, array in counts.arrays.items()}
-    arrays[name][at] += by
-    return dataclasses.replace(counts, **arrays)
+    array = arrays_of(counts, 0)[name].astype(np.int64)
+    array[at] += by
+    return changed(counts, 0, **{name: array})
 
 
 @pytest.mark.parametrize(
     ("counts", "law"),
     [
-        (broken("expert_GLE", (0, 0, 0), 1), "selections per layer == tokens x top-k"),
-        (broken("total_G", (1,), 1), "selections per layer == tokens x top-k"),
-        (broken("joint_GMLE", (0, 0, 0, 0), 1), "selections at a marker per layer == occurrences x top-k"),
-        (broken("marker_GM", (0, 0), 1), "selections at a marker per layer == occurrences x top-k"),
-        (broken("joint_GMLE", (0, 0, 0, 0), -99), "joint_GMLE holds the negative count"),
-        (broken("num_traces_G", (2,), -1), "a group without traces has no tokens"),
+        (broken("expert_BLE", (1, 0, 0), 1), "selections per layer == tokens x top-k"),
+        (broken("total_B", (1,), 1), "selections per layer == tokens x top-k"),
+        (broken("joint_MLE", (0, 0, 0), 1), "selections at a marker per layer == occurrences x top-k"),
+        (broken("marker_MB", (0, 1), 1), "selections at a marker per layer == occurrences x top-k"),
     ],
 )
 def test_each_law_can_fail(counts: RoutingCounts, law: str) -> None:
-    with pytest.raises(ValueError, match=law):
+    with pytest.raises(ValueError, match=f"{law} .trace '3-0#0'; 2 layers, 4 experts, top-2"):
         counts.check()
 
 
-def shifted(name: str, size: int) -> RoutingCounts:
-    """Move selections from the last expert to the first, so that sums over experts stay."""
+def test_counts_below_zero_fractions_and_traces_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="joint_MLE of trace '3-0#0' holds int64 or counts below 0"):
+        broken("joint_MLE", (0, 0, 0), -99)
     counts = random_counts(3)
-    arrays = {key: array.copy() for key, array in counts.arrays.items()}
-    arrays[name][..., 0] += size
-    arrays[name][..., -1] = np.maximum(arrays[name][..., -1] - size, 0)
-    arrays[name][..., 0] -= arrays[name].sum(-1) - counts.arrays[name].sum(-1)
-    return dataclasses.replace(counts, **arrays)
+    with pytest.raises(ValueError, match="expert_BLE of trace '3-0#0' holds float32 or counts below 0"):
+        changed(counts, 0, expert_BLE=arrays_of(counts, 0)["expert_BLE"].astype(np.float32))
+    negative = dataclasses.replace(counts.traces[0], total_B=counts.traces[0].total_B * -1)
+    with pytest.raises(ValueError, match="'3-0#0' "):
+        dataclasses.replace(counts, traces=(negative,)).check()
+    nobody = dataclasses.replace(counts.traces[0], num_traces=0)
+    with pytest.raises(ValueError, match="a group without traces has no tokens"):
+        dataclasses.replace(counts, traces=(nobody,)).check()
+
+
+def shifted(name: str, place: int, size: int) -> RoutingCounts:
+    """Move selections from the other experts to the first, so that sums over experts stay."""
+    counts = random_counts(3)
+    array = arrays_of(counts, 0)[name].astype(np.int64)
+    row_E = array[place, 0]
+    for expert in range(1, len(row_E)):
+        moved = min(size, int(row_E[expert]))
+        row_E[expert] -= moved
+        row_E[0] += moved
+        size -= moved
+    return changed(counts, 0, **{name: array})
 
 
 def test_laws_between_cells_can_fail() -> None:
     with pytest.raises(ValueError, match="selections of an expert <= tokens"):
-        shifted("expert_GLE", 50).check()
+        shifted("expert_BLE", 1, 50).check()
     with pytest.raises(ValueError, match="joint <= occurrences of the marker"):
-        shifted("joint_GMLE", 50).check()
+        shifted("joint_MLE", 1, 50).check()
     counts = random_counts(3)
+    total_B = counts.traces[0].total_B
+    two_experts = np.zeros((NUM_BINS, 2, 4), np.int64)  # take every selection, and the markers' other experts none
+    two_experts[..., :2] = total_B[:, None, None]
     with pytest.raises(ValueError, match="joint <= selections of the expert"):
-        two_experts = np.zeros_like(counts.expert_GLE)  # take every selection, and the markers' other experts none
-        two_experts[..., :2] = counts.total_G[:, None, None]
-        dataclasses.replace(counts, expert_GLE=two_experts).check()
-
-
-@pytest.mark.parametrize("wrong", [np.float32, np.int32])
-def test_other_number_types_are_refused(wrong: type) -> None:
-    counts = random_counts(0)
-    with pytest.raises(ValueError, match="expert_GLE is .*: expected int64"):
-        dataclasses.replace(counts, expert_GLE=counts.expert_GLE.astype(wrong)).check()
+        changed(counts, 0, expert_BLE=two_experts).check()
+    more = changed(counts, 0, marker_MB=np.roll(counts.traces[0].marker_MB * 0 + 0, 1))
+    with pytest.raises(ValueError, match="selections at a marker per layer"):
+        more.check()
+    squeezed = np.zeros_like(counts.traces[0].marker_MB)
+    squeezed[:, 0] = counts.traces[0].marker_MB.sum(-1)
+    with pytest.raises(ValueError, match="occurrences of a marker <= tokens"):
+        changed(counts, 0, marker_MB=squeezed).check()
 
 
 def test_a_file_gives_back_the_same_counts_bit_for_bit(tmp_path: Path) -> None:
@@ -172,7 +231,7 @@ def test_a_file_gives_back_the_same_counts_bit_for_bit(tmp_path: Path) -> None:
 
 def test_broken_counts_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the counts break the law"):
-        broken("total_G", (0,), 1).save(tmp_path / "c.safetensors")
+        broken("total_B", (0,), 1).save(tmp_path / "c.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,20 +239,29 @@ def test_broken_files_are_refused_in_one_line(tmp_path: Path) -> None:
     counts, path = random_counts(5), tmp_path / "c.safetensors"
     counts.save(path)
     content = path.read_bytes()
-    head: dict[str, Any] = {"version": 1, "signature": counts.signature.to_dict(), "versions": {}}
-    arrays = dict(counts.arrays)
+    metadata, arrays = read_tensors(path, "np")
+    head: dict[str, Any] = json.loads(metadata["routing_counts"])
     cases: dict[str, Any] = {
         "is not a whole safetensors file": lambda: path.write_bytes(content[:-8]),
         "is not a whole safetensors file ": lambda: path.write_bytes(b"{}"),
         "and no routing counts": lambda: save_file({"weight": np.zeros(3)}, path),
-        "its version is 9, this program reads version 1": lambda: save_file(
+        "its version is 9, this program reads version 2": lambda: save_file(
             arrays, path, {"routing_counts": json.dumps({**head, "version": 9})}
         ),
         "cannot be used: .*unexpected keyword": lambda: save_file(
             arrays, path, {"routing_counts": json.dumps({**head, "signature": {**head["signature"], "x": 1}})}
         ),
         "cannot be used: the counts break the law": lambda: save_file(
-            {**arrays, "total_G": arrays["total_G"] + 1}, path, {"routing_counts": json.dumps(head)}
+            {**arrays, "total_NB": arrays["total_NB"] + 1}, path, {"routing_counts": json.dumps(head)}
+        ),
+        "cannot be used: ends_N is int64 .3,.: expected int64 for 4 traces": lambda: save_file(
+            {**arrays, "ends_N": arrays["ends_N"][1:]}, path, {"routing_counts": json.dumps(head)}
+        ),
+        "its packed counts do not end where the last trace does": lambda: save_file(
+            {**arrays, "packed": arrays["packed"][:-1]}, path, {"routing_counts": json.dumps(head)}
+        ),
+        "cannot be used: the counts of trace '5-0#0' are damaged": lambda: save_file(
+            {**arrays, "packed": arrays["packed"][::-1].copy()}, path, {"routing_counts": json.dumps(head)}
         ),
         "there is no counts file": path.unlink,
     }
@@ -203,6 +271,29 @@ def test_broken_files_are_refused_in_one_line(tmp_path: Path) -> None:
             RoutingCounts.load(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def old_file(path: Path, counts: RoutingCounts, num_groups: int = 16) -> None:
+    """As version 1 wrote them."""
+    head = {"version": 1, "signature": counts.signature.to_dict(), "versions": {"torch": ["2.0"]}}
+    save_file(counts.grouped(num_groups), path, {"routing_counts": json.dumps(head)})
+
+
+def test_files_of_version_1_are_still_read_and_say_what_they_cannot_answer(tmp_path: Path) -> None:
+    counts, path = random_counts(5, num_problems=30), tmp_path / "old.safetensors"
+    old_file(path, counts)
+    old = RoutingCounts.load(path)
+    for name, array in counts.grouped().items():
+        np.testing.assert_array_equal(old.grouped()[name], array)
+    assert (old.num_traces, old.num_tokens) == (30, counts.num_tokens)
+    assert "counts of version 1 keep groups of traces: the robust test" in old.cannot_answer
+    assert "\n" not in old.cannot_answer
+    assert counts.cannot_answer == ""
+    old.save(tmp_path / "new.safetensors")
+    assert RoutingCounts.load(tmp_path / "new.safetensors") == old
+    assert "collect them again" in (old + random_counts(6)).cannot_answer
+    with pytest.raises(ValueError, match="is there twice"):
+        _ = old + RoutingCounts.load(path)
 
 
 def test_groups_are_stable_and_keep_samples_of_a_problem_together() -> None:

@@ -80,7 +80,7 @@ def test_an_expert_that_goes_with_the_marker_and_writes_nothing_is_inert(traces:
     counts = collect_counts(model, traces, MarkerSet.from_tokenizer(tokenizer, ("<think>",)))
     best = score_experts(counts).ranking()[0]
     assert (best.layer, best.expert) == (layer.index, EXPERT), "nPMI finds it before all others"
-    assert best.q < 1e-3
+    assert best.low > 0.5
     causes = stopping(model, tokenizer, traces)
     row = row_of(causes)
     assert row.selected >= len(traces)

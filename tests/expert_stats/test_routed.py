@@ -55,8 +55,8 @@ def test_recorded_routing_counts_as_a_forward_pass_does(name: str, base: str) ->
     assert [item.token_ids for item in shorter] == [trace.token_ids[:-1] for trace in traces]
     forward = collect_counts(model, shorter, MARKERS, base=base)
     assert counted.num_tokens > 0
-    for key, array in counted.arrays.items():
-        np.testing.assert_array_equal(array, forward.arrays[key], err_msg=key)
+    for key, array in counted.grouped().items():
+        np.testing.assert_array_equal(array, forward.grouped()[key], err_msg=key)
 
 
 def test_replay_gives_a_sink_what_observe_routing_gives_it() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expert_stats import ExpertScores, score_experts, select_experts, select_placebo
+from expert_stats import ExpertScores, Unproven, score_experts, select_experts, select_placebo
 from moe_steer.plan import ExpertGain, SteeringPlan, TopK
 from stats_helpers import random_counts
 
@@ -32,46 +32,64 @@ def test_exactly_as_many_as_asked_or_an_error(
         if row.supported and row.support >= (min_support or 0) and (min_score is None or row.score > min_score)
     ]
     if len(qualify) >= top:
-        plan = select_experts(scores, top, 8.0, min_support=min_support, min_score=min_score)
+        plan = select_experts(scores, top, 8.0, max_q=None, min_support=min_support, min_score=min_score)
         assert [(entry.layer, entry.expert) for entry in plan.experts] == [
             (row.layer, row.expert) for row in qualify[:top]
         ]
         assert {entry.gain for entry in plan.experts} == {8.0}
     else:
         with pytest.raises(ValueError, match=f"top is {top}, but only {len(qualify)} experts qualify"):
-            select_experts(scores, top, min_support=min_support, min_score=min_score)
+            select_experts(scores, top, max_q=None, min_support=min_support, min_score=min_score)
 
 
 def test_the_defaults_are_those_of_rice_and_the_plan_says_where_it_comes_from(tmp_path: Path) -> None:
     scores = scores_of()
-    plan = select_experts(scores)
+    plan = select_experts(scores, max_q=None)
     assert [entry.gain for entry in plan.experts] == [64.0, 64.0]
     assert (plan.scope, plan.renormalize) == ("all", False)
     assert plan.model == {"model_type": "deepseek_v3", "num_layers": 3, "num_experts": 12, "name": "here"}
     assert plan.provenance["counts_sha256"] == scores.counts_digest
     assert plan.provenance["coefficients"] == {"<think>": 1.0, "</think>": -1.0, "Alternatively": -1.0}
-    assert plan.provenance["options"]["zero_joint"] == "half"
+    assert plan.provenance["options"]["by"] == "npmi"
     assert [row["score"] for row in plan.provenance["experts"]] == [row.score for row in scores.ranking()[:2]]
     plan.save(tmp_path / "plan.json")
     assert SteeringPlan.load(tmp_path / "plan.json").to_dict() == json.loads(json.dumps(plan.to_dict()))
 
 
-def test_a_false_discovery_rate_can_be_asked_for() -> None:
+def test_experts_without_evidence_are_refused_unless_that_is_asked_for() -> None:
     scores = scores_of()
     best = scores.ranking()[0]
-    assert len(select_experts(scores, 1, max_q=best.q).experts) == 1
-    with pytest.raises(ValueError, match="only 0 experts qualify .* max_q 0.0"):
-        select_experts(scores, 1, max_q=0.0)
+    assert best.q > 0.05
+    with pytest.raises(
+        Unproven, match="top is 1, but only 0 experts have evidence .q at most 0.05; <think> stands"
+    ) as caught:
+        select_experts(scores, 1)
+    assert "--unproven" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert select_experts(scores, 1, max_q=None).provenance["evidence"] == "unproven"
+    q_MLE = scores.q_MLE.copy()
+    q_MLE[0] = np.where(scores.score_LE == best.score, 0.01, np.nan)
+    proven = dataclasses.replace(scores, q_MLE=q_MLE)
+    plan = select_experts(proven, 1)
+    assert [(entry.layer, entry.expert) for entry in plan.experts] == [(best.layer, best.expert)]
+    assert plan.provenance["evidence"] == "shown"
+    with pytest.raises(Unproven, match="only 1 experts have evidence"):
+        select_experts(proven, 2)
 
 
 def test_gain_zero_suppresses_and_nonsense_is_refused() -> None:
     scores = scores_of()
-    assert select_experts(scores, 1, gain=0.0, scope="thought", renormalize=True).to_dict()["experts"][0]["gain"] == 0.0
+    assert (
+        select_experts(scores, 1, gain=0.0, max_q=None, scope="thought", renormalize=True).to_dict()["experts"][0][
+            "gain"
+        ]
+        == 0.0
+    )
     for top in (0, -1, True, 1.5):
         with pytest.raises(ValueError, match="give a whole number >= 1"):
             select_experts(scores, top)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give a finite number >= 0"):
-        select_experts(scores, 1, gain=float("nan"))
+        select_experts(scores, 1, gain=float("nan"), max_q=None)
 
 
 FIRING = [[100, 90, 110, 10, 400, 95, 0, 105], [5, 6, 7, 50, 50, 50, 0, 50]]
@@ -134,7 +152,7 @@ def test_the_placebo_says_how_well_it_matches() -> None:
 def test_counts_serve_as_well_as_scores() -> None:
     counts = random_counts(2, num_experts=12, tokens=80)
     scores = score_experts(counts, missing_marker="skip")
-    plan = select_experts(scores)
+    plan = select_experts(scores, max_q=None)
     nobody = dataclasses.replace(scores, supported_LE=np.zeros_like(scores.supported_LE))
     assert select_placebo(counts, plan, 3) == select_placebo(nobody, plan, 3)
 

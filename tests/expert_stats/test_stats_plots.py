@@ -29,7 +29,7 @@ def labels(svg: str) -> str:
 
 def test_the_heat_map_names_formula_layers_and_marks() -> None:
     scores = scores_of()
-    plan = select_experts(scores, 2)
+    plan = select_experts(scores, 2, max_q=None)
     svg = heat_map(scores, plan, select_placebo(scores, plan))
     found = labels(svg)
     for text in ("nPMI(&lt;think&gt;) − nPMI(&lt;/think&gt;)", "chosen", "placebo", "layer", "expert"):
@@ -41,7 +41,7 @@ def test_the_heat_map_names_formula_layers_and_marks() -> None:
 
 def test_pictures_depend_on_the_data_alone() -> None:
     scores = scores_of()
-    plan = select_experts(scores, 2)
+    plan = select_experts(scores, 2, max_q=None)
     assert heat_map(scores, plan) == heat_map(scores, plan)
     assert rank_stability(scores) == rank_stability(scores)
     assert dose_response(POINTS) == dose_response(list(reversed(POINTS)))
@@ -53,7 +53,7 @@ def test_a_large_model_makes_a_small_file() -> None:
 
 
 def test_a_ranking_without_intervals_can_be_drawn() -> None:
-    scores = score_experts(random_counts(2, num_groups=1), missing_marker="skip")
+    scores = score_experts(random_counts(2, num_problems=1), missing_marker="skip")
     assert np.isnan(scores.low_LE).all()
     assert "Spearman undefined" in labels(rank_stability(scores))
 

@@ -62,7 +62,7 @@ def test_it_leaves_a_whole_run_folder(finished: Path) -> None:
     assert all(row["tokens"] > 0 for row in results["firing"]["steered"])
     counts = RoutingCounts.load(finished / "counts.safetensors").check()
     assert counts.num_traces == 24
-    assert int(counts.marker_GM.sum(0)[0]) == 24, "<think> stands once in every prompt"
+    assert int(counts.occurrences_M[0]) == 24, "<think> stands once in every prompt"
     html = (finished / "report.html").read_text()
     assert "<script" not in html
     assert html.count("<svg") >= 5

@@ -279,7 +279,7 @@ def test_endless_numbers_are_kept_where_they_are_asked_for() -> None:
 
 
 def test_types_of_options_are_checked_as_json_writes_them() -> None:
-    types = {"a": tuple[str, ...], "b": Literal["x", "y"], "c": Optional[int]}
+    types = {"a": tuple[str, ...], "b": Literal["x", "y"], "c": Optional[int]}  # noqa: UP045 -- as libraries write it
     check_types({"a": ["x"], "b": "y", "c": None}, "f", types)
     for wrong in ({"a": [1]}, {"a": "x"}, {"b": "z"}, {"b": ["x"]}, {"c": True}, {"c": 1.0}):
         with pytest.raises(ValueError, match="f: "):

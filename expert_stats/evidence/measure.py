@@ -1,0 +1,145 @@
+"""The score of an expert as a function of its sums: nPMI (RICE, arXiv 2505.14681, Eq. 2-6) and its shrunk form, with derivatives.
+
+Dimension letters: M markers, C cells (layers x experts, row by row). Sums over traces: joint, expert, marker, total.
+
+**One estimand at any number of traces.** The nPMI of an expert that is never selected at a marker is -1 in the limit, and what a
+sample without a joint selection says of it moves with the size of the sample. ``by="npmi"`` measures the marker's tokens with a
+tenth of any tokens mixed in, p'(E|x) = 0.9 p(E|x) + 0.1 p(E), for every marker alike: a fixed quantity that needs no rule for
+zeros, at least log2(0.1) bits. ``by="rice"`` is the published formula, with a rule for zeros, which the paper lacks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+SHRINK = 0.1
+ZERO_JOINT = ("minus_one", "half", "skip")
+
+
+def npmi(joint: Array, expert: Array, marker: Array, total: Array) -> Array:
+    """nPMI of counts that broadcast together, float64 (Eq. 5)::
+
+        [log2(joint / marker) + log2(total / expert)] / log2(total / joint)
+
+    NaN where the expert or the marker was never seen, and where both are at every token (0/0); -1, the limit, where both
+    were seen but never together. Always together gives 1, independence 0.
+
+    >>> [float(npmi(*map(np.array, counts))) for counts in [(4, 8, 4, 1024), (4, 4, 4, 1024), (1, 32, 32, 1024)]]
+    [0.875, 1.0, 0.0]
+    """
+    joint, expert, marker, total = np.broadcast_arrays(joint, expert, marker, total)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_joint, log_expert, log_marker, log_total = (
+            np.log2(x.astype(np.float64)) for x in (joint, expert, marker, total)
+        )
+        value = np.clip(((log_joint - log_marker) + (log_total - log_expert)) / (log_total - log_joint), -1.0, 1.0)
+    value = np.where(joint == 0, -1.0, value)
+    return np.where((expert == 0) | (marker == 0) | (joint == total), np.nan, value)
+
+
+class Slopes(NamedTuple):
+    """Derivatives of the score: joint [M, C], marker [M, C], expert [C], total [C]."""
+
+    joint_MC: Array
+    marker_MC: Array
+    expert_C: Array
+    total_C: Array
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The sum over markers of coefficient x term. Markers without occurrences or with coefficient 0 add nothing."""
+
+    weights_M: Array
+    by: str = "npmi"
+    zero_joint: str = "minus_one"
+    """Of ``by="rice"``: the term of a marker with no joint selection: "minus_one" (the limit), "half" (as if half of one, at
+    most 0) or "skip" (0)."""
+
+    def score(self, joint: Array, expert: Array, marker: Array, total: Array | int) -> Array:
+        """``joint`` [..., M, C], ``expert`` [..., C], ``marker`` [..., M], ``total`` [...] -> [..., C].
+
+        NaN where a term is undefined, and everywhere when no marker of positive coefficient occurs.
+        """
+        marker, total = np.asarray(marker), np.asarray(total)
+        result = np.zeros(np.broadcast_shapes(expert.shape, joint.shape[:-2] + joint.shape[-1:]))
+        for index in np.flatnonzero(self.weights_M).tolist():
+            seen = marker[..., index, None]
+            term = self.term(joint[..., index, :], expert, seen, total[..., None])
+            result = result + np.where(seen > 0, self.weights_M[index] * term, 0.0)
+        starts = np.asarray((marker[..., self.weights_M > 0] > 0).any(-1))
+        return np.where(starts[..., None], result, np.nan)
+
+    def term(self, joint: Array, expert: Array, marker: Array, total: Array) -> Array:
+        """One marker's nPMI under this measure."""
+        if self.by == "npmi":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = (1 - SHRINK) * joint / marker + SHRINK * expert / total
+                value = np.log(share * total / expert) / -np.log(share * marker / total)
+            return np.where((expert == 0) | (marker == 0) | (joint == total), np.nan, np.minimum(value, 1.0))
+        value = npmi(joint, expert, marker, total)
+        if self.zero_joint == "minus_one":
+            return value
+        half = np.minimum(npmi(np.array(0.5), expert, marker, total), 0.0) if self.zero_joint == "half" else 0.0
+        return np.where((joint == 0) & np.isfinite(value), half, value)
+
+    def slopes(self, joint_MC: Array, expert_C: Array, marker_M: Array, total: int) -> Slopes:
+        """Derivatives at the sums; 0 where RICE's rule for zeros holds, NaN where the term is undefined."""
+        joint_slope, marker_slope = np.zeros(joint_MC.shape), np.zeros(joint_MC.shape)
+        expert_slope, total_slope = np.zeros(expert_C.shape), np.zeros(expert_C.shape)
+        mixed = SHRINK if self.by == "npmi" else 0.0
+        for index in np.flatnonzero((self.weights_M != 0) & (marker_M > 0)).tolist():
+            joint, seen, weight = joint_MC[index], int(marker_M[index]), self.weights_M[index]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = (1 - mixed) * joint / seen + mixed * expert_C / total
+                gain, size = np.log(share * total / expert_C), -np.log(share * seen / total)
+                by_share = (size + gain) / (size**2 * share)
+                parts: tuple[Array, ...] = (
+                    by_share * (1 - mixed) / seen,
+                    -by_share * (1 - mixed) * joint / seen**2 + gain / size**2 / seen,
+                    by_share * mixed / total - 1 / (expert_C * size),
+                    -by_share * mixed * expert_C / total**2 + (1 / size - gain / size**2) / total,
+                )
+            if not mixed:
+                parts = tuple(np.where(joint == 0, 0.0, part) for part in parts)
+            joint_slope[index], marker_slope[index] = weight * parts[0], weight * parts[1]
+            expert_slope, total_slope = expert_slope + weight * parts[2], total_slope + weight * parts[3]
+        return Slopes(joint_slope, marker_slope, expert_slope, total_slope)
+
+    def unseen_variance(self, joint_MC: Array, expert_C: Array, marker_M: Array, total: int) -> Array:
+        """What traces without a joint selection cannot show: the variance [C] that half a selection more would have.
+
+        p(E|x) from few selections varies by more than its sample says; where there is none, the sample says nothing at all. The
+        step is that of the add-half estimate's deviation beyond the sample's own, through the score itself.
+        """
+        result = np.zeros(expert_C.shape)
+        for index in np.flatnonzero((self.weights_M != 0) & (marker_M > 0)).tolist():
+            joint, seen = joint_MC[index], int(marker_M[index])
+            plain, half = joint / seen, (joint + 0.5) / (seen + 1)
+            step = np.sqrt(np.maximum(half * (1 - half) - plain * (1 - plain), 0.0) * seen)
+            moved = self.term(np.minimum(joint + step, seen), expert_C, np.array(seen), np.array(total))
+            result += (
+                self.weights_M[index] * (moved - self.term(joint, expert_C, np.array(seen), np.array(total)))
+            ) ** 2
+        return result
+
+
+def least_support(min_support: int | None, occurrences: int) -> int:
+    """Joint selections that a cell needs: the given number, or a tenth of the occurrences, at least 3, at most all."""
+    return min_support if min_support is not None else max(min(3, occurrences), math.ceil(occurrences / 10))
+
+
+def supported_cells(
+    joint_MC: Array, expert_C: Array, marker_M: Array, total: int, weights_M: Array, min_support: int | None
+) -> Array:
+    """Cells [C] with enough joint selections at a marker of positive coefficient with which they are associated (nPMI > 0)."""
+    least_M = np.array([least_support(min_support, int(seen)) for seen in marker_M])
+    value_MC = npmi(joint_MC, expert_C, marker_M[:, None], np.array(total))
+    enough_MC = (joint_MC >= least_M[:, None]) & (value_MC > 0)  # NaN > 0 is false: never seen, not supported
+    return np.asarray(enough_MC[weights_M > 0].any(axis=0))

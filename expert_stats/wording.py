@@ -1,0 +1,65 @@
+"""What the evidence for experts says, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from expert_stats.scores import ExpertScores, RankedExpert
+
+
+def without_evidence(scores: ExpertScores) -> str:
+    """What the evidence of these scores rests on, and how far it goes, in one clause."""
+    return (
+        scores.cannot_answer or "; ".join(marker_sentences(scores)) or "no marker of positive coefficient can be tested"
+    )
+
+
+def marker_sentences(scores: ExpertScores) -> list[str]:
+    """One clause for every marker of positive coefficient: what stands behind its q."""
+    found = []
+    for index, test in enumerate(scores.tests):
+        name = scores.marker_names[index]
+        if test == "robust":
+            q_LE = scores.q_MLE[index]
+            passed = int((q_LE[scores.supported_LE] <= 0.05).sum())
+            found.append(
+                f"{name} stands inside thoughts: {passed} of {int(scores.supported_LE.sum())} supported experts go with it more "
+                f"than their problem and place explain (q at most 0.05, {scores.num_problems} problems)"
+            )
+        if test == "tokens":
+            found.append(_among_tokens(scores, index, name))
+    return found
+
+
+def evidence_sentence(scores: ExpertScores, experts: Iterable[tuple[int, int]], max_q: float) -> str:
+    """The verdict on chosen experts, (layer, expert): cognitive by evidence, or unproven and why."""
+    rows = {(row.layer, row.expert): row for row in scores.ranking(supported_only=False)}
+    chosen = [(layer, expert, rows.get((layer, expert))) for layer, expert in experts]
+    lacking = [(layer, expert) for layer, expert, row in chosen if row is None or not row.q <= max_q]
+    if not lacking:
+        return f"EVIDENCE: {_listed(chosen)} (q at most {max_q:g}); {without_evidence(scores)}"
+    names = ", ".join(f"layer {layer} expert {expert}" for layer, expert in lacking)
+    return (
+        f"UNPROVEN: nothing shows that {names} answer{'s' * (len(lacking) == 1)} to the thought rather than to a token or to its "
+        f"place ({_listed(chosen)}; asked: at most {max_q:g}); {without_evidence(scores)}"
+    )
+
+
+def _listed(chosen: Iterable[tuple[int, int, RankedExpert | None]]) -> str:
+    return ", ".join(
+        f"layer {layer} expert {expert} q {f'{row.q:.2g}' if row and math.isfinite(row.q) else 'none'}"
+        for layer, expert, row in chosen
+    )
+
+
+def _among_tokens(scores: ExpertScores, index: int, name: str) -> str:
+    compared, rank = scores.tokens["compared"], scores.tokens["rank"][index]
+    if not compared or not rank:
+        return f"{name} is one token in a fixed place, and no other tokens were counted to compare it with"
+    closer = [row for row in scores.tokens["references"] if row[3] is not None][: rank - 1]
+    behind = ", ".join(repr(text) if text else f"token {token}" for token, text, _, _ in closer[:3])
+    place = f", behind {behind}{' and others' * (len(closer) > 3)}" if closer else ""
+    return (
+        f"{name} is one token in a fixed place, and number {rank} of {compared + 1} tokens by its closest expert{place}"
+    )
