@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping
@@ -96,8 +97,8 @@ def select_placebo(
 
     Candidates are experts that the plan does not name and that were selected at least once; one is drawn among the
     ``num_candidates`` whose firing rate is nearest by ratio. Given scores, experts that would qualify for a plan themselves
-    (supported, score > 0) stay out while a layer has others: a placebo should lack what is tested. Gains, scope and
-    renormalisation stay. The draw depends on ``seed`` and on the expert only. ValueError when a layer has no candidate, or
+    (supported, score > 0) stay out while a layer has others: a placebo should lack what is tested. What is done to an
+    expert (gain, force, bias on its logit), top_k, scope and renormalisation stay. The draw depends on ``seed`` and on the expert only. ValueError when a layer has no candidate, or
     the plan is of another model.
     """
     if num_candidates < 1:
@@ -123,7 +124,7 @@ def select_placebo(
         nearest = sorted(free, key=lambda e: (_distance(int(fired_E[e]), wanted), e))[:num_candidates]
         expert = nearest[_draw(f"{seed}:{entry.layer}:{entry.expert}", len(nearest))]
         taken.add((entry.layer, expert))
-        placebo.append(ExpertGain(entry.layer, expert, entry.gain))
+        placebo.append(dataclasses.replace(entry, expert=expert))
         matches.append(
             {
                 "layer": entry.layer,
@@ -137,6 +138,7 @@ def select_placebo(
         )
     return SteeringPlan(
         experts=placebo,
+        top_k=plan.top_k,
         scope=plan.scope,
         renormalize=plan.renormalize,
         model=_plan_model(model),

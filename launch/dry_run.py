@@ -154,7 +154,10 @@ def report(options: Options, ranks: Ranks) -> str:
     started = (folder / RUN_FILE).exists()
     if started:
         open_run(folder, options.config() | {"given_plan": plan.digest() if plan else None})
-    experts = f"{len(plan.experts)} experts, {len(plan.residual)} vectors, fits the model" if plan else "to be found"
+    counted = f", {len(plan.top_k)} top_k" if plan and plan.top_k else ""
+    experts = (
+        f"{len(plan.experts)} experts, {len(plan.residual)} vectors{counted}, fits the model" if plan else "to be found"
+    )
     return "\n".join(
         [
             f"model     {options.model} ({known.config.model_type})",

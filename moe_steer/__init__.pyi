@@ -1,6 +1,7 @@
 from moe_steer.baking import bake as bake
 from moe_steer.baking import unbake as unbake
 from moe_steer.baking import verify_bake as verify_bake
+from moe_steer.choice.entries import TopK as TopK
 from moe_steer.directions import Direction as Direction
 from moe_steer.loading import load_model as load_model
 from moe_steer.observe import observe_residual as observe_residual

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moe_steer.plan_entries import ExpertGain, ResidualVector
+from moe_steer.choice.entries import TopK
+from moe_steer.plan_entries import EXPERT_KEYS, ExpertGain, ResidualVector
 
 _ADD_UP_AT = 8192  # selections that are kept on the device before they are summed
 
@@ -19,6 +20,14 @@ class Fired(NamedTuple):
 
     tokens: int
     weight_added: float
+
+
+class Chosen(NamedTuple):
+    """``scoped`` tokens of which ``selected_before`` select the expert by themselves and ``selected_after`` under the plan."""
+
+    scoped: int
+    selected_before: int
+    selected_after: int
 
 
 @dataclass
@@ -39,15 +48,24 @@ class NothingFired(RuntimeError):
 
 
 class Audit:
-    """Counts of one ``steer`` block. Entries with gain 1 or strength 0 have no hook and are not counted."""
+    """Counts of one ``steer`` block. Entries that change nothing have no hook and are not counted."""
 
-    def __init__(self, experts: Iterable[ExpertGain], residual: Iterable[ResidualVector]) -> None:
+    def __init__(
+        self, experts: Iterable[ExpertGain], residual: Iterable[ResidualVector], top_k: Iterable[TopK] = ()
+    ) -> None:
         self._entries = {(entry.layer, entry.expert): entry for entry in experts}
         self._residual = dict(enumerate(residual))
+        self._top_k = {entry.layer: entry for entry in top_k}
+        self._choosing: dict[int, list[int]] = {}
+        for entry in self._entries.values():
+            if entry.acts_on_choice:
+                self._choosing.setdefault(entry.layer, []).append(entry.expert)
+        self._choices: dict[int, Tensor] = {}
+        self._numbers: dict[int, Tensor] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._tokens: dict[int, Tensor] = {}
         self._added: dict[int, Tensor] = {}
-        self._seen: dict[int, int] = {layer: 0 for layer, _ in self._entries}
+        self._seen: dict[int, int] = dict.fromkeys([*(layer for layer, _ in self._entries), *self._top_k], 0)
         self._touched: dict[int, Tensor | int] = dict.fromkeys(self._residual, 0)
         self._residual_runs: dict[int, int] = dict.fromkeys(self._residual, 0)
 
@@ -59,7 +77,8 @@ class Audit:
         The caller must not change the tensors later: they are summed many forwards at a time, because a sum after every
         decode step would cost too much.
         """
-        self._seen[layer] += 1
+        if layer not in self._top_k:
+            self._seen[layer] += 1
         waiting = self._waiting.setdefault(layer, _Waiting(num_experts))
         waiting.notes.append((ids_TK, in_scope_TK, added_TK))
         waiting.size += ids_TK.numel()
@@ -82,6 +101,39 @@ class Audit:
             self._tokens[layer].scatter_add_(0, ids, torch.cat([one.reshape(-1) for one in counted]))
             added = torch.cat([added_TK.detach().reshape(-1).double() for _, _, added_TK in notes])
             self._added[layer].scatter_add_(0, ids, added)
+
+    def count_choice(
+        self,
+        layer: int,
+        num_experts: int,
+        before_TK: Tensor,
+        after_TK: Tensor,
+        scopes: tuple[Tensor | None, Tensor | None],
+    ) -> None:
+        """Record one forward of a layer whose choice the plan changes: the ids that the router chose by itself and under the
+        plan (``num_experts``: a place without a selection), and which tokens are in the plan's scope and in that of top_k."""
+        with torch.no_grad():
+            masks = [
+                torch.ones_like(before_TK[:, 0]) if mask_T is None else mask_T.to(before_TK.device).long()
+                for mask_T in scopes
+            ]
+            if layer in self._top_k:
+                self._seen[layer] += 1
+                selections = [((ids_TK < num_experts).sum(-1) * masks[1]).sum() for ids_TK in (before_TK, after_TK)]
+                found = torch.stack([masks[1].sum(), *selections])
+                self._numbers[layer] = self._numbers[layer] + found if layer in self._numbers else found
+            if layer in self._choosing:
+                experts_N = torch.tensor(self._choosing[layer], device=before_TK.device)
+                found = torch.stack(
+                    [
+                        masks[0].sum().expand(len(experts_N)),
+                        *(
+                            ((ids_TK[:, :, None] == experts_N).any(1) * masks[0][:, None]).sum(0)
+                            for ids_TK in (before_TK, after_TK)
+                        ),
+                    ]
+                )
+                self._choices[layer] = self._choices[layer] + found if layer in self._choices else found
 
     def count_residual(self, index: int, tokens: Tensor | int) -> None:
         """Add one forward of the residual entry number ``index``."""
@@ -106,6 +158,34 @@ class Audit:
         """Index of the residual entry (among those with a strength) -> number of tokens it was added to."""
         return {index: int(touched) for index, touched in self._touched.items()}
 
+    @property
+    def chosen(self) -> Mapping[tuple[int, int], Chosen]:
+        """(layer, expert) -> tokens in scope and selections before and after, for every entry that acts on the choice."""
+        result: dict[tuple[int, int], Chosen] = {}
+        for layer, experts in self._choosing.items():
+            columns = self._choices[layer].T.tolist() if layer in self._choices else [[0, 0, 0]] * len(experts)
+            result |= {(layer, expert): Chosen(*column) for expert, column in zip(experts, columns, strict=True)}
+        return result
+
+    @property
+    def top_k(self) -> Mapping[int, Chosen]:
+        """Layer of a top_k entry -> tokens in its scope, and the selections of these before and after, all experts together."""
+        return {
+            layer: Chosen(*self._numbers[layer].tolist()) if layer in self._numbers else Chosen(0, 0, 0)
+            for layer in self._top_k
+        }
+
+    @property
+    def acted(self) -> Mapping[tuple[int, int], int]:
+        """(layer, expert) -> tokens at which the entry did something: at which it was selected; for an expert forced out, at
+        which it would have been; for a bias on a logit, all in scope."""
+        acted = {key: fired.tokens for key, fired in self.fired.items()}
+        for key, chosen in self.chosen.items():
+            force = self._entries[key].force
+            if force != "in":
+                acted[key] = chosen.selected_before if force == "out" else chosen.scoped
+        return acted
+
     def problems(self) -> list[str]:
         """Reasons why the plan had no effect (nothing fired, or a named layer never ran); empty if it had."""
         found = [
@@ -118,30 +198,36 @@ class Audit:
             for index, runs in self._residual_runs.items()
             if not runs
         ]
-        if (
-            not found
-            and self._entries
-            and not any(entry.tokens for entry in self.fired.values())
-            and not any(self.residual.values())
-        ):
-            found.append(
-                f"none of the {len(self._entries)} experts of the plan was selected by any token in scope: nothing was steered"
-            )
-        if not found and self._residual and not self._entries and not any(self.residual.values()):
+        for key, chosen in self.chosen.items():
+            wanted = {"in": chosen.scoped, "out": 0}.get(self._entries[key].force or "", chosen.selected_after)
+            if not found and chosen.selected_after != wanted:
+                found.append(
+                    f"layer {key[0]} expert {key[1]} was {self._entries[key].action} and selected by {chosen.selected_after} of {chosen.scoped} tokens in scope"
+                )
+        acted = self.acted
+        others = [*self.residual.values(), *(number.scoped for number in self.top_k.values())]
+        if not found and self._entries and not any(acted.values()) and not any(others):
+            what = "met a token in scope to act on" if self._choosing else "was selected by any token in scope"
+            found.append(f"none of the {len(self._entries)} experts of the plan {what}: nothing was steered")
+        if not found and any(self._entries[key].force == "in" and not number for key, number in acted.items()):
+            found.append("no token was in scope of the experts that the plan forces in: nothing was forced")
+        if not found and self._top_k and not self._entries and not any(others):
+            found.append("no token was in scope of any top_k entry: nothing was steered")
+        if not found and self._residual and not self._entries and not any(others):
             found.append("no token was in scope of any residual vector: nothing was steered")
         return found
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One row per plan entry, plain JSON values; rows of several runs can be added."""
-        rows: list[dict[str, Any]] = [
-            {
-                "kind": "expert",
-                "layer": layer,
-                "expert": expert,
-                "gain": self._entries[layer, expert].gain,
-                **fired._asdict(),
-            }
-            for (layer, expert), fired in self.fired.items()
+        acted, chosen = self.acted, self.chosen
+        rows: list[dict[str, Any]] = []
+        for key, fired in self.fired.items():
+            entry = self._entries[key]
+            row = {"kind": "expert", **entry.to_dict(), **fired._asdict()}
+            rows.append({**row, "tokens": acted[key], **chosen[key]._asdict()} if key in chosen else row)
+        rows += [
+            {"kind": "top_k", **self._top_k[layer].to_dict(), "tokens": number.scoped, **number._asdict()}
+            for layer, number in self.top_k.items()
         ]
         rows += [
             {
@@ -167,7 +253,14 @@ def row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Audit rows as text: one line per plan entry."""
     lines = []
     for row in rows:
-        if row["kind"] == "expert":
+        if row["kind"] == "top_k" or "scoped" in row:
+            who = f"top {row['k']}" if row["kind"] == "top_k" else f"expert {row['expert']} {_action(row)}"
+            added = f", weight added {row['weight_added']:.4g}" if row.get("gain", 1.0) != 1.0 else ""
+            lines.append(
+                f"layer {row['layer']} {who}: {row['scoped']} tokens in scope, selections {row['selected_before']} before and "
+                f"{row['selected_after']} after{added}"
+            )
+        elif row["kind"] == "expert":
             lines.append(
                 f"layer {row['layer']} expert {row['expert']} x{row['gain']:g}: selected by {row['tokens']} tokens, "
                 f"weight added {row['weight_added']:.4g}"
@@ -179,3 +272,8 @@ def row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"layer {row['layer']} vector {row['file']} x{row['strength']:g}{unit}{scope}: added to {row['tokens']} tokens"
             )
     return lines
+
+
+def _action(row: Mapping[str, Any]) -> str:
+    said = {key: row[key] for key in EXPERT_KEYS if key in row}
+    return ExpertGain(**said).action

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import update_wrapper
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,32 @@ RoutingFn = Callable[[Tensor, Tensor], "Tensor | tuple[Tensor, Tensor] | None"]
 """(ids_TK int64, weights_TK) -> new weights_TK of the same dtype, or None to keep them, or (ids_TK, weights_TK) to replace both."""
 
 
+class NewRouting(Protocol):
+    """What a router is to return, and in it the ids. ``unused_TK``: places without a selection; None: there are none."""
+
+    @property
+    def output(self) -> tuple[Any, ...]: ...
+
+    @property
+    def ids_TK(self) -> Tensor: ...
+
+    @property
+    def unused_TK(self) -> Tensor | None: ...
+
+
+ChoiceFn = Callable[[tuple[Any, ...], dict[str, Any], Any], NewRouting]
+"""(arguments, keyword arguments, output) of a router -> what it is to return."""
+_CHOSEN: WeakKeyDictionary[nn.Module, NewRouting | None] = WeakKeyDictionary()
+"""Router under ``choice_hooks`` -> its last choice: what its output does not say (Llama-4's ids, places without a selection)."""
+
+
 @contextmanager
 def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
     """Call a function with the routing of each given layer, once per forward, and replace the weights by its result.
 
     The weights are final: after top-k, normalisation and scaling. Every id is the router's, so under expert parallelism
-    ids >= num_experts may mean "not on this rank". A result may carry a gradient, which reaches what made it. A function that
-    replaces the ids as well must give distinct ids a token.
+    ids >= num_experts may mean "not on this rank", or that a token has fewer experts than others of its forward. A result may
+    carry a gradient, which reaches what made it. A function that replaces the ids as well must give distinct ids a token.
     """
     with ExitStack() as stack:
         for layer, function in functions.items():
@@ -37,6 +57,23 @@ def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
                 handle = layer.router.register_forward_hook(_weights_first_hook(function))
             else:
                 handle = layer.experts.register_forward_pre_hook(_experts_hook(layer, function), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def choice_hooks(functions: Mapping[MoELayer, ChoiceFn]) -> Iterator[None]:
+    """Let a function say what the router of each given layer returns, once per forward. It acts before every function of
+    ``routing_hooks``, those that were there before included: they see the choice as it is made."""
+    with ExitStack() as stack:
+        for layer, function in functions.items():
+            assert layer.router is not None
+            if layer.router in _CHOSEN:
+                raise ValueError(f"the choice at layer {layer.index} is under another plan: put both in one plan")
+            _CHOSEN[layer.router] = None
+            stack.callback(_CHOSEN.pop, layer.router, None)
+            # Before an engine's own hooks, which may take the router's weights away after its forward.
+            handle = layer.router.register_forward_hook(_choice_hook(function), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         yield
 
@@ -154,6 +191,22 @@ class _ReachedError(Exception):
     """Raised to leave a forward early."""
 
 
+def _choice_hook(function: ChoiceFn) -> Callable[..., Any]:
+    def hook(router: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        new = _CHOSEN[router] = function(args, kwargs, output)
+        return new.output
+
+    return hook
+
+
+def _selected(layer: MoELayer, ids_TK: Tensor) -> Tensor:
+    """The ids, with ``num_experts`` in places that hold no selection."""
+    chosen = _CHOSEN.get(layer.router) if layer.router is not None else None
+    if chosen is None or chosen.unused_TK is None or chosen.unused_TK.shape != ids_TK.shape:
+        return ids_TK
+    return ids_TK.masked_fill(chosen.unused_TK.to(ids_TK.device), layer.num_experts)
+
+
 def _experts_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Families differ in argument order and names, so the two are told apart by dtype: ids are whole numbers.
@@ -161,18 +214,22 @@ def _experts_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., Any]:
         ids = _get(args, kwargs, ids_key)
         weights = _get(args, kwargs, weights_key)
         ids_TK = ids.reshape(-1, ids.shape[-1]) if ids.ndim > 1 else ids[:, None]
-        result = function(ids_TK.long(), weights.reshape(ids_TK.shape))
+        result = function(_selected(layer, ids_TK.long()), weights.reshape(ids_TK.shape))
         if result is None:
             return None
-        new_ids_TK, new_TK = _both(ids_TK, result)
+        new_ids_TK, new_TK = _both(layer, ids_TK, result)
         args, kwargs = _put(args, kwargs, weights_key, new_TK.to(weights.dtype).reshape(weights.shape))
         return _put(args, kwargs, ids_key, new_ids_TK.to(ids.dtype).reshape(ids.shape))
 
     return hook
 
 
-def _both(ids_TK: Tensor, result: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return result if isinstance(result, tuple) else (ids_TK, result)
+def _both(layer: MoELayer, ids_TK: Tensor, result: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """New ids and weights; places that hold no selection keep the ids that they had."""
+    if not isinstance(result, tuple):
+        return ids_TK, result
+    new_ids_TK, new_TK = result
+    return torch.where(_selected(layer, ids_TK) != ids_TK, ids_TK, new_ids_TK), new_TK
 
 
 def _put(
@@ -205,11 +262,12 @@ def _dense_scores_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., An
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         scores_TE, logits_TE = output
-        ids_TK = logits_TE.topk(layer.top_k, dim=-1).indices
-        result = function(ids_TK, scores_TE.gather(-1, ids_TK))
+        chosen = _CHOSEN.get(layer.router) if layer.router is not None else None
+        ids_TK = logits_TE.topk(layer.top_k, dim=-1).indices if chosen is None else chosen.ids_TK
+        result = function(_selected(layer, ids_TK), scores_TE.gather(-1, ids_TK))
         if result is None:
             return None
-        new_ids_TK, new_TK = _both(ids_TK, result)
+        new_ids_TK, new_TK = _both(layer, ids_TK, result)
         return torch.zeros_like(scores_TE).scatter(-1, new_ids_TK, new_TK.to(scores_TE.dtype)), logits_TE
 
     return hook
@@ -223,7 +281,7 @@ def _weights_first_hook(function: RoutingFn) -> Callable[..., Any]:
         result = function(ids_TK.long(), weights_TK)
         if result is None:
             return None
-        new_ids_TK, new_TK = _both(ids_TK, result)
+        new_ids_TK, new_TK = result if isinstance(result, tuple) else (ids_TK, result)
         if new_ids_TK is not ids_TK:
             counts_E = torch.bincount(new_ids_TK.reshape(-1), minlength=len(counts_E)).to(counts_E)
         return new_TK.to(weights_TK.dtype), new_ids_TK.to(ids_TK.dtype), counts_E

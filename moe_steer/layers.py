@@ -33,6 +33,10 @@ _REFUSED = {
     "zaya": "its router marks a skipped token as expert 0 with weight 0, which cannot be told from a selection",
     "nllb-moe": "it is an encoder-decoder whose router hands out masks, not ids and weights",
 }
+_CHOICE_OUT_OF_REACH = {
+    "dbrx": "its router returns logits, and the block takes the best of them after it",
+    "phimoe": "its router picks one expert after the other, each with a weight of its own (SparseMixer)",
+}
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,26 @@ def moe_layers(model: Any) -> list[MoELayer]:
             f"{model_type} has no routed experts that can be reached: it is a dense model, or of an unknown build"
         )
     return sorted(found, key=lambda layer: layer.index)
+
+
+def choice_by_type(model_type: str) -> str:
+    """Why the choice of a whole family cannot be changed before top-k; empty for all others."""
+    return _CHOICE_OUT_OF_REACH.get(model_type, "")
+
+
+def choice_refusal(layer: MoELayer, wants_k: bool) -> str:
+    """Why the choice of one layer cannot be changed before top-k, or (``wants_k``) cannot be of another number of experts."""
+    methods = [vars(kind) for kind in type(layer.router).__mro__ if kind not in nn.Module.__mro__]
+    names = {name for values in methods for value in values.values() for name in _names_in(value)}
+    if layer.router is None or "topk" not in names:
+        return f"its {type(layer.router).__name__} takes no top-k over scores (layers may look their experts up by token); use gains alone"
+    if wants_k and layer.weights_first:
+        return "DeepSpeed's AutoEP sends every token to the model's own number of experts; use tp_ep or zero3 for top_k"
+    return ""
+
+
+def _names_in(value: Any) -> tuple[str, ...]:
+    return getattr(getattr(inspect.unwrap(value), "__code__", None), "co_names", ()) if callable(value) else ()
 
 
 @contextmanager

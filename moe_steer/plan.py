@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_steer.choice.entries import TOP_K_KEYS, TopK, check_choice
 from moe_steer.direction import VectorFile
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, quoted, read_json
-from moe_steer.plan_entries import RESIDUAL_KEYS, UNITS, ExpertGain, ResidualVector
+from moe_steer.plan_entries import EXPERT_KEYS, RESIDUAL_KEYS, UNITS, ExpertGain, ResidualVector
 from moe_steer.tokens import SCOPES, parse_scope
 
 if TYPE_CHECKING:
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 
     from moe_steer.layers import ModelShape
 
-__all__ = ["PLAN_VERSION", "SCOPES", "UNITS", "ExpertGain", "ResidualVector", "SteeringPlan"]
+__all__ = ["PLAN_VERSION", "SCOPES", "UNITS", "ExpertGain", "ResidualVector", "SteeringPlan", "TopK"]
 PLAN_VERSION = 1
-_EXPERT_KEYS = ("layer", "expert", "gain")
 _MODEL_TYPES: dict[str, Any] = {
     "model_type": str | None,
     "num_layers": int | None,
@@ -35,9 +35,11 @@ _MODEL_TYPES: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringPlan:
-    """Which experts get which gain, which directions are added, at which tokens.
+    """Which experts get which gain or are chosen otherwise, which directions are added, at which tokens.
 
-    ``scope``: at which tokens the gains act (forms: ``moe_steer.tokens.scopes``; meanings: ``moe_steer.tokens.positions``); each residual entry
+    ``top_k``: how many experts a token has, by layer; each entry has its own scope. What ``force``, ``logit_bias`` and ``top_k``
+    mean: ``moe_steer.choice.entries``.
+    ``scope``: at which tokens the entries on experts act (forms: ``moe_steer.tokens.scopes``; meanings: ``moe_steer.tokens.positions``); each residual entry
     has its own.
     ``renormalize``: rescale the selected weights of a token to their former sum after the gains.
     ``model``: what the plan was made for (model_type, num_layers, num_experts, name), compared by ``check``.
@@ -48,6 +50,7 @@ class SteeringPlan:
 
     experts: Sequence[ExpertGain] = ()
     residual: Sequence[ResidualVector] = ()
+    top_k: Sequence[TopK] = ()
     scope: str = "all"
     renormalize: bool = False
     model: Mapping[str, Any] | None = None
@@ -59,6 +62,7 @@ class SteeringPlan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "experts", tuple(self.experts))
         object.__setattr__(self, "residual", tuple(self.residual))
+        object.__setattr__(self, "top_k", tuple(self.top_k))
         parse_scope(self.scope)
         if not isinstance(self.renormalize, bool):
             raise ValueError(f"renormalize is {quoted(self.renormalize)}: give true or false")
@@ -68,6 +72,9 @@ class SteeringPlan:
             if key in seen:
                 raise ValueError(f"layer {entry.layer} expert {entry.expert} occurs twice in the plan: keep one gain")
             seen.add(key)
+        by_layer = [entry.layer for entry in self.top_k]
+        if len(set(by_layer)) < len(by_layer):
+            raise ValueError("top_k names a layer twice: keep one k for each layer")
         for name, value in (("model", self.model), ("provenance", self.provenance)):
             if not isinstance(value, Mapping) and not (name == "model" and value is None):
                 raise ValueError(f"{name} of the plan is {quoted(value)}: give a JSON object")
@@ -77,13 +84,13 @@ class SteeringPlan:
 
     @property
     def is_neutral(self) -> bool:
-        """True when the plan changes nothing: every gain 1 and every strength 0."""
-        return not self.active_experts and not self.active_residual
+        """True when the plan changes nothing: every gain 1, every strength 0, and no say in the choice of experts."""
+        return not self.active_experts and not self.active_residual and not self.top_k
 
     @property
     def active_experts(self) -> tuple[ExpertGain, ...]:
-        """Entries whose gain is not 1."""
-        return tuple(entry for entry in self.experts if entry.gain != 1.0)
+        """Entries that change something: a gain that is not 1, or a say in the choice."""
+        return tuple(entry for entry in self.experts if not entry.is_neutral)
 
     @property
     def active_residual(self) -> tuple[ResidualVector, ...]:
@@ -95,8 +102,9 @@ class SteeringPlan:
         return {
             "version": PLAN_VERSION,
             "model": dict(self.model) if self.model is not None else None,
-            "experts": [dataclasses.asdict(entry) for entry in self.experts],
+            "experts": [entry.to_dict() for entry in self.experts],
             "residual": [entry.to_dict() for entry in self.residual],
+            **({"top_k": [entry.to_dict() for entry in self.top_k]} if self.top_k else {}),
             "scope": self.scope,
             "renormalize": self.renormalize,
             "provenance": dict(self.provenance),
@@ -107,7 +115,8 @@ class SteeringPlan:
         """Read plain JSON values. Unknown keys, wrong types and other versions raise ValueError."""
         if not isinstance(data, Mapping):
             raise ValueError(f"a plan is a JSON object, not {type(data).__name__}: make one with 'moe-steer plan'")
-        _refuse_unknown("plan", data, {"version", "model", "experts", "residual", "scope", "renormalize", "provenance"})
+        known = {"version", "model", "experts", "residual", "top_k", "scope", "renormalize", "provenance"}
+        _refuse_unknown("plan", data, known)
         if data.get("version") != PLAN_VERSION:
             raise ValueError(
                 f"plan version {quoted(data.get('version'))} cannot be read: this program reads version {PLAN_VERSION}, make the plan again with 'moe-steer plan'"
@@ -115,12 +124,13 @@ class SteeringPlan:
         provenance = data.get("provenance")
         return cls(
             experts=[
-                _entry(ExpertGain, _EXPERT_KEYS, "experts", i, item) for i, item in enumerate(_list(data, "experts"))
+                _entry(ExpertGain, EXPERT_KEYS, "experts", i, item) for i, item in enumerate(_list(data, "experts"))
             ],
             residual=[
                 _entry(ResidualVector, RESIDUAL_KEYS, "residual", i, item)
                 for i, item in enumerate(_list(data, "residual"))
             ],
+            top_k=[_entry(TopK, TOP_K_KEYS, "top_k", i, item) for i, item in enumerate(_list(data, "top_k"))],
             scope=data.get("scope", "all"),
             renormalize=data.get("renormalize", False),
             model=data.get("model"),
@@ -226,6 +236,7 @@ class SteeringPlan:
                 )
         for expert in self.experts:
             expert.check(shape)
+        check_choice(self.experts, self.top_k, model, shape)
         for entry in self.residual:
             if entry.layer >= shape.num_layers:
                 raise ValueError(
@@ -259,6 +270,7 @@ def _entry(kind: Any, keys: Sequence[str], where: str, position: int, item: Any)
     _refuse_unknown(f"{where}[{position}]", item, set(keys))
     needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
     needed += ["file"] if kind is ResidualVector else []
+    needed += ["gain"] if kind is ExpertGain and not {"force", "logit_bias"} & set(item) else []
     if set(needed) - set(item):
         raise ValueError(f"{where}[{position}] is not complete: give {', '.join(needed)}")
     return kind(**item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from moe_steer.audit import Audit, NothingFired, SteeringWarning
-from moe_steer.hooks import RoutingFn, call_hooks, output_hooks, routing_hooks
+from moe_steer.choice.acting import choice_functions
+from moe_steer.hooks import RoutingFn, call_hooks, choice_hooks, output_hooks, routing_hooks
 from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config, unwrap
 from moe_steer.plan import SteeringPlan
 from moe_steer.tokens import PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
@@ -31,7 +33,8 @@ def steer(
 
     Gains multiply the final weights of experts that the router selected (RICE, Eq. 7: after top-k and normalisation); with
     ``plan.renormalize`` the weights of a token are then rescaled to their former sum. Residual entries are added at the
-    outputs of their layers, in the plan's order, each in its own unit and scope. Layers that the plan does not name, and a
+    outputs of their layers, in the plan's order, each in its own unit and scope. ``force``, ``logit_bias`` and ``top_k`` change the
+    router's choice before that (see ``moe_steer.choice.entries``): each named router runs once more. Layers that the plan does not name, and a
     neutral plan altogether, are not hooked: their outputs are bit for bit the unsteered ones.
 
     ``tokenizer``: needed by the scopes thought, answer and step_end, unless the model came from ``load_model``.
@@ -42,19 +45,23 @@ def steer(
     if not isinstance(plan, SteeringPlan):
         raise TypeError(f"plan is {plan!r}: give a SteeringPlan, such as SteeringPlan.load('plan.json')")
     plan.check(model)
-    audit = Audit(plan.active_experts, plan.active_residual)
+    layers = moe_layers(model) if plan.active_experts or plan.top_k else []
+    own_k = {layer.index: layer.top_k for layer in layers}
+    plan = dataclasses.replace(plan, top_k=[entry for entry in plan.top_k if entry.k != own_k[entry.layer]])
+    audit = Audit(plan.active_experts, plan.active_residual, plan.top_k)
     if plan.is_neutral:
         yield audit
         return
     scopes = {plan.scope} if plan.active_experts else set()
-    scopes |= {entry.scope for entry in plan.active_residual}
+    scopes |= {entry.scope for entry in plan.active_residual} | {entry.scope for entry in plan.top_k}
     special = _special(model, tokenizer, scopes)
     cache_by_default = bool(getattr(text_config(model), "use_cache", True))
     tracker = PositionTracker(scopes, special, prompt_lengths, cache_by_default)
     with ExitStack() as stack:
         _follow(stack, model, tracker, needs_ids=special is not None)
-        if plan.active_experts:
-            stack.enter_context(routing_hooks(_expert_functions(model, plan, tracker, audit)))
+        if layers:
+            stack.enter_context(choice_hooks(choice_functions(layers, plan, tracker.mask, audit)))
+            stack.enter_context(routing_hooks(_expert_functions(layers, plan, tracker, audit)))
         if plan.active_residual:
             stack.enter_context(output_hooks(_residual_functions(model, plan, tracker, audit)))
         yield audit
@@ -102,14 +109,14 @@ def _special(model: Any, tokenizer: Any, scopes: set[str]) -> SpecialTokens | No
 
 
 def _expert_functions(
-    model: Any, plan: SteeringPlan, tracker: PositionTracker, audit: Audit
+    layers: Sequence[MoELayer], plan: SteeringPlan, tracker: PositionTracker, audit: Audit
 ) -> dict[MoELayer, RoutingFn]:
     gains: dict[int, dict[int, float]] = {}
     for entry in plan.active_experts:
         gains.setdefault(entry.layer, {})[entry.expert] = entry.gain
     return {
         layer: _gain_function(layer, gains[layer.index], plan, tracker, audit)
-        for layer in moe_layers(model)
+        for layer in layers
         if layer.index in gains
     }
 

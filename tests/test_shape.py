@@ -18,7 +18,7 @@ FLOORS = {
     "moe_steer": (
         {"errors", "files", "json_files", "lazy_exports", "layers", "hooks", "observe"},
         {"thinking"}, {"tokens"}, {"lab"}, {"backends"}, {"saes"},
-        {"direction", "plan_entries", "plan", "presets", "audit"},
+        {"direction", "choice", "plan_entries", "plan", "presets", "audit"},
         {"gguf"}, {"directions"}, {"contrasts"}, {"steering", "selfcheck", "loading"}, {"baking"},
     ),
     "expert_stats": (

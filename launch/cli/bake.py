@@ -43,7 +43,7 @@ class Bake:
     def run(self) -> int:
         """Bake and show the certificate."""
         plan = SteeringPlan.load(self.plan)
-        if self.control_vector is not None and not plan.active_experts and self.out is None:
+        if self.control_vector is not None and not plan.active_experts and not plan.top_k and self.out is None:
             from moe_steer.gguf.control_vector import export_control_vector
 
             export_control_vector(dataclasses.replace(plan, experts=()), self.control_vector)

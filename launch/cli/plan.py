@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.cli.plan_choice import with_choice
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
 from moe_steer.plan import UNITS
 from moe_steer.plan_entries import read_vector
@@ -21,7 +22,7 @@ _COMPARED = ("model_type", "num_layers", "num_experts")
 
 @dataclass(frozen=True, kw_only=True)
 class MakePlan:
-    """Make a steering plan: the top experts of a score file, a published preset, experts named by hand, directions, or a mix."""
+    """Make a steering plan: the top experts of a score file, a published preset, experts named by hand, experts forced in or out, directions, or a mix."""
 
     out: str
     """The plan file to write (JSON)."""
@@ -33,6 +34,14 @@ class MakePlan:
     """Published experts: one of rice-r1-math, rice-r1-physics, rice-qwen3-235b-math, ... ('help' lists all)."""
     experts: tuple[str, ...] = ()
     """Experts by hand, as LAYER:EXPERT or LAYER:EXPERT=GAIN, for example 39:182 29:126=32."""
+    force_in: tuple[str, ...] = ()
+    """Experts that every token in scope must select, as LAYER:EXPERT, with the weight that their own score gives; beside --experts they keep that gain."""
+    force_out: tuple[str, ...] = ()
+    """Experts that no token in scope may select, as LAYER:EXPERT: the next best takes the place."""
+    logit_bias: tuple[str, ...] = ()
+    """What to add to the router's logit of an expert, as LAYER:EXPERT=BIAS, for example 5:9=1.5: it moves choice and weight."""
+    top_k: tuple[str, ...] = ()
+    """Another number of experts a token, as LAYER=K or LAYER=K@SCOPE, for example 3=4@thought; without a scope, that of --scope."""
     start: str | None = None
     """A plan file to start from: its experts, directions, scope and model stay."""
     residual: tuple[str, ...] = ()
@@ -59,11 +68,15 @@ class MakePlan:
         if Path(self.out).is_dir():
             raise ValueError(f"--out {self.out} is a folder: name the plan file in it")
         self._check_evidence()
-        plan = self._with_directions(self._plan())
+        choice = (self.force_in, self.force_out, self.logit_bias, self.top_k)
+        plan = self._with_directions(with_choice(self._plan(), *choice))
         self._refuse_unused(plan)
         plan.save(self.out)
         for entry in plan.experts:
-            print(f"layer {entry.layer:3d} expert {entry.expert:3d} gain {entry.gain:g}")
+            action = entry.action if entry.acts_on_choice else f"gain {entry.gain:g}"
+            print(f"layer {entry.layer:3d} expert {entry.expert:3d} {action}")
+        for number in plan.top_k:
+            print(f"layer {number.layer:3d} top {number.k} scope {number.scope}")
         for item in plan.residual:
             unit = " of the residual norm" if item.unit == "residual_norm" else ""
             nothing = "" if item.strength else " (adds nothing)"
@@ -71,8 +84,9 @@ class MakePlan:
                 f"layer {item.layer:3d} vector {item.file} strength {item.strength:g}{unit} scope {item.scope}{nothing}"
             )
         vectors = f", {len(plan.residual)} vector{'s' * (len(plan.residual) > 1)}" if plan.residual else ""
+        numbers = f", {len(plan.top_k)} top_k" if plan.top_k else ""
         gains = f", scope {plan.scope}, renormalize {str(plan.renormalize).lower()}" if plan.experts else ""
-        print(f"wrote {self.out}: {len(plan.experts)} experts{vectors}{gains}")
+        print(f"wrote {self.out}: {len(plan.experts)} experts{vectors}{numbers}{gains}")
         if self.scores and plan.provenance.get("evidence") == "unproven":
             print("NOTE: unproven: nothing shows that these experts answer to the thought", file=sys.stderr)
         if plan.is_neutral:
@@ -95,6 +109,8 @@ class MakePlan:
             "unproven": self.scores,
         }
         if plan.experts:
+            if self.renormalize and all(entry.gain == 1.0 and entry.acts_on_choice for entry in plan.experts):
+                raise ValueError("--renormalize is for gains, and no expert of the plan has one: leave it out")
             for name, reader in readers.items():
                 if getattr(self, name) != getattr(MakePlan, name) and not reader:
                     source = "--start" if self.start else "--preset" if self.preset else "--experts"
@@ -106,9 +122,11 @@ class MakePlan:
             raise ValueError("--renormalize is for the gains of experts, and the plan has none: leave it out")
         if self.gain != MakePlan.gain or self.top != MakePlan.top or self.min_support != MakePlan.min_support:
             raise ValueError("--gain, --top and --min-support are for experts, and the plan has none: leave them out")
-        if self.scope and self.residual and all("@" in text for text in self.residual):
-            raise ValueError(f"--scope {self.scope} would change nothing: every --residual names its own scope")
-        if self.scope and not self.residual:
+        scoped = [*self.residual, *self.top_k]
+        if self.scope and scoped and all("@" in text for text in scoped):
+            option = "--residual" if self.residual else "--top-k"
+            raise ValueError(f"--scope {self.scope} would change nothing: every {option} names its own scope")
+        if self.scope and not scoped:
             raise ValueError(
                 f"--scope {self.scope} would change nothing: the vectors of {self.start} keep their own, name them again with --residual"
             )
@@ -122,9 +140,10 @@ class MakePlan:
             "--start": self.start,
         }
         given = [name for name, value in sources.items() if value]
-        if len(given) > 1 or not (given or self.residual):
+        alone = (self.residual, self.force_in, self.force_out, self.logit_bias, self.top_k)
+        if len(given) > 1 or not (given or any(alone)):
             raise ValueError(
-                f"give exactly one of --scores, --preset and --experts (or --by, --start, or --residual alone), not {' and '.join(given) or 'none of them'}"
+                f"give exactly one of --scores, --preset and --experts (or --by, --start, or --residual, --force-in, --force-out, --logit-bias or --top-k alone), not {' and '.join(given) or 'none of them'}"
             )
         if self.preset == "help":
             raise ValueError(f"the presets are {', '.join(PRESETS)}")

@@ -111,9 +111,11 @@ def nothing_fired(plan: SteeringPlan, rows: Sequence[Mapping[str, Any]]) -> str 
     if plan.is_neutral or any(row["tokens"] for row in rows):
         return None
     scopes = ({plan.scope} if plan.active_experts else set()) | {entry.scope for entry in plan.active_residual}
+    scopes |= {entry.scope for entry in plan.top_k}
+    counted = f" and {len(plan.top_k)} top_k entries" if plan.top_k else ""
     return (
         f"nothing of the plan fired in the whole run: none of its {len(plan.active_experts)} experts and "
-        f"{len(plan.active_residual)} vectors met a token in scope {', '.join(sorted(scopes))}; the arm equals the baseline"
+        f"{len(plan.active_residual)} vectors{counted} met a token in scope {', '.join(sorted(scopes))}; the arm equals the baseline"
     )
 
 

@@ -177,7 +177,8 @@ def _marks(tokenizer: Any, trace: Trace, markers: MarkerSet) -> dict[str, list[i
 
 
 def _steered(tokenizer: Any, trace: Trace, plan: SteeringPlan, fired: TraceFiring) -> list[int]:
-    """The tokens at which the plan changed something: in its scope, where one of its experts was selected or a vector added."""
+    """The tokens at which the plan acted: in its scope, where one of its experts was selected or a vector added; where it had a say
+    in the choice, the whole scope."""
 
     def scoped(scope: str) -> list[int]:
         return scoped_positions(scope, tokenizer, trace.token_ids, trace.prompt_length)
@@ -187,8 +188,11 @@ def _steered(tokenizer: Any, trace: Trace, plan: SteeringPlan, fired: TraceFirin
         if (firing := fired.get((entry.layer, entry.expert))) is not None:
             selected.update(firing.positions_N.tolist())
     acted = selected & set(scoped(plan.scope)) if selected else set()
-    for residual in plan.active_residual:
-        acted.update(scoped(residual.scope))
+    scopes = {entry.scope for entry in plan.active_residual} | {entry.scope for entry in plan.top_k}
+    if any(entry.acts_on_choice for entry in plan.experts):
+        scopes.add(plan.scope)
+    for scope in scopes:
+        acted.update(scoped(scope))
     return sorted(acted)
 
 

@@ -28,7 +28,7 @@ from launch.core.wiring import (
 )
 from launch.jobs.experts_findings import Outcome, evidence_of, findings_of, gain_name, num_correct
 from launch.jobs.experts_options import Options
-from moe_steer import ExpertGain, SteeringPlan
+from moe_steer import SteeringPlan
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.layers import ModelShape, model_shape
 from moe_steer.presets import PAPER_GAIN, preset_plan
@@ -211,7 +211,7 @@ def check_kind(options: Options, plan: SteeringPlan | None, shape: ModelShape | 
 
 def with_gain(plan: SteeringPlan, gain: float) -> SteeringPlan:
     """The same experts, all at another gain."""
-    return dataclasses.replace(plan, experts=[ExpertGain(entry.layer, entry.expert, gain) for entry in plan.experts])
+    return dataclasses.replace(plan, experts=[dataclasses.replace(entry, gain=gain) for entry in plan.experts])
 
 
 def candidate_plan(options: Options, scores: ExpertScores) -> SteeringPlan:

@@ -51,7 +51,7 @@ def findings_of(outcome: Outcome) -> Findings:
         folder=outcome.folder,
         step="test",
         title=f"Does the plan help {options.model}?"
-        if plan.residual
+        if plan.residual or plan.top_k
         else f"Do the thinking experts of {options.model} help?",
         comparison=comparison,
         sweep=sweep,
@@ -174,11 +174,12 @@ def _facts(outcome: Outcome) -> dict[str, str]:
 
 
 def _plan(plan: SteeringPlan) -> str:
-    """Experts, then vectors."""
+    """Experts, then vectors, then other numbers of experts."""
     parts = [
         f"layer {e.layer} vector {e.file}, strength {e.strength:g} in unit {e.unit}, scope {e.scope}"
         for e in plan.residual
     ]
+    parts += [f"top {e.k} at layer {e.layer}, scope {e.scope}" for e in plan.top_k]
     if plan.experts:
         parts.insert(
             0, _experts(plan.experts) + f", scope {plan.scope}" + (", renormalised" if plan.renormalize else "")
@@ -187,4 +188,4 @@ def _plan(plan: SteeringPlan) -> str:
 
 
 def _experts(entries: Sequence[ExpertGain]) -> str:
-    return ", ".join(f"layer {e.layer} expert {e.expert} x{e.gain:g}" for e in entries)
+    return ", ".join(f"layer {e.layer} expert {e.expert} {e.action}" for e in entries)

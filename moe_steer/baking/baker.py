@@ -52,7 +52,7 @@ def bake(
         refuse_plan(plan)
         return bake_gguf(model, plan, Path(out), copy=copy, round_gains=round_gains, control_vector=control_vector)
     if control_vector is not None:
-        export_control_vector(dataclasses.replace(plan, experts=()), control_vector)
+        export_control_vector(dataclasses.replace(plan, experts=(), top_k=()), control_vector)
         plan = dataclasses.replace(plan, residual=())
     refuse_plan(plan)
     return bake_checkpoint(

@@ -86,9 +86,10 @@ class Certificate:
         for entry in self.entries:
             what = f"layer {entry.layer:3d} " + ("residual" if entry.expert is None else f"expert {entry.expert:3d}")
             gain = f"gain {entry.gain:g}" + (f" baked as {entry.applied:g}" if entry.applied != entry.gain else "")
+            gain = "" if entry.expert is not None and entry.gain == 1 else f" {gain}"  # forced out, say: see the format
             rms = "" if entry.rms is None else f", rms {entry.rms:.1e}"
             error = "bit-exact" if entry.verdict == "exact" else f"rounded, worst {entry.worst:.1e}{rms}"
-            lines.append(f"  {what} {gain}: {error}; {entry.format}")
+            lines.append(f"  {what}{gain}: {error}; {entry.format}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     @property

@@ -125,8 +125,8 @@ def _outputs(
                 logits_SV = model(**inputs, use_cache=False).logits[0].float().cpu()
                 out = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
                 found.append((logits_SV, out[0, inputs["input_ids"].shape[1] :].tolist()))
-        fired = audit.fired if audit is not None else {}
-        silent = tuple(f"layer {layer} expert {expert}" for (layer, expert), it in fired.items() if not it.tokens)
+        acted = audit.acted if audit is not None else {}
+        silent = tuple(f"layer {layer} expert {expert}" for (layer, expert), tokens in acted.items() if not tokens)
     dtype = str(model.dtype)
     del model
     gc.collect()

@@ -58,6 +58,10 @@ def refuse_plan(plan: SteeringPlan) -> None:
         raise ValueError(
             f"a plan with renormalize cannot be baked: the other experts' weights change from token to token; {STEER_INSTEAD}"
         )
+    if plan.top_k:
+        raise ValueError(
+            f"top_k of layer {plan.top_k[0].layer} cannot be baked: config.json has one number of experts a token for all layers; set it there, or {STEER_INSTEAD}"
+        )
     scopes = {plan.scope} if plan.active_experts else set()
     scopes |= {entry.scope for entry in plan.active_residual}
     for scope in sorted(scopes - {"all"}):

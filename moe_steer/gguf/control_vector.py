@@ -23,6 +23,8 @@ def export_control_vector(plan: SteeringPlan, path: str | os.PathLike[str]) -> d
     first gap. ValueError for a plan without vectors, for other scopes, for layer 0 (llama.cpp has no direction there), for
     vectors of different widths, and for a plan that also holds gains: those are baked, and ``bake`` does both at once.
     """
+    if plan.top_k:
+        raise ValueError("the plan also has top_k entries, which a control vector cannot hold: leave them out of it")
     if plan.active_experts:
         raise ValueError(
             f"the plan also names {len(plan.active_experts)} experts, which a control vector cannot hold: use bake with control_vector=FILE for both"

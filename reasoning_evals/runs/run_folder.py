@@ -37,7 +37,10 @@ RUN_FILE = "run.json"
 PROBLEMS_FILE = "problems.jsonl"
 GRADES_FILE = "grades.jsonl"
 _HASHES = ("config_hash", "prompts", "problems")
-SUMS = ("tokens", "weight_added", "samples", "retried_samples", "retokenized", "counted", "filtered", "retries")
+SUMS = (
+    *("tokens", "weight_added", "scoped", "selected_before", "selected_after"),
+    *("samples", "retried_samples", "retokenized", "counted", "filtered", "retries"),
+)
 """The fields of an audit row that are added up; all others identify the row."""
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_stats import ExpertScores, Unproven, score_experts, select_experts, select_placebo
-from moe_steer.plan import ExpertGain, SteeringPlan
+from moe_steer.plan import ExpertGain, SteeringPlan, TopK
 from stats_helpers import random_counts
 
 
@@ -113,6 +113,21 @@ def test_a_placebo_matches_layer_gain_and_firing_rate() -> None:
         assert placebo == select_placebo(placebo_scores(), plan, seed, num_candidates=3)
         drawn.add((first.expert, second.expert))
     assert len(drawn) > 5
+
+
+def test_a_placebo_keeps_what_is_done_to_each_expert() -> None:
+    entries = [
+        ExpertGain(1, 0, 2.0, force="in"),
+        ExpertGain(1, 3, force="out"),
+        ExpertGain(2, 0, logit_bias=1.5),
+    ]
+    plan = SteeringPlan(experts=entries, top_k=[TopK(1, 3, "thought")])
+    placebo = select_placebo(placebo_scores(), plan, 0)
+    assert [dataclasses.replace(entry, expert=0) for entry in placebo.experts] == [
+        dataclasses.replace(entry, expert=0) for entry in entries
+    ]
+    assert placebo.top_k == plan.top_k
+    assert not {(e.layer, e.expert) for e in placebo.experts} & {(e.layer, e.expert) for e in entries}
 
 
 def test_a_placebo_names_no_planned_expert_and_none_twice() -> None:

@@ -13,7 +13,7 @@ from moe_steer.baking.edits import Edit, StoredTensor, measure
 from moe_steer.baking.gguf.blocks import BLOCK_FORMATS, NAMES, block_format
 from moe_steer.baking.gguf.model import GgufModel
 from moe_steer.baking.numbers import Rounding, is_power_of_two, shown
-from moe_steer.baking.planning import Work, held_gain
+from moe_steer.baking.planning import STEER_INSTEAD, Work, held_gain
 from moe_steer.gguf.header import architectures_of, gguf_package, letters
 from moe_steer.plan import ExpertGain, SteeringPlan
 
@@ -33,6 +33,11 @@ class GgufShape:
 
 def plan_gains(model: GgufModel, plan: SteeringPlan, round_gains: bool) -> Work:
     """Check the plan against the model and find the edits of its expert gains, one run of bytes an expert and tensor."""
+    choosing = next((entry for entry in plan.experts if entry.acts_on_choice), None)
+    if choosing is not None:
+        raise ValueError(
+            f"layer {choosing.layer} expert {choosing.expert} {choosing.action} is not baked into GGUF files: bake the safetensors checkpoint and convert that, or {STEER_INSTEAD}"
+        )
     _refuse_architecture(model, plan)
     work = Work(notes=_check_fit(model, plan))
     _refuse_overlap(

@@ -11,6 +11,7 @@ from moe_steer.baking.certificate import EntryCertificate
 from moe_steer.baking.edits import Edit, StoredTensor, measure
 from moe_steer.baking.numbers import ROUNDOFF, Rounding, is_power_of_two
 from moe_steer.baking.planning import STEER_INSTEAD, Work, held_gain
+from moe_steer.baking.safetensors.choice import plan_choice
 from moe_steer.baking.safetensors.families import CheckpointShape, checkpoint_shape, refuse_family, text_section
 from moe_steer.baking.safetensors.folder import Checkpoint
 from moe_steer.baking.safetensors.formats import Placement, placement
@@ -23,7 +24,7 @@ _NEEDS_SCORING = ("deepseek_v3", "deepseek_v32", "kimi_k2")
 
 
 def plan_experts(source: Checkpoint, plan: SteeringPlan, round_gains: bool) -> tuple[CheckpointShape, Work]:
-    """Check the plan against the checkpoint and find the edits of its expert gains."""
+    """Check the plan against the checkpoint and find the edits of its entries on experts."""
     refuse_family(source.config)
     layers, stacks = find_places(source.tensors)
     if len(stacks) > 1:
@@ -33,7 +34,10 @@ def plan_experts(source: Checkpoint, plan: SteeringPlan, round_gains: bool) -> t
     shape = checkpoint_shape(source.config, layers)
     plan.check(_as_planned(shape, plan))
     work = Work()
+    plan_choice(source, shape, plan, work)
     for entry in plan.active_experts:
+        if entry.gain == 1.0:
+            continue
         _refuse_place(entry, layers[entry.layer], shape)
         _plan_gain(source, shape, layers[entry.layer], entry, round_gains, work)
     beyond = sorted(layer for layer in layers if layer >= shape.num_layers)
