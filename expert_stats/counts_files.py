@@ -105,6 +105,7 @@ def _origin(header: dict[str, Any]) -> tuple[CountsSignature, dict[str, tuple[st
 
 
 def _of_traces(header: dict[str, Any], arrays: dict[str, Any]) -> CountsParts:
+    check_types(header, "", {"traces": list})
     signature, versions = _origin(header)
     packed, ends = arrays["packed"].tobytes(), arrays["ends_N"].tolist()
     _refuse_sizes(arrays, len(header["traces"]), len(packed))

@@ -260,6 +260,8 @@ class ExpertScores:
 
     def _check_shapes(self) -> None:
         sizes = {"M": len(self.marker_names), "L": len(self.layers), "E": self.model["num_experts"], "T": len(TOPS)}
+        if not all(sizes.values()):
+            raise ValueError("its tables are empty")
         for key in _TABLES:
             wanted = tuple(sizes[letter] for letter in key.rpartition("_")[2])
             if getattr(self, key).shape != wanted:

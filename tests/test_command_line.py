@@ -23,7 +23,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scored = ["score", "--counts", str(folder / "counts.safetensors"), "--out", str(folder / "scores.json")]
     assert main([*scored, "--missing-marker", "skip", "--heatmap", str(folder / "map.svg")]) == 0
     planned = ["plan", "--scores", str(folder / "scores.json"), "--gain", "8", "--out", str(folder / "plan.json")]
-    assert main(planned) == 0
+    assert main(planned) == 1, "24 short answers prove no expert"
+    assert main([*planned, "--unproven"]) == 0
     return folder
 
 
@@ -49,9 +50,13 @@ def test_two_arms_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_counts_of_two_shards_add_up(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    collect = ["collect", "--traces", str(runs / "plain"), "--out", str(tmp_path / "twice.safetensors")]
-    assert main([*collect, "--add-to", str(runs / "counts.safetensors")]) == 0
-    assert "48 traces" in capsys.readouterr().out
+    more = ["generate", "--num", "6", "--max-new-tokens", "60", "--seed", "5", "--out", str(tmp_path / "more")]
+    assert main(more) == 0
+    collect = ["collect", "--add-to", str(runs / "counts.safetensors"), "--out", str(tmp_path / "both.safetensors")]
+    assert main([*collect, "--traces", str(tmp_path / "more")]) == 0
+    assert "30 traces" in capsys.readouterr().out
+    assert main([*collect, "--traces", str(runs / "plain")]) == 1, "the same traces would be counted twice"
+    assert "twice" in capsys.readouterr().err
 
 
 def test_overview_and_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,28 +89,45 @@ def agreement_of_families(
     support = np.zeros(sums.expert_PC.shape[1], np.bool_)
     for rows in rows_of.values():
         support |= supported_cells(*sums.rows(rows), measure.weights_M, min_support)
+    for rows in rows_of.values():
+        support &= sums.expert_PC[rows].any(axis=0)  # a family that never selects an expert has no score for it
     cells, rng = np.flatnonzero(support), np.random.default_rng(seed)
-    replicates: list[Array] = []
+    ranks, tops = [], []
     for rows in rows_of.values():
         weights_RP = np.zeros((_REPLICATES + 1, len(sums.problems)), np.float32)
         weights_RP[0, rows] = 1.0
         weights_RP[1:, rows] = draws_of(rng, _REPLICATES, len(rows))
-        replicates.append(replicates_of(sums, measure, cells, weights_RP))
+        # A sample of problems may lack an expert: it ranks last there.
+        score_RC = np.nan_to_num(replicates_of(sums, measure, cells, weights_RP), nan=-2.0)
+        ranks.append(_standardised(score_RC))
+        best_RT = np.argsort(-score_RC, axis=1, kind="stable")[:, :TOP]
+        top_RC = np.zeros(score_RC.shape, np.bool_)
+        np.put_along_axis(top_RC, best_RT, True, axis=1)
+        tops.append(top_RC)
+    enough = len(cells) >= TOP
     overlap: list[list[list[float | None]]] = [[[] for _ in names] for _ in names]
     spearman: list[list[list[float | None]]] = [[[] for _ in names] for _ in names]
     for one in range(len(names)):
-        for other in range(len(names)):
-            pairs = list(zip(replicates[one], replicates[other], strict=True))
-            overlap[one][other] = _reach([top_overlap(a, b, TOP) for a, b in pairs])
-            spearman[one][other] = _reach([rank_agreement(a, b) for a, b in pairs])
+        for other in range(one, len(names)):
+            shared_R = (tops[one] & tops[other]).sum(1) / TOP if enough else np.full(_REPLICATES + 1, np.nan)
+            overlap[one][other] = overlap[other][one] = _reach(shared_R)
+            spearman[one][other] = spearman[other][one] = _reach((ranks[one] * ranks[other]).sum(1))
     return found | {"overlap": overlap, "spearman": spearman}
 
 
-def _reach(values: list[float]) -> list[float | None]:
-    drawn = np.array(values[1:])
-    drawn = drawn[np.isfinite(drawn)]
+def _standardised(score_RC: Array) -> Array:
+    """Ranks of every row about their mean, with length 1: the inner product of two is Spearman's correlation; NaN without spread."""
+    rank_RC = stats.rankdata(score_RC, axis=1) if score_RC.shape[1] > 2 else np.zeros(score_RC.shape)
+    rank_RC = rank_RC - rank_RC.mean(1, keepdims=True) if rank_RC.size else rank_RC
+    with np.errstate(invalid="ignore"):
+        return np.asarray(rank_RC / np.sqrt((rank_RC**2).sum(1, keepdims=True)))
+
+
+def _reach(value_R: Array) -> list[float | None]:
+    """The first value, and the quantiles of the rest."""
+    drawn = value_R[1:][np.isfinite(value_R[1:])]
     ends = np.quantile(drawn, [0.025, 0.975]).tolist() if len(drawn) else [float("nan")] * 2
-    return [float(value) if np.isfinite(value) else None for value in (values[0], *ends)]
+    return [float(value) if np.isfinite(value) else None for value in (value_R[0], *ends)]
 
 
 def rank_agreement(first: Array, second: Array) -> float:

@@ -34,7 +34,9 @@ _PLACES = (
 """Keys of what an SAE reads, and of what it writes."""
 _TYPES: dict[str, Any] = {
     **dict.fromkeys((*_SIZES, "hook_layer", "hook_point_layer", "k"), int | None),
-    **dict.fromkeys(("model_type", "type", "sae_type", "dict_class", "model_name"), str | None),
+    **dict.fromkeys(
+        ("model_type", "type", "sae_type", "dict_class", "model_name", "hook_name", "hook_point"), str | None
+    ),
 }
 """Of keys that any format may read, wherever they stand."""
 _OTHER_KINDS = re.compile(r"transcoder|cross.?(?:coder|layer)|\bclt\b|lorsa|molt|skip", re.IGNORECASE)

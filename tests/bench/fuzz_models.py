@@ -28,7 +28,7 @@ def model_targets(home: Path) -> list[Target]:
 
 
 def _numbers(home: Path) -> list[Target]:
-    from expert_stats.counts import load_counts
+    from expert_stats import RoutingCounts
     from moe_steer.direction import Direction
     from moe_steer.directions import import_easyedit, import_gguf
     from moe_steer.gguf.control_vector import export_residual
@@ -88,7 +88,7 @@ def _numbers(home: Path) -> list[Target]:
     progress = Rules(lowest={"step": 0})
     kind = mutate_safetensors
     return [
-        Target(name="counts", folder=counts, file="c.safetensors", mutate=kind, read=lambda f: load_counts(f / "c.safetensors"), judge=safetensors_judge("routing_counts", signature), share=1.5),
+        Target(name="counts", folder=counts, file="c.safetensors", mutate=kind, read=lambda f: RoutingCounts.load(f / "c.safetensors"), judge=safetensors_judge("routing_counts", signature), share=1.5),
         Target(name="direction", folder=directions, file="d.safetensors", mutate=kind, read=lambda f: Direction.load(f / "d.safetensors"), judge=safetensors_judge("direction", origin), share=1.5),
         Target(name="easyedit", folder=foreign, file="layer_2.pt", mutate=mutate_bytes, read=lambda f: import_easyedit(f / "layer_2.pt"), judge=anything),
         Target(name="control vector", folder=foreign, file="v.gguf", mutate=mutate_header, read=lambda f: import_gguf(f / "v.gguf"), judge=anything),

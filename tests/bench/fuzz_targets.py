@@ -103,11 +103,11 @@ def _records(home: Path) -> list[Target]:
     )
     return [
         Target(name="traces", folder=traces, file="t.jsonl", mutate=mutate_lines, read=lambda f: read_traces(f / "t.jsonl", strict=True),
-               judge=lines_judge(Rules(optional=frozenset({"thought_start", "thought_end"}), also={"thought_start": (int,), "thought_end": (int,)}, lowest={"token_ids": 0})), share=1.5),
+               judge=lines_judge(Rules(optional=frozenset({"thought_start", "thought_end", "family"}), also={"thought_start": (int,), "thought_end": (int,)}, lowest={"token_ids": 0})), share=1.5),
         Target(name="scores", folder=scores, file="scores.json", mutate=mutate_json, read=lambda f: ExpertScores.load(f / "scores.json").table(),
                judge=json_judge(Rules(
-                   optional=frozenset({"name", "model_type", "top_k", "hidden_size", "num_layers", "options"}), free=frozenset({"options", "stability", "top_k", "hidden_size", "name", "model_type", "num_layers", "counts_digest"}),
-                   also=dict.fromkeys(("npmi_MLE", "p_MLE", "q_MLE", "score_LE", "error_LE", "low_LE", "high_LE", "halves"), (NONE, float, int, list)), names=frozenset({"options", "stability"})))),
+                   optional=frozenset({"name", "model_type", "top_k", "hidden_size", "num_layers", "options"}), free=frozenset({"options", "stability", "families", "tokens", "top_k", "hidden_size", "name", "model_type", "num_layers", "counts_digest"}),
+                   also=dict.fromkeys(("npmi_MLE", "p_MLE", "q_MLE", "score_LE", "without_score_LE", "without_p_LE", "bound_LE", "chance_TLE", "error_LE", "low_LE", "high_LE", "halves", "_q"), (NONE, float, int, list, bool)), names=frozenset({"options", "stability"})))),
         Target(name="trace views", folder=views, file="trace_views.json", mutate=mutate_json, read=lambda f: TraceViews.load(f).table(True),
                judge=json_judge(Rules(names=frozenset({"marks", "fired", "experts"}), also={"thought": (NONE,), "weight": (int,)}))),
         Target(name="rollouts", folder=rollouts, file="r.jsonl", mutate=mutate_lines, read=lambda f: list(read_rollouts(f / "r.jsonl")),

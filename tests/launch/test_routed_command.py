@@ -52,7 +52,7 @@ def test_from_rollouts_to_a_plan(rollouts: Path, tmp_path: Path, monkeypatch: py
     assert mine.num_tokens == theirs.num_tokens - 12, "the last token of a response has no routing"
     scores, plan = tmp_path / "scores.json", tmp_path / "plan.json"
     assert main(["score", "--counts", str(recorded), "--out", str(scores)]) == 0
-    assert main(["plan", "--scores", str(scores), "--out", str(plan)]) == 0
+    assert main(["plan", "--scores", str(scores), "--out", str(plan), "--unproven"]) == 0
     assert len(SteeringPlan.load(plan).experts) == 2
 
 
