@@ -18,6 +18,7 @@ COMMANDS = {
     "score": "launch.cli.counting:Score",
     "plan": "launch.cli.plan:MakePlan",
     "causes": "launch.cli.causes:FindCauses",
+    "falsify": "launch.cli.falsify:Falsify",
     "direction": "launch.cli.direction:MakeDirection",
     "convert-direction": "launch.cli.convert_direction:ConvertDirection",
     "generate": "launch.cli.generate:Generate",

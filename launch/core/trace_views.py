@@ -9,7 +9,7 @@ from typing import Any
 
 from expert_stats import ExpertScores, MarkerSet, RoutingRecorder, Trace, TraceFiring, run_traces
 from launch.core.options import ModelOptions
-from launch.core.wiring import markers_for, traces_of
+from launch.core.wiring import layer_and_number, markers_for, traces_of
 from moe_steer import SteeringPlan, steer
 from moe_steer.layers import model_shape
 from moe_steer.tokens import scoped_positions
@@ -32,7 +32,7 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
     completions = list(read_generations(step))
     plans = _plans_of(folder, {item.arm for item in completions})
     scores = ExpertScores.load(folder / "scores.json") if (folder / "scores.json").is_file() else None
-    experts = {_parsed(word): "named" for word in named} or experts_to_show(plans, scores)
+    experts = {layer_and_number(word, "experts"): "named" for word in named} or experts_to_show(plans, scores)
     if not experts:
         raise ValueError(f"{folder} names no experts: give some as --experts LAYER:EXPERT")
     config = read_run(folder)["config"]
@@ -71,13 +71,6 @@ def _model_options(config: Mapping[str, Any]) -> dict[str, Any]:
     if "model" not in config:
         raise ValueError("this run does not say its model: give it as --model")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in names}
-
-
-def _parsed(word: str) -> Expert:
-    layer, colon, expert = word.partition(":")
-    if not colon or not layer.isdigit() or not expert.isdigit():
-        raise ValueError(f"--experts {word!r}: write LAYER:EXPERT, for example 3:17")
-    return int(layer), int(expert)
 
 
 def experts_to_show(plans: Mapping[str, SteeringPlan | None], scores: ExpertScores | None) -> dict[Expert, str]:

@@ -85,6 +85,14 @@ def read_any_traces(paths: Sequence[str], tokenizer: Any, arm: str | None = None
     return found
 
 
+def layer_and_number(word: str, option: str) -> tuple[int, int]:
+    """What ``LAYER:NUMBER`` names: an expert, or an atom. ValueError for anything else."""
+    layer, colon, number = word.partition(":")
+    if not colon or not layer.isdigit() or not number.isdigit():
+        raise ValueError(f"--{option} {word!r}: write LAYER:{option[:-1].upper()}, for example 3:17")
+    return int(layer), int(number)
+
+
 def text_lines(name: str) -> list[str]:
     """The texts of a file, one a line, without blank lines. ValueError where there are none."""
     try:

@@ -1,0 +1,97 @@
+"""Places at which an expert or atom is tried: its marker in thoughts, elsewhere, injected into neutral texts, and matched tokens.
+
+thought    the marker where thoughts have it (a tag that opens a thought belongs to it)
+elsewhere  the same marker in prompts and answers
+injected   the marker put into neutral texts, once each, at a place drawn with a fixed seed
+matched    other tokens of thoughts: the ten whose number of occurrences there is nearest to the marker's
+neutral    all tokens of the neutral texts as they are
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from expert_stats.causes.readings import problem_of
+from moe_steer.tokens import MarkerSet, Trace
+
+CONDITIONS = ("thought", "elsewhere", "injected", "matched", "neutral")
+NUM_MATCHED = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One sequence with the places of each condition. ``unit``: the problem or text, over which rates are averaged."""
+
+    trace: Trace
+    unit: str
+    places: dict[str, tuple[int, ...]]
+
+
+def probes_of(
+    traces: Sequence[Trace], texts: Iterable[Sequence[int]], markers: MarkerSet, *, seed: int = 0
+) -> tuple[list[Probe], tuple[int, ...]]:
+    """The probes of one marker, and the ids of the matched tokens. ``texts``: token ids of neutral texts.
+
+    A place is the last token of an occurrence, which is where the marker is complete. ValueError where the marker stands in no
+    thought, and without texts.
+    """
+    (marker,) = markers.markers
+    found: list[Probe] = []
+    inside: Counter[int] = Counter()
+    forms: Counter[tuple[int, ...]] = Counter()
+    for trace in traces:
+        spans = markers.find_occurrences(trace.token_ids)[marker.name]
+        own = {place for span in spans for place in range(span.start, span.stop)}
+        there = [span for span in spans if _in_thought(trace, span.start, span.stop)]
+        forms.update(trace.token_ids[span.start : span.stop] for span in there)
+        inside.update(trace.token_ids[place] for place in _thought(trace) if place not in own)
+        places = {
+            "thought": tuple(span.stop - 1 for span in there),
+            "elsewhere": tuple(span.stop - 1 for span in spans if span not in there),
+        }
+        found.append(Probe(trace=trace, unit=problem_of(trace.trace_id), places=places))
+    if not forms:
+        raise ValueError(
+            f"the marker {marker.name!r} stands in no thought of the {len(traces)} traces: give another, or more traces"
+        )
+    number = forms.total()
+    matched = sorted(inside, key=lambda token: (abs(math.log(inside[token] / number)), token))[:NUM_MATCHED]
+    for probe in found:
+        probe.places["matched"] = tuple(
+            place for place in _thought(probe.trace) if probe.trace.token_ids[place] in matched
+        )
+    form = min(forms, key=lambda one: (-forms[one], one))
+    neutral = [list(text) for text in texts if len(text) > 1]
+    if not neutral:
+        raise ValueError("there are no neutral texts of at least two tokens to put the marker into: give some")
+    rng = random.Random(seed)
+    for index, ids in enumerate(neutral):
+        at = rng.randrange(1, len(ids) + 1)
+        injected = (*ids[:at], *form, *ids[at:])
+        unit = f"text {index}"
+        found.append(
+            Probe(trace=_text(f"{unit} injected", injected), unit=unit, places={"injected": (at + len(form) - 1,)})
+        )
+        found.append(Probe(trace=_text(unit, ids), unit=unit, places={"neutral": tuple(range(len(ids)))}))
+    return found, tuple(matched)
+
+
+def _text(name: str, ids: Iterable[int]) -> Trace:
+    return Trace(name, tuple(ids), 0)
+
+
+def _thought(trace: Trace) -> range:
+    if trace.thought_start is None:
+        return range(0)
+    return range(trace.thought_start, len(trace.token_ids) if trace.thought_end is None else trace.thought_end)
+
+
+def _in_thought(trace: Trace, start: int, stop: int) -> bool:
+    thought = _thought(trace)
+    return bool(thought) and (
+        stop == thought.start or (thought.start <= start and stop <= thought.stop) or start == thought.stop
+    )
