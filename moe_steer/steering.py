@@ -47,7 +47,8 @@ def steer(
     plan.check(model)
     layers = moe_layers(model) if plan.active_experts or plan.top_k else []
     own_k = {layer.index: layer.top_k for layer in layers}
-    plan = dataclasses.replace(plan, top_k=[entry for entry in plan.top_k if entry.k != own_k[entry.layer]])
+    if any(entry.k == own_k[entry.layer] for entry in plan.top_k):  # a copy would read the plan's files again
+        plan = dataclasses.replace(plan, top_k=[entry for entry in plan.top_k if entry.k != own_k[entry.layer]])
     audit = Audit(plan.active_experts, plan.active_residual, plan.top_k)
     if plan.is_neutral:
         yield audit

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.core.plan_choice import with_choice
+from launch.core.arms import with_choice
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
 from moe_steer.plan import UNITS
 from moe_steer.plan_entries import read_vector
