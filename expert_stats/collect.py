@@ -13,7 +13,7 @@ from torch import nn
 from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
 from expert_stats.references import reference_tokens
-from moe_steer.layers import decoder, model_shape, moe_layers, text_config, unwrap, weights_in_memory
+from moe_steer.layers import decoder, evaluating, model_shape, moe_layers, text_config, unwrap, weights_in_memory
 from moe_steer.observe import observe_routing
 from moe_steer.tokens import MarkerSet, Trace, check_traces
 
@@ -77,18 +77,12 @@ def run_traces(
 ) -> None:
     """Run traces through the decoder, each once with its own tokens as input. ``sink``: a `RoutingCounter`, or what has its
     ``expect`` and call."""
-    inner, body = unwrap(model), decoder(model)
-    device = inner.get_input_embeddings().weight.device
-    was_training = inner.training
-    inner.eval()  # a router may add noise in training mode
-    try:
-        with torch.no_grad(), observe_routing(model, sink):
-            for batch in _with_progress(list(batches(traces, tokens_per_batch, batch_size)), progress):
-                width = max(len(trace.token_ids) for trace in batch)
-                sink.expect(batch, width)
-                body(**_padded(batch, width, device), use_cache=False)
-    finally:
-        inner.train(was_training)
+    body, device = decoder(model), unwrap(model).get_input_embeddings().weight.device
+    with evaluating(model), torch.no_grad(), observe_routing(model, sink):
+        for batch in _with_progress(list(batches(traces, tokens_per_batch, batch_size)), progress):
+            width = max(len(trace.token_ids) for trace in batch)
+            sink.expect(batch, width)
+            body(**_padded(batch, width, device), use_cache=False)
 
 
 def batches(traces: Sequence[Trace], tokens_per_batch: int, batch_size: int | None = None) -> Iterator[list[Trace]]:

@@ -179,6 +179,18 @@ def _names_in(value: Any) -> tuple[str, ...]:
 
 
 @contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode during the block: a router may add noise in training mode."""
+    inner = unwrap(model)
+    was_training = inner.training
+    inner.eval()
+    try:
+        yield
+    finally:
+        inner.train(was_training)
+
+
+@contextmanager
 def weights_in_memory(module: nn.Module) -> Iterator[None]:
     """Inside the block the weights of a module can be read, also where accelerate keeps them elsewhere between calls."""
     with ExitStack() as stack:

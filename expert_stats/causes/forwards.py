@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from expert_stats.causes.readings import Reading
 from moe_steer.contrasts.sequences import batches, check_sequences, padded
 from moe_steer.hooks import call_hooks, recomputed, replaced_output
-from moe_steer.layers import decoder, decoder_layers, unwrap
+from moe_steer.layers import decoder, decoder_layers, evaluating, unwrap
 
 HEAD_TOKENS = 2048
 """Places whose logits are held at once."""
@@ -40,7 +39,7 @@ def values_of(model: Any, batch: Sequence[Reading], *, backward: bool = False) -
     values_B = torch.zeros(len(batch), dtype=torch.float64)
     places = [(row, number) for row, item in enumerate(batch) for number in range(len(item.at))]
     _, layers = decoder_layers(model)
-    with _evaluated(inner), torch.set_grad_enabled(backward), recomputed(layers if backward else []):
+    with evaluating(model), torch.set_grad_enabled(backward), recomputed(layers if backward else []):
         output = _decoded(inner, body, call)
         hidden_BSD = output[0]
         if backward and not hidden_BSD.requires_grad:
@@ -111,13 +110,3 @@ def _read(
     rest_N = torch.where(odds_N[:, None], without_NV, logits_NV).logsumexp(-1)
     weights_N = torch.tensor([batch[row].weight for row, _ in places], dtype=logits_NV.dtype, device=device)
     return weights_N * (chosen_N - rest_N)
-
-
-@contextmanager
-def _evaluated(inner: Any) -> Iterator[None]:
-    was_training = inner.training
-    inner.eval()  # a router may add noise in training mode
-    try:
-        yield
-    finally:
-        inner.train(was_training)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,7 @@ from moe_steer.contrasts.sequences import (
 )
 from moe_steer.directions.contrast import HASH_MODULUS, Contrast, describe_sae
 from moe_steer.directions.moments import Accumulator, PairMoments
-from moe_steer.layers import decoder, model_shape, unwrap
+from moe_steer.layers import decoder, evaluating, model_shape, unwrap
 from moe_steer.observe import observe_residual
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def collect_contrast(
     }
     stop = not layout_of(model).lockstep  # ranks in lockstep expect whole forwards of each other
     done = 0
-    with torch.no_grad(), _evaluating(inner):
+    with torch.no_grad(), evaluating(inner):
         for batch in todo:
             with observe_residual(model, sorted(sums), _sink(sums, batch, shape.hidden_size), stop=stop):
                 body(**arguments(batch, embeddings.device, embeddings.dtype), use_cache=False)
@@ -159,17 +158,6 @@ def _sink(sums: Mapping[int, _LayerSums], batch: Sequence[Row], width: int) -> C
         sums[layer].add(hidden_BSD, sides)
 
     return sink
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode during the block: a router may add noise in training mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _check(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from moe_steer.backends import layout_of
 from moe_steer.contrasts.sequences import MarkedSequence, padded
-from moe_steer.layers import decoder, text_config, unwrap
+from moe_steer.layers import decoder, evaluating, text_config, unwrap
 from moe_steer.observe import observe_residual
 
 _LEAST_SAVED = 1 / 8
@@ -208,15 +208,11 @@ def _agrees(model: Any, row: Row, layer: int) -> bool:
         def keep(_: int, hidden: Tensor, where: Marks = where) -> None:
             found.append(hidden[where.row_T.to(hidden.device), where.slot_T.to(hidden.device)].flatten(1).float())
 
-        was_training = unwrap(model).training
-        unwrap(model).eval()
         try:
-            with torch.no_grad(), observe_residual(model, [layer], keep, stop=True):
+            with evaluating(model), torch.no_grad(), observe_residual(model, [layer], keep, stop=True):
                 decoder(model)(**arguments(batch, embeddings.device, embeddings.dtype), use_cache=False)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return False  # this family's code does not accept such a mask or such positions
-        finally:
-            unwrap(model).train(was_training)
     shared_TD, plain_TD = found
     apart = ((shared_TD - plain_TD).norm(dim=1) / plain_TD.norm(dim=1)).max()
     return bool(apart <= torch.finfo(embeddings.dtype).eps ** 0.5)
