@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from expert_stats.causes.readings import problem_of
+from expert_stats.trace_counts import problem_of
 from moe_steer.tokens import MarkerSet, Trace
 
 CONDITIONS = ("thought", "elsewhere", "injected", "matched", "neutral")
@@ -48,7 +48,7 @@ def probes_of(
         own = {place for span in spans for place in range(span.start, span.stop)}
         there = [span for span in spans if _in_thought(trace, span.start, span.stop)]
         forms.update(trace.token_ids[span.start : span.stop] for span in there)
-        inside.update(trace.token_ids[place] for place in _thought(trace) if place not in own)
+        inside.update(trace.token_ids[place] for place in trace.thought or () if place not in own)
         places = {
             "thought": tuple(span.stop - 1 for span in there),
             "elsewhere": tuple(span.stop - 1 for span in spans if span not in there),
@@ -62,7 +62,7 @@ def probes_of(
     matched = sorted(inside, key=lambda token: (abs(math.log(inside[token] / number)), token))[:NUM_MATCHED]
     for probe in found:
         probe.places["matched"] = tuple(
-            place for place in _thought(probe.trace) if probe.trace.token_ids[place] in matched
+            place for place in probe.trace.thought or () if probe.trace.token_ids[place] in matched
         )
     form = min(forms, key=lambda one: (-forms[one], one))
     neutral = [list(text) for text in texts if len(text) > 1]
@@ -84,14 +84,8 @@ def _text(name: str, ids: Iterable[int]) -> Trace:
     return Trace(name, tuple(ids), 0)
 
 
-def _thought(trace: Trace) -> range:
-    if trace.thought_start is None:
-        return range(0)
-    return range(trace.thought_start, len(trace.token_ids) if trace.thought_end is None else trace.thought_end)
-
-
 def _in_thought(trace: Trace, start: int, stop: int) -> bool:
-    thought = _thought(trace)
+    thought = trace.thought or range(0)
     return bool(thought) and (
         stop == thought.start or (thought.start <= start and stop <= thought.stop) or start == thought.stop
     )

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from expert_stats.trace_counts import problem_of
 from moe_steer.tokens import Trace
 
 OUTCOMES = ("right-wrong", "tokens", "loop", "loss")
@@ -57,11 +58,6 @@ class Reading:
     @property
     def pair(self) -> None:
         """Readings share no row."""
-
-
-def problem_of(trace_id: str) -> str:
-    """The problem of a trace: its name before the last '#'."""
-    return trace_id.rpartition("#")[0] or trace_id
 
 
 def right_against_wrong(right: Iterable[Trace], wrong: Iterable[Trace]) -> list[Reading]:

@@ -57,6 +57,13 @@ class Trace:
                     "give a start that is not after the end"
                 )
 
+    @property
+    def thought(self) -> range | None:
+        """The tokens of the thought, up to the end of the trace where it was never closed; None without a thought."""
+        if self.thought_start is None:
+            return None
+        return range(self.thought_start, len(self.token_ids) if self.thought_end is None else self.thought_end)
+
     def _check_index(self, name: str, value: object) -> None:
         if type(value) is not int or not 0 <= value <= len(self.token_ids):
             raise ValueError(
