@@ -67,7 +67,7 @@ class Inspect:
         """Print the table, and say where the page is."""
         from launch.core.option_checks import check_counts
         from launch.core.trace_views import inspect_run
-        from reasoning_evals.report import PAGE_FILE, VIEWS_FILE, TraceViews
+        from reasoning_evals.report import TRACES_PAGE, VIEWS_FILE, TraceViews
 
         check_counts(self, ("num",))
         folder = Path(self.folder)
@@ -78,7 +78,7 @@ class Inspect:
         else:
             views = TraceViews.load(folder)
         print(views.table(self.each))
-        print(f"page: {folder / PAGE_FILE}")
+        print(f"page: {folder / TRACES_PAGE}")
         return 0
 
 

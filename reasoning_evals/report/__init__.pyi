@@ -1,3 +1,4 @@
+from reasoning_evals.report.build import TRACES_PAGE as TRACES_PAGE
 from reasoning_evals.report.build import Example as Example
 from reasoning_evals.report.build import ProblemOutcome as ProblemOutcome
 from reasoning_evals.report.build import Report as Report
@@ -21,7 +22,6 @@ from reasoning_evals.report.text import points_interval as points_interval
 from reasoning_evals.report.text import signed_count as signed_count
 from reasoning_evals.report.text import signed_percent as signed_percent
 from reasoning_evals.report.text import signed_points as signed_points
-from reasoning_evals.report.trace_views import PAGE_FILE as PAGE_FILE
 from reasoning_evals.report.trace_views import VIEWS_FILE as VIEWS_FILE
 from reasoning_evals.report.trace_views import TraceView as TraceView
 from reasoning_evals.report.trace_views import TraceViews as TraceViews

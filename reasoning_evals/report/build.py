@@ -32,6 +32,8 @@ from reasoning_evals.runs import (
 )
 
 MAX_CHARACTERS = 20_000
+TRACES_PAGE = "traces.html"
+"""Beside the pages of a run, where answers can be read token by token."""
 _SampleKey = tuple[str, str, int]
 
 

@@ -20,15 +20,14 @@ from moe_steer.files import write_whole
 from reasoning_evals.comparing import detectable_text, p_text, t_text
 from reasoning_evals.report import charts
 from reasoning_evals.report import text as form
-from reasoning_evals.report.build import Report
+from reasoning_evals.report.build import TRACES_PAGE, Report
 from reasoning_evals.report.markdown import render_markdown
-from reasoning_evals.report.trace_views import PAGE_FILE
 
 
 def write_pages(report: Report, folder: Path) -> None:
     """Write both pages, each completely or not at all. They name the page of traces, where the folder has one."""
-    if (folder / PAGE_FILE).is_file():
-        report = dataclasses.replace(report, traces_page=PAGE_FILE)
+    if (folder / TRACES_PAGE).is_file():
+        report = dataclasses.replace(report, traces_page=TRACES_PAGE)
     write_whole(folder / "report.md", render_markdown(report))
     write_whole(folder / "report.html", render_html(report))
 
@@ -39,11 +38,11 @@ def render_html(report: Report) -> str:
     ends = [end for arm in comparison.arms for end in (arm.accuracy.low, arm.accuracy.high)]
     low, high = charts.padded(min(ends), max(ends), 0.05, 0.02)
     dumbbells = charts.dumbbells(report)
-    return _template("report.html.jinja").render(
+    return template("report.html.jinja").render(
         report=report,
         comparison=comparison,
         domains=sorted({name for arm in comparison.arms for name in arm.domains}),
-        style=Markup(_file("style.css")),
+        style=Markup(template_text("style.css")),
         colour=lambda name: charts.arm_class(report, name),
         mini=lambda arm: Markup(
             charts.interval_bar(
@@ -73,12 +72,14 @@ def _image(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(form.visible(svg).encode()).decode()
 
 
-def _file(name: str) -> str:
+def template_text(name: str) -> str:
+    """A file of the folder ``templates``."""
     return resources.files("reasoning_evals.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 @functools.cache
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
+    """A page's template: what it shows is escaped, and what it names must be given."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
         percent=form.percent,
@@ -96,4 +97,4 @@ def _template(name: str) -> Any:
         visible=form.visible,
         outcome=lambda name: form.OUTCOMES.get(name, name),
     )
-    return environment.from_string(_file(name))
+    return environment.from_string(template_text(name))

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, quoted, read_json, short
 from reasoning_evals.report import text as form
+from reasoning_evals.report.build import TRACES_PAGE
+from reasoning_evals.report.page import template, template_text
 
-VIEWS_FILE, PAGE_FILE = "trace_views.json", "traces.html"
+VIEWS_FILE = "trace_views.json"
 _VERSION = 1
 
 
@@ -58,7 +59,7 @@ class TraceViews:
         """Write the file and the page, each completely or not at all."""
         record = {"version": _VERSION, **dataclasses.asdict(self)}
         write_whole(folder / VIEWS_FILE, json.dumps(record, ensure_ascii=True, separators=(",", ":")) + "\n")
-        write_whole(folder / PAGE_FILE, render_views(self))
+        write_whole(folder / TRACES_PAGE, render_views(self))
 
     @classmethod
     def load(cls, folder: Path) -> TraceViews:
@@ -97,17 +98,12 @@ class TraceViews:
 def render_views(views: TraceViews) -> str:
     """The page, self-contained: it loads nothing and sends nothing."""
     data = json.dumps(dataclasses.asdict(views), ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
-    script, style = _file("traces.js"), _file("traces.css")
+    script, style = template_text("traces.js"), template_text("traces.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["visible"] = form.visible
-    return environment.from_string(_file("traces.html.jinja")).render(
-        title=views.title,
-        data=Markup(data),
-        script=Markup(script),
-        style=Markup(style),
-        digest=digest,
+    page: str = template("traces.html.jinja").render(
+        title=views.title, data=Markup(data), script=Markup(script), style=Markup(style), digest=digest
     )
+    return page
 
 
 def _summary(traces: Sequence[TraceView], name: str) -> list[str]:
@@ -152,9 +148,3 @@ def _trace(item: Any) -> TraceView:
     if any(len(entry["at"]) != len(entry["weight"]) for entry in trace.fired.values()):
         raise ValueError(f"trace {trace.name!r} has tokens without a weight")
     return trace
-
-
-def _file(name: str) -> str:
-    from importlib import resources
-
-    return resources.files("reasoning_evals.report").joinpath("templates", name).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from reasoning_evals.report import PAGE_FILE, VIEWS_FILE, TraceView, TraceViews
+from reasoning_evals.report import TRACES_PAGE, VIEWS_FILE, TraceView, TraceViews
 from reasoning_evals.report.trace_views import render_views
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
@@ -48,7 +48,7 @@ def test_the_file_gives_the_views_back(tmp_path: Path) -> None:
     made = views()
     made.save(tmp_path)
     assert TraceViews.load(tmp_path) == made
-    assert (tmp_path / PAGE_FILE).read_text() == render_views(made)
+    assert (tmp_path / TRACES_PAGE).read_text() == render_views(made)
 
 
 @pytest.mark.parametrize(
