@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expert_stats import ExpertScores, MarkerSet, RoutingRecorder, Trace, TraceFiring, run_traces
-from launch.core.options import ModelOptions
+from launch.core.options import ELSEWHERE, ModelOptions, options_from
 from launch.core.wiring import layer_and_number, markers_for, traces_of
 from moe_steer import SteeringPlan, steer
 from moe_steer.layers import model_shape
@@ -38,7 +38,7 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
     config = read_run(folder)["config"]
     if model_name:
         config = config | {"model": model_name}
-    asked = ModelOptions(**_model_options(config) | {"backend": backend})
+    asked = _model_options(config, backend)
     model, tokenizer = load_asked(asked, batch=1, context=None)
     chosen = first_answers(completions, list(plans), num)
     markers = markers_for(tokenizer, config.get("markers") or _MARKERS, {})
@@ -60,17 +60,13 @@ def _plans_of(folder: Path, arms: Collection[str]) -> dict[str, SteeringPlan | N
     return found
 
 
-def _model_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run says of its model, and of how its prompts were rendered."""
-    names = {item.name for item in dataclasses.fields(ModelOptions)} - {
-        "backend",
-        "offload",
-        "max_memory",
-        "local_rank",
-    }
+def _model_options(config: Mapping[str, Any], backend: str) -> ModelOptions:
+    """What a run says of its model, and of how its prompts were rendered; held as ``backend`` says."""
     if "model" not in config:
         raise ValueError("this run does not say its model: give it as --model")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in names}
+    names = {item.name for item in dataclasses.fields(ModelOptions)} - ELSEWHERE
+    kept = {name: value for name, value in config.items() if name in names}
+    return dataclasses.replace(options_from(kept, ModelOptions), backend=backend)
 
 
 def experts_to_show(plans: Mapping[str, SteeringPlan | None], scores: ExpertScores | None) -> dict[Expert, str]:
@@ -122,12 +118,7 @@ def views_of(
                 outcome=outcomes.get((item.arm, item.problem_id, item.sample_idx), ""),
                 tokens=texts_of(tokenizer, trace.token_ids),
                 prompt_length=trace.prompt_length,
-                thought=None
-                if trace.thought_start is None
-                else (
-                    trace.thought_start,
-                    trace.thought_end if trace.thought_end is not None else len(trace.token_ids),
-                ),
+                thought=None if trace.thought is None else (trace.thought.start, trace.thought.stop),
                 marks=marks,
                 fired={
                     _name(expert): {
