@@ -5,18 +5,16 @@ Usage: choice_worker.py OUT FOLDER backend:model ...
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from launch.core.ranks import Ranks, leave, ranks_of_this_run
+from launch.core.ranks import Ranks, leave
 from moe_steer import ExpertGain, SteeringPlan, TopK, load_model, observe_routing, steer
 from moe_steer.backends.layout import layout_of
 from moe_steer.layers import model_shape
-from sharded_models import save_checkpoint
+from sharded_models import run_cases
 
 
 def plans_for(model: Any) -> dict[str, SteeringPlan]:
@@ -76,20 +74,6 @@ def compare(backend: str, checkpoint: Path, ranks: Ranks) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    """Run all cases that the command line names; the results of this rank go to OUT/rank<k>.json."""
-    out, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    results: dict[str, Any] = {}
-    with ranks_of_this_run() as ranks:
-        for case in sys.argv[3:]:
-            backend, _, name = case.partition(":")
-            if ranks.is_main:
-                save_checkpoint(name, folder)
-            ranks.barrier()
-            results[case] = compare(backend, folder / name, ranks)
-            (out / f"rank{ranks.rank}.json").write_text(json.dumps(results))
-
-
 if __name__ == "__main__":
-    main()
+    run_cases(lambda backend, name, folder, ranks: compare(backend, folder / name, ranks))
     leave(0)

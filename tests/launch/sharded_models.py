@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from launch.core.ranks import Ranks, ranks_of_this_run
 from tiny import STOP, VOCAB, randomise
 
 _BASE: dict[str, Any] = {
@@ -169,3 +172,20 @@ def _to_block_fp8(folder: Path) -> None:
         "weight_block_size": [_FP8_BLOCK, _FP8_BLOCK],
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def run_cases(compare: Callable[[str, str, Path, Ranks], Any]) -> None:
+    """What a worker does: all cases of ``worker.py OUT FOLDER backend:model ...``; this rank's results go to OUT/rank<k>.json."""
+    out, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    results: dict[str, Any] = {}
+    with ranks_of_this_run() as ranks:
+        for case in sys.argv[3:]:
+            backend, _, name = case.partition(":")
+            if ranks.is_main:
+                save_checkpoint(name, folder)
+            ranks.barrier()
+            try:
+                results[case] = compare(backend, name, folder, ranks)
+            except ValueError as error:
+                results[case] = {"refused": str(error)}
+            (out / f"rank{ranks.rank}.json").write_text(json.dumps(results))

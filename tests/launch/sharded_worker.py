@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,14 @@ from safetensors.torch import save_file
 
 from expert_stats import MarkerSet, RoutingCounts, Trace
 from expert_stats.collect import collect_counts
-from launch.core.ranks import Ranks, leave, ranks_of_this_run
+from launch.core.ranks import Ranks, leave
 from launch.core.wiring import broadcast_plan, collect_over_ranks
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, steer
 from moe_steer.backends.layout import layout_of, lockstep
 from moe_steer.layers import model_shape
 from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.sampling import Request, SamplingConfig
-from sharded_models import VOCAB, save_checkpoint
+from sharded_models import run_cases
 
 BETAS = (4.0, 0.0, 8.0)
 Samples = dict[str, tuple[int, ...]]
@@ -181,24 +179,6 @@ def held_bytes(model: Any) -> int:
     return total
 
 
-def main() -> None:
-    """Run all cases that the command line names; the results of this rank go to OUT/rank<k>.json."""
-    out, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    results: dict[str, Any] = {}
-    with ranks_of_this_run() as ranks:
-        for case in sys.argv[3:]:
-            backend, _, name = case.partition(":")
-            if ranks.is_main:
-                save_checkpoint(name, folder)
-            ranks.barrier()
-            try:
-                results[case] = compare(backend, name, folder, ranks)
-            except ValueError as error:
-                results[case] = {"refused": str(error)}
-            (out / f"rank{ranks.rank}.json").write_text(json.dumps(results))
-    assert VOCAB
-
-
 if __name__ == "__main__":
-    main()
+    run_cases(compare)
     leave(0)
