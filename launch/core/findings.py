@@ -40,8 +40,10 @@ class Findings:
     """What a reader has to know before the numbers, one sentence each."""
     silent: Sequence[str] = ()
     """One sentence for every arm that changed nothing: --strict fails on them."""
+    above: Sequence[str] = ()
+    """What the arms rest on, one sentence each: above the verdict, which keeps its place."""
     headline: Sequence[str] = ()
-    """Sentences above those of the comparison."""
+    """Sentences in place of the verdict, for questions other than accuracy."""
     tables: Mapping[str, Table] = field(default_factory=dict)
     figures: Mapping[str, str] = field(default_factory=dict)
     """Title -> SVG."""
@@ -67,7 +69,8 @@ def publish(findings: Findings, caps: Sequence[int] = ()) -> str:
         facts={**findings.facts, **{f"Warning {n}": text for n, text in enumerate(findings.warnings, 1)}},
         max_examples=findings.max_examples,
     )
-    report = dataclasses.replace(report, headline=findings.headline, tables=findings.tables)
+    above = [*findings.above, *report.above]
+    report = dataclasses.replace(report, above=above, headline=findings.headline, tables=findings.tables)
     report = with_caps(report, read_grades(folder / findings.step) if caps else [], caps)
     if findings.step:
         run = read_run(folder)
@@ -76,7 +79,7 @@ def publish(findings: Findings, caps: Sequence[int] = ()) -> str:
     write_pages(report, folder)
     warnings = [f"WARNING: {warning}" for warning in findings.warnings]
     return "\n".join(
-        ["", *report.unanswered, *findings.summary, *report.at_caps, *warnings, f"report: {folder / 'report.html'}"]
+        ["", *report.above, *findings.summary, *report.at_caps, *warnings, f"report: {folder / 'report.html'}"]
     )
 
 

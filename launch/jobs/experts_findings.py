@@ -56,11 +56,11 @@ def findings_of(outcome: Outcome) -> Findings:
         comparison=comparison,
         sweep=sweep,
         results=_results(outcome, comparison, sweep, evidence),
-        summary=[*evidence, *arm_lines(comparison), *(pair.sentence for pair in comparison.pairs)],
+        summary=[*arm_lines(comparison), *(pair.sentence for pair in comparison.pairs)],
         facts=_facts(outcome),
         warnings=[*silent, *([] if plan.experts else [NO_PLACEBO])],
         silent=silent,
-        headline=evidence,
+        above=evidence,
         figures=_figures(outcome, sweep),
     )
 

@@ -104,8 +104,8 @@ class Report:
     facts: Mapping[str, str] = field(default_factory=dict)
     """More lines for the head, such as model and plan, from the caller."""
 
-    unanswered: Sequence[str] = ()
-    """Notes above the verdict, about responses without an answer."""
+    above: Sequence[str] = ()
+    """Notes above the verdict, which they leave in its place: what the arms rest on, responses without an answer."""
     headline: Sequence[str] = ()
     """Sentences that come before those of the pairs, for questions other than accuracy."""
     tables: Mapping[str, Table] = field(default_factory=dict)
@@ -167,7 +167,7 @@ def build_report(
         audit=read_audit(folder) if audit is None else audit,
         run=run,
         facts=facts or {},
-        unanswered=unanswered_notes(grades),
+        above=unanswered_notes(grades),
     )
 
 

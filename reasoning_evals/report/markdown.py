@@ -54,7 +54,7 @@ def render_markdown(report: Report) -> str:
 def _verdicts(report: Report) -> list[str]:
     pairs = report.comparison.pairs
     sentences = [*report.headline, *(pair.sentence for pair in pairs)]
-    lines = [f"Note: {_inline(note)}" for note in report.unanswered]
+    lines = [f"Note: {_inline(note)}" for note in report.above]
     lines += [f"**{_inline(sentences[0])}**"] if sentences else []
     lines += [_inline(sentence) for sentence in sentences[1:]]
     lines += [_inline(sentence) for sentence in report.at_caps]

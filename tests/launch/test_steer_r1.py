@@ -75,6 +75,9 @@ def test_it_leaves_a_whole_run_folder(finished: Path) -> None:
         "the page leads with its evidence"
     )
     assert plan.provenance["evidence"] == "unproven"
+    lead, _, box = html.partition('<div class="verdict')
+    assert "UNPROVEN: nothing shows that " in lead
+    assert box.index('<p class="word">') < box.index("</div>"), "and the verdict keeps its place"
     assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp"))]
 
 

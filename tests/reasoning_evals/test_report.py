@@ -136,7 +136,7 @@ def test_page_shows_every_part(report: Report) -> None:
 
 def test_notes_on_responses_without_an_answer_stand_above_the_verdict_and_leave_it(report: Report) -> None:
     note = "steered: no thought ever closed <b>"
-    noted = dataclasses.replace(report, unanswered=[note])
+    noted = dataclasses.replace(report, above=[note])
     sentence = report.comparison.pairs[0].sentence
     text = Page(render_html(noted)).text
     assert 0 <= text.find(note) < text.find(sentence)
