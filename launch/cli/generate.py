@@ -48,7 +48,7 @@ class Generate(Drawing, PromptOptions, HeldModel):
     data_dir: str | None = None
     """Folder or file with the task's data, instead of the hub."""
     wording: str | None = None
-    """How each question is put, with {problem} in it, in place of the task's own wording, which the start prints."""
+    """How each question is put, with {problem} in it, in place of the task's own wording, which the start prints; or a file with it."""
     split: str | None = None
     """Split of the task, where it has several; default its test split."""
     num: int | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems
-from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, usual_of
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, text_or_file, usual_of
 from moe_steer.json_files import check_types
 from moe_steer.lab import EMBEDDED
 
@@ -193,7 +193,7 @@ class ProblemOptions(RunOptions):
     data_dir: Annotated[str | None, TASK] = None
     """Folder or file with the task's data, instead of the hub."""
     wording: Annotated[str | None, TASK] = None
-    """How each question is put, with {problem} in it, in place of the task's own wording, which the start prints."""
+    """How each question is put, with {problem} in it, in place of the task's own wording, which the start prints; or a file with it."""
     max_new_tokens: int | None = None
     """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, else the task's own or 32768, or what
     the model's context has room for."""
@@ -217,6 +217,10 @@ class ProblemOptions(RunOptions):
 
     def readers(self) -> Set[str]:
         return {*super().readers(), *(() if self.problems == "lab" else ("task",))}
+
+    def config(self) -> dict[str, Any]:
+        words = {} if self.wording is None else {"wording": text_or_file(self.wording, "--wording")}
+        return super().config() | words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@ set's own protocol, or the usual one)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
@@ -175,6 +176,32 @@ class Drawing:
         return {"temperature": self.heat, "top_p": self.nucleus} if self.greedy or not self.takes_most_likely else {}
 
 
+def text_or_file(given: str, option: str) -> str:
+    """What an option says: its words, or those of the file that it names. ValueError for a file without any, or of no text."""
+    if not os.path.isfile(given):  # unlike Path.is_file, False for a text that is too long for a name
+        return given.strip()
+    try:
+        text = Path(given).read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{option} {quoted(given)} cannot be read ({error}): give words, or a text file") from error
+    if not text:
+        raise ValueError(f"the file {quoted(given)} of {option} is empty: write the words into it")
+    return text
+
+
+def wordings_of(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+    """Task -> how its questions are put, of several ``TASK=TEXT``. ValueError for another task, and for one named twice."""
+    found: dict[str, str] = {}
+    for item in given:
+        task, equals, words = item.partition("=")
+        if not equals or task not in tasks:
+            raise ValueError(f"--wording {quoted(item)}: write TASK=TEXT, with a TASK of {', '.join(tasks)}")
+        if task in found:
+            raise ValueError(f"--wording {task}=... is given twice: give it once")
+        found[task] = words
+    return found
+
+
 def own_wording(problems: str, wording: str | None) -> dict[str, Any]:
     """For ``load_task``: how a question is put, where the user says it. ValueError for a wording that leaves out the problem (or
     the unit that the task's own wording asks for), and for problems that are made up with their questions.
@@ -185,6 +212,7 @@ def own_wording(problems: str, wording: str | None) -> dict[str, Any]:
 
     if wording is None:
         return {}
+    wording = text_or_file(wording, "--wording")
     if problems not in SPECS and not is_file_name(problems):
         raise ValueError(
             f"--wording is for a data set or a file of problems, and {problems} makes its questions up: leave it out"
@@ -203,17 +231,27 @@ def task_line(options: Any) -> str:
     """What a data set's answers are sampled by, and what of that is its own; "" for problems that are none."""
     from reasoning_evals.tasks import SPECS
 
-    name, own_words = getattr(options, "problems", ""), getattr(options, "wording", None)
+    name, own_words = getattr(options, "problems", None), getattr(options, "wording", None)
+    if name is None:  # a job of several tasks
+        return ""
+    if own_words is not None:
+        own_words = text_or_file(own_words, "--wording")
     if name not in SPECS:
         return "" if own_words is None else f"asked with: {' '.join(own_words.split())}"
     taken = Usual(
         options.num_samples, options.heat * (not options.takes_most_likely), options.nucleus, options.token_limit
     )
     own = usual_of(name, options.model)
-    asked = SPECS[name].prompt.replace("{{}}", "{}") if own_words is None else own_words
-    words = " ".join(asked.replace("{problem}", "").split()) or "the bare question"
     whose = "its own defaults" if taken == own else f"its own defaults: {_in_words(own)}"
-    return f"task {name}: {_in_words(taken)} ({whose}); asked with: {words}"
+    return f"task {name}: {_in_words(taken)} ({whose}); asked with: {asked_with(name, own_words)}"
+
+
+def asked_with(task: str, own_words: str | None = None) -> str:
+    """The words around a task's questions, in one line."""
+    from reasoning_evals.tasks import SPECS
+
+    asked = SPECS[task].prompt.replace("{{}}", "{}") if own_words is None else own_words
+    return " ".join(asked.replace("{problem}", "").split()) or "the bare question"
 
 
 def _in_words(usual: Usual) -> str:

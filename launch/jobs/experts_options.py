@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from launch.core.option_checks import ReadBy, check_counts
-from launch.core.options import SplitOptions, config_of
+from launch.core.options import SplitOptions
 from moe_steer.tokens import parse_scope
 
 _GIVEN = "--{option} is for experts that are searched, and --{options.given} gives them: leave it out"
@@ -78,7 +78,3 @@ class Options(SplitOptions):
     @property
     def test_only(self) -> bool:
         return self.given is not None
-
-    def config(self) -> dict[str, Any]:
-        """What decides the results: everything but where they are written, and on how many ranks and how spread they are made."""
-        return config_of(self) | self.drawing

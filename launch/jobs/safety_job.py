@@ -31,6 +31,8 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
     pairs = read_pairs(options.pairs, options.num_pairs)
     known = look(options, quiet=not ranks.is_main)
     tasks = safety_tasks(options, known.tokenizer)
+    for task in tasks:
+        ranks.say(f"task {task.name}: asked with: {task.asked_with}")
     options, room = settle(options, known, longest_prompt(options, tasks, known.tokenizer), ranks)
     session = Session.load(options, ranks, room)
     sae = read_sae(str(options.sae), session.model, options.layer, "--layer") if options.needs_sae else None
@@ -109,6 +111,7 @@ def _stored_task(name: str, told: Mapping[str, Any], folder: Path) -> SafetyTask
         source=told["source"],
         max_new_tokens=told["max_new_tokens"],
         chat=told["asked"] == "chat template",
+        asked_with=told.get("asked_with", "the task's own words"),  # folders of an earlier version had no others
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Set
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
 
 from launch.core.option_checks import DRAWING, ReadBy, check_counts, check_names, check_num_problems
 from launch.core.options import BASELINE, ELSEWHERE, RunOptions, config_of
+from launch.core.prompt_options import own_wording, text_or_file, wordings_of
 
 _OLD_BASELINE = "vanilla"
 """In folders of an earlier version."""
@@ -90,6 +91,9 @@ class SafetyOptions(RunOptions):
     """Longest answer to an attack in tokens, the same in every arm. The paper used 50, and 100 in one arm."""
     gsm8k_tokens: Annotated[int | None, _judges("gsm8k", "mmlu_generated")] = None
     """Longest GSM8K answer in tokens; default 1024 in chat style, 512 in plain style."""
+    wording: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """How the questions of a task are put, as TASK=TEXT with {problem} in it (or TASK=FILE with such a text), in place of the
+    task's own wording, which the start prints; may be given for several tasks."""
     num_problems: int | None = None
     """So many problems of every task, drawn by the seed; default all."""
     num_pairs: Annotated[int | None, _of(*VECTOR_ARMS)] = None
@@ -108,6 +112,7 @@ class SafetyOptions(RunOptions):
     suffix: ClassVar[str] = "-safety"
     limited_by: ClassVar = ("attack_tokens", "gsm8k_tokens")
     lab_rows: ClassVar[int] = 64
+    repeatable: ClassVar = RunOptions.repeatable | {"wording"}
     renamed: ClassVar = {"--arms vanilla": BASELINE}
 
     def __post_init__(self) -> None:
@@ -144,6 +149,8 @@ class SafetyOptions(RunOptions):
                 raise ValueError(f"{field} is empty: give words, or a file with them")
         check_counts(self, ("attack_tokens", "gsm8k_tokens", "num_pairs", "classifier_batch"))
         check_num_problems(self.num_problems)
+        for task, words in self.wordings.items():
+            own_wording(task, words)
 
     def readers(self) -> Set[str]:
         present = {*super().readers(), *self.arms, *self.tasks}
@@ -152,6 +159,11 @@ class SafetyOptions(RunOptions):
         if "safeedit" in self.tasks or not self.toxicity_classifier:
             present.add("classifier")
         return present
+
+    @property
+    def wordings(self) -> dict[str, str]:
+        """Task -> how its questions are put, where the user says it, or the file that does."""
+        return wordings_of(self.wording, self.tasks)
 
     @property
     def needs_sae(self) -> bool:
@@ -166,14 +178,10 @@ class SafetyOptions(RunOptions):
     def prompt(self, arm: str) -> str:
         """The text of a prompt arm, "" for the others; ValueError for an empty file."""
         given = {"hand-prompt": self.hand_prompt, "auto-prompt": self.auto_prompt}.get(arm, "")
-        if os.path.isfile(given):  # unlike Path.is_file, False for a text that is too long for a name
-            text = Path(given).read_text(encoding="utf-8").strip()
-            if not text:
-                raise ValueError(f"the prompt file {given!r} is empty: write the prompt into it")
-            return text
-        return given.strip()
+        return text_or_file(given, f"--{arm}")
 
     def config(self) -> dict[str, Any]:
         """What decides the results: everything but where they are written and who writes them."""
         prompts = {f"{arm.partition('-')[0]}_prompt": self.prompt(arm) for arm in PROMPT_ARMS}
-        return config_of(self, ELSEWHERE | {"classifier_batch"}) | prompts
+        words = [f"{task}={text_or_file(given, '--wording')}" for task, given in self.wordings.items()]
+        return config_of(self, ELSEWHERE | {"classifier_batch"}) | prompts | {"wording": words}

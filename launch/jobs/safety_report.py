@@ -105,7 +105,9 @@ def facts(outcome: Outcome) -> dict[str, str]:
             f"{who['classifier']}, label {who['unsafe']} ({who['labels'][str(who['unsafe'])]}) is unsafe"
         )
     for task in outcome.tasks:
-        result[f"Data of {task.name}"] = f"{task.source}; {len(task.problems)} problems; {task.describe()['asked']}"
+        result[f"Data of {task.name}"] = (
+            f"{task.source}; {len(task.problems)} problems; {task.describe()['asked']}; asked with: {task.asked_with}"
+        )
     own = [text for text in (HAND_PROMPT, AUTOMATIC_PROMPT) if any(arm.prefix == text for arm in outcome.arms)]
     if own:
         result["Prompts"] = "worded by this project: of the paper's kind, not the paper's"

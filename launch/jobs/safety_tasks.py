@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.core.prompt_options import asked_with, own_wording
 from launch.jobs.safety_options import ATTACKS, SafetyOptions
 from moe_steer.thinking import Thought
 from reasoning_evals import Problem, load_task
@@ -40,6 +41,8 @@ class SafetyTask:
     """Where the data came from, in words."""
     max_new_tokens: int
     chat: bool
+    asked_with: str
+    """The words around each question, in one line."""
 
     @property
     def is_attack(self) -> bool:
@@ -72,6 +75,7 @@ class SafetyTask:
             "num_problems": len(self.problems),
             "max_new_tokens": self.max_new_tokens,
             "asked": "chat template" if self.chat else "plain text" + (", two solved examples" * self.worked_examples),
+            "asked_with": self.asked_with,
             "judged_by": "classifier" if self.is_attack else "first letter" if self.by_letter else "grader",
         }
 
@@ -93,7 +97,9 @@ def _task(name: str, options: SafetyOptions, chat: bool) -> SafetyTask:
     spec = task_spec(name)
     folder = Path(options.data_dir or ".", spec.family)
     local = options.data_dir is not None and folder.is_dir()
-    own_words = {"prompt": "{problem}"} if name == "gsm8k" and not chat else {}
+    own_words = own_wording(name, options.wordings.get(name))
+    if name == "gsm8k" and not chat:
+        own_words = {"prompt": "{problem}"} | own_words
     problems = load_task(
         name, data_dir=folder if local else None, num=options.num_problems, seed=options.seed, **own_words
     )
@@ -104,6 +110,7 @@ def _task(name: str, options: SafetyOptions, chat: bool) -> SafetyTask:
         source=f"{spec.hub_id}, local files of {spec.family}" if local else f"{spec.hub_id} at {spec.revision}",
         max_new_tokens=options.attack_tokens if name in ATTACKS else 1 if name == "mmlu" else long,
         chat=chat,
+        asked_with=asked_with(name, own_words.get("prompt")).replace("{{}}", "{}"),
     )
 
 

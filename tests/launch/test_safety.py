@@ -28,7 +28,9 @@ SHORT = ["--attack-tokens", "6", "--gsm8k-tokens", "5", "--batch-size", "8"]
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     """The options of a finished run of all arms and tasks, and its folder."""
     folder = tmp_path_factory.mktemp("safety")
-    options = [*safety_files.write_all(folder), *SHORT, "--out", str(folder / "run")]
+    (folder / "letters.txt").write_text("Which letter? {problem}\n")
+    words = ["--wording", "gsm8k=Think, {problem}, and write \\boxed{}.", "--wording", f"mmlu={folder / 'letters.txt'}"]
+    options = [*safety_files.write_all(folder), *SHORT, *words, "--out", str(folder / "run")]
     assert main(options) == 0
     return options, folder / "run"
 
@@ -76,6 +78,34 @@ def test_all_arms_and_tasks_are_in_the_results_and_on_the_pages(made: tuple[list
     assert not re.search(r"-\d", changes), "tables have a real minus sign"
     assert "Attack 1" not in (folder / "safeedit" / "report.html").read_text()  # harmful texts stay out
     assert not list(folder.rglob("*.partial"))
+
+
+def test_each_task_is_asked_in_the_words_of_the_user(made: tuple[list[str], Path]) -> None:
+    folder = made[1]
+    asked = {task: [item.prompt for item in read_generations(folder / task)] for task in ("gsm8k", "mmlu", "safeedit")}
+    assert all("Think, " in text and ", and write \\boxed{}." in text for text in asked["gsm8k"])
+    assert all("Which letter? " in text for text in asked["mmlu"])
+    assert not any("Think, " in text or "Which letter?" in text for text in asked["safeedit"])
+    page = (folder / "report.md").read_text()
+    assert "asked with: Think, , and write" in page
+    assert "asked with: Which letter?" in page
+    assert read_run(folder)["config"]["wording"][1] == "mmlu=Which letter? {problem}"
+
+
+@pytest.mark.parametrize(
+    ("wording", "message"),
+    [
+        (("mmlu=x {problem}", "mmlu={problem}"), "--wording mmlu=... is given twice: give it once"),
+        (("aime2024={problem}",), "write TASK=TEXT, with a TASK of safeedit, mmlu"),
+        (("{problem}",), "write TASK=TEXT, with a TASK of safeedit, mmlu"),
+        (("mmlu=which letter?",), "has no {problem}: write {problem} where it belongs"),
+    ],
+)
+def test_wordings_that_cannot_be_followed(wording: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SafetyOptions(
+            model="m", layer=1, pairs="p", classifier="c", sae="s", tasks=("safeedit", "mmlu"), wording=wording
+        )
 
 
 def test_every_arm_has_the_same_token_limit(made: tuple[list[str], Path]) -> None:
@@ -193,7 +223,9 @@ def test_an_arm_without_effect_is_named(
     made: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["--arms", "baseline", "caa", "--tasks", "safeedit", "--strengths", "1e-9", "--num-problems", "2"]
-    plain = without(without(made[0], "--sae"), "--gsm8k-tokens")
+    plain = made[0]
+    for name in ("--sae", "--gsm8k-tokens", "--wording", "--wording"):
+        plain = without(plain, name)
     assert main([*plain, *small, "--no-greedy", "--samples", "2", "--strict", "--out", str(tmp_path / "run")]) == 1
     assert (
         "caa: every sample equals the one of baseline, token by token; the arm changed nothing"

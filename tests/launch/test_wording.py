@@ -45,7 +45,8 @@ def test_a_job_takes_it_for_a_file_of_problems(gsm8k: Path, tmp_path: Path, caps
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["--problems", str(file), "--arms", "baseline", "nowait", "--samples", "1", "--max-new-tokens", "8"]
-    assert evaluate([*options, "--out", str(tmp_path / "run"), "--wording", "{problem} Think."]) == 0
+    (words := tmp_path / "words.txt").write_text("{problem} Think.\n")
+    assert evaluate([*options, "--out", str(tmp_path / "run"), "--wording", str(words)]) == 0
     assert "asked with: {problem} Think." in capsys.readouterr().out
     assert all("+ 1? Think." in item.prompt for item in read_generations(tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["options"]["wording"] == "{problem} Think."
