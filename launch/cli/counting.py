@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from launch.core.option_checks import refuse_idle
 from launch.core.options import ModelOptions
-from launch.core.prompt_options import JobServerOptions
+from launch.core.served.server_options import JobServerOptions
 from launch.jobs.stats import CountingOptions, ScoringOptions, verdict
 
 if TYPE_CHECKING:

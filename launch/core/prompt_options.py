@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import tyro
 
-from launch.core.option_checks import ENDPOINT, PROMPTS, refuse_greedy_samples
+from launch.core.option_checks import PROMPTS, refuse_greedy_samples
 from moe_steer.json_files import quoted
 
-CONCURRENCY = 64
-"""Requests under way at an endpoint at once."""
 _ANSWER_LIMITS = {"lab": 256, "lab-dense": 384}
 
 if TYPE_CHECKING:
-    from reasoning_evals.engines import Chat, Server
+    from reasoning_evals.engines import Chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,48 +39,6 @@ class PromptOptions:
 
     repeatable: ClassVar = frozenset({"template_arg"})
     """Lists that are given one value at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerOptions:
-    """Whom to ask, where a server holds the model."""
-
-    endpoint: str | None = None
-    """Sample from a server with OpenAI's completions (vLLM, SGLang, llama.cpp, ...) at http://HOST:8000/v1 instead of loading the model."""
-    wait_server: Annotated[float, ENDPOINT] = 0.0
-    """Seconds to wait for the endpoint, at the start and whenever it is away; default not at the start, and six attempts of a sample."""
-    concurrency: Annotated[int | None, ENDPOINT] = None
-    """Requests under way at the endpoint at once; default 64."""
-    api_key_variable: Annotated[str | None, ENDPOINT] = None
-    """Name of the environment variable that holds the endpoint's key."""
-
-    def server_of(self) -> Server:
-        """The server of --endpoint. ValueError for a key that is not there; a text that may be the key itself, given in place of its
-        variable's name, is not shown."""
-        import os
-        import re
-
-        from reasoning_evals.engines import Server
-
-        assert self.endpoint is not None
-        key = None
-        if (name := self.api_key_variable) is not None and not (key := os.environ.get(name, "").strip()):
-            if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,59}", name):
-                raise ValueError(
-                    "--api-key-variable names no environment variable that is set: give the variable's name, not the key"
-                )
-            raise ValueError(f"the environment variable {name} is empty: put the endpoint's key there")
-        return Server(
-            base_url=self.endpoint, api_key=key, wait=self.wait_server, concurrency=self.concurrency or CONCURRENCY
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobServerOptions(ServerOptions):
-    """The same for a job, which names its model by the folder or hub id."""
-
-    served_name: Annotated[str | None, ENDPOINT] = None
-    """What the endpoint calls the model, where it serves several."""
 
 
 def ask_prompts(tokenizer: Any, options: PromptOptions, *, quiet: bool = False) -> None:

@@ -17,9 +17,10 @@ from launch.core.arms import BuiltArm, Words, arm_name, build_arm, parts_of, ste
 from launch.core.failure import in_own_words
 from launch.core.findings import Findings, publish
 from launch.core.options import HeldModel, Room, RunOptions
-from launch.core.prompt_options import JobServerOptions, PromptOptions, ask_prompts
+from launch.core.prompt_options import PromptOptions, ask_prompts
 from launch.core.ranks import Ranks
 from launch.core.served.connection import Connection
+from launch.core.served.server_options import JobServerOptions
 from moe_steer import SteeringPlan, load_model
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.files import write_whole

@@ -13,8 +13,9 @@ from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
 from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
-from launch.core.prompt_options import JobServerOptions, own_wording
+from launch.core.prompt_options import own_wording
 from launch.core.ranks import Ranks
+from launch.core.served.server_options import JobServerOptions
 from launch.core.session import Session
 from reasoning_evals import Problem, compare_arms, load_task
 from reasoning_evals.decoding import NOWAIT_WORDS

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from launch.core.option_checks import ReadBy, check_counts
 from launch.core.options import SplitOptions
-from launch.core.prompt_options import JobServerOptions
+from launch.core.served.server_options import JobServerOptions
 from moe_steer.tokens import parse_scope
 
 _GIVEN = "--{option} is for experts that are searched, and --{options.given} gives them: leave it out"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.core.prompt_options import JobServerOptions
+from launch.core.served.server_options import JobServerOptions
 from moe_steer import SteeringPlan
 from reasoning_evals.engines import OFF, HttpAudit, HttpSampler, Served, ServedPlan, Server
 from reasoning_evals.engines.http_reply import EndpointError
