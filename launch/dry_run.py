@@ -125,7 +125,7 @@ def report(options: Options, ranks: Ranks) -> str:
     """What a start with these options would do, as lines; ValueError, as the start itself would raise it, where it cannot."""
     from launch.core.problem_sets import problem_sets
     from launch.core.wiring import markers_for, parse_coefficients
-    from launch.jobs.experts import check_kind, given_plan, questions_of
+    from launch.jobs.experts import check_kind, given_plan, inputs_of, questions_of
     from moe_steer.backends import check_shards
     from moe_steer.loading import resolve
     from reasoning_evals.runs import RUN_FILE, open_run
@@ -153,7 +153,7 @@ def report(options: Options, ranks: Ranks) -> str:
     folder = Path(options.folder)
     started = (folder / RUN_FILE).exists()
     if started:
-        open_run(folder, options.config() | {"given_plan": plan.digest() if plan else None})
+        open_run(folder, options.config() | inputs_of(options, plan))
     counted = f", {len(plan.top_k)} top_k" if plan and plan.top_k else ""
     experts = (
         f"{len(plan.experts)} experts, {len(plan.residual)} vectors{counted}, fits the model" if plan else "to be found"

@@ -255,15 +255,15 @@ def row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         if row["kind"] == "top_k" or "scoped" in row:
             who = f"top {row['k']}" if row["kind"] == "top_k" else f"expert {row['expert']} {_action(row)}"
-            added = f", weight added {row['weight_added']:.4g}" if row.get("gain", 1.0) != 1.0 else ""
             lines.append(
                 f"layer {row['layer']} {who}: {row['scoped']} tokens in scope, selections {row['selected_before']} before and "
-                f"{row['selected_after']} after{added}"
+                f"{row['selected_after']} after{_added(row) if row.get('gain', 1.0) != 1.0 else ''}"
             )
+        elif row["kind"] == "expert" and "gain" not in row:  # a choice, by a server's count
+            lines.append(f"layer {row['layer']} expert {row['expert']} {_action(row)}: at {row['tokens']} tokens")
         elif row["kind"] == "expert":
             lines.append(
-                f"layer {row['layer']} expert {row['expert']} x{row['gain']:g}: selected by {row['tokens']} tokens, "
-                f"weight added {row['weight_added']:.4g}"
+                f"layer {row['layer']} expert {row['expert']} x{row['gain']:g}: selected by {row['tokens']} tokens{_added(row)}"
             )
         else:
             unit = " of the residual norm" if row.get("unit") == "residual_norm" else ""
@@ -272,6 +272,11 @@ def row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"layer {row['layer']} vector {row['file']} x{row['strength']:g}{unit}{scope}: added to {row['tokens']} tokens"
             )
     return lines
+
+
+def _added(row: Mapping[str, Any]) -> str:
+    """The weight that a gain added; servers do not count it."""
+    return f", weight added {row['weight_added']:.4g}" if "weight_added" in row else ""
 
 
 def _action(row: Mapping[str, Any]) -> str:

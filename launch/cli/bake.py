@@ -28,7 +28,10 @@ class Bake:
     out: str | None = None
     """Folder (or GGUF file) to write; it must not exist."""
     overlay: bool = False
-    """Put the changed tensors into a small shard of their own instead of rewriting the shards that hold them."""
+    """Put the changed tensors into a small shard of their own instead of rewriting the shards that hold them: the old ones stay in the folder, so
+    name the loader too."""
+    loader: str | None = None
+    """Of --overlay: how your engine reads shards, in-order (of name, one after another) or by-index; any other way serves the plain model."""
     copy: bool = False
     """Copy what does not change instead of hard-linking it."""
     symlink: bool = False
@@ -51,13 +54,15 @@ class Bake:
             return 0
         if self.out is None:
             raise ValueError("give --out, the folder to write (for a GGUF model: the file)")
+        if self.loader is not None and not self.overlay:
+            raise ValueError("--loader says how an engine reads an overlay: give --overlay too, or leave it out")
         from moe_steer import bake
 
         certificate = bake(
             model_folder(self.model),
             plan,
             self.out,
-            overlay=self.overlay,
+            overlay=(self.loader or "") if self.overlay else None,
             copy=self.copy,
             symlink=self.symlink,
             round_gains=self.round,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from launch.core.option_checks import refuse_idle
 from launch.core.options import ModelOptions
+from launch.core.served.server_options import JobServerOptions
 from launch.jobs.stats import CountingOptions, ScoringOptions, verdict
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collect(CountingOptions, ModelOptions):
+class Collect(CountingOptions, JobServerOptions, ModelOptions):
     """Count which experts the router selects at reasoning markers, over traces run through a model.
 
     Long collections that can be interrupted, and several ranks: deepspeed --num_gpus 8 launch/collect_stats.py ...
@@ -54,6 +55,9 @@ class Collect(CountingOptions, ModelOptions):
         if self.routed:
             self._finish(self._recorded(earlier), earlier)
             return
+        if self.endpoint:
+            self._finish(self._served(earlier), earlier)
+            return
         model, tokenizer = load_asked(self, batch=1, context=None)
         markers = MarkerSet.from_tokenizer(tokenizer, self.markers, position=self.position)
         traces = read_any_traces(self.traces, tokenizer, self.arm)
@@ -76,12 +80,35 @@ class Collect(CountingOptions, ModelOptions):
             raise ValueError(
                 "give --traces, or --routed with responses whose routing an engine recorded: one of the two"
             )
-        forward = ("arm", "backend", "dtype", "offload", "max_memory", "tokens_per_batch")
-        given = [name for name in forward if getattr(self, name) != getattr(type(self), name)]
+        forward = ("backend", "dtype", "offload", "max_memory", "tokens_per_batch")
+        given = [name for name in ("arm", "endpoint", *forward) if getattr(self, name) != getattr(type(self), name)]
         if self.routed and given:
             raise ValueError(
                 f"--{given[0].replace('_', '-')} is for a forward pass, and --routed needs none: leave it out"
             )
+        if self.endpoint and self.tokens_per_batch != type(self).tokens_per_batch:
+            raise ValueError(
+                "--tokens-per-batch is for a forward pass here, and the server makes its own: leave it out"
+            )
+
+    def _served(self, earlier: Sequence[RoutingCounts]) -> RoutingCounts:
+        """The counts of --traces from the routing that a server records while it reads them."""
+        from expert_stats import MarkerSet
+        from launch.core.beforehand import look
+        from launch.core.served.connection import Connection
+        from launch.core.wiring import count_served, read_any_traces, references_for
+        from moe_steer.tokens import check_traces
+
+        known = look(self)
+        if known.shape is None or not known.shape.moe_layers:
+            raise ValueError(f"{self.model} has no experts by its configuration: there is no routing to count")
+        markers = MarkerSet.from_tokenizer(known.tokenizer, self.markers, position=self.position)
+        traces = read_any_traces(self.traces, known.tokenizer, self.arm)
+        check_traces(traces)
+        references = _known(earlier) or references_for(known.tokenizer, traces, markers)
+        connection = Connection.to(self)
+        print(connection.line)
+        return count_served(connection, traces, known.shape, markers, base=self.base, references=references)
 
     def _recorded(self, earlier: Sequence[RoutingCounts]) -> RoutingCounts:
         """The counts of --routed, from the model's configuration and tokenizer alone."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from launch.core.option_checks import DRAWING, ReadBy, check_counts, refuse_idle
+from launch.core.option_checks import DRAWING, ENDPOINT, check_counts, refuse_idle
 from launch.core.options import HeldModel, Room
 from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, chat_of, usual_of
+from launch.core.served.server_options import ServerOptions
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
@@ -16,32 +18,23 @@ if TYPE_CHECKING:
     from reasoning_evals.runs import Arm
 
 
-_ENDPOINT = ReadBy(("endpoint",), "--{option} is for sampling over HTTP: give --endpoint, or leave it out")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Generate(Drawing, PromptOptions, HeldModel):
+class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
     """Sample answers to problems, under a plan or without one, and grade them; stopped and started again, it continues."""
 
     out: str
     """Folder of the run: generations.jsonl, grades.jsonl, run.json."""
     model: str = "lab"
     """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model; with --endpoint the name it is served under."""
-    endpoint: str | None = None
-    """Sample from a server with OpenAI's completions (vLLM, SGLang, ...) at http://HOST:8000/v1 instead of loading the model."""
-    chat_endpoint: Annotated[bool, _ENDPOINT] = False
+    chat_endpoint: Annotated[bool, ENDPOINT] = False
     """Ask the endpoint for chat completions: messages, which it renders itself; for any hosted model, without a tokenizer."""
-    tokenizer: Annotated[str | None, _ENDPOINT] = None
+    tokenizer: Annotated[str | None, ENDPOINT] = None
     """Model whose tokenizer renders the prompts for --endpoint; default --model, and none with --chat-endpoint."""
-    concurrency: Annotated[int | None, _ENDPOINT] = None
-    """Requests under way at the endpoint at once; default 64."""
-    server: Annotated[str | None, _ENDPOINT] = None
+    server: Annotated[str | None, ENDPOINT] = None
     """What serves at the endpoint, in words (engine, version, precision): kept in run.json, and the same on resume."""
-    api_key_variable: Annotated[str | None, _ENDPOINT] = None
-    """Name of the environment variable that holds the endpoint's key."""
-    plain_endpoint: Annotated[bool, _ENDPOINT] = False
+    plain_endpoint: Annotated[bool, ENDPOINT] = False
     """Send the endpoint no field beyond OpenAI's own, for servers that refuse others."""
-    prompt_as_ids: Annotated[bool, _ENDPOINT] = False
+    prompt_as_ids: Annotated[bool, ENDPOINT] = False
     """Send the endpoint token ids instead of text, for servers that add a BOS token to any text (llama.cpp)."""
     problems: str = "lab"
     """A JSONL file of problems, or the name of a task."""
@@ -79,8 +72,6 @@ class Generate(Drawing, PromptOptions, HeldModel):
 
     def run(self) -> int:
         """Sample, grade, and say how it went."""
-        from pathlib import Path
-
         from launch.core.prompt_options import own_wording, task_line
         from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
@@ -104,7 +95,7 @@ class Generate(Drawing, PromptOptions, HeldModel):
         if self.endpoint:
             if line := task_line(self):
                 print(line)
-            asked, arm = self, self._endpoint_arm()
+            asked, arm = self, self._endpoint_arm(plan)
         else:
             asked, arm = self._settled(problems, plan)
         config = SamplingConfig(
@@ -136,9 +127,9 @@ class Generate(Drawing, PromptOptions, HeldModel):
         """ValueError for options that would not be followed."""
         check_counts(self, ("num", "samples", "max_new_tokens", "batch_size", "concurrency"))
         self.check_samples()
-        if self.plan and self.endpoint:
+        if self.plan and self.plain_endpoint:
             raise ValueError(
-                "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm-name steered instead of --plan"
+                "--plan is named in a field beyond OpenAI's own, and --plain-endpoint sends none: leave one out"
             )
         if self.chat_endpoint and self.prompt_as_ids:
             raise ValueError("--prompt-as-ids is for completions, and a chat endpoint takes messages: leave it out")
@@ -204,23 +195,32 @@ class Generate(Drawing, PromptOptions, HeldModel):
             details={"plan": plan.digest()},
         )
 
-    def _endpoint_arm(self) -> Arm:
+    def _endpoint_arm(self, plan: SteeringPlan | None) -> Arm:
+        from launch.core.served.connection import Connection, plans_of_any
         from reasoning_evals.engines import HttpAudit, HttpSampler
         from reasoning_evals.runs import Arm
 
         assert self.endpoint is not None
+        server, name = self.server_of(), self.arm_name or ("steered" if plan else "baseline")
+        served = server.served() if plan else plans_of_any(server)
+        connection = Connection(server=server, name=self.model, served=served)
+        connection.require({name: plan}, Path(self.out), self.tokenizer or self.model)
+        said = {"said": self.server} if self.server else {}
         sampler = HttpSampler(
             self.endpoint,
             self.model,
             self._endpoint_tokenizer(),
-            concurrency=self.concurrency or 64,
-            api_key=self._endpoint_key(),
+            concurrency=server.concurrency,
+            api_key=server.api_key,
             extensions=not self.plain_endpoint,
             prompt_as_ids=self.prompt_as_ids,
-            engine={"said": self.server} if self.server else None,
+            engine=said | connection.engine or None,
             chat=chat_of(self) if self.chat_endpoint else None,
+            plan=connection.asked(plan),
+            outage=server.wait,
         )
-        return Arm(self.arm_name or "baseline", sampler, context=lambda: HttpAudit(sampler), details={"plan": None})
+        details = {"plan": plan.digest() if plan else None}
+        return Arm(name, sampler, context=lambda: HttpAudit(sampler), details=details)
 
     def _endpoint_tokenizer(self) -> Any:
         from moe_steer.loading import read_tokenizer
@@ -232,21 +232,6 @@ class Generate(Drawing, PromptOptions, HeldModel):
         if not self.chat_endpoint:
             ask_prompts(tokenizer, self)
         return tokenizer
-
-    def _endpoint_key(self) -> str | None:
-        """The key; a text that may be the key itself, given in place of its variable's name, is not shown."""
-        import os
-        import re
-
-        if (name := self.api_key_variable) is None:
-            return None
-        if key := os.environ.get(name, "").strip():
-            return key
-        if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,59}", name):
-            raise ValueError(
-                "--api-key-variable names no environment variable that is set: give the variable's name, not the key"
-            )
-        raise ValueError(f"the environment variable {name} is empty: put the endpoint's key there")
 
     def _report_endpoint(self, arm: str) -> None:
         from reasoning_evals.engines import http_line
@@ -261,7 +246,7 @@ class Generate(Drawing, PromptOptions, HeldModel):
         from reasoning_evals.runs import read_audit
 
         assert isinstance(plan, SteeringPlan)
-        rows = [row for arm in read_audit(self.out).values() for row in arm]
+        rows = [row for arm in read_audit(self.out).values() for row in arm if row["kind"] not in ("endpoint", "retry")]
         for line in row_lines(rows):
             print(line)
         problem = nothing_fired(plan, rows)

@@ -69,7 +69,7 @@ class BuiltArm(NamedTuple):
 
 
 @dataclass
-class _Parts:
+class ArmParts:
     """What the rules of one arm add up to."""
 
     plan: SteeringPlan | None = None
@@ -137,19 +137,25 @@ def build_arm(word: str, model: Any, tokenizer: Any, plan: SteeringPlan | None, 
     """
     if plan is not None:
         plan.check(model)
-    rules = parse_arm(word)
-    parts = _Parts(plan=plan, details={"plan": plan.digest() if plan else None})
-    # A budget comes last: no other rule may take away the tag that it forces.
-    for rule in sorted(rules, key=lambda rule: rule.kind == "budget"):
-        _add(parts, rule, tokenizer, words)
-    if parts.processors:
-        parts.details["decoding"] = [processor.describe() for processor in parts.processors]
+    rules, parts = parts_of(word, tokenizer, plan, words)
     sampler = InProcessSampler(model, tokenizer, processors=_processor_list(parts.processors))
     context = nullcontext if plan is None else steering(model, tokenizer, plan)
     return BuiltArm(Arm(arm_name(rules), sampler, context, parts.details, parts.render), plan)
 
 
-def _add(parts: _Parts, rule: Rule, tokenizer: Any, words: Words) -> None:
+def parts_of(word: str, tokenizer: Any, plan: SteeringPlan | None, words: Words) -> tuple[tuple[Rule, ...], ArmParts]:
+    """The rules of a word, and what they add up to under a tokenizer. ValueError when it cannot write a word."""
+    rules = parse_arm(word)
+    parts = ArmParts(plan=plan, details={"plan": plan.digest() if plan else None})
+    # A budget comes last: no other rule may take away the tag that it forces.
+    for rule in sorted(rules, key=lambda rule: rule.kind == "budget"):
+        _add(parts, rule, tokenizer, words)
+    if parts.processors:
+        parts.details["decoding"] = [processor.describe() for processor in parts.processors]
+    return rules, parts
+
+
+def _add(parts: ArmParts, rule: Rule, tokenizer: Any, words: Words) -> None:
     def tags() -> TokenTags:
         found = token_tags(tokenizer)
         if found is None:

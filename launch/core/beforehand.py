@@ -32,6 +32,8 @@ OptionsT = TypeVar("OptionsT", bound=Any)
 
 BATCHES = (64, 32, 16, 8, 4, 2, 1)
 """Rows decoded together that are tried where the user names no number."""
+ASKED_TOGETHER = 256
+"""Samples that a server is asked for before the next ones."""
 _UNPLANNED = 16
 """The most of them where memory cannot be planned."""
 _SHARED = "tp_ep"
@@ -115,7 +117,8 @@ def look(options: Any, *, quiet: bool = False) -> Known:
     tokenizer = read_tokenizer(options.model, **hub)
     ask_prompts(tokenizer, options, quiet=quiet)
     try:
-        shape = model_shape(skeleton(config, "bfloat16"))
+        # By the name that the user gave, as a loaded model has it: plans and counts keep it.
+        shape = dataclasses.replace(model_shape(skeleton(config, "bfloat16")), name=options.model)
     except ValueError:  # loading says it, if it is an error
         shape = None
     return Known(config=config, tokenizer=tokenizer, shape=shape)
@@ -135,6 +138,9 @@ def settle(
     if line := task_line(options):
         ranks.say(line)
     context = longest + options.token_limit
+    if getattr(options, "endpoint", None):  # the server batches; these are asked for together
+        rows = options.batch_size or _stored_batch(Path(options.folder)) or ASKED_TOGETHER
+        return dataclasses.replace(options, batch_size=rows), Room(rows=rows, context=context)
     dry = getattr(options, "dry_run", False)
     if dry:
         machine = machine or Machine.of_options(options, ranks.world_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -110,6 +111,41 @@ def _make(session: Session, make: Callable[[], NewDirections], home: Path) -> No
         "warnings": list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))),
     }
     write_whole(home / INDEX, json.dumps(index, indent=1) + "\n")
+
+
+class GivenDirections(NamedTuple):
+    """The directions of another run. ``digest``: sha256 over the files."""
+
+    made: JobDirections
+    digest: str
+
+
+def given_files(home: Path, methods: Sequence[str]) -> GivenDirections:
+    """The directions of these methods that another run left in a folder. ValueError where it has none of one of them."""
+    made = read_made(home)
+    for method in methods:
+        if not made.files.get(method):
+            raise ValueError(
+                f"{home} holds no direction of {method}, it has {', '.join(made.files) or 'none'}: give the folder 'directions' of a "
+                "run of this job, or leave the method out"
+            )
+    made = made._replace(files={method: made.files[method] for method in methods})
+    return GivenDirections(made, _digest(home, made))
+
+
+def take_directions(session: Session, folder: str, methods: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
+    """Copy another run's directions into this one's folder, once; method -> (layer, file name)."""
+    home = session.folder / FOLDER
+    if session.ranks.is_main and not (home / INDEX).is_file():
+        made = given_files(Path(folder), methods).made
+        home.mkdir(parents=True, exist_ok=True)
+        for _, name in (entry for entries in made.files.values() for entry in entries):
+            shutil.copyfile(Path(folder, name), home / name)
+        fits = {str(layer): fit.to_dict() for layer, fit in made.fits.items()}
+        index = {"files": made.files, "fits": fits, "warnings": made.warnings}
+        write_whole(home / INDEX, json.dumps(index, indent=1) + "\n")
+    session.ranks.barrier()
+    return read_made(home).files
 
 
 def read_made(home: Path) -> JobDirections:

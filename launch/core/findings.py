@@ -111,7 +111,7 @@ def read_results(folder: Path, job: str) -> dict[str, Any]:
 
 def nothing_fired(plan: SteeringPlan, rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Why a run under ``plan`` was not steered, or None. ``rows``: its audit. A neutral plan is not meant to fire."""
-    if plan.is_neutral or any(row["tokens"] for row in rows):
+    if plan.is_neutral or any(row.get("tokens") for row in rows):
         return None
     scopes = ({plan.scope} if plan.active_experts else set()) | {entry.scope for entry in plan.active_residual}
     scopes |= {entry.scope for entry in plan.top_k}

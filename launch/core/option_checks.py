@@ -24,9 +24,10 @@ class ReadBy(NamedTuple):
 
 
 TASK = ReadBy(("task",), "--{option} {value} is for a task, and the lab makes its problems up: leave it out")
-HERE = ReadBy(("model",), "--{option} is decided by the server: leave it out, and say it in --server")
+HERE = ReadBy(("model",), "--{option} is decided by the server: leave it out, and start the server with it")
 DRAWING = ReadBy(("drawing",), "--{option} {value:g} would change nothing: the most likely token is taken at each step")
 
+ENDPOINT = ReadBy(("endpoint",), "--{option} is for sampling over HTTP: give --endpoint, or leave it out")
 PROMPTS = ReadBy(("prompts",), "--{option} is for prompts, and this run renders none: leave it out")
 
 

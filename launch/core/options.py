@@ -22,6 +22,7 @@ USUAL_PROMPT = 1024
 """Tokens of a prompt, where memory must be planned before the prompts are known."""
 ELSEWHERE = frozenset(
     {"out", "name", "local_rank", "strict", "backend", "offload", "max_memory", "dry_run", "gpus", "gpu_gib"}
+    | {"endpoint", "wait_server", "concurrency", "api_key_variable", "served_name"}
 )
 """Options that decide where a run is written and who writes it, not what it finds."""
 
@@ -57,7 +58,7 @@ class HeldModel:
 
     def readers(self) -> Set[str]:
         """The parts of this run that options may be for."""
-        return {"model"}
+        return {"endpoint" if getattr(self, "endpoint", None) else "model"}
 
     @property
     def is_lab(self) -> bool:
@@ -121,6 +122,10 @@ class RunOptions(Drawing, ModelOptions):
         check_counts(self, ("samples", "batch_size"))
         SamplingConfig(temperature=self.heat, top_p=self.nucleus)  # refuses what no token can be drawn by
         self.check_samples()
+        if self.dry_run and getattr(self, "endpoint", None):
+            raise ValueError(
+                "--dry-run plans the memory of this start, and the server at --endpoint has its own: leave one out"
+            )
         if (self.gpus is not None or self.gpu_gib is not None) and not self.dry_run:
             raise ValueError(
                 "--gpus and --gpu-gib describe a machine for --dry-run: give --dry-run too, or leave them out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -12,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.core.arms import steering
+from launch.core.arms import BuiltArm, Words, arm_name, build_arm, parts_of, steering
 from launch.core.failure import in_own_words
 from launch.core.findings import Findings, publish
 from launch.core.options import HeldModel, Room, RunOptions
 from launch.core.prompt_options import PromptOptions, ask_prompts
 from launch.core.ranks import Ranks
+from launch.core.served.connection import Connection
+from launch.core.served.server_options import JobServerOptions
 from moe_steer import SteeringPlan, load_model
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.files import write_whole
+from moe_steer.layers import ModelShape, model_shape
 from reasoning_evals import Problem, run_arms
 from reasoning_evals.engines import InProcessSampler, SamplingConfig
 from reasoning_evals.runs import RUN_FILE, Arm, GradeRow, grade_run, open_run, read_run
@@ -33,15 +37,40 @@ class Session:
     options: RunOptions
     ranks: Ranks
     model: Any
+    """None where a server holds it."""
     tokenizer: Any
     room: Room
     """What memory was planned for, which decides how many rows are decoded at once; the options may have more."""
+    shape: ModelShape
+    connection: Connection | None = None
+    """The server that is asked in place of the model."""
 
     @classmethod
-    def load(cls, options: RunOptions, ranks: Ranks, room: Room) -> Session:
-        """Load the model that the options ask for, once ``settle`` has found its room; nothing is written."""
-        model, tokenizer = load_room(options, room)
-        return cls(options=options, ranks=ranks, model=model, tokenizer=tokenizer, room=room)
+    def load(cls, options: RunOptions, ranks: Ranks, room: Room, tokenizer: Any, shape: ModelShape | None) -> Session:
+        """Load the model that the options ask for, once ``settle`` has found its room, or reach the server that holds it; nothing is
+        written. ``tokenizer`` and ``shape`` are what ``look`` has found: a server shows neither."""
+        if isinstance(options, JobServerOptions) and options.endpoint:
+            if ranks.world_size > 1:
+                raise ValueError("a server batches by itself: with --endpoint start one process, without the launcher")
+            if shape is None:
+                raise ValueError(
+                    f"the layers of {options.model} cannot be told from its configuration: leave --endpoint out"
+                )
+            connection = Connection.to(options)
+            ranks.say(connection.line)
+            model = None
+        else:
+            connection = None
+            model, tokenizer = load_room(options, room)
+            shape = model_shape(model)
+        about = {"tokenizer": tokenizer, "shape": shape, "connection": connection}
+        return cls(options=options, ranks=ranks, model=model, room=room, **about)
+
+    def require(self, plans: Mapping[str, SteeringPlan | None]) -> None:
+        """ValueError, with the command that starts the right server, for one that lacks some of these plans, given by the names of
+        their arms. They are left in the folder."""
+        if self.connection is not None:
+            self.connection.require(plans, self.folder, self.options.model)
 
     @property
     def folder(self) -> Path:
@@ -66,16 +95,35 @@ class Session:
         run = read_run(self.folder)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         entry = {"backend": layout_of(self.model).backend, "ranks": self.ranks.world_size, "started": now}
+        if self.connection is not None:
+            entry |= {"backend": "endpoint", "server": self.connection.engine}
         run |= {"job": job, "history": [*run.get("history", []), entry], **more}
         write_whole(self.folder / RUN_FILE, json.dumps(run, indent=1, sort_keys=True) + "\n")
 
     def arm(self, name: str, plan: SteeringPlan | None = None) -> Arm:
         """The model under a plan, or as it is; ValueError for a plan that does not fit."""
+        if self.connection is not None:
+            if plan is not None:
+                plan.check(self.shape)
+            return self.connection.arm(name, self.tokenizer, plan)
         sampler = InProcessSampler(self.model, self.tokenizer)
         if plan is None:
             return Arm(name, sampler, details={"plan": None})
         plan.check(self.model)
         return Arm(name, sampler, context=steering(self.model, self.tokenizer, plan), details={"plan": plan.digest()})
+
+    def built(self, word: str, plan: SteeringPlan | None, words: Words) -> BuiltArm:
+        """The arm of a word, as ``build_arm`` makes it. ValueError for a rule of decoding where a server decodes."""
+        if self.connection is None:
+            return build_arm(word, self.model, self.tokenizer, plan, words)
+        rules, parts = parts_of(word, self.tokenizer, plan, words)
+        if parts.processors:
+            raise ValueError(
+                f"the arm {word!r} is a rule of decoding, which runs in this process and not on a server: leave it out, or leave "
+                "--endpoint out"
+            )
+        arm = self.arm(arm_name(rules), plan)
+        return BuiltArm(dataclasses.replace(arm, details=parts.details, render=parts.render), plan)
 
     def sample(
         self,

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from expert_stats import (
     MarkerSet,
     RoutedTrace,
@@ -16,6 +18,7 @@ from expert_stats import (
     Trace,
     batches,
     collect_counts,
+    count_routed,
     read_rollouts,
     read_traces,
     reduce_counts,
@@ -23,7 +26,9 @@ from expert_stats import (
     routed_trace,
     trace_from_ids,
 )
+from expert_stats.rollouts import decode_array
 from launch.core.ranks import Ranks
+from launch.core.served.connection import Connection
 from moe_steer import SteeringPlan
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.json_files import not_utf8
@@ -121,6 +126,43 @@ def read_routed(paths: Sequence[str], tokenizer: Any, shape: ModelShape) -> Iter
         except ValueError as error:
             raise ValueError(f"{rollout.where}: {error}") from error
         yield item
+
+
+ROUTED = "--enable-return-routed-experts"
+"""The option of vLLM's server that sends routing."""
+
+
+def count_served(
+    connection: Connection, traces: Sequence[Trace], shape: ModelShape, markers: MarkerSet, **options: Any
+) -> RoutingCounts:
+    """The counts that ``collect_over_ranks`` takes of these traces, from the routing that a server records while it reads them.
+
+    ValueError for a server that records none.
+    """
+    return count_routed(served_routing(connection, traces, shape), shape, markers, engine="endpoint", **options)
+
+
+def served_routing(connection: Connection, traces: Sequence[Trace], shape: ModelShape) -> Iterator[RoutedTrace]:
+    """The routing of every token of each trace: a server reads all of them as a prompt, unsteered, and makes one token more."""
+    off = connection.asked(None)
+    fixed = {"model": connection.name, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
+    bodies = [fixed | {"prompt": list(trace.token_ids)} | (off.fields if off else {}) for trace in traces]
+    longest = max((len(trace.token_ids) for trace in traces), default=0)
+    most = (1 << 22) + longest * (shape.num_layers * (shape.top_k + 2) * 4 * 2 + 64)
+    for trace, reply in zip(traces, connection.server.complete(bodies, most), strict=True):
+        (choice,) = reply["choices"] if len(reply["choices"]) == 1 else ({},)
+        if choice.get("routed_experts") is None:
+            raise ValueError(
+                f"the server at {connection.server.base_url} sends no routed_experts: start it with 'moe-steer serve MODEL -- {ROUTED}', "
+                "or count with the model loaded ('moe-steer collect') and give the file (steer_r1.py --counts)"
+            )
+        read = choice.get("prompt_token_ids", reply.get("prompt_token_ids"))
+        if read is not None and read != list(trace.token_ids):
+            raise ValueError(f"the server reads trace {trace.trace_id!r} as other tokens than it was sent: {_ANOTHER}")
+        recorded = decode_array(
+            choice["routed_experts"], f"routed_experts of trace {trace.trace_id!r}", np.dtype("<i4")
+        )
+        yield routed_trace(trace, recorded, shape)
 
 
 def _of_arm(file: Path, completions: list[Completion], arm: str | None) -> list[Completion]:

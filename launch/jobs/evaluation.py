@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from launch.core.arms import BuiltArm, Words, arm_name, build_arm, check_arms, load_plans, parse_arm
+from launch.core.arms import BuiltArm, Words, arm_name, check_arms, load_plans, parse_arm
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
 from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
 from launch.core.prompt_options import own_wording
 from launch.core.ranks import Ranks
+from launch.core.served.server_options import JobServerOptions
 from launch.core.session import Session
 from reasoning_evals import Problem, compare_arms, load_task
 from reasoning_evals.decoding import NOWAIT_WORDS
@@ -29,7 +30,7 @@ _OLD_OPTIONS = "evaluate_options"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ProblemOptions):
+class EvaluateOptions(JobServerOptions, ProblemOptions):
     """Compare ways to control reasoning: steering plans, prompts, decoding rules."""
 
     arms: tuple[str, ...] = (BASELINE, "prompt-before", "prompt-after", "tip", "tip-close", "nowait")
@@ -74,9 +75,10 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
             plan.check(known.shape)
     added = options.thinking_prompt if any("prompt-" in word for word in options.arms) else ""
     options, room = settle(options, known, known.longest_prompt([p.prompt for p in problems], added), ranks)
-    session = Session.load(options, ranks, room)
+    session = Session.load(options, ranks, room, known.tokenizer, known.shape)
     words = Words(options.switch_words, options.ban_words, options.thinking_prompt)
-    built = [build_arm(word, session.model, session.tokenizer, plans.get(word), words) for word in options.arms]
+    session.require({arm_name(parse_arm(word)): plan for word, plan in plans.items()})
+    built = [session.built(word, plans.get(word), words) for word in options.arms]
     ranks.assert_same("the arms", {one.arm.name: one.plan.digest() if one.plan else None for one in built})
     arms = [_with_revision(one, options.revision) for one in built]
     names = ", ".join(arm.name for arm in arms)

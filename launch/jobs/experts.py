@@ -6,6 +6,7 @@ Each step is a function of what the steps before it left in the run folder, on e
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from launch.core.trace_views import experts_to_show, first_answers, views_of
 from launch.core.wiring import (
     broadcast_plan,
     collect_over_ranks,
+    count_served,
     markers_for,
     parse_coefficients,
     references_for,
@@ -30,7 +32,7 @@ from launch.jobs.experts_findings import Outcome, evidence_of, findings_of, gain
 from launch.jobs.experts_options import Options
 from moe_steer import SteeringPlan
 from moe_steer.backends import layout_of, lockstep
-from moe_steer.layers import ModelShape, model_shape
+from moe_steer.layers import ModelShape
 from moe_steer.presets import PAPER_GAIN, preset_plan
 from reasoning_evals import Problem
 from reasoning_evals.report import VIEWS_FILE
@@ -50,28 +52,31 @@ def run(options: Options, ranks: Ranks) -> None:
     known = look(options, quiet=not ranks.is_main)
     check_kind(options, plan, known.shape)
     options, room = settle(options, known, known.longest_prompt(questions_of(sets)), ranks)
-    session = Session.load(options, ranks, room)
-    check_kind(options, plan, model_shape(session.model))
-    session.open(NAME, options.config() | {"given_plan": plan.digest() if plan else None})
+    session = Session.load(options, ranks, room, known.tokenizer, known.shape)
+    check_kind(options, plan, session.shape)
+    session.require({"steered": plan})
+    session.open(NAME, options.config() | inputs_of(options, plan))
     k = options.num_samples
     tuning: list[GradeRow] = []
     scores: ExpertScores | None = None
     last = "4/4"
     if plan is None:
-        ranks.say(f"1/4  {len(sets.identification)} identification problems: unsteered answers")
-        sample(session, "identification", {"baseline": None}, sets.identification, 1)
+        unsteered_answers(
+            session, options, "identification", sets.identification, "identification problems: unsteered answers"
+        )
         ranks.say("2/4  counting routing at the markers, scoring experts")
         scores = find_experts(session, options, "identification")
         candidate = candidate_plan(options, scores)
         ranks.say(f"     {evidence_of(candidate, scores, options)}")
+        session.require(needed_plans(options, candidate, scores))
         gains = ", ".join(f"{gain:g}" for gain in options.gains)
         ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing the gain among {gains}")
         gain, tuning = tune_gain(session, options, candidate, sets.tuning)
         plan = with_gain(candidate, gain)
     elif plan.experts:
         calibration = sets.test[:CALIBRATION]
-        ranks.say(f"1/4  {len(calibration)} unsteered answers, for the firing rates that the placebo must match")
-        sample(session, "calibration", {"baseline": None}, calibration, 1)
+        why = "unsteered answers, for the firing rates that the placebo must match"
+        unsteered_answers(session, options, "calibration", calibration, why)
         ranks.say("2/4  counting routing at the markers")
         scores = find_experts(session, options, "calibration")
         ranks.say("3/4  nothing to choose: the plan is given")
@@ -80,6 +85,7 @@ def run(options: Options, ranks: Ranks) -> None:
     plan = broadcast_plan(plan, ranks)
     placebo = select_placebo(scores, plan, options.seed) if scores and plan.experts else None
     arms = {"baseline": None, "steered": plan, **({"placebo": placebo} if placebo else {})}
+    session.require(arms)
     ranks.say(f"{last}  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {', '.join(arms)}")
     test = sample(session, "test", arms, sets.test, k)
     keep_traces(session, options, arms, scores)
@@ -104,7 +110,7 @@ def run(options: Options, ranks: Ranks) -> None:
 
 def read(folder: Path) -> Findings:
     """What the steps of a finished job left; ValueError when it is not finished."""
-    options = options_from(read_run(folder)["config"], Options, ["given_plan"])
+    options = options_from(read_run(folder)["config"], Options, ["given_plan", "given_counts"])
     if not (folder / "plan.json").is_file():
         raise ValueError(f"{folder} holds an unfinished job: start launch/steer_r1.py again, it continues where it was")
     placebo, scores = folder / "placebo.json", folder / "scores.json"
@@ -121,6 +127,28 @@ def read(folder: Path) -> Findings:
     )
 
 
+def inputs_of(options: Options, plan: SteeringPlan | None) -> dict[str, str | None]:
+    """What decides the results beside the options: the content of files."""
+    counts = {} if options.counts is None else {"given_counts": RoutingCounts.load(options.counts).digest()}
+    return {"given_plan": plan.digest() if plan else None, **counts}
+
+
+def unsteered_answers(session: Session, options: Options, step: str, problems: Sequence[Problem], what: str) -> None:
+    """The answers whose routing is counted, where the counts are not given."""
+    if options.counts is not None:
+        session.ranks.say(f"1/4  nothing to sample: the counts of {options.counts} are given")
+        return
+    session.ranks.say(f"1/4  {len(problems)} {what}")
+    sample(session, step, {"baseline": None}, problems, 1)
+
+
+def needed_plans(options: Options, candidate: SteeringPlan, scores: ExpertScores) -> dict[str, SteeringPlan]:
+    """Every plan that may be an arm of the tuning or of the test: a server takes them when it starts."""
+    plans = {gain_name(gain): with_gain(candidate, gain) for gain in options.gains}
+    placebos = {name: select_placebo(scores, plan, options.seed) for name, plan in plans.items()}
+    return plans | {f"placebo {name}": plan for name, plan in placebos.items()}
+
+
 def sample(
     session: Session, step: str, plans: dict[str, SteeringPlan | None], problems: Sequence[Problem], k: int
 ) -> list[GradeRow]:
@@ -134,12 +162,20 @@ def find_experts(session: Session, options: Options, step: str) -> ExpertScores:
     """Count the routing of the unsteered answers of a step, and score every expert; counts and scores are left in the folder."""
     path = session.folder / "counts.safetensors"
     coefficients = parse_coefficients(options.coefficients)
-    if not session.ranks.broadcast(path.exists()):
+    if options.counts is not None:
+        if session.ranks.is_main:
+            shutil.copyfile(options.counts, path)
+        session.ranks.barrier()
+    elif not session.ranks.broadcast(path.exists()):
         completions = [item for item in read_generations(session.folder / step) if item.arm == "baseline"]
         traces = sorted(traces_of(completions, session.tokenizer), key=lambda trace: trace.trace_id)
         markers = markers_for(session.tokenizer, options.markers, coefficients)
         references = references_for(session.tokenizer, traces, markers)
-        counts = collect_over_ranks(session.model, traces, markers, session.ranks, references=references)
+        counts = (
+            collect_over_ranks(session.model, traces, markers, session.ranks, references=references)
+            if session.connection is None
+            else count_served(session.connection, traces, session.shape, markers, references=references)
+        )
         if session.ranks.is_main:
             counts.save(path)
         session.ranks.barrier()
@@ -156,6 +192,12 @@ def keep_traces(
 ) -> None:
     """Leave some answers of the test in the folder, with the tokens at which the experts fired, and the page to read them on."""
     experts = experts_to_show(plans, scores)
+    if session.connection is not None:
+        if experts:
+            session.ranks.say(
+                f"     no page of traces: it needs the model loaded; 'moe-steer inspect {session.folder}' makes it"
+            )
+        return
     ranks, layout = session.ranks, layout_of(session.model)
     found = (session.folder / VIEWS_FILE).is_file() if ranks.is_main else None
     if not experts or ranks.broadcast(found):

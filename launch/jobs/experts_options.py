@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 
 from launch.core.option_checks import ReadBy, check_counts
 from launch.core.options import SplitOptions
+from launch.core.served.server_options import JobServerOptions
 from moe_steer.tokens import parse_scope
 
 _GIVEN = "--{option} is for experts that are searched, and --{options.given} gives them: leave it out"
@@ -17,13 +18,15 @@ ONE_GAIN = ReadBy(("gains",), "--gains are {value}: a preset takes one, nothing 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SplitOptions):
+class Options(JobServerOptions, SplitOptions):
     """Find the experts that think, turn them up, and see whether it helped."""
 
     plan: str | None = None
     """Use this plan file instead of finding experts."""
     preset: str | None = None
     """Use published experts, for example rice-r1-math, instead of finding experts."""
+    counts: str | None = None
+    """Counts of unsteered answers ('moe-steer collect'), in place of sampling and counting them here."""
     num_identification: Annotated[int | None, SEARCH] = None
     """Problems that experts are found on."""
     num_tuning: Annotated[int | None, SEARCH] = None

@@ -12,7 +12,16 @@ from typing import Any
 
 from expert_stats import Trace, concise_and_verbose, decision_sites, thought_pairs
 from launch.core.beforehand import Known, look, settle
-from launch.core.directions import FOLDER, NewDirections, fits_of, make_once, read_made, read_sae
+from launch.core.directions import (
+    FOLDER,
+    NewDirections,
+    fits_of,
+    given_files,
+    make_once,
+    read_made,
+    read_sae,
+    take_directions,
+)
 from launch.core.findings import Findings, read_results
 from launch.core.options import options_from
 from launch.core.problem_sets import problem_sets
@@ -33,7 +42,6 @@ from moe_steer import Direction
 from moe_steer.contrasts import MarkedSequence, collect_contrast, fit_notes
 from moe_steer.directions import all_atoms, caa, report_atoms, single_atom, sta
 from moe_steer.lab import LAB_SAE
-from moe_steer.layers import model_shape
 from moe_steer.saes import SAE
 from moe_steer.thinking import thinking_format
 from moe_steer.tokens import text_notes
@@ -52,20 +60,25 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     check_thinks(options, known)
     questions = [problem.prompt for part in sets for problem in part]
     options, room = settle(options, known, known.longest_prompt(questions, options.brevity_request), ranks)
-    session = Session.load(options, ranks, room)
-    layers = options.tried_layers(model_shape(session.model).num_layers)
-    sae = _sae(options, session.model)
-    methods, left_out = methods_of(options, sae is not None)
-    session.open(NAME, options.config() | {"sae": sae.about.sha256 if sae else None})
+    session = Session.load(options, ranks, room, known.tokenizer, known.shape)
+    layers = options.tried_layers(session.shape.num_layers)
+    sae = None if options.directions else _sae(options, session.model)
+    methods, left_out = methods_of(options, sae is not None or options.directions is not None)
+    given = given_directions(options, methods)
+    session.open(NAME, options.config() | {"sae": sae.about.sha256 if sae else None} | given)
 
     unsteered: list[GradeRow] = []
-    if set(methods) <= set(UNTUNED):
+    if set(methods) <= {*UNTUNED, *(RESIDUAL_METHODS if options.directions else ())}:
         ranks.say("1/4  no unsteered answers are needed: nothing is learned or tuned")
     else:
         ranks.say(f"1/4  {len(sets.identification)} problems x {options.samples_identification}: unsteered answers")
         unsteered = _sample_identification(session, sets.identification, options.samples_identification)
     files: dict[str, list[tuple[int, str]]] = {}
-    if learned := [method for method in methods if method in RESIDUAL_METHODS]:
+    learned = [method for method in methods if method in RESIDUAL_METHODS]
+    if learned and options.directions:
+        ranks.say(f"2/4  the directions of {options.directions} are given")
+        files = take_directions(session, options.directions, learned)
+    elif learned:
         places = set(layers) if {"caa", "decision"} & set(learned) else set()
         if sae is not None and sae.about.layer is not None:
             places.add(sae.about.layer)
@@ -73,6 +86,7 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
         files = make_once(session, partial(new_directions, session, unsteered, learned, layers, sae, options)).files
     del sae  # a large one must not fill the GPU's memory while answers are sampled
     settings = all_settings(methods, files, unsteered, options)
+    session.require({setting.label: setting.plan(session.folder / FOLDER) for setting in settings})
     tuning = _tune(session, settings, sets.tuning, options) if settings else []
     choices = choices_of(methods, settings, tuning, options.margin)
     arms = [session.arm(BASELINE), *(build(one.setting, name, session, options) for name, one in choices.items())]
@@ -102,8 +116,8 @@ def read(folder: Path) -> Findings:
     config = read_run(folder)["config"]
     read_results(folder, NAME)
     # The config holds the SAE's sha256: which file it came from is not part of what the run is.
-    options = options_from(config, OverthinkingOptions)
-    methods, left_out = methods_of(options, config["sae"] is not None)
+    options = options_from(config, OverthinkingOptions, ["given_directions"])
+    methods, left_out = methods_of(options, config["sae"] is not None or options.directions is not None)
     unsteered, tuning = (
         grade_run(folder / part) if (folder / part).is_dir() else [] for part in ("identification", "tuning")
     )
@@ -130,6 +144,14 @@ def check_thinks(options: OverthinkingOptions, known: Known) -> None:
             f"{options.model} does not think, as far as its chat template tells, so there are no thoughts to make shorter: name "
             "its tags with --thinking, take a model that thinks, or steer its answers (moe-steer direction --contrast answers)"
         )
+
+
+def given_directions(options: OverthinkingOptions, methods: Sequence[str]) -> dict[str, str]:
+    """What --directions adds to a run's settings: a hash over the files."""
+    if options.directions is None:
+        return {}
+    learned = [method for method in methods if method in RESIDUAL_METHODS]
+    return {"given_directions": given_files(Path(options.directions), learned).digest}
 
 
 def _sample_identification(session: Session, problems: Sequence[Problem], k: int) -> list[GradeRow]:

@@ -11,6 +11,7 @@ import tyro
 
 from launch.core.option_checks import ReadBy, check_counts, check_names
 from launch.core.options import SplitOptions
+from launch.core.served.server_options import JobServerOptions
 from moe_steer.tokens import parse_scope
 
 METHODS = ("caa", "sta", "sae", "atom", "decision", "concise-prompt", "nowait", "budget")
@@ -30,7 +31,7 @@ _SAVED = "--greedy gives the same answer every time: leave --{option} {value} ou
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverthinkingOptions(SplitOptions):
+class OverthinkingOptions(JobServerOptions, SplitOptions):
     """Make thoughts shorter without losing answers: dense steering against its plain rivals."""
 
     model: str = "lab-dense"
@@ -43,6 +44,8 @@ class OverthinkingOptions(SplitOptions):
     """Sparse autoencoder of one layer's residual stream (file or folder), for sta, sae and atom; lab-dense has its own."""
     sae_layer: int | None = None
     """Layer of the SAE, where its file does not say it."""
+    directions: Annotated[str | None, _of(*RESIDUAL_METHODS)] = None
+    """Folder of directions that another run of this job left (RUN/directions), in place of learning them."""
     layers: Annotated[tuple[int, ...], _of("caa", "decision")] = ()
     """Layers tried by caa and decision; default the ones at 60% and 80% of the depth."""
     strengths: Annotated[tuple[float, ...] | None, _of(*PAIR_METHODS)] = None
@@ -94,6 +97,15 @@ class OverthinkingOptions(SplitOptions):
             )
         if self.sae is not None and self.methods is not None and not needing:
             raise ValueError(f"--sae is for {', '.join(sorted(SAE_METHODS))}, and none is asked for: leave it out")
+        if self.endpoint and (missed := sorted({"nowait", "budget"} & set(self.methods or METHODS))):
+            raise ValueError(
+                f"{' and '.join(missed)} are rules of decoding, which run in this process and not on a server: name others with --methods"
+            )
+        if self.endpoint and not self.directions and (learned := set(RESIDUAL_METHODS) & set(self.methods or METHODS)):
+            raise ValueError(
+                f"{', '.join(sorted(learned))} are learned from the residual stream, which a server does not send: run this job "
+                "once with the model loaded, and give --directions RUN/directions"
+            )
         if self.sae_layer is not None and self.sae is None:
             raise ValueError(f"--sae-layer {self.sae_layer} says where the SAE of --sae belongs: give --sae too")
         if not 0 < self.kept <= 1:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.core.arms import Words, build_arm
+from launch.core.arms import Words
 from launch.core.directions import FOLDER
 from launch.core.options import BASELINE
 from launch.core.session import Session
@@ -123,7 +123,7 @@ def build(setting: Setting, name: str, session: Session, options: OverthinkingOp
         details = {"plan": None, "request": options.brevity_request}
         return dataclasses.replace(session.arm(name), details=details, render=render)
     word = f"budget:{setting.budget}" if setting.method == "budget" else setting.method
-    arm = build_arm(word, session.model, session.tokenizer, None, Words()).arm
+    arm = session.built(word, None, Words()).arm
     return dataclasses.replace(arm, name=name)
 
 

@@ -34,7 +34,7 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
     for task in tasks:
         ranks.say(f"task {task.name}: asked with: {task.asked_with}")
     options, room = settle(options, known, longest_prompt(options, tasks, known.tokenizer), ranks)
-    session = Session.load(options, ranks, room)
+    session = Session.load(options, ranks, room, known.tokenizer, known.shape)
     sae = read_sae(str(options.sae), session.model, options.layer, "--layer") if options.needs_sae else None
     classifiers = _Classifiers(options) if ranks.is_main else None
     inputs = {"pairs_sha256": pairs_digest(pairs), "sae_sha256": sae.about.sha256 if sae else None}

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from moe_steer.baking.certificate import Certificate
+from moe_steer.baking.certificate import Certificate, check_overlay
 from moe_steer.baking.gguf.gguf_writing import bake_gguf
 from moe_steer.baking.gguf.model import is_gguf
 from moe_steer.baking.planning import refuse_plan
@@ -21,7 +21,7 @@ def bake(
     model: StrPath,
     plan: SteeringPlan,
     out: StrPath,
-    overlay: bool = False,
+    overlay: str | None = None,
     *,
     copy: bool = False,
     symlink: bool = False,
@@ -37,7 +37,8 @@ def bake(
     ``model``: a folder with config.json and safetensors files, or a GGUF file (the first part of a model in several parts); it
     is only read. ``out``: the folder or file to write, which must not exist (a folder may be empty); it appears when all is
     done, or not at all. ``overlay``: put the changed tensors into a small shard of their own instead of rewriting the shards
-    that hold them. Unchanged shards are hard-linked; ``copy`` copies them, ``symlink`` points to them. Every copy shares its
+    that hold them. The old tensors then stay in the folder under the same names, so its value says how the engine reads shards
+    (``certificate.LOADERS``): any other way serves the plain model. Unchanged shards are hard-linked; ``copy`` copies them, ``symlink`` points to them. Every copy shares its
     source's blocks where the file system can (XFS, btrfs), so that only changes are written. ``round_gains``: where a format
     holds only powers of two, take the nearest one, and accept GGUF scales that lose bits below their format's range.
     ``hash_all``: hash unchanged shards as well, however large. ``control_vector``: write the plan's residual vectors to this
@@ -46,7 +47,7 @@ def bake(
     ValueError for plans and models that cannot be baked, OSError when writing failed; nothing is left then.
     """
     if is_gguf(model):
-        for option, value in (("overlay", overlay), ("symlink", symlink), ("hash-all", hash_all)):
+        for option, value in (("overlay", overlay is not None), ("symlink", symlink), ("hash-all", hash_all)):
             if value:
                 raise ValueError(f"--{option} is for checkpoint folders, and {os.fspath(model)} is a GGUF file")
         refuse_plan(plan)
@@ -55,11 +56,12 @@ def bake(
         export_control_vector(dataclasses.replace(plan, experts=(), top_k=()), control_vector)
         plan = dataclasses.replace(plan, residual=())
     refuse_plan(plan)
+    check_overlay(overlay)
     return bake_checkpoint(
         model,
         plan,
         Path(out),
-        overlay=overlay,
+        loader=overlay,
         copy=copy,
         symlink=symlink,
         round_gains=round_gains,

@@ -10,6 +10,23 @@ from typing import Any, Literal
 Verdict = Literal["exact", "rounded"]
 Family = Literal["verified", "by structure", "GGUF"]
 
+LOADERS = {
+    "in-order": "reads the shards one after another in order of name, so that the last copy of a tensor stays",
+    "by-index": "takes every tensor from the shard that the index names",
+}
+"""How engines read a folder with two tensors of one name, where they find the changed one."""
+
+
+def check_overlay(loader: str | None) -> None:
+    """ValueError for an overlay (``loader`` not None) without a word on how the engine will read it."""
+    if loader is not None and loader not in LOADERS:
+        known = "; ".join(f"{name}, it {what}" for name, what in LOADERS.items())
+        raise ValueError(
+            "an overlay leaves the old tensors in the folder under the same names, and an engine that reads shards in an order "
+            "of its own (vLLM with enable_multithread_load) serves the plain model without a word: leave --overlay out, or say "
+            f"with --loader how your engine reads: {known}"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EntryCertificate:
@@ -50,7 +67,8 @@ class Certificate:
     family: Family
     entries: tuple[EntryCertificate, ...]
     notes: tuple[str, ...] = ()
-    overlay: bool = False
+    loader: str | None = None
+    """Of an overlay: how an engine must read the folder (LOADERS); None where every engine reads the same."""
     changed_tensors: int = 0
     changed_bytes: int = 0
     files_written: tuple[str, ...] = ()
@@ -61,7 +79,7 @@ class Certificate:
     @property
     def reversible(self) -> bool:
         """Whether ``unbake`` gets the original back without the source."""
-        return self.overlay or all(entry.reversible for entry in self.entries)
+        return self.loader is not None or all(entry.reversible for entry in self.entries)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -71,7 +89,9 @@ class Certificate:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Certificate:
         """The inverse of ``to_dict``."""
-        values = {key: value for key, value in data.items() if key != "reversible"}
+        values = {key: value for key, value in data.items() if key not in ("reversible", "overlay")}
+        if data.get("overlay"):  # steering.json of earlier versions, which asked for no loader
+            values["loader"] = "in-order"
         entries = [EntryCertificate(**{**entry, "tensors": tuple(entry["tensors"])}) for entry in data["entries"]]
         lists = {
             "entries": tuple(entries),

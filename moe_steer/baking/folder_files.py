@@ -199,7 +199,7 @@ def refuse_full_disk(target: Path, needed: int, source: Path) -> None:
     free = shutil.disk_usage(parent).free
     if needed > free and not can_clone(source, parent):
         raise ValueError(
-            f"{parent} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB would be written: make room, or bake with --overlay"
+            f"{parent} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB would be written: make room, or bake with --overlay, which asks more of the engine"
         )
 
 

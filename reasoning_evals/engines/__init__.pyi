@@ -4,6 +4,10 @@ from reasoning_evals.engines.http_audit import HttpAudit as HttpAudit
 from reasoning_evals.engines.http_audit import http_line as http_line
 from reasoning_evals.engines.http_chat import Chat as Chat
 from reasoning_evals.engines.http_sampler import HttpSampler as HttpSampler
+from reasoning_evals.engines.http_server import OFF as OFF
+from reasoning_evals.engines.http_server import Served as Served
+from reasoning_evals.engines.http_server import ServedPlan as ServedPlan
+from reasoning_evals.engines.http_server import Server as Server
 from reasoning_evals.engines.in_process import InProcessSampler as InProcessSampler
 from reasoning_evals.engines.sampling import Request as Request
 from reasoning_evals.engines.sampling import Sample as Sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 
@@ -19,6 +20,10 @@ class HttpStats(NamedTuple):
     """Samples without ids whose tokens the server counted."""
     num_filtered: int = 0
     """Samples that a content filter of the server ended."""
+    num_unaudited: int = 0
+    """Steered samples of which the server no longer knew what the plan did."""
+    hits: tuple[int, ...] = ()
+    """Tokens at which each entry of the plan acted."""
 
 
 class Counting(Protocol):
@@ -27,6 +32,10 @@ class Counting(Protocol):
     @property
     def stats(self) -> HttpStats:
         """Counts so far."""
+
+    @property
+    def plan_entries(self) -> Sequence[Mapping[str, Any]]:
+        """The entries that ``hits`` counts for."""
 
 
 class HttpAudit:
@@ -47,9 +56,12 @@ class HttpAudit:
         """Nothing to clean up."""
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One row with the counts, and one for each cause of retries."""
+        """One row with the counts, one for each cause of retries, and one for each entry of the plan, as ``steer``'s audit has
+        them; the weight that a gain added is not known."""
         now, before = self._sampler.stats, self._before
         rare = {"counted": now.num_counted - before.num_counted, "filtered": now.num_filtered - before.num_filtered}
+        rare["unaudited"] = now.num_unaudited - before.num_unaudited
+        fired = [number - earlier for number, earlier in zip(now.hits, before.hits, strict=True)]
         causes = {name: number - before.reasons.get(name, 0) for name, number in now.reasons.items()}
         return [
             {
@@ -60,6 +72,7 @@ class HttpAudit:
                 **{name: number for name, number in rare.items() if number},
             },
             *({"kind": "retry", "cause": name, "retries": number} for name, number in causes.items() if number),
+            *({**entry, "tokens": number} for entry, number in zip(self._sampler.plan_entries, fired, strict=True)),
         ]
 
 
@@ -74,6 +87,8 @@ def http_line(rows: list[dict[str, Any]]) -> str:
         said += f", {counts['filtered']} ended by a content filter"
     if counts.get("counted"):
         said += f", {counts['counted']} without token ids, which the server counted"
+    if counts.get("unaudited"):
+        said += f", {counts['unaudited']} of which the server no longer knew what the plan did"
     if counts["retokenized"]:
         said += f", {counts['retokenized']} without token ids, which were made from the text"
     return said

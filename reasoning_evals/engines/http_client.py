@@ -66,8 +66,13 @@ class Address:
             key = _checked_key(api_key)
             self.headers["Authorization"] = f"Bearer {key}"
             self._secrets = {key}
-        self.url = str(url).rstrip("/").removesuffix(path) + path
+        self._base = re.sub(r"(/chat)?/completions$", "", str(url).rstrip("/"))
+        self.url = self.at(path)
         self.shown = _without_secrets(self.url)
+
+    def at(self, path: str) -> str:
+        """Another place of the same server."""
+        return self._base + path
 
     def hide(self, text: str) -> str:
         """A text from outside without the secrets: servers repeat keys in what they complain about."""
@@ -126,6 +131,21 @@ async def ask(
                     clock.reschedule(loop.time() + patience)
     except (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError) as error:
         raise PassingFailure("connection", short(address.hide(str(error))) or type(error).__name__) from error
+
+
+async def fetch(
+    client: httpx.AsyncClient, url: str, most: int, body: Mapping[str, Any] | None = None
+) -> tuple[int, str, bytes]:
+    """Status, its phrase and the whole answer, of at most ``most`` bytes, to a GET, or with ``body`` to a POST. PassingFailure
+    where nobody answers."""
+    try:
+        async with client.stream("GET" if body is None else "POST", url, json=body) as response:
+            if response.status_code != 200:
+                return response.status_code, response.reason_phrase, (await _beginning(response)).encode()
+            said = b"".join([part async for part in _bounded(response.aiter_bytes(), most)])
+            return response.status_code, response.reason_phrase, said
+    except httpx.TransportError as error:
+        raise PassingFailure("connection", short(str(error)) or type(error).__name__) from error
 
 
 async def _bounded(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from moe_steer.json_files import short
+from reasoning_evals.engines.sampling import Request, Sample
 
 STOPPED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call")
 """A call of a tool that nobody offered ends a completion like any other text."""
@@ -24,6 +25,7 @@ _SERVER_TROUBLE = re.compile(
     re.IGNORECASE,
 )
 _STRAY = 1 << 20
+_LONGEST_ID = 256
 
 
 class EndpointError(RuntimeError):
@@ -59,6 +61,8 @@ class Reply:
     """Generated tokens by the server's own count, if it sends that."""
     num_thinking: int | None = None
     """Those of them that were thought."""
+    request_id: str | None = None
+    """What the server calls this request."""
     _pieces: list[str] = field(default_factory=list)
 
     def add(self, event: bytes) -> bool:
@@ -76,6 +80,8 @@ class Reply:
         if not isinstance(choices, list):
             raise EndpointError(f"it answers without choices: {self._quoted(event)}")
         self._take_usage(values.get("usage"))
+        if isinstance(named := values.get("id"), str):
+            self.request_id = named[:_LONGEST_ID]
         if not choices:  # an event that only counts tokens
             return False
         choice = choices[0]
@@ -168,6 +174,34 @@ class Reply:
     def _quoted(self, value: Any) -> str:
         text = value.decode(errors="replace") if isinstance(value, bytes) else value
         return short(self.hide(text if isinstance(text, str) else json.dumps(text)))
+
+
+def sample_of(reply: Reply, request: Request, tokenizer: Any, *, counts: bool) -> tuple[Sample, str]:
+    """The sample that a reply brought, and what it lacks: "counted" (no ids; with ``counts`` the server's number of tokens is
+    taken), "retokenized" (its ids were made from the text), or nothing."""
+    finish_reason = reply.finish()
+    if reply.prompt_ids is not None and request.prompt_ids and reply.prompt_ids != request.prompt_ids:
+        raise EndpointError(
+            f"it reads the prompt as {len(reply.prompt_ids)} tokens, here it has {len(request.prompt_ids)}: "
+            "its tokenizer is another, or it adds a BOS; give its tokenizer, or set prompt_as_ids"
+        )
+    text = reply.text
+    stop_text = getattr(tokenizer, "eos_token", None)
+    if finish_reason == "stop" and stop_text:
+        text = text.removesuffix(stop_text)  # some servers keep it with the special tokens
+    if reply.token_ids:
+        ids = tuple(reply.token_ids)
+        return Sample(request.key, ids, text, finish_reason, num_thinking=reply.num_thinking), ""
+    counted = 0 if not text and reply.num_tokens is None else reply.num_tokens
+    if counted is not None and counts:
+        return Sample(request.key, (), text, finish_reason, counted, reply.num_thinking), "counted"
+    if tokenizer is None:
+        raise EndpointError("it sends no token ids: give the model's tokenizer, so that they are made from the text")
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    stop_id = getattr(tokenizer, "eos_token_id", None)
+    if finish_reason == "stop" and stop_id is not None:
+        ids = (*ids, stop_id)
+    return Sample(request.key, ids, text, finish_reason), "retokenized"
 
 
 def whole_text(pieces: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
 import time
@@ -17,7 +18,8 @@ from moe_steer.thinking import token_tags
 from reasoning_evals.engines.http_audit import HttpStats
 from reasoning_evals.engines.http_chat import Chat, ChatReply
 from reasoning_evals.engines.http_client import Address, ask, give_up, open_client
-from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, short
+from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, sample_of, short
+from reasoning_evals.engines.http_server import ServedPlan, fired
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, thinking_notes
 from reasoning_evals.prompts import RenderedPrompt, render_prompt
 
@@ -53,6 +55,8 @@ class HttpSampler:
     extensions: send the fields of vLLM and SGLang that keep special tokens in the text, add no BOS, return token ids and
         switch off defaults of the model. False for servers that refuse unknown fields.
     prompt_as_ids: send token ids instead of text, for servers that add a BOS to any text (llama.cpp).
+    plan: the steering plan of the server that every request names.
+    outage: seconds that the server may be away: until then a failed attempt is made again, however often.
     engine: plain JSON values that identify the server: version, precision, parallelism, batch-invariant or not. Part of the
         run's identity; the address is not, since a server may move between two sessions of a run.
     """
@@ -72,6 +76,8 @@ class HttpSampler:
         prompt_as_ids: bool = False,
         engine: Mapping[str, Any] | None = None,
         chat: Chat | None = None,
+        plan: ServedPlan | None = None,
+        outage: float = 0.0,
     ) -> None:
         if concurrency < 1 or max_retries < 0 or not chunk_timeout > 0 or backoff < 0:
             raise ValueError(
@@ -96,6 +102,9 @@ class HttpSampler:
         self._engine = dict(engine or {})
         self._reasons: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
+        self._plan = plan
+        self._hits: Counter[int] = Counter()
+        self._outage = outage
 
     @property
     def stats(self) -> HttpStats:
@@ -107,7 +116,14 @@ class HttpSampler:
             num_retokenized=self._counts["retokenized"],
             num_counted=self._counts["counted"],
             num_filtered=self._counts["filtered"],
+            num_unaudited=self._counts["unaudited"],
+            hits=tuple(self._hits[index] for index in range(len(self.plan_entries))),
         )
+
+    @property
+    def plan_entries(self) -> Sequence[Mapping[str, Any]]:
+        """What the counts of the plan belong to."""
+        return self._plan.entries if self._plan else ()
 
     def render(self, question: str) -> RenderedPrompt:
         """The question in the tokenizer's chat template, or as a chat's messages; ValueError without either."""
@@ -189,6 +205,7 @@ class HttpSampler:
             "n": 1,
             "seed": request.seed,
             "stream": True,
+            **(self._plan.fields if self._plan else {}),
         }
         if not self._extensions:
             if config.top_k and not config.greedy:
@@ -207,13 +224,14 @@ class HttpSampler:
     async def _sample_one(self, client: httpx.AsyncClient, request: Request, body: dict[str, Any]) -> Sample:
         jitter = random.Random(request.seed)
         shown = self._address.shown
-        for attempt in range(self._max_retries + 1):
+        until = time.monotonic() + self._outage
+        for attempt in itertools.count():
             while (left := self._resume_at - time.monotonic()) > 0:  # a pause that the server asked of anyone
                 await asyncio.sleep(left + jitter.uniform(0.0, self._backoff))
             try:
                 sample = await self._attempt(client, request, body)
             except PassingFailure as failure:
-                if attempt == self._max_retries:
+                if attempt >= self._max_retries and time.monotonic() >= until:
                     raise EndpointError(
                         f"{shown}: {failure}; given up after {attempt + 1} attempts: see the server's log; "
                         "the run continues where it was"
@@ -226,7 +244,7 @@ class HttpSampler:
                 self._reasons[failure.kind] += 1
                 self._counts["retried"] += attempt == 0
                 self._resume_at = max(self._resume_at, time.monotonic() + failure.wait if failure.wait else 0.0)
-                await asyncio.sleep(min(60.0, self._backoff * 2**attempt) * jitter.uniform(0.5, 1.0))
+                await asyncio.sleep(min(60.0, self._backoff * 2 ** min(attempt, 9)) * jitter.uniform(0.5, 1.0))
             except (TimeoutError, httpx.TimeoutException) as error:
                 raise EndpointError(
                     f"{shown}: silent for {self._patience:g} s: raise chunk_timeout or lower concurrency"
@@ -257,37 +275,16 @@ class HttpSampler:
             body[_NEW_LIMIT] = body.pop("max_tokens")  # OpenAI's newer models take the limit under this name only
             self._limit_name = _NEW_LIMIT
             await ask(client, self._address, body, reply, self._patience, most)
-        return self._finished(request, reply, reply.finish())
-
-    def _finished(self, request: Request, reply: Reply, finish_reason: str) -> Sample:
-        if reply.prompt_ids is not None and request.prompt_ids and reply.prompt_ids != request.prompt_ids:
-            raise EndpointError(
-                f"it reads the prompt as {len(reply.prompt_ids)} tokens, here it has {len(request.prompt_ids)}: "
-                "its tokenizer is another, or it adds a BOS; give its tokenizer, or set prompt_as_ids"
-            )
+        sample, how = sample_of(reply, request, self.tokenizer, counts=self._chat is not None or self.tokenizer is None)
         if self._address.repeated_in(reply.text):
             raise EndpointError("its completion holds the key or password that was sent: it is not stored")
-        text = reply.text
-        stop_text = getattr(self.tokenizer, "eos_token", None)
-        if finish_reason == "stop" and stop_text:
-            text = text.removesuffix(stop_text)  # some servers keep it with the special tokens
-        if reply.token_ids:
-            ids = tuple(reply.token_ids)
-            return Sample(request.key, ids, text, finish_reason, num_thinking=reply.num_thinking)
-        counted = 0 if not text and reply.num_tokens is None else reply.num_tokens
-        if counted is not None and (self._chat is not None or self.tokenizer is None):
-            self._counts["counted"] += 1
-            return Sample(request.key, (), text, finish_reason, counted, reply.num_thinking)
-        if self.tokenizer is None:
-            raise EndpointError(
-                "it sends no token ids: give the model's tokenizer, so that they are made from the text"
-            )
-        self._counts["retokenized"] += 1
-        ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        stop_id = getattr(self.tokenizer, "eos_token_id", None)
-        if finish_reason == "stop" and stop_id is not None:
-            ids = (*ids, stop_id)
-        return Sample(request.key, ids, text, finish_reason)
+        if self._plan is not None and self._plan.entries:
+            hits = await fired(client, self._address, self._plan, reply.request_id)
+            self._counts["unaudited"] += hits is None
+            self._hits.update(dict(enumerate(hits or ())))
+        if how:
+            self._counts[how] += 1
+        return sample
 
 
 def _size_of(tokenizer: Any) -> int | None:

@@ -144,7 +144,7 @@ if verify:
     verify_bake(target, source)
     result = {}
 else:
-    certificate = bake(source, preset_plan("rice-r1-math", 2, 64.0), target, overlay=bool(overlay))
+    certificate = bake(source, preset_plan("rice-r1-math", 2, 64.0), target, overlay="in-order" if overlay else None)
     result = {"verdict": certificate.verdict, "changed_bytes": certificate.changed_bytes, "files": certificate.files_written,
               "certified_bytes": certificate.bytes_written}
 with open("/proc/self/io") as io:

@@ -100,6 +100,14 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     plan = plan_file(tmp_path, (1, 2, 2.0))
     with pytest.raises(ValueError, match="give --out, the folder to write"):
         Bake(model=str(source), plan=plan).run()
+    asked = {"model": str(source), "plan": plan, "out": str(tmp_path / "baked")}
+    lost = "an overlay leaves the old tensors .* serves the plain model without a word: leave --overlay out, or say with --loader"
+    for loader in (None, "vllm"):
+        with pytest.raises(ValueError, match=lost):
+            Bake(**asked, overlay=True, loader=loader).run()
+    with pytest.raises(ValueError, match="--loader says how an engine reads an overlay: give --overlay too"):
+        Bake(**asked, loader="by-index").run()
+    assert not (tmp_path / "baked").exists()
     with pytest.raises(ValueError, match="--hash-all is for checkpoint folders"):
         Bake(model="model.gguf", plan=plan, out="x.gguf", hash_all=True).run()
     with pytest.raises(ValueError, match="--forward needs --model"):
@@ -115,7 +123,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_prompts_of_ones_own_and_other_plans(source: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "baked")
-    Bake(model=str(source), plan=plan_file(tmp_path, (1, 3, 2.0)), out=out, overlay=True).run()
+    Bake(model=str(source), plan=plan_file(tmp_path, (1, 3, 2.0)), out=out, overlay=True, loader="in-order").run()
     (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
     options: dict[str, Any] = {"max_new_tokens": 2, "dtype": "float32", "experts_implementation": "eager"}
     asked = str(tmp_path / "prompts.txt")
@@ -161,7 +169,23 @@ def test_the_command_line_says_what_failed_in_one_line(tmp_path: Path, capsys: p
     error = capsys.readouterr().err
     assert error == "moe-steer: expert 9 at layer 1 does not exist: this model has experts 0-3, name one of them\n"
     plan = plan_file(tmp_path, (1, 2, 2.0))
-    assert main(["bake", "--model", str(source), "--plan", plan, "--out", str(tmp_path / "baked"), "--overlay"]) == 0
+    assert (
+        main(
+            [
+                "bake",
+                "--model",
+                str(source),
+                "--plan",
+                plan,
+                "--out",
+                str(tmp_path / "baked"),
+                "--overlay",
+                "--loader",
+                "in-order",
+            ]
+        )
+        == 0
+    )
     assert main(["verify", "--baked", str(tmp_path / "baked"), "--model", str(source)]) == 0
     assert main(["unbake", "--baked", str(tmp_path / "baked"), "--out", str(tmp_path / "restored")]) == 0
     assert snapshot(tmp_path / "restored") == snapshot(source)

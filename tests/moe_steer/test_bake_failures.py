@@ -261,7 +261,13 @@ def test_a_write_that_fails_leaves_nothing(how: str, tmp_path: Path) -> None:
             if how == "unbake":
                 unbake(tmp_path / "baked", tmp_path / "target")
             else:
-                bake(source, PLAN, tmp_path / "deep" / "target", overlay=how == "overlay", copy=how == "copy")
+                bake(
+                    source,
+                    PLAN,
+                    tmp_path / "deep" / "target",
+                    overlay="in-order" if how == "overlay" else None,
+                    copy=how == "copy",
+                )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
@@ -303,7 +309,7 @@ def bake_that_stops(stage: str, source: Path, target: Path, overlay: bool) -> in
     if child == 0:
         try:
             setattr(module, stage, stop_here)
-            bake(source, PLAN, target, overlay=overlay)
+            bake(source, PLAN, target, overlay="in-order" if overlay else None)
         finally:
             os._exit(1)
     os.close(writer)
@@ -338,7 +344,7 @@ def test_killed_at_any_stage(stage: str, overlay: str, tmp_path: Path) -> None:
     assert not (tmp_path / "baked").exists()
     assert not list(left.rglob("config.json"))
     assert not looks_whole(left)
-    bake(source, PLAN, tmp_path / "baked", overlay=bool(overlay))
+    bake(source, PLAN, tmp_path / "baked", overlay="in-order" if overlay else None)
     verify_bake(tmp_path / "baked", source)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["baked", "source"]
     assert snapshot(source) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def inode(path: Path) -> int:
 def test_the_baked_checkpoint_is_the_source_but_for_the_tensor(num_shards: int, overlay: bool, tmp_path: Path) -> None:
     source = qwen(tmp_path / "source", num_shards)
     before = snapshot(source)
-    bake(source, PLAN, tmp_path / "baked", overlay=overlay)
+    bake(source, PLAN, tmp_path / "baked", overlay="in-order" if overlay else None)
     old, new = read_all(source), read_all(tmp_path / "baked")
     assert old.keys() == new.keys()
     assert torch.equal(tensor_of(new[DOWN]), tensor_of(old[DOWN]) * 64)
@@ -79,7 +80,7 @@ def test_a_source_of_symbolic_links_as_in_the_hubs_cache(tmp_path: Path) -> None
 
 def test_an_overlay_holds_nothing_but_the_change(tmp_path: Path) -> None:
     source = qwen(tmp_path / "source", 3)
-    certificate = bake(source, PLAN, tmp_path / "baked", overlay=True)
+    certificate = bake(source, PLAN, tmp_path / "baked", overlay="in-order")
     (name,) = {path.name for path in (tmp_path / "baked").glob("*.safetensors")} - {
         path.name for path in source.iterdir()
     }
@@ -87,11 +88,37 @@ def test_an_overlay_holds_nothing_but_the_change(tmp_path: Path) -> None:
     shard = read_shard(tmp_path / "baked" / name)
     assert list(shard) == [DOWN]
     assert all(inode(path) == inode(tmp_path / "baked" / path.name) for path in source.glob("*.safetensors"))
-    assert any(f"take {name}" in note for note in certificate.notes)
+    (note,) = [note for note in certificate.notes if "two tensors of one name" in note]
+    assert "steered in an engine that reads the shards one after another in order of name" in note
+    assert note in verify_bake(tmp_path / "baked").certificate.summary()
+    assert json.loads((tmp_path / "baked" / "steering.json").read_text())["certificate"]["loader"] == "in-order"
     old, new = (
         (folder / "model.safetensors.index.json").read_text().splitlines() for folder in (source, tmp_path / "baked")
     )
     assert len([1 for a, b in zip(old, new, strict=True) if a != b]) == 1
+
+
+def test_a_bake_is_steered_in_every_order_of_its_shards_and_an_overlay_only_in_that_of_its_loader(
+    tmp_path: Path,
+) -> None:
+    """Engines with several loading threads keep the tensor of whichever shard came last; an overlay holds two of one name."""
+
+    def loaded(folder: Path) -> list[float]:
+        found = []
+        for order in permutations(sorted(folder.glob("*.safetensors"))):
+            tensors: dict[str, tuple[str, list[int], bytes]] = {}
+            for shard in order:
+                tensors |= read_shard(shard)
+            found.append((tensor_of(tensors[DOWN]) / plain).mean().item())
+        return found
+
+    source = qwen(tmp_path / "source", 3)
+    plain = tensor_of(read_all(source)[DOWN])
+    bake(source, PLAN, tmp_path / "baked")
+    bake(source, PLAN, tmp_path / "overlay", overlay="in-order")
+    assert set(loaded(tmp_path / "baked")) == {64.0}
+    assert set(loaded(tmp_path / "overlay")) == {1.0, 64.0}
+    assert loaded(tmp_path / "overlay")[0] == 64.0
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
@@ -101,7 +128,7 @@ def test_the_library_loads_the_overlays_tensor(num_shards: int, tmp_path: Path) 
     size = "10GB" if num_shards == 1 else "60KB"
     it.model.save_pretrained(tmp_path / "source", max_shard_size=size)
     assert (len(list((tmp_path / "source").glob("*.safetensors"))) > 1) == (num_shards > 1)
-    bake(tmp_path / "source", it.plan(), tmp_path / "baked", overlay=True)
+    bake(tmp_path / "source", it.plan(), tmp_path / "baked", overlay="in-order")
     options = {"experts_implementation": "eager"}
     original = type(it.model).from_pretrained(tmp_path / "source", **options).eval()
     plain = type(it.model).from_pretrained(tmp_path / "baked", **options).eval()
@@ -188,7 +215,7 @@ def test_unbake_restores_every_file_bit_for_bit(
     num_shards: int, overlay: bool, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     source = qwen(tmp_path / "source", num_shards, dtype)
-    bake(source, gains((1, 2, 64.0), (0, 1, 0.125)), tmp_path / "baked", overlay=overlay)
+    bake(source, gains((1, 2, 64.0), (0, 1, 0.125)), tmp_path / "baked", overlay="in-order" if overlay else None)
     record = unbake(tmp_path / "baked", tmp_path / "restored")
     assert len(record.changes) == 2
     assert snapshot(tmp_path / "restored") == snapshot(source)
@@ -204,7 +231,7 @@ def test_unbake_says_when_it_cannot(gain: float, why: str, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=f"{DOWN}.*{why}.*take the original checkpoint"):
         unbake(tmp_path / "baked", tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
-    assert bake(source, gains((1, 2, gain)), tmp_path / "overlay", overlay=True).reversible
+    assert bake(source, gains((1, 2, gain)), tmp_path / "overlay", overlay="in-order").reversible
     unbake(tmp_path / "overlay", tmp_path / "restored")
     assert snapshot(tmp_path / "restored") == snapshot(source)
 

@@ -46,7 +46,9 @@ def test_shared_or_not_the_files_are_the_same(how: str, tmp_path: Path, monkeypa
     certificates = {}
     for name, clone in (("shared", fake_clone), ("plain", no_clone)):
         monkeypatch.setattr(folder_files, "clone", clone)
-        certificates[name] = bake(source, PLAN, tmp_path / name, how == "overlay", copy=how == "copy")
+        certificates[name] = bake(
+            source, PLAN, tmp_path / name, "in-order" if how == "overlay" else None, copy=how == "copy"
+        )
         verify_bake(tmp_path / name, source)
     assert comparable(tmp_path / "shared") == comparable(tmp_path / "plain")
     assert snapshot(source) == before
@@ -79,7 +81,7 @@ def test_entries_that_change_their_length_are_written_anew(tmp_path: Path, monke
     (source / INDEX).write_text(json.dumps({**index, "weight_map": moved}))
     plan = gains(*((1, expert, 2.0) for expert in range(4)))
     monkeypatch.setattr(folder_files, "clone", fake_clone)
-    certificate = bake(source, plan, tmp_path / "baked", overlay=True)
+    certificate = bake(source, plan, tmp_path / "baked", overlay="in-order")
     verify_bake(tmp_path / "baked", source)
     assert "model-steered.safetensors" in certificate.files_written
     new = json.loads((tmp_path / "baked" / INDEX).read_text())
@@ -129,10 +131,10 @@ def test_on_a_file_system_that_shares_blocks(tmp_path: Path) -> None:
         source = large_source(mounted / "source")
         before = snapshot(source)
         assert folder_files.can_clone(source / "tokenizer.json", mounted)
-        certificate = bake(source, PLAN, mounted / "baked", overlay=True)
+        certificate = bake(source, PLAN, mounted / "baked", overlay="in-order")
         assert certificate.bytes_written < 2000
         verify_bake(mounted / "baked", source)
-        bake(source, PLAN, tmp_path / "elsewhere", overlay=True, copy=True)
+        bake(source, PLAN, tmp_path / "elsewhere", overlay="in-order", copy=True)
         index = (tmp_path / "elsewhere" / INDEX).read_bytes()
         assert (mounted / "baked" / INDEX).read_bytes() == index
         assert bake(source, PLAN, mounted / "rewritten").bytes_written == certificate.changed_bytes

@@ -23,7 +23,7 @@ def folders(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]
     how = request.param
     source = qwen(tmp_path / "source", 1 if how == "one file" else 3)
     (source / "tokenizer.json").write_text("{}")
-    bake(source, PLAN, tmp_path / "baked", overlay=how == "overlay", copy=how == "copies")
+    bake(source, PLAN, tmp_path / "baked", overlay="in-order" if how == "overlay" else None, copy=how == "copies")
     return source, tmp_path / "baked"
 
 

@@ -55,8 +55,8 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, say: Say) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, say: Say, port: int = 0, handler: type[Handler] = Handler) -> None:
+        super().__init__(("127.0.0.1", port), handler)
         self.say = say
         self.lock = threading.Lock()
         self.bodies: list[dict[str, Any]] = []

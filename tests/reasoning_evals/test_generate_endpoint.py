@@ -117,8 +117,8 @@ def test_plain_servers_and_ids(tmp_path: Path) -> None:
         (["--server", "vllm"], "--server is for sampling over HTTP"),
         (["--plain-endpoint"], "--plain-endpoint is for sampling over HTTP"),
         (
-            ["--endpoint", "http://127.0.0.1:9/v1", "--plan", "p.json"],
-            "a plan cannot be applied over HTTP: write it into a checkpoint (moe-steer bake), serve that, and give --arm-name steered",
+            ["--endpoint", "http://127.0.0.1:9/v1", "--plan", "p.json", "--plain-endpoint"],
+            "--plan is named in a field beyond OpenAI's own, and --plain-endpoint sends none: leave one out",
         ),
         (["--endpoint", "http://127.0.0.1:9/v1", "--dtype", "bfloat16"], "--dtype is decided by the server"),
         (["--endpoint", "127.0.0.1:9"], "base_url must start with http:// or https://, got '127.0.0.1:9'"),

@@ -38,7 +38,7 @@ def family_items(work: Path) -> Items:
         plan = it.plan()
         reversible = dataclasses.replace(plan, experts=[entry for entry in plan.experts if entry.gain])
         items |= _baked(f"bake/{name}/default", source, plan, work)
-        items |= _baked(f"bake/{name}/overlay", source, reversible, work, overlay=True)
+        items |= _baked(f"bake/{name}/overlay", source, reversible, work, overlay="in-order")
         items |= _baked(f"bake/{name}/reversible", source, reversible, work)
         shutil.rmtree(work / name)
     return items
@@ -58,7 +58,11 @@ def format_items(work: Path) -> Items:
     for overlay in (False, True):
         plan = gains((0, 1, 3.0), (1, 2, 64.0))
         items |= _baked(
-            f"bake/shards/{'overlay' if overlay else 'default'}", Path("shards"), plan, work, overlay=overlay
+            f"bake/shards/{'overlay' if overlay else 'default'}",
+            Path("shards"),
+            plan,
+            work,
+            overlay="in-order" if overlay else None,
         )
     return items
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_steer.baking.certificate import EntryCertificate
+from moe_steer.baking.certificate import LOADERS, EntryCertificate
 from moe_steer.baking.edits import Edit, StoredTensor, measure
 from moe_steer.baking.numbers import ROUNDOFF, Rounding, is_power_of_two
 from moe_steer.baking.planning import STEER_INSTEAD, Work, held_gain
@@ -170,8 +170,7 @@ def notes(
     source: Checkpoint,
     shape: CheckpointShape,
     entries: Sequence[EntryCertificate],
-    extra: str | None,
-    overlay: bool,
+    loader: str | None,
     left_out: Sequence[str],
 ) -> list[str]:
     """Sentences for the certificate."""
@@ -201,9 +200,9 @@ def notes(
         found.append(
             "the model runs in float16: louder experts may take activations beyond 65504; serve it in bfloat16"
         )
-    if extra and overlay:
+    if loader is not None:
         found.append(
-            f"the old tensors still lie in their shards: engines that follow the index, or load files in order of name, take {extra}; for loaders without an order bake without --overlay"
+            f"two tensors of one name are in this folder: it is steered in an engine that {LOADERS[loader]}; any other (vLLM with enable_multithread_load) may serve the plain model, so ask it with 'moe-steer verify --endpoint'"
         )
     if left_out:
         found.append(

@@ -39,7 +39,7 @@ def bake_checkpoint(
     plan: SteeringPlan,
     target: Path,
     *,
-    overlay: bool,
+    loader: str | None,
     copy: bool,
     symlink: bool,
     round_gains: bool,
@@ -59,12 +59,12 @@ def bake_checkpoint(
                 f"{tensor.name} is in several shards, and engines may load either: save the checkpoint again"
             )
     changes = work.changes(source)
-    layout = target_layout(source, changes, created, overlay)
+    layout = target_layout(source, changes, created, loader is not None)
     taken, left_out = side_files(source.folder, source.shards)
     refuse_full_disk(target, _needed(source, layout, copy), source.path(source.shards[0]))
-    work.notes += notes(source, shape, work.entries, layout.extra, overlay, left_out)
+    work.notes += notes(source, shape, work.entries, loader if layout.extra_changes else None, left_out)
     family: Family = "verified" if shape.is_verified else "by structure"
-    certificate = replace(work.certificate(shape.model_type, family, created), overlay=overlay)
+    certificate = replace(work.certificate(shape.model_type, family, created), loader=loader)
     with staging(target) as staged_folder:
         files = _place_shards(source, layout, place, made, staged_folder, hash_all)
         files.update(_write_shards(source, layout, staged_folder))

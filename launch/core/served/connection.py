@@ -1,0 +1,109 @@
+"""A server that answers for the model: which of its plans are the arms of a job, and what to start where it lacks one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.core.served.server_options import JobServerOptions
+from moe_steer import SteeringPlan
+from reasoning_evals.engines import OFF, HttpAudit, HttpSampler, Served, ServedPlan, Server
+from reasoning_evals.engines.http_reply import EndpointError
+from reasoning_evals.runs import Arm
+
+PLANS = "plans"
+"""Where a run leaves the plans that a server has to have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """A server that was reached. ``name``: what it calls the model. ``served``: its plans; None where it knows none."""
+
+    server: Server
+    name: str
+    served: Served | None
+
+    @classmethod
+    def to(cls, options: JobServerOptions) -> Connection:
+        """Reach the server of the options, and learn what it serves."""
+        server = options.server_of()
+        names = server.names()
+        name = options.served_name or names[0]
+        if name not in names or (options.served_name is None and len(names) > 1):
+            raise ValueError(f"{options.endpoint} serves {', '.join(names[:8])}: name one with --served-name")
+        return cls(server=server, name=name, served=server.served())
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """What the server says of itself."""
+        return dict(self.served.engine) if self.served else {}
+
+    @property
+    def line(self) -> str:
+        """The server in words."""
+        said = " ".join(str(value) for value in self.engine.values())
+        plans = "no steering plans" if self.served is None else f"{len(self.served.plans)} steering plans"
+        return f"server: {self.name}, {said + ', ' if said else ''}{plans}"
+
+    def asked(self, plan: SteeringPlan | None) -> ServedPlan | None:
+        """What a request names; None on a server that has no names for plans. ``plan``: one that ``require`` let pass."""
+        if self.served is None:
+            return None
+        return OFF if plan is None else self.served.plans[plan.digest()]
+
+    def arm(self, name: str, tokenizer: Any, plan: SteeringPlan | None) -> Arm:
+        """The model under one of the server's plans, or as it is. The same arm as in this process, but for who samples."""
+        sampler = HttpSampler(
+            self.server.base_url,
+            self.name,
+            tokenizer,
+            concurrency=self.server.concurrency,
+            api_key=self.server.api_key,
+            prompt_as_ids=True,
+            engine=self.engine,
+            plan=self.asked(plan),
+            outage=self.server.wait,
+        )
+        details = {"plan": plan.digest() if plan else None}
+        return Arm(name, sampler, context=lambda: HttpAudit(sampler), details=details)
+
+    def require(self, plans: Mapping[str, SteeringPlan | None], folder: Path, model: str) -> None:
+        """See ``Session.require``."""
+        known = self.served.plans if self.served else {}
+        needed = {name: plan for name, plan in plans.items() if plan is not None}
+        missing = [name for name, plan in needed.items() if plan.digest() not in known]
+        if not missing:
+            return
+        home = folder / PLANS
+        home.mkdir(parents=True, exist_ok=True)
+        for name, plan in needed.items():
+            files = [
+                dataclasses.replace(entry, file=os.path.relpath(plan.vector_path(entry), home)) if entry.file else entry
+                for entry in plan.residual
+            ]
+            stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+            dataclasses.replace(plan, residual=files, base_dir=str(home)).save(home / f"{stem}.json")
+        lacks = (
+            "takes no steering plans (GET /v1/steering answers 404), and would ignore them without a word"
+            if self.served is None
+            else f"does not have the plan of {', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
+        )
+        raise ValueError(
+            f"the server at {self.server.base_url} {lacks}: start it with 'moe-steer serve {model} --plan {home}', then this again"
+        )
+
+
+def plans_of_any(server: Server) -> Served | None:
+    """The plans of a server that need not know what plans are, hosted ones included. Where it does, a default of its own must be
+    switched off in an unsteered arm."""
+    if server.wait:
+        server.names()
+    try:
+        return dataclasses.replace(server, wait=0.0).served()
+    except EndpointError:
+        return None

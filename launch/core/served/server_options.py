@@ -1,0 +1,55 @@
+"""Options of programs that may ask a server in place of loading the model."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from launch.core.option_checks import ENDPOINT
+
+if TYPE_CHECKING:
+    from reasoning_evals.engines import Server
+
+CONCURRENCY = 64
+"""Requests under way at an endpoint at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Whom to ask, where a server holds the model."""
+
+    endpoint: str | None = None
+    """Sample from a server with OpenAI's completions (vLLM, SGLang, llama.cpp, ...) at http://HOST:8000/v1 instead of loading the model."""
+    wait_server: Annotated[float, ENDPOINT] = 0.0
+    """Seconds to wait for the endpoint, at the start and whenever it is away; default not at the start, and six attempts of a sample."""
+    concurrency: Annotated[int | None, ENDPOINT] = None
+    """Requests under way at the endpoint at once; default 64."""
+    api_key_variable: Annotated[str | None, ENDPOINT] = None
+    """Name of the environment variable that holds the endpoint's key."""
+
+    def server_of(self) -> Server:
+        """The server of --endpoint. ValueError for a key that is not there; a text that may be the key itself, given in place of its
+        variable's name, is not shown."""
+        from reasoning_evals.engines import Server
+
+        assert self.endpoint is not None
+        key = None
+        if (name := self.api_key_variable) is not None and not (key := os.environ.get(name, "").strip()):
+            if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,59}", name):
+                raise ValueError(
+                    "--api-key-variable names no environment variable that is set: give the variable's name, not the key"
+                )
+            raise ValueError(f"the environment variable {name} is empty: put the endpoint's key there")
+        return Server(
+            base_url=self.endpoint, api_key=key, wait=self.wait_server, concurrency=self.concurrency or CONCURRENCY
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobServerOptions(ServerOptions):
+    """The same for a job, which names its model by the folder or hub id."""
+
+    served_name: Annotated[str | None, ENDPOINT] = None
+    """What the endpoint calls the model, where it serves several."""
