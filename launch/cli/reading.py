@@ -22,20 +22,23 @@ class Report:
     """Title of the page, for a run that is not of a job."""
     caps: tuple[int, ...] = ()
     """Token limits, such as 1024 4096 16384: the page also compares the same samples cut at each."""
+    by_part: bool = False
+    """Of problems with several parts (answer type list), also compare the share of parts that are right."""
 
     def run(self) -> int:
         """Write the pages."""
         from launch.jobs import rebuild
-        from reasoning_evals.report import build_report, with_caps, write_pages
+        from reasoning_evals.report import Rereading, build_report, write_pages
         from reasoning_evals.runs import grade_run
 
         folder = Path(self.folder)
-        summary = rebuild(folder, self.caps)
+        asked = Rereading(self.caps, self.by_part)
+        summary = rebuild(folder, asked)
         if summary is not None:
             print(summary.lstrip())
             return 0
-        rows = grade_run(folder)
-        write_pages(with_caps(build_report(folder, title=self.title), rows, self.caps), folder)
+        grade_run(folder)
+        write_pages(asked.added_to(build_report(folder, title=self.title), folder), folder)
         print(f"report: {folder / 'report.html'}")
         return 0
 

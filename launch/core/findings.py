@@ -13,8 +13,8 @@ from moe_steer import SteeringPlan
 from moe_steer.files import write_whole
 from moe_steer.json_files import read_json
 from reasoning_evals.comparing import Comparison
-from reasoning_evals.report import Report, Table, build_report, with_caps, write_pages
-from reasoning_evals.runs import read_audit, read_generations, read_grades, read_run
+from reasoning_evals.report import NOTHING_MORE, Report, Rereading, Table, build_report, write_pages
+from reasoning_evals.runs import read_audit, read_generations, read_run
 
 RESULTS_FILE = "results.json"
 
@@ -54,9 +54,8 @@ class Findings:
     """Folder below the job's own -> a page of its own."""
 
 
-def publish(findings: Findings, caps: Sequence[int] = ()) -> str:
-    """Write results.json, report.md and report.html; returns the summary. ``caps``: token limits at which the page also compares
-    the same samples."""
+def publish(findings: Findings, asked: Rereading = NOTHING_MORE) -> str:
+    """Write results.json, report.md and report.html; returns the summary. ``asked``: what the page adds to the run's own."""
     folder = findings.folder
     write_results(folder, {"version": 1, "warnings": list(findings.warnings), **findings.results})
     for name, part in findings.parts.items():
@@ -71,7 +70,7 @@ def publish(findings: Findings, caps: Sequence[int] = ()) -> str:
     )
     above = [*findings.above, *report.above]
     report = dataclasses.replace(report, above=above, headline=findings.headline, tables=findings.tables)
-    report = with_caps(report, read_grades(folder / findings.step) if caps else [], caps)
+    report = asked.added_to(report, folder / findings.step)
     if findings.step:
         run = read_run(folder)
         config = findings.config or {"options": run["config"], findings.step: report.run["config"]}
@@ -79,7 +78,7 @@ def publish(findings: Findings, caps: Sequence[int] = ()) -> str:
     write_pages(report, folder)
     warnings = [f"WARNING: {warning}" for warning in findings.warnings]
     return "\n".join(
-        ["", *report.above, *findings.summary, *report.at_caps, *warnings, f"report: {folder / 'report.html'}"]
+        ["", *report.above, *findings.summary, *report.read_again, *warnings, f"report: {folder / 'report.html'}"]
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from launch.core.findings import RESULTS_FILE, Findings, publish, read_results
 from moe_steer.json_files import short
+from reasoning_evals.report import NOTHING_MORE, Rereading
 from reasoning_evals.runs import read_run
 
 JOBS = {
@@ -22,11 +23,11 @@ _OPTION_OF = {"gains": "steer_r1", "decision_strengths": "reduce_overthinking", 
 """An option that only this job has, for folders whose run.json does not name the job."""
 
 
-def rebuild(folder: Path, caps: Sequence[int] = ()) -> str | None:
+def rebuild(folder: Path, asked: Rereading = NOTHING_MORE) -> str | None:
     """Grade again, write results.json and the pages; returns the summary, or None for a folder of anything else.
 
-    ``caps``: token limits at which the page also compares the same samples. ValueError for a folder without run.json, for a job
-    that is not finished, and for caps where a classifier judged.
+    ``asked``: what the page adds. ValueError for a folder without run.json, for a job that is not finished, and for what is asked
+    of answers that a classifier judged.
     """
     name = _job_of(folder)
     if name is None:
@@ -35,8 +36,9 @@ def rebuild(folder: Path, caps: Sequence[int] = ()) -> str | None:
         raise ValueError(
             f"{folder} holds a run of the job {name!r}, which this version does not know: use the one it had"
         )
-    if caps and name == "safety":
-        raise ValueError("--caps reads graded answers, and a classifier judged these whole: leave --caps out")
+    if name == "safety" and asked != NOTHING_MORE:
+        option = "--caps" if asked.caps else "--by-part"
+        raise ValueError(f"{option} reads graded answers, and a classifier judged these whole: leave {option} out")
     try:
         findings: Findings = import_module(JOBS[name]).read(folder)
     except ValueError as error:
@@ -51,7 +53,7 @@ def rebuild(folder: Path, caps: Sequence[int] = ()) -> str | None:
         raise ValueError(
             f"{folder} holds the files of a job that were changed ({short(repr(error))}): restore them, or start the job again"
         ) from error
-    return publish(findings, caps)
+    return publish(findings, asked)
 
 
 def _job_of(folder: Path) -> str | None:

@@ -12,6 +12,8 @@ from reasoning_evals.comparing.comparison import Length as Length
 from reasoning_evals.comparing.comparison import Measure as Measure
 from reasoning_evals.comparing.comparison import PairSummary as PairSummary
 from reasoning_evals.comparing.comparison import rounded as rounded
+from reasoning_evals.comparing.part_credit import PartCredit as PartCredit
+from reasoning_evals.comparing.part_credit import part_credits as part_credits
 from reasoning_evals.comparing.power import Assumptions as Assumptions
 from reasoning_evals.comparing.power import PowerPlan as PowerPlan
 from reasoning_evals.comparing.power import assume_from_baseline as assume_from_baseline

@@ -51,9 +51,21 @@ def grade_parts(
     if problem.answer_type != "list":
         return [whole]
     if whole.extracted is None or whole.is_correct:
-        return [whole] * max(1, len(read_list(problem.target)[0]))
+        return [whole] * max(1, num_parts(problem))
     verdicts = part_verdicts(problem, whole.extracted, timeout, pool)
     return [Grade(verdict.outcome, whole.extracted, verdict.reason, whole.method) for verdict in verdicts]
+
+
+def num_parts(problem: Problem) -> int:
+    """How many values a problem asks for."""
+    return len(read_list(problem.target)[0]) if problem.answer_type == "list" else 1
+
+
+def part_outcomes(
+    problem: Problem, answer: str, *, timeout: float = TIME_LIMIT, pool: WorkerPool | None = None
+) -> list[str]:
+    """The outcome of each part of a list's extracted answer."""
+    return [verdict.outcome for verdict in part_verdicts(problem, answer, timeout, pool)]
 
 
 def grade_thought(

@@ -5,7 +5,6 @@ from reasoning_evals.report.build import Report as Report
 from reasoning_evals.report.build import Side as Side
 from reasoning_evals.report.build import Table as Table
 from reasoning_evals.report.build import build_report as build_report
-from reasoning_evals.report.build import with_caps as with_caps
 from reasoning_evals.report.figures import ArmPoint as ArmPoint
 from reasoning_evals.report.figures import finished_svg as finished_svg
 from reasoning_evals.report.figures import frontier as frontier
@@ -14,6 +13,8 @@ from reasoning_evals.report.figures import whiskers as whiskers
 from reasoning_evals.report.markdown import render_markdown as render_markdown
 from reasoning_evals.report.page import render_html as render_html
 from reasoning_evals.report.page import write_pages as write_pages
+from reasoning_evals.report.rereading import NOTHING_MORE as NOTHING_MORE
+from reasoning_evals.report.rereading import Rereading as Rereading
 from reasoning_evals.report.text import bootstrap_points_interval as bootstrap_points_interval
 from reasoning_evals.report.text import count as count
 from reasoning_evals.report.text import minus as minus

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,10 @@ from reasoning_evals.comparing import (
     Comparison,
     Flip,
     PairSummary,
-    at_caps,
-    cap_lines,
     compare_arms,
-    p_text,
     unanswered_notes,
 )
 from reasoning_evals.problems import Problem
-from reasoning_evals.report.text import percent, points_interval, signed_points
 from reasoning_evals.runs import (
     Completion,
     GradeRow,
@@ -110,7 +105,7 @@ class Report:
     """Sentences that come before those of the pairs, for questions other than accuracy."""
     tables: Mapping[str, Table] = field(default_factory=dict)
     """Title -> table, from the caller; placed before the table of arms."""
-    at_caps: Sequence[str] = ()
+    read_again: Sequence[str] = ()
     """Sentences on the same samples cut at lower token limits, after the verdicts."""
 
     traces_page: str = ""
@@ -169,41 +164,6 @@ def build_report(
         facts=facts or {},
         above=unanswered_notes(grades),
     )
-
-
-def with_caps(report: Report, rows: Sequence[GradeRow], caps: Sequence[int]) -> Report:
-    """The report with the comparison of its samples at token limits: sentences and a table. ``rows``: its grades."""
-    if not caps:
-        return report
-    found = at_caps(rows, caps, report.comparison.baseline)
-    table = Table(
-        head=(
-            "token limit",
-            "pair",
-            "finished",
-            "points",
-            "by finishing",
-            "by being right where both finished",
-            "p (Holm)",
-            "verdict",
-        ),
-        rows=[
-            (
-                f"{one.cap:,}",
-                f"{one.b} − {one.a}",
-                f"{percent(one.finished_b)} against {percent(one.finished_a)}",
-                *(
-                    f"{signed_points(part.mean)} ({points_interval(part)})"
-                    for part in (one.accuracy, one.by_finishing, one.by_being_right)
-                ),
-                p_text(one.holm_p).removeprefix("p = "),
-                one.verdict + (f": {one.where}" if one.where else ""),
-            )
-            for one in found
-        ],
-    )
-    tables = {**report.tables, "The same samples, cut at each limit": table}
-    return dataclasses.replace(report, tables=tables, at_caps=cap_lines(found))
 
 
 def _first_arm(run: Mapping[str, Any]) -> str:

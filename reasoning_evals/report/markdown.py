@@ -57,7 +57,7 @@ def _verdicts(report: Report) -> list[str]:
     lines = [f"Note: {_inline(note)}" for note in report.above]
     lines += [f"**{_inline(sentences[0])}**"] if sentences else []
     lines += [_inline(sentence) for sentence in sentences[1:]]
-    lines += [_inline(sentence) for sentence in report.at_caps]
+    lines += [_inline(sentence) for sentence in report.read_again]
     lines += [f"Note: {_inline(note)}" for note in report.comparison.notes]
     return lines
 
