@@ -47,6 +47,7 @@ class Serve:
     """Folder for a copy that is written where vLLM has no kernel for the model's latent attention; default a temporary one."""
 
     passes_on: ClassVar = True
+    repeatable: ClassVar = frozenset({"plan"})
 
     def run(self, options: Sequence[str] = ()) -> int:
         """Check, start, say how to ask, and stay until the server ends."""

@@ -13,7 +13,7 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # engine and test 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FOLDER = Path(os.environ.get("STEER_REFERENCE", "build/engines"))
 
@@ -27,5 +27,5 @@ def folder() -> Path:
 
 @pytest.fixture(scope="session")
 def reference(folder: Path) -> dict[str, Any]:
-    """Prompts, and what the hooked transformers model wrote after them."""
+    """Of each model: prompts, and what it wrote after them under hooks."""
     return json.loads((folder / "reference.json").read_text())

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-NAMES = ("g2", "g16", "g64", "direction", "thought", "steps", "choice")
 NO_CUSTOM_OPS = {"custom_ops": ["none"]}
 """vLLM 0.32's rotary embedding on CPUs is wrong for MLA's queries in eager mode; PyTorch's own is taken instead."""
 
 
-def engine(folder: Path, names: tuple[str, ...] = NAMES, default: str | None = None, **options: Any) -> Any:
-    """A vLLM engine on the lab, in float32."""
+def engine(folder: Path, model: str, plans: list[str], default: str | None = None, **options: Any) -> Any:
+    """A vLLM engine on a model of the reference, in float32."""
     from vllm import LLM
 
-    settings = {"plans": {name: str(folder / f"{name}.json") for name in names}}
+    settings: dict[str, Any] = {"plans": {name: str(folder / f"{name}.json") for name in plans}}
     settings |= {"default": default} if default else {}
-    extra = {"additional_config": {"moe_steer": settings}} if names else {}
-    options = {"enforce_eager": True, "compilation_config": NO_CUSTOM_OPS, **extra, **options}
-    return LLM(
-        str(folder / "lab"), dtype="float32", max_model_len=512, max_num_seqs=96, disable_log_stats=True, **options
-    )
+    extra = {"additional_config": {"moe_steer": settings}} if plans else {}
+    options = {"enforce_eager": True, "compilation_config": NO_CUSTOM_OPS, "max_num_seqs": 96, **extra, **options}
+    return LLM(str(folder / model), dtype="float32", max_model_len=512, disable_log_stats=True, **options)
 
 
 def ask(llm: Any, prompts: list[list[int]], asked: list[str | None], **options: Any) -> list[Any]:
@@ -37,14 +35,31 @@ def ask(llm: Any, prompts: list[list[int]], asked: list[str | None], **options: 
 def mixed(llm: Any, reference: dict[str, Any]) -> dict[str, int]:
     """All prompts under everything that the reference asked for, in one batch: asked -> prompts with the reference's tokens."""
     found = reference["asked"]
-    pairs = [
-        (ids, row, asked)
-        for n, ids in enumerate(reference["prompts"])
-        for asked in found
-        for row in [found[asked]["tokens"][n]]
-    ]
-    outputs = ask(llm, [p[0] for p in pairs], [p[2] for p in pairs], max_tokens=reference["new_tokens"])
+    pairs = [(n, asked) for n in range(len(reference["prompts"])) for asked in found]
+    prompts = [reference["prompts"][n] for n, _ in pairs]
+    outputs = ask(llm, prompts, [asked for _, asked in pairs], max_tokens=reference["new_tokens"])
     same = dict.fromkeys(found, 0)
-    for (_, row, asked), output in zip(pairs, outputs, strict=True):
-        same[asked] += list(output.outputs[0].token_ids) == row
+    for (n, asked), output in zip(pairs, outputs, strict=True):
+        same[asked] += list(output.outputs[0].token_ids) == found[asked]["tokens"][n]
     return same
+
+
+def all_equal(reference: dict[str, Any]) -> dict[str, int]:
+    """What ``mixed`` returns where every text is the reference's."""
+    return dict.fromkeys(reference["asked"], len(reference["prompts"]))
+
+
+def expected_hits(reference: dict[str, Any]) -> dict[str, list[int]]:
+    """By plan, over all doses: what the audit in process counted."""
+    found: dict[str, list[int]] = {}
+    for asked, said in reference["asked"].items():
+        name = asked.partition("*")[0]
+        if name != "off":
+            pairs = zip(found.get(name, [0] * len(said["hits"])), said["hits"], strict=True)
+            found[name] = [sum(pair) for pair in pairs]
+    return found
+
+
+def counts(llm: Any) -> list[dict[str, Any]]:
+    """What every worker says has fired."""
+    return [json.loads(text)["counts"] for text in llm.collective_rpc("steer_status")]
