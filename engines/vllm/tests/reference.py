@@ -145,11 +145,21 @@ def reference(
 
 def write(model: Any, tokenizer: Any, plan: SteeringPlan, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
     """The greedy tokens after each prompt, and the tokens of each entry's audit row."""
-    rows = []
-    with steer(model, plan, tokenizer=tokenizer, quiet=True) as audit, torch.no_grad():
-        for ids in prompts:
-            text = model.generate(torch.tensor([ids]), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-            rows.append(text[0, len(ids) :].tolist())
+    length, end = max(map(len, prompts)), tokenizer.eos_token_id
+    ids_BS = torch.tensor([[0] * (length - len(ids)) + ids for ids in prompts])
+    real_BS = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts])
+    with steer(model, plan, tokenizer=tokenizer, quiet=True), torch.no_grad():
+        options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+        texts = model.generate(ids_BS, attention_mask=real_BS, **options)[:, length:].tolist()
+    rows = [row[: row.index(end) + 1] if end in row else row for row in texts]
+    # Counted over the texts alone, of which the last token is never processed: generate feeds finished rows on.
+    whole = [ids + row[:-1] for ids, row in zip(prompts, rows, strict=True)]
+    longest = max(map(len, whole))
+    ids_BS = torch.tensor([text + [0] * (longest - len(text)) for text in whole])
+    real_BS = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in whole])
+    lengths = [len(ids) for ids in prompts]
+    with steer(model, plan, tokenizer=tokenizer, quiet=True, prompt_lengths=lengths) as audit, torch.no_grad():
+        model(ids_BS, attention_mask=real_BS, use_cache=False)
     return {"tokens": rows, "hits": [row["tokens"] for row in audit.to_rows()]}
 
 

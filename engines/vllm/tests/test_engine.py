@@ -24,12 +24,12 @@ def lab(folder: Path, reference: dict[str, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def dense(folder: Path, reference: dict[str, Any]) -> Any:
-    return engine(folder, "dense", reference["dense"]["plans"], block_size=16)
+    return engine(folder, "dense", reference["dense"]["plans"], block_size=32)
 
 
 @pytest.fixture(scope="module")
 def qwen(folder: Path, reference: dict[str, Any]) -> Any:
-    return engine(folder, "qwen", reference["qwen"]["plans"], block_size=16)
+    return engine(folder, "qwen", reference["qwen"]["plans"], block_size=32)
 
 
 def hits(llm: Any) -> dict[str, list[int]]:
@@ -65,14 +65,14 @@ def test_no_request_reads_what_another_plan_wrote_into_the_prefix_cache(
         llm.reset_prefix_cache()
         clean[asked], none = log_probabilities(llm, ids, asked)
         warm[asked], cached = log_probabilities(llm, ids, asked)
-        assert (none, cached) == (0, 144), "the cache works, and what follows means something"
+        assert (none, cached) == (0, 128), "the cache works, and what follows means something"
     assert len(set(clean.values())) == 3
     llm.reset_prefix_cache()
     seen = set()
     for asked in (name, "off", f"{name}*0.5", None, name, "off", f"{name}*0.5"):
         found, cached = log_probabilities(llm, ids, asked)
         assert found == (warm if cached else clean)[asked or "off"], "to the last bit"
-        assert cached == (144 if (asked or "off") in seen else 0)
+        assert cached == (128 if (asked or "off") in seen else 0)
         seen.add(asked or "off")
     # The guard can fail: without the salt one plan reads what another has written.
     from moe_steer_vllm.served import Served
@@ -81,21 +81,19 @@ def test_no_request_reads_what_another_plan_wrote_into_the_prefix_cache(
     llm.reset_prefix_cache()
     log_probabilities(llm, ids, name)
     found, cached = log_probabilities(llm, ids, f"{name}*0.5")
-    assert cached == 144
+    assert cached == 128
     assert found not in (clean[f"{name}*0.5"], warm[f"{name}*0.5"])
 
 
-@pytest.mark.parametrize("asked", ["d-thought", "d-steps", "d-prompt"])
+@pytest.mark.parametrize("asked", ["d-thought", "d-steps"])
 def test_a_text_whose_beginning_is_cached_is_followed(asked: str, dense: Any, reference: dict[str, Any]) -> None:
-    """The tags, steps and prompts that a scope depends on were not computed here: they came from the cache."""
+    """The tags and steps that a scope depends on were not computed here: they came from the cache."""
     found = reference["dense"]["asked"][asked]["tokens"]
-    length = reference["dense"]["new_tokens"]
     cached = 0
     for ids, row in zip(reference["dense"]["prompts"], found, strict=True):
-        whole = ids + row[:40] if asked != "d-prompt" else ids  # what is generated is then a prompt
         for _ in range(2):
-            [output] = ask(dense, [whole], [asked], max_tokens=len(ids) + length - len(whole))
-            assert list(output.outputs[0].token_ids) == row[len(whole) - len(ids) :]
+            [output] = ask(dense, [ids + row[:50]], [asked], max_tokens=len(row) - 50)
+            assert list(output.outputs[0].token_ids) == row[50:]
         cached += output.num_cached_tokens
     assert cached > 100
 
@@ -116,7 +114,7 @@ def test_what_is_not_served_is_refused_and_the_engine_goes_on(
 @pytest.mark.parametrize("model", ["dense", "qwen"])
 def test_pieces_of_prompts_and_preempted_requests(model: str, folder: Path, reference: dict[str, Any]) -> None:
     """So little room that prompts are read in pieces, and requests are pushed out and computed again."""
-    options = {"block_size": 16, "num_gpu_blocks_override": 40, "max_num_seqs": 24}
+    options = {"block_size": 32, "num_gpu_blocks_override": 20, "max_num_seqs": 24}
     llm = engine(
         folder, model, reference[model]["plans"], max_num_batched_tokens=24, enable_chunked_prefill=True, **options
     )

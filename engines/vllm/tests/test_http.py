@@ -70,6 +70,11 @@ class Server:
 
 
 @pytest.fixture(scope="module")
+def lab(reference: dict[str, Any]) -> dict[str, Any]:
+    return reference["lab"]
+
+
+@pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = Server(folder, tmp_path_factory.mktemp("serve") / "log")
     yield started
@@ -82,22 +87,22 @@ def test_how_to_ask_is_said_in_one_line(server: Server) -> None:
     assert '"vllm_xargs": {"moe_steer": "g2"}' in line
 
 
-def test_all_plans_at_once_write_what_the_hooked_model_writes(server: Server, reference: dict[str, Any]) -> None:
-    pairs = [(n, asked) for n in range(len(reference["prompts"])) for asked in reference["asked"]]
+def test_all_plans_at_once_write_what_the_hooked_model_writes(server: Server, lab: dict[str, Any]) -> None:
+    pairs = [(n, asked) for n in range(len(lab["prompts"])) for asked in lab["asked"]]
     before = server.get("/v1/steering").json()["plans"]
 
     def tokens(pair: tuple[int, str]) -> list[int]:
         n, asked = pair
-        length = reference["new_tokens"]
+        length = lab["new_tokens"]
         more = {"return_token_ids": True, "vllm_xargs": {"moe_steer": asked}}
-        return server.post(prompt=reference["prompts"][n], max_tokens=length, **more).json()["choices"][0]["token_ids"]
+        return server.post(prompt=lab["prompts"][n], max_tokens=length, **more).json()["choices"][0]["token_ids"]
 
     with ThreadPoolExecutor(len(pairs)) as pool:
         found = dict(zip(pairs, pool.map(tokens, pairs), strict=True))
-    assert [pair for pair in pairs if found[pair] != reference["asked"][pair[1]]["tokens"][pair[0]]] == []
+    assert [pair for pair in pairs if found[pair] != lab["asked"][pair[1]]["tokens"][pair[0]]] == []
     after = server.get("/v1/steering").json()["plans"]
     hits = [b - a for a, b in zip(before["thought"]["hits"], after["thought"]["hits"], strict=True)]
-    assert hits == reference["asked"]["thought"]["hits"]
+    assert hits == lab["asked"]["thought"]["hits"]
 
 
 def test_the_state_of_the_server(server: Server, folder: Path) -> None:
@@ -115,8 +120,8 @@ def test_the_state_of_the_server(server: Server, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_audit_of_one_reply(server: Server, reference: dict[str, Any], stream: bool) -> None:
-    prompts = reference["prompts"][:2]
+def test_the_audit_of_one_reply(server: Server, lab: dict[str, Any], stream: bool) -> None:
+    prompts = lab["prompts"][:2]
     asked = {
         "vllm_xargs": {"moe_steer": "direction*0.5"},
         "prompt": prompts,
@@ -156,13 +161,13 @@ HOSTILE = {
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_request_is_refused_and_the_server_serves_on(
-    server: Server, reference: dict[str, Any], kind: str, stream: bool
+    server: Server, lab: dict[str, Any], kind: str, stream: bool
 ) -> None:
     reply = server.post(stream=stream, **HOSTILE[kind])
     assert 400 <= reply.status_code < 500, reply.text[:300]
     assert len(reply.text) < 5000 or kind == "50 MB of name"
-    good = server.post(prompt=reference["prompts"][0], return_token_ids=True, vllm_xargs={"moe_steer": "g64"})
-    assert good.json()["choices"][0]["token_ids"] == reference["asked"]["g64"]["tokens"][0][:5]
+    good = server.post(prompt=lab["prompts"][0], return_token_ids=True, vllm_xargs={"moe_steer": "g64"})
+    assert good.json()["choices"][0]["token_ids"] == lab["asked"]["g64"]["tokens"][0][:5]
 
 
 def test_chat(server: Server) -> None:
