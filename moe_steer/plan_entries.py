@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,17 @@ class ExpertGain:
         parts = [f"forced {self.force}"] if self.force else []
         parts += [f"logit {self.logit_bias:+g}"] if self.logit_bias else []
         return " ".join([*parts, f"x{self.gain:g}"] if self.gain != 1.0 or not parts else parts)
+
+    def dosed(self, dose: float) -> ExpertGain:
+        """With ``dose`` times what the gain adds to a weight, 1 + dose * (gain - 1), and of the logit bias. ValueError for a
+        gain below 0, and for an expert that is forced, which there is no half of."""
+        where = f"layer {self.layer} expert {self.expert}"
+        if self.force is not None and dose != 1.0:
+            raise ValueError(f"{where} is forced {self.force}, and that has no dose: ask for the plan without one")
+        gain = self.gain if dose == 1.0 else 1.0 + dose * (self.gain - 1.0)
+        if gain < 0:
+            raise ValueError(f"dose {dose:g} makes the gain {self.gain:g} of {where} {gain:g}: a gain is never below 0")
+        return dataclasses.replace(self, gain=gain, logit_bias=dose * self.logit_bias)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is not said is left out, so that plans of gains stay what they were."""

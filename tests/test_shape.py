@@ -32,7 +32,7 @@ FLOORS = {
     ),
     "launch": (
         {"core"}, {"jobs"}, {"dry_run", "recipes"},
-        {"steer_r1", "reduce_overthinking", "safety", "evaluate", "collect_stats"}, {"lab"}, {"cli"},
+        {"steer_r1", "reduce_overthinking", "safety", "evaluate", "collect_stats"}, {"lab"}, {"serving"}, {"cli"},
     ),
 }  # fmt: skip
 """Folders and files of each room from the ground up: each imports from its own floor and from those below."""

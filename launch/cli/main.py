@@ -22,6 +22,7 @@ COMMANDS = {
     "direction": "launch.cli.direction:MakeDirection",
     "convert-direction": "launch.cli.convert_direction:ConvertDirection",
     "generate": "launch.cli.generate:Generate",
+    "serve": "launch.serving.serve:Serve",
     "compare": "launch.cli.comparing:Compare",
     "thinking": "launch.cli.thinking:Thinking",
     "report": "launch.cli.reading:Report",
@@ -65,12 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {names}", file=sys.stderr)
         return 2
     chosen: Any = _command(arguments[0])
+    rest: list[list[str]] = []
+    if getattr(chosen, "passes_on", False):  # what follows after -- is another program's
+        cut = arguments.index("--") if "--" in arguments else len(arguments)
+        arguments, rest = arguments[:cut], [arguments[cut + 1 :]]
     with readers_may_leave(), safe_console_for(arguments):
         refuse_misread(f"moe-steer {arguments[0]}", chosen, arguments[1:])
         command = tyro.cli(
             chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)
         )
-    return exit_code("moe-steer", command.run, "started again")
+    return exit_code("moe-steer", lambda: command.run(*rest), "started again")
 
 
 def program() -> None:

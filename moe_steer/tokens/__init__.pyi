@@ -10,6 +10,9 @@ from moe_steer.tokens.positions import scoped_positions as scoped_positions
 from moe_steer.tokens.positions import special_tokens as special_tokens
 from moe_steer.tokens.positions import tag_scopes as tag_scopes
 from moe_steer.tokens.positions import tokenizer_of as tokenizer_of
+from moe_steer.tokens.ragged import Batch as Batch
+from moe_steer.tokens.ragged import RaggedScopes as RaggedScopes
+from moe_steer.tokens.ragged import RowState as RowState
 from moe_steer.tokens.scopes import SCOPES as SCOPES
 from moe_steer.tokens.scopes import parse_scope as parse_scope
 from moe_steer.tokens.traces import Trace as Trace

@@ -29,17 +29,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_steer.thinking import ANSWER, THOUGHT
+from moe_steer.thinking import THOUGHT
 from moe_steer.tokens.cache_rows import Rows, leave_rows, rows_on
+from moe_steer.tokens.ragged import in_scope, started_phases
 from moe_steer.tokens.scopes import (
-    Scope,
     SpecialTokens,
     parse_scope,
     remember_tokenizer,
     special_tokens,
     tokenizer_of,
 )
-from moe_steer.tokens.steps import ANY_STOP, BLANK_LINE, LINE, ONLY_SPACE, StepEnds, sentence_ends
+from moe_steer.tokens.steps import sentence_ends
 
 __all__ = [
     "PROMPT_SCOPES",
@@ -129,7 +129,7 @@ class PositionTracker:
         number_BS = rows.seen_B[:, None] + real_BS.cumsum(1) - 1 - rows.prompt_B[:, None]  # of the generated token
         for text, scope in self._scopes.items():
             if scope.kind != "all":
-                mask_BS = real_BS & _in_scope(scope, number_BS, self._thought(phase_BS, number_BS), phase_BS, ends)
+                mask_BS = real_BS & in_scope(scope, number_BS, self._thought(phase_BS, number_BS), phase_BS, ends)
                 self._masks[text] = mask_BS.reshape(-1)
         self._rows = Rows(
             seen_B=rows.seen_B + real_BS.sum(1),
@@ -206,20 +206,15 @@ class PositionTracker:
         ``tail_BN``: the N tokens before these, so that a tag of N + 1 tokens is seen over the border of two forwards. Padding
         on the left stands between the two only in a prefill, whose tail is empty.
         """
-        assert self._special is not None
-        started_BS = torch.zeros_like(ids_BS)
-        if self._special.tags is None:
-            return started_BS, tail_BN
-        longest = tail_BN.shape[1]
+        if self._special is None or self._special.tags is None:
+            return torch.zeros_like(ids_BS), tail_BN
+        longest, length = tail_BN.shape[1], ids_BS.shape[1]
         window_BT = torch.cat([tail_BN, ids_BS.where(real_BS, -1)], 1)
-        length = ids_BS.shape[1]
-        for form, phase, _ in reversed(self._special.tags.forms):  # the longest last: it wins over its own ending
-            first = longest + 1 - len(form)
-            found_BS = torch.ones_like(real_BS)
-            for offset, token in enumerate(form):
-                found_BS = found_BS & (window_BT[:, first + offset : first + offset + length] == token)
-            started_BS = torch.where(found_BS, phase + 1, started_BS)
-        return started_BS, window_BT[:, window_BT.shape[1] - longest :]
+
+        def back(places: int) -> Tensor:
+            return window_BT[:, longest - places : longest - places + length]
+
+        return started_phases(self._special.tags, back), window_BT[:, window_BT.shape[1] - longest :]
 
     def _thought(self, phase_BS: Tensor | None, number_BS: Tensor) -> Tensor | None:
         """Which tokens belong to a thought, or, of a model that does not think, to the response."""
@@ -257,38 +252,6 @@ def _carried(before_B: Tensor, value_BS: Tensor, counts_BS: Tensor) -> Tensor:
     numbers_S = torch.arange(1, value_BS.shape[1] + 1, device=value_BS.device)
     place_BS = torch.where(counts_BS, numbers_S, 0).cummax(1).values
     return torch.cat([columns[:, :1], columns.gather(1, place_BS)], 1)
-
-
-def _in_scope(
-    scope: Scope,
-    number_BS: Tensor,
-    thought_BS: Tensor | None,
-    phase_BS: Tensor | None,
-    ends: StepEnds | None,
-) -> Tensor:
-    if scope.kind == "prompt":
-        return number_BS < 0
-    if scope.kind in ("generated", "after"):
-        return number_BS >= scope.skip
-    assert phase_BS is not None
-    if scope.kind == "answer":
-        return phase_BS[:, 1:] == ANSWER
-    assert thought_BS is not None
-    if scope.kind == "thought":
-        return thought_BS
-    assert ends is not None
-    bits_BS, last_BS = ends.bits_BT[:, 1:], ends.bits_BT[:, :-1]
-    ends_BS = torch.zeros_like(thought_BS)
-    if "sentence" in scope.classes:
-        ends_BS = ends_BS | ends.sentence_BS
-    if "stop" in scope.classes:
-        ends_BS = ends_BS | ((bits_BS & ANY_STOP) > 0)
-    if "line" in scope.classes:
-        ends_BS = ends_BS | ((bits_BS & LINE) > 0)
-    if "paragraph" in scope.classes:
-        empty_BS = (bits_BS & (LINE | ONLY_SPACE)) == (LINE | ONLY_SPACE)
-        ends_BS = ends_BS | ((bits_BS & BLANK_LINE) > 0) | (empty_BS & ((last_BS & LINE) > 0))
-    return thought_BS & ends_BS
 
 
 def _cache(call: dict[str, Any]) -> Any:

@@ -1,0 +1,1 @@
+"""Models behind a server: ``moe-steer serve``, and the form in which an engine takes a model."""

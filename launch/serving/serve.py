@@ -1,0 +1,179 @@
+"""``moe-steer serve``: a vLLM server that steers each request by the plan it names."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
+
+from launch.serving.latent import LATENT, ROTARY, lacks_kernel, with_latent_sizes
+from moe_steer import SteeringPlan
+
+_NEEDED = """
+import importlib.metadata as found, importlib.util as there, json
+names = [one.name for group in ("general", "platform", "io_processor", "stat_logger") for one in found.entry_points(group=f"vllm.{group}_plugins")]
+print(json.dumps({"missing": [name for name in ("vllm", "moe_steer", "moe_steer_vllm") if there.find_spec(name) is None], "plugins": names}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Serve a model by vLLM, each request steered by the plan that it names; options of vLLM follow after --."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Model folder, hub id, or 'lab' or 'lab-dense' for an embedded model."""
+    plan: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+    """A plan file to serve, by the file's name or as NAME=FILE; once for each plan."""
+    default: str | None = None
+    """Plan of the requests that ask for none; left out, they are not steered."""
+    python: str = sys.executable
+    """Interpreter of the environment with vllm and moe-steer-vllm; default this one."""
+    port: int = 8000
+    """Port of the server, on 127.0.0.1 unless --host follows after --."""
+    served_copy: str | None = None
+    """Folder for a copy that is written where vLLM has no kernel for the model's latent attention; default a temporary one."""
+
+    passes_on: ClassVar = True
+    repeatable: ClassVar = frozenset({"plan"})
+
+    def run(self, options: Sequence[str] = ()) -> int:
+        """Check, start, say how to ask, and stay until the server ends."""
+        plans = named_plans(self.plan)
+        if self.default is not None and self.default.partition("*")[0] not in plans:
+            raise ValueError(f"--default {self.default} is none of the plans {', '.join(plans)}: name one of them")
+        check_plans(self.model, {name: SteeringPlan.load(file) for name, file in plans.items()})
+        plugins = _plugins(self.python)
+        with _servable(self.model, self.served_copy) as model:
+            settings: dict[str, Any] = {"plans": {name: str(Path(file).resolve()) for name, file in plans.items()}}
+            settings |= {"default": self.default} if self.default is not None else {}
+            command = [
+                *(self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", model),
+                *("--served-model-name", self.model, "--host", "127.0.0.1", "--port", str(self.port)),
+                *("--additional-config", json.dumps({"moe_steer": settings}), *options),
+            ]
+            server = subprocess.Popen(command, env={**os.environ, "VLLM_PLUGINS": ",".join(plugins)})
+            return self._stay(server, plans, options)
+
+    def _stay(self, server: subprocess.Popen[bytes], plans: dict[str, str], options: Sequence[str]) -> int:
+        def stop(number: int, _: Any) -> None:
+            server.send_signal(number)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while server.poll() is None and not self._is_up():
+                time.sleep(1)
+            if server.poll() is None:
+                print(
+                    f"serving {self.model} at http://127.0.0.1:{self.port}/v1 with {', '.join(plans)}; ask with "
+                    f'"vllm_xargs": {{"moe_steer": "{next(iter(plans))}"}} in the body of a request (or "NAME*0.5", "off"); '
+                    f"what fired: /v1/steering",
+                    flush=True,
+                )
+            code = server.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if code in (0, -signal.SIGINT, -signal.SIGTERM):
+            return 0
+        raise RuntimeError(f"the server ended with code {code}: its own messages above say why")
+
+    def _is_up(self) -> bool:
+        import httpx
+
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/v1/steering", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+def named_plans(given: Sequence[str]) -> dict[str, str]:
+    """Name -> file, of files and NAME=FILE; ValueError for a name that is given twice."""
+    plans: dict[str, str] = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not equals or "/" in name:
+            name, file = Path(text).stem, text
+        if name in plans:
+            raise ValueError(f"two plans are named {name}: give one another name, as in --plan other={file}")
+        if name == "off" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise ValueError(
+                f"plan name {name!r}: give up to 64 letters, digits, dots, - and _, as in --plan NAME={file}"
+            )
+        plans[name] = file
+    return plans
+
+
+def check_plans(model: str, plans: dict[str, SteeringPlan]) -> None:
+    """ValueError, which names the plan, where one does not fit the configuration of a model."""
+    from moe_steer.backends import Unplanned, skeleton
+    from moe_steer.layers import model_shape
+    from moe_steer.loading import read_config
+
+    try:
+        shape = model_shape(skeleton(read_config(model), "bfloat16"))
+    except Unplanned:
+        return  # its own code is not run here: the server checks the plans against the model itself
+    for name, plan in plans.items():
+        try:
+            plan.check(shape)
+        except ValueError as error:
+            raise ValueError(f"plan {name}: {error}") from error
+
+
+def _plugins(python: str) -> list[str]:
+    """Names of the vLLM plug-ins of an environment; ValueError where what serving needs is not installed there."""
+    try:
+        done = subprocess.run([python, "-c", _NEEDED], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(
+            f"--python {python} cannot be run ({error}): give the interpreter of the environment with vLLM"
+        ) from None
+    found = json.loads(done.stdout)
+    if found["missing"]:
+        raise ValueError(
+            f"{python} has no {', '.join(found['missing'])}: install it there as docs/engines.md says, or give --python of another environment"
+        )
+    return sorted({*found["plugins"], "moe_steer", *filter(None, os.environ.get("VLLM_PLUGINS", "").split(","))})
+
+
+@contextmanager
+def _servable(model: str, copy: str | None) -> Iterator[str]:
+    """The folder or hub id that vLLM is given; a copy where the model's latents need zeros behind them."""
+    from moe_steer.json_files import read_json
+    from moe_steer.lab import EMBEDDED
+
+    folder = EMBEDDED.get(model, Path(model))
+    needs = (folder / "config.json").is_file() and lacks_kernel(
+        read_json(folder / "config.json", "fetch it again", endless=True)
+    )
+    if not needs:
+        if copy is not None:
+            raise ValueError(
+                f"--served-copy {copy}: vLLM takes {model} as it is, so there is no copy to write; leave it out"
+            )
+        yield str(folder) if folder.exists() else model
+        return
+    place = Path(copy) if copy is not None else Path(tempfile.mkdtemp(prefix="moe-steer-served-")) / "model"
+    try:
+        with_latent_sizes(folder, place)
+        print(
+            f"{model}: latent attention filled up with zeros to {LATENT} + {ROTARY}, the same function, in {place}",
+            flush=True,
+        )
+        yield str(place)
+    finally:
+        if copy is None:
+            shutil.rmtree(place.parent, ignore_errors=True)
