@@ -35,13 +35,13 @@ overthinking: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/reduce_overthinking.py $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 # The first time it stores what every command says and writes, later it compares: the net for changes that change nothing.
 same: $(STAMP)

@@ -12,6 +12,27 @@ import pytest
 import rank_processes
 
 
+SLOWEST = (
+    "launch/test_every_family.py",
+    "launch/test_sharded_backends.py",
+    "launch/test_steer_r1.py",
+    "launch/test_reduce_overthinking.py",
+    "launch/test_evaluate.py",
+    "reasoning_evals/test_run.py",
+    "moe_steer/test_whole_checkpoints.py",
+    "launch/test_later_jobs_over_ranks.py",
+    "launch/test_sharded_resume.py",
+    "launch/test_sharded_recipes.py",
+    "launch/test_safety.py",
+)
+"""Files that take half a minute and more: they start first, so that none of them is still running when all others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(SLOWEST)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_server_stays() -> Iterator[None]:
     """The server that starts ranks ends with the tests."""

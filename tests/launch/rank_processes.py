@@ -112,7 +112,8 @@ class RunningRanks:
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(jobs).encode() + b"\n")
         self._server.stdin.flush()
-        self.pids: list[int] = self._answer(120)
+        self.pids: list[int] = self._answer(300)  # the first answer waits for the server's imports
+        assert self.pids, "the server that starts ranks has not answered within 300 s"
 
     def kill(self) -> Finished:
         """Kill all ranks now, as a machine that goes down does."""
