@@ -11,7 +11,6 @@ import pytest
 
 import rank_processes
 
-
 SLOWEST = (
     "launch/test_every_family.py",
     "launch/test_sharded_backends.py",
