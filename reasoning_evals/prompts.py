@@ -7,17 +7,30 @@ this project's own; give the text of your study instead.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from moe_steer.thinking import ThinkingFormat, render, thinking_format, thinking_off
+from moe_steer.thinking import (
+    ThinkingFormat,
+    prompt_settings,
+    render,
+    thinking_format,
+    thinking_off,
+    use_prompt_settings,
+)
 
 __all__ = [
+    "FINISHED",
     "THINKING_PROMPT",
     "RenderedPrompt",
     "prompt_before_thought",
     "prompt_inside_thought",
+    "prompt_with_effort",
+    "prompt_with_empty_thought",
     "prompt_with_request",
+    "prompt_without_thinking",
     "render_prompt",
     "thinking_format",
 ]
@@ -26,6 +39,9 @@ THINKING_PROMPT = (
     "I will think this through step by step, follow each idea to its end before I try another one, "
     "and check the result before I answer."
 )
+
+FINISHED = "Okay, I think I have finished thinking."
+"""The whole thought of NoThinking (arXiv 2504.09858)."""
 
 
 class RenderedPrompt(NamedTuple):
@@ -83,6 +99,46 @@ def prompt_inside_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callab
         return _rendered(tokenizer, f"{opened.rstrip()}\n{words}\n")
 
     return render_words
+
+
+def prompt_with_empty_thought(tokenizer: Any, text: str = FINISHED) -> Callable[[str], RenderedPrompt]:
+    """Renders a question with a thought that says only ``text`` and is closed: the model goes on with its answer (NoThinking,
+    arXiv 2504.09858). ValueError as ``prompt_before_thought``."""
+    fmt, words = _checked(tokenizer, text)
+    if fmt.split("42", opened=False).answer != "42":
+        raise ValueError(
+            "in this format a text that does not begin with a header of its own is no answer, and behind an empty thought none begins "
+            "so: leave no-thinking out; the model's own words for little thought are effort:WORD"
+        )
+
+    def render_words(question: str) -> RenderedPrompt:
+        prompt = render_prompt(tokenizer, question).text
+        opened = prompt if fmt.opened else prompt + fmt.open
+        return _rendered(tokenizer, f"{opened.rstrip()}\n{words}\n{fmt.close.lstrip()}")
+
+    return render_words
+
+
+def prompt_without_thinking(tokenizer: Any) -> Callable[[str], RenderedPrompt]:
+    """Renders a question with thinking switched off by the template's own switch. ValueError where it has none."""
+    if not thinking_off(tokenizer):
+        raise ValueError(
+            "this chat template has no switch that turns thinking off: leave the rule out, or give the model an empty thought (no-thinking)"
+        )
+    return lambda question: render_prompt(tokenizer, question, thinking=False)
+
+
+def prompt_with_effort(tokenizer: Any, word: str) -> Callable[[str], RenderedPrompt]:
+    """Renders a question with the model's own word for how hard to think. ValueError where the template reads none, or takes no
+    notice of this one."""
+    asked = copy.copy(tokenizer)  # prompt settings belong to a tokenizer
+    use_prompt_settings(asked, dataclasses.replace(prompt_settings(tokenizer), effort=word))
+    if (
+        prompt_settings(tokenizer).effort != word
+        and render_prompt(asked, "?").text == render_prompt(tokenizer, "?").text
+    ):
+        raise ValueError(f"the chat template takes no notice of the effort {word!r}: give a word that it knows")
+    return lambda question: render_prompt(asked, question)
 
 
 def prompt_with_request(tokenizer: Any, text: str) -> Callable[[str], RenderedPrompt]:

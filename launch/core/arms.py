@@ -19,13 +19,16 @@ from launch.core.options import BASELINE
 from moe_steer import ExpertGain, SteeringPlan, TopK, steer
 from moe_steer.presets import preset_plan
 from moe_steer.thinking import TokenTags, thinking_format, token_tags
-from reasoning_evals.decoding import NOWAIT_WORDS, Ban, SwitchPenalty, ThinkingBudget
+from reasoning_evals.decoding import NOWAIT_WORDS, Ban, Continuation, SwitchPenalty, ThinkingBudget
 from reasoning_evals.engines import InProcessSampler
 from reasoning_evals.prompts import (
     THINKING_PROMPT,
     RenderedPrompt,
     prompt_before_thought,
     prompt_inside_thought,
+    prompt_with_effort,
+    prompt_with_empty_thought,
+    prompt_without_thinking,
 )
 from reasoning_evals.runs import Arm
 
@@ -35,13 +38,19 @@ RULES = {
     "preset": "preset:NAME, published experts",
     "prompt-before": "prompt-before, the thinking prompt before the tag that opens the thought",
     "prompt-after": "prompt-after, the thinking prompt after that tag",
+    "no-thinking": "no-thinking, a thought that says it is finished",
+    "thinking-off": "thinking-off, by the chat template's own switch",
+    "effort": "effort:WORD, the model's own word for how hard to think",
     "tip": "tip or tip:ALPHA,BETA, the penalty on switch words",
     "tip-close": "tip-close or tip-close:ALPHA,BETA, the same penalty on the closing tag",
     "nowait": "nowait, the ban of NoWait's words",
     "budget": "budget:N, the closing tag after N tokens of thought",
+    "continue": "continue:N, a word in place of the closing tag before N tokens of thought",
 }
 """What an arm can be made of."""
-_GROUPS = {"plan": "plan", "preset": "plan", "prompt-before": "prompt", "prompt-after": "prompt"}
+_PROMPTS = ("prompt-before", "prompt-after", "no-thinking", "thinking-off", "effort")
+_GROUPS = {"plan": "plan", "preset": "plan", **dict.fromkeys(_PROMPTS, "prompt")}
+_NAMED = ("plan", "preset", "effort")
 
 
 class Rule(NamedTuple):
@@ -49,7 +58,7 @@ class Rule(NamedTuple):
 
     kind: str
     text: str = ""
-    """File of a plan, name of a preset."""
+    """File of a plan, name of a preset, word of an effort."""
     numbers: tuple[float, ...] = ()
 
 
@@ -59,6 +68,7 @@ class Words(NamedTuple):
     switch: Sequence[str] = ("Alternatively",)
     banned: Sequence[str] = NOWAIT_WORDS
     thinking_prompt: str = THINKING_PROMPT
+    go_on: str = "Wait"
 
 
 class BuiltArm(NamedTuple):
@@ -85,6 +95,11 @@ def parse_arm(word: str) -> tuple[Rule, ...]:
     if len(set(groups)) < len(groups):
         raise ValueError(
             f"the arm {word!r} has two rules of the same kind: give one plan, one prompt, one of each rule"
+        )
+    lengths = {rule.kind: rule.numbers[0] for rule in rules if rule.kind in ("budget", "continue")}
+    if len(lengths) == 2 and lengths["budget"] <= lengths["continue"]:
+        raise ValueError(
+            f"the arm {word!r} ends its thought before it may end: give a budget above the length to go on to"
         )
     if len(rules) > 1 and BASELINE in groups:
         raise ValueError(f"the arm {word!r}: {BASELINE} is the model without any rule; leave it out")
@@ -175,6 +190,15 @@ def _add(parts: ArmParts, rule: Rule, tokenizer: Any, words: Words) -> None:
         parts.processors.append(Ban(forms=token_forms(tokenizer, spellings)))
     elif rule.kind == "budget":
         parts.processors.append(ThinkingBudget(num_tokens=int(rule.numbers[0]), tags=tags()))
+    elif rule.kind == "continue":
+        form = tuple(tokenizer.encode(words.go_on, add_special_tokens=False))
+        parts.processors.append(Continuation(num_tokens=int(rule.numbers[0]), word=form, tags=tags()))
+    elif rule.kind in ("no-thinking", "thinking-off"):
+        empty = rule.kind == "no-thinking"
+        parts.render = prompt_with_empty_thought(tokenizer) if empty else prompt_without_thinking(tokenizer)
+        parts.details["prompt_opens_thought"] = False
+    elif rule.kind == "effort":
+        parts.render = prompt_with_effort(tokenizer, rule.text)
     elif rule.kind in ("prompt-before", "prompt-after"):
         make = prompt_before_thought if rule.kind == "prompt-before" else prompt_inside_thought
         parts.render = make(tokenizer, words.thinking_prompt)
@@ -192,16 +216,16 @@ def _rule(part: str, word: str) -> Rule:
     kind, colon, value = part.partition(":")
     if kind not in RULES:
         raise ValueError(f"the arm {word!r} has the unknown rule {kind!r}: choose among {'; '.join(RULES.values())}")
-    if kind in ("plan", "preset"):
+    if kind in _NAMED:
         if not value:
-            raise ValueError(f"the arm {word!r} names no plan: write {RULES[kind]}")
+            raise ValueError(f"the arm {word!r} names no {kind}: write {RULES[kind]}")
         return Rule(kind, value)
     try:
         numbers = tuple(float(number) for number in value.split(",")) if colon else ()
     except ValueError:
         numbers = (float("nan"),)
-    least, most = {"tip": (0, 2), "tip-close": (0, 2), "budget": (1, 1)}.get(kind, (0, 0))
-    whole = numbers[:1] if kind == "budget" else numbers[1:2]
+    least, most = {"tip": (0, 2), "tip-close": (0, 2), "budget": (1, 1), "continue": (1, 1)}.get(kind, (0, 0))
+    whole = numbers[:1] if kind in ("budget", "continue") else numbers[1:2]
     if not (
         least <= len(numbers) <= most
         and all(number > 0 or (number == 0 and kind == "budget") for number in numbers)

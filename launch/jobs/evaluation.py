@@ -19,7 +19,7 @@ from launch.core.served.server_options import JobServerOptions
 from launch.core.session import Session
 from reasoning_evals import Problem, compare_arms, load_task
 from reasoning_evals.decoding import NOWAIT_WORDS
-from reasoning_evals.prompts import THINKING_PROMPT
+from reasoning_evals.prompts import FINISHED, THINKING_PROMPT
 from reasoning_evals.runs import GradeRow, grade_run, read_run
 
 NAME = "evaluate"
@@ -34,8 +34,8 @@ class EvaluateOptions(JobServerOptions, ProblemOptions):
     """Compare ways to control reasoning: steering plans, prompts, decoding rules."""
 
     arms: tuple[str, ...] = (BASELINE, "prompt-before", "prompt-after", "tip", "tip-close", "nowait")
-    """baseline, plan:FILE, preset:NAME, prompt-before, prompt-after, tip[:ALPHA,BETA], tip-close[:ALPHA,BETA], nowait,
-    budget:N, or several joined by +."""
+    """baseline, plan:FILE, preset:NAME, prompt-before, prompt-after, no-thinking, thinking-off, effort:WORD, tip[:ALPHA,BETA],
+    tip-close[:ALPHA,BETA], nowait, budget:N, continue:N, or several joined by +."""
     num_problems: int | None = None
     """The first so many problems; default all of a file or task, 240 of the lab."""
     switch_words: Annotated[tuple[str, ...], ReadBy(("tip", "tip-close"), where="--arms")] = ("Alternatively",)
@@ -44,6 +44,8 @@ class EvaluateOptions(JobServerOptions, ProblemOptions):
     """Words that nowait bans."""
     thinking_prompt: Annotated[str, ReadBy(("prompt-before", "prompt-after"), where="--arms")] = THINKING_PROMPT
     """Text of prompt-before and prompt-after."""
+    go_on_word: Annotated[str, ReadBy(("continue",), where="--arms")] = "Wait"
+    """What continue writes in place of the closing tag: a word of one token."""
 
     suffix: ClassVar[str] = "-evaluate"
     lab_rows: ClassVar[int] = 64
@@ -73,10 +75,12 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     for plan in plans.values():
         if known.shape is not None:
             plan.check(known.shape)
-    added = options.thinking_prompt if any("prompt-" in word for word in options.arms) else ""
+    rules = {rule.kind for word in options.arms for rule in parse_arm(word)}
+    added = options.thinking_prompt if rules & {"prompt-before", "prompt-after"} else ""
+    added += FINISHED if "no-thinking" in rules else ""
     options, room = settle(options, known, known.longest_prompt([p.prompt for p in problems], added), ranks)
     session = Session.load(options, ranks, room, known.tokenizer, known.shape)
-    words = Words(options.switch_words, options.ban_words, options.thinking_prompt)
+    words = Words(options.switch_words, options.ban_words, options.thinking_prompt, options.go_on_word)
     session.require({arm_name(parse_arm(word)): plan for word, plan in plans.items()})
     built = [session.built(word, plans.get(word), words) for word in options.arms]
     ranks.assert_same("the arms", {one.arm.name: one.plan.digest() if one.plan else None for one in built})

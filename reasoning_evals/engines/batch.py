@@ -44,6 +44,8 @@ class Decoder:
         self.model = model
         self.config = config
         self.processors: Callable[..., Tensor] | None = processors or None
+        self.redirects = [item.redirect for item in processors or () if hasattr(item, "redirect")]
+        """Rules that act on the token that was drawn, such as ``reasoning_evals.decoding.Continuation``."""
         self.absorbed = AbsorbedLatents(model)
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=model.device)
         if (
@@ -231,6 +233,8 @@ class Batch:
             ids_B = take_most_likely(logits_BV)
         else:
             ids_B = draw(logits_BV, self._streams.next(), rule.temperature, rule.top_p, rule.top_k)
+        for redirect in self._decoder.redirects:
+            ids_B = redirect(self._tokens_BT[:, :width], ids_B)
         self._tokens_BT[:, width] = ids_B
         self._width += 1
         done = set(torch.isin(ids_B, self._decoder.stop_ids).nonzero()[:, 0].tolist())

@@ -15,10 +15,21 @@ from launch.jobs.evaluation import EvaluateOptions
 from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.lab import LAB_MODEL
 from reasoning_evals.decoding import NOWAIT_WORDS
+from reasoning_evals.runs import read_grades
 from reasoning_evals.runs.run_folder import read_generations, read_run
 
 SMALL = ["--num-problems", "6", "--samples", "1", "--max-new-tokens", "80", "--batch-size", "6"]
-ARMS = ["baseline", "tip:50,600", "tip-close:50,60", "nowait", "budget:12", "prompt-before", "prompt-after"]
+ARMS = [
+    "baseline",
+    "tip:50,600",
+    "tip-close:50,60",
+    "nowait",
+    "budget:12",
+    "prompt-before",
+    "prompt-after",
+    "no-thinking",
+    "continue:45",
+]
 
 
 def plan_file(folder: Path) -> str:
@@ -52,6 +63,24 @@ def test_every_arm_is_compared_with_the_baseline(finished: Path) -> None:
         text = (finished / page).read_text()
         assert all(name in text for name in names)
     assert not list(finished.rglob("*.partial"))
+
+
+def test_an_empty_thought_is_answered_and_a_short_one_goes_on(finished: Path) -> None:
+    rows = {(row.arm, row.problem_id): row for row in read_grades(finished)}
+    for (arm, _), row in rows.items():
+        if arm == "no-thinking":
+            assert (row.state, row.thinking_tokens) == ("none", 0)
+            assert row.outcome not in ("truncated", "unclosed")
+        if arm == "continue:45":
+            assert row.thinking_tokens is not None
+            assert row.thinking_tokens >= 44, "the newline of the prompt is one of the 45"
+    asked = [item for item in read_generations(finished) if item.arm == "no-thinking"]
+    assert all(item.prompt.endswith("<think>\nOkay, I think I have finished thinking.\n</think>\n\n") for item in asked)
+    assert not any("<think>" in item.text for item in asked)
+    going_on = [item.text for item in read_generations(finished) if item.arm == "continue:45"]
+    assert any("Wait" in text for text in going_on)
+    (rule,) = read_run(finished)["config"]["arms"]["continue:45"]["details"]["decoding"]
+    assert (rule["rule"], rule["num_tokens"]) == ("continuation", 45)
 
 
 def test_the_run_says_every_setting_of_every_arm(finished: Path) -> None:
@@ -200,6 +229,10 @@ def test_words() -> None:
         (["baseline", "plan:a/x.json", "plan:b/x.json"], "two arms are named 'plan:x'"),
         (["baseline", "budget"], "has 'budget' in it: write budget:N"),
         (["baseline", "budget:1.5"], "has 'budget:1.5' in it"),
+        (["baseline", "continue:1.5"], "has 'continue:1.5' in it"),
+        (["baseline", "effort"], "names no effort: write effort:WORD"),
+        (["baseline", "no-thinking+thinking-off"], "has two rules of the same kind"),
+        (["baseline", "budget:20+continue:20"], "ends its thought before it may end"),
         (["baseline", "tip:0"], "has 'tip:0' in it"),
         (["baseline", "tip:3,600,1"], "has 'tip:3,600,1' in it"),
         (["baseline", "tip:x"], "has 'tip:x' in it"),

@@ -12,7 +12,15 @@ from transformers import LogitsProcessorList
 from moe_steer.thinking import FORMATS, TokenTags, token_tags
 from published_templates import TAGS as TAG_TEXTS
 from published_templates import byte_tokenizer
-from reasoning_evals.decoding import Ban, SwitchPenalty, ThinkingBudget, completed_by, last_end, last_start
+from reasoning_evals.decoding import (
+    Ban,
+    Continuation,
+    SwitchPenalty,
+    ThinkingBudget,
+    completed_by,
+    last_end,
+    last_start,
+)
 
 PAD, OPEN, CLOSE = 0, 1, 2
 TAGS = TokenTags.of_pair((OPEN,), (CLOSE,))
@@ -113,6 +121,20 @@ def test_budget_equals_the_loop(found: list[list[int]], both: TokenTags, num_tok
     assert torch.equal(rule(padded(found), scores), torch.tensor(wanted))
 
 
+@settings(deadline=None, max_examples=100)
+@given(rows, st.integers(1, 12), st.lists(st.integers(1, VOCABULARY - 1), min_size=5, max_size=5))
+def test_continuation_equals_the_loop(found: list[list[int]], num_tokens: int, drawn: list[int]) -> None:
+    rule, written = Continuation(num_tokens=num_tokens, word=(5,), tags=TAGS), drawn[: len(found)]
+    expected = []
+    for row, token in zip(found, written, strict=True):
+        start = thought_start(row, TAGS)
+        early = start is not None and len(row) - start < num_tokens
+        expected.append(5 if early and token == CLOSE else token)
+    assert rule.redirect(padded(found), torch.tensor(written)).tolist() == expected
+    scores = logits(len(found))
+    assert rule(padded(found), scores) is scores
+
+
 @settings(deadline=None, max_examples=50)
 @given(rows, some_forms, tags, st.randoms(use_true_random=False))
 def test_rows_can_be_dropped_and_moved(
@@ -208,6 +230,9 @@ def test_where_forms_stand() -> None:
         (lambda: Ban(forms=((),)), "a banned word has the token forms"),
         (lambda: Ban(forms=((-1,),)), "give non-empty ids >= 0"),
         (lambda: ThinkingBudget(num_tokens=-1, tags=TAGS), "the thinking budget is -1 tokens"),
+        (lambda: Continuation(num_tokens=0, word=(5,), tags=TAGS), "at least 0 tokens: give 1 or more"),
+        (lambda: Continuation(num_tokens=9, word=(5, 6), tags=TAGS), "is 2 tokens .* name one of one token"),
+        (lambda: Continuation(num_tokens=9, word=(5,), tags=LONG_TAGS), "ends with a tag of several tokens"),
         (lambda: TokenTags.of_pair((1,), (1,)), "the tags have the ids"),
         (lambda: TokenTags.of_pair((), (1,)), "give two different ones"),
         (lambda: Ban(forms=((99,),))(torch.tensor([[1]]), logits(1)), "token id 99 is beyond the 12 logits"),

@@ -1,0 +1,61 @@
+"""Prompts of the arms no-thinking, thinking-off and effort, on the published chat templates."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe_steer.thinking import thinking_format, thinking_off
+from moe_steer.thinking.templates import effort_name, render
+from published_templates import NAMES, published
+from reasoning_evals.prompts import (
+    FINISHED,
+    prompt_with_effort,
+    prompt_with_empty_thought,
+    prompt_without_thinking,
+    render_prompt,
+)
+
+QUESTION = "What is 40 + 2?"
+TURN = [{"role": "user", "content": QUESTION}]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_template_is_followed_or_refused(name: str) -> None:
+    tokenizer = published(name)
+    try:
+        plain = render_prompt(tokenizer, QUESTION).text
+    except ValueError:
+        return
+    fmt = thinking_format(tokenizer)
+    headed = fmt.split("42", opened=False).answer != "42"
+    if fmt.thinks and fmt.asked and headed:
+        with pytest.raises(ValueError, match="does not begin with a header of its own is no answer"):
+            prompt_with_empty_thought(tokenizer)
+    elif fmt.thinks and fmt.asked:
+        empty = prompt_with_empty_thought(tokenizer)(QUESTION).text
+        assert empty.startswith(plain.rstrip())
+        written = empty[len(plain) :] if empty.startswith(plain) else empty[len(plain.rstrip()) :]
+        assert FINISHED in written
+        found = fmt.split(f"{written}42", opened=fmt.opened)
+        assert (found.state, found.thought.strip(), found.answer.strip()) == ("closed", FINISHED, "42")
+    else:
+        with pytest.raises(ValueError, match="needs a model that thinks"):
+            prompt_with_empty_thought(tokenizer)
+    off = thinking_off(tokenizer)
+    if off:
+        assert prompt_without_thinking(tokenizer)(QUESTION).text == render(tokenizer, TURN, **off) != plain
+    else:
+        with pytest.raises(ValueError, match="has no switch that turns thinking off"):
+            prompt_without_thinking(tokenizer)
+    argument = effort_name(tokenizer)
+    if argument is None:
+        with pytest.raises(ValueError, match="this chat template reads none of"):
+            prompt_with_effort(tokenizer, "low")
+    else:
+        asked = {**dict(fmt.arguments), argument: "low"}
+        if render(tokenizer, TURN, **asked) + fmt.append == plain:
+            with pytest.raises(ValueError, match="takes no notice of the effort 'low'"):
+                prompt_with_effort(tokenizer, "low")
+        else:
+            assert prompt_with_effort(tokenizer, "low")(QUESTION).text == render(tokenizer, TURN, **asked) + fmt.append
+    assert render_prompt(tokenizer, QUESTION).text == plain, "the other arms are asked as before"
