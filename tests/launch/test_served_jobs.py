@@ -288,7 +288,9 @@ def test_verify_tells_a_server_that_serves_the_plain_model(
         with served(BakedLab(*lab, plan)) as url:
             assert command_line([*verify, url, *baked]) == (name == "other")
     shown = capsys.readouterr()
-    assert re.search(r"WARNING: its log-probabilities are [0-9.]+ nats off, more than rounding in float32 explains", shown.out)
+    assert re.search(
+        r"WARNING: its log-probabilities are [0-9.]+ nats off, more than rounding in float32 explains", shown.out
+    )
     assert "the server serves neither the steered model nor the plain one: 2 prompts" in shown.err
 
 
