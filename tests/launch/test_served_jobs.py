@@ -154,10 +154,7 @@ def test_the_main_job_searches_on_a_server_in_two_starts_and_finds_what_it_finds
     there = [*sizes, "--out", str(tmp_path / "there"), "--endpoint"]
     with served(ServedLab(*lab, {})) as url:
         assert steer_r1([*there, url]) == 1
-        assert (
-            "sends no routed_experts: start it with 'moe-steer serve MODEL -- --enable-return-routed-experts'"
-            in capsys.readouterr().err
-        )
+        assert "sends no routed_experts: start vLLM with --enable-return-routed-experts" in capsys.readouterr().err
     with served(ServedLab(*lab, {}, routing=True)) as url:
         assert steer_r1([*there, url]) == 1
     assert "does not have the plan of gain 4, gain 16, placebo gain 4, placebo gain 16" in capsys.readouterr().err
