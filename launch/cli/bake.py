@@ -7,14 +7,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from launch.core.option_checks import refuse_idle
+from launch.core.served.server_options import JobServerOptions
 from moe_steer import SteeringPlan
 
 if TYPE_CHECKING:
     from moe_steer.baking import Certificate
+    from moe_steer.baking.record import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,19 +152,21 @@ class Unbake:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify:
-    """Check a baked checkpoint: hashes, every byte against the source, and with --forward what the models compute."""
+class Verify(JobServerOptions):
+    """Check a baked checkpoint: hashes, every byte against the source, with --forward what the models compute, and with --endpoint
+    what a running server does."""
 
-    baked: str
-    """The baked folder or GGUF file."""
+    baked: str | None = None
+    """The baked folder or GGUF file; with --endpoint the one that is served, or leave it out for a plan that requests name."""
     model: str | None = None
-    """The original: compares every byte, and applies the edits again."""
+    """The original: compares every byte, and applies the edits again; of a GGUF file with --endpoint the folder it was made from."""
     forward: bool = False
     """Load both, steer the original, and compare logits and greedy tokens."""
     prompts: str | None = None
-    """Text file with one prompt a line for --forward; default five problems."""
+    """Text file with one prompt a line for --forward and --endpoint; default five problems."""
     plan: str | None = None
-    """Plan file for --forward, if the plan has residual vectors; default the plan in steering.json."""
+    """Plan file for --forward and --endpoint, if the plan has residual vectors or nothing was baked; default the plan in
+    steering.json."""
     max_new_tokens: int = 32
     """Greedy tokens to compare after each prompt."""
     dtype: str = "auto"
@@ -170,6 +176,11 @@ class Verify:
 
     def run(self) -> int:
         """Check, and say what was checked."""
+        refuse_idle(self)
+        if self.endpoint:
+            return self._endpoint()
+        if self.baked is None:
+            raise ValueError("give --baked, the folder or GGUF file to check, or --endpoint, the server")
         if self.forward and self.baked.endswith(".gguf"):
             raise ValueError("--forward is for checkpoint folders: compare GGUF models with llama.cpp")
         if self.forward and self.model is None:
@@ -197,25 +208,17 @@ class Verify:
         return 0
 
     def _forward(self, source: str) -> None:
-        from moe_steer import SteeringPlan
-        from moe_steer.baking.forward import PROMPTS, applied_plan, compare_forward
+        from moe_steer.baking.forward import applied_plan, compare_forward
         from moe_steer.baking.record import read_record
 
+        assert self.baked is not None
         record = read_record(self.baked)
-        if record.plan.active_residual and self.plan is None:
-            raise ValueError("the plan has residual vectors, whose files are not in the baked folder: give --plan")
-        plan = SteeringPlan.load(self.plan) if self.plan else record.plan
-        if plan.digest() != record.plan_digest:
-            raise ValueError(f"{self.plan} is not the plan that was baked: give --plan with the file that was")
-        prompts: tuple[str, ...] = PROMPTS
-        if self.prompts is not None:
-            lines = Path(self.prompts).read_text(encoding="utf-8").splitlines()
-            prompts = tuple(line for line in lines if line.strip())
+        plan = self._plan_of(record)
         options = {"dtype": self.dtype}
         if self.experts_implementation is not None:
             options["experts_implementation"] = self.experts_implementation
         applied = applied_plan(plan, record.certificate)
-        result = compare_forward(self.baked, source, applied, prompts, self.max_new_tokens, **options)
+        result = compare_forward(self.baked, source, applied, self._prompts(), self.max_new_tokens, **options)
         print(
             f"{result.prompts} prompts in {result.dtype}: largest logit difference {result.worst:.2e} (relative {result.relative:.2e}), "
             f"{result.same_tokens} of {result.tokens} greedy tokens agree"
@@ -223,3 +226,61 @@ class Verify:
         if result.silent:
             print(f"no prompt reached {', '.join(result.silent)}: this says nothing about them")
         result.check(record.certificate)
+
+    def readers(self) -> Set[str]:
+        """What options may be for."""
+        return {"endpoint"} if self.endpoint else set()
+
+    def _plan_of(self, record: Record) -> SteeringPlan:
+        """The plan that was baked, with its vectors."""
+        if record.plan.active_residual and self.plan is None:
+            raise ValueError("the plan has residual vectors, whose files are not in the baked folder: give --plan")
+        plan = SteeringPlan.load(self.plan) if self.plan else record.plan
+        if plan.digest() != record.plan_digest:
+            raise ValueError(f"{self.plan} is not the plan that was baked: give --plan with the file that was")
+        return plan
+
+    def _prompts(self) -> tuple[str, ...]:
+        from moe_steer.baking.forward import PROMPTS
+
+        if self.prompts is None:
+            return PROMPTS
+        lines = Path(self.prompts).read_text(encoding="utf-8").splitlines()
+        return tuple(line for line in lines if line.strip())
+
+    def _endpoint(self) -> int:
+        """Ask the server, and hold its answers against the model here."""
+        if self.model is None or (self.baked is None and self.plan is None):
+            raise ValueError(
+                "--endpoint needs --model, the plain model to compare with, and what should be served: --baked, or --plan for a plan "
+                "that requests name"
+            )
+        if self.forward:
+            raise ValueError("--forward compares with the baked folder, and --endpoint with the server: leave one out")
+        from launch.core.served.checking import check_endpoint
+        from launch.core.served.connection import Connection
+        from moe_steer import load_model
+        from moe_steer.baking.forward import applied_plan
+        from moe_steer.baking.verification import read_bake
+
+        if self.baked is None:
+            plan = SteeringPlan.load(str(self.plan))
+        else:
+            record, _ = read_bake(self.baked)
+            plan = applied_plan(self._plan_of(record), record.certificate)
+        options: dict[str, Any] = {"dtype": self.dtype}
+        if self.experts_implementation is not None:
+            options["experts_implementation"] = self.experts_implementation
+        connection = Connection.to(self)
+        print(connection.line)
+        if self.baked is None:
+            connection.refuse_missing({str(self.plan): plan}, self.model, str(self.plan))
+        model, tokenizer = load_model(self.model, **options)
+        plan.check(model)
+        asked = connection.asked(plan if self.baked is None else None)
+        found = check_endpoint(connection, model, tokenizer, plan, self._prompts(), self.max_new_tokens, asked)
+        found.check()
+        print(f"the server serves the steered model: {found.line}")
+        if found.warning:
+            print(f"WARNING: {found.warning}")
+        return 0

@@ -153,7 +153,7 @@ def served_routing(connection: Connection, traces: Sequence[Trace], shape: Model
         (choice,) = reply["choices"] if len(reply["choices"]) == 1 else ({},)
         if choice.get("routed_experts") is None:
             raise ValueError(
-                f"the server at {connection.server.base_url} sends no routed_experts: start it with 'moe-steer serve MODEL -- {ROUTED}', "
+                f"the server at {connection.server.base_url} sends no routed_experts: start vLLM with {ROUTED}, "
                 "or count with the model loaded ('moe-steer collect') and give the file (steer_r1.py --counts)"
             )
         read = choice.get("prompt_token_ids", reply.get("prompt_token_ids"))

@@ -36,7 +36,8 @@ class Serve:
     model: Annotated[str, tyro.conf.Positional]
     """Model folder, hub id, or 'lab' or 'lab-dense' for an embedded model."""
     plan: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-    """A plan file to serve, by the file's name or as NAME=FILE; once for each plan."""
+    """A plan file to serve, by the file's name or as NAME=FILE; once for each plan. A folder stands for all plans in it, as RUN/plans of
+    a job that asked for this server."""
     default: str | None = None
     """Plan of the requests that ask for none; left out, they are not steered."""
     python: str = sys.executable
@@ -100,9 +101,9 @@ class Serve:
 
 
 def named_plans(given: Sequence[str]) -> dict[str, str]:
-    """Name -> file, of files and NAME=FILE; ValueError for a name that is given twice."""
+    """Name -> file, of files, folders and NAME=FILE; ValueError for a name that is given twice, and for a folder without plans."""
     plans: dict[str, str] = {}
-    for text in given:
+    for text in _files(given):
         name, equals, file = text.partition("=")
         if not equals or "/" in name:
             name, file = Path(text).stem, text
@@ -114,6 +115,19 @@ def named_plans(given: Sequence[str]) -> dict[str, str]:
             )
         plans[name] = file
     return plans
+
+
+def _files(given: Sequence[str]) -> Iterator[str]:
+    for text in given:
+        if not Path(text).is_dir():
+            yield text
+            continue
+        found = sorted(Path(text).glob("*.json"))
+        if not found:
+            raise ValueError(
+                f"the folder {text} holds no plans (*.json): give one of a run that asked for a server, or name files"
+            )
+        yield from map(str, found)
 
 
 def check_plans(model: str, plans: dict[str, SteeringPlan]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli.main import main
+from launch.serving.serve import named_plans
 from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.lab import LAB_MODEL
 
@@ -127,3 +128,13 @@ def test_a_copy_is_asked_for_where_none_is_needed(
     ]
     assert main(["serve", "lab-dense", *options]) == 1
     assert "vLLM takes lab-dense as it is" in capfd.readouterr().err
+
+
+def test_a_folder_stands_for_the_plans_in_it(plans: list[str], tmp_path: Path) -> None:
+    found = named_plans([str(tmp_path), f"again={plans[0]}"])
+    assert found == {"dense": plans[1], "good": plans[0], "again": plans[0]}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        ValueError, match=r"empty holds no plans \(\*.json\): give one of a run that asked for a server"
+    ):
+        named_plans([str(tmp_path / "empty")])

@@ -152,6 +152,19 @@ class ServedLab:
         return found
 
 
+class BakedLab(ServedLab):
+    """A server without the plug-in, whose weights hold a plan."""
+
+    def __init__(self, model: Any, tokenizer: Any, plan: SteeringPlan) -> None:
+        super().__init__(model, tokenizer, None)
+        self.baked = plan
+
+    def answer(
+        self, body: dict[str, Any], plan: SteeringPlan | None, asked: str | None, request_id: str
+    ) -> dict[str, Any]:
+        return super().answer(body, self.baked, asked, request_id)
+
+
 class GetHandler(Handler):
     def do_GET(self) -> None:
         status, values = self.server.say.get(self.path)  # type: ignore[attr-defined]

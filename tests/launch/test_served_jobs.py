@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -13,13 +14,14 @@ import pytest
 
 from expert_stats import RoutingCounts
 from launch.cli.main import main as command_line
+from launch.core.served.checking import scored_tokens
 from launch.evaluate import main as evaluate
 from launch.reduce_overthinking import main as reduce_overthinking
 from launch.steer_r1 import main as steer_r1
 from local_endpoint import Handler
 from moe_steer import ExpertGain, SteeringPlan, load_model
 from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
-from served_lab import ServedLab, served
+from served_lab import BakedLab, ServedLab, served
 
 FEW = ["--samples", "1", "--greedy", "--max-new-tokens", "24"]
 PLAN = SteeringPlan(experts=[ExpertGain(2, 5, 64.0), ExpertGain(3, 2, 16.0)])
@@ -152,10 +154,7 @@ def test_the_main_job_searches_on_a_server_in_two_starts_and_finds_what_it_finds
     there = [*sizes, "--out", str(tmp_path / "there"), "--endpoint"]
     with served(ServedLab(*lab, {})) as url:
         assert steer_r1([*there, url]) == 1
-        assert (
-            "sends no routed_experts: start it with 'moe-steer serve MODEL -- --enable-return-routed-experts'"
-            in capsys.readouterr().err
-        )
+        assert "sends no routed_experts: start vLLM with --enable-return-routed-experts" in capsys.readouterr().err
     with served(ServedLab(*lab, {}, routing=True)) as url:
         assert steer_r1([*there, url]) == 1
     assert "does not have the plan of gain 4, gain 16, placebo gain 4, placebo gain 16" in capsys.readouterr().err
@@ -249,3 +248,67 @@ def test_one_waits_for_a_server_that_starts_and_one_that_is_away(
     assert len(texts(tmp_path / "run")) == 4
     retries = [row for rows in read_audit(tmp_path / "run").values() for row in rows if row["kind"] == "retry"]
     assert {row["cause"] for row in retries} == {"connection"}
+
+
+def test_verify_tells_a_server_that_serves_the_plain_model(
+    lab: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan that requests name, followed, ignored and followed at another gain; and a baked folder, served and not."""
+    PLAN.save(tmp_path / "loud.json")
+    (tmp_path / "two.txt").write_text("What is 26^2 - 17^2?\nA train travels 180 km in 2.5 hours. How fast is it?\n")
+    verify = ["verify", "--model", "lab", "--prompts", str(tmp_path / "two.txt"), "--max-new-tokens", "8", "--endpoint"]
+    named = ["--plan", str(tmp_path / "loud.json")]
+    with served(ServedLab(*lab, {"loud": PLAN})) as url:
+        assert command_line([*verify, url, *named]) == 0
+    shown = capsys.readouterr().out
+    assert "the server serves the steered model: 2 prompts, 16 greedy tokens: the plan moves their" in shown
+    assert "100% of that on the server" in shown
+    assert "; 16 are the steered model's choice, " in shown
+    with served(ServedLab(*lab, {"loud": PLAN}, ignores=True)) as url:
+        assert command_line([*verify, url, *named]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("moe-steer: the server serves the plain model: see how it loads a baked folder")
+    assert said.count("\n") == 1
+    with served(ServedLab(*lab, None)) as url:
+        assert command_line([*verify, url, *named]) == 1
+    assert f"start it with 'moe-steer serve lab --plan {tmp_path / 'loud.json'}'" in capsys.readouterr().err
+
+    baked = ["--baked", str(tmp_path / "baked")]
+    assert command_line(["bake", "--model", "lab", *named, "--out", baked[1]]) == 0
+    for plan, code in ((PLAN, 0), (SteeringPlan(), 1)):
+        with served(BakedLab(*lab, plan)) as url:
+            assert command_line([*verify, url, *baked]) == code
+    assert "the server serves the plain model" in capsys.readouterr().err
+    half = SteeringPlan(experts=[ExpertGain(entry.layer, entry.expert, entry.gain / 4) for entry in PLAN.experts])
+    other = SteeringPlan(experts=[ExpertGain(2, 3, 64.0)])
+    for name, plan in (("half", half), ("other", other)):
+        with served(BakedLab(*lab, plan)) as url:
+            assert command_line([*verify, url, *baked]) == (name == "other")
+    shown = capsys.readouterr()
+    assert re.search(
+        r"WARNING: its log-probabilities are [0-9.]+ nats off, more than rounding in float32 explains", shown.out
+    )
+    assert "the server serves neither the steered model nor the plain one: 2 prompts" in shown.err
+
+
+def test_verify_says_where_it_cannot_tell(
+    lab: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faint = SteeringPlan(experts=[ExpertGain(2, 5, 1.0001)])
+    faint.save(tmp_path / "faint.json")
+    verify = ["verify", "--model", "lab", "--max-new-tokens", "4", "--plan", str(tmp_path / "faint.json"), "--endpoint"]
+    with served(ServedLab(*lab, {"faint": faint})) as url:
+        assert command_line([*verify, url]) == 1
+    assert "which cannot be seen on a server: give --prompts at which it acts" in capsys.readouterr().err
+    for arguments, words in (
+        (["verify", "--endpoint", url], "--endpoint needs --model, the plain model to compare with"),
+        (["verify"], "give --baked, the folder or GGUF file to check, or --endpoint, the server"),
+        (["verify", "--baked", "x", "--wait-server", "3"], "--wait-server is for sampling over HTTP: give --endpoint"),
+    ):
+        assert command_line(arguments) == 1
+        assert words in capsys.readouterr().err
+    for odd in ({}, {"logprobs": {"token_logprobs": [0.5]}, "token_ids": []}, {"logprobs": {"content": [{"id": 1}]}}):
+        with pytest.raises(ValueError, match="sends no token ids with log-probabilities"):
+            scored_tokens([odd], 10)
+    ours = {"logprobs": {"content": [{"id": 7, "logprob": -0.5}, {"id": 1, "logprob": -1}]}}
+    assert scored_tokens([ours], 10) == ([7, 1], [-0.5, -1.0])

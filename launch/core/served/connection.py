@@ -74,10 +74,8 @@ class Connection:
 
     def require(self, plans: Mapping[str, SteeringPlan | None], folder: Path, model: str) -> None:
         """See ``Session.require``."""
-        known = self.served.plans if self.served else {}
         needed = {name: plan for name, plan in plans.items() if plan is not None}
-        missing = [name for name, plan in needed.items() if plan.digest() not in known]
-        if not missing:
+        if not self._missing(needed):
             return
         home = folder / PLANS
         home.mkdir(parents=True, exist_ok=True)
@@ -88,14 +86,26 @@ class Connection:
             ]
             stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
             dataclasses.replace(plan, residual=files, base_dir=str(home)).save(home / f"{stem}.json")
+        self.refuse_missing(needed, model, str(home))
+
+    def refuse_missing(self, plans: Mapping[str, SteeringPlan], model: str, source: str) -> None:
+        """ValueError, with the command that starts the right server, where it lacks one of the plans; ``source``: their file or
+        folder."""
+        missing = self._missing(plans)
+        if not missing:
+            return
         lacks = (
             "takes no steering plans (GET /v1/steering answers 404), and would ignore them without a word"
             if self.served is None
             else f"does not have the plan of {', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
         )
         raise ValueError(
-            f"the server at {self.server.base_url} {lacks}: start it with 'moe-steer serve {model} --plan {home}', then this again"
+            f"the server at {self.server.base_url} {lacks}: start it with 'moe-steer serve {model} --plan {source}', then this again"
         )
+
+    def _missing(self, plans: Mapping[str, SteeringPlan]) -> list[str]:
+        known = self.served.plans if self.served else {}
+        return [name for name, plan in plans.items() if plan.digest() not in known]
 
 
 def plans_of_any(server: Server) -> Served | None:
