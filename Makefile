@@ -18,21 +18,29 @@ ENGINE_PYTHON := $(ENGINES)/venv/bin/python
 
 .PHONY: setup steer overthinking test check same bench engines clean
 
+# The launcher logs its own steps and warns of every machine without a GPU: our lines would drown.
+LAUNCH = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet
+ifeq ($(shell command -v nvidia-smi),)
+export DS_ACCELERATOR ?= cpu
+endif
+
 setup: $(STAMP)
 
 # torch first: an open range would pull gigabytes of CUDA packages onto a machine without a GPU.
 $(STAMP): pyproject.toml Makefile
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip freeze 2>/dev/null | grep -i '^torch==' > $(VENV)/constraints.txt
-	PIP_CONSTRAINT=$(VENV)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
-	touch $(STAMP)
+	@echo "setting up $(VENV): PyTorch ($(firstword $(TORCH))), then this package and its tools"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(BIN)/python -m pip freeze 2>/dev/null | grep -i '^torch==' > $(VENV)/constraints.txt
+	@PIP_CONSTRAINT=$(VENV)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	@touch $(STAMP)
+	@echo "ready; what this machine has and lacks: $(BIN)/moe-steer doctor"
 
 steer: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/steer_r1.py $(ARGS)
+	@$(LAUNCH) launch/steer_r1.py $(ARGS)
 
 overthinking: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/reduce_overthinking.py $(ARGS)
+	@$(LAUNCH) launch/reduce_overthinking.py $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)

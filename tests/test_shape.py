@@ -16,7 +16,7 @@ FLAGS = Path(__file__).parent / "golden" / "flags.json"
 MAX_LINES, MAX_MODULES, MAX_CHAIN, MAX_FILES, MAX_MAIN_JOB = 300, 15, 15, 320, 60
 FLOORS = {
     "moe_steer": (
-        {"errors", "files", "json_files", "lazy_exports", "layers", "hooks", "observe"},
+        {"errors", "files", "json_files", "lazy_exports", "console", "layers", "hooks", "observe"},
         {"thinking"}, {"tokens"}, {"lab"}, {"backends"}, {"saes"},
         {"direction", "choice", "plan_entries", "plan", "presets", "audit"},
         {"gguf"}, {"directions"}, {"contrasts"}, {"steering", "selfcheck", "loading"}, {"baking"},
@@ -32,7 +32,7 @@ FLOORS = {
     ),
     "launch": (
         {"core"}, {"jobs"}, {"dry_run", "recipes"},
-        {"steer_r1", "reduce_overthinking", "safety", "evaluate", "collect_stats"}, {"lab"}, {"serving"}, {"cli"},
+        {"steer_r1", "reduce_overthinking", "safety", "evaluate", "collect_stats"}, {"lab"}, {"serving"}, {"guide"}, {"cli"},
     ),
 }  # fmt: skip
 """Folders and files of each room from the ground up: each imports from its own floor and from those below."""
