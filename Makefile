@@ -1,4 +1,4 @@
-# make steer: the main job on the embedded model.   make overthinking: shorter thoughts on the dense one.   make test: all tests.   make check: format, lint, types, rules, fast tests.   make engines: a real vLLM, in an environment of its own.
+# make steer: the main job on the embedded model.   make overthinking: shorter thoughts on the dense one.   make test: all tests.   make check: format, lint, types, rules, fast tests.   make docs: the documentation site.   make engines: a real vLLM, in an environment of its own.
 PYTHON ?= python3
 # The build of PyTorch to install; on a machine with GPUs: make setup TORCH="torch==2.13.0 --index-url <your CUDA wheel index>"
 TORCH ?= torch==2.13.0
@@ -16,7 +16,7 @@ SAME ?= ../same-store
 ENGINES ?= build/engines
 ENGINE_PYTHON := $(ENGINES)/venv/bin/python
 
-.PHONY: setup steer overthinking test check same bench engines clean
+.PHONY: setup steer overthinking test check same docs bench engines clean
 
 # The launcher logs its own steps and warns of every machine without a GPU: our lines would drown.
 LAUNCH = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet
@@ -50,6 +50,11 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+
+# Strict: a dead link, a missing anchor or a name that cannot be found breaks it.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site: build/site/index.html"
 
 # The first time it stores what every command says and writes, later it compares: the net for changes that change nothing.
 same: $(STAMP)

@@ -159,7 +159,11 @@ def _cell(rate: Rate | None) -> str:
 
 
 def _of_experts(
-    model: Any, probes: Sequence[Probe], experts: Sequence[tuple[int, int]], tokens_per_batch: int, progress: bool | None
+    model: Any,
+    probes: Sequence[Probe],
+    experts: Sequence[tuple[int, int]],
+    tokens_per_batch: int,
+    progress: bool | None,
 ) -> dict[Target, list[Array]]:
     recorder = RoutingRecorder(model_shape(model), experts)
     run_traces(model, [probe.trace for probe in probes], recorder, tokens_per_batch=tokens_per_batch, progress=progress)

@@ -18,7 +18,7 @@ from reasoning_evals.runs import GradeRow, read_audit
 _BEST = 10
 _THEN = (
     "moe-steer inspect {folder}    where the experts fire, token by token",
-    "moe-steer power --baseline {folder}/test --arm steered    problems and samples that an effect needs",
+    "moe-steer power --baseline {folder}/test    problems and samples that an effect needs",
 )
 NO_PLACEBO = (
     "the plan has directions alone, so there is no placebo arm: a placebo is random experts that fire as often as the plan's, "
