@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from contextlib import redirect_stdout, suppress
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ ROOMS = {
     "expert_stats": "Measures routing: count, score, select.",
     "reasoning_evals": "Judges text: tasks, grades, comparisons.",
 }
-_BOX = re.compile(r"^[╭╰│] ?|[─╮╯│ ]+$")
 
 
 def commands() -> dict[str, str]:
@@ -47,15 +47,37 @@ def _help(main: Any, arguments: list[str]) -> str:
 
 
 def command_page(name: str, text: str) -> str:
-    """The page: what the command does, its usage, its options group by group."""
+    """The page: usage, what the command does, its options group by group."""
     usage, _, rest = text.partition("\n\n")
-    head, *boxes = re.split(r"^╭─ (.+?) ─+╮$", rest, flags=re.MULTILINE)
-    about = " ".join(head.split()) if name.startswith("moe-steer") else SCRIPTS[name]
-    parts = [f"# {name}", about.replace("<", "&lt;"), f"```text\n{usage}\n```"]
-    for title, box in zip(boxes[::2], boxes[1::2], strict=True):
-        lines = [_BOX.sub("", line) for line in box.strip("\n").split("\n") if not line.startswith("╰")]
-        parts += [f"## {title.strip().capitalize()}", "```text\n" + "\n".join(lines) + "\n```"]
+    about, *groups = re.split(r"^ (\w[\w -]*?) *\n -+ *$", rest, flags=re.MULTILINE)
+    if not groups:
+        raise ValueError(f"the help of {name} has another form than this page reads: {text[:300]!r}")
+    about = about.strip() if name.startswith("moe-steer") else SCRIPTS[name]
+    parts = [f"# {name}", _plain(about), f"```text\n{usage}\n```"]
+    for title, group in zip(groups[::2], groups[1::2], strict=True):
+        rows = [f"| <code>{_cell(escape(option))}</code> | {_plain(_cell(said))} |" for option, said in _options(group)]
+        parts += [f"## {title.capitalize()}", "\n".join(["| option | |", "|---|---|", *rows])]
     return "\n\n".join(parts) + "\n"
+
+
+def _options(group: str) -> list[tuple[str, str]]:
+    """Option, and what is said of it: on the same line, or on the lines that stand further right."""
+    found: list[list[str]] = []
+    for line in filter(str.strip, group.split("\n")):
+        if re.match(r"  \S", line):
+            found.append([part.strip() for part in re.split(r"  +", line.strip(), maxsplit=1)])
+        else:
+            found[-1].append(line.strip())
+    return [(option, " ".join(said)) for option, *said in found]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "&#124;")
+
+
+def _plain(text: str) -> str:
+    """Text whose tags are shown, not read."""
+    return text.replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 
 def room_page(room: str) -> str:

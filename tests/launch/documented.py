@@ -88,7 +88,7 @@ class Done(NamedTuple):
 
 def run(command: str, folder: Path, *more: str) -> Done:
     """Run a command of ours in this process, which saves its imports, and anything else in a shell. ``more``: options added."""
-    words = [*shlex.split(command), *more]
+    words = [*(_expanded(command) if "$(" in command else shlex.split(command)), *more]
     ours = words[0] in ("moe-steer", "deepspeed") or words[1:2] == ["-m"]
     here = os.getcwd()
     os.chdir(folder)
@@ -112,9 +112,19 @@ def _run(words: list[str]) -> int:
     return int(import_module(words[2]).main(words[3:]))
 
 
+def _expanded(command: str) -> list[str]:
+    """The words of a command in which the shell runs another one."""
+    done = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {command}"], env=_environment(), capture_output=True, text=True, check=True
+    )
+    return done.stdout.split("\0")[:-1]
+
+
 def _shell(command: str) -> int:
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
-    return subprocess.run(["bash", "-c", command], env=environment, check=False).returncode
+    return subprocess.run(["bash", "-c", command], env=_environment(), check=False).returncode
+
+
+def _environment() -> dict[str, str]:
+    """Of commands in a shell: this Python, and this code."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
