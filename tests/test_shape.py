@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -253,7 +254,7 @@ def flags() -> dict[str, dict[str, str]]:
         found[command] = {
             "--" + field.name.replace("_", "-"): "required"
             if field.default is dataclasses.MISSING
-            else str(field.default)
+            else str(field.default).replace(sys.executable, "<this Python>")
             for field in fields
         }
     return found

@@ -69,7 +69,6 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
             base=self.base,
             references=references,
             tokens_per_batch=self.tokens_per_batch,
-            progress=None if ranks.is_main else False,
         )
         if ranks.is_main:
             self._finish(counts, earlier)

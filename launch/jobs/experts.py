@@ -172,14 +172,7 @@ def find_experts(session: Session, options: Options, step: str) -> ExpertScores:
         markers = markers_for(session.tokenizer, options.markers, coefficients)
         references = references_for(session.tokenizer, traces, markers)
         counts = (
-            collect_over_ranks(
-                session.model,
-                traces,
-                markers,
-                session.ranks,
-                references=references,
-                progress=None if session.ranks.is_main else False,
-            )
+            collect_over_ranks(session.model, traces, markers, session.ranks, references=references)
             if session.connection is None
             else count_served(session.connection, traces, session.shape, markers, references=references)
         )

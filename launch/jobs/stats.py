@@ -176,7 +176,6 @@ def _count(
             base=options.base,
             references=references,
             tokens_per_batch=options.tokens_per_batch,
-            progress=None if ranks.is_main else False,
         )
         if ranks.is_main:
             counts.save(files[number])
