@@ -41,7 +41,6 @@ def units(full: bool) -> dict[str, Unit]:
     """What runs as one, by the name that its items begin with."""
     import torch
     import transformers
-
     from same import jobs
 
     torch.set_num_threads(1)
