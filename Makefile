@@ -1,4 +1,4 @@
-# make steer: the main job on the embedded model.   make overthinking: shorter thoughts on the dense one.   make test: all tests.   make check: format, lint, types, rules, fast tests.   make engines: a real vLLM, in an environment of its own.
+# make steer: the main job on the embedded model.   make overthinking: shorter thoughts on the dense one.   make test: all tests.   make check: format, lint, types, rules, fast tests.   make docs: the documentation site.   make engines: a real vLLM, in an environment of its own.
 PYTHON ?= python3
 # The build of PyTorch to install; on a machine with GPUs: make setup TORCH="torch==2.13.0 --index-url <your CUDA wheel index>"
 TORCH ?= torch==2.13.0
@@ -16,23 +16,31 @@ SAME ?= ../same-store
 ENGINES ?= build/engines
 ENGINE_PYTHON := $(ENGINES)/venv/bin/python
 
-.PHONY: setup steer overthinking test check same bench engines clean
+.PHONY: setup steer overthinking test check same docs bench engines clean
+
+# The launcher logs its own steps and warns of every machine without a GPU: our lines would drown.
+LAUNCH = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet
+ifeq ($(shell command -v nvidia-smi),)
+export DS_ACCELERATOR ?= cpu
+endif
 
 setup: $(STAMP)
 
 # torch first: an open range would pull gigabytes of CUDA packages onto a machine without a GPU.
 $(STAMP): pyproject.toml Makefile
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip freeze 2>/dev/null | grep -i '^torch==' > $(VENV)/constraints.txt
-	PIP_CONSTRAINT=$(VENV)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
-	touch $(STAMP)
+	@echo "setting up $(VENV): PyTorch ($(firstword $(TORCH))), then this package and its tools"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(BIN)/python -m pip freeze 2>/dev/null | grep -i '^torch==' > $(VENV)/constraints.txt
+	@PIP_CONSTRAINT=$(VENV)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	@touch $(STAMP)
+	@echo "ready; what this machine has and lacks: $(BIN)/moe-steer doctor"
 
 steer: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/steer_r1.py $(ARGS)
+	@$(LAUNCH) launch/steer_r1.py $(ARGS)
 
 overthinking: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/reduce_overthinking.py $(ARGS)
+	@$(LAUNCH) launch/reduce_overthinking.py $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -42,6 +50,11 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+
+# Strict: a dead link, a missing anchor or a name that cannot be found breaks it.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site: build/site/index.html"
 
 # The first time it stores what every command says and writes, later it compares: the net for changes that change nothing.
 same: $(STAMP)

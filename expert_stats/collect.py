@@ -13,6 +13,7 @@ from torch import nn
 from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
 from expert_stats.references import reference_tokens
+from moe_steer.console.progress import tracked
 from moe_steer.layers import decoder, evaluating, model_shape, moe_layers, text_config, unwrap, weights_in_memory
 from moe_steer.observe import observe_routing
 from moe_steer.tokens import MarkerSet, Trace, check_traces
@@ -31,7 +32,7 @@ def collect_counts(
     tokens_per_batch: int = 8192,
     batch_size: int | None = None,
     references: Mapping[int, str] | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
     allow_empty: bool = False,
 ) -> RoutingCounts:
     """Count the routing of traces, each run once through the model with its own tokens as input.
@@ -40,6 +41,7 @@ def collect_counts(
     of one forward pass; ``batch_size``: maximum traces in one. ``references``: token id -> text of the tokens that markers are
     compared with; default those of these traces (`reference_tokens`). Parts that will be added need the same ones: the sum
     keeps those that all have. ``allow_empty``: without traces return zero counts (for a process without a share) instead of an error.
+    ``progress``: a bar (True), none (False), or a bar on a terminal and a line now and then elsewhere (None).
 
     Only the decoder runs, not the language-model head; counting happens on the device. The result does not depend on the
     order of the traces. ValueError, before anything runs, for a dense model, no traces, a trace_id that occurs twice, a
@@ -73,13 +75,13 @@ def run_traces(
     *,
     tokens_per_batch: int = 8192,
     batch_size: int | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> None:
     """Run traces through the decoder, each once with its own tokens as input. ``sink``: a `RoutingCounter`, or what has its
     ``expect`` and call."""
     body, device = decoder(model), unwrap(model).get_input_embeddings().weight.device
     with evaluating(model), torch.no_grad(), observe_routing(model, sink):
-        for batch in _with_progress(list(batches(traces, tokens_per_batch, batch_size)), progress):
+        for batch in tracked(batches(traces, tokens_per_batch, batch_size), "counting", shown=progress):
             width = max(len(trace.token_ids) for trace in batch)
             sink.expect(batch, width)
             body(**_padded(batch, width, device), use_cache=False)
@@ -147,16 +149,6 @@ def _padded(batch: Sequence[Trace], width: int, device: torch.device) -> dict[st
         input_ids[row, : len(trace.token_ids)] = torch.tensor(trace.token_ids)
         mask[row, : len(trace.token_ids)] = 1
     return {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
-
-
-def _with_progress(items: list[list[Trace]], progress: bool) -> Iterator[list[Trace]]:
-    if not progress:
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, description="counting", console=Console(stderr=True))
 
 
 def reduce_counts(counts: RoutingCounts) -> RoutingCounts:

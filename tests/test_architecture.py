@@ -20,7 +20,14 @@ PURE = [
     *(f"expert_stats/{name}.py" for name in ("counts", "npmi", "select")),
     *(f"reasoning_evals/{name}.py" for name in ("answers", "thinking", "comparing/statistics", "problems")),
 ]
-LEAVES = {"moe_steer.errors", "moe_steer.files", "moe_steer.json_files", "moe_steer.lazy_exports", "moe_steer.thinking"}
+LEAVES = {
+    "moe_steer.errors",
+    "moe_steer.files",
+    "moe_steer.json_files",
+    "moe_steer.lazy_exports",
+    "moe_steer.console.progress",
+    "moe_steer.thinking",
+}
 """What reasoning_evals may import of moe_steer: pieces that know nothing of models."""
 HEAVY = {"transformers", "datasets", "deepspeed"}
 

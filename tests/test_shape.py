@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ FLAGS = Path(__file__).parent / "golden" / "flags.json"
 MAX_LINES, MAX_MODULES, MAX_CHAIN, MAX_FILES, MAX_MAIN_JOB = 300, 15, 15, 320, 60
 FLOORS = {
     "moe_steer": (
-        {"errors", "files", "json_files", "lazy_exports", "layers", "hooks", "observe"},
+        {"errors", "files", "json_files", "lazy_exports", "console", "layers", "hooks", "observe"},
         {"thinking"}, {"tokens"}, {"lab"}, {"backends"}, {"saes"},
         {"direction", "choice", "plan_entries", "plan", "presets", "audit"},
         {"gguf"}, {"directions"}, {"contrasts"}, {"steering", "selfcheck", "loading"}, {"baking"},
@@ -32,7 +33,7 @@ FLOORS = {
     ),
     "launch": (
         {"core"}, {"jobs"}, {"dry_run", "recipes"},
-        {"steer_r1", "reduce_overthinking", "safety", "evaluate", "collect_stats"}, {"lab"}, {"serving"}, {"cli"},
+        {"steer_r1", "reduce_overthinking", "safety", "evaluate", "collect_stats"}, {"lab"}, {"serving"}, {"guide"}, {"cli"},
     ),
 }  # fmt: skip
 """Folders and files of each room from the ground up: each imports from its own floor and from those below."""
@@ -253,7 +254,7 @@ def flags() -> dict[str, dict[str, str]]:
         found[command] = {
             "--" + field.name.replace("_", "-"): "required"
             if field.default is dataclasses.MISSING
-            else str(field.default)
+            else str(field.default).replace(sys.executable, "<this Python>")
             for field in fields
         }
     return found

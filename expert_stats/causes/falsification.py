@@ -66,7 +66,7 @@ def falsify(
     saes: Mapping[int, Any] | None = None,
     *,
     tokens_per_batch: int = 8192,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> list[Falsified]:
     """The table for experts (absolute layer, expert) and atoms (layer, atom) of ``saes`` (by layer, `moe_steer.saes.SAE`).
 
@@ -159,7 +159,11 @@ def _cell(rate: Rate | None) -> str:
 
 
 def _of_experts(
-    model: Any, probes: Sequence[Probe], experts: Sequence[tuple[int, int]], tokens_per_batch: int, progress: bool
+    model: Any,
+    probes: Sequence[Probe],
+    experts: Sequence[tuple[int, int]],
+    tokens_per_batch: int,
+    progress: bool | None,
 ) -> dict[Target, list[Array]]:
     recorder = RoutingRecorder(model_shape(model), experts)
     run_traces(model, [probe.trace for probe in probes], recorder, tokens_per_batch=tokens_per_batch, progress=progress)

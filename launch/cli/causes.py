@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -208,14 +207,6 @@ def _line(one: Any) -> str:
 
 
 def _watch(shows: bool) -> Any:
-    import sys
+    from moe_steer.console.progress import tracked
 
-    def watch(label: str, items: Iterable[Any]) -> Iterable[Any]:
-        if not (shows and sys.stderr.isatty()):
-            return items
-        from rich.console import Console
-        from rich.progress import track
-
-        return track(list(items), description=label, console=Console(stderr=True), transient=True)
-
-    return watch
+    return lambda label, items: tracked(items, label, shown=None if shows else False)

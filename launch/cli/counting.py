@@ -45,7 +45,6 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
         return 0
 
     def _collect(self, ranks: Ranks) -> None:
-        import sys
 
         from expert_stats import MarkerSet, RoutingCounts
         from launch.core.session import load_asked
@@ -70,7 +69,6 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
             base=self.base,
             references=references,
             tokens_per_batch=self.tokens_per_batch,
-            progress=ranks.is_main and sys.stderr.isatty(),
         )
         if ranks.is_main:
             self._finish(counts, earlier)

@@ -38,6 +38,7 @@ class MakeDirection(DirectionOptions):
 
         from expert_stats import collect_contrast
         from launch.core.session import load_asked
+        from moe_steer.console.progress import follow
         from moe_steer.contrasts import contrast_fits, fit_notes
         from moe_steer.directions import report_atoms
         from moe_steer.saes import fit_lines
@@ -60,6 +61,7 @@ class MakeDirection(DirectionOptions):
             batch_tokens=self.tokens_per_batch,
             second_moments="pca" in self.method,
             notes=notes | fit_notes(fits),
+            progress=follow("reading answers"),
         )
         reports = []
         for method in self.method:

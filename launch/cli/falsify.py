@@ -67,7 +67,6 @@ class Falsify(PromptOptions, HeldModel):
         return 0
 
     def _try(self, shows: bool) -> tuple[list[Falsified], list[str]]:
-        import sys
 
         from expert_stats import MarkerSet
         from expert_stats.causes import falsify, probes_of
@@ -92,7 +91,7 @@ class Falsify(PromptOptions, HeldModel):
             list(dict.fromkeys(atoms)),
             {layer: sae.to(device=device) for layer, sae in saes.items()},
             tokens_per_batch=self.tokens_per_batch,
-            progress=shows and sys.stderr.isatty(),
+            progress=None if shows else False,
         )
         return found, [tokenizer.decode([token]) for token in matched]
 

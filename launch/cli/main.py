@@ -14,6 +14,8 @@ from launch.core.option_checks import refuse_misread
 from moe_steer.errors import exit_code, readers_may_leave, safe_console_for
 
 COMMANDS = {
+    "demo": "launch.guide.demo:Demo",
+    "doctor": "launch.guide.doctor:Doctor",
     "collect": "launch.cli.counting:Collect",
     "score": "launch.cli.counting:Score",
     "plan": "launch.cli.plan:MakePlan",

@@ -126,14 +126,10 @@ def _traced(
     folder: Path, count_tokens: Callable[[str], int], judge: AttemptJudge, markers: Sequence[str]
 ) -> list[TracedSample]:
     """The samples of a folder in the order of its grades, with a progress line while it takes."""
-    from reasoning_evals.runs import Progress
+    from moe_steer.console.progress import tracked
     from reasoning_evals.thoughts import graded_rows, trace_run
 
     rows = graded_rows(folder)
     place = {(row.arm, row.problem_id, row.sample_idx): index for index, row in enumerate(rows)}
-    samples = []
-    with Progress(len(rows), 0, what="thoughts") as bar:
-        for sample in trace_run(folder, rows, count_tokens, judge, markers):
-            samples.append(sample)
-            bar.stored()
+    samples = tracked(trace_run(folder, rows, count_tokens, judge, markers), "thoughts", total=len(rows))
     return sorted(samples, key=lambda one: place[one.row.arm, one.row.problem_id, one.row.sample_idx])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,8 @@ class Findings:
     max_examples: int = 6
     config: Mapping[str, Any] | None = None
     """What the page shows as the run's settings; default the job's options and those of the step."""
+    then: Sequence[str] = ()
+    """What to look at after the page: commands, each with what it shows. ``{folder}`` is the job's."""
     parts: Mapping[str, Report] = field(default_factory=dict)
     """Folder below the job's own -> a page of its own."""
 
@@ -77,8 +80,17 @@ def publish(findings: Findings, asked: Rereading = NOTHING_MORE) -> str:
         report = dataclasses.replace(report, run=run | {"config": config})
     write_pages(report, folder)
     warnings = [f"WARNING: {warning}" for warning in findings.warnings]
+    then = ["open the report in a browser", *(line.format(folder=shlex.quote(str(folder))) for line in findings.then)]
     return "\n".join(
-        ["", *report.above, *findings.summary, *report.read_again, *warnings, f"report: {folder / 'report.html'}"]
+        [
+            "",
+            *report.above,
+            *findings.summary,
+            *report.read_again,
+            *warnings,
+            f"report: {folder / 'report.html'}",
+            *(f"{'next:' if line == then[0] else '':5} {line}" for line in then),
+        ]
     )
 
 

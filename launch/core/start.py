@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import TypeVar
 
+import torch
 import tyro
 
 from launch.core.failure import MEMORY_ERRORS, DryRun, in_words
@@ -36,6 +37,8 @@ def start(
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: silent when piped
     warnings.filterwarnings("ignore", message=".*NVML.*")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns in every process that it had to find this out
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def parse() -> OptionsT:

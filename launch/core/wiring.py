@@ -286,6 +286,7 @@ def collect_over_ranks(
     if references is None:
         references = reference_tokens(traces, markers)
     options |= {"tokens_per_batch": tokens_per_batch, "references": references}
+    options |= {"progress": None if ranks.is_main else False}
     layout = layout_of(model)
     if layout.same_tokens or ranks.world_size == 1:
         return collect_counts(model, traces, markers, **options)

@@ -148,6 +148,9 @@ def _findings(options: EvaluateOptions, rows: Sequence[GradeRow], silent: Sequen
         },
         warnings=silent,
         silent=silent,
+        then=[
+            "moe-steer export {folder} --format parquet --out samples.parquet    every answer and grade, one row each"
+        ],
     )
 
 

@@ -16,6 +16,10 @@ from reasoning_evals.comparing import Comparison, Tuning, rounded
 from reasoning_evals.runs import GradeRow, read_audit
 
 _BEST = 10
+_THEN = (
+    "moe-steer inspect {folder}    where the experts fire, token by token",
+    "moe-steer power --baseline {folder}/test    problems and samples that an effect needs",
+)
 NO_PLACEBO = (
     "the plan has directions alone, so there is no placebo arm: a placebo is random experts that fire as often as the plan's, "
     "and this plan names none; whether a random direction would do as much is not tested"
@@ -62,6 +66,7 @@ def findings_of(outcome: Outcome) -> Findings:
         silent=silent,
         above=evidence,
         figures=_figures(outcome, sweep),
+        then=_THEN if outcome.scores else _THEN[1:],
     )
 
 

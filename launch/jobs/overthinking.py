@@ -39,6 +39,7 @@ from launch.jobs.overthinking_options import (
 )
 from launch.jobs.overthinking_settings import BASELINE, UNTUNED, Setting, all_settings, build, choices_of
 from moe_steer import Direction
+from moe_steer.console.progress import follow
 from moe_steer.contrasts import MarkedSequence, collect_contrast, fit_notes
 from moe_steer.directions import all_atoms, caa, report_atoms, single_atom, sta
 from moe_steer.lab import LAB_SAE
@@ -208,7 +209,14 @@ def _from_decisions(
     sequences = decision_sites(traces, session.tokenizer, switch_words=switch_words)
     _refuse_empty(sequences, f"no thought stops and goes on at {', '.join(switch_words)}: name its words")
     notes = {"contrast": "decisions", "switch_words": list(switch_words), **text_notes(session.tokenizer)}
-    contrasts = collect_contrast(session.model, sequences, layers, weight="token", notes=notes)
+    contrasts = collect_contrast(
+        session.model,
+        sequences,
+        layers,
+        weight="token",
+        notes=notes,
+        progress=follow("reading answers", session.ranks.rank),
+    )
     return [("decision", caa(contrasts[layer])) for layer in layers]
 
 
@@ -233,7 +241,14 @@ def _from_pairs(
         wanted.add(sae.about.layer)
     fits = fits_of(session, sequences, saes)
     notes = {"contrast": "thoughts", **text_notes(session.tokenizer), **fit_notes(fits)}
-    contrasts = collect_contrast(session.model, sequences, sorted(wanted), saes=saes, notes=notes)
+    contrasts = collect_contrast(
+        session.model,
+        sequences,
+        sorted(wanted),
+        saes=saes,
+        notes=notes,
+        progress=follow("reading answers", session.ranks.rank),
+    )
     made = [("caa", caa(contrasts[layer])) for layer in layers] if "caa" in methods else []
     reports = []
     for layer, one in saes.items():

@@ -141,6 +141,7 @@ def findings_of(outcome: Outcome) -> Findings:
         facts=facts(outcome),
         warnings=outcome.warnings(),
         silent=outcome.silent,
+        then=["moe-steer thinking {folder} --out thinking.json    what the shorter thoughts leave out"],
         headline=[one.sentence for one in outcome.efficiencies],
         tables={"Length and cost": length_table(outcome), "What was chosen": choice_table(outcome)},
         figures=figures(outcome),

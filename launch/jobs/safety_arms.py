@@ -12,6 +12,7 @@ from launch.core.session import Session
 from launch.jobs.safety_options import VECTOR_ARMS, SafetyOptions
 from launch.jobs.safety_tasks import SafetyTask, is_chat
 from moe_steer import ResidualVector, SteeringPlan
+from moe_steer.console.progress import follow
 from moe_steer.contrasts import answer_pairs, collect_contrast, fit_notes
 from moe_steer.directions import all_atoms, caa, report_atoms, sta
 from moe_steer.saes import SAE
@@ -111,7 +112,14 @@ def new_directions(
     saes = {} if sae is None else {layer: sae}
     fits = fits_of(session, sequences, saes)
     notes = {"contrast": "answers", "chat": chat, **text_notes(session.tokenizer), **fit_notes(fits)}
-    contrast = collect_contrast(session.model, sequences, [layer], saes=saes, notes=notes)[layer]
+    contrast = collect_contrast(
+        session.model,
+        sequences,
+        [layer],
+        saes=saes,
+        notes=notes,
+        progress=follow("reading answers", session.ranks.rank),
+    )[layer]
     made, reports = [], []
     for arm in (arm for arm in options.arms if arm in VECTOR_ARMS):
         if arm == "caa":

@@ -50,6 +50,7 @@ def findings_of(outcome: Outcome) -> Findings:
         comparison=outcome.comparisons[shown.name],
         results=outcome.results(),
         summary=_summary(outcome),
+        then=["{folder}/*/report.html: one page for each task"],
         headline=[sentence_on(outcome, arm) for arm in outcome.names if arm != outcome.reference],
         facts=facts(outcome)
         | {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +176,6 @@ def _count(
             base=options.base,
             references=references,
             tokens_per_batch=options.tokens_per_batch,
-            progress=ranks.is_main and sys.stderr.isatty(),
         )
         if ranks.is_main:
             counts.save(files[number])

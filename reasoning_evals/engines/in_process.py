@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ class InProcessSampler:
         self._batch_size = batch_size
         self._processors = processors
         self._most, self._sets_aside = 0, True
+        self.on_tokens: Callable[[int], None] | None = None
+        """Called after every step with the number of tokens that it made."""
         self._room: CacheRoom | None = None
 
     def hold(self, rows: int, sets_aside: bool, context: int = 0) -> None:
@@ -72,7 +74,7 @@ class InProcessSampler:
         order = sorted(requests, key=lambda request: (-len(request.prompt_ids), request.prompt_ids))
         decoder = Decoder(self.model, config, self.stop_ids, self._processors)
         places = self._batch_size or config.batch_size
-        rounds = Rounds(decoder, order, min(places, self._most or places), self._sets_aside, self._room)
+        rounds = Rounds(decoder, order, min(places, self._most or places), self._sets_aside, self._room, self.on_tokens)
         for done in rounds:
             if rounds.places < places:
                 self._most = rounds.places
@@ -147,9 +149,11 @@ class Rounds:
         places: int,
         sets_aside: bool = False,
         room: CacheRoom | None = None,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> None:
         self.places = places
         self._room = room
+        self._on_tokens = on_tokens
         self._decoder = decoder
         self._waiting = list(requests)
         self._live: list[Batch] = []
@@ -191,6 +195,8 @@ class Rounds:
             if len(self._live[0]) > fitting:
                 self._waiting[:0] = self._live[0].keep(fitting)
         if self._live:
+            if self._on_tokens is not None:
+                self._on_tokens(len(self._live[0]))
             yield from self._noted(self._live[0].step())
             self._live = [batch for batch in self._live if batch]
 

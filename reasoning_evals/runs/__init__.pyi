@@ -8,7 +8,6 @@ from reasoning_evals.runs.grading_pass import GradeRow as GradeRow
 from reasoning_evals.runs.grading_pass import Judgement as Judgement
 from reasoning_evals.runs.grading_pass import grade_run as grade_run
 from reasoning_evals.runs.grading_pass import read_grades as read_grades
-from reasoning_evals.runs.progress import Progress as Progress
 from reasoning_evals.runs.run import Arm as Arm
 from reasoning_evals.runs.run import run_arms as run_arms
 from reasoning_evals.runs.run_folder import PROBLEMS_FILE as PROBLEMS_FILE

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
+from moe_steer.console.progress import tracked
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, quoted, short
 from reasoning_evals.problems import LABEL, Problem
@@ -104,7 +105,8 @@ def grade_run(
     judge = grade or _default_judge()
     readers = run_thoughts(config)
     rows: dict[tuple[str, str, int], GradeRow] = {}
-    for completion in read_generations(folder):
+    number = len(config["arm_order"]) * len(by_id) * config["k"]
+    for completion in tracked(read_generations(folder), "grading", total=number):
         problem = by_id.get(completion.problem_id)
         if problem is None:
             raise ValueError(

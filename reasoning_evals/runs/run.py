@@ -39,12 +39,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moe_steer.console.progress import Progress
 from reasoning_evals.engines import Request, Sample, Sampler, SamplingConfig
 from reasoning_evals.problems import Problem, check_unique, write_problems
 from reasoning_evals.prompts import RenderedPrompt
 from reasoning_evals.runs.completions import Completion, CompletionKey, JsonLinesWriter
 from reasoning_evals.runs.grading_pass import GradeRow, grade_run, read_grades
-from reasoning_evals.runs.progress import Progress
 from reasoning_evals.runs.run_folder import (
     PROBLEMS_FILE,
     AuditWriter,
@@ -199,7 +199,7 @@ def run_arms(
     with (
         JsonLinesWriter(generation_file(folder, rank, world_size)) as writer,
         AuditWriter(audit_file(folder, rank, world_size)) as audit_writer,
-        Progress(num_samples, num_done, shown=progress, rank=rank) as bar,
+        Progress(num_samples, num_done, progress, rank, longest=config.max_new_tokens) as bar,
     ):
 
         def store(completion: Completion) -> None:
@@ -252,11 +252,13 @@ def _run_chunk(
     samples on disk then always has its audit too."""
     requests = {request.key: request for request in chunk.requests}
     waiting: Completion | None = None
+    if steps := hasattr(one.arm.sampler, "on_tokens"):  # it says what it makes token by token
+        one.arm.sampler.on_tokens = bar.made
     with one.arm.context() as audit:
         for sample in one.arm.sampler.sample(chunk.requests, config):
             request = requests.pop(sample.key)
             completion = _completion(sample, request.prompt, request.seed)
-            bar.sampled(completion.total_tokens)
+            bar.made(0 if steps else completion.total_tokens)
             if sample.key in stored:
                 if check_repeats and stored[sample.key] != content_digest(completion):
                     raise RuntimeError(

@@ -18,8 +18,8 @@ ABOUT_THE_START = ("commit", "created", "hardware", "history", "versions")
 
 _LAUNCHER = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\] \[(INFO|WARNING)\] .*$")
 """The launcher's own log: times, process numbers, paths."""
-_PROGRESS = re.compile(r"\r|\d+%\|")
-"""Progress bars: speeds and times."""
+_PROGRESS = re.compile(r"\r|\d+%\||^[a-z ]+: \d+ of \d+, .* left$")
+"""Progress, as a bar or a line: speeds and times."""
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
 """Addresses in memory, in the names that Python gives to objects."""
 _SPEED = re.compile(r"\b[\d,.]+ tokens/s\b")

@@ -28,6 +28,7 @@ from moe_steer.baking.safetensors.residual import plan_residual
 from moe_steer.baking.safetensors.target import NEW_INDEX, TargetLayout, target_layout, write_overlay
 from moe_steer.baking.safetensors.textpatch import apply_patches, byte_edits, keeps_length
 from moe_steer.baking.staging import refuse_target, staged, staging
+from moe_steer.console.progress import tracked
 from moe_steer.plan import SteeringPlan
 
 HASH_LIMIT = 4 << 30
@@ -101,7 +102,7 @@ def _place_shards(
     kept = [shard for shard in source.shards if shard not in layout.rewritten]
     hashed = place is copy_file or hash_all or sum(source.path(shard).stat().st_size for shard in kept) <= HASH_LIMIT
     files = {}
-    for shard in kept:
+    for shard in tracked(kept, "copying"):
         path = folder / layout.names[shard]
         files[path.name] = recorded(path, made, shard, hashed, place(source.path(shard), path))
     return files
@@ -110,7 +111,7 @@ def _place_shards(
 def _write_shards(source: Checkpoint, layout: TargetLayout, folder: Path) -> dict[str, RecordedFile]:
     """Rewrite the shards that hold changed tensors, and write the extra one."""
     files = {}
-    for shard, changes in layout.rewritten.items():
+    for shard, changes in tracked(layout.rewritten.items(), "writing"):
         path = folder / layout.names[shard]
         size = write_changed(source, shard, changes, path)
         files[path.name] = recorded(path, "rewritten", shard, True, size)

@@ -1,4 +1,4 @@
-"""Every start on a published model that the README shows passes ``--dry-run`` on the machine that it names, with no further option."""
+"""Every start on a published model that README and docs show for a machine passes ``--dry-run`` on it, with no further option."""
 
 from __future__ import annotations
 
@@ -11,37 +11,35 @@ from pathlib import Path
 
 import pytest
 
+from documented import PAGES, Shown, blocks
 from launch.recipes import load_recipe
 from moe_steer.lab import LAB_MODEL
-from rank_processes import ROOT
 
-NAMED = re.compile(r"^    deepspeed (launch/(\w+)\.py .*?)\s+# (\d+) x \w+ of ([\d.]+) GiB$", re.MULTILINE)
 PUBLISHED = {
     "deepseek-ai/DeepSeek-R1": "r1-fp8-8xh200",
     "Qwen/Qwen3-30B-A3B": "qwen3-30b-1xh100",
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": "r1-distill-qwen-7b",
 }
 """Hub id -> the recipe that has its published configuration."""
-STARTS = NAMED.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+STARTS = {
+    item.command: item.machine for page in PAGES for item in blocks(page) if isinstance(item, Shown) and item.machine
+}
+"""A command that two pages show starts once."""
 
 
-def test_the_readme_names_machines() -> None:
-    assert {script for _, script, _, _ in STARTS} == {"steer_r1", "reduce_overthinking"}
-    assert len(STARTS) == 3
+def test_pages_name_machines() -> None:
+    scripts = {command.split()[1] for command in STARTS}
+    assert {"launch/steer_r1.py", "launch/reduce_overthinking.py"} <= scripts
+    assert len(STARTS) >= 3
 
 
-@pytest.mark.parametrize(("command", "script", "gpus", "gib"), STARTS, ids=[start[1] + start[2] for start in STARTS])
+@pytest.mark.parametrize("command", STARTS)
 def test_it_starts_on_its_machine(
-    command: str,
-    script: str,
-    gpus: str,
-    gib: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    gpus, gib = STARTS[command] or ("", "")
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(command)[1:]
+    words = [word for word in shlex.split(command)[1:] if word != "--dry-run"]
     place = words.index("--model") + 1
     model = tmp_path / Path(words[place]).name
     shutil.copytree(LAB_MODEL, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
@@ -58,7 +56,9 @@ def test_it_starts_on_its_machine(
             file = Path(words[words.index(option) + 1]).with_suffix(".jsonl")
             file.write_text(text)
             words[words.index(option) + 1] = f"./{file}"
-    assert import_module(f"launch.{script}").main([*words, "--dry-run", "--gpus", gpus, "--gpu-gib", gib]) == 0
+    script, *options = words
+    module = import_module(script.removesuffix(".py").replace("/", "."))
+    assert module.main([*options, "--dry-run", "--gpus", gpus, "--gpu-gib", gib]) == 0
     said = capsys.readouterr()
     assert "nothing was loaded or written" in said.out
     assert re.search(r"\b(1|2|4|8|16|32|64) rows of up to \d{5} tokens", said.out)
