@@ -10,6 +10,7 @@ import pytest
 import tyro
 
 from launch.cli.main import COMMANDS as MOE_STEER
+from launch.jobs.evaluation import EvaluateOptions
 from launch.jobs.experts_options import Options
 from launch.jobs.safety_options import SafetyOptions
 from launch.recipes import FOLDER, HOSTS, load_recipe, names
@@ -34,6 +35,8 @@ def parse(command: str) -> object:
         assert launcher.user_script in JOBS
         assert not launcher.hostfile or launcher.hostfile.startswith("/job") or (ROOT / launcher.hostfile).is_file()
         return tyro.cli(JOBS[launcher.user_script], args=launcher.user_args)
+    if words[:2] == ["moe-steer", "evaluate"]:
+        return tyro.cli(EvaluateOptions, args=words[2:])
     if words[0] == "moe-steer":
         module, _, name = MOE_STEER[words[1]].partition(":")
         return tyro.cli(getattr(import_module(module), name), args=words[2:], config=(tyro.conf.OmitArgPrefixes,))
@@ -46,6 +49,15 @@ def test_every_command_parses() -> None:
     for command in COMMANDS:
         if command not in (FOLDER / HOSTS).read_text().splitlines():
             parse(command)
+
+
+def test_every_command_of_the_page_on_engines_parses() -> None:
+    """What stands behind ``--`` is for the engine."""
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^    (moe-steer .*?)(?: -- .*| +#.*| \\\\)?$", page, re.MULTILINE)
+    assert len(shown) >= 3
+    for command in shown:
+        parse(command)
 
 
 def test_a_command_that_does_not_parse_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
