@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from moe_steer.thinking import (
@@ -31,6 +31,7 @@ __all__ = [
     "prompt_with_empty_thought",
     "prompt_with_request",
     "prompt_without_thinking",
+    "render_messages",
     "render_prompt",
     "thinking_format",
 ]
@@ -63,8 +64,14 @@ def render_prompt(tokenizer: Any, question: str, *, thinking: bool = True) -> Re
     turn = [{"role": "user", "content": question}]
     if not thinking:
         return _rendered(tokenizer, render(tokenizer, turn, **thinking_off(tokenizer)))
+    return render_messages(tokenizer, turn)
+
+
+def render_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> RenderedPrompt:
+    """A conversation (``role`` and ``content`` of each message) in the tokenizer's chat template, opened for the assistant, with
+    thinking on as in ``render_prompt``."""
     fmt = thinking_format(tokenizer)
-    return _rendered(tokenizer, render(tokenizer, turn, **dict(fmt.arguments)) + fmt.append)
+    return _rendered(tokenizer, render(tokenizer, messages, **dict(fmt.arguments)) + fmt.append)
 
 
 def prompt_before_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callable[[str], RenderedPrompt]:

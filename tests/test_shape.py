@@ -33,6 +33,7 @@ FLOORS = {
     ),
     "launch": (
         {"core"}, {"jobs"}, {"dry_run", "recipes"},
+        {"inspect_model", "lm_eval_model"},
         {"steer_r1", "reduce_overthinking", "safety", "evaluate", "collect_stats"}, {"lab"}, {"serving"}, {"guide"}, {"cli"},
     ),
 }  # fmt: skip
