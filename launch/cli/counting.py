@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from launch.core.option_checks import refuse_idle
 from launch.core.options import ModelOptions
 from launch.core.served.server_options import JobServerOptions
-from launch.jobs.stats import CountingOptions, ScoringOptions, verdict
+from launch.jobs.stats import CountingOptions, ScoringOptions, next_plan, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,5 +175,5 @@ class Score(ScoringOptions):
             from expert_stats import heat_map
 
             Path(self.heatmap).write_text(heat_map(scores), encoding="utf-8")
-        print(f"wrote {self.out}; next: moe-steer plan --scores {self.out} --top 2 --gain 64 --out plan.json")
+        print(f"wrote {self.out}; next: {next_plan(scores, self.out)}")
         return 0

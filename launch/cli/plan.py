@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.core.arms import with_choice
+from launch.core.options import MIN_SUPPORT
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
 from moe_steer.plan import UNITS
 from moe_steer.plan_entries import read_vector
@@ -56,7 +57,7 @@ class MakePlan:
     """Where to act: all (the default), prompt, thought, answer, generated, after:N, step_end, or step_end:CLASS with sentence, line, paragraph or stop (joined by +)."""
     renormalize: bool = False
     """Rescale a token's weights to their former sum after the gain."""
-    min_support: int = 5
+    min_support: int = MIN_SUPPORT
     """Least number of times a scored expert must have been active at a marker."""
     max_q: float = 0.05
     """Evidence that an expert of --scores or --by needs: the largest q, as 'moe-steer score' prints it."""

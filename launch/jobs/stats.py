@@ -8,9 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expert_stats import BASES, BY, MISSING_MARKER, ZERO_JOINT, ExpertScores, RoutingCounts, Trace, score_experts
+from expert_stats import (
+    BASES,
+    BY,
+    MAX_Q,
+    MISSING_MARKER,
+    ZERO_JOINT,
+    ExpertScores,
+    RoutingCounts,
+    Trace,
+    Unproven,
+    score_experts,
+    select_experts,
+)
 from launch.core.option_checks import check_counts
-from launch.core.options import ELSEWHERE, ModelOptions, config_of
+from launch.core.options import ELSEWHERE, MIN_SUPPORT, ModelOptions, config_of
 from launch.core.ranks import Ranks
 from launch.core.wiring import counted, parse_coefficients
 from moe_steer.tokens import POSITIONS, RICE_COEFFICIENTS
@@ -197,18 +209,30 @@ def _publish(options: CollectOptions, folder: Path) -> str:
             scores.table(options.top),
             verdict(scores),
             f"wrote {folder / COUNTS}, {SCORES} and {', '.join(PICTURES)}; "
-            f"next: moe-steer plan --scores {folder / SCORES} --top 2 --gain 64 --out plan.json",
+            f"next: {next_plan(scores, folder / SCORES)}",
         ]
     )
 
 
 def verdict(scores: ExpertScores) -> str:
     """What the evidence says of the best two, in a sentence; then how far families of problems agree."""
-    from expert_stats import MAX_Q, evidence_sentence, family_lines
+    from expert_stats import evidence_sentence, family_lines
 
     best = [(row.layer, row.expert) for row in scores.ranking()[:2]]
     first = evidence_sentence(scores, best, MAX_Q) if best else "UNPROVEN: no expert has support at a marker"
     return "\n".join([first, *family_lines(scores)])
+
+
+def next_plan(scores: ExpertScores, path: str | Path) -> str:
+    """The command that makes a plan of the best two, with the word that it takes where they lack evidence; what to do instead
+    where there are not two."""
+    try:
+        select_experts(scores, top=2, min_support=MIN_SUPPORT)
+    except Unproven:
+        return f"moe-steer plan --scores {path} --top 2 --gain 64 --out plan.json --unproven"
+    except ValueError:
+        return "count more traces: no two experts qualify for a plan"
+    return f"moe-steer plan --scores {path} --top 2 --gain 64 --out plan.json"
 
 
 def _draw(scores: ExpertScores, folder: Path) -> None:
