@@ -10,13 +10,14 @@ from expert_stats.evidence import ZERO_JOINT as ZERO_JOINT
 from expert_stats.npmi import BY as BY
 from expert_stats.npmi import MISSING_MARKER as MISSING_MARKER
 from expert_stats.npmi import score_experts as score_experts
+from expert_stats.npmi import scores_and_estimate as scores_and_estimate
 from expert_stats.plots import DosePoint as DosePoint
 from expert_stats.plots import dose_response as dose_response
 from expert_stats.plots import heat_map as heat_map
-from expert_stats.plots import rank_stability as rank_stability
 from expert_stats.recorder import RoutingRecorder as RoutingRecorder
 from expert_stats.recorder import TraceFiring as TraceFiring
 from expert_stats.references import reference_tokens as reference_tokens
+from expert_stats.rivals.pictures import rank_stability as rank_stability
 from expert_stats.rollouts import Rollout as Rollout
 from expert_stats.rollouts import read_rollouts as read_rollouts
 from expert_stats.routed import RoutedTrace as RoutedTrace

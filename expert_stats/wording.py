@@ -11,6 +11,13 @@ from expert_stats.scores import ExpertScores, RankedExpert
 
 def without_evidence(scores: ExpertScores) -> str:
     """What the evidence of these scores rests on, and how far it goes, in one clause."""
+    if claim := scores.method["claim"]:
+        supported = scores.supported_LE
+        passed = int((scores.q_LE[supported] <= 0.05).sum())
+        return (
+            f"{passed} of {int(supported.sum())} supported experts show {claim} (q at most 0.05, "
+            f"{scores.method['problems']} problems)"
+        )
     return (
         scores.cannot_answer or "; ".join(marker_sentences(scores)) or "no marker of positive coefficient can be tested"
     )
@@ -41,6 +48,8 @@ def evidence_sentence(scores: ExpertScores, experts: Iterable[tuple[int, int]], 
     if not lacking:
         return f"EVIDENCE: {_listed(chosen)} (q at most {max_q:g}); {without_evidence(scores)}"
     names = ", ".join(f"layer {layer} expert {expert}" for layer, expert in lacking)
+    if claim := scores.method["claim"]:
+        return f"UNPROVEN: nothing shows {claim} of {names} ({_listed(chosen)}; asked: at most {max_q:g}); {without_evidence(scores)}"
     return (
         f"UNPROVEN: nothing shows that {names} answer{'s' * (len(lacking) == 1)} to the thought rather than to a token or to its "
         f"place ({_listed(chosen)}; asked: at most {max_q:g}); {without_evidence(scores)}"

@@ -25,7 +25,7 @@ FLOORS = {
     "expert_stats": (
         {"signature", "trace_counts", "references", "counts_files", "counts"}, {"evidence"},
         {"scores", "rollouts", "recorder"}, {"wording"}, {"counter", "npmi"}, {"collect", "routed", "select", "plots"},
-        {"causes"},
+        {"causes"}, {"rivals"},
     ),
     "reasoning_evals": (
         {"problems", "answers", "thinking", "prompts", "decoding"},

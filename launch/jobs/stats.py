@@ -18,9 +18,11 @@ from expert_stats import (
     RoutingCounts,
     Trace,
     Unproven,
-    score_experts,
+    scores_and_estimate,
     select_experts,
 )
+from expert_stats.evidence import Estimate
+from expert_stats.rivals import Measures, Sources, rival_of
 from launch.core.option_checks import check_counts
 from launch.core.options import ELSEWHERE, MIN_SUPPORT, ModelOptions, config_of
 from launch.core.ranks import Ranks
@@ -67,8 +69,9 @@ class ScoringOptions:
     coefficients: tuple[str, ...] = ()
     """What each marker counts for, as NAME=NUMBER; default <think>=1 </think>=-1 Alternatively=-1, others 0."""
     by: str = "npmi"
-    """The score: npmi (markers with a tenth of any tokens mixed in: the same quantity at any number of traces) or rice (the
-    published formula)."""
+    """The score: npmi (markers with a tenth of any tokens mixed in: the same quantity at any number of traces), rice (the
+    published formula) or risk (difference of selection rates at markers and elsewhere). With more files 'moe-steer score' has mass,
+    norm, influence, contrast and causes (expert_stats/rivals/methods.py)."""
     zero_joint: str | None = None
     """Of --by rice: what a marker adds at which the expert never fired: minus_one (the limit of nPMI, the default), half (as if
     it had fired there half a time) or skip (nothing)."""
@@ -81,7 +84,7 @@ class ScoringOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, ("top", "min_support"))
-        _check_choice(self, "by", BY)
+        _check_choice(self, "by", self.methods())
         if self.zero_joint is not None:
             _check_choice(self, "zero_joint", ZERO_JOINT)
             if self.by != "rice":
@@ -89,15 +92,55 @@ class ScoringOptions:
         _check_choice(self, "missing_marker", MISSING_MARKER)
         parse_coefficients(self.coefficients)
 
+    @staticmethod
+    def methods() -> tuple[str, ...]:
+        """What --by may name."""
+        return (*BY, "risk")
+
+    def sources(self) -> Sources:
+        """What the score may read beside the counts."""
+        return Sources()
+
     def score(self, counts: RoutingCounts) -> ExpertScores:
         """The scores of the counts under these options."""
-        return score_experts(
+        return self.score_by(self.by, counts, self.sources())[0]
+
+    def score_by(self, by: str, counts: RoutingCounts, sources: Sources) -> tuple[ExpertScores, Estimate]:
+        """Scores by a method, and what they estimate. ValueError for what it lacks, and for options that it does not read."""
+        if by not in (*BY, "risk") and (self.coefficients or self.min_support is not None):
+            option = "--coefficients" if self.coefficients else "--min-support"
+            raise ValueError(f"{option} is for scores at markers, and {by} is none: leave it out")
+        return scores_and_estimate(
             counts,
             parse_coefficients(self.coefficients) or None,
-            by=self.by,
+            by=by if by in BY else BY[0],
             zero_joint=self.zero_joint,
             min_support=self.min_support,
             missing_marker=self.missing_marker,
+            rival=rival_of(by, counts, sources),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivalFiles:
+    """Files that rivals of nPMI read."""
+
+    measures: str | None = None
+    """For mass, norm and influence: a file of 'moe-steer measure'."""
+    graded: tuple[str, ...] = ()
+    """For contrast: folders of runs whose answers were counted; they are graded again."""
+    causes: str | None = None
+    """For causes: a file of 'moe-steer causes'."""
+
+    def sources(self) -> Sources:
+        """What is in them."""
+        from expert_stats.causes import Causes
+        from launch.core.outcomes import graded_answers
+
+        return Sources(
+            measures=Measures.load(self.measures) if self.measures else None,
+            right=graded_answers(self.graded) if self.graded else None,
+            causes=Causes.load(self.causes) if self.causes else None,
         )
 
 
@@ -208,8 +251,7 @@ def _publish(options: CollectOptions, folder: Path) -> str:
             counted(counts),
             scores.table(options.top),
             verdict(scores),
-            f"wrote {folder / COUNTS}, {SCORES} and {', '.join(PICTURES)}; "
-            f"next: {next_plan(scores, folder / SCORES)}",
+            f"wrote {folder / COUNTS}, {SCORES} and {', '.join(PICTURES)}; next: {next_plan(scores, folder / SCORES)}",
         ]
     )
 

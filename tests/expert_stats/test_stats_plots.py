@@ -7,8 +7,16 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from expert_stats import ExpertScores, score_experts, select_experts, select_placebo
-from expert_stats.plots import DosePoint, dose_response, heat_map, rank_stability
+from expert_stats import (
+    DosePoint,
+    ExpertScores,
+    dose_response,
+    heat_map,
+    rank_stability,
+    score_experts,
+    select_experts,
+    select_placebo,
+)
 from stats_helpers import random_counts
 
 POINTS = [DosePoint(gain, 0.7, 0.6, 0.8, 300 - gain, 280 - gain, 320 - gain) for gain in (0.0, 2.0, 64.0)]
