@@ -17,6 +17,7 @@ from expert_stats.plots import heat_map as heat_map
 from expert_stats.recorder import RoutingRecorder as RoutingRecorder
 from expert_stats.recorder import TraceFiring as TraceFiring
 from expert_stats.references import reference_tokens as reference_tokens
+from expert_stats.rivals.pictures import family_matrix as family_matrix
 from expert_stats.rivals.pictures import rank_stability as rank_stability
 from expert_stats.rollouts import Rollout as Rollout
 from expert_stats.rollouts import read_rollouts as read_rollouts

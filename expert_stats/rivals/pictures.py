@@ -102,6 +102,12 @@ def agreement_matrix(
         return svg_text(figure)
 
 
+def family_matrix(scores: ExpertScores) -> str:
+    """Whether families of problems share experts: `agreement_matrix` of `ExpertScores.families`, of which there must be two."""
+    found = scores.families
+    return agreement_matrix(found["families"], found["spearman"], found["overlap"], found["top"])
+
+
 def _matrix(
     axes: Axes,
     names: Sequence[str],

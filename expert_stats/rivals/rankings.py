@@ -78,7 +78,7 @@ def compare_rankings(estimates: Mapping[str, Estimate], top: int = 10, seed: int
         ranks.append(standardised(_with_value(score_C, one.replicates(cells, kept_RP[:, columns]))))
         tops.append(_top(_with_value(score_C, one.replicates(cells, drawn_RP[:, columns])), top))
     least = min(len(one.problems) for one in estimates.values())
-    spearman = _matrix(ranks, lambda a, b: _correlation((a * b).sum(1), num, left_out, least))
+    spearman = _matrix(ranks, lambda a, b: _correlation((a * b).sum(1), len(cells), num, left_out, least))
     overlap = _matrix(tops, lambda a, b: _share((a & b).sum(1) / top))
     return Rankings(
         methods=tuple(estimates),
@@ -103,8 +103,8 @@ def _top(score_RC: Array, top: int) -> Array:
     return top_RC
 
 
-def _correlation(value_R: Array, num: int, left_out: int, least: int) -> Reach:
-    low, high = jackknife_interval(float(value_R[0]), value_R[1:], num, left_out, least)
+def _correlation(value_R: Array, num_cells: int, num: int, left_out: int, least: int) -> Reach:
+    low, high = jackknife_interval(float(value_R[0]), value_R[1:], num_cells, num, left_out, least)
     return float(value_R[0]), low, high
 
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expert_stats import DosePoint, ExpertScores, dose_response, evidence_sentence, heat_map, rank_stability
+from expert_stats import (
+    DosePoint,
+    ExpertScores,
+    dose_response,
+    evidence_sentence,
+    family_matrix,
+    heat_map,
+    rank_stability,
+)
 from launch.core.findings import Findings, arm_lines, silent_arms
 from launch.jobs.experts_options import Options
 from moe_steer import ExpertGain, SteeringPlan
@@ -152,6 +160,8 @@ def _figures(outcome: Outcome, sweep: Comparison | None) -> dict[str, str]:
         )
     if scores is not None and scores.ranking():
         result["How sure the ranking is"] = rank_stability(scores)
+    if scores is not None and len(scores.families["families"]) > 1:
+        result["Do domains share experts?"] = family_matrix(scores)
     return result
 
 

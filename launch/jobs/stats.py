@@ -30,7 +30,6 @@ from launch.core.wiring import counted, parse_coefficients
 from moe_steer.tokens import POSITIONS, RICE_COEFFICIENTS
 
 COUNTS, SCORES = "counts.safetensors", "scores.json"
-PICTURES = ("heatmap.svg", "stability.svg")
 _PARTS = "parts"
 _SCORING = frozenset({"coefficients", "min_support", "by", "zero_joint", "missing_marker", "top"})
 """Options that the counts do not depend on: they may change between two starts."""
@@ -245,7 +244,7 @@ def _publish(options: CollectOptions, folder: Path) -> str:
     counts = RoutingCounts.load(folder / COUNTS)
     scores = options.score(counts)
     scores.save(folder / SCORES)
-    _draw(scores, folder)
+    pictures = _draw(scores, folder)
     return "\n".join(
         [
             counted(counts),
@@ -277,10 +276,16 @@ def next_plan(scores: ExpertScores, path: str | Path) -> str:
     return f"moe-steer plan --scores {path} --top 2 --gain 64 --out plan.json"
 
 
-def _draw(scores: ExpertScores, folder: Path) -> None:
-    from expert_stats import heat_map, rank_stability
+def _draw(scores: ExpertScores, folder: Path) -> list[str]:
+    """The names of the pictures."""
+    from expert_stats import family_matrix, heat_map, rank_stability
     from moe_steer.files import write_whole
 
-    write_whole(folder / PICTURES[0], heat_map(scores))
+    pictures = {"heatmap.svg": heat_map(scores)}
     if scores.ranking():
-        write_whole(folder / PICTURES[1], rank_stability(scores))
+        pictures["stability.svg"] = rank_stability(scores)
+    if len(scores.families["families"]) > 1:
+        pictures["domains.svg"] = family_matrix(scores)
+    for name, picture in pictures.items():
+        write_whole(folder / name, picture)
+    return list(pictures)
