@@ -167,10 +167,23 @@ def _outline(axes: Axes, scores: ExpertScores, size: float) -> bool:
     """A frame around every supported expert with evidence: green, which neither scale nor rings have. ``size``: of a cell, in
     points. Whether there is any."""
     found = np.argwhere(scores.supported_LE & (scores.q_LE <= _SHOWN)).tolist()
-    width = min(1.8, max(0.6, 0.14 * size))
+    # Cells of a wide model are two points across: there the frame stands around the cell's neighbours as well.
+    beyond = 0.5 + max(0.0, (5.0 - size) / 2 / size)
     for row, column in found:
-        place = (column - 0.5, row - 0.5)
-        axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor=_PROVEN, linewidth=width, zorder=2, clip_on=False))
+        for colour, width in (("white", 2.6), (_PROVEN, 1.5)):
+            place = (column - beyond, row - beyond)
+            axes.add_patch(
+                Rectangle(
+                    place,
+                    2 * beyond,
+                    2 * beyond,
+                    fill=False,
+                    edgecolor=colour,
+                    linewidth=width,
+                    zorder=2,
+                    clip_on=False,
+                )
+            )
     return bool(found)
 
 

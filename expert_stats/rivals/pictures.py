@@ -87,7 +87,7 @@ def agreement_matrix(
     """
     if len(names) < 2:
         raise ValueError(f"there are {len(names)} rankings: two are needed to agree")
-    side = max(2.6, 0.78 * len(names))
+    side = max(2.6, 0.88 * len(names))
     longest = max(map(len, names))
     with mpl.rc_context(STYLE):
         margins = (0.14 * longest + 0.5, 0.09 * longest + 0.6)
@@ -130,7 +130,7 @@ def _matrix(
             ink = "white" if dark else INK
             axes.text(column, row - 0.12, form.format(value), ha="center", va="center", color=ink, fontsize=9)
             if low is not None and high is not None and np.isfinite([low, high]).all():
-                ends = f"{form.format(low)} {form.format(high)}"
+                ends = f"{form.format(low)} to {form.format(high)}"
                 axes.text(column, row + 0.22, ends, ha="center", va="center", color=ink, fontsize=7)
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
@@ -148,10 +148,13 @@ def one_against_another(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 4.2), layout="constrained")
         axes = figure.subplots()
-        for chosen, face, label in ((~proven_C, "none", "no evidence"), (proven_C, ACCURACY, "q at most 0.05")):
+        for chosen, face, label in (
+            (~proven_C, "none", "without evidence"),
+            (proven_C, ACCURACY, "with evidence (q at most 0.05)"),
+        ):
             axes.scatter(
                 first_C[chosen], second_C[chosen], s=20, facecolors=face, edgecolors=ACCURACY, linewidths=0.9,
-                label=f"{names[1]}: {label}", alpha=0.85,
+                label=label, alpha=0.85,
             )  # fmt: skip
         axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.axvline(0, color=MUTED, linewidth=0.8)

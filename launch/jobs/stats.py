@@ -250,7 +250,7 @@ def _publish(options: CollectOptions, folder: Path) -> str:
             counted(counts),
             scores.table(options.top),
             verdict(scores),
-            f"wrote {folder / COUNTS}, {SCORES} and {', '.join(PICTURES)}; next: {next_plan(scores, folder / SCORES)}",
+            f"wrote {folder / COUNTS}, {SCORES} and {', '.join(pictures)}; next: {next_plan(scores, folder / SCORES)}",
         ]
     )
 

@@ -5,7 +5,8 @@ test, each at the first threshold of Holm's procedure, alpha / number of compari
 for McNemar, simulated for the other two, with the noise of the run at hand.
 
 What is assumed of a true effect: with several samples, that it sits in the units (problems, or clusters of them) that change, as many
-as in the run and a share of the effect's size more. With one sample, that the effect adds the same to the rate of every problem
+as in the run and a share of the effect's size more; and that it moves the rates of these problems, so that the noise of sampling them
+changes with it (`Sampling`): where rates are spread as Beta(2, 1.5), a gain of 17 points takes a quarter off the variance of its arm. With one sample, that the effect adds the same to the rate of every problem
 that can change, so that gains take the place of failures: with a rate m of these, an effect d lets a share changed + d (1 - 2 m) change;
 m is not known from one sample, and taken between 1/2 and the baseline's accuracy, a quarter of the way: problems that can change are
 those in between. In both, where the effect is larger than that share, all units that change have gained.
@@ -87,6 +88,37 @@ def _mcnemar(num_units: int, share: float, effect: float, alpha: float) -> tuple
     return float(chance_N @ hit_N), float(chance_N @ (2 * gains_N - numbers * hit_N)) / num_units
 
 
+class Sampling(NamedTuple):
+    """The noise of sampling answers in the differences of a run: what an effect makes of it. Estimated from the run itself."""
+
+    part: float
+    """Its share of the variance of the differences, over problems."""
+    variance: float
+    """Mean of rate (1 - rate) over all problems."""
+    middle: float
+    """Mean rate of the problems that can change, each counted by rate (1 - rate)."""
+
+    @classmethod
+    def of(cls, a: ArrayLike, b: ArrayLike, k: int) -> Sampling:
+        """``a``, ``b``: rates of the problems in both arms, from ``k`` > 1 samples each."""
+        rates = np.asarray([a, b], dtype=np.float64)
+        own = rates * (1 - rates) * k / (k - 1)  # without bias
+        pooled = rates.mean(0)
+        weights = pooled * (1 - pooled)
+        spread = float(np.var(rates[1] - rates[0], ddof=1))
+        variance = float(own.mean())
+        part = min(1.0, 2 * variance / k / spread) if spread > 0 else 0.0
+        return cls(part, variance, float(weights @ pooled / weights.sum()) if weights.any() else 0.5)
+
+    def factor(self, effect: float, share: float) -> float:
+        """What becomes of the standard error when a share of the problems gains ``effect`` / share each, on the mean ``effect``
+        (a loss: below 0): r (1 - r) of each at its new rate, in one of both arms."""
+        if not self.variance:
+            return 1.0
+        after = self.variance + effect * (1 - 2 * self.middle) - effect**2 / share
+        return math.sqrt(1 - self.part / 2 * (1 - max(0.0, after) / self.variance))
+
+
 def many_samples(
     num_units: int,
     values: ArrayLike,
@@ -95,15 +127,19 @@ def many_samples(
     alpha: float = 0.05,
     most: float = 1.0,
     seed: int = 0,
+    sampling: Sampling | None = None,
+    sign: int = 1,
 ) -> Decide:
     """Several samples a problem, or clusters: t test and sign-flip test over ``num_units`` units.
 
     ``values``: the differences of units that changed (any scale and centre, the spread is drawn from them), ``changed``: their share,
     ``se``: the standard error of the mean difference. ``most``: the largest difference of one unit: an effect makes a
-    share effect / most of the units change beside those that do without it.
+    share effect / most of the units change beside those that do without it. ``sampling``: what the effect makes of the noise; without
+    it nothing. ``sign``: of the effect, for that alone.
     """
+    noise = sampling or Sampling(0.0, 0.0, 0.5)
     if num_units * changed > LARGE:
-        return _normal(num_units, changed, se, alpha)
+        return _normal(num_units, changed, se, alpha, noise, sign)
     runs = max(1000, min(2000, 200_000 // num_units))
     random = np.random.default_rng(seed)
     place_RU = random.random((runs, num_units))
@@ -116,7 +152,7 @@ def many_samples(
 
     def decide(effect: float) -> Decision:
         share = min(1.0, changed + effect / most)
-        values_RU = drawn_RU + (effect / share) * (place_RU < share)
+        values_RU = drawn_RU * noise.factor(sign * effect, share) + (effect / share) * (place_RU < share)
         mean_R = values_RU.mean(1)
         square_R = np.einsum("ru,ru->r", values_RU, values_RU) / num_units - mean_R**2
         shown_R = mean_R * math.sqrt(num_units - 1) > border * np.sqrt(np.maximum(square_R, 0))
@@ -130,13 +166,13 @@ def many_samples(
     return decide
 
 
-def _normal(num_units: int, changed: float, se: float, alpha: float) -> Decide:
+def _normal(num_units: int, changed: float, se: float, alpha: float, noise: Sampling, sign: int) -> Decide:
     """The t test with many units, effects up to 1. One that sits in a share of the units adds to their spread."""
     border = float(stats.t.ppf(1 - alpha / 2, num_units - 1))
 
     def decide(effect: float) -> Decision:
         share = min(1.0, changed + effect) if changed < 1 else 1.0
-        own = math.sqrt(se**2 + effect**2 * (1 / share - 1) / num_units)
+        own = math.sqrt((se * noise.factor(sign * effect, share)) ** 2 + effect**2 * (1 / share - 1) / num_units)
         if own == 0:
             return Decision(1.0, 1.0)
         z = border - effect / own
@@ -213,17 +249,24 @@ class Detection(NamedTuple):
 
 
 def detection(
-    differences_U: Array, mean: float, se: float, alpha: float, single_accuracy: float | None = None
+    differences_U: Array,
+    mean: float,
+    se: float,
+    alpha: float,
+    single_accuracy: float | None = None,
+    sampling: Sampling | None = None,
 ) -> Detection:
     """For the differences of the units: problems, or sums over clusters. ``single_accuracy``: of the first arm, given where there is one
-    sample a problem and no clusters. The smallest effect is a gain, unless the run points to a loss by more than its standard error."""
+    sample a problem and no clusters; ``sampling``: where there are several. The smallest effect is a gain, unless the run points to a
+    loss by more than its standard error."""
     moved = differences_U[differences_U != 0]
     num = len(differences_U)
     if len(moved) < least_units(alpha):
         return Detection(None, None)
     changed = len(moved) / num
     if single_accuracy is None:
-        found = expected = many_samples(num, moved, changed, se, alpha)
+        found = many_samples(num, moved, changed, se, alpha, sampling=sampling, sign=1 if mean >= 0 else -1)
+        expected = found if mean >= 0 or mean < -se else many_samples(num, moved, changed, se, alpha, sampling=sampling)
     else:
         rate = single_accuracy if mean >= 0 else 1 - single_accuracy
         without = min(1.0, max(0.0, changed - abs(mean) * _TOWARDS * (1 - 2 * rate)))

@@ -77,7 +77,7 @@ def test_one_score_against_another_names_the_ends() -> None:
     first, second = np.arange(12.0), np.arange(12.0)[::-1] ** 2
     names = [f"3:{n}" for n in range(12)]
     found = labels(one_against_another(first, second, ("npmi", "causes"), names, first > 6, "rank correlation"))
-    for text in ("3:0", "3:11", "npmi", "causes: no evidence", "causes: q at most 0.05", "rank correlation"):
+    for text in ("3:0", "3:11", "npmi", "without evidence", "with evidence (q at most 0.05)", "rank correlation"):
         assert text in found
     assert "3:5" not in found
 
