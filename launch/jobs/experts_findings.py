@@ -14,6 +14,7 @@ from expert_stats import (
     evidence_sentence,
     family_matrix,
     heat_map,
+    interval_lines,
     rank_stability,
 )
 from launch.core.findings import Findings, arm_lines, silent_arms
@@ -57,7 +58,9 @@ def findings_of(outcome: Outcome) -> Findings:
     comparison = compare_arms(outcome.test, tuned=tuned)
     sweep = compare_arms(outcome.tuning) if outcome.tuning else None
     plans = {"baseline": None, "steered": plan, **({"placebo": placebo} if placebo else {})}
-    evidence = [evidence_of(plan, outcome.scores, options)] if outcome.scores and not options.given else []
+    evidence = []
+    if outcome.scores and not options.given:
+        evidence = [evidence_of(plan, outcome.scores, options), *interval_lines(outcome.scores)]
     silent = silent_arms(plans, "baseline", outcome.folder / "test")
     return Findings(
         folder=outcome.folder,

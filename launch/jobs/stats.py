@@ -256,12 +256,12 @@ def _publish(options: CollectOptions, folder: Path) -> str:
 
 
 def verdict(scores: ExpertScores) -> str:
-    """What the evidence says of the best two, in a sentence; then how far families of problems agree."""
-    from expert_stats import evidence_sentence, family_lines
+    """What the evidence says of the best two, in a sentence; then what the intervals rest on where that is little, and how far families of problems agree."""
+    from expert_stats import evidence_sentence, family_lines, interval_lines
 
     best = [(row.layer, row.expert) for row in scores.ranking()[:2]]
     first = evidence_sentence(scores, best, MAX_Q) if best else "UNPROVEN: no expert has support at a marker"
-    return "\n".join([first, *family_lines(scores)])
+    return "\n".join([first, *interval_lines(scores), *family_lines(scores)])
 
 
 def next_plan(scores: ExpertScores, path: str | Path) -> str:

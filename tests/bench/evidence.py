@@ -129,7 +129,10 @@ def wide_counts(num_traces: int) -> RoutingCounts:
                 joint_MLE[marker][layers, chosen] += 1
                 expert_BLE[at][layers, chosen] += 1
         rest_B = total_B - marker_MB.sum(0)
-        expert_BLE += rng.multinomial((rest_B * _TOP_K)[:, None], rate)
+        for _ in range(int(rest_B[0])):  # of the few tokens of the opening each takes an expert once
+            chosen = np.argpartition(rng.standard_exponential((_LAYERS, _EXPERTS)) / rate[0], _TOP_K, axis=-1)
+            np.add.at(expert_BLE[0], (np.arange(_LAYERS)[:, None], chosen[:, :_TOP_K]), 1)
+        expert_BLE[1:] += rng.multinomial((rest_B[1:] * _TOP_K)[:, None], rate[1:])
         name, family = f"task{number % 3}/p{number}#0", f"task{number % 3}"
         traces.append(TraceCounts.pack(name, expert_BLE, joint_MLE, marker_MB, total_B, family=family))
     return RoutingCounts(signature=CountsSignature(model=model, markers=markers.to_dict()), traces=tuple(traces))
