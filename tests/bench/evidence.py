@@ -132,7 +132,12 @@ def wide_counts(num_traces: int) -> RoutingCounts:
         for _ in range(int(rest_B[0])):  # of the few tokens of the opening each takes an expert once
             chosen = np.argpartition(rng.standard_exponential((_LAYERS, _EXPERTS)) / rate[0], _TOP_K, axis=-1)
             np.add.at(expert_BLE[0], (np.arange(_LAYERS)[:, None], chosen[:, :_TOP_K]), 1)
-        expert_BLE[1:] += rng.multinomial((rest_B[1:] * _TOP_K)[:, None], rate[1:])
+        drawn = rng.multinomial((rest_B[1:] * _TOP_K)[:, None], rate[1:])
+        over = np.maximum(
+            drawn - rest_B[1:, None, None], 0
+        )  # a token takes an expert once: what is over goes to the rarest
+        np.put_along_axis(over, drawn.argmin(-1)[..., None], -over.sum(-1)[..., None], axis=-1)
+        expert_BLE[1:] += drawn - over
         name, family = f"task{number % 3}/p{number}#0", f"task{number % 3}"
         traces.append(TraceCounts.pack(name, expert_BLE, joint_MLE, marker_MB, total_B, family=family))
     return RoutingCounts(signature=CountsSignature(model=model, markers=markers.to_dict()), traces=tuple(traces))
