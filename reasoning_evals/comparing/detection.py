@@ -7,9 +7,9 @@ for McNemar, simulated for the other two, with the noise of the run at hand.
 What is assumed of a true effect: with several samples, that it sits in the units (problems, or clusters of them) that change, as many
 as in the run and a share of the effect's size more; and that it moves the rates of these problems, so that the noise of sampling them
 changes with it (`Sampling`): where rates are spread as Beta(2, 1.5), a gain of 17 points takes a quarter off the variance of its arm. With one sample, that the effect adds the same to the rate of every problem
-that can change, so that gains take the place of failures: with a rate m of these, an effect d lets a share changed + d (1 - 2 m) change;
-m is not known from one sample, and taken between 1/2 and the baseline's accuracy, a quarter of the way: problems that can change are
-those in between. In both, where the effect is larger than that share, all units that change have gained.
+that can change, so that gains take the place of failures: with a mean rate m of these, an effect d lets a share changed + d (1 - 2 m)
+change. m follows from what the run shows, the accuracy and the share that changed, if rates of problems are spread as a Beta distribution
+with these two moments (`_middle`). In both, where the effect is larger than that share, all units that change have gained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from scipy.special import ndtr
 ENUMERATED = 12
 """Units that changed up to which the sign-flip test goes through every pattern of signs."""
 _LARGEST = 6
-_TOWARDS = 0.25  # how far the rate of problems that can change lies from 1/2 to the accuracy of all
 LARGE = 60
 """Units that changed above which the t and the sign-flip test are one: the t test's power is taken, nothing is simulated."""
 
@@ -62,14 +61,31 @@ def single_samples(num_units: int, changed: ArrayLike, accuracy: float = 0.5, al
     ``changed`` may be several equally likely shares. ``accuracy``: of the baseline, for gains; 1 - accuracy for losses. Exact.
     """
     shares = np.atleast_1d(np.asarray(changed, dtype=np.float64)).tolist()
-    slope = _TOWARDS * (1 - 2 * accuracy)  # 1 - 2 m
+    slopes = [1 - 2 * _middle(accuracy, share) for share in shares]
 
     def decide(effect: float) -> Decision:
-        each = [_mcnemar(num_units, min(1.0, max(share + effect * slope, effect)), effect, alpha) for share in shares]
+        each = [
+            _mcnemar(num_units, min(1.0, max(share + effect * slope, effect)), effect, alpha)
+            for share, slope in zip(shares, slopes, strict=True)
+        ]
         power, mean = (float(column.mean()) for column in np.array(each).T)
         return Decision(power, mean / power / effect if power > 1e-9 else 1.0)
 
     return decide
+
+
+def _middle(accuracy: float, changed: float) -> float:
+    """Mean rate of problems, each counted by rate (1 - rate), if rates are Beta(a, b) with mean ``accuracy`` and two samples of a problem
+    differ in a share ``changed``, 2 E[r (1 - r)] = 2 p (1 - p) s / (s + 1), s = a + b: it is (a + 1) / (s + 2).
+
+    >>> _middle(0.75, 0.375), round(_middle(0.75, 0.3), 3), _middle(0.75, 0.0)
+    (0.75, 0.667, 0.5)
+    """
+    most = 2 * accuracy * (1 - accuracy)
+    if changed >= most:
+        return accuracy  # all problems alike
+    size = changed / (most - changed)
+    return (accuracy * size + 1) / (size + 2)
 
 
 def _mcnemar(num_units: int, share: float, effect: float, alpha: float) -> tuple[float, float]:
@@ -269,7 +285,7 @@ def detection(
         expected = found if mean >= 0 or mean < -se else many_samples(num, moved, changed, se, alpha, sampling=sampling)
     else:
         rate = single_accuracy if mean >= 0 else 1 - single_accuracy
-        without = min(1.0, max(0.0, changed - abs(mean) * _TOWARDS * (1 - 2 * rate)))
+        without = min(1.0, max(0.0, changed - abs(mean) * (1 - 2 * _middle(rate, changed))))
         # The run knows this share from its own problems alone: its posterior, at equally likely places (Jeffreys' prior).
         shares = stats.beta.ppf((np.arange(5) + 0.5) / 5, num * without + 0.5, num * (1 - without) + 0.5)
         found = single_samples(num, shares, rate, alpha)
