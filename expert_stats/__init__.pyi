@@ -10,13 +10,15 @@ from expert_stats.evidence import ZERO_JOINT as ZERO_JOINT
 from expert_stats.npmi import BY as BY
 from expert_stats.npmi import MISSING_MARKER as MISSING_MARKER
 from expert_stats.npmi import score_experts as score_experts
+from expert_stats.npmi import scores_and_estimate as scores_and_estimate
 from expert_stats.plots import DosePoint as DosePoint
 from expert_stats.plots import dose_response as dose_response
 from expert_stats.plots import heat_map as heat_map
-from expert_stats.plots import rank_stability as rank_stability
 from expert_stats.recorder import RoutingRecorder as RoutingRecorder
 from expert_stats.recorder import TraceFiring as TraceFiring
 from expert_stats.references import reference_tokens as reference_tokens
+from expert_stats.rivals.pictures import family_matrix as family_matrix
+from expert_stats.rivals.pictures import rank_stability as rank_stability
 from expert_stats.rollouts import Rollout as Rollout
 from expert_stats.rollouts import read_rollouts as read_rollouts
 from expert_stats.routed import RoutedTrace as RoutedTrace
@@ -31,6 +33,7 @@ from expert_stats.signature import CountsSignature as CountsSignature
 from expert_stats.trace_counts import TraceCounts as TraceCounts
 from expert_stats.wording import evidence_sentence as evidence_sentence
 from expert_stats.wording import family_lines as family_lines
+from expert_stats.wording import interval_lines as interval_lines
 from moe_steer.contrasts import MarkedSequence as MarkedSequence
 from moe_steer.contrasts import answer_pairs as answer_pairs
 from moe_steer.contrasts import collect_contrast as collect_contrast

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any
 
@@ -76,11 +77,12 @@ def run_traces(
     tokens_per_batch: int = 8192,
     batch_size: int | None = None,
     progress: bool | None = False,
+    observe: Callable[[Any, Any], AbstractContextManager[None]] = observe_routing,
 ) -> None:
     """Run traces through the decoder, each once with its own tokens as input. ``sink``: a `RoutingCounter`, or what has its
-    ``expect`` and call."""
+    ``expect`` and call. ``observe``: what calls it."""
     body, device = decoder(model), unwrap(model).get_input_embeddings().weight.device
-    with evaluating(model), torch.no_grad(), observe_routing(model, sink):
+    with evaluating(model), torch.no_grad(), observe(model, sink):
         for batch in tracked(batches(traces, tokens_per_batch, batch_size), "counting", shown=progress):
             width = max(len(trace.token_ids) for trace in batch)
             sink.expect(batch, width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,13 @@ from expert_stats.counts import RoutingCounts
 from expert_stats.evidence import (
     SHRINK,
     ZERO_JOINT,
+    Estimate,
     Halves,
     Identity,
+    MarkerEstimate,
     Measure,
     ProblemSums,
+    Rival,
     agreement_of_families,
     false_discovery_rate,
     halves_of,
@@ -24,7 +27,6 @@ from expert_stats.evidence import (
     npmi,
     problem_sums,
     robust_p,
-    supported_cells,
     uncertainty_of,
     without_each_family,
 )
@@ -45,7 +47,30 @@ def score_experts(
     zero_joint: str | None = None,
     min_support: int | None = None,
     missing_marker: str = "error",
+    rival: Callable[[ProblemSums, Array], Rival] | None = None,
 ) -> ExpertScores:
+    """The scores of `scores_and_estimate`, which has the options."""
+    return scores_and_estimate(
+        counts,
+        coefficients,
+        by=by,
+        zero_joint=zero_joint,
+        min_support=min_support,
+        missing_marker=missing_marker,
+        rival=rival,
+    )[0]
+
+
+def scores_and_estimate(
+    counts: RoutingCounts,
+    coefficients: Mapping[str, float] | None = None,
+    *,
+    by: str = "npmi",
+    zero_joint: str | None = None,
+    min_support: int | None = None,
+    missing_marker: str = "error",
+    rival: Callable[[ProblemSums, Array], Rival] | None = None,
+) -> tuple[ExpertScores, Estimate]:
     """Score every (layer, expert): the sum over markers of coefficient x nPMI (RICE, Eq. 6), with evidence.
 
     ``coefficients``: name -> c_x; other markers keep the coefficient with which they were counted
@@ -64,6 +89,9 @@ def score_experts(
     stands in one fixed place (`<think>`): the share of tokens, among the reference tokens and the marker, with any expert as
     closely bound as this one, times the number of such markers. NaN, no evidence, where the counts cannot tell.
 
+    ``rival``: another measure in place of the sum (`expert_stats.rivals`), with its own score, support, intervals and evidence;
+    the tables of the markers stay those of the counts.
+
     Cells that are undefined are NaN and unsupported. ValueError says what is missing.
     """
     if by not in BY or zero_joint not in (None, *ZERO_JOINT) or missing_marker not in MISSING_MARKER:
@@ -79,21 +107,27 @@ def score_experts(
         )
     weights_M = _coefficients(counts, coefficients)
     marker_M = counts.occurrences_M
-    _refuse_missing(counts, weights_M, marker_M, missing_marker)
     measure = Measure(weights_M, by, zero_joint or ZERO_JOINT[0])
     sums = problem_sums(counts, weights_M > 0)
+    other = rival(sums, weights_M) if rival else None
+    _refuse_missing(counts, weights_M, marker_M, None if other and other.claim else missing_marker)
     joint_MC, expert_C, _, total = totals = sums.rows(slice(None))
-    score_C = measure.score(*totals)
-    supported_C = np.isfinite(score_C) & supported_cells(*totals, weights_M, min_support)
     identity = identity_of(*totals, counts.references)
     p_MC, q_MC, tests = _evidence(sums, identity, weights_M, marker_M)
-    candidates_C = np.asarray((joint_MC[weights_M > 0] >= 1).any(0))
-    sure = uncertainty_of(sums, measure, candidates_C, supported_C)
-    robust = [index for index, test in enumerate(tests) if test == "robust"]
-    without_score_C, without_p_C, _ = without_each_family(sums, measure, robust)
+    robust = tuple(index for index, test in enumerate(tests) if test == "robust")
+    estimate: Estimate = other.estimate if other else MarkerEstimate(sums, measure, min_support, robust)
+    score_C = estimate.score(slice(None))
+    supported_C = np.isfinite(score_C) & estimate.supported(slice(None))
+    # Over these the lower bounds hold: whatever could come to be chosen.
+    candidates_C = supported_C if other else np.asarray((joint_MC[weights_M > 0] >= 1).any(0))
+    q_C = _lowest(q_MC[weights_M > 0])
+    if other and other.claim:
+        q_C = false_discovery_rate(np.where(supported_C, other.estimate.p(), np.nan))
+    sure = uncertainty_of(estimate, candidates_C, supported_C)
+    without_score_C, without_p_C = without_each_family(estimate)
     shape = (len(counts.moe_layers), counts.num_experts)
-    halves = halves_of(sums, measure, min_support)
-    return ExpertScores(
+    halves = halves_of(estimate)
+    scores = ExpertScores(
         model=dict(counts.signature.model),
         marker_names=counts.marker_names,
         coefficients=tuple(weights_M.tolist()),
@@ -103,22 +137,29 @@ def score_experts(
         occurrences=tuple(marker_M.tolist()),
         counts_digest=counts.digest(),
         options={
-            "by": by,
+            "by": other.name if other else by,
             "zero_joint": measure.zero_joint if by == "rice" else None,
-            "shrink": SHRINK if by == "npmi" else 0.0,
+            "shrink": SHRINK if by == "npmi" and not other else 0.0,
             "min_support": [least_support(min_support, int(seen)) for seen in marker_M],
             "missing_marker": missing_marker,
             **{key: counts.signature.to_dict()[key] for key in ("base", "prompt_tail", "counted")},
             **{key: counts.signature.markers.get(key) for key in ("position", "token", "repeats", "whole_words")},
         },
+        method={
+            "words": other.words if other else "",
+            "claim": other.claim if other else "",
+            "signed": other is not None and other.estimate.signed,
+            "problems": len(estimate.problems),
+        },
         tests=tests,
         cannot_answer=counts.cannot_answer,
         tokens=_tokens(counts, identity),
-        families=agreement_of_families(sums, measure, min_support),
+        families=agreement_of_families(estimate),
         npmi_MLE=npmi(joint_MC, expert_C, marker_M[:, None], np.array(total)).reshape(-1, *shape),
         joint_MLE=joint_MC.reshape(-1, *shape),
         p_MLE=p_MC.reshape(-1, *shape),
         q_MLE=q_MC.reshape(-1, *shape),
+        q_LE=q_C.reshape(shape),
         rank_MLE=identity.rank_MC.reshape(-1, *shape),
         expert_LE=expert_C.reshape(shape),
         score_LE=score_C.reshape(shape),
@@ -132,6 +173,13 @@ def score_experts(
         supported_LE=supported_C.reshape(shape),
         halves=Halves(*(half.reshape(shape) for half in halves)),
     )
+    return scores, estimate
+
+
+def _lowest(q_MC: Array) -> Array:
+    """The smallest q of every cell; NaN without any."""
+    lowest_C = np.where(np.isnan(q_MC), np.inf, q_MC).min(0, initial=np.inf)
+    return np.where(np.isfinite(lowest_C), lowest_C, np.nan)
 
 
 def _evidence(
@@ -179,7 +227,8 @@ def _coefficients(counts: RoutingCounts, given: Mapping[str, float] | None) -> A
     return np.array(weights)
 
 
-def _refuse_missing(counts: RoutingCounts, weights_M: Array, marker_M: Array, rule: str) -> None:
+def _refuse_missing(counts: RoutingCounts, weights_M: Array, marker_M: Array, rule: str | None) -> None:
+    """``rule``: None where the score needs no marker."""
     if not counts.num_tokens:
         raise ValueError("the counts hold no tokens: collect them from at least one trace")
     missing = [
@@ -190,7 +239,7 @@ def _refuse_missing(counts: RoutingCounts, weights_M: Array, marker_M: Array, ru
             f"marker {missing[0]!r} never occurs in the {counts.num_traces} traces: count more traces, give it the coefficient 0, "
             "or leave it out with missing_marker='skip'"
         )
-    if not (marker_M[weights_M > 0] > 0).any():
+    if rule and not (marker_M[weights_M > 0] > 0).any():
         raise ValueError(
             f"no marker of positive coefficient occurs in the {counts.num_traces} traces ({', '.join(missing)} do not)"
         )

@@ -1,4 +1,4 @@
-"""Figures for reports, as SVG text that depends only on the data: heat map, ranking and its stability, dose-response."""
+"""Figures for reports, as SVG text that depends only on the data: heat map and dose-response. Others: `expert_stats.rivals.pictures`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from expert_stats.scores import ExpertScores
@@ -23,23 +23,26 @@ from moe_steer.plan import SteeringPlan
 
 Array = np.ndarray[Any, Any]
 
-_RING, _POINTER, _INK, _MUTED = "#111111", "#d62728", "#222222", "#8a8a8a"
-_ACCURACY, _TOKENS = "#1f5fa8", "#b35c00"
-_PALE, _GREY = (0.93, 0.93, 0.93, 1.0), (0.72, 0.72, 0.72, 1.0)
-_STYLE: dict[Any, Any] = {
+RING, POINTER, INK, MUTED = "#111111", "#d62728", "#222222", "#8a8a8a"
+ACCURACY, TOKENS = "#1f5fa8", "#b35c00"
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "svg.hashsalt": "expert_stats",
     "svg.fonttype": "path",
 }
+_PALE, _GREY = (0.93, 0.93, 0.93, 1.0), (0.72, 0.72, 0.72, 1.0)
+_PROVEN = "#0a7d33"
+_SHOWN = 0.05
+"""The q up to which a cell is outlined."""
 
 
 class DosePoint(NamedTuple):
@@ -55,7 +58,8 @@ class DosePoint(NamedTuple):
 
 
 def heat_map(scores: ExpertScores, plan: SteeringPlan | None = None, placebo: SteeringPlan | None = None) -> str:
-    """Combined score of every expert, layers down and experts across; chosen experts have a ring, placebo experts a box.
+    """Score of every expert, layers down and experts across; chosen experts have a ring, placebo experts a box, those with evidence
+    (q at most .05) an outline.
 
     Red experts go with the start of a thought, blue ones against it; pale cells have too little support to be chosen, grey
     ones have no defined score.
@@ -67,7 +71,7 @@ def heat_map(scores: ExpertScores, plan: SteeringPlan | None = None, placebo: St
     finite = scores.score_LE[np.isfinite(scores.score_LE)]
     reach = max(0.1, float(np.abs(finite).max())) if finite.size else 1.0
     scale = ScalarMappable(Normalize(-reach, reach), mpl.colormaps["RdBu_r"])
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(full_width, full_height))
         box = (left / full_width, below / full_height, width / full_width, height / full_height)
         axes = figure.add_axes(box)
@@ -77,6 +81,7 @@ def heat_map(scores: ExpertScores, plan: SteeringPlan | None = None, placebo: St
             aspect="auto",
             extent=(-0.5, num_experts - 0.5, num_layers - 0.5, -0.5),
         )
+        proven = _outline(axes, scores, min(across, down) * 72)
         size = max(38.0, (min(across, down) * 72 * 0.8) ** 2)
         _mark(axes, scores, plan, "o", size)
         _mark(axes, scores, placebo, "s", size)
@@ -84,46 +89,11 @@ def heat_map(scores: ExpertScores, plan: SteeringPlan | None = None, placebo: St
         axes.set_xlabel("expert", loc="left")
         axes.set_ylabel("layer")
         axes.set_title(_formula(scores), loc="left", pad=6)
-        _legend(figure, plan, placebo, at=((left + width) / full_width, 0.05 / full_height))
+        _legend(figure, plan, placebo, proven, at=((left + width) / full_width, 0.05 / full_height))
         bar_box = ((left + width + 0.16) / full_width, box[1], 0.13 / full_width, box[3])
         bar = figure.colorbar(scale, cax=figure.add_axes(bar_box), ticks=MaxNLocator(5, symmetric=True))
         bar.outline.set_visible(False)
-        return _svg(figure)
-
-
-def rank_stability(scores: ExpertScores, top: int = 15) -> str:
-    """Left: the best experts with the 95% interval of their score. Right: the scores from two halves of the traces."""
-    rows = scores.ranking()[:top]
-    if not rows:
-        raise ValueError("no expert is supported: there is no ranking to draw")
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.6, max(2.9, 0.24 * len(rows) + 1.1)), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-        places = np.arange(len(rows))
-        for place, row in zip(places, rows, strict=True):
-            if math.isfinite(row.low):
-                left.plot([row.low, row.high], [place, place], color=_ACCURACY, linewidth=1.6, alpha=0.55)
-        left.scatter([row.score for row in rows], places, color=_ACCURACY, s=22, zorder=3)
-        left.axvline(0, color=_MUTED, linewidth=0.8)
-        left.set_yticks(places, [f"{row.layer}:{row.expert}  (n={row.support})" for row in rows])
-        left.invert_yaxis()
-        left.tick_params(axis="y", length=0)
-        left.set_xlabel("combined score, 95% interval")
-        left.set_title("best experts (layer:expert, n = support)", loc="left")
-
-        first, second = scores.halves.first, scores.halves.second
-        both = np.isfinite(first) & np.isfinite(second)
-        right.scatter(first[both], second[both], s=9, color=_MUTED, alpha=0.6, linewidths=0)
-        best = [(scores.layers.index(row.layer), row.expert) for row in rows]
-        best = [at for at in best if both[at]]
-        right.scatter([first[at] for at in best], [second[at] for at in best], s=22, color=_ACCURACY, linewidths=0)
-        if both.any():
-            low, high = min(first[both].min(), second[both].min()), max(first[both].max(), second[both].max())
-            right.plot([low, high], [low, high], color=_MUTED, linewidth=0.8, linestyle="--")
-        right.set_xlabel("score from one half of the problems")
-        right.set_ylabel("score from the other half")
-        right.set_title(f"split halves: Spearman {_number(scores.stability['spearman'])}", loc="left")
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def dose_response(points: Sequence[DosePoint], baseline: DosePoint | None = None, chosen: float | None = None) -> str:
@@ -137,18 +107,18 @@ def dose_response(points: Sequence[DosePoint], baseline: DosePoint | None = None
     positive = [point.gain for point in points if point.gain > 0]
     lowest = math.log2(min(positive, default=1.0))
     places = [math.log2(point.gain) if point.gain > 0 else lowest - 1.5 for point in points]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.3), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
-        for axes, name, colour, factor in ((upper, "accuracy", _ACCURACY, 100.0), (lower, "tokens", _TOKENS, 1.0)):
+        for axes, name, colour, factor in ((upper, "accuracy", ACCURACY, 100.0), (lower, "tokens", TOKENS, 1.0)):
             _curve(axes, places, points, name, colour, factor)
             if baseline is not None:
                 middle, low, high = (factor * value for value in _outcome(baseline, name))
-                axes.axhspan(low, high, color=_MUTED, alpha=0.14, linewidth=0)
-                axes.axhline(middle, color=_MUTED, linestyle="--", linewidth=1.2, label="unsteered")
+                axes.axhspan(low, high, color=MUTED, alpha=0.14, linewidth=0)
+                axes.axhline(middle, color=MUTED, linestyle="--", linewidth=1.2, label="unsteered")
             if chosen is not None and chosen in [point.gain for point in points]:
                 at = places[[point.gain for point in points].index(chosen)]
-                axes.axvline(at, color=_POINTER, linewidth=1, alpha=0.6, label="chosen gain")
+                axes.axvline(at, color=POINTER, linewidth=1, alpha=0.6, label="chosen gain")
             axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
             axes.set_axisbelow(True)
         upper.set_ylabel("accuracy (%)")
@@ -158,7 +128,7 @@ def dose_response(points: Sequence[DosePoint], baseline: DosePoint | None = None
         lower.set_ylim(bottom=0)
         if baseline is not None or chosen is not None:
             upper.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _curve(
@@ -193,26 +163,53 @@ def _cell_colours(scores: ExpertScores, scale: ScalarMappable) -> Array:
     return np.asarray((pixels * 255).round().astype(np.uint8))
 
 
+def _outline(axes: Axes, scores: ExpertScores, size: float) -> bool:
+    """A frame around every supported expert with evidence: green, which neither scale nor rings have. ``size``: of a cell, in
+    points. Whether there is any."""
+    found = np.argwhere(scores.supported_LE & (scores.q_LE <= _SHOWN)).tolist()
+    # Cells of a wide model are two points across: there the frame stands around the cell's neighbours as well.
+    beyond = 0.5 + max(0.0, (5.0 - size) / 2 / size)
+    for row, column in found:
+        for colour, width in (("white", 2.6), (_PROVEN, 1.5)):
+            place = (column - beyond, row - beyond)
+            axes.add_patch(
+                Rectangle(
+                    place,
+                    2 * beyond,
+                    2 * beyond,
+                    fill=False,
+                    edgecolor=colour,
+                    linewidth=width,
+                    zorder=2,
+                    clip_on=False,
+                )
+            )
+    return bool(found)
+
+
 def _mark(axes: Axes, scores: ExpertScores, plan: SteeringPlan | None, shape: str, size: float) -> None:
     """Ring the experts of a plan: a white ring under a black one is visible on any colour."""
     if plan is None:
         return
     ys = [scores.layers.index(entry.layer) for entry in plan.experts]
     xs = [entry.expert for entry in plan.experts]
-    for edge, width in (("white", 3.4), (_RING, 1.6)):
+    for edge, width in (("white", 3.4), (RING, 1.6)):
         axes.scatter(
             xs, ys, marker=shape, s=size, facecolors="none", edgecolors=edge, linewidths=width, zorder=3, clip_on=False
         )
 
 
-def _legend(figure: Figure, plan: SteeringPlan | None, placebo: SteeringPlan | None, at: tuple[float, float]) -> None:
+def _legend(
+    figure: Figure, plan: SteeringPlan | None, placebo: SteeringPlan | None, proven: bool, at: tuple[float, float]
+) -> None:
     def ring(shape: str, label: str) -> Line2D:
         return Line2D(
-            [], [], marker=shape, color=_RING, markerfacecolor="none", linestyle="none", markersize=6.5, label=label
+            [], [], marker=shape, color=RING, markerfacecolor="none", linestyle="none", markersize=6.5, label=label
         )
 
     handles: list[Artist] = [ring("o", "chosen")] if plan is not None else []
     handles += [ring("s", "placebo")] if placebo is not None else []
+    handles += [Patch(facecolor="none", edgecolor=_PROVEN, linewidth=1.6, label="evidence")] if proven else []
     handles += [Patch(color=_PALE, label="pale: little support"), Patch(color=_GREY, label="undefined")]
     figure.legend(
         handles=handles,
@@ -245,6 +242,8 @@ def _every(length: int, most: int) -> list[int]:
 
 
 def _formula(scores: ExpertScores) -> str:
+    if words := scores.method["words"]:
+        return f"{scores.options['by']}: {words}"
     terms = [
         f"{'−' if weight < 0 else '+'} {'' if abs(weight) == 1 else f'{abs(weight):g} '}nPMI({name})"
         for name, weight in zip(scores.marker_names, scores.coefficients, strict=True)
@@ -253,11 +252,7 @@ def _formula(scores: ExpertScores) -> str:
     return " ".join(terms).removeprefix("+ ")
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "undefined"
-
-
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
     """SVG text without date and with fixed ids, starting at the root element, so that it can be embedded in HTML."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, dpi=100)

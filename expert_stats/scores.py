@@ -20,12 +20,13 @@ from moe_steer.json_files import check_types, parse_json, short
 
 Array = np.ndarray[Any, Any]
 
-_VERSION = 2
+_VERSION = 3
 _TABLES = {
     "npmi_MLE": np.float64,
     "joint_MLE": np.int64,
     "p_MLE": np.float64,
     "q_MLE": np.float64,
+    "q_LE": np.float64,
     "rank_MLE": np.int64,
     "expert_LE": np.int64,
     "score_LE": np.float64,
@@ -50,6 +51,7 @@ _TYPES = {
     "occurrences": list[int],
     "counts_digest": str,
     "options": dict,
+    "method": dict,
     "tests": list[str],
     "cannot_answer": str,
     "tokens": dict,
@@ -58,6 +60,9 @@ _TYPES = {
     "stability": dict,
     "tables": dict,
 }
+
+
+_METHOD = {"words": str, "claim": str, "signed": bool, "problems": int}
 
 
 class RankedExpert(NamedTuple):
@@ -74,7 +79,7 @@ class RankedExpert(NamedTuple):
     npmi: tuple[float, ...]
     """One value per marker."""
     q: float
-    """Its evidence (`score_experts`): the smallest q at the markers of positive coefficient; NaN without any."""
+    """Its evidence; NaN without any."""
     supported: bool
     bound: float
     """Lower end that holds for all candidates together, so also for the best."""
@@ -103,6 +108,8 @@ class ExpertScores:
     """Of each marker."""
     counts_digest: str
     options: Mapping[str, Any]
+    method: Mapping[str, Any]
+    """Of a rival of nPMI: the score in ``words``, the ``claim`` that q is evidence of, two sides or one (``signed``), ``problems``."""
     tests: tuple[str, ...]
     """What q rests on at each marker: "robust" (over problems, within position bins), "tokens" (among other tokens), "" (none)."""
     cannot_answer: str
@@ -118,6 +125,8 @@ class ExpertScores:
     p_MLE: Array
     """One-sided, at markers of positive coefficient; NaN elsewhere."""
     q_MLE: Array
+    q_LE: Array
+    """The evidence: the smallest q at the markers of positive coefficient, or that of the rival's own test; NaN without any."""
     rank_MLE: Array
     """Of the marker among the reference tokens at each expert, from 1; 0 where not compared."""
     expert_LE: Array
@@ -157,13 +166,6 @@ class ExpertScores:
     def stability(self) -> dict[str, float]:
         """Agreement of two halves of the problems (`Halves.stability`)."""
         return self.halves.stability
-
-    @property
-    def q_LE(self) -> Array:
-        """The evidence of every expert: the smallest q at the markers of positive coefficient; NaN without any."""
-        q_MLE = self.q_MLE[np.array(self.coefficients) > 0]
-        lowest = np.where(np.isnan(q_MLE), np.inf, q_MLE).min(0, initial=np.inf)
-        return np.where(np.isfinite(lowest), lowest, np.nan)
 
     def ranking(self, *, supported_only: bool = True) -> list[RankedExpert]:
         """Experts by score, then support, then layer, then expert id; without those that have no defined score."""
@@ -250,6 +252,10 @@ class ExpertScores:
             kinds = (np.float64, np.float64, np.bool_, np.bool_)
             record["halves"] = Halves(*(_table(half, kind) for half, kind in zip(record["halves"], kinds, strict=True)))
             check_types(record["model"], "model", {"num_experts": int, "moe_layers": list[int]})
+            check_types(record["options"], "options", {"by": str})
+            check_types(record["method"], "method", _METHOD)
+            if set(record["method"]) != set(_METHOD) or "by" not in record["options"]:
+                raise ValueError("no method")
             record |= {key: tuple(record[key]) for key in ("marker_names", "coefficients", "occurrences", "tests")}
             scores = cls(**record, **arrays)
             scores._check_shapes()

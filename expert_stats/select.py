@@ -40,16 +40,17 @@ def select_experts(
 
     Experts qualify when they are supported (`score_experts`), have evidence (q at most ``max_q``; None asks for none, and the
     provenance calls the plan unproven where its experts lack it), at least ``min_support`` joint selections where it is
-    given, and score more than ``min_score`` (None: any score). Ties go to the larger support, then the lower layer, then the
-    lower expert id. Exactly ``top`` experts are returned; ValueError says how many qualify when there are fewer.
+    given (of scores at markers), and score more than ``min_score`` (None: any score). Ties go to the larger support, then the
+    lower layer, then the lower expert id. Of a measure with two sides (`ExpertScores.method`) a gain below 1 takes the other end:
+    the lowest, which must score less than minus ``min_score``. Exactly ``top`` experts are returned; ValueError says how many qualify when there are fewer.
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise ValueError(f"top is {top!r}: give a whole number >= 1")
+    side = -1.0 if scores.method["signed"] and gain < 1 else 1.0
+    least = 0 if scores.method["claim"] else min_support or 0
     rows = [
-        row
-        for row in scores.ranking()
-        if row.support >= (min_support or 0) and (min_score is None or row.score > min_score)
-    ]
+        row for row in scores.ranking() if row.support >= least and (min_score is None or side * row.score > min_score)
+    ][:: int(side)]
     proven = [row for row in rows if max_q is None or row.q <= max_q]
     if len(rows) < top:
         supported = int(scores.supported_LE.sum())
@@ -71,8 +72,9 @@ def select_experts(
         model=_plan_model(scores.model),
         provenance={
             "made_by": "expert_stats.select_experts",
-            "method": "RICE (arXiv 2505.14681): sum over markers of coefficient x nPMI",
+            "method": scores.method["words"] or "RICE (arXiv 2505.14681): sum over markers of coefficient x nPMI",
             "evidence": "shown" if all(row.q <= (MAX_Q if max_q is None else max_q) for row in chosen) else "unproven",
+            "claim": scores.method["claim"],
             "coefficients": dict(zip(scores.marker_names, scores.coefficients, strict=True)),
             "occurrences": dict(zip(scores.marker_names, scores.occurrences, strict=True)),
             "counts_sha256": scores.counts_digest,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from moe_steer.hooks import RoutingFn, output_hooks, routing_hooks, stop_after
+from moe_steer.hooks import RoutingFn, call_hooks, output_hooks, routing_hooks, stop_after
 from moe_steer.layers import MoELayer, decoder_layers, moe_layers
 
 RoutingSink = Callable[[int, Tensor, Tensor], None]
@@ -33,6 +34,53 @@ def observe_routing(model: Any, sink: RoutingSink) -> Iterator[None]:
 
     with routing_hooks({layer: watch(layer) for layer in moe_layers(model)}):
         yield
+
+
+@contextmanager
+def observe_expert_norms(model: Any, sink: RoutingSink) -> Iterator[None]:
+    """Call ``sink(layer, topk_ids_TK, norms_TK)`` once per mixture-of-experts layer and forward pass: the L2 norm, float32, of what
+    each selected expert adds to the layer's output (its final weight times its output).
+
+    The experts are called K more times a forward, each time with the weights of all places but one at 0. ValueError for a model
+    whose weights do not multiply the experts' outputs (Llama-4), before anything is hooked.
+    """
+    layers = moe_layers(model)
+    if any(layer.input_scaled or layer.weights_first for layer in layers):
+        raise ValueError(
+            "the outputs of single experts are out of reach here (their weights act inside the layer): use another measure"
+        )
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(call_hooks(layer.experts, lambda _: None, _norms(layer, sink)))
+        yield
+
+
+def _norms(layer: MoELayer, sink: RoutingSink) -> Callable[[dict[str, Any], Any], None]:
+    own_calls: list[int] = []
+
+    def after(arguments: dict[str, Any], _: Any) -> None:
+        if own_calls:
+            return  # a call of ours
+        columns: list[Tensor] = []
+        ids: list[Tensor] = []
+
+        def only_one(ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+            ids[:] = [ids_TK.detach().clone()]
+            alone_TK = torch.zeros_like(weights_TK)
+            alone_TK[:, len(columns)] = weights_TK[:, len(columns)]
+            return alone_TK
+
+        own_calls.append(layer.index)
+        try:
+            with torch.no_grad(), routing_hooks({layer: only_one}):
+                while not ids or len(columns) < ids[0].shape[1]:
+                    output = layer.experts(**arguments)
+                    columns.append(output.detach().float().reshape(len(ids[0]), -1).norm(dim=-1))
+        finally:
+            own_calls.clear()
+        sink(layer.index, ids[0], torch.stack(columns, dim=-1))
+
+    return after
 
 
 @contextmanager

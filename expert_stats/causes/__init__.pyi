@@ -3,6 +3,7 @@ from expert_stats.causes.causal_audit import find_causes as find_causes
 from expert_stats.causes.causes_file import Causes as Causes
 from expert_stats.causes.causes_file import ExactEffect as ExactEffect
 from expert_stats.causes.causes_file import RankedCause as RankedCause
+from expert_stats.causes.causes_file import is_causes as is_causes
 from expert_stats.causes.causes_file import select_causes as select_causes
 from expert_stats.causes.exact_effects import outcomes_under as outcomes_under
 from expert_stats.causes.falsification import Falsified as Falsified

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -125,12 +126,7 @@ class Causes:
     def agreement(self, scores: ExpertScores, **options: Any) -> Agreement:
         """Rank correlation with another score over the experts that it supports and that a token selected here.
         ValueError for scores of another model."""
-        for key in ("model_type", "num_layers", "num_experts", "moe_layers"):
-            if list(np.atleast_1d(scores.model[key])) != list(np.atleast_1d(self.model[key])):
-                raise ValueError(
-                    f"the scores are of a model with {key} {scores.model[key]!r}, the causes of one with {self.model[key]!r}: "
-                    "give scores of the same model"
-                )
+        refuse_other_model("scores", scores.model, "causes", self.model)
         used_LE = scores.supported_LE & (self.selected_LE > 0)
         return agreement(self.gradient_PLE, scores.score_LE, used_LE, **options)
 
@@ -172,6 +168,25 @@ class Causes:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{name} holds no causes ({error!r}): {_REMEDY}") from error
+
+
+def is_causes(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it holds causes; what else it is, its own reader says."""
+    try:
+        with open(path, "rb") as file:
+            return re.match(rb'\s*{\s*"kind"\s*:\s*"causes"', file.read(64)) is not None
+    except OSError:
+        return True
+
+
+def refuse_other_model(noun: str, model: Mapping[str, Any], other_noun: str, other: Mapping[str, Any]) -> None:
+    """ValueError where two files are of models with other experts."""
+    for key in ("model_type", "num_layers", "num_experts", "moe_layers"):
+        if list(np.atleast_1d(model[key])) != list(np.atleast_1d(other[key])):
+            raise ValueError(
+                f"the {noun} are of a model with {key} {model[key]!r}, the {other_noun} of one with {other[key]!r}: "
+                f"give {noun} of the same model"
+            )
 
 
 def select_causes(

@@ -35,7 +35,7 @@ def reading_batches(model: Any, readings: Sequence[Reading], tokens_per_batch: i
 def values_of(model: Any, batch: Sequence[Reading], *, backward: bool = False) -> Tensor:
     """Value of each reading [B], float64 on the CPU. ``backward``: also send the gradient of their sum to whatever carries one."""
     inner, body = unwrap(model), decoder(model)
-    call = {**padded(batch, inner.get_input_embeddings().weight.device), "use_cache": False}  # type: ignore[arg-type]
+    call = _call(inner, batch)
     values_B = torch.zeros(len(batch), dtype=torch.float64)
     places = [(row, number) for row, item in enumerate(batch) for number in range(len(item.at))]
     _, layers = decoder_layers(model)
@@ -57,6 +57,33 @@ def values_of(model: Any, batch: Sequence[Reading], *, backward: bool = False) -
         if backward:
             hidden_BSD.backward(leaf_BSD.grad)
     return values_B
+
+
+def decoded(model: Any, batch: Sequence[Reading]) -> Any:
+    """The decoder's output, which the head reads; no gradient."""
+    inner, body = unwrap(model), decoder(model)
+    with evaluating(model), torch.no_grad():
+        return _decoded(inner, body, _call(inner, batch))
+
+
+def divergences(model: Any, batch: Sequence[Reading], before: Any, after: Any) -> Tensor:
+    """KL(before || after), of two outputs of ``decoded``, of the next token's distribution, in nats, summed over the places of each reading: [B], float64."""
+    inner, body = unwrap(model), decoder(model)
+    call, found_B = _call(inner, batch), torch.zeros(len(batch), dtype=torch.float64)
+    places = [(row, at) for row, item in enumerate(batch) for at in item.at]
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(places), HEAD_TOKENS // 2):
+            rows, at = (list(side) for side in zip(*places[start : start + HEAD_TOKENS // 2], strict=True))
+            log_p, log_q = (
+                _logits(inner, body, call, output, output[0][rows, at]).log_softmax(-1) for output in (before, after)
+            )
+            value_N = (log_p.exp() * (log_p - log_q)).sum(-1)
+            found_B.index_add_(0, torch.tensor(rows), value_N.double().cpu())
+    return found_B
+
+
+def _call(inner: Any, batch: Sequence[Reading]) -> dict[str, Any]:
+    return {**padded(batch, inner.get_input_embeddings().weight.device), "use_cache": False}  # type: ignore[arg-type]
 
 
 def _decoded(inner: Any, body: Any, call: dict[str, Any]) -> Any:

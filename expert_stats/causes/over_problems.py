@@ -100,10 +100,23 @@ def agreement(
     left_out = round(num_problems / 4)
     subsets = (rng.permutation(num_problems)[left_out:] for _ in range(resamples))
     replicates = np.array([rank_agreement(gradient_PN[some].mean(axis=0), other_N) for some in subsets])
-    error = np.nanstd(_fisher(replicates), ddof=1) * np.sqrt((num_problems - left_out) / left_out)
-    low, high = np.tanh(interval(_fisher(np.array(value)), np.array(error), num_problems))
-    return Agreement(spearman=value, low=float(low), high=float(high), cells=num_cells)
+    low, high = jackknife_interval(value, replicates, num_cells, num_problems, left_out, num_problems)
+    return Agreement(spearman=value, low=low, high=high, cells=num_cells)
 
 
-def _fisher(value: Array) -> Array:
-    return np.asarray(np.arctanh(np.clip(value, -1 + 1e-9, 1 - 1e-9)))
+def jackknife_interval(
+    value: float, replicate_R: Array, num_cells: int, num_problems: int, left_out: int, degrees_of: int
+) -> tuple[float, float]:
+    """95% ends of a correlation, from its values without ``left_out`` of the problems; NaN with fewer than four problems.
+    ``degrees_of``: problems that the t quantile is for."""
+    if min(num_problems, degrees_of) < 4 or not np.isfinite(value):
+        return float("nan"), float("nan")
+    error = np.nanstd(_fisher(replicate_R, num_cells), ddof=1) * np.sqrt((num_problems - left_out) / left_out)
+    low, high = np.tanh(interval(_fisher(np.array(value), num_cells), np.array(error), degrees_of))
+    return float(low), float(high)
+
+
+def _fisher(value: Array, num_cells: int) -> Array:
+    """Fisher's z. A correlation of 1 is taken for half a step less: two neighbours that change places cost 6 / (cells^3 - cells)."""
+    most = 1 - 6.0 / max(num_cells**3 - num_cells, 12) / 2
+    return np.asarray(np.arctanh(np.clip(value, -most, most)))

@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from expert_stats.evidence.influence import draws_of, replicates_of
-from expert_stats.evidence.measure import Measure, supported_cells
-from expert_stats.evidence.robust import robust_p
-from expert_stats.evidence.sums import ProblemSums
+from expert_stats.evidence.estimates import Estimate, family_names
+from expert_stats.evidence.influence import draws_of
 
 Array = np.ndarray[Any, Any]
 
@@ -44,62 +42,52 @@ class Halves(NamedTuple):
         return {"spearman": rank_agreement(self.first, self.second), **overlaps}
 
 
-def halves_of(sums: ProblemSums, measure: Measure, min_support: int | None) -> Halves:
+def halves_of(estimate: Estimate) -> Halves:
     """Cells [C]."""
-    scores, own = [], []
-    for start in (0, 1):
-        totals = sums.rows(slice(start, None, 2))
-        scores.append(measure.score(*totals))
-        own.append(supported_cells(*totals, measure.weights_M, min_support))
+    rows = (slice(0, None, 2), slice(1, None, 2))
+    scores, own = ([function(half) for half in rows] for function in (estimate.score, estimate.supported))
     return Halves(scores[0], scores[1], own[0], own[1])
 
 
-def without_each_family(sums: ProblemSums, measure: Measure, tested: list[int]) -> tuple[Array, Array, list[str]]:
-    """The lowest score [C] and the largest p [C] that leaving one family of problems out gives; NaN with fewer than two.
-
-    ``tested``: markers whose robust test counts; the p of a cell is the smallest of them.
-    """
-    names, cells = sums.family_names(), sums.expert_PC.shape[1]
+def without_each_family(estimate: Estimate) -> tuple[Array, Array]:
+    """The lowest score [C] and the largest p [C] that leaving one family of problems out gives; NaN with fewer than two."""
+    names, cells = family_names(estimate.families), len(estimate.score(slice(None)))
     score_C, p_C = np.full(cells, np.nan), np.full(cells, np.nan)
     if len(names) < 2:
-        return score_C, p_C, names
+        return score_C, p_C
     for name in names:
-        rows = np.array([family != name for family in sums.families])
-        score_C = np.fmin(score_C, measure.score(*sums.rows(rows)))
-        own_C = np.full(cells, np.nan)
-        for marker in tested:
-            own_C = np.fmin(own_C, robust_p(sums.excess_of(marker, without=name), cells)[1])
-        p_C = np.fmax(p_C, own_C)
-    return score_C, p_C, names
+        rows = np.array([family != name for family in estimate.families])
+        score_C = np.fmin(score_C, estimate.score(rows))
+        p_C = np.fmax(p_C, estimate.p_without(name))
+    return score_C, p_C
 
 
-def agreement_of_families(
-    sums: ProblemSums, measure: Measure, min_support: int | None, seed: int = 0
-) -> dict[str, Any]:
+def agreement_of_families(estimate: Estimate, seed: int = 0) -> dict[str, Any]:
     """Overlap of the best 10 and Spearman correlation of every two families, each [value, low, high] (95%, bootstrap over problems).
 
     Over the cells that any family supports by itself. Empty lists with fewer than two families of 5 problems.
     """
-    rows_of = {name: np.flatnonzero([family == name for family in sums.families]) for name in sums.family_names()}
+    names = family_names(estimate.families)
+    rows_of = {name: np.flatnonzero([family == name for family in estimate.families]) for name in names}
     rows_of = {name: rows for name, rows in rows_of.items() if len(rows) >= LEAST_PROBLEMS}
     names = list(rows_of)
     found: dict[str, Any] = {"families": names, "problems": [len(rows) for rows in rows_of.values()], "top": TOP}
     if len(names) < 2:
         return found | {"families": [], "problems": [], "overlap": [], "spearman": []}
-    support = np.zeros(sums.expert_PC.shape[1], np.bool_)
+    support = np.zeros(len(estimate.score(slice(None))), np.bool_)
     for rows in rows_of.values():
-        support |= supported_cells(*sums.rows(rows), measure.weights_M, min_support)
+        support |= estimate.supported(rows)
     for rows in rows_of.values():
-        support &= sums.expert_PC[rows].any(axis=0)  # a family that never selects an expert has no score for it
+        support &= estimate.selected(rows)  # a family that never selects an expert has no score for it
     cells, rng = np.flatnonzero(support), np.random.default_rng(seed)
     ranks, tops = [], []
     for rows in rows_of.values():
-        weights_RP = np.zeros((_REPLICATES + 1, len(sums.problems)), np.float32)
+        weights_RP = np.zeros((_REPLICATES + 1, len(estimate.problems)), np.float32)
         weights_RP[0, rows] = 1.0
         weights_RP[1:, rows] = draws_of(rng, _REPLICATES, len(rows))
         # A sample of problems may lack an expert: it ranks last there.
-        score_RC = np.nan_to_num(replicates_of(sums, measure, cells, weights_RP), nan=-2.0)
-        ranks.append(_standardised(score_RC))
+        score_RC = np.nan_to_num(estimate.replicates(cells, weights_RP), nan=-2.0)
+        ranks.append(standardised(score_RC))
         best_RT = np.argsort(-score_RC, axis=1, kind="stable")[:, :TOP]
         top_RC = np.zeros(score_RC.shape, np.bool_)
         np.put_along_axis(top_RC, best_RT, True, axis=1)
@@ -115,7 +103,7 @@ def agreement_of_families(
     return found | {"overlap": overlap, "spearman": spearman}
 
 
-def _standardised(score_RC: Array) -> Array:
+def standardised(score_RC: Array) -> Array:
     """Ranks of every row about their mean, with length 1: the inner product of two is Spearman's correlation; NaN without spread."""
     rank_RC = stats.rankdata(score_RC, axis=1) if score_RC.shape[1] > 2 else np.zeros(score_RC.shape)
     rank_RC = rank_RC - rank_RC.mean(1, keepdims=True) if rank_RC.size else rank_RC

@@ -62,10 +62,6 @@ class ProblemSums:
             int(self.total_P[rows].sum()),
         )
 
-    def family_names(self) -> list[str]:
-        """The families that problems name, sorted."""
-        return sorted({name for name in self.families if name})
-
     def excess_of(self, marker: int, without: str | None = None) -> Excess | None:
         """Over all problems, or all but those of a family; None when there are none."""
         parts = [part for (index, name), part in self.excess.items() if index == marker and name != without]

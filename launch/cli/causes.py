@@ -123,7 +123,7 @@ class FindCauses(PromptOptions, HeldModel):
             tokens_per_batch=self.tokens_per_batch,
             share=(0, 1) if alike else layout.share,
             add=(lambda part: part) if alike else ranks.add,
-            watch=_watch(ranks.is_main),
+            watch=watch_on_terminal(ranks.is_main),
         )
         if ranks.is_main:
             causes.save(self.out)
@@ -206,7 +206,8 @@ def _line(one: Any) -> str:
     return f"  {experts}, routers {one.router}: {one.effect:+.4f} ({one.low:+.4f} to {one.high:+.4f}), q {one.q:.1e}"
 
 
-def _watch(shows: bool) -> Any:
+def watch_on_terminal(shows: bool) -> Any:
+    """A progress bar on a terminal; nothing elsewhere."""
     from moe_steer.console.progress import tracked
 
     return lambda label, items: tracked(items, label, shown=None if shows else False)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from expert_stats.rivals import METHODS
 from launch.core.option_checks import refuse_idle
 from launch.core.options import ModelOptions
 from launch.core.served.server_options import JobServerOptions
-from launch.jobs.stats import CountingOptions, ScoringOptions, verdict
+from launch.jobs.stats import CountingOptions, RivalFiles, ScoringOptions, next_plan, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,8 +146,8 @@ def _known(earlier: Sequence[RoutingCounts]) -> dict[int, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(ScoringOptions):
-    """Score every expert by nPMI between its routing and the markers (RICE, Eq. 2-6), with support, interval and null."""
+class Score(RivalFiles, ScoringOptions):
+    """Score every expert by nPMI between its routing and the markers (RICE, Eq. 2-6), or by a rival, with intervals and evidence."""
 
     counts: tuple[str, ...]
     """Counts files; several are added up first."""
@@ -155,17 +156,19 @@ class Score(ScoringOptions):
     heatmap: str | None = None
     """Also draw layers x experts as an SVG file."""
 
+    @staticmethod
+    def methods() -> tuple[str, ...]:
+        return METHODS
+
     def run(self) -> int:
         """Write the scores and print the best."""
         from pathlib import Path
 
-        from expert_stats import RoutingCounts, sum_counts
-
-        contents = [Path(path).read_bytes() if Path(path).is_file() else path for path in self.counts]
-        if len(set(contents)) < len(contents):
-            raise ValueError(f"--counts {' '.join(self.counts)}: the same counts are named twice; give each file once")
-        counts = sum_counts(RoutingCounts.load(path) for path in self.counts)
-        scores = self.score(counts)
+        readers = {"measures": ("mass", "norm", "influence"), "graded": ("contrast",), "causes": ("causes",)}
+        for option, methods in readers.items():
+            if getattr(self, option) and self.by not in methods:
+                raise ValueError(f"--{option} is for --by {' or '.join(methods)}: leave it out, or score by it")
+        scores = self.score(summed(self.counts))
         scores.save(self.out)
         print(scores.table(self.top))
         print(verdict(scores))
@@ -175,5 +178,17 @@ class Score(ScoringOptions):
             from expert_stats import heat_map
 
             Path(self.heatmap).write_text(heat_map(scores), encoding="utf-8")
-        print(f"wrote {self.out}; next: moe-steer plan --scores {self.out} --top 2 --gain 64 --out plan.json")
+        print(f"wrote {self.out}; next: {next_plan(scores, self.out)}")
         return 0
+
+
+def summed(paths: Sequence[str]) -> RoutingCounts:
+    """The sum of counts files. ValueError where the same counts are named twice."""
+    from pathlib import Path
+
+    from expert_stats import RoutingCounts, sum_counts
+
+    contents = [Path(path).read_bytes() if Path(path).is_file() else path for path in paths]
+    if len(set(contents)) < len(contents):
+        raise ValueError(f"--counts {' '.join(paths)}: the same counts are named twice; give each file once")
+    return sum_counts(RoutingCounts.load(path) for path in paths)

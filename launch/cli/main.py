@@ -21,6 +21,8 @@ COMMANDS = {
     "plan": "launch.cli.plan:MakePlan",
     "causes": "launch.cli.causes:FindCauses",
     "falsify": "launch.cli.falsify:Falsify",
+    "measure": "launch.cli.rivals.commands:Measure",
+    "rivals": "launch.cli.rivals.commands:Rivals",
     "direction": "launch.cli.direction:MakeDirection",
     "convert-direction": "launch.cli.convert_direction:ConvertDirection",
     "generate": "launch.cli.generate:Generate",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.core.arms import with_choice
+from launch.core.options import MIN_SUPPORT
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
 from moe_steer.plan import UNITS
 from moe_steer.plan_entries import read_vector
@@ -29,7 +30,8 @@ class MakePlan:
     scores: str | None = None
     """Score file written by 'moe-steer score'."""
     by: tuple[str, ...] = ()
-    """Choose from another measure than --scores: causes FILE, with a file of 'moe-steer causes' (only experts with q <= --max-q)."""
+    """Choose by a method, from its file: METHOD FILE with a file of 'moe-steer score --by METHOD' (npmi, rice, risk, mass, norm,
+    influence, contrast, causes), or causes FILE with one of 'moe-steer causes'; only experts with q <= --max-q."""
     preset: str | None = None
     """Published experts: one of rice-r1-math, rice-r1-physics, rice-qwen3-235b-math, ... ('help' lists all)."""
     experts: tuple[str, ...] = ()
@@ -56,7 +58,7 @@ class MakePlan:
     """Where to act: all (the default), prompt, thought, answer, generated, after:N, step_end, or step_end:CLASS with sentence, line, paragraph or stop (joined by +)."""
     renormalize: bool = False
     """Rescale a token's weights to their former sum after the gain."""
-    min_support: int = 5
+    min_support: int = MIN_SUPPORT
     """Least number of times a scored expert must have been active at a marker."""
     max_q: float = 0.05
     """Evidence that an expert of --scores or --by needs: the largest q, as 'moe-steer score' prints it."""
@@ -87,8 +89,9 @@ class MakePlan:
         numbers = f", {len(plan.top_k)} top_k" if plan.top_k else ""
         gains = f", scope {plan.scope}, renormalize {str(plan.renormalize).lower()}" if plan.experts else ""
         print(f"wrote {self.out}: {len(plan.experts)} experts{vectors}{numbers}{gains}")
-        if self.scores and plan.provenance.get("evidence") == "unproven":
-            print("NOTE: unproven: nothing shows that these experts answer to the thought", file=sys.stderr)
+        if (self.scores or self.by) and plan.provenance.get("evidence") == "unproven":
+            claim = plan.provenance.get("claim") or "that these experts answer to the thought"
+            print(f"NOTE: unproven: nothing shows {claim}", file=sys.stderr)
         if plan.is_neutral:
             print("NOTE: the plan changes nothing: every gain in it is 1 and every strength 0", file=sys.stderr)
         return 0
@@ -104,9 +107,9 @@ class MakePlan:
         readers = {
             "gain": self.scores or self.by or self.preset or any("=" not in text for text in self.experts),
             "top": self.scores or self.by or self.preset,
-            "min_support": self.scores,
+            "min_support": self.scores or self.by,
             "max_q": self.scores or self.by,
-            "unproven": self.scores,
+            "unproven": self.scores or self.by,
         }
         if plan.experts:
             if self.renormalize and all(entry.gain == 1.0 and entry.acts_on_choice for entry in plan.experts):
@@ -151,20 +154,9 @@ class MakePlan:
             return self._started(SteeringPlan.load(self.start))
         scope = "all" if self.scope is None else self.scope
         if self.scores:
-            from expert_stats import ExpertScores, select_experts
-
-            scores = ExpertScores.load(self.scores)
-            return select_experts(
-                scores,
-                top=self.top,
-                gain=self.gain,
-                min_support=self.min_support,
-                max_q=None if self.unproven else self.max_q,
-                scope=scope,
-                renormalize=self.renormalize,
-            )
+            return self._by_scores(self.scores, scope)
         if self.by:
-            return self._by_causes(scope)
+            return self._by_method(scope)
         if self.preset:
             base = preset_plan(self.preset, self.top, self.gain)
             entries, model, provenance = base.experts, base.model, base.provenance
@@ -174,13 +166,41 @@ class MakePlan:
             experts=entries, model=model, scope=scope, renormalize=self.renormalize, provenance=provenance
         )
 
-    def _by_causes(self, scope: str) -> SteeringPlan:
-        from expert_stats.causes import Causes, select_causes
+    def _by_scores(self, path: str, scope: str, by: str | None = None) -> SteeringPlan:
+        from expert_stats import ExpertScores, select_experts
 
-        if len(self.by) != 2 or self.by[0] != "causes":
-            raise ValueError(f"--by {' '.join(self.by)}: write --by causes FILE, with a file of 'moe-steer causes'")
+        scores = ExpertScores.load(path)
+        if by not in (None, scores.options["by"]):
+            raise ValueError(
+                f"{path} holds scores by {scores.options['by']}, not by {by}: make them with 'moe-steer score --by {by}'"
+            )
+        return select_experts(
+            scores,
+            top=self.top,
+            gain=self.gain,
+            min_support=self.min_support,
+            max_q=None if self.unproven else self.max_q,
+            scope=scope,
+            renormalize=self.renormalize,
+        )
+
+    def _by_method(self, scope: str) -> SteeringPlan:
+        from expert_stats.causes import Causes, is_causes, select_causes
+        from expert_stats.rivals import METHODS
+
+        if len(self.by) != 2 or self.by[0] not in METHODS:
+            raise ValueError(
+                f"--by {' '.join(self.by)}: write --by METHOD FILE, with a file of 'moe-steer score --by METHOD' ({', '.join(METHODS)})"
+            )
+        method, path = self.by
+        if method != "causes" or not is_causes(path):
+            return self._by_scores(path, scope, method)
+        for option in ("unproven", "min_support"):
+            if getattr(self, option) != getattr(MakePlan, option):
+                name = option.replace("_", "-")
+                raise ValueError(f"--{name} is for files of 'moe-steer score': leave it out, or score by causes")
         return select_causes(
-            Causes.load(self.by[1]),
+            Causes.load(path),
             self.top,
             self.gain,
             max_q=self.max_q,

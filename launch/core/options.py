@@ -20,6 +20,8 @@ BASELINE = "baseline"
 PARTS = ("identification", "tuning", "test")
 USUAL_PROMPT = 1024
 """Tokens of a prompt, where memory must be planned before the prompts are known."""
+MIN_SUPPORT = 5
+"""Times that an expert must have been selected at a marker to be taken into a plan by 'moe-steer plan'."""
 ELSEWHERE = frozenset(
     {"out", "name", "local_rank", "strict", "backend", "offload", "max_memory", "dry_run", "gpus", "gpu_gib"}
     | {"endpoint", "wait_server", "concurrency", "api_key_variable", "served_name"}

@@ -14,6 +14,17 @@ from reasoning_evals.runs import grade_run
 from reasoning_evals.thinking import loop_at_end
 
 
+def graded_answers(paths: Sequence[str]) -> dict[str, bool]:
+    """trace_id -> whether the answer is right, of all samples of runs. ValueError for what is no folder of a run."""
+    found: dict[str, bool] = {}
+    for path in paths:
+        if not Path(path, "run.json").is_file():
+            raise ValueError(f"{path} is no folder of a run, so nobody knows which answers are right: give one")
+        rows = grade_run(path)
+        found |= {f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}": bool(row.correct) for row in rows}
+    return found
+
+
 def split_by_grade(paths: Sequence[str], tokenizer: Any, arm: str | None) -> tuple[list[Trace], list[Trace]]:
     """(right, wrong) traces of graded runs. ValueError for what is no folder of a run."""
     right: list[Trace] = []
@@ -23,9 +34,9 @@ def split_by_grade(paths: Sequence[str], tokenizer: Any, arm: str | None) -> tup
             raise ValueError(
                 f"{path} is no folder of a run, so nobody knows which answers are right: give the wrong ones with --against"
             )
-        correct = {f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}" for row in grade_run(path) if row.correct}
+        answers = graded_answers([path])
         for trace in read_any_traces([path], tokenizer, arm):
-            (right if trace.trace_id in correct else wrong).append(trace)
+            (right if answers.get(trace.trace_id) else wrong).append(trace)
     return right, wrong
 
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expert_stats import DosePoint, ExpertScores, dose_response, evidence_sentence, heat_map, rank_stability
+from expert_stats import (
+    DosePoint,
+    ExpertScores,
+    dose_response,
+    evidence_sentence,
+    family_matrix,
+    heat_map,
+    interval_lines,
+    rank_stability,
+)
 from launch.core.findings import Findings, arm_lines, silent_arms
 from launch.jobs.experts_options import Options
 from moe_steer import ExpertGain, SteeringPlan
@@ -49,7 +58,9 @@ def findings_of(outcome: Outcome) -> Findings:
     comparison = compare_arms(outcome.test, tuned=tuned)
     sweep = compare_arms(outcome.tuning) if outcome.tuning else None
     plans = {"baseline": None, "steered": plan, **({"placebo": placebo} if placebo else {})}
-    evidence = [evidence_of(plan, outcome.scores, options)] if outcome.scores and not options.given else []
+    evidence = []
+    if outcome.scores and not options.given:
+        evidence = [evidence_of(plan, outcome.scores, options), *interval_lines(outcome.scores)]
     silent = silent_arms(plans, "baseline", outcome.folder / "test")
     return Findings(
         folder=outcome.folder,
@@ -152,6 +163,8 @@ def _figures(outcome: Outcome, sweep: Comparison | None) -> dict[str, str]:
         )
     if scores is not None and scores.ranking():
         result["How sure the ranking is"] = rank_stability(scores)
+    if scores is not None and len(scores.families["families"]) > 1:
+        result["Do domains share experts?"] = family_matrix(scores)
     return result
 
 

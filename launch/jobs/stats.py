@@ -8,15 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expert_stats import BASES, BY, MISSING_MARKER, ZERO_JOINT, ExpertScores, RoutingCounts, Trace, score_experts
+from expert_stats import (
+    BASES,
+    BY,
+    MAX_Q,
+    MISSING_MARKER,
+    ZERO_JOINT,
+    ExpertScores,
+    RoutingCounts,
+    Trace,
+    Unproven,
+    scores_and_estimate,
+    select_experts,
+)
+from expert_stats.evidence import Estimate
+from expert_stats.rivals import Measures, Sources, rival_of
 from launch.core.option_checks import check_counts
-from launch.core.options import ELSEWHERE, ModelOptions, config_of
+from launch.core.options import ELSEWHERE, MIN_SUPPORT, ModelOptions, config_of
 from launch.core.ranks import Ranks
 from launch.core.wiring import counted, parse_coefficients
 from moe_steer.tokens import POSITIONS, RICE_COEFFICIENTS
 
 COUNTS, SCORES = "counts.safetensors", "scores.json"
-PICTURES = ("heatmap.svg", "stability.svg")
 _PARTS = "parts"
 _SCORING = frozenset({"coefficients", "min_support", "by", "zero_joint", "missing_marker", "top"})
 """Options that the counts do not depend on: they may change between two starts."""
@@ -55,8 +68,9 @@ class ScoringOptions:
     coefficients: tuple[str, ...] = ()
     """What each marker counts for, as NAME=NUMBER; default <think>=1 </think>=-1 Alternatively=-1, others 0."""
     by: str = "npmi"
-    """The score: npmi (markers with a tenth of any tokens mixed in: the same quantity at any number of traces) or rice (the
-    published formula)."""
+    """The score: npmi (markers with a tenth of any tokens mixed in: the same quantity at any number of traces), rice (the
+    published formula) or risk (difference of selection rates at markers and elsewhere). With more files 'moe-steer score' has mass,
+    norm, influence, contrast and causes (expert_stats/rivals/methods.py)."""
     zero_joint: str | None = None
     """Of --by rice: what a marker adds at which the expert never fired: minus_one (the limit of nPMI, the default), half (as if
     it had fired there half a time) or skip (nothing)."""
@@ -69,7 +83,7 @@ class ScoringOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, ("top", "min_support"))
-        _check_choice(self, "by", BY)
+        _check_choice(self, "by", self.methods())
         if self.zero_joint is not None:
             _check_choice(self, "zero_joint", ZERO_JOINT)
             if self.by != "rice":
@@ -77,15 +91,55 @@ class ScoringOptions:
         _check_choice(self, "missing_marker", MISSING_MARKER)
         parse_coefficients(self.coefficients)
 
+    @staticmethod
+    def methods() -> tuple[str, ...]:
+        """What --by may name."""
+        return (*BY, "risk")
+
+    def sources(self) -> Sources:
+        """What the score may read beside the counts."""
+        return Sources()
+
     def score(self, counts: RoutingCounts) -> ExpertScores:
         """The scores of the counts under these options."""
-        return score_experts(
+        return self.score_by(self.by, counts, self.sources())[0]
+
+    def score_by(self, by: str, counts: RoutingCounts, sources: Sources) -> tuple[ExpertScores, Estimate]:
+        """Scores by a method, and what they estimate. ValueError for what it lacks, and for options that it does not read."""
+        if by not in (*BY, "risk") and (self.coefficients or self.min_support is not None):
+            option = "--coefficients" if self.coefficients else "--min-support"
+            raise ValueError(f"{option} is for scores at markers, and {by} is none: leave it out")
+        return scores_and_estimate(
             counts,
             parse_coefficients(self.coefficients) or None,
-            by=self.by,
+            by=by if by in BY else BY[0],
             zero_joint=self.zero_joint,
             min_support=self.min_support,
             missing_marker=self.missing_marker,
+            rival=rival_of(by, counts, sources),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivalFiles:
+    """Files that rivals of nPMI read."""
+
+    measures: str | None = None
+    """For mass, norm and influence: a file of 'moe-steer measure'."""
+    graded: tuple[str, ...] = ()
+    """For contrast: folders of runs whose answers were counted; they are graded again."""
+    causes: str | None = None
+    """For causes: a file of 'moe-steer causes'."""
+
+    def sources(self) -> Sources:
+        """What is in them."""
+        from expert_stats.causes import Causes
+        from launch.core.outcomes import graded_answers
+
+        return Sources(
+            measures=Measures.load(self.measures) if self.measures else None,
+            right=graded_answers(self.graded) if self.graded else None,
+            causes=Causes.load(self.causes) if self.causes else None,
         )
 
 
@@ -190,31 +244,48 @@ def _publish(options: CollectOptions, folder: Path) -> str:
     counts = RoutingCounts.load(folder / COUNTS)
     scores = options.score(counts)
     scores.save(folder / SCORES)
-    _draw(scores, folder)
+    pictures = _draw(scores, folder)
     return "\n".join(
         [
             counted(counts),
             scores.table(options.top),
             verdict(scores),
-            f"wrote {folder / COUNTS}, {SCORES} and {', '.join(PICTURES)}; "
-            f"next: moe-steer plan --scores {folder / SCORES} --top 2 --gain 64 --out plan.json",
+            f"wrote {folder / COUNTS}, {SCORES} and {', '.join(pictures)}; next: {next_plan(scores, folder / SCORES)}",
         ]
     )
 
 
 def verdict(scores: ExpertScores) -> str:
-    """What the evidence says of the best two, in a sentence; then how far families of problems agree."""
-    from expert_stats import MAX_Q, evidence_sentence, family_lines
+    """What the evidence says of the best two, in a sentence; then what the intervals rest on where that is little, and how far families of problems agree."""
+    from expert_stats import evidence_sentence, family_lines, interval_lines
 
     best = [(row.layer, row.expert) for row in scores.ranking()[:2]]
     first = evidence_sentence(scores, best, MAX_Q) if best else "UNPROVEN: no expert has support at a marker"
-    return "\n".join([first, *family_lines(scores)])
+    return "\n".join([first, *interval_lines(scores), *family_lines(scores)])
 
 
-def _draw(scores: ExpertScores, folder: Path) -> None:
-    from expert_stats import heat_map, rank_stability
+def next_plan(scores: ExpertScores, path: str | Path) -> str:
+    """The command that makes a plan of the best two, with the word that it takes where they lack evidence; what to do instead
+    where there are not two."""
+    try:
+        select_experts(scores, top=2, min_support=MIN_SUPPORT)
+    except Unproven:
+        return f"moe-steer plan --scores {path} --top 2 --gain 64 --out plan.json --unproven"
+    except ValueError:
+        return "count more traces: no two experts qualify for a plan"
+    return f"moe-steer plan --scores {path} --top 2 --gain 64 --out plan.json"
+
+
+def _draw(scores: ExpertScores, folder: Path) -> list[str]:
+    """The names of the pictures."""
+    from expert_stats import family_matrix, heat_map, rank_stability
     from moe_steer.files import write_whole
 
-    write_whole(folder / PICTURES[0], heat_map(scores))
+    pictures = {"heatmap.svg": heat_map(scores)}
     if scores.ranking():
-        write_whole(folder / PICTURES[1], rank_stability(scores))
+        pictures["stability.svg"] = rank_stability(scores)
+    if len(scores.families["families"]) > 1:
+        pictures["domains.svg"] = family_matrix(scores)
+    for name, picture in pictures.items():
+        write_whole(folder / name, picture)
+    return list(pictures)

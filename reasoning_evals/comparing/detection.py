@@ -5,10 +5,11 @@ test, each at the first threshold of Holm's procedure, alpha / number of compari
 for McNemar, simulated for the other two, with the noise of the run at hand.
 
 What is assumed of a true effect: with several samples, that it sits in the units (problems, or clusters of them) that change, as many
-as in the run and a share of the effect's size more. With one sample, that the effect adds the same to the rate of every problem
-that can change, so that gains take the place of failures: with a rate m of these, an effect d lets a share changed + d (1 - 2 m) change;
-m is not known from one sample, and taken between 1/2 and the baseline's accuracy, a quarter of the way: problems that can change are
-those in between. In both, where the effect is larger than that share, all units that change have gained.
+as in the run and a share of the effect's size more; and that it moves the rates of these problems, so that the noise of sampling them
+changes with it (`Sampling`): where rates are spread as Beta(2, 1.5), a gain of 17 points takes a quarter off the variance of its arm. With one sample, that the effect adds the same to the rate of every problem
+that can change, so that gains take the place of failures: with a mean rate m of these, an effect d lets a share changed + d (1 - 2 m)
+change. m follows from what the run shows, the accuracy and the share that changed, if rates of problems are spread as a Beta distribution
+with these two moments (`_middle`). In both, where the effect is larger than that share, all units that change have gained.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from scipy.special import ndtr
 ENUMERATED = 12
 """Units that changed up to which the sign-flip test goes through every pattern of signs."""
 _LARGEST = 6
-_TOWARDS = 0.25  # how far the rate of problems that can change lies from 1/2 to the accuracy of all
 LARGE = 60
 """Units that changed above which the t and the sign-flip test are one: the t test's power is taken, nothing is simulated."""
 
@@ -61,14 +61,31 @@ def single_samples(num_units: int, changed: ArrayLike, accuracy: float = 0.5, al
     ``changed`` may be several equally likely shares. ``accuracy``: of the baseline, for gains; 1 - accuracy for losses. Exact.
     """
     shares = np.atleast_1d(np.asarray(changed, dtype=np.float64)).tolist()
-    slope = _TOWARDS * (1 - 2 * accuracy)  # 1 - 2 m
+    slopes = [1 - 2 * _middle(accuracy, share) for share in shares]
 
     def decide(effect: float) -> Decision:
-        each = [_mcnemar(num_units, min(1.0, max(share + effect * slope, effect)), effect, alpha) for share in shares]
+        each = [
+            _mcnemar(num_units, min(1.0, max(share + effect * slope, effect)), effect, alpha)
+            for share, slope in zip(shares, slopes, strict=True)
+        ]
         power, mean = (float(column.mean()) for column in np.array(each).T)
         return Decision(power, mean / power / effect if power > 1e-9 else 1.0)
 
     return decide
+
+
+def _middle(accuracy: float, changed: float) -> float:
+    """Mean rate of problems, each counted by rate (1 - rate), if rates are Beta(a, b) with mean ``accuracy`` and two samples of a problem
+    differ in a share ``changed``, 2 E[r (1 - r)] = 2 p (1 - p) s / (s + 1), s = a + b: it is (a + 1) / (s + 2).
+
+    >>> _middle(0.75, 0.375), round(_middle(0.75, 0.3), 3), _middle(0.75, 0.0)
+    (0.75, 0.667, 0.5)
+    """
+    most = 2 * accuracy * (1 - accuracy)
+    if changed >= most:
+        return accuracy  # all problems alike
+    size = changed / (most - changed)
+    return (accuracy * size + 1) / (size + 2)
 
 
 def _mcnemar(num_units: int, share: float, effect: float, alpha: float) -> tuple[float, float]:
@@ -87,6 +104,37 @@ def _mcnemar(num_units: int, share: float, effect: float, alpha: float) -> tuple
     return float(chance_N @ hit_N), float(chance_N @ (2 * gains_N - numbers * hit_N)) / num_units
 
 
+class Sampling(NamedTuple):
+    """The noise of sampling answers in the differences of a run: what an effect makes of it. Estimated from the run itself."""
+
+    part: float
+    """Its share of the variance of the differences, over problems."""
+    variance: float
+    """Mean of rate (1 - rate) over all problems."""
+    middle: float
+    """Mean rate of the problems that can change, each counted by rate (1 - rate)."""
+
+    @classmethod
+    def of(cls, a: ArrayLike, b: ArrayLike, k: int) -> Sampling:
+        """``a``, ``b``: rates of the problems in both arms, from ``k`` > 1 samples each."""
+        rates = np.asarray([a, b], dtype=np.float64)
+        own = rates * (1 - rates) * k / (k - 1)  # without bias
+        pooled = rates.mean(0)
+        weights = pooled * (1 - pooled)
+        spread = float(np.var(rates[1] - rates[0], ddof=1))
+        variance = float(own.mean())
+        part = min(1.0, 2 * variance / k / spread) if spread > 0 else 0.0
+        return cls(part, variance, float(weights @ pooled / weights.sum()) if weights.any() else 0.5)
+
+    def factor(self, effect: float, share: float) -> float:
+        """What becomes of the standard error when a share of the problems gains ``effect`` / share each, on the mean ``effect``
+        (a loss: below 0): r (1 - r) of each at its new rate, in one of both arms."""
+        if not self.variance:
+            return 1.0
+        after = self.variance + effect * (1 - 2 * self.middle) - effect**2 / share
+        return math.sqrt(1 - self.part / 2 * (1 - max(0.0, after) / self.variance))
+
+
 def many_samples(
     num_units: int,
     values: ArrayLike,
@@ -95,15 +143,19 @@ def many_samples(
     alpha: float = 0.05,
     most: float = 1.0,
     seed: int = 0,
+    sampling: Sampling | None = None,
+    sign: int = 1,
 ) -> Decide:
     """Several samples a problem, or clusters: t test and sign-flip test over ``num_units`` units.
 
     ``values``: the differences of units that changed (any scale and centre, the spread is drawn from them), ``changed``: their share,
     ``se``: the standard error of the mean difference. ``most``: the largest difference of one unit: an effect makes a
-    share effect / most of the units change beside those that do without it.
+    share effect / most of the units change beside those that do without it. ``sampling``: what the effect makes of the noise; without
+    it nothing. ``sign``: of the effect, for that alone.
     """
+    noise = sampling or Sampling(0.0, 0.0, 0.5)
     if num_units * changed > LARGE:
-        return _normal(num_units, changed, se, alpha)
+        return _normal(num_units, changed, se, alpha, noise, sign)
     runs = max(1000, min(2000, 200_000 // num_units))
     random = np.random.default_rng(seed)
     place_RU = random.random((runs, num_units))
@@ -116,7 +168,7 @@ def many_samples(
 
     def decide(effect: float) -> Decision:
         share = min(1.0, changed + effect / most)
-        values_RU = drawn_RU + (effect / share) * (place_RU < share)
+        values_RU = drawn_RU * noise.factor(sign * effect, share) + (effect / share) * (place_RU < share)
         mean_R = values_RU.mean(1)
         square_R = np.einsum("ru,ru->r", values_RU, values_RU) / num_units - mean_R**2
         shown_R = mean_R * math.sqrt(num_units - 1) > border * np.sqrt(np.maximum(square_R, 0))
@@ -130,13 +182,13 @@ def many_samples(
     return decide
 
 
-def _normal(num_units: int, changed: float, se: float, alpha: float) -> Decide:
+def _normal(num_units: int, changed: float, se: float, alpha: float, noise: Sampling, sign: int) -> Decide:
     """The t test with many units, effects up to 1. One that sits in a share of the units adds to their spread."""
     border = float(stats.t.ppf(1 - alpha / 2, num_units - 1))
 
     def decide(effect: float) -> Decision:
         share = min(1.0, changed + effect) if changed < 1 else 1.0
-        own = math.sqrt(se**2 + effect**2 * (1 / share - 1) / num_units)
+        own = math.sqrt((se * noise.factor(sign * effect, share)) ** 2 + effect**2 * (1 / share - 1) / num_units)
         if own == 0:
             return Decision(1.0, 1.0)
         z = border - effect / own
@@ -213,20 +265,27 @@ class Detection(NamedTuple):
 
 
 def detection(
-    differences_U: Array, mean: float, se: float, alpha: float, single_accuracy: float | None = None
+    differences_U: Array,
+    mean: float,
+    se: float,
+    alpha: float,
+    single_accuracy: float | None = None,
+    sampling: Sampling | None = None,
 ) -> Detection:
     """For the differences of the units: problems, or sums over clusters. ``single_accuracy``: of the first arm, given where there is one
-    sample a problem and no clusters. The smallest effect is a gain, unless the run points to a loss by more than its standard error."""
+    sample a problem and no clusters; ``sampling``: where there are several. The smallest effect is a gain, unless the run points to a
+    loss by more than its standard error."""
     moved = differences_U[differences_U != 0]
     num = len(differences_U)
     if len(moved) < least_units(alpha):
         return Detection(None, None)
     changed = len(moved) / num
     if single_accuracy is None:
-        found = expected = many_samples(num, moved, changed, se, alpha)
+        found = many_samples(num, moved, changed, se, alpha, sampling=sampling, sign=1 if mean >= 0 else -1)
+        expected = found if mean >= 0 or mean < -se else many_samples(num, moved, changed, se, alpha, sampling=sampling)
     else:
         rate = single_accuracy if mean >= 0 else 1 - single_accuracy
-        without = min(1.0, max(0.0, changed - abs(mean) * _TOWARDS * (1 - 2 * rate)))
+        without = min(1.0, max(0.0, changed - abs(mean) * (1 - 2 * _middle(rate, changed))))
         # The run knows this share from its own problems alone: its posterior, at equally likely places (Jeffreys' prior).
         shares = stats.beta.ppf((np.arange(5) + 0.5) / 5, num * without + 0.5, num * (1 - without) + 0.5)
         found = single_samples(num, shares, rate, alpha)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from reasoning_evals.comparing.detection import Detection, detection
+from reasoning_evals.comparing.detection import Detection, Sampling, detection
 from reasoning_evals.comparing.resampling import Interval, bootstrap_interval, sign_flip_p
 
 Clusters = Sequence[Hashable] | None
@@ -130,7 +130,9 @@ def paired_difference(
     found = Detection(None, None)
     if level is not None:
         rate = float(a.mean()) if denominator == 1 and clusters is None else None
-        found = detection(units, estimate.mean, estimate.se, level, rate)
+        several = clusters is None and denominator is not None and denominator > 1
+        sampling = Sampling.of(a, b, denominator) if several and denominator else None
+        found = detection(units, estimate.mean, estimate.se, level, rate, sampling)
     return PairedDifference(
         mean=estimate.mean,
         se=estimate.se,

@@ -11,8 +11,10 @@ from reasoning_evals.report.figures import frontier as frontier
 from reasoning_evals.report.figures import style as style
 from reasoning_evals.report.figures import whiskers as whiskers
 from reasoning_evals.report.markdown import render_markdown as render_markdown
+from reasoning_evals.report.page import PlainPage as PlainPage
 from reasoning_evals.report.page import render_html as render_html
 from reasoning_evals.report.page import write_pages as write_pages
+from reasoning_evals.report.page import write_plain_page as write_plain_page
 from reasoning_evals.report.rereading import NOTHING_MORE as NOTHING_MORE
 from reasoning_evals.report.rereading import Rereading as Rereading
 from reasoning_evals.report.text import bootstrap_points_interval as bootstrap_points_interval

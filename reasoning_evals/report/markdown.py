@@ -17,35 +17,35 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~])")
 def render_markdown(report: Report) -> str:
     """Headings, tables and fenced model output; model output cannot close its own fence."""
     comparison = report.comparison
-    parts = [f"# {_inline(report.title)}", *_verdicts(report)]
+    parts = [f"# {inline(report.title)}", *_verdicts(report)]
     facts = {
         "Task": comparison.task,
         "Problems": f"{comparison.num_problems} x {comparison.num_samples} samples in each arm",
         **report.facts,
     }
-    parts.append("\n".join(f"- {_inline(name)}: {_inline(value)}" for name, value in facts.items()))
+    parts.append("\n".join(f"- {inline(name)}: {inline(value)}" for name, value in facts.items()))
     if report.traces_page:
         parts.append(
             f"Answers token by token, with the experts that fire: [{report.traces_page}]({report.traces_page})"
         )
     for title, table in report.tables.items():
         parts += [
-            f"## {_inline(title)}",
-            _table([*map(_inline, table.head)], [[*map(_inline, row)] for row in table.rows]),
+            f"## {inline(title)}",
+            table_text([*map(inline, table.head)], [[*map(inline, row)] for row in table.rows]),
         ]
     parts += ["## Arms", _arms(report), "## Paired differences", _pairs(report)]
     parts += ["## Accuracy by domain", _domains(report)]
     if rows := report.audit_rows():
         columns = report.audit_columns()
-        cells = [[_inline(arm), *[_cell(row.get(name)) for name in columns]] for arm, row in rows]
-        parts += ["## What fired", _table(["arm", *map(_inline, columns)], cells)]
+        cells = [[inline(arm), *[_cell(row.get(name)) for name in columns]] for arm, row in rows]
+        parts += ["## What fired", table_text(["arm", *map(inline, columns)], cells)]
     if comparison.pairs:
         pair = comparison.pairs[0]
         for title, examples, total in (
             (f"Solved more often by {pair.b}", report.gained, len(pair.gained)),
             (f"Solved less often by {pair.b}", report.lost, len(pair.lost)),
         ):
-            parts.append(f"## {_inline(title)} ({len(examples)} of {total} shown)")
+            parts.append(f"## {inline(title)} ({len(examples)} of {total} shown)")
             parts += [_example(example) for example in examples]
     parts += ["## Config", _fence(json.dumps(report.run, indent=1, sort_keys=True, ensure_ascii=False), "json")]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -54,11 +54,11 @@ def render_markdown(report: Report) -> str:
 def _verdicts(report: Report) -> list[str]:
     pairs = report.comparison.pairs
     sentences = [*report.headline, *(pair.sentence for pair in pairs)]
-    lines = [f"Note: {_inline(note)}" for note in report.above]
-    lines += [f"**{_inline(sentences[0])}**"] if sentences else []
-    lines += [_inline(sentence) for sentence in sentences[1:]]
-    lines += [_inline(sentence) for sentence in report.read_again]
-    lines += [f"Note: {_inline(note)}" for note in report.comparison.notes]
+    lines = [f"Note: {inline(note)}" for note in report.above]
+    lines += [f"**{inline(sentences[0])}**"] if sentences else []
+    lines += [inline(sentence) for sentence in sentences[1:]]
+    lines += [inline(sentence) for sentence in report.read_again]
+    lines += [f"Note: {inline(note)}" for note in report.comparison.notes]
     return lines
 
 
@@ -75,7 +75,7 @@ def _arms(report: Report) -> str:
     head += ["95%", "total tokens", "wrong", "no answer", "truncated", "grader failed"]
     rows = [
         [
-            _inline(arm.name),
+            inline(arm.name),
             form.percent(arm.accuracy.mean),
             form.percent_interval(arm.accuracy),
             form.percent(arm.pass_at_k),
@@ -90,7 +90,7 @@ def _arms(report: Report) -> str:
         ]
         for arm in comparison.arms
     ]
-    return _table(head, rows)
+    return table_text(head, rows)
 
 
 def _pairs(report: Report) -> str:
@@ -110,7 +110,7 @@ def _pairs(report: Report) -> str:
         found = pair.accuracy
         rows.append(
             [
-                f"{_inline(pair.b)} − {_inline(pair.a)}",
+                f"{inline(pair.b)} − {inline(pair.a)}",
                 form.signed_points(found.mean),
                 form.points_interval(found),
                 form.bootstrap_points_interval(found),
@@ -124,7 +124,7 @@ def _pairs(report: Report) -> str:
                 pair.verdict,
             ]
         )
-    return _table(head, rows) if rows else "Nothing was compared."
+    return table_text(head, rows) if rows else "Nothing was compared."
 
 
 def _difference(found: Difference | None) -> str:
@@ -136,21 +136,21 @@ def _domains(report: Report) -> str:
     names = sorted({name for arm in arms for name in arm.domains})
     rows = [
         [
-            _inline(name),
+            inline(name),
             str(arms[0].domains[name].num_problems),
             *[f"{form.percent(arm.domains[name].mean)} ({form.percent_interval(arm.domains[name])})" for arm in arms],
         ]
         for name in names
     ]
-    return _table(["domain", "problems", *[_inline(arm.name) for arm in arms]], rows)
+    return table_text(["domain", "problems", *[inline(arm.name) for arm in arms]], rows)
 
 
 def _example(example: Example) -> str:
     parts = [
-        f"### {_inline(example.problem_id)}",
+        f"### {inline(example.problem_id)}",
         _fence(example.question),
-        f"Expected: {_inline(example.target)}. Solved by {_inline(example.a.arm)} {form.percent(example.rate_a, 0)} of the "
-        f"time, by {_inline(example.b.arm)} {form.percent(example.rate_b, 0)}.",
+        f"Expected: {inline(example.target)}. Solved by {inline(example.a.arm)} {form.percent(example.rate_a, 0)} of the "
+        f"time, by {inline(example.b.arm)} {form.percent(example.rate_b, 0)}.",
     ]
     for side in (example.a, example.b):
         parts.append(_side(side))
@@ -158,12 +158,12 @@ def _example(example: Example) -> str:
 
 
 def _side(side: Side) -> str:
-    got = "no answer" if side.extracted is None else _inline(side.extracted)
+    got = "no answer" if side.extracted is None else inline(side.extracted)
     outcome = form.OUTCOMES.get(side.outcome, side.outcome)
     return "\n\n".join(
         [
-            f"**{_inline(side.arm)}**, sample {side.sample_idx}, {side.total_tokens} tokens: {outcome}; read: {got}; "
-            f"{_inline(side.reason)}",
+            f"**{inline(side.arm)}**, sample {side.sample_idx}, {side.total_tokens} tokens: {outcome}; read: {got}; "
+            f"{inline(side.reason)}",
             "<details><summary>thought</summary>",
             _fence(side.thought),
             "</details>",
@@ -172,13 +172,13 @@ def _side(side: Side) -> str:
     )
 
 
-def _inline(value: object) -> str:
+def inline(value: object) -> str:
     """Text on one line with markup escaped."""
     return _SPECIAL.sub(r"\\\1", html.escape(" ".join(form.visible(value).split()), quote=False))
 
 
 def _cell(value: object) -> str:
-    return f"{value:,.6g}" if isinstance(value, float) else _inline("–" if value is None else value)
+    return f"{value:,.6g}" if isinstance(value, float) else inline("–" if value is None else value)
 
 
 def _fence(content: str, kind: str = "") -> str:
@@ -189,6 +189,7 @@ def _fence(content: str, kind: str = "") -> str:
     return f"{fence}{kind}\n{content}\n{fence}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table_text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are already escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,6 +1,7 @@
 """Report -> one HTML page. Model output is escaped; the page has no script and loads nothing.
 
-``write_pages`` writes a report into its folder: report.md and report.html.
+``write_pages`` writes a report into its folder: report.md and report.html. ``write_plain_page`` does so with notes, tables and figures
+that are no comparison of arms.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import base64
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,19 @@ from moe_steer.files import write_whole
 from reasoning_evals.comparing import detectable_text, p_text, t_text
 from reasoning_evals.report import charts
 from reasoning_evals.report import text as form
-from reasoning_evals.report.build import TRACES_PAGE, Report
-from reasoning_evals.report.markdown import render_markdown
+from reasoning_evals.report.build import TRACES_PAGE, Report, Table
+from reasoning_evals.report.markdown import inline, render_markdown, table_text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlainPage:
+    """Everything that is rendered."""
+
+    title: str
+    notes: Sequence[str]
+    tables: Mapping[str, Table]
+    figures: Mapping[str, str]
+    """Title -> SVG text."""
 
 
 def write_pages(report: Report, folder: Path) -> None:
@@ -61,6 +75,22 @@ def render_html(report: Report) -> str:
         figures={title: _image(svg) for title, svg in report.figures.items()},
         config=json.dumps(report.run, indent=2, sort_keys=True, ensure_ascii=False),
     )
+
+
+def write_plain_page(page: PlainPage, folder: Path, stem: str) -> None:
+    """``stem``.md and ``stem``.html, each completely or not at all; the Markdown has no figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [f"# {inline(page.title)}", "\n".join(f"- {inline(note)}" for note in page.notes)]
+    for title, table in page.tables.items():
+        cells = [[*map(inline, row)] for row in table.rows]
+        parts += [f"## {inline(title)}", table_text([*map(inline, table.head)], cells)]
+    write_whole(folder / f"{stem}.md", "\n\n".join(parts) + "\n")
+    html: str = template("plain.html.jinja").render(
+        page=page,
+        style=Markup(template_text("style.css")),
+        figures={title: _image(svg) for title, svg in page.figures.items()},
+    )
+    write_whole(folder / f"{stem}.html", html)
 
 
 def _mark(svg: str | None) -> Markup | None:

@@ -1,6 +1,7 @@
 """Evidence for experts, long: simulated worlds (levels, power, coverage), and speed and size at R1's width.
 
-python -m tests.bench.evidence worlds [RUNS]     # table of tests/expert_stats/worlds.py; 60 runs take about 3 minutes
+python -m tests.bench.evidence worlds [RUNS]     # table of tests/expert_stats/worlds.py; 60 runs take about 8 minutes
+python -m tests.bench.evidence small [RUNS]      # coverage by how many joint selections a cell is expected to have, few problems
 python -m tests.bench.evidence speed [TRACES]    # 58 x 256 experts, 8 markers
 """
 
@@ -10,6 +11,7 @@ import resource
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from expert_stats.trace_counts import NUM_BINS
 from worlds import PLANTED, WORLDS, counts_of_world, pooled_q, sums_of_world
 
 _LAYERS, _EXPERTS, _TOP_K, _MARKERS = 58, 256, 8, 8
+_TRUTH = 20_000
+"""Problems that the true scores are taken from: their own error would show as missing coverage (4,000 cost .01 at 300 problems)."""
 
 
 def worlds(num_runs: int) -> None:
@@ -31,7 +35,7 @@ def worlds(num_runs: int) -> None:
         "world     planted  n  | p<.05  p<.001 | any q<.05  old q | power  fdp | cover all  best 2 alone  best 2 bound"
     )
     for world, planted in [*((name, 0.0) for name in WORLDS), ("all", 1.2)]:
-        truth_C = measure.score(*sums_of_world(world, 4000, 999, planted=planted))
+        truth_C = measure.score(*sums_of_world(world, _TRUTH, 999, planted=planted))
         for num_problems in (30, 100, 300):
             rows = [_run(world, num_problems, seed, planted, truth_C) for seed in range(num_runs)]
             means = np.array(rows).mean(axis=0)
@@ -69,6 +73,32 @@ def _run(world: str, num_problems: int, seed: int, planted: float, truth_C: Any)
     ]
 
 
+def small(num_runs: int) -> None:
+    """Coverage of the two-sided interval and of one-sided ends, by the joint selections that a cell is expected to have."""
+    measure, edges = Measure(np.array([1.0])), [0, 1, 2, 4, 8, 16, 32, 10**9]
+    print("world     n  | expected joint | cells  covered  below low  above high")
+    for world in ("iid", "all"):
+        totals = sums_of_world(world, _TRUTH, 999)
+        truth_C = measure.score(*totals)
+        for num_problems in (8, 15, 30, 100):
+            inside: list[Any] = []
+            for seed in range(num_runs):
+                scores = score_experts(counts_of_world(world, num_problems, seed), missing_marker="skip")
+                low_C, high_C = scores.low_LE.ravel(), scores.high_LE.ravel()
+                inside.append([(low_C <= truth_C) & (truth_C <= high_C), truth_C < low_C, truth_C > high_C])
+            share_XC = np.array(inside).mean(axis=0)
+            expected_C = totals[0][0] * num_problems / _TRUTH
+            for start, stop in pairwise(edges):
+                own = (expected_C >= start) & (expected_C < stop)
+                if own.any():
+                    name = f"{start} to {stop}" if stop < 10**9 else f"{start} or more"
+                    covered, below, above = share_XC[:, own].mean(axis=1)
+                    print(
+                        f"{world:8} {num_problems:3d}  | {name:14} | {own.sum():5d}  {covered:.3f}    {below:.3f}      {above:.3f}",
+                        flush=True,
+                    )
+
+
 def wide_counts(num_traces: int) -> RoutingCounts:
     """Traces of R1's width: 9,200 tokens, heavy-tailed experts that vary by trace and part; one token opens each."""
     rng = np.random.default_rng(0)
@@ -99,7 +129,15 @@ def wide_counts(num_traces: int) -> RoutingCounts:
                 joint_MLE[marker][layers, chosen] += 1
                 expert_BLE[at][layers, chosen] += 1
         rest_B = total_B - marker_MB.sum(0)
-        expert_BLE += rng.multinomial((rest_B * _TOP_K)[:, None], rate)
+        for _ in range(int(rest_B[0])):  # of the few tokens of the opening each takes an expert once
+            chosen = np.argpartition(rng.standard_exponential((_LAYERS, _EXPERTS)) / rate[0], _TOP_K, axis=-1)
+            np.add.at(expert_BLE[0], (np.arange(_LAYERS)[:, None], chosen[:, :_TOP_K]), 1)
+        drawn = rng.multinomial((rest_B[1:] * _TOP_K)[:, None], rate[1:])
+        over = np.maximum(
+            drawn - rest_B[1:, None, None], 0
+        )  # a token takes an expert once: what is over goes to the rarest
+        np.put_along_axis(over, drawn.argmin(-1)[..., None], -over.sum(-1)[..., None], axis=-1)
+        expert_BLE[1:] += drawn - over
         name, family = f"task{number % 3}/p{number}#0", f"task{number % 3}"
         traces.append(TraceCounts.pack(name, expert_BLE, joint_MLE, marker_MB, total_B, family=family))
     return RoutingCounts(signature=CountsSignature(model=model, markers=markers.to_dict()), traces=tuple(traces))
@@ -130,4 +168,4 @@ def speed(num_traces: int) -> None:
 
 if __name__ == "__main__":
     what, number = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    worlds(number or 60) if what == "worlds" else speed(number or 1000)
+    {"worlds": worlds, "small": small, "speed": speed}[what](number or {"speed": 1000}.get(what, 60))

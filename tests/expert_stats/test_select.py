@@ -67,9 +67,7 @@ def test_experts_without_evidence_are_refused_unless_that_is_asked_for() -> None
     assert "--unproven" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert select_experts(scores, 1, max_q=None).provenance["evidence"] == "unproven"
-    q_MLE = scores.q_MLE.copy()
-    q_MLE[0] = np.where(scores.score_LE == best.score, 0.01, np.nan)
-    proven = dataclasses.replace(scores, q_MLE=q_MLE)
+    proven = dataclasses.replace(scores, q_LE=np.where(scores.score_LE == best.score, 0.01, np.nan))
     plan = select_experts(proven, 1)
     assert [(entry.layer, entry.expert) for entry in plan.experts] == [(best.layer, best.expert)]
     assert plan.provenance["evidence"] == "shown"

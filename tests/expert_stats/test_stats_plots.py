@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 
-from expert_stats import ExpertScores, score_experts, select_experts, select_placebo
-from expert_stats.plots import DosePoint, dose_response, heat_map, rank_stability
+from expert_stats import (
+    DosePoint,
+    ExpertScores,
+    dose_response,
+    family_matrix,
+    heat_map,
+    rank_stability,
+    score_experts,
+    select_experts,
+    select_placebo,
+)
+from expert_stats.rivals import agreement_matrix, one_against_another
 from stats_helpers import random_counts
 
 POINTS = [DosePoint(gain, 0.7, 0.6, 0.8, 300 - gain, 280 - gain, 320 - gain) for gain in (0.0, 2.0, 64.0)]
@@ -37,6 +48,38 @@ def test_the_heat_map_names_formula_layers_and_marks() -> None:
     bare = heat_map(scores)
     assert "chosen" not in labels(bare)
     assert bare != svg
+
+
+def test_experts_with_evidence_are_outlined_and_filled() -> None:
+    scores = scores_of()
+    best = scores.ranking()[0]
+    proven = dataclasses.replace(scores, q_LE=np.where(scores.score_LE == best.score, 0.01, 0.9))
+    none = dataclasses.replace(scores, q_LE=np.full(scores.score_LE.shape, 0.9))
+    assert "evidence" in labels(heat_map(proven))
+    assert "evidence" not in labels(heat_map(none))
+    outline = "stroke: #0a7d33"
+    assert heat_map(proven).count(outline) == 2, "the cell, and the legend"
+    assert rank_stability(proven) != rank_stability(none)
+
+
+def test_domains_and_rankings_are_compared_in_a_matrix() -> None:
+    counts = random_counts(2, num_problems=24, num_experts=12, families=("maths", "physics", "law"))
+    found = labels(family_matrix(score_experts(counts, missing_marker="skip")))
+    for text in ("maths", "physics", "law", "rank correlation", "best 10 in common"):
+        assert text in found
+    with pytest.raises(ValueError, match="there are 1 rankings: two are needed to agree"):
+        agreement_matrix(["a"], [[(1, 1, 1)]], [[(1, 1, 1)]], 3)
+    undefined = [[[1.0, 1.0, 1.0], [None, None, None]], [[None, None, None], [1.0, 1.0, 1.0]]]
+    assert "nan" not in labels(agreement_matrix(["a", "b"], undefined, undefined, 3))
+
+
+def test_one_score_against_another_names_the_ends() -> None:
+    first, second = np.arange(12.0), np.arange(12.0)[::-1] ** 2
+    names = [f"3:{n}" for n in range(12)]
+    found = labels(one_against_another(first, second, ("npmi", "causes"), names, first > 6, "rank correlation"))
+    for text in ("3:0", "3:11", "npmi", "without evidence", "with evidence (q at most 0.05)", "rank correlation"):
+        assert text in found
+    assert "3:5" not in found
 
 
 def test_pictures_depend_on_the_data_alone() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from expert_stats import ExpertScores, score_experts
 from expert_stats.evidence import (
+    MarkerEstimate,
     Measure,
     false_discovery_rate,
     identity_of,
@@ -19,7 +20,7 @@ from expert_stats.evidence import (
     robust_p,
     top_overlap,
 )
-from expert_stats.evidence.influence import draws_of, influence_of, replicates_of
+from expert_stats.evidence.influence import draws_of
 from expert_stats.references import References
 from stats_helpers import random_counts
 from worlds import PLANTED, WORLDS, counts_of_world, pooled_q, sums_of_world
@@ -104,16 +105,16 @@ def test_the_excess_is_that_of_a_loop_over_traces_and_bins() -> None:
 def test_influence_gives_the_errors_of_the_bootstrap() -> None:
     scores_of = Measure(np.array([1.0]))
     sums = problem_sums(counts_of_world("all", 80, 1), np.array([True]))
-    totals = sums.rows(slice(None))
-    error = np.sqrt((influence_of(sums, scores_of, totals) ** 2).sum(0))
+    totals, estimate = sums.rows(slice(None)), MarkerEstimate(sums, scores_of, None)
+    error = np.sqrt((estimate.influence(slice(None)) ** 2).sum(0))
     cells = np.flatnonzero(totals[0][0] >= 30)
-    draws = replicates_of(sums, scores_of, cells, draws_of(np.random.default_rng(0), 1000, 80))
+    draws = estimate.replicates(cells, draws_of(np.random.default_rng(0), 1000, 80))
     ratio = error[cells] / draws.std(0)
     assert len(cells) > 20
     assert 0.94 < np.median(ratio) < 1.06
     assert np.quantile(ratio, 0.05) > 0.85
     assert np.quantile(ratio, 0.95) < 1.15
-    np.testing.assert_allclose(influence_of(sums, scores_of, totals).sum(0), 0, atol=1e-9)
+    np.testing.assert_allclose(estimate.influence(slice(None)).sum(0), 0, atol=1e-9)
 
 
 def test_an_expert_never_seen_at_a_marker_has_an_interval_that_knows_it() -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expert_stats import RoutingCounts, Unproven, evidence_sentence, family_lines, score_experts, select_experts
+from expert_stats import (
+    RoutingCounts,
+    Unproven,
+    evidence_sentence,
+    family_lines,
+    interval_lines,
+    score_experts,
+    select_experts,
+)
 from expert_stats.references import References
 from stats_helpers import changed, random_counts
 from test_counts import old_file
@@ -55,6 +63,12 @@ def test_a_marker_in_a_fixed_place_is_judged_among_tokens() -> None:
     words = evidence_sentence(closer, best, 0.01)
     assert words.startswith("UNPROVEN")
     assert f"<think> is one token in a fixed place, and number {closer.tokens['rank'][0]} of 25 tokens" in words
+
+
+def test_few_problems_are_said_to_give_unsure_intervals() -> None:
+    (line,) = interval_lines(score_experts(random_counts(2, num_problems=49), missing_marker="skip"))
+    assert line.startswith("NOTE: the intervals rest on 49 problems: with fewer than 50")
+    assert interval_lines(score_experts(random_counts(2, num_problems=50), missing_marker="skip")) == []
 
 
 def test_version_1_says_what_it_cannot_answer(tmp_path: Path) -> None:

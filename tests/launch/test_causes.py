@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from expert_stats import ExpertScores
 from expert_stats.causes import Causes
 from launch.cli.main import main
 from launch.core.outcomes import loop_readings
@@ -66,6 +67,91 @@ def test_from_traces_to_steered_answers(run: Path, tmp_path: Path, capsys: pytes
     words = ["generate", "--num", "4", "--max-new-tokens", "40", "--out", str(tmp_path / "steered"), "--plan", plan]
     assert main([*words, "--strict"]) == 0
     assert f"layer {row.layer} expert {row.expert} x0: selected by" in capsys.readouterr().out
+
+
+def test_each_rival_scores_plans_and_stands_on_the_page(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts, measures, causes = (
+        str(run / "counts.safetensors"),
+        str(tmp_path / "measures.safetensors"),
+        str(tmp_path / "causes.json"),
+    )
+    traces = read_any_traces([str(run / "run")], load_model("lab")[1])
+    from moe_steer.tokens import write_traces
+
+    write_traces(tmp_path / "few.jsonl", sorted(traces, key=lambda trace: len(trace.token_ids))[:5])
+    few = ["--traces", str(tmp_path / "few.jsonl")]
+    assert main(["measure", "lab", *few, "--out", measures]) == 0
+    assert "next: moe-steer score --by mass --measures" in capsys.readouterr().out
+    assert main(["causes", "lab", *few, "--outcome", "tokens", "--out", causes, *FAST]) == 0
+    files = {
+        "risk": [],
+        "mass": ["--measures", measures],
+        "norm": ["--measures", measures],
+        "influence": ["--measures", measures],
+        "contrast": ["--graded", str(run / "run")],
+        "causes": ["--causes", causes],
+    }
+    for by, given in files.items():
+        scores, plan = str(tmp_path / f"{by}-scores.json"), str(tmp_path / f"{by}-plan.json")
+        assert main(["score", "--by", by, "--counts", counts, "--out", scores, *given]) == 0, by
+        chosen = ["plan", "--by", by, scores, "--top", "1", "--gain", "2", "--out", plan, "--min-support", "1"]
+        assert main([*chosen, "--unproven"]) == 0, by
+        best = next(row for row in ExpertScores.load(scores).ranking() if row.support >= (by == "risk"))
+        assert [(entry.layer, entry.expert) for entry in SteeringPlan.load(plan).experts] == [(best.layer, best.expert)]
+        if given:
+            assert main(["score", "--by", by, "--counts", counts, "--out", scores]) == 1
+            assert "moe-steer " in capsys.readouterr().err
+    assert main(["plan", "--by", "mass", str(tmp_path / "norm-scores.json"), "--out", str(tmp_path / "p.json")]) == 1
+    assert "holds scores by norm, not by mass: make them with 'moe-steer score --by mass'" in capsys.readouterr().err
+    assert main(["plan", "--by", "luck", str(tmp_path / "norm-scores.json"), "--out", str(tmp_path / "p.json")]) == 1
+    assert "write --by METHOD FILE" in capsys.readouterr().err
+    assert main(["score", "--by", "risk", "--counts", counts, "--out", "x", "--measures", measures]) == 1
+    assert "--measures is for --by mass or norm or influence" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "score",
+                "--by",
+                "mass",
+                "--counts",
+                counts,
+                "--out",
+                "x",
+                "--measures",
+                measures,
+                "--coefficients",
+                "<think>=1",
+            ]
+        )
+        == 1
+    )
+    assert "--coefficients is for scores at markers, and mass is none" in capsys.readouterr().err
+    page = tmp_path / "page"
+    compared = [
+        "rivals",
+        "--counts",
+        counts,
+        "--measures",
+        measures,
+        "--causes",
+        causes,
+        "--top",
+        "3",
+        "--out",
+        str(page),
+    ]
+    assert main(compared) == 0
+    said = capsys.readouterr().out
+    assert "left out: --by contrast reads which answers are right: give --graded" in said
+    html, markdown = ((page / f"rivals.{kind}").read_text() for kind in ("html", "md"))
+    assert html.count("<img ") == 10, "agreement, causes against npmi and rice, a heat map a method"
+    assert "http" not in html.replace("http-equiv", "").split("<style>")[0], "it loads nothing"
+    assert "## Rank correlation" in markdown
+    assert "| causes |" in markdown
+    assert main(["rivals", "--counts", counts, "--by", "npmi", "contrast", "--out", str(page)]) == 1
+    assert "--by contrast reads which answers are right" in capsys.readouterr().err
 
 
 def test_every_outcome_runs_and_names_itself(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

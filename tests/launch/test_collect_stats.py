@@ -30,7 +30,9 @@ def whole(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_folder_holds_counts_scores_and_pictures(traces: Path, whole: Path, tmp_path: Path) -> None:
+def test_the_folder_holds_counts_scores_and_pictures(
+    traces: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = {path.name for path in whole.iterdir()}
     assert names == {"run.json", "counts.safetensors", "scores.json", "heatmap.svg", "stability.svg"}
     step_by_step = tmp_path / "counts.safetensors"
@@ -39,7 +41,12 @@ def test_the_folder_holds_counts_scores_and_pictures(traces: Path, whole: Path, 
     assert counts == RoutingCounts.load(step_by_step)
     assert counts.num_traces == 24
     scored = ["score", "--counts", str(step_by_step), "--missing-marker", "skip", "--out", str(tmp_path / "s.json")]
+    capsys.readouterr()
     assert command_line(scored) == 0
+    (hint,) = [line for line in capsys.readouterr().out.splitlines() if "next: moe-steer " in line]
+    words = hint.partition("next: moe-steer ")[2].replace("plan.json", str(tmp_path / "plan.json")).split()
+    assert command_line(words) == 0, "what is named as the next command is not refused"
+    assert "--unproven" in words, "the lab's experts lack evidence"
     mine, theirs = (ExpertScores.load(file).ranking() for file in (whole / "scores.json", tmp_path / "s.json"))
     assert repr(mine) == repr(theirs), "as text: what is not known is NaN, which equals nothing"
     assert (whole / "heatmap.svg").read_text().startswith("<svg")

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reasoning_evals.comparing.detection import flip_p, least_units, many_samples, single_samples, smallest_effect
+from reasoning_evals.comparing.detection import (
+    Sampling,
+    flip_p,
+    least_units,
+    many_samples,
+    single_samples,
+    smallest_effect,
+)
 from reasoning_evals.comparing.resampling import sign_flip_p
 from reasoning_evals.comparing.statistics import PairedDifference, mcnemar_p
 from verdict_worlds import (
@@ -122,3 +129,25 @@ def test_fewer_units_than_the_least_show_nothing(arms: int) -> None:
     assert sign_flip_p([1.0] * least, 1) < 0.05 / arms <= sign_flip_p([1.0] * (least - 1), 1)
     assert smallest_effect(single_samples(least - 1, 0.5, alpha=0.05 / arms)) == np.inf
     assert smallest_effect(single_samples(least, 0.5, alpha=0.05 / arms)) <= 1
+
+
+def test_the_noise_of_an_arm_changes_with_its_rates() -> None:
+    """What the run predicts of the standard error under an effect is what a run under that effect has."""
+    random = np.random.default_rng(0)
+    rates, k = random.beta(2.0, 1.5, 20_000), 4
+    a, b = (random.binomial(k, rates) / k for _ in range(2))
+    found = Sampling.of(a, b, k)
+    assert found.variance == pytest.approx(np.mean(rates * (1 - rates)), rel=0.02)
+    assert found.part == pytest.approx(1.0, abs=0.03)
+    for effect in (0.17, -0.2):
+        low, high = -1.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (
+                (middle, high) if np.clip(rates + middle, 0, 1).mean() - rates.mean() < effect else (low, middle)
+            )
+        moved = random.binomial(k, np.clip(rates + high, 0, 1)) / k
+        ratio = np.std(moved - a) / np.std(b - a)
+        assert found.factor(effect, 1.0) == pytest.approx(ratio, abs=0.03)
+        assert ratio < 0.97
+    assert Sampling.of([0.0, 1.0], [0.0, 1.0], 4).factor(0.1, 0.5) == 1.0

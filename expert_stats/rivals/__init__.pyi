@@ -1,0 +1,11 @@
+from expert_stats.rivals.measures import MEASURED as MEASURED
+from expert_stats.rivals.measures import Measures as Measures
+from expert_stats.rivals.measuring import measure_experts as measure_experts
+from expert_stats.rivals.methods import METHODS as METHODS
+from expert_stats.rivals.methods import Sources as Sources
+from expert_stats.rivals.methods import lacking as lacking
+from expert_stats.rivals.methods import rival_of as rival_of
+from expert_stats.rivals.pictures import agreement_matrix as agreement_matrix
+from expert_stats.rivals.pictures import one_against_another as one_against_another
+from expert_stats.rivals.rankings import Rankings as Rankings
+from expert_stats.rivals.rankings import compare_rankings as compare_rankings
