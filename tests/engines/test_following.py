@@ -140,13 +140,14 @@ def test_a_batch_without_a_steered_request_is_not_touched_and_a_dummy_run_steers
     assert not following.tokens.rows_CN.any()
 
 
-def test_requests_are_remembered_up_to_a_number(monkeypatch: object) -> None:
+def test_requests_are_remembered_up_to_a_number() -> None:
     following = Following(Served({"all": PLANS["all"]}), None, LONGEST, SLOTS, "cpu")
     following._done, following._done_of = following._done[:2], following._done_of[:2]
     for n in range(3):
         following.come(f"cmpl-{n}-0-01234567", {"moe_steer": "all"})
         following.go([f"cmpl-{n}-0-01234567"])
     assert [len(following.of_request(f"cmpl-{n}")) for n in range(3)] == [0, 1, 1]
+    assert set(following._of_reply) == {"cmpl-1", "cmpl-1-0", "cmpl-2", "cmpl-2-0"}, "what is forgotten takes no room"
 
 
 def test_whose_reply_a_request_of_the_engine_is() -> None:

@@ -25,7 +25,7 @@ _MOST_CELLS = 4_000_000
 
 @dataclass
 class _Live:
-    """A steered request. ``slot`` 0: it has none at present; ``kept``: its hits from before it lost its slot."""
+    """A steered request. ``slot`` 0: it has none at present; ``kept``: its hits from before it lost its slot, or when it ended."""
 
     request: str
     asked: Asked
@@ -82,6 +82,7 @@ class Following:
         self._done = torch.zeros(size, self.tokens.width, dtype=torch.long, device=device)
         self._done_of: list[_Live | None] = [None] * size
         self._next_done = 0
+        self._of_reply: dict[str, list[_Live]] = {}
         self._totals = torch.zeros(self.tokens.width, dtype=torch.long, device=device)
         self._total_tokens = dict.fromkeys(self._names, 0)
 
@@ -89,7 +90,9 @@ class Following:
         """A request was added; one that comes again after it was preempted is known."""
         asked = self.served.asked(extra)
         if asked is not None and request not in self._live:
-            self._live[request] = _Live(request, asked, self._names.index(asked.name) + 1)
+            live = self._live[request] = _Live(request, asked, self._names.index(asked.name) + 1)
+            for reply in replies_of(request):
+                self._of_reply.setdefault(reply, []).append(live)
 
     def go(self, requests: Iterable[str]) -> None:
         """Requests have ended."""
@@ -99,8 +102,16 @@ class Following:
             self._totals += hits
             self._total_tokens[live.asked.name] += live.tokens
             at = self._next_done % len(self._done)
+            self._forget(self._done_of[at])
             self._done[at], self._done_of[at] = hits, live
+            live.kept = self._done[at]
             self._next_done += 1
+
+    def _forget(self, live: _Live | None) -> None:
+        for reply in replies_of(live.request) if live is not None else ():
+            self._of_reply[reply] = [other for other in self._of_reply[reply] if other is not live]
+            if not self._of_reply[reply]:
+                del self._of_reply[reply]
 
     def neutral(self) -> None:
         """Let the rows say that no token is steered."""
@@ -206,17 +217,27 @@ class Following:
 
     def of_request(self, reply: str) -> list[dict[str, Any]]:
         """Of each sample of a reply: its plan, and what was hit. Empty for a reply that is not known."""
-        known = [(live, self._hits(live)) for live in self._live.values()]
-        known += [(live, self._done[at]) for at, live in enumerate(self._done_of) if live is not None]
         samples = []
-        for live, hits in known:
+        for live in self._of_reply.get(reply, ()):
             place = sample_of(live.request, reply)
             if place is not None:
                 first = first_columns(self._plans)[live.row - 1]
-                found = hits[first : first + len(entries(self._plans[live.row - 1]))].tolist()
+                found = self._hits(live)[first : first + len(entries(self._plans[live.row - 1]))].tolist()
                 plan = {"plan": live.asked.name, "dose": live.asked.dose, "tokens": live.tokens, "hits": found}
                 samples.append({"prompt": place[0], "sample": place[1], **plan})
         return sorted(samples, key=lambda one: (one["prompt"], one["sample"]))
+
+
+def replies_of(request: str) -> list[str]:
+    """The ids that the reply may have to which a request of the engine belongs.
+
+    >>> replies_of("1_cmpl-a0-2-01234567"), replies_of("chatcmpl-a0-01234567")
+    (['cmpl-a0-2', 'cmpl-a0'], ['chatcmpl-a0'])
+    """
+    sample, found, rest = request.partition("_")
+    stem = (rest if found and sample.isdecimal() else request).rpartition("-")[0]
+    shorter, _, number = stem.rpartition("-")
+    return [stem, shorter] if shorter and number.isdecimal() else [stem]
 
 
 def sample_of(request: str, reply: str) -> tuple[int, int] | None:
