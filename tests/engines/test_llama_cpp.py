@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lab_gguf import write_lab
+from lab_gguf import write_lab_gguf
 from launch.cli.main import main
 from launch.serving.latent import with_latent_sizes
 from moe_steer import ExpertGain, SteeringPlan, load_model, steer
@@ -33,20 +32,16 @@ def prompts(lab: Any) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def file(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_lab(tmp_path_factory.mktemp("gguf") / "lab.gguf", LAB_MODEL, lab[1])
-
-
-def serve(file: Path) -> Any:
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(file), 512, 1, False
-    params.cpuparams.n_threads, params.verbosity = 1, 0
-    return xllamacpp.Server(params)
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lab_gguf(tmp_path_factory.mktemp("gguf") / "lab.gguf")
 
 
 def served(file: Path, prompts: list[list[int]]) -> list[list[int]]:
     """Greedy tokens, without the one that ends a text."""
-    server = serve(file)
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(file), 512, 1, False
+    params.cpuparams.n_threads, params.verbosity = 1, 0
+    server = xllamacpp.Server(params)
     rows = []
     for ids in prompts:
         body = {"prompt": ids, "max_tokens": NEW_TOKENS, "temperature": 0, "logprobs": 1}
@@ -75,7 +70,7 @@ def test_the_lab_as_it_is_and_with_its_latents_filled_up(
     plain = hooked(lab, prompts, SteeringPlan())
     assert served(file, prompts) == plain
     with_latent_sizes(LAB_MODEL, tmp_path / "served")
-    larger = write_lab(tmp_path / "served.gguf", tmp_path / "served", lab[1])
+    larger = write_lab_gguf(tmp_path / "served.gguf", tmp_path / "served")
     assert served(larger, prompts) == plain
 
 
@@ -86,20 +81,3 @@ def test_a_baked_file_is_the_hooked_model(lab: Any, prompts: list[list[int]], fi
     steered = hooked(lab, prompts, PLAN)
     assert served(baked, prompts) == steered
     assert steered != hooked(lab, prompts, SteeringPlan())
-
-
-def test_the_sampler_over_http(file: Path, tmp_path: Path) -> None:
-    server = serve(file)
-    options = [
-        "--endpoint",
-        f"{server.listening_address}/v1",
-        "--prompt-as-ids",
-        "--num",
-        "4",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    assert main(["generate", *options, "--model", "lab", "--max-new-tokens", "60", "--samples", "2"]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run" / "generations.jsonl").read_text().splitlines()]
-    assert len(rows) == 8
-    assert all(row["text"] for row in rows)

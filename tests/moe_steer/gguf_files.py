@@ -105,7 +105,7 @@ def write_model(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    add_tokenizer(writer, tokenizer)
+    _add_tokenizer(writer, tokenizer)
     names = gguf.get_tensor_name_map(
         next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch), config.num_hidden_layers
     )
@@ -131,8 +131,7 @@ def write_model(
     return path
 
 
-def add_tokenizer(writer: Any, tokenizer: Any) -> None:
-    """Write a byte-level tokenizer and its chat template."""
+def _add_tokenizer(writer: Any, tokenizer: Any) -> None:
     written = json.loads(tokenizer.backend_tokenizer.to_str())
     added = {entry["id"]: entry for entry in written["added_tokens"]}
     words = {number: word for word, number in tokenizer.get_vocab().items()}
