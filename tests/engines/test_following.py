@@ -104,12 +104,15 @@ def test_every_token_runs_under_what_its_request_asked_for(seed: int) -> None:
                 assert set(following.tokens.dose_N[at : at + n].tolist()) == {0.5 if "*" in str(one.asked) else 1.0}
                 # A kernel that counts: one hit a token, in the first column of the plan.
                 for k in range(n):
-                    slot = int(following.tokens.slot_N[at + k])
-                    following.tokens.counts()[slot, 1 + sum((1, 3, 2)[: row - 1])] += 1
+                    following.tokens.hits[int(following.tokens.base_N[at + k]) + 1 + sum((1, 3, 2)[: row - 1])] += 1
                 one.counted += n
             at += n
             one.fed += n
         assert not following.tokens.rows_CN[:, at:].any(), "padding is steered by nobody"
+        unsteered_N = following.tokens.rows_CN.sum(0) == 0
+        spare_N = following.tokens.spare_N
+        assert torch.equal(following.tokens.base_N[at:], spare_N[at:])
+        assert not (following.tokens.base_N[~unsteered_N] >= spare_N[0]).any()
         gone = [one for one in chosen if one.fed == len(one.ids)]
         ended += gone
         following.go([one.name for one in gone])
@@ -140,13 +143,42 @@ def test_a_batch_without_a_steered_request_is_not_touched_and_a_dummy_run_steers
     assert not following.tokens.rows_CN.any()
 
 
-def test_requests_are_remembered_up_to_a_number(monkeypatch: object) -> None:
+def test_a_step_like_the_last_one_writes_nothing_and_counts_on() -> None:
+    following = Following(Served(PLANS), SPECIAL, LONGEST, SLOTS, "cpu")
+    for name, asked in (("a", "all"), ("b", "off"), ("c", "thought")):
+        following.come(name, {"moe_steer": asked})
+    masks = following._scopes.masks
+    asked_for = []
+    following._scopes.masks = lambda *a: (asked_for.append(1), masks(*a))[1]  # type: ignore[method-assign]
+
+    def step(names: list[str], before: int) -> list[list[int]]:
+        counts = np.ones(len(names), dtype=np.int32)
+        made = Step(names, counts, counts * before, counts, lambda r, n: torch.zeros(n, dtype=torch.long))
+        following.step(made, lambda: torch.full((len(names),), tiny.THINK))
+        return following.tokens.rows_CN[:, :3].tolist()
+
+    first = step(["a", "b"], 1)
+    asked_for.clear()
+    assert [step(["a", "b"], before) for before in (2, 3)] == [first, first]
+    assert asked_for == []
+    assert step(["b", "a"], 4)[0] == [0, 1, 0], "another order is another batch"
+    following.neutral()
+    assert step(["b", "a"], 5)[0] == [0, 1, 0], "a dummy run in between has cleared the rows"
+    assert following.status()["all"]["tokens"] == 5
+    asked_for.clear()
+    for before in (1, 2):
+        step(["c"], before)
+    assert len(asked_for) > 1, "a scope that follows the text is computed at every step"
+
+
+def test_requests_are_remembered_up_to_a_number() -> None:
     following = Following(Served({"all": PLANS["all"]}), None, LONGEST, SLOTS, "cpu")
     following._done, following._done_of = following._done[:2], following._done_of[:2]
     for n in range(3):
         following.come(f"cmpl-{n}-0-01234567", {"moe_steer": "all"})
         following.go([f"cmpl-{n}-0-01234567"])
     assert [len(following.of_request(f"cmpl-{n}")) for n in range(3)] == [0, 1, 1]
+    assert set(following._of_reply) == {"cmpl-1", "cmpl-1-0", "cmpl-2", "cmpl-2-0"}, "what is forgotten takes no room"
 
 
 def test_whose_reply_a_request_of_the_engine_is() -> None:

@@ -34,7 +34,7 @@ def steered(router: FakeRouter, plans: list[SteeringPlan], dose: float = 1.0) ->
     """The weights and ids [T, K] of tokens under no plan, plan 1, 2 ... in turn."""
     tokens = TokenRows.of(plans, TOKENS + 3, slots=2, device="cpu")
     tokens.rows_CN[0, :TOKENS] = torch.arange(TOKENS) % (len(plans) + 1)
-    tokens.slot_N[:TOKENS] = 1
+    tokens.base_N[:TOKENS] = tokens.width
     tokens.dose_N[:TOKENS] = dose
     runner = FakeRunner(router)
     steer_router(runner, router, LAYER, plans, tokens, lambda: rule_of(router, 4, "cpu"))
@@ -153,7 +153,7 @@ def test_vectors_are_added_in_their_scopes_and_doses(shape: str) -> None:
     # Scope all is the first of both plans, thought the second plan's second: tokens 2 and 3 are in it.
     tokens.rows_CN[0, :5], tokens.rows_CN[1, :5] = torch.tensor([0, 1, 2, 2, 0]), torch.tensor([0, 0, 2, 0, 0])
     tokens.dose_N[:5] = torch.tensor([1.0, 1.0, 0.5, 1.0, 1.0])
-    tokens.slot_N[:5] = torch.tensor([0, 1, 2, 2, 0])
+    tokens.base_N[:5] = torch.tensor([0, 1, 2, 2, 0]) * tokens.width
     layer = Layer(shape)
     steer_layer(layer, LAYER, plans, tokens)
     start = torch.randn(5, 4, generator=torch.Generator().manual_seed(3))
@@ -166,7 +166,7 @@ def test_vectors_are_added_in_their_scopes_and_doses(shape: str) -> None:
     assert torch.allclose(first, expected, atol=1e-6)
     assert torch.equal(first[[0, 4]], start[[0, 4]])
     assert shape == "stream" or torch.equal(output[1], 2 * start)
-    assert tokens.counts().tolist()[1:] == [[0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 2]]
+    assert tokens.counts()[1:, 1:].tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 2]]
 
 
 def test_a_layer_of_another_shape_is_refused_when_it_first_runs() -> None:

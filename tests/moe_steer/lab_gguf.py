@@ -31,13 +31,13 @@ NAMES = {
 }
 
 
-def write_lab_gguf(path: Path) -> Path:
-    """Write it in float32; returns the path."""
-    config = json.loads((Path(LAB_MODEL) / "config.json").read_text())
+def write_lab_gguf(path: Path, folder: Path = LAB_MODEL) -> Path:
+    """Write it, or a form of it in another folder, in float32; returns the path."""
+    config = json.loads((folder / "config.json").read_text())
     writer: Any = gguf.GGUFWriter(str(path), "deepseek2")
     _settings(writer, config)
     _vocabulary(writer)
-    for name, values in _tensors(load_file(Path(LAB_MODEL) / "model.safetensors"), config):
+    for name, values in _tensors(load_file(folder / "model.safetensors"), config):
         writer.add_tensor(name, np.ascontiguousarray(values.astype(np.float32)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 from moe_steer.layers import ModelShape, decoder_layers
@@ -21,7 +22,8 @@ def bind(model: Any, config: Any, device: Any) -> Following:
     served = served_by(config)
     refuse_config(config, served)
     text = config.model_config.hf_text_config
-    layers = decoder_layers(model)[1]
+    whole = SimpleNamespace(config=config.model_config.hf_config, named_modules=model.named_modules)
+    layers = decoder_layers(whole)[1]
     runners = {module.layer_id: module for module in model.modules() if isinstance(module, MoERunner)}
     shape = ModelShape(
         model_type=config.model_config.hf_config.model_type,

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from moe_steer_vllm.plugin import state_of
-from moe_steer_vllm.served import served_by
 
 
 class SteeringEndpoint:
@@ -24,7 +23,7 @@ class SteeringEndpoint:
             import vllm
 
             worker = json.loads((await client.collective_rpc("steer_status"))[0])
-            return JSONResponse(state_of(served_by(client.vllm_config), vllm.__version__, worker))
+            return JSONResponse(state_of(client.input_processor.steer_served, vllm.__version__, worker))
 
         async def steering_request(reply: str) -> Any:
             samples = json.loads((await app.state.steer_client.collective_rpc("steer_request", args=(reply,)))[0])

@@ -25,7 +25,7 @@ _MOST_CELLS = 4_000_000
 
 @dataclass
 class _Live:
-    """A steered request. ``slot`` 0: it has none at present; ``kept``: its hits from before it lost its slot."""
+    """A steered request. ``slot`` 0: it has none at present; ``kept``: its hits from before it lost its slot, or when it ended."""
 
     request: str
     asked: Asked
@@ -78,10 +78,13 @@ class Following:
         self._free = list(range(num_requests, 0, -1))
         self._live: dict[str, _Live] = {}
         self._written = 0  # places of the rows that are not neutral
+        self._before: tuple[list[str], bytes] | None = None  # a batch whose rows are those of the next one like it
+        self._everywhere = {name: channels(plan) == ["all"] for name, plan in served.plans.items()}
         size = max(1, min(REMEMBERED, _MOST_CELLS // self.tokens.width))
         self._done = torch.zeros(size, self.tokens.width, dtype=torch.long, device=device)
         self._done_of: list[_Live | None] = [None] * size
         self._next_done = 0
+        self._of_reply: dict[str, list[_Live]] = {}
         self._totals = torch.zeros(self.tokens.width, dtype=torch.long, device=device)
         self._total_tokens = dict.fromkeys(self._names, 0)
 
@@ -89,7 +92,9 @@ class Following:
         """A request was added; one that comes again after it was preempted is known."""
         asked = self.served.asked(extra)
         if asked is not None and request not in self._live:
-            self._live[request] = _Live(request, asked, self._names.index(asked.name) + 1)
+            live = self._live[request] = _Live(request, asked, self._names.index(asked.name) + 1)
+            for reply in replies_of(request):
+                self._of_reply.setdefault(reply, []).append(live)
 
     def go(self, requests: Iterable[str]) -> None:
         """Requests have ended."""
@@ -99,20 +104,31 @@ class Following:
             self._totals += hits
             self._total_tokens[live.asked.name] += live.tokens
             at = self._next_done % len(self._done)
+            self._forget(self._done_of[at])
             self._done[at], self._done_of[at] = hits, live
+            live.kept = self._done[at]
             self._next_done += 1
+
+    def _forget(self, live: _Live | None) -> None:
+        for reply in replies_of(live.request) if live is not None else ():
+            self._of_reply[reply] = [other for other in self._of_reply[reply] if other is not live]
+            if not self._of_reply[reply]:
+                del self._of_reply[reply]
 
     def neutral(self) -> None:
         """Let the rows say that no token is steered."""
         if self._written:
-            self.tokens.rows_CN[:, : self._written] = 0
+            self.tokens.clear(0, self._written)
             self._written = 0
+        self._before = None
 
     def step(self, step: Step, ids: Callable[[], Tensor]) -> None:
         """Write the rows of a batch. ``ids``: the tokens' ids, asked for only where a scope reads them."""
         found = [self._live.get(request) for request in step.requests] if self._live else []
         if not any(found):
             self.neutral()
+            return
+        if self._as_before(step, found):
             return
         here = {live.request for live in found if live is not None}
         for live in found:
@@ -125,8 +141,7 @@ class Following:
         for r, live in enumerate(found):
             if live is not None:
                 numbers[3, r], numbers[4, r], doses[r] = live.row, live.slot, live.asked.dose
-                live.next = int(step.before_R[r] + step.count_R[r])
-                live.tokens += int(step.count_R[r])
+        self._advance(step, found)
         count_R, before_R, prompt_R, row_R, slot_R = self._up(torch.from_numpy(numbers))
         dose_R = self._up(torch.from_numpy(doses))
         num_tokens = int(step.count_R.sum())
@@ -141,11 +156,29 @@ class Following:
         row_T = row_R[batch.row_T]
         inside_CT = masks_ST.gather(0, self._scope_CP[:, row_T])
         if self._written > num_tokens:
-            self.tokens.rows_CN[:, num_tokens : self._written] = 0
+            self.tokens.clear(num_tokens, self._written)
         self.tokens.rows_CN[:, :num_tokens] = row_T * inside_CT
         self.tokens.dose_N[:num_tokens] = dose_R[batch.row_T]
-        self.tokens.slot_N[:num_tokens] = slot_R[batch.row_T]
+        base_T = torch.where(row_T > 0, slot_R[batch.row_T] * self.tokens.width, self.tokens.spare_N[:num_tokens])
+        self.tokens.base_N[:num_tokens] = base_T
         self._written = num_tokens
+        if all(live is None or self._everywhere[live.asked.name] for live in found):
+            self._before = (list(step.requests), step.count_R.tobytes())
+
+    def _as_before(self, step: Step, found: Sequence[_Live | None]) -> bool:
+        """Whether a batch has the rows of the last one: the same requests and counts, under plans in scope all. Most steps are."""
+        same = self._before is not None and self._before == (list(step.requests), step.count_R.tobytes())
+        if not same or any(live is not None and not live.slot for live in found):
+            self._before = None
+            return False
+        self._advance(step, found)
+        return True
+
+    def _advance(self, step: Step, found: Sequence[_Live | None]) -> None:
+        for live, before, count in zip(found, step.before_R.tolist(), step.count_R.tolist(), strict=True):
+            if live is not None:
+                live.next = before + count
+                live.tokens += count
 
     def _up(self, values: Tensor) -> Tensor:
         return values.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else values
@@ -179,7 +212,7 @@ class Following:
             return
         for r, live in enumerate(found):
             before = int(step.before_R[r])
-            if live is None or live.next == before:
+            if live is None or live.next == before or self._everywhere[live.asked.name]:
                 continue
             state = self._new
             if before:
@@ -206,17 +239,27 @@ class Following:
 
     def of_request(self, reply: str) -> list[dict[str, Any]]:
         """Of each sample of a reply: its plan, and what was hit. Empty for a reply that is not known."""
-        known = [(live, self._hits(live)) for live in self._live.values()]
-        known += [(live, self._done[at]) for at, live in enumerate(self._done_of) if live is not None]
         samples = []
-        for live, hits in known:
+        for live in self._of_reply.get(reply, ()):
             place = sample_of(live.request, reply)
             if place is not None:
                 first = first_columns(self._plans)[live.row - 1]
-                found = hits[first : first + len(entries(self._plans[live.row - 1]))].tolist()
+                found = self._hits(live)[first : first + len(entries(self._plans[live.row - 1]))].tolist()
                 plan = {"plan": live.asked.name, "dose": live.asked.dose, "tokens": live.tokens, "hits": found}
                 samples.append({"prompt": place[0], "sample": place[1], **plan})
         return sorted(samples, key=lambda one: (one["prompt"], one["sample"]))
+
+
+def replies_of(request: str) -> list[str]:
+    """The ids that the reply may have to which a request of the engine belongs.
+
+    >>> replies_of("1_cmpl-a0-2-01234567"), replies_of("chatcmpl-a0-01234567")
+    (['cmpl-a0-2', 'cmpl-a0'], ['chatcmpl-a0'])
+    """
+    sample, found, rest = request.partition("_")
+    stem = (rest if found and sample.isdecimal() else request).rpartition("-")[0]
+    shorter, _, number = stem.rpartition("-")
+    return [stem, shorter] if shorter and number.isdecimal() else [stem]
 
 
 def sample_of(request: str, reply: str) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -67,9 +68,14 @@ def _with_plans(make: Any) -> Any:
         if settings is not None:
             served = Served.of(settings)
             refuse_config(config, served)
+            if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+                raise ValueError(
+                    "steering plans are checked in vLLM's Python front end: start it without VLLM_USE_RUST_FRONTEND"
+                )
             # A part of the hash of vLLM's compile cache: a graph of other plans is not taken for one of these.
             digests = {name: plan.digest() for name, plan in served.plans.items()}
-            config.additional_config = {**config.additional_config, KEY: {**settings, "digests": digests}}
+            said = {**settings, "digests": digests, "plugin": __version__}
+            config.additional_config = {**config.additional_config, KEY: said}
         return config
 
     return create_engine_config

@@ -40,7 +40,7 @@ class Served:
     def of(cls, settings: object) -> Served:
         """Read ``{"plans": {name: file}, "default": "name*0.5"}``; ValueError in one line for anything else, for a plan that no
         engine can follow, and where a file no longer holds the plan that ``digests`` names."""
-        if not isinstance(settings, Mapping) or set(settings) - {"plans", "default", "digests"}:
+        if not isinstance(settings, Mapping) or set(settings) - {"plans", "default", "digests", "plugin"}:
             raise ValueError(
                 f'{KEY} of additional_config is {quoted(settings)}: give {{"plans": {{NAME: FILE}}, "default": NAME}}'
             )

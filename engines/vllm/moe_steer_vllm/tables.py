@@ -22,17 +22,17 @@ from moe_steer_vllm.served import channels, entries
 @dataclass
 class TokenRows:
     """What the tokens of a batch run under, N places. ``rows_CN``: by channel (a plan's first, second ... scope) the plan's number
-    where the token is in that scope, else 0; ``slot_N``: where its request is counted."""
+    where the token is in that scope, else 0; ``base_N``: where the counts of its request begin in ``hits``."""
 
     rows_CN: Tensor
     dose_N: Tensor
-    slot_N: Tensor
+    base_N: Tensor
     hits: Tensor
-    """[slots * width + N]: hits of each entry in each slot; behind them a place for every token that hit nothing, so that no two
-    tokens wait for one address."""
+    """[slots * width + N]: hits of each entry in each slot, column 0 for none; behind them a place for every token that is not
+    steered, so that these do not wait for one address."""
     spare_N: Tensor
     width: int
-    """Entries of all plans, and column 0 for none."""
+    """Entries of all plans, and column 0."""
 
     @classmethod
     def of(cls, plans: Sequence[SteeringPlan], num_tokens: int, slots: int, device: torch.device | str) -> TokenRows:
@@ -40,19 +40,27 @@ class TokenRows:
         num_channels = max((len(channels(plan)) for plan in plans), default=1)
         width = 1 + sum(len(entries(plan)) for plan in plans)
         numbers = functools.partial(torch.zeros, dtype=torch.long, device=device)
+        spare_N = torch.arange(num_tokens, device=device) + slots * width
         return cls(
             rows_CN=numbers(num_channels, num_tokens),
             dose_N=torch.ones(num_tokens, dtype=torch.float32, device=device),
-            slot_N=numbers(num_tokens),
+            base_N=spare_N.clone(),
             hits=numbers(slots * width + num_tokens),
-            spare_N=torch.arange(num_tokens, device=device) + slots * width,
+            spare_N=spare_N,
             width=width,
         )
 
     def give(self, module: nn.Module) -> None:
         """Make them buffers of a module."""
-        for name in ("rows_CN", "dose_N", "slot_N", "hits", "spare_N"):
+        for name in ("rows_CN", "dose_N", "base_N", "hits"):
             module.register_buffer(f"steer_{name}", getattr(self, name), persistent=False)
+        for name, one in (("one", self.hits), ("whole", self.dose_N)):
+            module.register_buffer(f"steer_{name}", torch.ones_like(one[:1]), persistent=False)
+
+    def clear(self, start: int, stop: int) -> None:
+        """Let the rows of some places say that no token is steered."""
+        self.rows_CN[:, start:stop] = 0
+        self.base_N[start:stop] = self.spare_N[start:stop]
 
     def counts(self) -> Tensor:
         """[slots, width]: the hits as a table, in the same memory."""
@@ -102,12 +110,10 @@ def steer_router(
     tables |= {"rescales": rescales} if rescales.any() else {}
     for name, table in tables.items():
         runner.register_buffer(f"steer_{name}", table.to(device), persistent=False)
-    router._compute_routing = _steered(
-        runner, router._compute_routing, tables, rule() if forced else None, tokens.width
-    )
+    router._compute_routing = _steered(runner, router._compute_routing, tables, rule() if forced else None)
 
 
-def _steered(runner: Any, compute: Routing, tables: dict[str, Tensor], rule: Rule | None, width: int) -> Routing:
+def _steered(runner: Any, compute: Routing, tables: dict[str, Tensor], rule: Rule | None) -> Routing:
     """What takes the place of a router's ``_compute_routing``."""
     biased, rescaled = "bias" in tables, "rescales" in tables
 
@@ -119,20 +125,20 @@ def _steered(runner: Any, compute: Routing, tables: dict[str, Tensor], rule: Rul
         dose_T1 = runner.steer_dose_N[:num_tokens, None]
         if biased:
             router_logits = router_logits + (runner.steer_bias[rows_T] * dose_T1).to(router_logits.dtype)
-            _count(runner, runner.steer_scoped[rows_T], width)
+            _count(runner, runner.steer_scoped[rows_T])
         weights_TK, ids_TK = compute(hidden_states, router_logits, indices_type, **more)
         rows_T1 = rows_T[:, None]
         if rule is not None:
-            _count(runner, runner.steer_before[rows_T1, ids_TK.long().clamp(min=0)], width)
+            _count(runner, runner.steer_before[rows_T1, ids_TK])
             force_TE = runner.steer_force[rows_T]
             told_weights, told_ids = choose(rule, router_logits, force_TE)
             told_T1 = (force_TE != 0).any(-1, keepdim=True)
             weights_TK = torch.where(told_T1, told_weights.to(weights_TK.dtype), weights_TK)
             ids_TK = torch.where(told_T1, told_ids.to(ids_TK.dtype), ids_TK)
-        known_TK = ids_TK.long().clamp(min=0)  # -1 is the engine's padding, and its row is 0
-        _count(runner, runner.steer_after[rows_T1, known_TK], width)
-        gain_TK = runner.steer_gain[rows_T1, known_TK]
-        new_TK = weights_TK * torch.lerp(torch.ones_like(gain_TK), gain_TK, dose_T1).to(weights_TK.dtype)
+        # An id of -1 is the engine's padding: that of the last expert, in row 0, where all are the same.
+        _count(runner, runner.steer_after[rows_T1, ids_TK])
+        gain_TK = torch.lerp(runner.steer_whole, runner.steer_gain[rows_T1, ids_TK], dose_T1)
+        new_TK = weights_TK * gain_TK.to(weights_TK.dtype)
         if rescaled:
             sums = new_TK.sum(-1, keepdim=True)
             back = torch.where(sums > 0, weights_TK.sum(-1, keepdim=True) / sums, 1.0)
@@ -150,11 +156,10 @@ def _marks(columns: dict[int, list[int]], num_rows: int) -> Tensor:
     return marks
 
 
-def _count(module: Any, columns_TN: Tensor, width: int) -> None:
-    """One hit for every token in each of its columns but 0, which counts for nobody."""
-    slot_T1, spare_T1 = (buffer[: len(columns_TN), None] for buffer in (module.steer_slot_N, module.steer_spare_N))
-    at_TN = torch.where(columns_TN > 0, slot_T1 * width + columns_TN, spare_T1)
-    module.steer_hits.scatter_add_(0, at_TN.flatten(), torch.ones_like(at_TN).flatten())
+def _count(module: Any, columns_TN: Tensor) -> None:
+    """One hit for every token in each of its columns; 0 counts for nobody."""
+    at = (module.steer_base_N[: len(columns_TN), None] + columns_TN).flatten()
+    module.steer_hits.scatter_add_(0, at, module.steer_one.expand_as(at))
 
 
 def steer_layer(layer: nn.Module, index: int, plans: Sequence[SteeringPlan], tokens: TokenRows) -> None:
@@ -179,10 +184,10 @@ def steer_layer(layer: nn.Module, index: int, plans: Sequence[SteeringPlan], tok
         marks = _marks(columns[channel], len(plans) + 1).to(device)
         layer.register_buffer(f"steer_marks_{channel}", marks, persistent=False)
         reads.append(channel)
-    layer.forward = _shifted(layer, layer.forward, reads, tokens.width)  # type: ignore[method-assign]
+    layer.forward = _shifted(layer, layer.forward, reads)  # type: ignore[method-assign]
 
 
-def _shifted(layer: Any, forward: Callable[..., Any], reads: list[int], width: int) -> Callable[..., Any]:
+def _shifted(layer: Any, forward: Callable[..., Any], reads: list[int]) -> Callable[..., Any]:
     def steered(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         # vLLM's layers hand on (what this layer adds, the stream before it), whose sum is the residual stream, or the stream.
@@ -197,7 +202,7 @@ def _shifted(layer: Any, forward: Callable[..., Any], reads: list[int], width: i
             rows_T = layer.steer_rows_CN[channel, :num_tokens]
             shift_TD = getattr(layer, f"steer_shift_{channel}")[rows_T] * dose_T1
             hidden_TD = hidden_TD + shift_TD.to(hidden_TD.dtype)
-            _count(layer, getattr(layer, f"steer_marks_{channel}")[rows_T], width)
+            _count(layer, getattr(layer, f"steer_marks_{channel}")[rows_T])
         return (hidden_TD, *output[1:]) if isinstance(output, tuple) else hidden_TD
 
     return steered

@@ -15,7 +15,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-FOLDER = Path(os.environ.get("STEER_REFERENCE", "build/engines"))
+FOLDER = Path(os.environ.get("STEER_REFERENCE", "build/engines/reference")).resolve()
 
 
 @pytest.fixture(scope="session")
