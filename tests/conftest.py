@@ -12,6 +12,7 @@ import pytest
 import rank_processes
 
 SLOWEST = (
+    "test_documented.py",
     "launch/test_every_family.py",
     "launch/test_sharded_backends.py",
     "launch/test_steer_r1.py",

@@ -32,7 +32,7 @@ ELSEWHERE = {"make", "pip", "git"}
 """Programs that set up: their targets and files are looked at, and the wheel's test installs."""
 
 
-pytestmark = pytest.mark.timeout(900)  # the fixtures do the work of all tests
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the fixtures do the work of all tests
 
 
 @pytest.fixture(scope="module")
