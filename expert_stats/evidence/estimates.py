@@ -7,6 +7,7 @@ bounds, halves, families and agreements ask for no more than this. P problems, M
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,10 +79,10 @@ class MarkerEstimate:
         return self.sums.families
 
     def score(self, rows: Array | slice) -> Array:
-        return self.measure.score(*self.sums.rows(rows))
+        return self.measure.score(*self._rows(rows))
 
     def supported(self, rows: Array | slice) -> Array:
-        return supported_cells(*self.sums.rows(rows), self.measure.weights_M, self.min_support)
+        return supported_cells(*self._rows(rows), self.measure.weights_M, self.min_support)
 
     def selected(self, rows: Array | slice) -> Array:
         return np.asarray(self.sums.expert_PC[rows].any(axis=0))
@@ -97,7 +98,7 @@ class MarkerEstimate:
 
     def influence(self, cells: Any) -> Array:
         sums, measure = self.sums, self.measure
-        joint_MC, expert_C, marker_M, total = self._totals()
+        joint_MC, expert_C, marker_M, total = self._totals
         slopes = measure.slopes(joint_MC[:, cells], expert_C[cells], marker_M, total)
         result = sums.expert_PC[:, cells] * slopes.expert_C
         result += np.multiply.outer(sums.total_P.astype(float), slopes.total_C)
@@ -107,7 +108,7 @@ class MarkerEstimate:
         return np.asarray(result)
 
     def unseen(self) -> Array:
-        return self.measure.unseen_variance(*self._totals())
+        return self.measure.unseen_variance(*self._totals)
 
     def lowest(self, deviations: float, error_C: Array) -> Array:
         """So many deviations, or what a count as uncertain as this one may be too high.
@@ -115,7 +116,7 @@ class MarkerEstimate:
         What is chosen is where few selections came out high by luck. There the deviation, taken from the count itself, is right
         above and too small below: the lower end of a count is a gamma quantile, with as many selections as give this relative error.
         """
-        totals = self._totals()
+        totals = self._totals
         slopes_MC = self.measure.slopes(*totals).joint_MC
         by_log_C = np.asarray((totals[0] * slopes_MC)[self.measure.weights_M > 0].sum(0))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -131,7 +132,12 @@ class MarkerEstimate:
             p_C = np.fmin(p_C, robust_p(self.sums.excess_of(marker, without=family), cells)[1])
         return p_C
 
+    def _rows(self, rows: Array | slice) -> Totals:
+        return self._totals if isinstance(rows, slice) and rows == slice(None) else self.sums.rows(rows)
+
+    @cached_property
     def _totals(self) -> Totals:
+        """Of all problems: one sum over a table of a hundred million numbers, which every block of cells asks for."""
         return self.sums.rows(slice(None))
 
 

@@ -3,6 +3,16 @@
 python -m tests.bench.evidence worlds [RUNS]     # table of tests/expert_stats/worlds.py; 60 runs take about 8 minutes
 python -m tests.bench.evidence small [RUNS]      # coverage by how many joint selections a cell is expected to have, few problems
 python -m tests.bench.evidence speed [TRACES]    # 58 x 256 experts, 8 markers
+
+Measured with 60 runs a cell (30, 100 and 300 problems):
+- a false q <= .05 in .00 to .05 of runs in every world without an association (pooled tokens: .03 to .10 in iid and bursts, .35 to 1.00
+  in the others); p < .05 in .025 to .042, p < .001 in at most .0008 of cells;
+- planted: power .46, 1.00, 1.00; false discovery proportion .000, .002, .002;
+- 95% intervals of all experts cover .929 to .958 with true scores from 4,000 problems, whose own error costs .01 at 300 problems: the
+  world "all" at 300, .929 there, covers .943 with 20,000 (30 runs);
+- the lower bounds of the best two, both, hold in .92 to 1.00 (their own intervals, which ignore the choice: .40 to .98);
+- small, world "all": with 8 problems .99 to .94 up to 8 expected joint selections, .92 and .90 above; with 15 .97 to .94, .92 and .91; with
+  30 .97 to .94, .92 from 32 selections on; with 50 .93 to .96 throughout. World iid: .94 to .99 from 8 problems on.
 """
 
 from __future__ import annotations
