@@ -6,8 +6,7 @@ bounds, halves, families and agreements ask for no more than this. P problems, M
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,6 +68,7 @@ class MarkerEstimate:
     measure: Measure
     min_support: int | None
     tested: tuple[int, ...] = ()
+    _kept: dict[str | bytes, Totals] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -132,13 +132,16 @@ class MarkerEstimate:
             p_C = np.fmin(p_C, robust_p(self.sums.excess_of(marker, without=family), cells)[1])
         return p_C
 
-    def _rows(self, rows: Array | slice) -> Totals:
-        return self._totals if isinstance(rows, slice) and rows == slice(None) else self.sums.rows(rows)
-
-    @cached_property
+    @property
     def _totals(self) -> Totals:
-        """Of all problems: one sum over a table of a hundred million numbers, which every block of cells asks for."""
-        return self.sums.rows(slice(None))
+        return self._rows(slice(None))
+
+    def _rows(self, rows: Array | slice) -> Totals:
+        """Kept: each is a sum over a table of a hundred million numbers, and is asked for again and again."""
+        key = repr(rows) if isinstance(rows, slice) else rows.tobytes()
+        if key not in self._kept:
+            self._kept[key] = self.sums.rows(rows)
+        return self._kept[key]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,10 @@ test, each at the first threshold of Holm's procedure, alpha / number of compari
 for McNemar, simulated for the other two, with the noise of the run at hand.
 
 What is assumed of a true effect: with several samples, that it sits in the units (problems, or clusters of them) that change, as many
-as in the run and a share of the effect's size more; and that it moves the rates of these problems, so that the noise of sampling them
-changes with it (`Sampling`): where rates are spread as Beta(2, 1.5), a gain of 17 points takes a quarter off the variance of its arm. With one sample, that the effect adds the same to the rate of every problem
-that can change, so that gains take the place of failures: with a mean rate m of these, an effect d lets a share changed + d (1 - 2 m)
-change. m follows from what the run shows, the accuracy and the share that changed, if rates of problems are spread as a Beta distribution
-with these two moments (`_middle`). In both, where the effect is larger than that share, all units that change have gained.
+as in the run and a share of the effect's size more; and that it moves the rates of problems, so that the noise of sampling them changes
+with it (`Sampling`). With one sample, that gains take the place of failures
+(`changed_more`). Rates are spread as a Beta distribution with the accuracy of the run and its noise, and an effect adds the same to
+every rate, with several samples as far as 0 and 1 allow (`moved`). In both, where the effect is larger than that share, all units that change have gained.
 """
 
 from __future__ import annotations
@@ -55,37 +54,52 @@ def least_units(alpha: float) -> int:
     return math.floor(math.log2(2 / alpha)) + 1
 
 
-def single_samples(num_units: int, changed: ArrayLike, accuracy: float = 0.5, alpha: float = 0.05) -> Decide:
+def single_samples(num_units: int, changed: ArrayLike, accuracy: float | None = None, alpha: float = 0.05) -> Decide:
     """One sample a problem: the exact McNemar test over ``num_units`` problems, of which a share ``changed`` changes without an effect.
 
-    ``changed`` may be several equally likely shares. ``accuracy``: of the baseline, for gains; 1 - accuracy for losses. Exact.
+    ``changed`` may be several equally likely shares. ``accuracy``: of the baseline, for gains; 1 - accuracy for losses; where it is not
+    known, the share stays. Exact.
     """
     shares = np.atleast_1d(np.asarray(changed, dtype=np.float64)).tolist()
-    slopes = [1 - 2 * _middle(accuracy, share) for share in shares]
+    slopes = [0.0 if accuracy is None else changed_more(accuracy, share) for share in shares]
 
     def decide(effect: float) -> Decision:
-        each = [
-            _mcnemar(num_units, min(1.0, max(share + effect * slope, effect)), effect, alpha)
-            for share, slope in zip(shares, slopes, strict=True)
-        ]
+        after = [share + effect * slope for share, slope in zip(shares, slopes, strict=True)]
+        each = [_mcnemar(num_units, min(1.0, max(share, effect)), effect, alpha) for share in after]
         power, mean = (float(column.mean()) for column in np.array(each).T)
         return Decision(power, mean / power / effect if power > 1e-9 else 1.0)
 
     return decide
 
 
-def _middle(accuracy: float, changed: float) -> float:
-    """Mean rate of problems, each counted by rate (1 - rate), if rates are Beta(a, b) with mean ``accuracy`` and two samples of a problem
-    differ in a share ``changed``, 2 E[r (1 - r)] = 2 p (1 - p) s / (s + 1), s = a + b: it is (a + 1) / (s + 2).
+def spread(accuracy: float, noise: float) -> Array:
+    """Rates of problems, 200 quantiles of the Beta distribution with mean ``accuracy`` and E[r (1 - r)] = ``noise``; all alike where no
+    such distribution has as much noise.
 
-    >>> _middle(0.75, 0.375), round(_middle(0.75, 0.3), 3), _middle(0.75, 0.0)
-    (0.75, 0.667, 0.5)
+    >>> rates = spread(0.6, 0.16)
+    >>> print(rates.mean().round(2), (rates * (1 - rates)).mean().round(2))
+    0.6 0.16
     """
+    most = accuracy * (1 - accuracy)
+    if noise >= 0.999 * most:
+        return np.full(200, accuracy)
+    size = max(noise, 1e-3 * most) / (most - noise)
+    return np.asarray(stats.beta.ppf((np.arange(200) + 0.5) / 200, accuracy * size, (1 - accuracy) * size))
+
+
+def moved(rates: Array, effect: float) -> Array:
+    """The rates with the same added to each, as far as 0 and 1 allow, so that their mean moves by ``effect``."""
+    steps_S = np.linspace(-1, 1, 401)
+    means_S = np.clip(rates + steps_S[:, None], 0, 1).mean(1) - rates.mean()
+    return np.clip(rates + float(np.interp(effect, means_S, steps_S)), 0, 1)
+
+
+def changed_more(accuracy: float, changed: float) -> float:
+    """By how much an effect raises the share that changes, per effect: 1 - 2 m, m the mean rate of problems, each counted by
+    rate (1 - rate), under a Beta(a, b) of this accuracy in which two samples differ in a share ``changed``: (a + 1) / (a + b + 2)."""
     most = 2 * accuracy * (1 - accuracy)
-    if changed >= most:
-        return accuracy  # all problems alike
-    size = changed / (most - changed)
-    return (accuracy * size + 1) / (size + 2)
+    size = changed / (most - changed) if changed < most else math.inf
+    return 1 - 2 * (accuracy if math.isinf(size) else (accuracy * size + 1) / (size + 2))
 
 
 def _mcnemar(num_units: int, share: float, effect: float, alpha: float) -> tuple[float, float]:
@@ -109,30 +123,22 @@ class Sampling(NamedTuple):
 
     part: float
     """Its share of the variance of the differences, over problems."""
-    variance: float
-    """Mean of rate (1 - rate) over all problems."""
-    middle: float
-    """Mean rate of the problems that can change, each counted by rate (1 - rate)."""
+    rates: Array
+    """Of problems, `spread`."""
 
     @classmethod
     def of(cls, a: ArrayLike, b: ArrayLike, k: int) -> Sampling:
         """``a``, ``b``: rates of the problems in both arms, from ``k`` > 1 samples each."""
         rates = np.asarray([a, b], dtype=np.float64)
-        own = rates * (1 - rates) * k / (k - 1)  # without bias
-        pooled = rates.mean(0)
-        weights = pooled * (1 - pooled)
-        spread = float(np.var(rates[1] - rates[0], ddof=1))
-        variance = float(own.mean())
-        part = min(1.0, 2 * variance / k / spread) if spread > 0 else 0.0
-        return cls(part, variance, float(weights @ pooled / weights.sum()) if weights.any() else 0.5)
+        noise = float((rates * (1 - rates)).mean()) * k / (k - 1)  # without bias
+        of_differences = float(np.var(rates[1] - rates[0], ddof=1))
+        part = min(1.0, 2 * noise / k / of_differences) if of_differences > 0 else 0.0
+        return cls(part, spread(float(rates.mean()), noise))
 
-    def factor(self, effect: float, share: float) -> float:
-        """What becomes of the standard error when a share of the problems gains ``effect`` / share each, on the mean ``effect``
-        (a loss: below 0): r (1 - r) of each at its new rate, in one of both arms."""
-        if not self.variance:
-            return 1.0
-        after = self.variance + effect * (1 - 2 * self.middle) - effect**2 / share
-        return math.sqrt(1 - self.part / 2 * (1 - max(0.0, after) / self.variance))
+    def factor(self, effect: float) -> float:
+        """What becomes of the standard error when one of both arms moves by ``effect`` (a loss: below 0)."""
+        before, after = ((rates * (1 - rates)).mean() for rates in (self.rates, moved(self.rates, effect)))
+        return math.sqrt(1 - self.part / 2 * (1 - float(after / before))) if before > 0 else 1.0
 
 
 def many_samples(
@@ -153,7 +159,7 @@ def many_samples(
     share effect / most of the units change beside those that do without it. ``sampling``: what the effect makes of the noise; without
     it nothing. ``sign``: of the effect, for that alone.
     """
-    noise = sampling or Sampling(0.0, 0.0, 0.5)
+    noise = sampling or Sampling(0.0, np.full(1, 0.5))
     if num_units * changed > LARGE:
         return _normal(num_units, changed, se, alpha, noise, sign)
     runs = max(1000, min(2000, 200_000 // num_units))
@@ -168,7 +174,7 @@ def many_samples(
 
     def decide(effect: float) -> Decision:
         share = min(1.0, changed + effect / most)
-        values_RU = drawn_RU * noise.factor(sign * effect, share) + (effect / share) * (place_RU < share)
+        values_RU = drawn_RU * noise.factor(sign * effect) + (effect / share) * (place_RU < share)
         mean_R = values_RU.mean(1)
         square_R = np.einsum("ru,ru->r", values_RU, values_RU) / num_units - mean_R**2
         shown_R = mean_R * math.sqrt(num_units - 1) > border * np.sqrt(np.maximum(square_R, 0))
@@ -188,7 +194,7 @@ def _normal(num_units: int, changed: float, se: float, alpha: float, noise: Samp
 
     def decide(effect: float) -> Decision:
         share = min(1.0, changed + effect) if changed < 1 else 1.0
-        own = math.sqrt((se * noise.factor(sign * effect, share)) ** 2 + effect**2 * (1 / share - 1) / num_units)
+        own = math.sqrt((se * noise.factor(sign * effect)) ** 2 + effect**2 * (1 / share - 1) / num_units)
         if own == 0:
             return Decision(1.0, 1.0)
         z = border - effect / own
@@ -285,7 +291,7 @@ def detection(
         expected = found if mean >= 0 or mean < -se else many_samples(num, moved, changed, se, alpha, sampling=sampling)
     else:
         rate = single_accuracy if mean >= 0 else 1 - single_accuracy
-        without = min(1.0, max(0.0, changed - abs(mean) * (1 - 2 * _middle(rate, changed))))
+        without = min(1.0, max(0.0, changed - abs(mean) * changed_more(rate, changed)))
         # The run knows this share from its own problems alone: its posterior, at equally likely places (Jeffreys' prior).
         shares = stats.beta.ppf((np.arange(5) + 0.5) / 5, num * without + 0.5, num * (1 - without) + 0.5)
         found = single_samples(num, shares, rate, alpha)

@@ -88,7 +88,7 @@ class Assumptions:
     noise_source: str
     """How the noise was found, in words."""
     effect_source: str
-    accuracy: float = 0.5
+    accuracy: float | None = None
     """Of the baseline."""
     changed: float = 1.0
     """Share of problems that change between the arms, with several samples; with one it follows from the variance."""
