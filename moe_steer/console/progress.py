@@ -47,7 +47,7 @@ class Progress:
             TextColumn("{task.fields[said]}"),
             console=Console(stderr=True),
             disable=not drawn,
-            transient=what != "sampling",
+            transient=what != "sampling" and sys.stderr.isatty(),
         )
         self._task = self._bar.add_task(what, total=total, completed=done, said="")
 
