@@ -65,6 +65,16 @@ def test_what_cannot_be_asked_for(value: Any, message: str) -> None:
     assert len(str(caught.value)) < 500
 
 
+def test_what_was_asked_before_is_remembered_up_to_a_number() -> None:
+    served = Served({"a": GAINS})
+    fresh = [served.salt(served.asked({"moe_steer": f"a*0.{n}"})) for n in range(1, 2000)]  # type: ignore[arg-type]
+    again = [served.salt(served.asked({"moe_steer": f"a*0.{n}"})) for n in range(1, 2000)]  # type: ignore[arg-type]
+    assert fresh == again
+    assert len(served._known) == 1000
+    with pytest.raises(ValueError, match="not served here"):
+        served.asked({"moe_steer": "b"})
+
+
 def test_a_server_without_plans_refuses_instead_of_ignoring() -> None:
     with pytest.raises(ValueError, match="plan 'a' is not served here: choose one of none, or 'off'"):
         Served().asked({"moe_steer": "a"})

@@ -15,7 +15,7 @@ KEY = "moe_steer"
 """Of the engine's ``additional_config``, and of a request's ``vllm_xargs``."""
 OFF = "off"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_MOST_SHOWN = 20
+_MOST_SHOWN, _MOST_KNOWN, _MOST_SHORT = 20, 1000, 100
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Served:
 
     plans: Mapping[str, SteeringPlan] = field(default_factory=dict)
     default: Asked | None = None
+    _known: dict[str, tuple[Asked, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What was asked for before, with its salt: requests ask for the same few things."""
 
     @classmethod
     def of(cls, settings: object) -> Served:
@@ -86,6 +88,8 @@ class Served:
             )
         if text == OFF:
             return None
+        if text in self._known:
+            return self._known[text][0]
         name, star, number = text.partition("*")
         if name not in self.plans:
             names = ", ".join(sorted(self.plans)[:_MOST_SHOWN]) or "none"
@@ -95,10 +99,17 @@ class Served:
         except ValueError:
             raise ValueError(f"dose {quoted(number)} is no number: write {name}*0.5") from None
         self.plans[name].dosed(dose)
-        return Asked(name, dose)
+        asked = Asked(name, dose)
+        if len(self._known) < _MOST_KNOWN and len(text) < _MOST_SHORT:
+            self._known[text] = asked, self._salt(asked)
+        return asked
 
     def salt(self, asked: Asked) -> str:
         """Different for every effect on the key-value cache, so that no request reads what another one's plan has written."""
+        found = self._known.get(str(asked))
+        return found[1] if found is not None else self._salt(asked)
+
+    def _salt(self, asked: Asked) -> str:
         return f"{KEY}:{self.plans[asked.name].digest()}*{asked.dose!r}"
 
     def reads_tokens(self, asked: Asked) -> bool:
