@@ -280,7 +280,7 @@ def test_verify_tells_a_server_that_serves_the_plain_model(
             assert command_line([*verify, url, *baked]) == code
     assert "the server serves the plain model" in capsys.readouterr().err
     half = SteeringPlan(experts=[ExpertGain(entry.layer, entry.expert, entry.gain / 4) for entry in PLAN.experts])
-    other = SteeringPlan(experts=[ExpertGain(2, 3, 64.0)])
+    other = SteeringPlan(experts=[ExpertGain(1, expert, 64.0) for expert in range(8)])
     for name, plan in (("half", half), ("other", other)):
         with served(BakedLab(*lab, plan)) as url:
             assert command_line([*verify, url, *baked]) == (name == "other")
