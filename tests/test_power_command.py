@@ -181,6 +181,18 @@ def test_a_degenerate_baseline_says_what_cannot_be_planned(table: list[list[int]
     assert assume_from_baseline([[1], [0]]).noise == pytest.approx(0.5), "one sample a problem: the upper bound"
 
 
+def test_where_too_few_problems_may_change_no_effect_is_large_enough() -> None:
+    """Of 60 problems 6 change on average, and six are needed: often fewer do, however large the effect is. The search ends."""
+    a_PK = np.tile([1.0, 1.0, 1.0, 0.0], (20, 1))
+    b_PK = a_PK.copy()
+    b_PK[:2] = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
+    given = assume_from_pair(a_PK, b_PK)
+    assert given.changed == 0.1
+    plan = plan_power(given, effects=[0.05], samples=[4], problems=[60, 200])
+    assert plan.detectable[0][0] is None
+    assert plan.detectable[0][1] is not None
+
+
 def test_the_tables_agree_with_each_other() -> None:
     given = Assumptions(noise=0.2, effect_variance=0.01, noise_source="", effect_source="")
     plan = plan_power(given, problems=(40, 110), samples=(1, 8, 16))

@@ -205,8 +205,9 @@ def _normal(num_units: int, changed: float, se: float, alpha: float, noise: Samp
 
 
 def smallest_effect(decide: Decide, target_power: float = 0.8, start: float = 0.1, most: float = 1.0) -> float:
-    """The smallest true effect up to ``most`` that is shown with this power, to .5%; infinite where none is. ``start``: a guess."""
-    low, high = 0.0, min(start, most)
+    """The smallest true effect up to ``most``, and to 100 times ``start``, that is shown with this power, to .5%; infinite where none is.
+    ``start``: a guess. No effect helps where too few units may change."""
+    low, high, most = 0.0, min(start, most), min(most, 100 * start)
     while decide(high).power < target_power:
         if high >= most:
             return math.inf

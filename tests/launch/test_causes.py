@@ -230,8 +230,8 @@ def test_a_dense_model_and_other_files_are_refused(
     assert "dense model" in capsys.readouterr().err
     (tmp_path / "c.json").write_text('{"kind": "scores"}')
     for words, message in (
-        (["causes", out], "holds no causes"),
-        (["reap", out], "write --by causes FILE"),
+        (["causes", out], "holds no expert scores"),
+        (["reap", out], "write --by METHOD FILE"),
         (["causes", str(tmp_path / "none.json")], "there are no causes at"),
     ):
         assert main(["plan", "--by", *words, "--out", str(tmp_path / "p.json")]) == 1
