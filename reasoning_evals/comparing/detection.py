@@ -205,8 +205,7 @@ def _normal(num_units: int, changed: float, se: float, alpha: float, noise: Samp
 
 
 def smallest_effect(decide: Decide, target_power: float = 0.8, start: float = 0.1, most: float = 1.0) -> float:
-    """The smallest true effect up to ``most``, and to 100 times ``start``, that is shown with this power, to .5%; infinite where none is.
-    ``start``: a guess. No effect helps where too few units may change."""
+    """The smallest true effect up to ``most`` and 100 ``start`` (a guess) that is shown with this power, to .5%; infinite where none is."""
     low, high, most = 0.0, min(start, most), min(most, 100 * start)
     while decide(high).power < target_power:
         if high >= most:
