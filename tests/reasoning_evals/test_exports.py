@@ -278,3 +278,26 @@ def test_inspect_log_is_read_by_inspect(run_folder: Path, grades: list[GradeRow]
         assert isinstance(content, list)
         assert content[0].type == "reasoning"
         assert sample.output.stop_reason == ("stop" if row.finish_reason == "stop" else "max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (("sampling", "top_k"), "does not say the top_k of its sampling: restore the file"),
+        (("arms", "steered", "details"), "does not say the details of arm 'steered': restore the file"),
+        (("arms", "steered", "sampler"), "does not say the sampler of arm 'steered': restore the file"),
+    ],
+)
+def test_a_run_json_that_lost_a_key_is_refused(
+    run_folder: Path, tmp_path: Path, lost: tuple[str, ...], said: str
+) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    run = json.loads(path.read_text())
+    place = run["config"]
+    for key in lost[:-1]:
+        place = place[key]
+    del place[lost[-1]]
+    path.write_text(json.dumps(run))
+    with pytest.raises(ValueError, match=said):
+        export_lm_eval(tmp_path / "run", tmp_path / "out")
