@@ -229,18 +229,7 @@ class Audit:
             {"kind": "top_k", **self._top_k[layer].to_dict(), "tokens": number.scoped, **number._asdict()}
             for layer, number in self.top_k.items()
         ]
-        rows += [
-            {
-                "kind": "residual",
-                "layer": entry.layer,
-                "file": entry.name,
-                "strength": entry.strength,
-                "unit": entry.unit,
-                "scope": entry.scope,
-                "tokens": self.residual[index],
-            }
-            for index, entry in self._residual.items()
-        ]
+        rows += [entry.audit_row() | {"tokens": self.residual[index]} for index, entry in self._residual.items()]
         return rows
 
     def summary(self) -> str:

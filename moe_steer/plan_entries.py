@@ -148,6 +148,11 @@ class ResidualVector:
         """The file as the plan names it; what a vector in memory is called instead."""
         return self.file or f"the vector at layer {self.layer}"
 
+    def audit_row(self) -> dict[str, Any]:
+        """What the entry is, as an audit says it: also of a vector in memory."""
+        said = {name: getattr(self, name) for name in ("strength", "unit", "scope")}
+        return {"kind": "residual", "layer": self.layer, "file": self.name, **said}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ValueError for a vector in memory."""
         if not self.file:

@@ -101,9 +101,7 @@ def prompt_inside_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callab
     fmt, words = _checked(tokenizer, text)
 
     def render_words(question: str) -> RenderedPrompt:
-        prompt = render_prompt(tokenizer, question).text
-        opened = prompt if fmt.opened else prompt + fmt.open
-        return _rendered(tokenizer, f"{opened.rstrip()}\n{words}\n")
+        return _rendered(tokenizer, f"{_opened(tokenizer, fmt, question)}\n{words}\n")
 
     return render_words
 
@@ -119,9 +117,7 @@ def prompt_with_empty_thought(tokenizer: Any, text: str = FINISHED) -> Callable[
         )
 
     def render_words(question: str) -> RenderedPrompt:
-        prompt = render_prompt(tokenizer, question).text
-        opened = prompt if fmt.opened else prompt + fmt.open
-        return _rendered(tokenizer, f"{opened.rstrip()}\n{words}\n{fmt.close.lstrip()}")
+        return _rendered(tokenizer, f"{_opened(tokenizer, fmt, question)}\n{words}\n{fmt.close.lstrip()}")
 
     return render_words
 
@@ -155,6 +151,12 @@ def prompt_with_request(tokenizer: Any, text: str) -> Callable[[str], RenderedPr
     """
     words = _words(text, thinking_format(tokenizer))
     return lambda question: render_prompt(tokenizer, f"{question} {words}")
+
+
+def _opened(tokenizer: Any, fmt: ThinkingFormat, question: str) -> str:
+    """The prompt up to the tag that opens its thought, whoever writes that."""
+    prompt = render_prompt(tokenizer, question).text
+    return (prompt if fmt.opened else prompt + fmt.open).rstrip()
 
 
 def _checked(tokenizer: Any, text: str) -> tuple[ThinkingFormat, str]:

@@ -197,30 +197,21 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
 
     def _endpoint_arm(self, plan: SteeringPlan | None) -> Arm:
         from launch.core.served.connection import Connection, plans_of_any
-        from reasoning_evals.engines import HttpAudit, HttpSampler
-        from reasoning_evals.runs import Arm
 
-        assert self.endpoint is not None
         server, name = self.server_of(), self.arm_name or ("steered" if plan else "baseline")
         served = server.served() if plan else plans_of_any(server)
         connection = Connection(server=server, name=self.model, served=served)
         connection.require({name: plan}, Path(self.out), self.tokenizer or self.model)
         said = {"said": self.server} if self.server else {}
-        sampler = HttpSampler(
-            self.endpoint,
-            self.model,
+        return connection.arm(
+            name,
             self._endpoint_tokenizer(),
-            concurrency=server.concurrency,
-            api_key=server.api_key,
+            plan,
             extensions=not self.plain_endpoint,
             prompt_as_ids=self.prompt_as_ids,
             engine=said | connection.engine or None,
             chat=chat_of(self) if self.chat_endpoint else None,
-            plan=connection.asked(plan),
-            outage=server.wait,
         )
-        details = {"plan": plan.digest() if plan else None}
-        return Arm(name, sampler, context=lambda: HttpAudit(sampler), details=details)
 
     def _endpoint_tokenizer(self) -> Any:
         from moe_steer.loading import read_tokenizer

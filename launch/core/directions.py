@@ -105,11 +105,13 @@ def _make(session: Session, make: Callable[[], NewDirections], home: Path) -> No
         files.setdefault(method, []).append((direction.layer, name))
     if new.reports:
         write_whole(home / ATOMS, "\n".join(new.reports))
-    index = {
-        "files": files,
-        "fits": {str(layer): fit.to_dict() for layer, fit in new.fits.items()},
-        "warnings": list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))),
-    }
+    said = list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning)))
+    _write_index(home, JobDirections(files, dict(new.fits), said))
+
+
+def _write_index(home: Path, made: JobDirections) -> None:
+    fits = {str(layer): fit.to_dict() for layer, fit in made.fits.items()}
+    index = {"files": made.files, "fits": fits, "warnings": made.warnings}
     write_whole(home / INDEX, json.dumps(index, indent=1) + "\n")
 
 
@@ -141,9 +143,7 @@ def take_directions(session: Session, folder: str, methods: Sequence[str]) -> di
         home.mkdir(parents=True, exist_ok=True)
         for _, name in (entry for entries in made.files.values() for entry in entries):
             shutil.copyfile(Path(folder, name), home / name)
-        fits = {str(layer): fit.to_dict() for layer, fit in made.fits.items()}
-        index = {"files": made.files, "fits": fits, "warnings": made.warnings}
-        write_whole(home / INDEX, json.dumps(index, indent=1) + "\n")
+        _write_index(home, made)
     session.ranks.barrier()
     return read_made(home).files
 

@@ -234,24 +234,22 @@ def task_line(options: Any) -> str:
     name, own_words = getattr(options, "problems", None), getattr(options, "wording", None)
     if name is None:  # a job of several tasks
         return ""
-    if own_words is not None:
-        own_words = text_or_file(own_words, "--wording")
     if name not in SPECS:
-        return "" if own_words is None else f"asked with: {' '.join(own_words.split())}"
+        return "" if own_words is None else f"asked with: {' '.join(text_or_file(own_words, '--wording').split())}"
     taken = Usual(
         options.num_samples, options.heat * (not options.takes_most_likely), options.nucleus, options.token_limit
     )
     own = usual_of(name, options.model)
     whose = "its own defaults" if taken == own else f"its own defaults: {_in_words(own)}"
-    return f"task {name}: {_in_words(taken)} ({whose}); asked with: {asked_with(name, own_words)}"
+    return f"task {name}: {_in_words(taken)} ({whose}); asked with: {asked_with(name, **own_wording(name, own_words))}"
 
 
-def asked_with(task: str, own_words: str | None = None) -> str:
-    """The words around a task's questions, in one line."""
+def asked_with(task: str, prompt: str | None = None) -> str:
+    """The words around a task's questions, in one line. ``prompt``: a template in place of the task's own, as ``load_task`` takes it."""
     from reasoning_evals.tasks import SPECS
 
-    asked = SPECS[task].prompt.replace("{{}}", "{}") if own_words is None else own_words
-    return " ".join(asked.replace("{problem}", "").split()) or "the bare question"
+    asked = (SPECS[task].prompt if prompt is None else prompt).replace("{problem}", "")
+    return " ".join(asked.replace("{{", "{").replace("}}", "}").split()) or "the bare question"
 
 
 def _in_words(usual: Usual) -> str:

@@ -59,7 +59,12 @@ class EvaluateOptions(JobServerOptions, ProblemOptions):
                 raise ValueError(f"{field} are {list(getattr(self, field))}: give at least one word, and no empty one")
 
     def readers(self) -> Set[str]:
-        return {*super().readers(), *(rule.kind for word in self.arms for rule in parse_arm(word))}
+        return {*super().readers(), *self.kinds}
+
+    @property
+    def kinds(self) -> Set[str]:
+        """The rules that some arm has."""
+        return {rule.kind for word in self.arms for rule in parse_arm(word)}
 
     @property
     def baseline(self) -> str:
@@ -75,9 +80,8 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     for plan in plans.values():
         if known.shape is not None:
             plan.check(known.shape)
-    rules = {rule.kind for word in options.arms for rule in parse_arm(word)}
-    added = options.thinking_prompt if rules & {"prompt-before", "prompt-after"} else ""
-    added += FINISHED if "no-thinking" in rules else ""
+    added = options.thinking_prompt if options.kinds & {"prompt-before", "prompt-after"} else ""
+    added += FINISHED if "no-thinking" in options.kinds else ""
     options, room = settle(options, known, known.longest_prompt([p.prompt for p in problems], added), ranks)
     session = Session.load(options, ranks, room, known.tokenizer, known.shape)
     words = Words(options.switch_words, options.ban_words, options.thinking_prompt, options.go_on_word)

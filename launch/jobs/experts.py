@@ -68,7 +68,8 @@ def run(options: Options, ranks: Ranks) -> None:
         scores = find_experts(session, options, "identification")
         candidate = candidate_plan(options, scores)
         ranks.say(f"     {evidence_of(candidate, scores, options)}")
-        session.require(needed_plans(options, candidate, scores))
+        if session.connection is not None:  # a placebo of every gain is drawn for a server alone
+            session.require(needed_plans(options, candidate, scores))
         gains = ", ".join(f"{gain:g}" for gain in options.gains)
         ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing the gain among {gains}")
         gain, tuning = tune_gain(session, options, candidate, sets.tuning)

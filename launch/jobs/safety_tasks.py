@@ -110,7 +110,7 @@ def _task(name: str, options: SafetyOptions, chat: bool) -> SafetyTask:
         source=f"{spec.hub_id}, local files of {spec.family}" if local else f"{spec.hub_id} at {spec.revision}",
         max_new_tokens=options.attack_tokens if name in ATTACKS else 1 if name == "mmlu" else long,
         chat=chat,
-        asked_with=asked_with(name, own_words.get("prompt")).replace("{{}}", "{}"),
+        asked_with=asked_with(name, **own_words),
     )
 
 

@@ -76,5 +76,7 @@ def test_a_tasks_own_wording_is_what_the_line_says(gsm8k: Path) -> None:
     line = task_line(ProblemOptions(model="x/y", problems="gsm8k"))
     own = line.partition("asked with: ")[2]
     plain = load_task("gsm8k", data_dir=gsm8k)
+    braces = task_line(ProblemOptions(model="x/y", problems="gsm8k", wording="{problem} Write \\boxed{x}."))
+    assert braces.endswith("asked with: Write \\boxed{x}.")
     again = load_task("gsm8k", data_dir=gsm8k, **own_wording("gsm8k", "{problem}\n\n" + own))
     assert [problem.prompt for problem in again] == [problem.prompt for problem in plain]

@@ -141,15 +141,5 @@ def entries(plan: SteeringPlan) -> list[dict[str, Any]]:
     """The entries that change something, in the order of their hits."""
     return [
         *({"kind": "expert", **entry.to_dict()} for entry in plan.active_experts),
-        *(
-            {
-                "kind": "residual",
-                "layer": entry.layer,
-                "file": entry.name,
-                "strength": entry.strength,
-                "unit": entry.unit,
-                "scope": entry.scope,
-            }
-            for entry in plan.active_residual
-        ),
+        *(entry.audit_row() for entry in plan.active_residual),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -156,33 +156,20 @@ def page_of(rankings: Rankings, scores: Mapping[str, ExpertScores], missing: Map
 
 def spearman_table(rankings: Rankings) -> Table:
     """Rank correlations with their intervals."""
-    rows = []
-    for name, line in zip(rankings.methods, rankings.spearman, strict=True):
-        rows.append(
-            [
-                name,
-                *(
-                    _reach(cell, "+.2f") if other != name else "1"
-                    for cell, other in zip(line, rankings.methods, strict=True)
-                ),
-            ]
-        )
-    return Table(head=["", *rankings.methods], rows=rows)
+    return _pairs(rankings.methods, rankings.spearman, "+.2f")
 
 
 def _overlaps(rankings: Rankings) -> Table:
-    rows = []
-    for name, line in zip(rankings.methods, rankings.overlap, strict=True):
-        rows.append(
-            [
-                name,
-                *(
-                    _reach(cell, ".0%") if other != name else "1"
-                    for cell, other in zip(line, rankings.methods, strict=True)
-                ),
-            ]
-        )
-    return Table(head=["", *rankings.methods], rows=rows)
+    return _pairs(rankings.methods, rankings.overlap, ".0%")
+
+
+def _pairs(methods: Sequence[str], cells: Sequence[Sequence[tuple[float, float, float]]], form: str) -> Table:
+    """A row and a column for each method; 1 where it meets itself."""
+    rows = [
+        [name, *("1" if other == name else _reach(cell, form) for other, cell in zip(methods, line, strict=True))]
+        for name, line in zip(methods, cells, strict=True)
+    ]
+    return Table(head=["", *methods], rows=rows)
 
 
 def _reach(cell: tuple[float, float, float], form: str) -> str:

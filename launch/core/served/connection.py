@@ -56,18 +56,18 @@ class Connection:
             return None
         return OFF if plan is None else self.served.plans[plan.digest()]
 
-    def arm(self, name: str, tokenizer: Any, plan: SteeringPlan | None) -> Arm:
-        """The model under one of the server's plans, or as it is. The same arm as in this process, but for who samples."""
+    def arm(self, name: str, tokenizer: Any, plan: SteeringPlan | None, **how: Any) -> Arm:
+        """The model under one of the server's plans, or as it is. The same arm as in this process, but for who samples. ``how``:
+        options of ``HttpSampler`` for servers that are asked otherwise."""
         sampler = HttpSampler(
             self.server.base_url,
             self.name,
             tokenizer,
             concurrency=self.server.concurrency,
             api_key=self.server.api_key,
-            prompt_as_ids=True,
-            engine=self.engine,
             plan=self.asked(plan),
             outage=self.server.wait,
+            **{"prompt_as_ids": True, "engine": self.engine, **how},
         )
         details = {"plan": plan.digest() if plan else None}
         return Arm(name, sampler, context=lambda: HttpAudit(sampler), details=details)
