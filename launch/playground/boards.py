@@ -138,6 +138,7 @@ class Telling:
         values = readings.values(start, self.colour) if readings and self.colour else []
         tokens = [
             {
+                "id": None if ids is None else ids[at],
                 "text": texts[at],
                 "part": parts[at] if at < len(parts) else "answer",
                 "value": values[at - start] if at - start < len(values) else None,

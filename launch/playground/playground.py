@@ -6,7 +6,7 @@ import dataclasses
 import os
 import secrets
 import socket
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,17 +218,14 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
         return offer, There(connection=connection, tokenizer=tokenizer), connection.line
 
 
-def serve(opened: Opened) -> None:
-    """Answer browsers until a signal ends it."""
+def serve(opened: Opened, started: Callable[[Any], None] = lambda _: None) -> None:
+    """Answer browsers until a signal ends it. ``started`` is told the server, whose ``should_exit`` ends it, too."""
     import uvicorn
 
-    quiet: dict[str, Any] = {
-        "log_level": "warning",
-        "access_log": False,
-        "server_header": False,
-        "timeout_graceful_shutdown": 1,
-    }
-    uvicorn.Server(uvicorn.Config(opened.app, lifespan="off", **quiet)).run(sockets=[opened.listening])
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    server = uvicorn.Server(uvicorn.Config(opened.app, lifespan="off", timeout_graceful_shutdown=1, **quiet))
+    started(server)
+    server.run(sockets=[opened.listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

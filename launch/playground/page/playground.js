@@ -312,7 +312,7 @@ function pointAt(answer, at, focused) {
   pointed = {answer, at};
   if (focused) { answer.spans.forEach((span) => { span.tabIndex = -1; }); answer.spans[at].tabIndex = 0; }
   const token = answer.tokens[at], line = element("token");
-  line.replaceChildren(make("b", "", visible(JSON.stringify(token.text))), ` token ${at + 1} of column ${answer.number + 1}`);
+  line.replaceChildren(make("b", "", visible(JSON.stringify(token.text))), ` token ${at + 1} of column ${answer.number + 1}` + (token.id === null ? "" : `, id ${token.id}`));
   const words = [];
   if (token.entropy !== null && token.entropy !== undefined) words.push(`entropy ${token.entropy.toFixed(3)} nats`);
   if (token.steered !== null && token.steered !== undefined) words.push(token.steered ? "the plan acted here" : "not steered");

@@ -28,7 +28,7 @@ export class Answer {
     this.home.replaceChildren();
     this.home.setAttribute("aria-label", `Tokens of column ${number + 1}; arrow keys move from token to token, n and p between coloured ones, Enter goes to its experts`);
     this.home.onmouseover = (event) => { if (event.target.dataset.at) pointed(this, Number(event.target.dataset.at), false); };
-    this.home.onfocusin = (event) => { if (event.target.dataset.at) pointed(this, Number(event.target.dataset.at), true); };
+    this.home.addEventListener("focusin", (event) => { if (event.target.dataset.at) pointed(this, Number(event.target.dataset.at), true); });
   }
 
   // Take what the server says. Tokens may come again, with another colour or another place in thought and answer.
@@ -102,10 +102,14 @@ export class Answer {
   }
 
   paint(kind, low, high) {
-    this.tokens.forEach((token, at) => { this.spans[at].style.background = shade(kind, token.value, low, high); });
+    this.tokens.forEach((token, at) => {
+      const colour = shade(kind, token.value, low, high);
+      this.spans[at].style.background = colour;
+      this.spans[at].classList.toggle("on", colour !== "");
+    });
   }
 
-  coloured(at) { return Boolean(this.spans[at] && this.spans[at].style.background); }
+  coloured(at) { return this.spans[at].classList.contains("on"); }
 
   focus(at) {
     if (!this.spans[at]) return;
@@ -120,7 +124,7 @@ export function shade(kind, value, low, high) {
   const most = kind === "projection" ? Math.max(Math.abs(low), Math.abs(high)) : high;
   const share = kind === "steered" ? value * 0.7 : most > 0 ? Math.abs(value) / most : 0;
   if (share < 0.01) return "";
-  return `hsl(${HUES[kind][value < 0 ? 1 : 0]} 85% 52% / ${(0.1 + 0.52 * Math.min(1, share)).toFixed(3)})`;
+  return `hsl(${HUES[kind][value < 0 ? 1 : 0]} 85% var(--tint) / ${(0.1 + 0.52 * Math.min(1, share)).toFixed(3)})`;
 }
 
 // Smallest and largest value of all columns.
