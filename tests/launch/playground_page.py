@@ -44,7 +44,12 @@ def settings(*columns: Mapping[str, Any], index: int = 0, **more: Any) -> dict[s
     return {
         "prompt": {"index": index},
         "sampling": {"seed": 3, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 60},
-        "plan": {"base": None, "experts": [{"layer": 2, "expert": 5, "gain": 8.0}], "scope": "all", "renormalize": False},
+        "plan": {
+            "base": None,
+            "experts": [{"layer": 2, "expert": 5, "gain": 8.0}],
+            "scope": "all",
+            "renormalize": False,
+        },
         "columns": list(columns) or [PLAIN, YOURS],
         "colour": "steered",
     } | more

@@ -28,7 +28,14 @@ from served_lab import ServedLab, served
 
 LAYER = 2
 DOSED = {"kind": "plan", "plan": "mine", "dose": 2.0}
-ALONG = {"kind": "direction", "direction": "way", "layer": LAYER, "strength": 0.4, "unit": "residual_norm", "scope": "thought"}
+ALONG = {
+    "kind": "direction",
+    "direction": "way",
+    "layer": LAYER,
+    "strength": 0.4,
+    "unit": "residual_norm",
+    "scope": "thought",
+}
 RULE = {"kind": "arm", "word": "budget:20"}
 
 
@@ -38,7 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("playground")
     SteeringPlan(experts=[ExpertGain(1, 12, 3.0), ExpertGain(3, 2, 3.0)], scope="thought").save(home / "mine.json")
     vector_D = torch.randn(128, generator=torch.Generator().manual_seed(0))
-    Direction(vector_D=vector_D, layer=LAYER, method="test", header={"residual_norm": 4.0}).save(home / "way.safetensors")
+    Direction(vector_D=vector_D, layer=LAYER, method="test", header={"residual_norm": 4.0}).save(
+        home / "way.safetensors"
+    )
     return home
 
 
@@ -228,7 +237,11 @@ def asked_by(guard: Guard, method: str = "GET", path: str = "/", **headers: str)
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://127.0.0.1:8765") as client:
-            return await client.request(method, path, headers={name.replace("_", "-"): value.encode("latin-1") for name, value in headers.items()})
+            return await client.request(
+                method,
+                path,
+                headers={name.replace("_", "-"): value.encode("latin-1") for name, value in headers.items()},
+            )
 
     return asyncio.run(ask())
 
@@ -296,7 +309,10 @@ def test_a_server_that_holds_the_model(tmp_path: Path, four: list[dict[str, Any]
             for colour in ("entropy", "expert:1:1"):
                 refused = client.get("/api/pages/by-server/events", params={"colour": colour}).json()["error"]
                 assert "needs the model here, start without --endpoint" in refused
-            for column, said in ((RULE, "a rule of prompt or decoding acts inside this process"), (YOURS, "no plan 'yours': it has mine")):
+            for column, said in (
+                (RULE, "a rule of prompt or decoding acts inside this process"),
+                (YOURS, "no plan 'yours': it has mine"),
+            ):
                 assert said in client.post("/api/pages/by-server/run", json=settings(PLAIN, column)).json()["error"]
             saved = client.post("/api/pages/by-server/plan", json={"settings": asked, "column": 2}).json()
             words = shlex.split(saved["command"])
@@ -304,7 +320,9 @@ def test_a_server_that_holds_the_model(tmp_path: Path, four: list[dict[str, Any]
             assert '"vllm_xargs": {"moe_steer": "mine*2"}' in words[-1]
 
 
-def test_the_command_says_where_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_says_where_and_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     usual = ["playground", "--dry-run", "--port", "0", "--num", "2", "--out", str(tmp_path / "out")]
     assert main(usual) == 0
     assert "playground of lab: open http://127.0.0.1:" in (said := capsys.readouterr().out)

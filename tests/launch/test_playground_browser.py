@@ -17,7 +17,9 @@ from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.direction import Direction
 from playground_page import serving
 
-api = pytest.importorskip("playwright.sync_api", reason="no driver of browsers is installed: pip install playwright")
+api = pytest.importorskip(
+    "playwright.sync_api", reason="no driver of browsers is installed: pip install 'moe-steer[browser]'"
+)
 pytestmark = [pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome is installed"), pytest.mark.slow]
 DESKTOP, PHONE = (1280, 900), (390, 844)
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>\u202e</span>"
@@ -29,7 +31,9 @@ OpenPage = Callable[..., Any]
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("playground")
     SteeringPlan(experts=[ExpertGain(1, 12, 3.0)], scope="thought").save(home / "mine.json")
-    Direction(vector_D=torch.ones(128), layer=2, method="test", header={"residual_norm": 4.0}).save(home / "way.safetensors")
+    Direction(vector_D=torch.ones(128), layer=2, method="test", header={"residual_norm": 4.0}).save(
+        home / "way.safetensors"
+    )
     files: dict[str, Any] = {"plan": (str(home / "mine.json"),), "direction": (str(home / "way.safetensors"),)}
     with serving(out=str(home / "out"), **files) as address:
         yield address
@@ -41,7 +45,9 @@ def open_page(address: str) -> Iterator[OpenPage]:
     said: list[str] = []
 
     with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = driver.chromium.launch(
+            executable_path=find_browser(), args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
 
         def open_page(name: str, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Any:
             context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
@@ -136,12 +142,24 @@ def test_start_steer_slide_colour_save_and_reload(
     assert [entry["gain"] for entry in saved["experts"]] == [64, 4]
 
     page.wait_for_timeout(400)  # the last change is kept a moment after it was made
-    before = [words(page, 1), words(page, 2), colours(page, 1), page.input_value(".expert .gain"), page.input_value("#colour")]
+    before = [
+        words(page, 1),
+        words(page, 2),
+        colours(page, 1),
+        page.input_value(".expert .gain"),
+        page.input_value("#colour"),
+    ]
     assert page.is_visible("#stale")
     page.reload()
     settled(page)
     page.wait_for_selector(".tokens span.on")
-    after = [words(page, 1), words(page, 2), colours(page, 1), page.input_value(".expert .gain"), page.input_value("#colour")]
+    after = [
+        words(page, 1),
+        words(page, 2),
+        colours(page, 1),
+        page.input_value(".expert .gain"),
+        page.input_value("#colour"),
+    ]
     assert after == before
     assert page.is_visible("#stale")
 
@@ -163,7 +181,9 @@ def test_columns_of_every_kind_and_a_refusal_in_a_sentence(open_page: OpenPage) 
     page.locator(".column:nth-child(2) .value").blur()
     run(page)
     assert page.locator(".column").count() == 4
-    assert page.inner_text(".column:nth-child(4) .block h3").startswith("Thought · 8 tokens"), "the budget counts the line end of the prompt"
+    assert page.inner_text(".column:nth-child(4) .block h3").startswith("Thought · 8 tokens"), (
+        "the budget counts the line end of the prompt"
+    )
     last = words(page, 4)
     page.click(".column:nth-child(3) .remove")
     settled(page)
@@ -203,7 +223,11 @@ def test_by_keyboard_alone(open_page: OpenPage) -> None:
     settled(page)
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.dataset.at") == place
-    run(page, lambda: page.keyboard.press("Control+Enter"))
+    page.keyboard.press("Control+Enter")
+    tab_to("#stop")
+    page.keyboard.press("Enter")
+    settled(page)
+    assert "stopped" in page.inner_text(".column:nth-child(1) .result")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -205,8 +205,8 @@ function wirePlan() {
 function kinds() {
   const found = [["plain", "Plain: the model as it is"]];
   if (!offer.remote && offer.shape.moe_layers.length) found.push(["plan:yours", "Your plan"]);
-  for (const name of Object.keys(offer.remote ? offer.served : offer.plans)) found.push([`plan:${name}`, `Plan ${name}`]);
-  for (const name of Object.keys(offer.directions)) found.push([`direction:${name}`, `Direction ${name}`]);
+  for (const name of Object.keys(offer.remote ? offer.served : offer.plans)) found.push([`plan:${name}`, `${offer.remote ? "The server's plan" : "Plan file"}: ${name}`]);
+  for (const name of Object.keys(offer.directions)) found.push([`direction:${name}`, `Direction: ${name}`]);
   if (!offer.remote) found.push(["arm", "A rule of the literature"]);
   return found;
 }
@@ -268,7 +268,8 @@ function dose(home, column, key) {
 async function save(at, node) {
   const found = await ask(`${api}/plan`, "POST", {settings, column: at});
   node.querySelector(".saved").hidden = false;
-  node.querySelector(".where").textContent = found.plan ? `Wrote ${visible(found.plan)}. The same tokens again, without a page:` : "The same tokens again, without a page:";
+  const same = element("stale").hidden && ran ? "The same tokens again, without a page:" : "What a run would make now, without a page:";
+  node.querySelector(".where").textContent = found.plan ? `Wrote ${visible(found.plan)}. ${same}` : same;
   node.querySelector(".command").textContent = visible(found.command);
 }
 

@@ -124,7 +124,7 @@ export function shade(kind, value, low, high) {
   const most = kind === "projection" ? Math.max(Math.abs(low), Math.abs(high)) : high;
   const share = kind === "steered" ? value * 0.7 : most > 0 ? Math.abs(value) / most : 0;
   if (share < 0.01) return "";
-  return `hsl(${HUES[kind][value < 0 ? 1 : 0]} 85% var(--tint) / ${(0.1 + 0.52 * Math.min(1, share)).toFixed(3)})`;
+  return `hsl(${HUES[kind][value < 0 ? 1 : 0]} 85% var(--tint${kind === "steered" ? "-steered" : ""}) / ${(0.1 + 0.52 * Math.min(1, share)).toFixed(3)})`;
 }
 
 // Smallest and largest value of all columns.
