@@ -13,6 +13,7 @@ from typing import Any
 
 from launch.core.trace_views import texts_of
 from launch.playground.asked import Offer
+from launch.playground.readings import number_of
 from launch.playground.running import Answer, Here, Run, There
 from moe_steer.files import write_whole
 from moe_steer.json_files import quoted, read_json
@@ -65,7 +66,7 @@ class Boards:
         board = self.board(name)
         if settings != board.settings:
             board.settings = settings
-            write_whole(self.place(name) / SETTINGS, json.dumps(settings, indent=1) + "\n")
+            write_whole(self.place(name) / SETTINGS, json.dumps(settings, indent=1, allow_nan=False) + "\n")
 
     def place(self, name: str) -> Path:
         """The folder of a page, which is made."""
@@ -179,7 +180,7 @@ class Telling:
 def _details(readings: Any, at: int) -> dict[str, Any]:
     seen = readings.seen[at] if at < len(readings.seen) else None
     return {
-        "entropy": round(readings.entropies[at], 4) if at < len(readings.entropies) else None,
+        "entropy": number_of(readings.entropies[at]) if at < len(readings.entropies) else None,
         "steered": seen.steered if seen else None,
         "experts": readings.experts(at),
     }

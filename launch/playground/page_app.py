@@ -92,7 +92,7 @@ def application(boards: Boards, repeater: Repeater, about: dict[str, Any]) -> St
             while True:
                 ended = run.ended  # before the last look
                 for one in telling.news():
-                    yield f"data: {json.dumps(one)}\n\n"
+                    yield f"data: {json.dumps(one, allow_nan=False)}\n\n"
                 if ended:
                     break
                 await asyncio.sleep(EVERY)

@@ -66,6 +66,11 @@ def colour_of(text: object, shape: ModelShape | None, directions: Sequence[str])
     return (kind, layer, name)
 
 
+def number_of(value: Any) -> float | None:
+    """A reading as JSON has it; None for what is no number, as a gain beyond all measure makes."""
+    return round(float(value), 4) if math.isfinite(value) else None
+
+
 class Readings:
     """The tokens of one answer, as they are made. Lists only grow, so that another thread may read what is there.
 
@@ -124,8 +129,8 @@ class Readings:
         """The reading that tokens are coloured by, from token ``start`` on; None where there is none."""
         number = len(self.token_ids)
         if colour[0] == "entropy":
-            return [round(value, 4) for value in self.entropies[start:number]]
-        found: list[float | None] = [self._value(seen, colour) for seen in self.seen[start:number]]
+            return [number_of(value) for value in self.entropies[start:number]]
+        found = [number_of(self._value(seen, colour)) for seen in self.seen[start:number]]
         return [*found, *[None] * (number - start - len(found))]
 
     def _value(self, seen: Seen, colour: Sequence[str]) -> float:
@@ -133,11 +138,11 @@ class Readings:
             return float(seen.steered)
         layer, name = int(colour[1]), colour[2]
         if colour[0] == "projection":
-            return round(float(seen.projections_NL[self._names.index(name), layer]), 4)
+            return float(seen.projections_NL[self._names.index(name), layer])
         row = self._shape.moe_layers.index(layer)
-        return round(float(seen.weights_LK[row][seen.ids_LK[row] == int(name)].sum()), 4)
+        return float(seen.weights_LK[row][seen.ids_LK[row] == int(name)].sum())
 
-    def experts(self, index: int) -> list[list[float]]:
+    def experts(self, index: int) -> list[list[float | None]]:
         """[layer, expert, weight] of the experts of a token with the largest weights."""
         if index >= len(self.seen) or not self._shape.moe_layers:
             return []
@@ -145,7 +150,7 @@ class Readings:
         order = np.argsort(-weights_LK, axis=None, kind="stable")[:TOP]
         rows, places = np.unravel_index(order, weights_LK.shape)
         return [
-            [self._shape.moe_layers[row], int(ids_LK[row, k]), round(float(weights_LK[row, k]), 4)]
+            [self._shape.moe_layers[row], int(ids_LK[row, k]), number_of(weights_LK[row, k])]
             for row, k in zip(rows.tolist(), places.tolist(), strict=True)
             if ids_LK[row, k] < self._shape.num_experts
         ]

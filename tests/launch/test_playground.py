@@ -174,6 +174,14 @@ def test_one_run_at_a_time_and_stop_ends_it(client: httpx.Client) -> None:
     assert [column["state"] for column in heard(client, "first-page")] == ["stopped"] * 2
 
 
+def test_a_column_that_fails_says_so_and_leaves_the_others(client: httpx.Client) -> None:
+    beyond = {"base": None, "experts": [{"layer": 2, "expert": e, "gain": 1e38} for e in range(16)]}
+    plain, broken = ran(client, "beyond-all", settings(PLAIN, YOURS, plan=beyond), "expert:2:5")
+    assert plain["state"] == "done"
+    assert broken["state"] == "failed"
+    assert "logits that are not numbers: with a steering plan lower its gains" in broken["error"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

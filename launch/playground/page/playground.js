@@ -323,7 +323,7 @@ function pointAt(answer, at, focused) {
   line.append(words.length ? " · " + words.join(" · ") : "");
   element("token-experts").replaceChildren(...(token.experts || []).map(([layer, expert, weight]) => {
     const item = make("li", settings.plan.experts.some((entry) => entry.layer === layer && entry.expert === expert) ? "mine" : "");
-    const look = make("button", "", `layer ${layer} expert ${expert}: ${weight.toFixed(2)}`), add = make("button", "", "+ plan");
+    const look = make("button", "", `layer ${layer} expert ${expert}: ${weight === null ? "no number" : weight.toFixed(2)}`), add = make("button", "", "+ plan");
     look.type = add.type = "button";
     look.title = "Colour all tokens by this expert";
     add.setAttribute("aria-label", `Add layer ${layer} expert ${expert} to your plan`);
