@@ -12,16 +12,22 @@ import httpx
 import pytest
 import torch
 
+import families
 from launch.cli.main import main
+from launch.playground import running
 from launch.playground.asked import Offer
 from launch.playground.boards import Boards
 from launch.playground.guard import Guard
 from launch.playground.playground import Playground
+from launch.playground.readings import Readings
 from launch.playground.running import twin
 from moe_steer import ExpertGain, SteeringPlan, load_model, observe_residual, observe_routing, steer
+from moe_steer.backends import Layout
 from moe_steer.direction import Direction
+from moe_steer.layers import model_shape
 from moe_steer.tokens import scoped_positions
 from playground_page import PLAIN, YOURS, heard, ids, ran, serving, settings, texts
+from reasoning_evals import load_task
 from reasoning_evals.prompts import render_prompt
 from reasoning_evals.runs import read_generations
 from served_lab import ServedLab, served
@@ -129,16 +135,42 @@ def test_readings_are_those_of_one_forward_over_the_text(
             assert weight == pytest.approx(float(weights_EP[layer, expert, place]), abs=2e-4)
 
 
-def test_a_twin_shares_every_weight_and_no_hook() -> None:
-    model, _ = load_model("lab")
-    other = twin(model)
-    tokens = torch.tensor([[5, 6, 7]])
+@pytest.mark.parametrize("name", ["deepseek_v3", "llama4", "gpt_oss", "deepseek_v4"])
+def test_a_twin_shares_every_weight_and_no_hook(name: str) -> None:
+    """In families whose weights are reached at other places, and with several streams a token."""
+    model = families.build(name)
+    other, shape = twin(model), model_shape(model)
     assert all(a is b for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    tokens, layer = torch.tensor([[5, 6, 7]]), shape.moe_layers[-1]
+    plan = SteeringPlan(experts=[ExpertGain(layer, expert, 3.0) for expert in range(shape.num_experts)])
+    readings = Readings(shape, {"way": torch.ones(shape.hidden_size)})
     with torch.inference_mode():
         before = other(tokens).logits
-        with steer(model, SteeringPlan(experts=[ExpertGain(1, e, 9.0) for e in range(16)])):
+        with steer(model, plan) as audit, readings.watching(model, audit):
             assert torch.equal(other(tokens).logits, before)
+            for ids_BT in (tokens, torch.tensor([[5, 6, 7, 8]])):
+                readings(ids_BT, model(ids_BT).logits[:, -1])
             assert not torch.equal(model(tokens).logits, before)
+    (seen,) = readings.seen
+    assert seen.steered
+    assert seen.ids_LK.shape == (len(shape.moe_layers), shape.top_k)
+    assert seen.projections_NL.shape == (1, shape.num_layers)
+    assert bool(torch.isfinite(torch.tensor(seen.projections_NL)).all())
+
+
+def test_columns_of_a_model_that_has_no_twin_take_turns(
+    four: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "layout_of", lambda _: Layout(backend="device_map"))
+    model, tokenizer = load_model("lab")
+    shape = model_shape(model)
+    problems, plans = load_task("lab", split="test", num=1), {"mine": SteeringPlan.load(folder / "mine.json")}
+    offer = Offer(problems=problems, task="lab", token_limit=256, shape=shape, plans=plans)
+    here = running.Here(model=model, tokenizer=tokenizer, shape=shape, directions={})
+    run = here.start(offer.read(settings(YOURS, DOSED)))
+    run.wait()
+    assert here.copies == [model]
+    assert [list(answer.token_ids) for answer in run.answers] == [ids(four[0]), ids(four[1])]
 
 
 def test_a_refresh_and_a_restart_lose_nothing(client: httpx.Client, folder: Path, four: list[dict[str, Any]]) -> None:

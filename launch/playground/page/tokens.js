@@ -14,7 +14,8 @@ export function visible(text) {
 }
 
 const TITLES = {thought: "Thought", answer: "Answer", other: "Other"};
-const HUES = {steered: [160, 160], entropy: [38, 38], expert: [208, 208], projection: [22, 268]};
+// Colours of playground.css, for values above and below 0.
+const COLOURS = {steered: ["steered"], entropy: ["entropy"], expert: ["expert"], projection: ["along", "against"]};
 
 // The tokens of one column.
 export class Answer {
@@ -120,11 +121,11 @@ export class Answer {
 }
 
 export function shade(kind, value, low, high) {
-  if (value === null || value === undefined || !HUES[kind]) return "";
+  if (value === null || value === undefined || !COLOURS[kind]) return "";
   const most = kind === "projection" ? Math.max(Math.abs(low), Math.abs(high)) : high;
   const share = kind === "steered" ? value * 0.7 : most > 0 ? Math.abs(value) / most : 0;
   if (share < 0.01) return "";
-  return `hsl(${HUES[kind][value < 0 ? 1 : 0]} 85% var(--tint${kind === "steered" ? "-steered" : ""}) / ${(0.1 + 0.52 * Math.min(1, share)).toFixed(3)})`;
+  return `hsl(var(--${COLOURS[kind][value < 0 ? 1 : 0]}) / ${(0.1 + 0.52 * Math.min(1, share)).toFixed(3)})`;
 }
 
 // Smallest and largest value of all columns.
@@ -140,7 +141,7 @@ export function range(answers) {
 
 export function legend(node, kind, low, high) {
   node.replaceChildren();
-  if (!HUES[kind]) return;
+  if (!COLOURS[kind]) return;
   const most = kind === "projection" ? Math.max(Math.abs(low), Math.abs(high)) : high;
   const ramp = make("span", "ramp");
   const at = (value) => shade(kind, value, -most, most) || "transparent";
