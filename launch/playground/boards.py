@@ -46,6 +46,8 @@ class Boards:
     folder: Path
     offer: Offer
     bench: Here | There
+    ending: bool = False
+    """Whether nobody is told anything more."""
     _boards: dict[str, Board] = field(default_factory=dict)
     _starting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -79,12 +81,26 @@ class Boards:
         """Run what the settings ask for. ValueError for settings that cannot be followed; Busy while another run goes on."""
         asked = self.offer.read(settings)
         with self._starting:
-            if any(board.run is not None and not board.run.ended for board in self._boards.values()):
+            if not all(run.ended for run in self._runs()):
                 raise Busy("a run is under way, here or on another page: stop it there, or wait for its end")
             self.keep(name, settings)
             board = self.board(name)
             board.run, board.ran_with = self.bench.start(asked), settings
         return board.run
+
+    def end(self) -> None:
+        """End all runs at their next token, and whatever is told of them."""
+        self.ending = True
+        for run in self._runs():
+            run.stop()
+
+    def wait(self, seconds: float) -> None:
+        """Until all runs have ended: an interpreter that ends while another thread computes is aborted."""
+        for run in self._runs():
+            run.wait(seconds)
+
+    def _runs(self) -> list[Run]:
+        return [board.run for board in self._boards.values() if board.run is not None]
 
     def parts(self, answer: Answer, ids: Sequence[int] | None) -> list[str]:
         """What each token belongs to: thought, answer, tag or other."""

@@ -93,7 +93,7 @@ def application(boards: Boards, repeater: Repeater, about: dict[str, Any]) -> St
                 ended = run.ended  # before the last look
                 for one in telling.news():
                     yield f"data: {json.dumps(one, allow_nan=False)}\n\n"
-                if ended:
+                if ended or boards.ending:
                     break
                 await asyncio.sleep(EVERY)
             yield "event: end\ndata: {}\n\n"

@@ -21,9 +21,12 @@ from launch.core.served.server_options import JobServerOptions
 
 if TYPE_CHECKING:
     from launch.playground.asked import Offer
+    from launch.playground.boards import Boards
     from launch.playground.running import Here, There
     from reasoning_evals import Problem
 
+PATIENCE = 10
+"""Seconds that the end waits for a token that is being made."""
 PROBLEMS = 100
 """Problems of the lab to choose from."""
 
@@ -34,6 +37,7 @@ class Opened(NamedTuple):
     app: Any
     listening: socket.socket
     address: str
+    boards: Boards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +128,7 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
             raise
         shown = f"[{self.host}]" if ":" in self.host else self.host
         secret = f"?token={'$' + self.token_variable if self.token_variable else token}" if token else ""
-        return Opened(Guard(app, self.host, port, token), listening, f"http://{shown}:{port}/{secret}")
+        return Opened(Guard(app, self.host, port, token), listening, f"http://{shown}:{port}/{secret}", boards)
 
     def readers(self) -> Set[str]:
         return {*super().readers(), "prompts", *(() if self.problems == "lab" else ("task",))}
@@ -222,10 +226,19 @@ def serve(opened: Opened, started: Callable[[Any], None] = lambda _: None) -> No
     """Answer browsers until a signal ends it. ``started`` is told the server, whose ``should_exit`` ends it, too."""
     import uvicorn
 
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            opened.boards.end()  # streams that go on would hold the server up
+            super().handle_exit(sig, frame)
+
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
-    server = uvicorn.Server(uvicorn.Config(opened.app, lifespan="off", timeout_graceful_shutdown=1, **quiet))
+    server = Server(uvicorn.Config(opened.app, lifespan="off", timeout_graceful_shutdown=PATIENCE, **quiet))
     started(server)
-    server.run(sockets=[opened.listening])
+    try:
+        server.run(sockets=[opened.listening])
+    finally:
+        opened.boards.end()
+        opened.boards.wait(PATIENCE)
 
 
 def _listen(host: str, port: int) -> socket.socket:

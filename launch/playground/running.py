@@ -84,10 +84,10 @@ class Run:
             if answer.readings is not None:
                 answer.readings.stop = True
 
-    def wait(self) -> None:
-        """Until all columns have ended."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Until all columns have ended; for each at most so long."""
         for thread in self.threads:
-            thread.join()
+            thread.join(seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def listening(opened: Opened) -> Iterator[str]:
     try:
         yield opened.address
     finally:
-        servers[0].should_exit = True
+        servers[0].handle_exit(signal.SIGINT, None)
         thread.join()
         opened.listening.close()
 

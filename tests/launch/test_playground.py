@@ -26,7 +26,7 @@ from moe_steer.backends import Layout
 from moe_steer.direction import Direction
 from moe_steer.layers import model_shape
 from moe_steer.tokens import scoped_positions
-from playground_page import PLAIN, YOURS, heard, ids, ran, serving, settings, texts
+from playground_page import PLAIN, YOURS, heard, ids, listening, ran, serving, settings, texts
 from reasoning_evals import load_task
 from reasoning_evals.prompts import render_prompt
 from reasoning_evals.runs import read_generations
@@ -386,6 +386,17 @@ def test_the_command_says_where_and_ends(
     ):
         assert main([*usual, *more]) == 1
         assert refused in capsys.readouterr().err
+
+
+def test_the_end_of_the_server_is_the_end_of_its_runs(tmp_path: Path) -> None:
+    opened = Playground(port=0, num=6, out=str(tmp_path)).open()
+    with listening(opened) as address:
+        long = settings(PLAIN, YOURS, index=5, sampling={"max_new_tokens": 256})
+        assert httpx.post(f"{address}api/pages/still-going/run", json=long).status_code == 202
+    run = opened.boards.board("still-going").run
+    assert run is not None
+    assert [answer.state for answer in run.answers] == ["stopped"] * 2
+    assert not any(thread.is_alive() for thread in run.threads)
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
