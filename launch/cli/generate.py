@@ -204,7 +204,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
 
         server, name = self.server_of(), self.arm_name or ("steered" if plan else "baseline")
         served = server.served() if plan else plans_of_any(server)
-        connection = Connection(server=server, name=self.model, served=served)
+        connection = Connection(server=server, name=self.model, known=served)
         connection.require({name: plan}, Path(self.out), self.tokenizer or self.model)
         said = {"said": self.server} if self.server else {}
         return connection.arm(
