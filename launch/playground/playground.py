@@ -108,6 +108,8 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
         check_counts(self, ("num", "max_new_tokens", "concurrency"))
         check_folder(self.out)
         refuse_idle(self)
+        if self.concurrency is not None:
+            raise ValueError("--concurrency is for jobs: a page asks for one answer a column, leave it out")
         token = self._token(is_local(self.host))
         listening = _listen(self.host, self.port)
         try:

@@ -381,6 +381,8 @@ def test_the_command_says_where_and_ends(
         (["--plan", str(tmp_path / "none.json")], "no plan file at"),
         (["--port", "70000"], "--port is 70000"),
         (["--token-variable", "NOT_SET"], "--token-variable names no environment variable that is set"),
+        (["--endpoint", "http://127.0.0.1:9/v1", "--concurrency", "8"], "a page asks for one answer a column"),
+        (["--endpoint", "http://127.0.0.1:9/v1", "--plan", "p.json"], "--plan is decided by the server"),
         (["--data-dir", "data"], "--data-dir data is for a task"),
         (["--served-name", "x"], "--served-name is for sampling over HTTP"),
     ):
