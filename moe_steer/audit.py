@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from moe_steer.choice.entries import TopK
-from moe_steer.plan_entries import EXPERT_KEYS, ExpertGain, ResidualVector
+from moe_steer.entries.expert_entry import EXPERT_KEYS, ExpertGain
+from moe_steer.entries.residual_entry import ResidualVector
 
 _ADD_UP_AT = 8192  # selections that are kept on the device before they are summed
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from moe_steer.choice.entries import TOP_K_KEYS, TopK, check_choice
 from moe_steer.direction import VectorFile
+from moe_steer.entries.entry_reading import listed, read_entry, refuse_unknown
+from moe_steer.entries.expert_entry import EXPERT_KEYS, ExpertGain
+from moe_steer.entries.residual_entry import RESIDUAL_KEYS, UNITS, ResidualVector
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, is_number, quoted, read_json
-from moe_steer.plan_entries import EXPERT_KEYS, RESIDUAL_KEYS, UNITS, ExpertGain, ResidualVector
 from moe_steer.tokens import SCOPES, parse_scope
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class SteeringPlan:
             if not isinstance(value, Mapping) and not (name == "model" and value is None):
                 raise ValueError(f"{name} of the plan is {quoted(value)}: give a JSON object")
         if self.model is not None:
-            _refuse_unknown("plan.model", self.model, set(_MODEL_TYPES))
+            refuse_unknown("plan.model", self.model, set(_MODEL_TYPES))
             check_types(dict(self.model), "plan.model", _MODEL_TYPES)
 
     @property
@@ -127,7 +129,7 @@ class SteeringPlan:
         if not isinstance(data, Mapping):
             raise ValueError(f"a plan is a JSON object, not {type(data).__name__}: make one with 'moe-steer plan'")
         known = {"version", "model", "experts", "residual", "top_k", "scope", "renormalize", "provenance"}
-        _refuse_unknown("plan", data, known)
+        refuse_unknown("plan", data, known)
         if data.get("version") != PLAN_VERSION:
             raise ValueError(
                 f"plan version {quoted(data.get('version'))} cannot be read: this program reads version {PLAN_VERSION}, make the plan again with 'moe-steer plan'"
@@ -135,13 +137,14 @@ class SteeringPlan:
         provenance = data.get("provenance")
         return cls(
             experts=[
-                _entry(ExpertGain, EXPERT_KEYS, "experts", i, item) for i, item in enumerate(_list(data, "experts"))
+                read_entry(ExpertGain, EXPERT_KEYS, "experts", i, item)
+                for i, item in enumerate(listed(data, "experts"))
             ],
             residual=[
-                _entry(ResidualVector, RESIDUAL_KEYS, "residual", i, item)
-                for i, item in enumerate(_list(data, "residual"))
+                read_entry(ResidualVector, RESIDUAL_KEYS, "residual", i, item)
+                for i, item in enumerate(listed(data, "residual"))
             ],
-            top_k=[_entry(TopK, TOP_K_KEYS, "top_k", i, item) for i, item in enumerate(_list(data, "top_k"))],
+            top_k=[read_entry(TopK, TOP_K_KEYS, "top_k", i, item) for i, item in enumerate(listed(data, "top_k"))],
             scope=data.get("scope", "all"),
             renormalize=data.get("renormalize", False),
             model=data.get("model"),
@@ -260,28 +263,3 @@ class SteeringPlan:
 def _free_name(stem: str, taken: Collection[str]) -> str:
     endings = ("", *(f"-{number}" for number in range(2, len(taken) + 2)))
     return next(name for ending in endings if (name := f"{stem}{ending}.safetensors") not in taken)
-
-
-def _refuse_unknown(where: str, data: Mapping[str, Any], allowed: set[str]) -> None:
-    unknown = sorted(set(data) - allowed)
-    if unknown:
-        raise ValueError(f"unknown key {quoted(unknown[0])} in {where}: it may hold {', '.join(sorted(allowed))}")
-
-
-def _list(data: Mapping[str, Any], key: str) -> list[Any]:
-    value = data.get(key, [])
-    if not isinstance(value, list):
-        raise ValueError(f"{key!r} is {type(value).__name__}: give a JSON list")
-    return value
-
-
-def _entry(kind: Any, keys: Sequence[str], where: str, position: int, item: Any) -> Any:
-    if not isinstance(item, Mapping):
-        raise ValueError(f"{where}[{position}] is {quoted(item)}: give a JSON object")
-    _refuse_unknown(f"{where}[{position}]", item, set(keys))
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
-    needed += ["file"] if kind is ResidualVector else []
-    needed += ["gain"] if kind is ExpertGain and not {"force", "logit_bias"} & set(item) else []
-    if set(needed) - set(item):
-        raise ValueError(f"{where}[{position}] is not complete: give {', '.join(needed)}")
-    return kind(**item)

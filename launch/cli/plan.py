@@ -14,8 +14,8 @@ from typing import Any
 from launch.core.arms import with_choice
 from launch.core.options import MIN_SUPPORT
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
+from moe_steer.entries.residual_entry import read_vector
 from moe_steer.plan import UNITS
-from moe_steer.plan_entries import read_vector
 from moe_steer.presets import PRESETS, preset_plan
 
 _COMPARED = ("model_type", "num_layers", "num_experts")
