@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from moe_steer.gates.conditions import When
 from moe_steer.json_files import is_number, quoted
 
 if TYPE_CHECKING:
     from moe_steer.layers import ModelShape
 
 FORCES = ("in", "out")
-EXPERT_KEYS = ("layer", "expert", "gain", "force", "logit_bias")
-"""What an expert's entry may hold in a plan file; of the last three at least one."""
+EXPERT_KEYS = ("layer", "expert", "gain", "force", "logit_bias", "when")
+"""What an expert's entry may hold in a plan file; of gain, force and logit_bias at least one."""
 _NO_GAIN = float("nan")
 
 
@@ -26,6 +27,8 @@ class ExpertGain:
     ``layer`` is the absolute 0-based index among the decoder layers, ``expert`` the global expert id, ``gain`` a finite
     factor >= 0 (0 silences the expert's contribution; the selection itself does not change by it). ``force`` ("in" or "out")
     and ``logit_bias`` act on the choice before top-k: see ``moe_steer.choice.entries``. With one of them the gain may be left out.
+    ``when``: at which tokens of the plan's scope the entry acts (``moe_steer.gates.conditions``); on a ramp with a part of what it adds
+    to a weight or logit, 1 + part * (gain - 1) and part * logit_bias.
     """
 
     layer: int
@@ -33,6 +36,7 @@ class ExpertGain:
     gain: float = _NO_GAIN
     force: str | None = None
     logit_bias: float = 0.0
+    when: When | None = None
 
     def __post_init__(self) -> None:
         check_index("layer", self.layer, self)
@@ -48,6 +52,10 @@ class ExpertGain:
             raise ValueError(f"gain of {where} is {quoted(self.gain)}: give a finite number >= 0")
         if self.force == "out" and (self.gain != 1.0 or self.logit_bias):
             raise ValueError(f"{where} is forced out and has a gain or logit_bias, which would act nowhere: keep one")
+        if self.when is not None:
+            object.__setattr__(self, "when", When.of(self.when))
+            if self.force is not None and self.when.ramp > 1:
+                raise ValueError(f"{where} is forced {self.force}, and that has no half: leave the ramp out")
         object.__setattr__(self, "gain", float(self.gain))
         object.__setattr__(self, "logit_bias", float(self.logit_bias))
 
@@ -84,7 +92,9 @@ class ExpertGain:
         values: dict[str, Any] = {"layer": self.layer, "expert": self.expert, "gain": self.gain}
         if self.force is not None:
             values["force"] = self.force
-        return {**values, "logit_bias": self.logit_bias} if self.logit_bias else values
+        if self.logit_bias:
+            values["logit_bias"] = self.logit_bias
+        return values if self.when is None else {**values, "when": self.when.to_dict()}
 
     def check(self, shape: ModelShape) -> None:
         """ValueError where the model has no such expert."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_steer.direction import SITE, Direction, VectorFile
 from moe_steer.entries.expert_entry import check_index
+from moe_steer.gates.conditions import When
 from moe_steer.json_files import is_number, quoted
 from moe_steer.tokens import parse_scope
 
@@ -27,7 +29,8 @@ class ResidualVector:
     relative path is taken from the folder of the plan file. ``vector``: a tensor [D] or a ``Direction``; it is copied.
     ``scope`` says at which tokens. ``unit`` says what ``strength`` counts: ``vector`` adds strength x vector as it is;
     ``residual_norm`` adds strength x residual_norm x vector / |vector|, where residual_norm is the mean norm of the residual
-    stream at that layer, which the header of the file or of the ``Direction`` must hold.
+    stream at that layer, which the header of the file or of the ``Direction`` must hold. ``when``: at which tokens of the scope the
+    entry acts, on a ramp with a part of what it adds (``moe_steer.gates.conditions``).
     """
 
     layer: int
@@ -36,6 +39,7 @@ class ResidualVector:
     scope: str = "all"
     unit: str = "vector"
     vector: Tensor | Direction | VectorFile | None = None
+    when: When | None = None
 
     def __post_init__(self) -> None:
         check_index("layer", self.layer, self)
@@ -48,6 +52,8 @@ class ResidualVector:
                 f"strength of the residual vector at layer {self.layer} is {quoted(self.strength)}: give a finite number"
             )
         parse_scope(self.scope)
+        if self.when is not None:
+            object.__setattr__(self, "when", When.of(self.when))
         if self.unit not in UNITS:
             raise ValueError(
                 f"unit of the residual vector at layer {self.layer} is {quoted(self.unit)}: choose one of {', '.join(UNITS)}"
@@ -77,7 +83,17 @@ class ResidualVector:
             raise ValueError(
                 f"{self.name} is in memory, and a plan in JSON names files: write both with SteeringPlan.save"
             )
-        return {name: getattr(self, name) for name in RESIDUAL_KEYS}
+        values = {name: getattr(self, name) for name in RESIDUAL_KEYS if name != "when"}
+        return values if self.when is None else {**values, "when": self.when.to_dict()}
+
+    def identity(self, found: VectorFile) -> dict[str, Any]:
+        """What the entry does, with the content of its file in place of the name, and without what is as by default."""
+        values: dict[str, Any] = {"layer": self.layer, "strength": self.strength, "scope": self.scope}
+        if self.unit != UNITS[0]:
+            values["unit"] = self.unit
+        if self.when is not None:
+            values["when"] = self.when.to_dict()
+        return {**values, "sha256": hashlib.sha256(found.content).hexdigest()}
 
     def check_place(self, found: VectorFile, where: str) -> None:
         """ValueError where the header of the vector, which ``where`` names, says another layer or site."""
@@ -128,8 +144,8 @@ class ResidualVector:
         return vector_D * (self.strength * norm / length)
 
 
-RESIDUAL_KEYS = ("layer", "file", "strength", "scope", "unit")
-"""What an entry holds in a plan file."""
+RESIDUAL_KEYS = ("layer", "file", "strength", "scope", "unit", "when")
+"""What an entry may hold in a plan file."""
 
 
 def read_vector(path: Path, entry: ResidualVector) -> VectorFile:
