@@ -25,6 +25,7 @@ COMMANDS = {
     "rivals": "launch.cli.rivals.commands:Rivals",
     "direction": "launch.cli.directions.direction:MakeDirection",
     "convert-direction": "launch.cli.directions.convert_direction:ConvertDirection",
+    "probe": "launch.cli.directions.probe:TrainProbe",
     "generate": "launch.cli.generate:Generate",
     "serve": "launch.serving.serve:Serve",
     "compare": "launch.cli.comparing:Compare",
