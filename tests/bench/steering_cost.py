@@ -5,7 +5,8 @@
     .venv/bin/python tests/bench/steering_cost.py --decode   decoding alone: with plain, steered and the gates
 
 Every repeat times all variants one after another, in turn; the table shows medians of tokens/s and, as the cost, the median over repeats of
-(time of the variant / time of plain in the same repeat), with its quartiles. Forward passes run in eval mode without gradients; "teacher" runs whole texts through the
+(time of the variant / time of plain in the same repeat), with its quartiles; "fastest" is the ratio of the fastest repeats, which
+other work on the machine disturbs least. Forward passes run in eval mode without gradients; "teacher" runs whole texts through the
 decoder, "decode" feeds one token a row through a filled cache, language-model head included. Times are CPU time of the one thread, so that
 other work on the machine weighs little.
 """
@@ -151,7 +152,7 @@ def measure(label: str, model: Any, repeats: int, decode_only: bool) -> None:
     print(
         f"\n{label}: {millions:.1f} M parameters, {len(shape.moe_layers)} MoE layers, plan names {len(layers)} of them"
     )
-    print(f"{'work':<18}{'variant':<10}{'tokens/s':>10}{'cost':>8}   quartiles of the cost   repeats")
+    print(f"{'work':<18}{'variant':<10}{'tokens/s':>10}{'cost':>8}   quartiles of the cost   fastest   repeats")
     for mode in ("decode",) if decode_only else ("teacher", "decode"):
         names = [name for name in VARIANTS if not (mode == "teacher" and name == "on entropy")]
         names = [name for name in names if name not in ("observed", "counted")] if decode_only else names
@@ -176,7 +177,7 @@ def measure(label: str, model: Any, repeats: int, decode_only: bool) -> None:
                 low, middle, high = statistics.quantiles(ratios, n=4)
                 speed = tokens / statistics.median(seconds[name])
                 print(
-                    f"{mode + ', batch ' + str(batch):<18}{name:<10}{speed:>10.0f}{middle:>8.3f}   {low:.3f} - {high:.3f}{repeats:>20}"
+                    f"{mode + ', batch ' + str(batch):<18}{name:<10}{speed:>10.0f}{middle:>8.3f}   {low:.3f} - {high:.3f}{min(seconds[name]) / min(seconds['plain']):>18.3f}{repeats:>10}"
                 )
 
 
