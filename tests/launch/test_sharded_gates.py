@@ -10,7 +10,7 @@ from typing import Any
 from rank_processes import ROOT, run_ranks
 
 WORKER = ROOT / "tests" / "launch" / "gates_worker.py"
-CASES = ("tp_ep:deepseek_v3", "tp_ep:qwen3_moe", "zero3:deepseek_v3")
+CASES = ("tp_ep:qwen3_moe", "zero3:deepseek_v3")
 
 
 def counts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def test_two_ranks_gate_and_transform_as_one_process(tmp_path: Path) -> None:
     for case in CASES:
         for rank in ranks:
             for name, found in rank[case].items():
-                if case == "tp_ep:qwen3_moe" and name == "head":  # which shares its heads among the ranks
+                if case.startswith("tp_ep") and name == "head":  # which shares its heads among the ranks
                     assert "where attention is not split over ranks" in found["refused"], (case, found)
                     continue
                 assert "refused" not in found, (case, name, found)
