@@ -16,6 +16,7 @@ from moe_steer.errors import exit_code, readers_may_leave, safe_console_for
 COMMANDS = {
     "demo": "launch.guide.demo:Demo",
     "doctor": "launch.guide.doctor:Doctor",
+    "playground": "launch.playground.playground:Playground",
     "collect": "launch.cli.counting:Collect",
     "score": "launch.cli.counting:Score",
     "plan": "launch.cli.plan:MakePlan",
