@@ -13,6 +13,7 @@ from typing import Any
 from launch.core.served.own_server import PLANS, OwnServer
 from launch.core.served.server_options import JobServerOptions
 from moe_steer import SteeringPlan
+from moe_steer.entries.elsewhere import refuse_outside
 from reasoning_evals.engines import OFF, HttpAudit, HttpSampler, Served, ServedPlan, Server
 from reasoning_evals.engines.http_reply import EndpointError
 from reasoning_evals.runs import Arm
@@ -89,18 +90,16 @@ class Connection:
     def require(self, plans: Mapping[str, SteeringPlan | None], folder: Path, model: str) -> None:
         """See ``Session.require``. A server of this start is started again with the plans that it lacks."""
         needed = {name: plan for name, plan in plans.items() if plan is not None}
+        for plan in needed.values():
+            refuse_outside(plan, "a server")
         fresh = self.own is not None and not self.own.runs  # its plans are read when it starts
         if not needed or not (fresh or self._missing(needed)):
             return
         home = folder / PLANS
         home.mkdir(parents=True, exist_ok=True)
         for name, plan in needed.items():
-            files = [
-                dataclasses.replace(entry, file=os.path.relpath(plan.vector_path(entry), home)) if entry.file else entry
-                for entry in plan.residual
-            ]
             stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-            dataclasses.replace(plan, residual=files, base_dir=str(home)).save(home / f"{stem}.json")
+            plan.with_files(lambda path: os.path.relpath(path, home), home).save(home / f"{stem}.json")
         if self.own is not None:
             self.own.stop()
         self.refuse_missing(needed, model, str(home))
