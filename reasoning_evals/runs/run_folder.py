@@ -40,6 +40,7 @@ _HASHES = ("config_hash", "prompts", "problems")
 SUMS = (
     *("tokens", "weight_added", "scoped", "selected_before", "selected_after"),
     *("samples", "retried_samples", "retokenized", "counted", "filtered", "unaudited", "retries"),
+    *("trials", "trial_tokens", "exits"),
 )
 """The fields of an audit row that are added up; all others identify the row."""
 
