@@ -14,8 +14,8 @@ from typing import Any
 from launch.core.arms import with_choice
 from launch.core.options import MIN_SUPPORT
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
+from moe_steer.entries.residual_entry import read_vector
 from moe_steer.plan import UNITS
-from moe_steer.plan_entries import read_vector
 from moe_steer.presets import PRESETS, preset_plan
 
 _COMPARED = ("model_type", "num_layers", "num_experts")
@@ -210,10 +210,9 @@ class MakePlan:
 
     def _started(self, plan: SteeringPlan) -> SteeringPlan:
         """The plan with its files named from the folder of the new one, and what was asked otherwise."""
-        files = [self._from_out(plan.vector_path(entry)) for entry in plan.residual]
+        moved = plan.with_files(self._from_out, plan.base_dir)
         return dataclasses.replace(
-            plan,
-            residual=[dataclasses.replace(entry, file=file) for entry, file in zip(plan.residual, files, strict=True)],
+            moved,
             scope=self.scope or plan.scope,
             renormalize=self.renormalize or plan.renormalize,
         )

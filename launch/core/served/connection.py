@@ -80,12 +80,8 @@ class Connection:
         home = folder / PLANS
         home.mkdir(parents=True, exist_ok=True)
         for name, plan in needed.items():
-            files = [
-                dataclasses.replace(entry, file=os.path.relpath(plan.vector_path(entry), home)) if entry.file else entry
-                for entry in plan.residual
-            ]
             stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-            dataclasses.replace(plan, residual=files, base_dir=str(home)).save(home / f"{stem}.json")
+            plan.with_files(lambda path: os.path.relpath(path, home), home).save(home / f"{stem}.json")
         self.refuse_missing(needed, model, str(home))
 
     def refuse_missing(self, plans: Mapping[str, SteeringPlan], model: str, source: str) -> None:

@@ -1,0 +1,1 @@
+from moe_steer.gates.probe import Probe as Probe
