@@ -20,6 +20,7 @@ COMMANDS = {
     "score": "launch.cli.counting:Score",
     "plan": "launch.cli.plan:MakePlan",
     "causes": "launch.cli.causes:FindCauses",
+    "early-exit": "launch.cli.levers.early_exit:EarlyExit",
     "falsify": "launch.cli.falsify:Falsify",
     "measure": "launch.cli.rivals.commands:Measure",
     "rivals": "launch.cli.rivals.commands:Rivals",

@@ -12,6 +12,7 @@ from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
 from launch.core.levers.arm_building import BuiltArm, build_arm, load_plans
 from launch.core.levers.arm_words import HINT, REMINDER, TRIAL, Words, arm_name, check_arms, parse_arm
+from launch.core.levers.mis_exits import exit_warnings, mis_exits
 from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
 from launch.core.prompt_options import own_wording
@@ -37,7 +38,7 @@ class EvaluateOptions(JobServerOptions, ProblemOptions):
 
     arms: tuple[str, ...] = (BASELINE, "prompt-before", "prompt-after", "tip", "tip-close", "nowait")
     """baseline, plan:FILE, preset:NAME, prompt-before, prompt-after, no-thinking, thinking-off, effort:WORD, hint:N, tip[:ALPHA,BETA],
-    tip-close[:ALPHA,BETA], nowait, budget:N, soft:N[,RAMP,GRACE,PEAK], remind:N, continue:N, deer[:THRESHOLD,TRIALS], or several joined
+    tip-close[:ALPHA,BETA], nowait, budget:N, soft:N[,RAMP,GRACE,PEAK], remind:N, continue:N, deer[:THRESHOLD,TRIALS], exit:FILE, or several joined
     by +."""
     num_problems: int | None = None
     """The first so many problems; default all of a file or task, 240 of the lab."""
@@ -155,6 +156,7 @@ def _findings(options: EvaluateOptions, rows: Sequence[GradeRow], silent: Sequen
     sentences = [pair.sentence for pair in comparison.pairs]
     arms = read_run(folder)["config"]["arms"]
     cuts = cut_thoughts(folder, rows, options.baseline)
+    exits = {name: found for name in names if (found := mis_exits(arms[name], rows, options.baseline, name))}
     return Findings(
         folder=folder,
         step="",
@@ -165,16 +167,22 @@ def _findings(options: EvaluateOptions, rows: Sequence[GradeRow], silent: Sequen
             "arms": {name: arms[name]["details"] for name in names},
             "sentences": sentences,
             "comparison": comparison.to_dict(),
+            **({"mis_exits": exits} if exits else {}),
             **({"cut_thoughts": [one.to_dict() for one in cuts]} if cuts else {}),
         },
-        summary=[*arm_lines(comparison), *map(cut_line, cuts), *sentences],
+        summary=[
+            *arm_lines(comparison),
+            *map(cut_line, cuts),
+            *(one["sentence"] for one in exits.values()),
+            *sentences,
+        ],
         tables={"Cut thoughts": cut_table(cuts)} if cuts else {},
         facts={
             "Model": options.model + (f", revision {options.revision}" if options.revision else ""),
             "Arms": ", ".join(names),
             "Sampling": options.sampling_in_words,
         },
-        warnings=silent,
+        warnings=list(dict.fromkeys([*silent, *exit_warnings(exits, read_run(folder)["config"]["sampling"])])),
         silent=silent,
         then=[
             "moe-steer export {folder} --format parquet --out samples.parquet    every answer and grade, one row each"

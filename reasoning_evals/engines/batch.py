@@ -210,7 +210,8 @@ class Batch:
     def _now(self, drawn_B: Tensor) -> Step:
         known = slice(self._width)
         free_B = torch.tensor(self._dictation.free, device=drawn_B.device)
-        tensors = (self._tokens_BT[:, known], self._mask_BT[:, known], self._position_B, drawn_B, free_B)
+        generated_B = self._width - torch.tensor(self._starts, device=drawn_B.device)
+        tensors = (self._tokens_BT[:, known], self._mask_BT[:, known], self._position_B, drawn_B, free_B, generated_B)
         return Step(*tensors, cache=self._cache, decode=self._decoder.decode)
 
     def _drop(self, done: set[int]) -> None:

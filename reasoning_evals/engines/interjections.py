@@ -29,13 +29,15 @@ class Interjecting(Protocol):
 
 class Step(NamedTuple):
     """One step of a batch, between the draw and the writing of the tokens. Row i of the tensors is row i of the cache, which holds
-    all of ``ids_BT``; ``mask_BT`` has a 0 at padding, ``position_B`` is the position of the last token."""
+    all of ``ids_BT``; ``mask_BT`` has a 0 at padding, ``position_B`` is the position of the last token, ``generated_B`` the number of tokens
+    of the row that no prompt holds; at 0 the rows of the last forward are not these, but the distinct prompts."""
 
     ids_BT: Tensor
     mask_BT: Tensor
     position_B: Tensor
     drawn_B: Tensor
     free_B: Tensor
+    generated_B: Tensor
     cache: Any
     decode: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     """``Decoder.decode``."""

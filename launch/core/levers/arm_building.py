@@ -12,8 +12,10 @@ from launch.core.arms import load_plan, steering
 from launch.core.levers.arm_rules import ArmParts, add_rule, held_by_prompt
 from launch.core.levers.arm_words import Rule, Words, arm_name, parse_arm
 from launch.core.levers.exit_audit import counted_exits
+from launch.core.levers.exit_probe import reading_of
 from moe_steer import SteeringPlan
 from moe_steer.presets import preset_plan
+from reasoning_evals.decoding import ProbeExit
 from reasoning_evals.engines import InProcessSampler
 from reasoning_evals.runs import Arm
 from reasoning_evals.thoughts import HELD
@@ -62,6 +64,9 @@ def build_arm(session: Session, word: str, plan: SteeringPlan | None, words: Wor
     sampler = InProcessSampler(model, tokenizer, processors=_processor_list(parts.processors))
     context: Callable[[], AbstractContextManager[Any]]
     context = nullcontext if plan is None else steering(model, tokenizer, plan)
+    for rule in parts.processors:
+        if isinstance(rule, ProbeExit):
+            context = reading_of(rule).context(model)
     if counting := [rule for rule in parts.processors if hasattr(rule, "counts")]:
         context = functools.partial(counted_exits, context, counting)
     return BuiltArm(Arm(arm_name(rules), sampler, context, parts.details, parts.render), plan)

@@ -12,12 +12,14 @@ import torch
 
 from expert_stats import MarkerSet
 from launch.core.levers.arm_words import Rule, Words
+from launch.core.levers.exit_probe import ExitProbe, ProbeReading
 from moe_steer import SteeringPlan
 from moe_steer.thinking import TokenTags, thinking_format, token_tags, token_texts
 from moe_steer.tokens.steps import ANY_STOP, LINE, SENTENCE, token_class
 from reasoning_evals.decoding import (
     Ban,
     Continuation,
+    ProbeExit,
     Reminder,
     SoftBudget,
     SwitchPenalty,
@@ -122,6 +124,10 @@ def _trial_exit(rule: Rule, tokenizer: Any, words: Words) -> TrialExit:
     )
 
 
+def _probe_exit(rule: Rule, tokenizer: Any, words: Words) -> ProbeExit:
+    return ProbeReading(ExitProbe.load(rule.text)).rule(_tags(rule, tokenizer), step_ends(tokenizer))
+
+
 _DECODING: dict[str, Callable[[Rule, Any, Words], Any]] = {
     "tip": _penalty,
     "tip-close": _penalty,
@@ -131,6 +137,7 @@ _DECODING: dict[str, Callable[[Rule, Any, Words], Any]] = {
     "continue": _continuation,
     "remind": _reminder,
     "deer": _trial_exit,
+    "exit": _probe_exit,
 }
 
 

@@ -33,6 +33,7 @@ RULES = {
     "soft": "soft:N or soft:N,RAMP,GRACE,PEAK, a budget with a ramp on the closing tag before it and a grace behind it",
     "remind": "remind:N, a reminder in the thought after N of its tokens",
     "continue": "continue:N, a word in place of the closing tag before N tokens of thought",
+    "exit": "exit:FILE, the thought ends where a calibrated probe is sure",
     "deer": "deer or deer:THRESHOLD,TRIALS, the thought ends where a trial answer is sure",
 }
 """What an arm can be made of."""
@@ -41,7 +42,7 @@ _GROUPS = {
     **{"plan": "plan", "preset": "plan", "soft": "budget"},
     **dict.fromkeys(_PROMPTS, "prompt"),
 }
-_NAMED = ("plan", "preset", "effort")
+_NAMED = ("plan", "preset", "effort", "exit")
 
 
 class _Numbers(NamedTuple):
@@ -71,7 +72,7 @@ class Rule(NamedTuple):
 
     kind: str
     text: str = ""
-    """File of a plan, name of a preset, word of an effort."""
+    """File of a plan or a probe, name of a preset, word of an effort."""
     numbers: tuple[float, ...] = ()
 
 
@@ -105,6 +106,11 @@ def parse_arm(word: str) -> tuple[Rule, ...]:
         raise ValueError(
             f"the arm {word!r} reminds of a budget that is spent: remind after fewer tokens than the budget"
         )
+    if len(rules) > 1 and "exit" in groups:
+        raise ValueError(
+            f"the arm {word!r}: the mis-exit rate of exit:FILE was stated for the model as it is, and another rule beside it would void it: "
+            "give it an arm of its own"
+        )
     if len(rules) > 1 and BASELINE in groups:
         raise ValueError(f"the arm {word!r}: {BASELINE} is the model without any rule; leave it out")
     return rules
@@ -117,7 +123,11 @@ def arm_name(rules: Iterable[Rule]) -> str:
     """How the arm is called in the run and in the report; a plan goes by the name of its file, without folder and ending."""
 
     def one(rule: Rule) -> str:
-        text = Path(rule.text).stem if rule.kind == "plan" else rule.text or ",".join(f"{n:g}" for n in rule.numbers)
+        text = (
+            Path(rule.text).stem
+            if rule.kind in ("plan", "exit")
+            else rule.text or ",".join(f"{n:g}" for n in rule.numbers)
+        )
         return f"{rule.kind}:{text}" if text else rule.kind
 
     return "+".join(one(rule) for rule in rules)
