@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_steer.choice.entries import TOP_K_KEYS, TopK, check_choice
+from moe_steer.choice.entries import TOP_K_KEYS, TopK
 from moe_steer.direction import VectorFile
 from moe_steer.entries.entry_reading import (
     by_content,
-    check_gates,
     free_name,
     listed,
     read_entry,
@@ -23,6 +22,7 @@ from moe_steer.entries.entry_reading import (
     refuse_unknown,
 )
 from moe_steer.entries.expert_entry import EXPERT_KEYS, ExpertGain
+from moe_steer.entries.fitting import check_fits_model
 from moe_steer.entries.residual_entry import RESIDUAL_KEYS, UNITS, ResidualVector
 from moe_steer.files import write_whole
 from moe_steer.gates.conditions import When
@@ -33,12 +33,12 @@ from moe_steer.tokens import SCOPES, parse_scope
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from moe_steer.layers import ModelShape
+    from moe_steer.entries.transform import Transform
 
 __all__ = ["PLAN_VERSION", "SCOPES", "UNITS", "ExpertGain", "ResidualVector", "SteeringPlan", "TopK"]
 PLAN_VERSION = 1
 GATED_VERSION = 2
-"""Of plans that say more than version 1 knows (``when``), so that older readers refuse them."""
+"""Of plans that say more than version 1 knows (``when``, ``do``, ``site``), so that older readers refuse them."""
 MAX_DOSE = 100
 _MODEL_TYPES: dict[str, Any] = {
     "model_type": str | None,
@@ -98,7 +98,8 @@ class SteeringPlan:
     @property
     def version(self) -> int:
         """The lowest version of the format that says what the plan says."""
-        return GATED_VERSION if self.whens else PLAN_VERSION
+        old = not self.whens and all(entry.only_adds for entry in self.residual)
+        return PLAN_VERSION if old else GATED_VERSION
 
     @property
     def whens(self) -> tuple[When, ...]:
@@ -169,7 +170,7 @@ class SteeringPlan:
         )
         if plan.version > data["version"]:
             raise ValueError(
-                f"an entry has 'when' and the plan says version {PLAN_VERSION}, whose readers would act everywhere: say \"version\": {GATED_VERSION}"
+                f"an entry has 'when', 'do' or 'site' and the plan says version {PLAN_VERSION}, which has no such keys: say \"version\": {GATED_VERSION}"
             )
         return plan
 
@@ -275,29 +276,11 @@ class SteeringPlan:
         where = str(Path(self.base_dir, entry.file)) if entry.file else entry.name
         return entry.shift_of(self.vector(entry), where)
 
+    def load_transform(self, entry: ResidualVector) -> Transform:
+        """What a residual entry that does not add does. ValueError as for ``load_shift``."""
+        where = str(Path(self.base_dir, entry.file)) if entry.file else entry.name
+        return entry.transform_of(self.vector(entry), where)
+
     def check(self, model: Any) -> None:
         """Refuse a plan that does not fit ``model`` (a transformers model or a ``ModelShape``); ValueError names the entry."""
-        shape: ModelShape
-        if hasattr(model, "moe_layers") and hasattr(model, "num_experts"):  # or the shape of a checkpoint's files
-            shape = model
-        else:
-            from moe_steer.layers import model_shape
-
-            shape = model_shape(model)
-        for key in ("model_type", "num_layers", "num_experts"):
-            wanted = (self.model or {}).get(key)
-            if wanted is not None and wanted != getattr(shape, key):
-                raise ValueError(
-                    f"the plan was made for {key} {wanted!r}, this model has {getattr(shape, key)!r}: give that model, or a plan for this one"
-                )
-        for expert in self.experts:
-            expert.check(shape)
-        check_choice(self.experts, self.top_k, model, shape)
-        for entry in self.residual:
-            if entry.layer >= shape.num_layers:
-                raise ValueError(
-                    f"residual layer {entry.layer} does not exist: this model has layers 0-{shape.num_layers - 1}, name one of them"
-                )
-            entry.check(self.vector(entry), shape)
-            self.load_shift(entry)  # refuses a strength that the vector cannot be measured by
-        check_gates([*self.experts, *self.residual], self.probe, shape)
+        check_fits_model(self, model)

@@ -14,10 +14,11 @@ from torch import Tensor
 from moe_steer.audit import Audit, NothingFired, SteeringWarning
 from moe_steer.choice.acting import choice_functions
 from moe_steer.entries.expert_entry import ExpertGain
+from moe_steer.entries.residual_acting import residual_functions
 from moe_steer.entries.residual_entry import ResidualVector
 from moe_steer.gates.counting import GateCounts
 from moe_steer.gates.following import Gates, logits_of
-from moe_steer.hooks import RoutingFn, call_hooks, choice_hooks, output_hooks, routing_hooks
+from moe_steer.hooks import RoutingFn, call_hooks, choice_hooks, input_hooks, output_hooks, routing_hooks
 from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config, unwrap
 from moe_steer.plan import SteeringPlan
 from moe_steer.tokens import MarkerSet, PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
@@ -77,7 +78,9 @@ def steer(
             stack.enter_context(choice_hooks(choice_functions(layers, plan, tracker.mask, audit, gates)))
             stack.enter_context(routing_hooks(_expert_functions(layers, plan, tracker, audit, gates)))
         if plan.active_residual:
-            stack.enter_context(output_hooks(_residual_functions(model, plan, tracker, audit, gates)))
+            outputs, inputs = residual_functions(model, plan, tracker.mask, audit, gates)
+            stack.enter_context(output_hooks(outputs))
+            stack.enter_context(input_hooks(inputs))
         yield audit
     problems = audit.problems()
     if problems and strict:
@@ -198,46 +201,3 @@ def _rescale(new_TK: Tensor, old_TK: Tensor) -> Tensor:
     """Scale each token's weights back to their former sum; a token whose weights are all 0 is not changed."""
     sum_T1 = new_TK.sum(-1, keepdim=True)
     return new_TK * torch.where(sum_T1 > 0, old_TK.sum(-1, keepdim=True) / sum_T1, 1.0)
-
-
-def _residual_functions(
-    model: Any, plan: SteeringPlan, tracker: PositionTracker, audit: Audit, gates: Gates | None
-) -> dict[torch.nn.Module, Callable[[Tensor], Tensor]]:
-    _, modules = decoder_layers(model)
-    by_layer: dict[int, list[tuple[int, Tensor, str, int | None]]] = {}
-    for index, entry in enumerate(plan.active_residual):
-        gate = None if gates is None or entry.when is None else gates.number_of(entry.when)
-        by_layer.setdefault(entry.layer, []).append((index, plan.load_shift(entry), entry.scope, gate))
-    return {modules[layer]: _shift_function(entries, tracker, audit, gates) for layer, entries in by_layer.items()}
-
-
-def _shift_function(
-    entries: list[tuple[int, Tensor, str, int | None]], tracker: PositionTracker, audit: Audit, gates: Gates | None
-) -> Callable[[Tensor], Tensor]:
-    ready: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
-    norms = {index: float(shift_D.norm()) for index, shift_D, _, _ in entries}
-
-    def function(hidden_BSD: Tensor) -> Tensor:
-        for index, shift_D, scope, gate in entries:
-            key = (index, hidden_BSD.device, hidden_BSD.dtype)
-            if key not in ready:
-                ready[key] = shift_D.to(hidden_BSD).repeat(hidden_BSD.shape[-1] // len(shift_D))
-            # A model may carry several streams a token, as [B, S, streams, D] or side by side: each is shifted.
-            tokens = hidden_BSD.shape[:-1][:2]
-            mask_T = tracker.mask(scope)
-            if gates is not None and gate is not None:
-                part_T = gates.factor(gate)
-                part_T = part_T if mask_T is None else part_T * mask_T
-                audit.count_residual(index, (part_T > 0).sum(), part_T.sum() * norms[index])
-                part = part_T.to(hidden_BSD.device).reshape(tokens + (1,) * (hidden_BSD.ndim - len(tokens)))
-                hidden_BSD = torch.where(part > 0, hidden_BSD + part.to(hidden_BSD.dtype) * ready[key], hidden_BSD)
-            elif mask_T is None:
-                audit.count_residual(index, tokens.numel())
-                hidden_BSD = hidden_BSD + ready[key]
-            else:
-                audit.count_residual(index, mask_T.sum())
-                mask = mask_T.to(hidden_BSD.device).reshape(tokens + (1,) * (hidden_BSD.ndim - len(tokens)))
-                hidden_BSD = torch.where(mask, hidden_BSD + ready[key], hidden_BSD)
-        return hidden_BSD
-
-    return function

@@ -21,6 +21,7 @@ import tyro
 
 from launch.serving.latent import LATENT, ROTARY, lacks_kernel, with_latent_sizes
 from moe_steer import SteeringPlan
+from moe_steer.entries.elsewhere import refuse_outside
 
 _NEEDED = """
 import importlib.metadata as found, importlib.util as there, json
@@ -131,7 +132,12 @@ def _files(given: Sequence[str]) -> Iterator[str]:
 
 
 def check_plans(model: str, plans: dict[str, SteeringPlan]) -> None:
-    """ValueError, which names the plan, where one does not fit the configuration of a model."""
+    """ValueError, which names the plan, where a server cannot follow one, or it does not fit the configuration of a model."""
+    for name, plan in plans.items():
+        try:
+            refuse_outside(plan, "a server")
+        except ValueError as error:
+            raise ValueError(f"plan {name}: {error}") from error
     from moe_steer.backends import Unplanned, skeleton
     from moe_steer.layers import model_shape
     from moe_steer.loading import read_config

@@ -1,19 +1,15 @@
-"""Entries of a plan file, read strictly; and their gates, with the probes that they name."""
+"""Entries of a plan file, read strictly."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moe_steer.entries.expert_entry import ExpertGain
 from moe_steer.entries.residual_entry import ResidualVector
-from moe_steer.gates.conditions import PROBED
 from moe_steer.gates.probe import Probe
 from moe_steer.json_files import quoted
-
-if TYPE_CHECKING:
-    from moe_steer.layers import ModelShape
 
 
 def refuse_unknown(where: str, data: Mapping[str, Any], allowed: set[str]) -> None:
@@ -57,25 +53,6 @@ def by_content(entry: Mapping[str, Any], probe: Callable[[str], Probe]) -> dict[
     joined = next((key for key in ("all", "any") if key in when), None)
     said = one(when) if joined is None else {**when, joined: [one(condition) for condition in when[joined]]}
     return {**entry, "when": said}
-
-
-def check_gates(
-    entries: Sequence[ExpertGain | ResidualVector], probe: Callable[[str], Probe], shape: ModelShape
-) -> None:
-    """ValueError where a probe of an entry's gate does not fit the model, or reads a layer that has not run when the entry acts."""
-    gated = ((gated, condition) for gated in entries if gated.when for condition in gated.when.conditions)
-    for entry, one in gated:
-        if one.on not in PROBED:
-            continue
-        found = probe(one.file)
-        found.check(shape)
-        first = found.layer + isinstance(entry, ExpertGain)
-        what = f"expert {entry.expert}" if isinstance(entry, ExpertGain) else entry.name
-        if entry.layer < first:
-            raise ValueError(
-                f"{what} at layer {entry.layer} is gated by {one.file!r}, which reads the output of layer {found.layer}, and that "
-                f"comes later: gate entries of layer {first} and above by it, or make a probe at a lower layer"
-            )
 
 
 def refuse_twice(experts: Sequence[ExpertGain], top_k: Sequence[Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from launch.core.served.server_options import JobServerOptions
 from moe_steer import SteeringPlan
+from moe_steer.entries.elsewhere import refuse_outside
 from reasoning_evals.engines import OFF, HttpAudit, HttpSampler, Served, ServedPlan, Server
 from reasoning_evals.engines.http_reply import EndpointError
 from reasoning_evals.runs import Arm
@@ -75,6 +76,8 @@ class Connection:
     def require(self, plans: Mapping[str, SteeringPlan | None], folder: Path, model: str) -> None:
         """See ``Session.require``."""
         needed = {name: plan for name, plan in plans.items() if plan is not None}
+        for plan in needed.values():
+            refuse_outside(plan, "a server")
         if not self._missing(needed):
             return
         home = folder / PLANS
