@@ -51,6 +51,10 @@ class Unloop(PromptOptions, HeldModel):
     """Experts of each sign that are silenced to see what that does."""
     most: int = 3
     """Most experts of a plan."""
+    screen: int = 512
+    """Experts that are silenced one by one in the loops that were found: those with the largest derivatives."""
+    screen_loops: int = 4
+    """Loops in which they are."""
     margin: float = 5.0
     """Points of accuracy: a larger loss has to be ruled out by the interval, else a warning says that it is not."""
     batch_size: int = 64
@@ -61,7 +65,7 @@ class Unloop(PromptOptions, HeldModel):
     def run(self) -> int:
         """Search, choose, check, write."""
         refuse_idle(self)
-        check_counts(self, ("num", "samples", "max_new_tokens", "each", "most", "batch_size"))
+        check_counts(self, ("num", "samples", "max_new_tokens", "each", "most", "screen", "screen_loops", "batch_size"))
         check_folder(self.out)
         if self.num < 8:
             raise ValueError(
@@ -96,6 +100,11 @@ class Unloop(PromptOptions, HeldModel):
                 where, making.answers(folder, some, {"baseline": None, "unlooped": plan})
             )
         self._write(plan, name, results)
+        if results["checks"]["held out"]["change_of_loops"]["high"] >= 0:
+            raise ValueError(
+                "on the problems that did not choose it no end of loops is shown (the interval of the change holds 0): do not use this plan; give "
+                "more problems with --num, or the loops are carried by no few experts"
+            )
         return 0
 
     def _load(self, name: str) -> list[Any]:
@@ -110,7 +119,15 @@ class Unloop(PromptOptions, HeldModel):
     def _search(self, making: Making, problems: list[Any]) -> tuple[str, SteeringPlan, dict[str, Any]]:
         """The plan that leaves fewest loops on the problems that loop, and the numbers of the search."""
         from launch.cli.causes import summary_of
-        from launch.core.levers.looping import BASELINE, MODES, candidate_plans, causes_of_loops, choose_plan
+        from launch.core.levers.looping import (
+            BASELINE,
+            MODES,
+            LoopText,
+            candidate_plans,
+            causes_of_loops,
+            choose_plan,
+            screened_plans,
+        )
         from launch.core.wiring import read_any_traces
         from moe_steer.console.progress import tracked
 
@@ -136,7 +153,16 @@ class Unloop(PromptOptions, HeldModel):
         causes = causes_of_loops(making.model, traces, self.each, self.most, lambda label, items: tracked(items, label))
         causes.save(str(folder / "causes.json"))
         print(summary_of(causes))
-        plans = candidate_plans(causes, self.most)
+        by_problem = {trace.trace_id.rpartition("#")[0]: LoopText.of(trace) for trace in traces}
+        loops_read = list(by_problem.values())[: self.screen_loops]
+        plans, odds = screened_plans(
+            making.model, loops_read, causes, self.most, self.screen, lambda label, items: tracked(items, label)
+        )
+        print(
+            f"odds of going on at the weakest place of {len(loops_read)} loops: {odds[0][1]:+.2f} nats; with one silenced or more:"
+        )
+        print("\n".join(f"  {name} {one:+.2f}" for name, one in odds[1:7]))
+        plans |= candidate_plans(causes, self.most)
         some = [problem for problem in problems if problem.problem_id in looping]
         chosen, left = choose_plan(making.answers(folder / "candidates", some, {BASELINE: None, **plans}), plans)
         for name, number in left.items():
@@ -147,8 +173,8 @@ class Unloop(PromptOptions, HeldModel):
             raise ValueError(
                 f"silencing none of {len(plans)} sets of experts ends a loop: no plan is written; raise --each or --most, or look at causes.json"
             )
-        numbers = {mode: found.share(BASELINE, mode)._asdict() for mode in MODES}
-        return chosen, plans[chosen], {"loops": numbers, "problems": len(problems), "candidates": left}
+        numbers: dict[str, Any] = {mode: found.share(BASELINE, mode)._asdict() for mode in MODES}
+        return chosen, plans[chosen], {"loops": numbers, "problems": len(problems), "candidates": left, "odds": odds}
 
     def _check(self, where: str, answers: Answers) -> dict[str, Any]:
         """What the plan does on problems that did not choose it."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from expert_stats.causes import Causes, find_causes, loop_odds
 from launch.core.arms import steering
-from moe_steer import ExpertGain, SteeringPlan
+from moe_steer import ExpertGain, SteeringPlan, steer
 from moe_steer.tokens import Trace
 from reasoning_evals import Problem, run_arms
 from reasoning_evals.comparing import paired_difference, wilson_interval
@@ -127,10 +130,82 @@ def causes_of_loops(model: Any, traces: Iterable[Trace], each: int, most: int, w
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoopText:
+    """A sequence that ends in a loop."""
+
+    token_ids: tuple[int, ...]
+    period: int
+    length: int
+
+    @classmethod
+    def of(cls, trace: Trace) -> LoopText:
+        """The loop with which a trace ends."""
+        loop = loop_at_end(trace.token_ids[trace.prompt_length :])
+        return cls(token_ids=tuple(trace.token_ids), period=loop.period, length=loop.length)
+
+
+def weakest_odds(model: Any, loops: Sequence[LoopText], plan: SteeringPlan) -> float:
+    """How hard the loops are to leave: the log-odds, in nats, that the token of a round before comes again, at the phase of the period
+    where they are lowest; mean over rounds, then over loops.
+
+    A loop goes on for as long as its weakest link holds. The mean over all its tokens hides that link: within a repeated sentence the next
+    word is as good as certain whatever is silenced.
+    """
+    found = []
+    for loop in loops:
+        size = len(loop.token_ids)
+        at = range(size - loop.length + loop.period - 1, size - 1)
+        ids_1S = torch.tensor([loop.token_ids], device=model.device)
+        with torch.no_grad(), steer(model, plan, quiet=True):
+            logits_TV = model(ids_1S, use_cache=False).logits[0, at.start : at.stop].double()
+        next_T = ids_1S[0, at.start + 1 : at.stop + 1]
+        log_p_T = logits_TV.log_softmax(-1).gather(-1, next_T[:, None])[:, 0]
+        others_TV = logits_TV.scatter(-1, next_T[:, None], -math.inf)
+        odds_T = log_p_T - (others_TV.logsumexp(-1) - logits_TV.logsumexp(-1))
+        phases = [odds_T[phase :: loop.period].mean() for phase in range(min(loop.period, len(odds_T)))]
+        found.append(float(torch.stack(phases).min()))
+    return sum(found) / len(found)
+
+
+def screened_plans(
+    model: Any, loops: Sequence[LoopText], causes: Causes, most: int, screen: int, watch: Any
+) -> tuple[dict[str, SteeringPlan], list[tuple[str, float]]]:
+    """Name -> plan: experts silenced one by one, the ``most`` that leave the loops easiest to leave (``weakest_odds``), and the coalition that
+    grows from the best of them while the odds fall. And (name, odds) of all that were tried, the baseline's first.
+
+    Tried are the ``screen`` experts with the largest derivatives, of either sign: where an expert is so strong that its effect is
+    saturated, its derivative is small and may have the wrong sign.
+    """
+    order = sorted(causes.ranking(), key=lambda row: -abs(row.gradient))[:screen]
+    before = weakest_odds(model, loops, SteeringPlan())
+    odds: dict[tuple[tuple[int, int], ...], float] = {}
+    for row in watch("experts silenced", order):
+        one = ((row.layer, row.expert),)
+        odds[one] = weakest_odds(model, loops, silencing(one))
+    best = sorted((experts for experts in odds if odds[experts] < before), key=lambda experts: odds[experts])[:most]
+    sets = dict.fromkeys(best)
+    taken: tuple[tuple[int, int], ...] = best[0] if best else ()
+    reached = odds[taken] if taken else before
+    while taken and len(taken) < most:
+        grown = {tuple(sorted((*taken, *one))): one for one in best if one[0] not in taken}
+        tried = {experts: weakest_odds(model, loops, silencing(experts)) for experts in grown}
+        if not tried or min(tried.values()) >= reached:
+            break
+        taken = min(tried, key=lambda experts: tried[experts])
+        reached = odds[taken] = tried[taken]
+        sets[taken] = None
+    said = [
+        (BASELINE, before),
+        *sorted(((name_of(experts), one) for experts, one in odds.items()), key=lambda one: one[1]),
+    ]
+    return {name_of(experts): silencing(experts) for experts in sets}, said
+
+
 def candidate_plans(causes: Causes, most: int) -> dict[str, SteeringPlan]:
-    """Name -> plan: the experts whose silencing lowers the odds most, one by one, and the coalition as it grew; at most ``2 * most``."""
-    lowering = sorted((one for one in causes.effects if one.effect < 0), key=lambda one: one.effect)[:most]
-    sets = dict.fromkeys(tuple(sorted(one.experts)) for one in (*lowering, *causes.coalition))
+    """Name -> plan: the expert whose silencing lowers the mean odds most, and the coalition as it grew."""
+    lowering = sorted((one for one in causes.effects if one.effect < 0), key=lambda one: one.effect)[:1]
+    sets = dict.fromkeys(tuple(sorted(one.experts)) for one in (*lowering, *causes.coalition[-most:]))
     return {name_of(experts): silencing(experts) for experts in sets}
 
 
