@@ -178,15 +178,15 @@ def _gain_function(
         here_TK = ids_TK.clamp(max=num_experts)
         gain_TK = tables[key][here_TK]
         mask_T = tracker.mask(plan.scope)
-        in_scope_TK = None
-        if mask_T is not None:
-            in_scope_TK = mask_T.to(here_TK.device)[:, None].expand_as(here_TK)
-            gain_TK = torch.where(in_scope_TK, gain_TK, 1.0)
+        in_scope_TK = None if mask_T is None else mask_T.to(here_TK.device)[:, None]
         if parts is not None:
-            part_TK = parts(here_TK).to(dtype)
-            gain_TK = torch.where(part_TK == 1.0, gain_TK, 1.0 + part_TK * (gain_TK - 1.0))
-            open_TK = part_TK > 0
+            open_TK = parts.opened(here_TK).to(here_TK.device)
             in_scope_TK = open_TK if in_scope_TK is None else in_scope_TK & open_TK
+            if parts.part is not None:
+                gain_TK = torch.lerp(torch.ones_like(gain_TK), gain_TK, parts.part(here_TK).to(gain_TK))
+        if in_scope_TK is not None:
+            in_scope_TK = in_scope_TK.expand_as(here_TK)
+            gain_TK = torch.where(in_scope_TK, gain_TK, 1.0)
         old_TK = weights_TK.to(dtype)
         new_TK = old_TK * gain_TK
         if plan.renormalize:

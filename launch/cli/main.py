@@ -16,6 +16,7 @@ from moe_steer.errors import exit_code, readers_may_leave, safe_console_for
 COMMANDS = {
     "demo": "launch.guide.demo:Demo",
     "doctor": "launch.guide.doctor:Doctor",
+    "playground": "launch.playground.playground:Playground",
     "collect": "launch.cli.counting:Collect",
     "score": "launch.cli.counting:Score",
     "plan": "launch.cli.plan:MakePlan",
@@ -27,6 +28,7 @@ COMMANDS = {
     "rivals": "launch.cli.rivals.commands:Rivals",
     "direction": "launch.cli.directions.direction:MakeDirection",
     "convert-direction": "launch.cli.directions.convert_direction:ConvertDirection",
+    "probe": "launch.cli.directions.probe:TrainProbe",
     "generate": "launch.cli.generate:Generate",
     "serve": "launch.serving.serve:Serve",
     "compare": "launch.cli.comparing:Compare",

@@ -248,17 +248,13 @@ def broadcast_plan(plan: SteeringPlan | None, ranks: Ranks) -> SteeringPlan:
     if ranks.world_size == 1:
         assert plan is not None
         return plan
-    parcel = None
-    if ranks.is_main:
-        assert plan is not None
-        contents: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
 
-        def packed(path: Path) -> str:
-            name = f"{len(contents)}.safetensors"
-            contents[name] = path.read_bytes()
-            return name
+    def packed(path: Path) -> str:
+        contents[name := f"{len(contents)}.safetensors"] = path.read_bytes()
+        return name
 
-        parcel = (plan.with_files(packed, ".").to_dict(), contents)
+    parcel = (plan.with_files(packed, ".").to_dict(), contents) if ranks.is_main and plan is not None else None
     received = _unpack(*ranks.broadcast(parcel))
     ranks.assert_same("the steering plan", received.digest())
     return plan if ranks.is_main and plan is not None else received

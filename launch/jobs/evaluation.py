@@ -10,14 +10,14 @@ from typing import Annotated, Any, ClassVar
 
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
-from launch.core.levers.arm_building import BuiltArm, build_arm, load_plans
+from launch.core.levers.arm_building import BuiltArm, arm_of, load_plans
 from launch.core.levers.arm_words import HINT, REMINDER, TRIAL, Words, arm_name, check_arms, parse_arm
 from launch.core.levers.mis_exits import exit_warnings, mis_exits
 from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
 from launch.core.prompt_options import own_wording
 from launch.core.ranks import Ranks
-from launch.core.served.server_options import JobServerOptions
+from launch.core.served.server_options import EngineOptions
 from launch.core.session import Session
 from reasoning_evals import Problem, compare_arms, load_task
 from reasoning_evals.decoding import NOWAIT_WORDS
@@ -33,7 +33,7 @@ _OLD_OPTIONS = "evaluate_options"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(JobServerOptions, ProblemOptions):
+class EvaluateOptions(EngineOptions, ProblemOptions):
     """Compare ways to control reasoning: steering plans, prompts, decoding rules."""
 
     arms: tuple[str, ...] = (BASELINE, "prompt-before", "prompt-after", "tip", "tip-close", "nowait")
@@ -108,7 +108,7 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
         trial=options.trial_prompt,
     )
     session.require({arm_name(parse_arm(word)): plan for word, plan in plans.items()})
-    built = [build_arm(session, word, plans.get(word), words) for word in options.arms]
+    built = [arm_of(session, word, plans.get(word), words) for word in options.arms]
     ranks.assert_same("the arms", {one.arm.name: one.plan.digest() if one.plan else None for one in built})
     arms = [_with_revision(one, options.revision) for one in built]
     names = ", ".join(arm.name for arm in arms)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from launch.core.served.own_server import OWNER
 from launch.serving.latent import LATENT, ROTARY, lacks_kernel, with_latent_sizes
 from moe_steer import SteeringPlan
 from moe_steer.entries.elsewhere import refuse_outside
@@ -67,6 +69,8 @@ class Serve:
                 *("--additional-config", json.dumps({"moe_steer": settings}), *options),
             ]
             server = subprocess.Popen(command, env={**os.environ, "VLLM_PLUGINS": ",".join(plugins)})
+            if OWNER in os.environ:
+                threading.Thread(target=_end_with, args=(int(os.environ[OWNER]), server), daemon=True).start()
             return self._stay(server, plans, options)
 
     def _stay(self, server: subprocess.Popen[bytes], plans: dict[str, str], options: Sequence[str]) -> int:
@@ -99,6 +103,13 @@ class Serve:
             return httpx.get(f"http://127.0.0.1:{self.port}/v1/steering", timeout=5).status_code == 200
         except httpx.HTTPError:
             return False
+
+
+def _end_with(owner: int, server: subprocess.Popen[bytes]) -> None:
+    """End the server once the process that it is for is gone, however it went."""
+    while os.getppid() == owner:
+        time.sleep(1)
+    server.terminate()
 
 
 def named_plans(given: Sequence[str]) -> dict[str, str]:

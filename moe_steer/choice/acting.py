@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_steer.audit import Audit
 from moe_steer.choice.rerouting import Choice, Routed, as_routed, merge, rerouted
-from moe_steer.gates.following import Gates
+from moe_steer.gates.conditions import Factors
 from moe_steer.layers import MoELayer
 from moe_steer.plan import SteeringPlan
 
@@ -19,7 +19,7 @@ ScopeMask = Callable[[str], Tensor | None]
 
 
 def choice_functions(
-    layers: list[MoELayer], plan: SteeringPlan, scope_mask: ScopeMask, audit: Audit, gates: Gates | None = None
+    layers: list[MoELayer], plan: SteeringPlan, scope_mask: ScopeMask, audit: Audit, gates: Factors | None = None
 ) -> dict[MoELayer, Callable[[tuple[Any, ...], dict[str, Any], Any], Routed]]:
     """(arguments, keyword arguments, output) of a layer's router -> what it is to return, for every layer whose choice the
     plan changes."""
@@ -50,7 +50,7 @@ def _function(
     scopes: tuple[str | None, str | None],
     scope_mask: ScopeMask,
     audit: Audit,
-    gates: tuple[Gates | None, dict[int, int]],
+    gates: tuple[Factors | None, dict[int, int]],
 ) -> Callable[[tuple[Any, ...], dict[str, Any], Any], Routed]:
     """``scopes``: where experts are forced or biased, and where k is another; None: nowhere. ``gates``: the numbers of the gates of
     the experts that have one."""

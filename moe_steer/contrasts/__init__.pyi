@@ -2,6 +2,7 @@ from moe_steer.contrasts.collect import collect_contrast as collect_contrast
 from moe_steer.contrasts.collect import contrast_fits as contrast_fits
 from moe_steer.contrasts.collect import data_digest as data_digest
 from moe_steer.contrasts.collect import fit_notes as fit_notes
+from moe_steer.contrasts.collect import marked_states as marked_states
 from moe_steer.contrasts.content import content_subspace as content_subspace
 from moe_steer.contrasts.content import prompt_states as prompt_states
 from moe_steer.contrasts.content import without_content as without_content

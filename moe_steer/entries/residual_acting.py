@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moe_steer.audit import Audit
 from moe_steer.entries.transform import Transform
-from moe_steer.gates.following import Gates
+from moe_steer.gates.conditions import Factors
 from moe_steer.inside.layer_sites import head_of, place_of
 from moe_steer.plan import SteeringPlan
 
@@ -38,7 +38,7 @@ class _Entry(NamedTuple):
 
 
 def residual_functions(
-    model: Any, plan: SteeringPlan, mask: ScopeMask, audit: Audit, gates: Gates | None
+    model: Any, plan: SteeringPlan, mask: ScopeMask, audit: Audit, gates: Factors | None
 ) -> tuple[dict[nn.Module, Acting], dict[nn.Module, Acting]]:
     """Functions of what modules return, and of what they are given."""
     outputs: dict[nn.Module, list[_Entry]] = {}
@@ -59,7 +59,7 @@ def residual_functions(
     return made(outputs), made(inputs)
 
 
-def _function(entries: list[_Entry], heads: int, mask: ScopeMask, audit: Audit, gates: Gates | None) -> Acting:
+def _function(entries: list[_Entry], heads: int, mask: ScopeMask, audit: Audit, gates: Factors | None) -> Acting:
     ready: dict[tuple[int, torch.device, torch.dtype], Any] = {}
 
     def on(hidden: Tensor, entry: _Entry) -> Any:

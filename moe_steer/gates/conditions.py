@@ -18,9 +18,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moe_steer.json_files import is_number, quoted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "probe": ("file",),
@@ -189,3 +192,13 @@ class When:
     def __str__(self) -> str:
         text = (" and " if self.joined == "all" else " or ").join(map(str, self.conditions))
         return text + (f", over {self.ramp} tokens" if self.ramp > 1 else "")
+
+
+class Factors(Protocol):
+    """The gates of a running model, as those who act ask for them (``moe_steer.gates.following``)."""
+
+    def number_of(self, when: When) -> int:
+        """The number by which ``factor`` knows a gate."""
+
+    def factor(self, number: int) -> Tensor:
+        """float32 [T], 0 to 1: with how much of its entry a gate acts at each token."""

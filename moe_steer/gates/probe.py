@@ -37,7 +37,7 @@ class Probe:
     ``layer`` (absolute, 0-based) at that token, in its own units.
 
     ``weight_D``: float32. ``threshold``: the probability from which on the thing is said to hold. ``header``: JSON values; those of
-    ``moe-steer probe`` are described in ``moe_steer.gates.training``. ValueError in one line for numbers that are not finite, and for a
+    ``moe-steer probe`` are described in ``moe_steer.gates.probe_fit``. ValueError in one line for numbers that are not finite, and for a
     threshold outside 0..1.
     """
 

@@ -109,14 +109,11 @@ class Confidence(Source):
 
     def of(self, logits_BV: Tensor) -> Tensor:
         """[B], of the logits of the newest token."""
-        logits_BV = logits_BV.float()
-        total_B1 = logits_BV.logsumexp(-1, keepdim=True)
+        shares_BV = logits_BV.float().softmax(-1)
         if self._of == "margin":
-            first_B2 = logits_BV.topk(2, -1).values.sub_(total_B1).exp_()
+            first_B2 = shares_BV.topk(2, -1).values
             return first_B2[:, 0] - first_B2[:, 1]
-        logs_BV = logits_BV - total_B1
-        # A logit of minus infinity has no share in it, and 0 times infinity is no number.
-        return -(logs_BV.exp() * logs_BV.clamp_(min=-1e4)).sum(-1)
+        return torch.special.entr(shares_BV).sum(-1)
 
 
 class Repeated(Source):

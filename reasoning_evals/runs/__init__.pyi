@@ -7,6 +7,7 @@ from reasoning_evals.runs.completions import run_thoughts as run_thoughts
 from reasoning_evals.runs.grading_pass import GradeRow as GradeRow
 from reasoning_evals.runs.grading_pass import Judgement as Judgement
 from reasoning_evals.runs.grading_pass import grade_run as grade_run
+from reasoning_evals.runs.grading_pass import judge_one as judge_one
 from reasoning_evals.runs.grading_pass import read_grades as read_grades
 from reasoning_evals.runs.run import Arm as Arm
 from reasoning_evals.runs.run import run_arms as run_arms

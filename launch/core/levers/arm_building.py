@@ -43,24 +43,28 @@ def load_plans(words: Sequence[str]) -> dict[str, SteeringPlan]:
     return found
 
 
-def build_arm(session: Session, word: str, plan: SteeringPlan | None, words: Words) -> BuiltArm:
+def arm_of(session: Session, word: str, plan: SteeringPlan | None, words: Words) -> BuiltArm:
+    """The arm of a word in a job, as ``build_arm`` makes it. ValueError for a rule of decoding where a server decodes."""
+    if session.connection is None:
+        return build_arm(word, session.model, session.tokenizer, plan, words)
+    rules, parts = parts_of(word, session.tokenizer, plan, words)
+    if parts.processors:
+        raise ValueError(
+            f"the arm {word!r} is a rule of decoding, which runs in this process and not on a server: leave it out, or leave "
+            f"--{session.options.held_by} out"
+        )
+    arm = session.arm(arm_name(rules), plan)
+    return BuiltArm(dataclasses.replace(arm, details=parts.details, render=parts.render), plan)
+
+
+def build_arm(word: str, model: Any, tokenizer: Any, plan: SteeringPlan | None, words: Words) -> BuiltArm:
     """The arm of a word. Its details name every setting, token ids included, so that a run is not resumed under others.
 
-    ValueError when the plan does not fit the model, the tokenizer cannot write a word, or a server would have to follow a rule of
-    decoding.
+    ValueError when the plan does not fit the model, or the tokenizer cannot write a word.
     """
-    model, tokenizer = session.model, session.tokenizer
-    rules, parts = parts_of(word, tokenizer, plan, words)
-    if session.connection is not None:
-        if parts.processors:
-            raise ValueError(
-                f"the arm {word!r} is a rule of decoding, which runs in this process and not on a server: leave it out, or leave "
-                "--endpoint out"
-            )
-        arm = session.arm(arm_name(rules), plan)
-        return BuiltArm(dataclasses.replace(arm, details=parts.details, render=parts.render), plan)
     if plan is not None:
         plan.check(model)
+    rules, parts = parts_of(word, tokenizer, plan, words)
     sampler = InProcessSampler(model, tokenizer, processors=_processor_list(parts.processors))
     context: Callable[[], AbstractContextManager[Any]]
     context = nullcontext if plan is None else steering(model, tokenizer, plan)
