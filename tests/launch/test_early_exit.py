@@ -16,7 +16,7 @@ from launch.core.levers.exits_tried import Tried, hidden_at
 from launch.core.levers.mis_exits import exit_warnings
 from launch.core.wiring import read_any_traces
 from launch.evaluate import main
-from moe_steer.gates import Probe, fit_logistic
+from moe_steer.gates import Probe
 from moe_steer.lab import LAB_MODEL
 from reasoning_evals.decoding import exit_points
 from reasoning_evals.runs import read_grades
@@ -27,7 +27,7 @@ from reasoning_evals.runs.run_folder import read_audit, read_generations
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a graded run and exit.safetensors."""
     folder = tmp_path_factory.mktemp("exit")
-    run = ["generate", "--num", "16", "--max-new-tokens", "150", "--seed", "3", "--batch-size", "16"]
+    run = ["generate", "--num", "30", "--max-new-tokens", "150", "--seed", "3", "--batch-size", "30"]
     assert command_line([*run, "--out", str(folder / "tuning")]) == 0
     exit_file = str(folder / "exit.safetensors")
     options = ["--rate", "0.25", "--answer-tokens", "12", "--every", "2", "--layer", "2"]
@@ -39,7 +39,7 @@ def test_the_file_states_its_rate_and_what_it_was_calibrated_on(
     calibrated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = ExitProbe.load(str(calibrated / "exit.safetensors"))
-    assert (found.control.rate, found.control.problems, found.every, found.probe.layer) == (0.25, 8, 2, 2)
+    assert (found.control.rate, found.control.problems, found.every, found.probe.layer) == (0.25, 15, 2, 2)
     assert found.probe.threshold == found.control.threshold
     assert found.control.empirical <= 0.25
     assert found.sampling["temperature"] == 0.6
@@ -47,10 +47,10 @@ def test_the_file_states_its_rate_and_what_it_was_calibrated_on(
     given = ["--probe", str(calibrated / "exit.safetensors"), "--answer-tokens", "12", "--every", "2"]
     assert command_line([*again, "0.2", *given]) == 0
     said = capsys.readouterr().out
-    assert "the probe was given, 16 calibrated it" in said
+    assert "the probe was given, 30 calibrated it" in said
     assert "stated mis-exit rate: at most 0.2 of the samples of a new problem of this kind" in said
     assert command_line([*again, "0.01", *given]) == 1
-    assert "16 problems can state no rate below 0.0588" in capsys.readouterr().err
+    assert "30 problems can state no rate below 0.0323" in capsys.readouterr().err
 
 
 def test_a_thought_ends_at_the_first_exit_point_that_the_probe_is_sure_of(calibrated: Path) -> None:
@@ -111,23 +111,3 @@ def test_a_probe_without_a_rate_and_an_exit_beside_another_rule_are_refused(
     )
     with pytest.raises(ValueError, match="another rule beside it would void it"):
         parse_arm("exit:a.safetensors+nowait")
-
-
-def test_the_fit_is_the_minimum_of_its_loss() -> None:
-    """Against the gradient of the loss as it is written down, in the units of the hidden states."""
-    random = torch.Generator().manual_seed(0)
-    hidden_TD = torch.randn(60, 5, generator=random) * torch.tensor([1.0, 10.0, 0.1, 1.0, 3.0]) + 4
-    labels_T = hidden_TD[:, 1] + 5 * torch.randn(60, generator=random) > 4
-    weights_T = torch.rand(60, generator=random)
-    found = fit_logistic(hidden_TD, labels_T, weights_T, penalty=2.0)
-    x_TD = ((hidden_TD - hidden_TD.mean(0)) / hidden_TD.std(0, correction=0)).double()
-    v_D = (found.weight_D * hidden_TD.std(0, correction=0)).double().requires_grad_()
-    shift = float(found.bias + found.weight_D @ hidden_TD.mean(0))
-    b = torch.tensor(shift, dtype=torch.float64, requires_grad=True)
-    share_T, signs_T = weights_T.double() / weights_T.double().sum(), labels_T.double() * 2 - 1
-    loss = -(share_T * torch.log(torch.sigmoid(signs_T * (x_TD @ v_D + b)))).sum() + 2.0 / 120 * v_D.square().sum()
-    loss.backward()
-    assert float(v_D.grad.abs().max()) < 1e-5  # type: ignore[union-attr]
-    assert abs(float(b.grad)) < 1e-5  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="all 60 labelled tokens have one label"):
-        fit_logistic(hidden_TD, torch.ones(60), weights_T)

@@ -106,10 +106,11 @@ class EarlyExit(PromptOptions, HeldModel):
         return self.arm or arms[0]
 
     def _trained(self, model: Any, tried: list[Tried]) -> Probe:
+        import numpy as np
         import torch
 
         from launch.core.levers.exits_tried import hidden_at
-        from moe_steer.gates import Probe, fit_logistic
+        from moe_steer.gates import Probe, fit_probe
         from moe_steer.layers import model_shape
 
         shape = model_shape(model)
@@ -117,15 +118,26 @@ class EarlyExit(PromptOptions, HeldModel):
         if not 0 <= layer < shape.num_layers:
             raise ValueError(f"--layer {layer} does not exist: this model has layers 0-{shape.num_layers - 1}")
         some = [item for item in tried if item.points]
-        hidden_TD = torch.cat(list(hidden_at(model, some, layer)))
-        labels_T = torch.tensor([not harm for item in some for harm in item.harms])
-        weights_T = torch.tensor([1 / len(item.points) for item in some for _ in item.points])  # a thought counts once
-        fitted = fit_logistic(hidden_TD, labels_T, weights_T)
+        states_TD = torch.cat(list(hidden_at(model, some, layer))).double().numpy()
+        harmless_T = np.array([not harm for item in some for harm in item.harms])
+        names = [item.problem_id for item in some for _ in item.points]
+        try:
+            fitted = fit_probe(states_TD, harmless_T, names)
+        except ValueError as error:
+            raise ValueError(
+                f"{len(set(names))} problems with exit points are too few to train a probe on and to judge it: sample more tuning problems, or "
+                "give a trained one with --probe"
+            ) from error
+        judged = fitted.header["held_out"]
+        print(
+            f"the probe of layer {layer} tells exits that lose nothing from others with an AUC of {judged['auc']:.3f} ({judged['low']:.3f} to "
+            f"{judged['high']:.3f}) on {judged['problems']} problems that it was not fitted on"
+        )
         return Probe(
-            weight_D=fitted.weight_D,
+            weight_D=torch.from_numpy(fitted.weight_D).float(),
             bias=fitted.bias,
             layer=layer,
-            header={"model": shape.to_dict(), "what": "an exit here loses nothing", "tokens": len(labels_T)},
+            header={"model": shape.to_dict(), "what": "an exit here loses nothing", **fitted.header},
         )
 
     def _said(self, tried: Any, training: set[str], held_out: Any, scores: Any, control: Any) -> str:
