@@ -30,7 +30,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = ["generate", "--num", "30", "--max-new-tokens", "150", "--seed", "3", "--batch-size", "30"]
     assert command_line([*run, "--out", str(folder / "tuning")]) == 0
     exit_file = str(folder / "exit.safetensors")
-    options = ["--rate", "0.25", "--answer-tokens", "12", "--every", "2", "--layer", "2"]
+    options = ["--rate", "0.25", "--answer-tokens", "12", "--layer", "2"]
     assert command_line(["early-exit", str(folder / "tuning"), *options, "--out", exit_file]) == 0
     return folder
 
@@ -39,12 +39,12 @@ def test_the_file_states_its_rate_and_what_it_was_calibrated_on(
     calibrated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = ExitProbe.load(str(calibrated / "exit.safetensors"))
-    assert (found.control.rate, found.control.problems, found.every, found.probe.layer) == (0.25, 15, 2, 2)
+    assert (found.control.rate, found.control.problems, found.every, found.probe.layer) == (0.25, 15, 1, 2)
     assert found.probe.threshold == found.control.threshold
     assert found.control.empirical <= 0.25
     assert found.sampling["temperature"] == 0.6
     again = ["early-exit", str(calibrated / "tuning"), "--out", str(calibrated / "again.safetensors"), "--rate"]
-    given = ["--probe", str(calibrated / "exit.safetensors"), "--answer-tokens", "12", "--every", "2"]
+    given = ["--probe", str(calibrated / "exit.safetensors"), "--answer-tokens", "12"]
     assert command_line([*again, "0.2", *given]) == 0
     said = capsys.readouterr().out
     assert "the probe was given, 30 calibrated it" in said
@@ -55,7 +55,7 @@ def test_the_file_states_its_rate_and_what_it_was_calibrated_on(
 
 def test_a_thought_ends_at_the_first_exit_point_that_the_probe_is_sure_of(calibrated: Path) -> None:
     found = ExitProbe.load(str(calibrated / "exit.safetensors"))
-    eager = dataclasses.replace(found, control=dataclasses.replace(found.control, threshold=0.6))
+    eager = dataclasses.replace(found, every=2, control=dataclasses.replace(found.control, threshold=0.6))
     eager.save(str(calibrated / "eager.safetensors"))
     arms = ["baseline", f"exit:{calibrated / 'eager.safetensors'}"]
     small = ["--num-problems", "10", "--samples", "1", "--max-new-tokens", "120", "--batch-size", "5"]
