@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems
-from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, text_or_file, usual_of
+from launch.core.prompt_options import (
+    OWN_PROBLEMS,
+    Drawing,
+    PromptOptions,
+    Usual,
+    answer_limit,
+    is_made_up,
+    problems_of,
+    text_or_file,
+    usual_of,
+)
 from moe_steer.json_files import check_types
 from moe_steer.lab import EMBEDDED
 
@@ -44,7 +54,7 @@ class HeldModel:
     """Which model, and how it is held."""
 
     model: str = "lab"
-    """Model folder, GGUF file, hub id, or 'lab' or 'lab-dense' for an embedded model."""
+    """Model folder, GGUF file, hub id, or 'lab', 'lab-dense' or 'lab-search' for an embedded model."""
     backend: Annotated[str, HERE] = "auto"
     """How the model is held; see moe_steer.load_model. A run may continue under another backend and on other ranks."""
     offload: Annotated[str, HERE] = ""
@@ -195,18 +205,19 @@ class RunOptions(Drawing, ModelOptions):
 class ProblemOptions(RunOptions):
     """One set of problems."""
 
-    problems: str = "lab"
-    """A JSONL file of problems, or the name of a task."""
+    problems: str = OWN_PROBLEMS
+    """A JSONL file of problems, or the name of a task; own: those that the embedded model was trained on, the lab's for any other model."""
     data_dir: Annotated[str | None, TASK] = None
     """Folder or file with the task's data, instead of the hub."""
     wording: Annotated[str | None, TASK] = None
     """How each question is put, with {problem} in it, in place of the task's own wording, which the start prints; or a file with it."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, else the task's own or 32768, or what
+    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 440 for lab-search, else the task's own or 32768, or what
     the model's context has room for."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "problems", problems_of(self.problems, self.model))
         check_counts(self, ("max_new_tokens",))
 
     @property
@@ -223,7 +234,7 @@ class ProblemOptions(RunOptions):
         return usual_of(self.problems, self.model)
 
     def readers(self) -> Set[str]:
-        return {*super().readers(), *(() if self.problems == "lab" else ("task",))}
+        return {*super().readers(), *(() if is_made_up(self.problems) else ("task",))}
 
     def config(self) -> dict[str, Any]:
         words = {} if self.wording is None else {"wording": text_or_file(self.wording, "--wording")}
@@ -274,7 +285,7 @@ class SplitOptions(ProblemOptions):
             return asked
         if self.quick:
             return self.quick_sizes[part]
-        return self.lab_sizes[part] if self.problems == "lab" else None
+        return self.lab_sizes[part] if is_made_up(self.problems) else None
 
 
 def config_of(options: Any, left_out: Collection[str] = ELSEWHERE) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
 from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
-from launch.core.prompt_options import own_wording
+from launch.core.prompt_options import is_made_up, own_wording
 from launch.core.ranks import Ranks
 from launch.core.served.server_options import JobServerOptions
 from launch.core.session import Session
@@ -115,8 +115,9 @@ def read(folder: Path) -> Findings:
 
 
 def _problems(options: EvaluateOptions) -> list[Problem]:
-    if options.problems == "lab":
-        return load_task("lab", split="test", num=options.num_problems or LAB_PROBLEMS, seed=options.seed)
+    if is_made_up(options.problems):
+        number = options.num_problems or LAB_PROBLEMS
+        return load_task(options.problems, split="test", num=number, seed=options.seed)
     problems = load_task(options.problems, data_dir=options.data_dir, **own_wording(options.problems, options.wording))
     wanted = options.num_problems
     if len(problems) < (wanted or 2):

@@ -92,6 +92,50 @@ on from its last saved step with the same command.
 """
 
 
+SEARCH_CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags: [mixture-of-experts, deepseek_v3, reasoning, tiny]
+---
+# lab-search: a small reasoning model whose thinking pays
+
+A mixture-of-experts model of DeepSeek-R1's architecture in small, trained from nothing on problems and solutions that
+this project generates. It reads a question of maths or physics with six candidates of which one is right, thinks between
+`<think>` and `</think>`, tries the candidates one after the other, and puts its answer in `\\boxed{{}}`. It gives up after some
+failures and then guesses; after a success it may check again and again. Both habits are a state that differs from answer to
+answer; a request in the question ("Do not give up.", "Be quick.") is followed. It exists so that levers can be tried where
+going on pays and checking again does not; it knows nothing else.
+
+{num_parameters:,} parameters, float32; {num_hidden_layers} layers ({first_k_dense_replace} dense), {n_routed_experts} routed experts in {n_group} groups, {num_experts_per_tok} per
+token, {n_shared_experts} shared; MLA attention; sigmoid router balanced by its correction bias. Vocabulary {vocab_size}: byte-level
+BPE, every digit its own token.
+
+## Scores
+Sampled at temperature {temperature}, top-p {top_p}, at most {max_new_tokens} new tokens, on problems of the test split, which
+shares no problem with the training split. An answer counts if the box equals the target exactly, unit included. Checks are
+all further steps: next candidates and second looks.
+
+{scores}
+
+## Training
+    python -m launch.lab.train_search --work DIR
+
+One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes. Every step draws new solutions from the train split;
+the loss counts thought and answer tokens. Writers of four tempers, who open in their own words, try the candidates in order:
+two give up after a failure with probability 0.6, two with 0.04; two go over a success again with probability 0.8, two with
+0.1. A training that was cut off goes on from its last saved step with the same command.
+
+| recipe | value |
+| --- | ---: |
+{recipe}
+
+| step | tokens | loss | largest expert load / mean |
+| ---: | ---: | ---: | ---: |
+{losses}
+"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilyScore:
     """One row of the table; rates in 0-1, tokens and checks are means per sample."""

@@ -11,7 +11,13 @@ LAB_DENSE: Path = Path(__file__).parent / "dense"
 LAB_SAE: Path = Path(__file__).parent / "dense_sae"
 """Folder of the dense model's sparse autoencoder."""
 
-EMBEDDED: dict[str, Path] = {"lab": LAB_MODEL, "lab-dense": LAB_DENSE}
+LAB_SEARCH: Path = Path(__file__).parent / "search_model"
+"""Folder of the mixture-of-experts checkpoint "lab-search", which solves by trying: giving up costs it right answers."""
+
+EMBEDDED: dict[str, Path] = {"lab": LAB_MODEL, "lab-dense": LAB_DENSE, "lab-search": LAB_SEARCH}
 """The names under which `load_model` knows them."""
 
-__all__ = ["EMBEDDED", "LAB_DENSE", "LAB_MODEL", "LAB_SAE"]
+PROBLEMS: dict[str, str] = {"lab": "lab", "lab-dense": "lab", "lab-search": "lab-search"}
+"""The task that each of them was trained on; both tasks are made up, as many problems as are asked for."""
+
+__all__ = ["EMBEDDED", "LAB_DENSE", "LAB_MODEL", "LAB_SAE", "LAB_SEARCH", "PROBLEMS"]
