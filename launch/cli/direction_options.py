@@ -60,6 +60,8 @@ class DirectionOptions(PromptOptions, HeldModel):
     """What counts once: a sample, or a token (auto: a token for decisions, else a sample)."""
     switch_words: tuple[str, ...] = ("Wait", "Alternatively", "Hmm")
     """decisions: words at the start of a step that show that thinking goes on."""
+    after: str | None = None
+    """decisions: only those made where the text so far ends in these words, such as 'wrong.'; default all."""
     chat: bool = False
     """answers, prompts: put the question into the tokenizer's chat template."""
     first_tokens: int | None = None
@@ -110,6 +112,10 @@ def check(command: DirectionOptions) -> None:
         raise ValueError(f"--chat is for questions, and --contrast {command.contrast} reads traces: leave it out")
     if command.switch_words != DirectionOptions.switch_words and command.contrast != "decisions":
         raise ValueError(f"--switch-words goes with --contrast decisions only; contrast is {command.contrast}")
+    if command.after is not None and command.contrast != "decisions":
+        raise ValueError(f"--after goes with --contrast decisions only; contrast is {command.contrast}")
+    if command.after is not None and not command.after.strip():
+        raise ValueError("--after is empty: give words, or leave it out")
     if not all(word.strip() for word in command.switch_words) or not command.switch_words:
         raise ValueError(f"--switch-words are {list(command.switch_words)}: give at least one word, and no empty one")
     if not command.method or len(set(command.method)) != len(command.method):

@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from launch.core.option_checks import DRAWING, ENDPOINT, check_counts, refuse_idle
 from launch.core.options import HeldModel, Room
-from launch.core.prompt_options import (
-    OWN_PROBLEMS,
-    Drawing,
-    PromptOptions,
-    Usual,
-    ask_prompts,
-    chat_of,
-    is_made_up,
-    problems_of,
-    usual_of,
-)
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, chat_of, usual_of
 from launch.core.served.server_options import ServerOptions
+from moe_steer.lab import OWN_PROBLEMS, is_made_up, problems_of
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan

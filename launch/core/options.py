@@ -9,19 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems
-from launch.core.prompt_options import (
-    OWN_PROBLEMS,
-    Drawing,
-    PromptOptions,
-    Usual,
-    answer_limit,
-    is_made_up,
-    problems_of,
-    text_or_file,
-    usual_of,
-)
+from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, text_or_file, usual_of
 from moe_steer.json_files import check_types
-from moe_steer.lab import EMBEDDED
+from moe_steer.lab import EMBEDDED, OWN_PROBLEMS, is_made_up, problems_of
 
 OptionsT = TypeVar("OptionsT")
 

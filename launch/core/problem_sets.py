@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from launch.core.options import PARTS, SplitOptions
-from launch.core.prompt_options import is_made_up, own_wording
+from launch.core.prompt_options import own_wording
+from moe_steer.lab import is_made_up
 from reasoning_evals import Problem, load_task
 
 _SHARES = {"identification": 0.25, "tuning": 0.25}  # of a task without splits of its own; the rest is for the test

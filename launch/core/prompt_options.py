@@ -13,10 +13,8 @@ import tyro
 
 from launch.core.option_checks import PROMPTS, refuse_greedy_samples
 from moe_steer.json_files import quoted
-from moe_steer.lab import PROBLEMS
 
 _ANSWER_LIMITS = {"lab": 256, "lab-dense": 384, "lab-search": 440}
-OWN_PROBLEMS = "own"
 
 if TYPE_CHECKING:
     from reasoning_evals.engines import Chat
@@ -120,16 +118,6 @@ class Usual(NamedTuple):
 def answer_limit(model: str) -> int:
     """The default longest answer in tokens, thought included: what the embedded models need, plenty for any other."""
     return _ANSWER_LIMITS.get(model, Usual().new_tokens)
-
-
-def problems_of(problems: str, model: str) -> str:
-    """The problems asked for; where none are named, those that an embedded model was trained on."""
-    return PROBLEMS.get(model, PROBLEMS["lab"]) if problems == OWN_PROBLEMS else problems
-
-
-def is_made_up(problems: str) -> bool:
-    """Whether they are a lab's, which makes as many up as are asked for, in splits of its own."""
-    return problems in PROBLEMS.values()
 
 
 def usual_of(problems: str, model: str, samples: int = Usual().samples) -> Usual:

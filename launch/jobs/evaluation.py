@@ -13,10 +13,11 @@ from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
 from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
-from launch.core.prompt_options import is_made_up, own_wording
+from launch.core.prompt_options import own_wording
 from launch.core.ranks import Ranks
 from launch.core.served.server_options import JobServerOptions
 from launch.core.session import Session
+from moe_steer.lab import is_made_up
 from reasoning_evals import Problem, compare_arms, load_task
 from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.prompts import FINISHED, THINKING_PROMPT

@@ -11,8 +11,8 @@ import tyro
 
 from launch.core.option_checks import ReadBy, check_counts, check_names
 from launch.core.options import SplitOptions
-from launch.core.prompt_options import OWN_PROBLEMS
 from launch.core.served.server_options import JobServerOptions
+from moe_steer.lab import OWN_PROBLEMS
 from moe_steer.tokens import parse_scope
 
 METHODS = ("caa", "sta", "sae", "atom", "decision", "concise-prompt", "nowait", "budget")

@@ -111,8 +111,8 @@ def search_text(rng: random.Random, check_rate: float = 1.0) -> tuple[str, str]:
     family = SEARCH_FAMILIES[rng.choice(list(SEARCH_FAMILIES))]
     params = draw_params(family, "train", rng)
     hint, seeker = draw_seeker(rng)
-    solution = write_search(family, params, rng, seeker, check_rate)
-    return prompt_text(f"{rng.choice(family.wordings(params))} {hint}".strip()), solution.text() + EOS
+    text = write_search(family, params, rng, seeker, check_rate)
+    return prompt_text(f"{rng.choice(family.wordings(params))} {hint}".strip()), text + EOS
 
 
 def corpus(num: int, seed: int, write: Writer = training_text) -> list[str]:

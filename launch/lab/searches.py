@@ -43,23 +43,11 @@ SEEKERS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Search:
-    """A thought and its answer, with what happened in it."""
+def write_search(family: SearchFamily, params: Params, rng: random.Random, seeker: Seeker, zeal: float = 1.0) -> str:
+    """One solution: what the model writes after the prompt's `<think>` and newline.
 
-    thought: str
-    answer: str
-    final: int
-    num_tried: int
-    num_checks: int
-
-    def text(self) -> str:
-        """What the model writes after the prompt's `<think>` and newline."""
-        return f"{self.thought}</think>\n{self.answer}"
-
-
-def write_search(family: SearchFamily, params: Params, rng: random.Random, seeker: Seeker, zeal: float = 1.0) -> Search:
-    """One solution. `zeal` multiplies the rate of checks: short thoughts teach the calculations quickly."""
+    `zeal` multiplies the rate of checks: short thoughts teach the calculations quickly.
+    """
     candidates, parts = candidates_of(params), [rng.choice(seeker.openings)]
     num_tried = num_checks = 0
     while True:
@@ -77,13 +65,7 @@ def write_search(family: SearchFamily, params: Params, rng: random.Random, seeke
     while right and num_checks < MAX_CHECKS and rng.random() < zeal * seeker.check_rate:
         num_checks += 1
         parts += [f"{AGAIN}:", words]
-    return Search(
-        thought=" ".join(parts),
-        answer=f"The answer is \\boxed{{{show(final, family.unit_of(params))}}}.",
-        final=final,
-        num_tried=num_tried,
-        num_checks=num_checks,
-    )
+    return f"{' '.join(parts)}</think>\nThe answer is \\boxed{{{show(final, family.unit_of(params))}}}."
 
 
 def _trial(family: SearchFamily, params: Params, candidate: int) -> tuple[bool, str]:

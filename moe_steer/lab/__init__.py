@@ -17,7 +17,19 @@ LAB_SEARCH: Path = Path(__file__).parent / "search_model"
 EMBEDDED: dict[str, Path] = {"lab": LAB_MODEL, "lab-dense": LAB_DENSE, "lab-search": LAB_SEARCH}
 """The names under which `load_model` knows them."""
 
-PROBLEMS: dict[str, str] = {"lab": "lab", "lab-dense": "lab", "lab-search": "lab-search"}
-"""The task that each of them was trained on; both tasks are made up, as many problems as are asked for."""
+_PROBLEMS = {"lab": "lab", "lab-dense": "lab", "lab-search": "lab-search"}
 
-__all__ = ["EMBEDDED", "LAB_DENSE", "LAB_MODEL", "LAB_SAE", "LAB_SEARCH", "PROBLEMS"]
+OWN_PROBLEMS = "own"
+
+
+def problems_of(problems: str, model: str) -> str:
+    """The problems asked for; where that is `OWN_PROBLEMS`, the task that an embedded model was trained on."""
+    return _PROBLEMS.get(model, "lab") if problems == OWN_PROBLEMS else problems
+
+
+def is_made_up(problems: str) -> bool:
+    """Whether they are a lab's, which makes as many up as are asked for, in splits of its own."""
+    return problems in _PROBLEMS.values()
+
+
+__all__ = ["EMBEDDED", "LAB_DENSE", "LAB_MODEL", "LAB_SAE", "LAB_SEARCH", "OWN_PROBLEMS", "is_made_up", "problems_of"]
