@@ -13,8 +13,8 @@ from scipy import stats
 
 from expert_stats import MarkerSet, Trace, collect_counts, score_experts
 from expert_stats.causes import ROUTERS, Causes, find_causes, log_gain_gradients, outcomes_under, token_odds
+from launch.lab.planting import plant
 from moe_steer import ExpertGain, SteeringPlan, load_model
-from moe_steer.hooks import call_hooks
 from moe_steer.layers import model_shape, moe_layers
 
 LAYER, EXPERT = 1, 5
@@ -31,33 +31,24 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> list[Trace]:
     return read_any_traces([folder], load_model("lab")[1])
 
 
-def plant(traces: list[Trace], fires: Callable[[Trace, int], bool]) -> tuple[Any, Any, torch.Tensor]:
-    """The lab with expert 5 of the second layer with experts selected at the tokens where ``fires``, and there alone; with the
-    mean of what the experts are given there."""
+def planted(
+    traces: list[Trace], fires: Callable[[Trace, int], bool], towards: Callable[[Any, Any], torch.Tensor]
+) -> tuple[Any, Any]:
+    """The lab with expert 5 of the second layer with experts selected at the tokens where ``fires``, and there alone, writing
+    ``towards`` (model, tokenizer)."""
     model, tokenizer = load_model("lab")
-    layer = moe_layers(model)[LAYER]
-    inputs: list[torch.Tensor] = []
-    with (
-        torch.no_grad(),
-        call_hooks(layer.block, lambda call: inputs.append(next(iter(call.values()))[0]), lambda *_: None),
-    ):
-        for trace in traces:
-            model(torch.tensor([trace.token_ids]))
-    hidden_TD = torch.cat(inputs)
-    there_T = torch.tensor([fires(trace, place) for trace in traces for place in range(len(trace.token_ids))])
-    # A ridge regression of "fires" on the router's input: +10 there and -10 elsewhere.
-    centre_D = hidden_TD.mean(0)
-    wanted_T = torch.where(there_T, 10.0, -10.0)
-    shifted_TD = torch.cat([hidden_TD, torch.ones(len(hidden_TD), 1)], 1)
-    weight_T = torch.where(there_T, (~there_T).sum() / there_T.sum(), 1.0)
-    gram = (shifted_TD * weight_T[:, None]).T @ shifted_TD + 1e-3 * torch.eye(shifted_TD.shape[1])
-    solved_D = torch.linalg.solve(gram, (shifted_TD * weight_T[:, None]).T @ wanted_T)
-    # The router has no constant: the centre's own direction carries it, as norms make its share nearly the same in all tokens.
-    row_D = solved_D[:-1] + solved_D[-1] * centre_D / (centre_D @ centre_D)
-    router: Any = layer.router
-    router.weight.data[EXPERT] = row_D
-    router.e_score_correction_bias.data[EXPERT] = router.e_score_correction_bias.data.mean()
-    return model, tokenizer, hidden_TD[there_T].mean(0)
+    plant(model, moe_layers(model)[LAYER], EXPERT, traces, fires, towards(model, tokenizer))
+    return model, tokenizer
+
+
+def nothing(model: Any, tokenizer: Any) -> torch.Tensor:
+    return torch.zeros(model.config.hidden_size)
+
+
+def what_stops(model: Any, tokenizer: Any) -> torch.Tensor:
+    (close,) = tokenizer("</think>", add_special_tokens=False)["input_ids"]
+    towards_D = model.lm_head.weight[close] - model.lm_head.weight.mean(0)
+    return towards_D / towards_D.norm() * 16
 
 
 def stopping(model: Any, tokenizer: Any, traces: list[Trace]) -> Causes:
@@ -74,9 +65,8 @@ def row_of(causes: Causes) -> Any:
 
 
 def test_an_expert_that_goes_with_the_marker_and_writes_nothing_is_inert(traces: list[Trace]) -> None:
-    model, tokenizer, _ = plant(traces, lambda trace, place: place == trace.thought_start - 1)
+    model, tokenizer = planted(traces, lambda trace, place: place == trace.thought_start - 1, nothing)
     layer = moe_layers(model)[LAYER]
-    layer.experts.down_proj.data[EXPERT] = 0
     counts = collect_counts(model, traces, MarkerSet.from_tokenizer(tokenizer, ("<think>",)))
     best = score_experts(counts).ranking()[0]
     assert (best.layer, best.expert) == (layer.index, EXPERT), "nPMI finds it before all others"
@@ -99,14 +89,8 @@ def test_an_expert_that_is_rare_and_writes_what_stops_is_found(traces: list[Trac
     often = Counter(token for trace in traces for token in trace.token_ids[trace.prompt_length : -1])
     in_most = [token for token, number in seen.items() if number >= 0.7 * len(traces)]
     rare = min(in_most, key=lambda token: (often[token], token))
-    model, tokenizer, input_D = plant(traces, lambda trace, place: trace.token_ids[place] == rare)
+    model, tokenizer = planted(traces, lambda trace, place: trace.token_ids[place] == rare, what_stops)
     layer = moe_layers(model)[LAYER]
-    experts: Any = layer.experts
-    (close,) = tokenizer("</think>", add_special_tokens=False)["input_ids"]
-    gate, up = (experts.gate_up_proj[EXPERT] @ input_D).chunk(2)
-    inner_I = torch.nn.functional.silu(gate) * up
-    towards_D = model.lm_head.weight[close] - model.lm_head.weight.mean(0)
-    experts.down_proj.data[EXPERT] = torch.outer(towards_D / towards_D.norm() * 16, inner_I / (inner_I @ inner_I))
     counts = collect_counts(model, traces, MarkerSet.from_tokenizer(tokenizer, ("<think>",)))
     scores = score_experts(counts)
     assert scores.rate_LE[LAYER, EXPERT] < 0.05, "rare"
