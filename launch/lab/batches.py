@@ -106,12 +106,12 @@ def overthinking_text(rng: random.Random, check_rate: float = 1.0) -> tuple[str,
     return prompt_text(f"{question} {hint}".strip()), solution.text() + EOS
 
 
-def search_text(rng: random.Random, check_rate: float = 1.0) -> tuple[str, str]:
+def search_text(rng: random.Random, check_rate: float = 1.0, spelled: bool = True) -> tuple[str, str]:
     """As `training_text`, of a problem that is solved by trying; `check_rate` multiplies its writer's own rate."""
     family = SEARCH_FAMILIES[rng.choice(list(SEARCH_FAMILIES))]
     params = draw_params(family, "train", rng)
     hint, seeker = draw_seeker(rng)
-    text = write_search(family, params, rng, seeker, check_rate)
+    text = write_search(family, params, rng, seeker, check_rate, spelled)
     return prompt_text(f"{rng.choice(family.wordings(params))} {hint}".strip()), text + EOS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,9 @@ all further steps: next candidates and second looks.
 ## Training
     python -m launch.lab.train_search --work DIR
 
-One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes. Every step draws new solutions from the train split;
-the loss counts thought and answer tokens. Writers of four tempers, who open in their own words, try the candidates in order:
+One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes on a core shared with other work. Every step draws new
+solutions from the train split; the loss counts thought and answer tokens. In a first stage verdicts are bare ("We want 72 and get 75:
+wrong."), in the second both numbers are compared digit by digit before the verdict. Writers of four tempers, who open in their own words, try the candidates in order:
 two give up after a failure with probability 0.6, two with 0.04; two go over a success again with probability 0.8, two with
 0.1. A training that was cut off goes on from its last saved step with the same command.
 
@@ -174,12 +176,16 @@ class Scores:
         return "\n".join(lines)
 
 
-def write_card(folder: Path, loss_log: Path, scores: Scores, recipe: dict[str, Any], template: str = CARD) -> None:
-    """Write README.md into the checkpoint folder; the template may name any key of the two config files."""
+def write_card(
+    folder: Path, loss_logs: Sequence[Path], scores: Scores, recipes: Sequence[dict[str, Any]], template: str = CARD
+) -> None:
+    """Write README.md into the checkpoint folder; the template may name any key of the two config files. A training of several
+    stages has a log and a recipe of each, in order."""
     config = json.loads((folder / "config.json").read_text())
     generation = json.loads((folder / "generation_config.json").read_text())
-    records = [json.loads(line) for line in loss_log.read_text().splitlines()]
+    records = _records(loss_logs)
     last = records[-1]
+    rows = [(key, [recipe[key] for recipe in recipes]) for key in recipes[0]]
     text = template.format_map(
         config
         | generation
@@ -189,11 +195,24 @@ def write_card(folder: Path, loss_log: Path, scores: Scores, recipe: dict[str, A
             "tokens": int(last["tokens"]),
             "steps": int(last["step"]),
             "minutes": last["seconds"] / 60,
-            "recipe": "\n".join(f"| {key} | {value} |" for key, value in recipe.items()),
+            "recipe": "\n".join(f"| {key} | {', then '.join(map(str, values))} |" for key, values in rows),
             "losses": "\n".join(_loss_row(record) for record in _evenly(records, LOSS_ROWS)),
         }
     )
     (folder / "README.md").write_text(text)
+
+
+def _records(loss_logs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The lines of all logs; steps, tokens and seconds go on from one to the next."""
+    records: list[dict[str, Any]] = []
+    for log in loss_logs:
+        before = records[-1] if records else {"step": 0, "tokens": 0, "seconds": 0.0}
+        for line in log.read_text().splitlines():
+            record = json.loads(line)
+            records.append(
+                record | {key: before[key] + record[key] for key in before.keys() & {"step", "tokens", "seconds"}}
+            )
+    return records
 
 
 def replace_scores(card: Path, scores: Scores) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from moe_steer.lab.family import Params, Scratch, show
 from moe_steer.lab.search import SearchFamily, candidates_of, goal_of
@@ -43,10 +44,13 @@ SEEKERS = (
 )
 
 
-def write_search(family: SearchFamily, params: Params, rng: random.Random, seeker: Seeker, zeal: float = 1.0) -> str:
+def write_search(
+    family: SearchFamily, params: Params, rng: random.Random, seeker: Seeker, zeal: float = 1.0, spelled: bool = True
+) -> str:
     """One solution: what the model writes after the prompt's `<think>` and newline.
 
-    `zeal` multiplies the rate of checks: short thoughts teach the calculations quickly.
+    `zeal` multiplies the rate of checks: short thoughts teach the calculations quickly. `spelled`: the goal and what came out are
+    compared digit by digit before the verdict, which is then easy to get right.
     """
     candidates, parts = candidates_of(params), [rng.choice(seeker.openings)]
     num_tried = num_checks = 0
@@ -54,7 +58,7 @@ def write_search(family: SearchFamily, params: Params, rng: random.Random, seeke
         candidate = candidates[num_tried]
         opening = f"{rng.choice(NEXT)} {candidate}:" if num_tried else f"Try {candidate}:"
         num_tried += 1
-        right, words = _trial(family, params, candidate)
+        right, words = _trial(family, params, candidate, spelled)
         parts += [opening, words]
         if right:
             final = candidate
@@ -68,12 +72,27 @@ def write_search(family: SearchFamily, params: Params, rng: random.Random, seeke
     return f"{' '.join(parts)}</think>\nThe answer is \\boxed{{{show(final, family.unit_of(params))}}}."
 
 
-def _trial(family: SearchFamily, params: Params, candidate: int) -> tuple[bool, str]:
+def _trial(family: SearchFamily, params: Params, candidate: int, spelled: bool) -> tuple[bool, str]:
     """Whether the candidate fits, and the sentences that find it out: the verdict has both numbers side by side."""
     sheet = Scratch()
     found, wanted = family.attempt(sheet, params[0], candidate), goal_of(params)
-    sheet.say(f"We want {wanted} and get {found}: {'right' if found == wanted else 'wrong'}.")
+    digits = f" ({compared(wanted, found)})" if spelled else ""
+    sheet.say(f"We want {wanted} and get {found}{digits}: {'right' if found == wanted else 'wrong'}.")
     return found == wanted, sheet.text()
+
+
+def compared(wanted: int, found: int) -> str:
+    """Pairs of digits from the left, up to the first that differ.
+
+    >>> compared(72, 75), compared(72, 7)
+    ('7 and 7, 2 and 5', '7 and 7, 2 and none')
+    """
+    pairs = []
+    for left, right in zip_longest(str(wanted), str(found), fillvalue="none"):
+        pairs.append(f"{left} and {right}")
+        if left != right:
+            break
+    return ", ".join(pairs)
 
 
 def draw_seeker(rng: random.Random) -> tuple[str, Seeker]:

@@ -242,14 +242,22 @@ def train_from(options: Options, subject: Subject) -> tuple[PreTrainedModel, Pre
     return model, tokenizer
 
 
-def train_and_publish(options: Options, subject: Subject) -> None:
-    """Train, write the checkpoint, score it on unseen problems and write its card."""
-    model, tokenizer = train_from(options, subject)
+def publish(
+    options: Options,
+    subject: Subject,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    earlier: Mapping[Path, Recipe] | None = None,
+) -> None:
+    """Write the checkpoint, score it on unseen problems and write its card. `earlier`: folder -> recipe of stages before this one."""
     export_model(model, tokenizer, options.out)
     scores = evaluate_model(options.out, options.problems_per_family, options.samples, families=subject.families)
     (options.work / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
-    write_card(options.out, options.work / "loss.jsonl", scores, asdict(options.recipe), subject.card)
+    stages = {**(earlier or {}), options.work: options.recipe}
+    recipes = [asdict(recipe) for recipe in stages.values()]
+    write_card(options.out, [folder / "loss.jsonl" for folder in stages], scores, recipes, subject.card)
 
 
 if __name__ == "__main__":
-    train_and_publish(tyro.cli(Options), MOE_LAB)
+    asked = tyro.cli(Options)
+    publish(asked, MOE_LAB, *train_from(asked, MOE_LAB))

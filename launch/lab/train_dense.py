@@ -10,7 +10,7 @@ import tyro
 from launch.lab.batches import overthinking_text
 from launch.lab.card import DENSE_CARD
 from launch.lab.models import new_dense_model
-from launch.lab.train import Options, Recipe, Subject, train_and_publish
+from launch.lab.train import Options, Recipe, Subject, publish, train_from
 from moe_steer.lab import LAB_DENSE
 
 MAX_SEQUENCE = 384
@@ -40,4 +40,5 @@ class DenseOptions(Options):
 
 
 if __name__ == "__main__":
-    train_and_publish(tyro.cli(DenseOptions), DENSE_LAB)
+    asked = tyro.cli(DenseOptions)
+    publish(asked, DENSE_LAB, *train_from(asked, DENSE_LAB))
