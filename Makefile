@@ -26,6 +26,9 @@ ifeq ($(shell command -v nvidia-smi),)
 export DS_ACCELERATOR ?= cpu
 endif
 
+# Where there is a browser, its tests run: their driver comes with the tools.
+BROWSER := $(if $(shell command -v chromium chromium-browser google-chrome 2>/dev/null),$(shell echo ,browser))
+
 setup: $(STAMP)
 
 # torch first: an open range would pull gigabytes of CUDA packages onto a machine without a GPU.
@@ -34,7 +37,7 @@ $(STAMP): pyproject.toml Makefile
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BIN)/python -m pip freeze 2>/dev/null | grep -i '^torch==' > $(VENV)/constraints.txt
-	@PIP_CONSTRAINT=$(VENV)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	@PIP_CONSTRAINT=$(VENV)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev$(BROWSER)]'
 	@touch $(STAMP)
 	@echo "ready; what this machine has and lacks: $(BIN)/moe-steer doctor"
 

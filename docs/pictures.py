@@ -10,15 +10,20 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import matplotlib as mpl
 import tyro
 
 from launch.jobs import experts
+from launch.playground.playground import Playground, serve
 from moe_steer.files import write_whole
 from reasoning_evals.report import build_report, charts
 from reasoning_evals.report.page import template_text
@@ -26,8 +31,16 @@ from reasoning_evals.runs import read_run
 
 SCHEMES = {"light": 1, "dark": 0}
 """Name -> chromium's number of the preferred colour scheme."""
-PAGES = {"report": ("report.html", 1140, 860), "traces": ("traces.html", 1140, 620)}
-"""Screenshots: page of the run, width and height."""
+SIZES = {"report": (1140, 860), "playground": (1400, 1000)}
+"""Screenshots: width and height."""
+ON_THE_PAGE: dict[str, Any] = {
+    "prompt": {"index": 5},
+    "sampling": {"seed": 0, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 256, "greedy": False},
+    "plan": {"base": None, "experts": [{"layer": 3, "expert": 2, "gain": 16}], "scope": "thought", "renormalize": False},
+    "columns": [{"kind": "plain"}, {"kind": "plan", "plan": "plan", "dose": 1}, {"kind": "plan", "plan": "yours", "dose": 1}, {"kind": "arm", "word": "budget:64"}],
+    "colour": "expert:3:2",
+}  # fmt: skip
+"""What the playground shows: the plan of the run beside the plain model, another plan, and a budget."""
 _INK, _SOFT, _CARD = "#e8e8e4", "#a0a7b1", "#1b1e24"
 _DARK = {
     "text.color": _INK, "axes.labelcolor": _SOFT, "axes.edgecolor": _SOFT, "xtick.color": _SOFT, "ytick.color": _SOFT,
@@ -60,7 +73,9 @@ def main(options: Pictures) -> list[str]:
         write_whole(out / name, svg)
     names = [*made]
     if browser := shutil.which(options.browser):
-        names += [screenshot(browser, folder, out, page, scheme) for page in PAGES for scheme in SCHEMES]
+        with played(folder) as playground:
+            shown = {"report": (folder / "report.html").resolve().as_uri(), "playground": playground}
+            names += [screenshot(browser, shown[page], out, page, scheme) for page in SIZES for scheme in SCHEMES]
     else:
         print(f"there is no {options.browser}: the screenshots stay as they are")
     write_whole(out / "README.md", sources(read_run(folder), options.run))
@@ -120,15 +135,34 @@ def power_curve(noise: float = 0.105, problems: tuple[int, ...] = (20, 30, 60, 1
         return finished_svg(figure, axes)
 
 
-def screenshot(browser: str, folder: Path, out: Path, page: str, scheme: str) -> str:
+@contextmanager
+def played(folder: Path) -> Iterator[str]:
+    """The address of a playground with the plan of a run, after a run of its own."""
+    with tempfile.TemporaryDirectory() as kept:
+        opened = Playground(plan=(str(folder / "plan.json"),), port=0, out=kept).open()
+        servers: list[Any] = []
+        thread = threading.Thread(target=serve, args=(opened, servers.append))
+        thread.start()
+        try:
+            pages = f"{opened.address}api/pages/picture"
+            httpx.post(f"{pages}/run", json=ON_THE_PAGE).raise_for_status()
+            httpx.get(f"{pages}/events", timeout=300).raise_for_status()  # it ends when the run does
+            yield f"{opened.address}?page=picture"
+        finally:
+            servers[0].should_exit = True
+            thread.join()
+
+
+def screenshot(browser: str, address: str, out: Path, page: str, scheme: str) -> str:
     """The top of a page, as a visitor with this scheme sees it."""
-    file, width, height = PAGES[page]
+    width, height = SIZES[page]
     name = f"{page}-{scheme}.png"
     subprocess.run(
         [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1",
+            "--virtual-time-budget=10000",
             f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}", f"--window-size={width},{height}",
-            f"--screenshot={(out / name).resolve()}", (folder / file).resolve().as_uri(),
+            f"--screenshot={(out / name).resolve()}", address,
         ],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
@@ -142,7 +176,7 @@ def sources(run: Mapping[str, Any], folder: str) -> str:
     return (
         "# Where the pictures are from\n\n"
         f"All are made by `python docs/pictures.py {folder}`, from one finished run of the main job (`make steer`): "
-        f"{json.dumps(config)}, commit {run.get('commit') or 'unknown'}, {versions}. The curve of power is computed, by what `moe-steer power "
+        f"{json.dumps(config)}, commit {run.get('commit') or 'unknown'}, {versions}. The playground shows the plan of that run. The curve of power is computed, by what `moe-steer power "
         "--noise 0.105` computes.\n"
     )
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from moe_steer.choice.entries import TopK
-from moe_steer.plan_entries import EXPERT_KEYS, ExpertGain, ResidualVector
+from moe_steer.entries.expert_entry import EXPERT_KEYS, ExpertGain
+from moe_steer.entries.residual_entry import ResidualVector
+from moe_steer.gates.conditions import When
+from moe_steer.gates.counting import GateCounts, opening_line
 
 _ADD_UP_AT = 8192  # selections that are kept on the device before they are summed
 
@@ -51,7 +54,11 @@ class Audit:
     """Counts of one ``steer`` block. Entries that change nothing have no hook and are not counted."""
 
     def __init__(
-        self, experts: Iterable[ExpertGain], residual: Iterable[ResidualVector], top_k: Iterable[TopK] = ()
+        self,
+        experts: Iterable[ExpertGain],
+        residual: Iterable[ResidualVector],
+        top_k: Iterable[TopK] = (),
+        gates: GateCounts | None = None,
     ) -> None:
         self._entries = {(entry.layer, entry.expert): entry for entry in experts}
         self._residual = dict(enumerate(residual))
@@ -68,6 +75,8 @@ class Audit:
         self._seen: dict[int, int] = dict.fromkeys([*(layer for layer, _ in self._entries), *self._top_k], 0)
         self._touched: dict[int, Tensor | int] = dict.fromkeys(self._residual, 0)
         self._residual_runs: dict[int, int] = dict.fromkeys(self._residual, 0)
+        self._norms: dict[int, Tensor] = {}
+        self._gates = gates
 
     def count_experts(
         self, layer: int, num_experts: int, ids_TK: Tensor, in_scope_TK: Tensor | None, added_TK: Tensor
@@ -109,9 +118,11 @@ class Audit:
         before_TK: Tensor,
         after_TK: Tensor,
         scopes: tuple[Tensor | None, Tensor | None],
+        open_TN: Tensor | None = None,
     ) -> None:
         """Record one forward of a layer whose choice the plan changes: the ids that the router chose by itself and under the
-        plan (``num_experts``: a place without a selection), and which tokens are in the plan's scope and in that of top_k."""
+        plan (``num_experts``: a place without a selection), and which tokens are in the plan's scope and in that of top_k.
+        ``open_TN``: where the gates of the N experts of the choice are open; None: there are none."""
         with torch.no_grad():
             masks = [
                 torch.ones_like(before_TK[:, 0]) if mask_T is None else mask_T.to(before_TK.device).long()
@@ -124,21 +135,24 @@ class Audit:
                 self._numbers[layer] = self._numbers[layer] + found if layer in self._numbers else found
             if layer in self._choosing:
                 experts_N = torch.tensor(self._choosing[layer], device=before_TK.device)
-                found = torch.stack(
-                    [
-                        masks[0].sum().expand(len(experts_N)),
-                        *(
-                            ((ids_TK[:, :, None] == experts_N).any(1) * masks[0][:, None]).sum(0)
-                            for ids_TK in (before_TK, after_TK)
-                        ),
-                    ]
-                )
+                counted_TN = masks[0][:, None].expand(-1, len(experts_N))
+                counted_TN = counted_TN if open_TN is None else counted_TN * open_TN
+                selections = [
+                    ((ids_TK[:, :, None] == experts_N).any(1) * counted_TN).sum(0) for ids_TK in (before_TK, after_TK)
+                ]
+                found = torch.stack([counted_TN.sum(0), *selections])
                 self._choices[layer] = self._choices[layer] + found if layer in self._choices else found
 
-    def count_residual(self, index: int, tokens: Tensor | int) -> None:
-        """Add one forward of the residual entry number ``index``."""
+    def choosing(self, layer: int) -> list[int]:
+        """The experts of a layer that act on the choice, in the order of ``open_TN``."""
+        return self._choosing[layer]
+
+    def count_residual(self, index: int, tokens: Tensor | int, norm: Tensor | None = None) -> None:
+        """Add one forward of the residual entry number ``index``; ``norm``: the sum over tokens of the L2 norm of the change."""
         self._touched[index] = self._touched[index] + tokens
         self._residual_runs[index] += 1
+        if norm is not None:
+            self._norms[index] = self._norms[index] + norm if index in self._norms else norm
 
     @property
     def fired(self) -> Mapping[tuple[int, int], Fired]:
@@ -223,14 +237,21 @@ class Audit:
         rows: list[dict[str, Any]] = []
         for key, fired in self.fired.items():
             entry = self._entries[key]
-            row = {"kind": "expert", **entry.to_dict(), **fired._asdict()}
+            row = {"kind": "expert", **entry.to_dict(), **fired._asdict(), **self._gated(entry.when)}
             rows.append({**row, "tokens": acted[key], **chosen[key]._asdict()} if key in chosen else row)
         rows += [
             {"kind": "top_k", **self._top_k[layer].to_dict(), "tokens": number.scoped, **number._asdict()}
             for layer, number in self.top_k.items()
         ]
-        rows += [entry.audit_row() | {"tokens": self.residual[index]} for index, entry in self._residual.items()]
+        for index, residual in self._residual.items():
+            norm = {"norm_added": float(self._norms[index])} if index in self._norms else {}
+            rows.append(residual.audit_row() | {"tokens": self.residual[index], **norm, **self._gated(residual.when)})
         return rows
+
+    def _gated(self, when: When | None) -> dict[str, Any]:
+        return (
+            {} if when is None or self._gates is None else {"when": str(when), **self._gates.openings(when)._asdict()}
+        )
 
     def summary(self) -> str:
         """One line of text per entry."""
@@ -240,7 +261,7 @@ class Audit:
 
 def row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Audit rows as text: one line per plan entry."""
-    lines = []
+    lines: list[str] = []
     for row in rows:
         if row["kind"] == "top_k" or "scoped" in row:
             who = f"top {row['k']}" if row["kind"] == "top_k" else f"expert {row['expert']} {_action(row)}"
@@ -260,7 +281,7 @@ def row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             lines.append(
                 f"layer {row['layer']} vector {row['file']} x{row['strength']:g}{unit}{scope}: added to {row['tokens']} tokens"
             )
-    return lines
+    return [line + opening_line(row) for line, row in zip(lines, rows, strict=True)]
 
 
 def _added(row: Mapping[str, Any]) -> str:
@@ -269,5 +290,5 @@ def _added(row: Mapping[str, Any]) -> str:
 
 
 def _action(row: Mapping[str, Any]) -> str:
-    said = {key: row[key] for key in EXPERT_KEYS if key in row}
+    said = {key: row[key] for key in EXPERT_KEYS if key in row and key != "when"}
     return ExpertGain(**said).action

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import update_wrapper
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from moe_steer.layers import MoELayer
 
@@ -91,6 +89,19 @@ def output_hooks(functions: Mapping[nn.Module, Callable[[Tensor], Tensor | None]
         yield
 
 
+@contextmanager
+def input_hooks(functions: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Call a function with the first argument of each given module; its result replaces it."""
+
+    def hook(function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        return lambda _, args: (function(args[0]), *args[1:])
+
+    with ExitStack() as stack:
+        for module, function in functions.items():
+            stack.callback(module.register_forward_pre_hook(hook(function)).remove)
+        yield
+
+
 def _record_last(module: nn.Module) -> None:
     """Let transformers' recorders, which stay on a module from the first look on, see what all other hooks have made of the
     output. Other libraries' hooks, and the order among ours, stay as they are."""
@@ -126,45 +137,6 @@ def call_hooks(
         stack.callback(module.register_forward_pre_hook(pre, with_kwargs=True, prepend=first).remove)
         stack.callback(module.register_forward_hook(post, with_kwargs=True).remove)
         yield
-
-
-@contextmanager
-def recomputed(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the block each given module keeps only its input for the backward pass and runs once more there (checkpointing;
-    Chen et al., arXiv 1604.06174). In evaluation mode too, where the library's own switch does nothing.
-
-    The backward pass must be inside the block, and inside that of every hook: what the modules call is called again.
-    """
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(_replaced_forward(module, _run_twice(module.forward)))
-        yield
-
-
-@contextmanager
-def replaced_output(module: nn.Module, output: Any) -> Iterator[None]:
-    """Inside the block ``module`` returns ``output`` without running."""
-    with _replaced_forward(module, lambda *_, **__: output):
-        yield
-
-
-@contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = "forward" in vars(module)  # accelerate has put one there
-    before = module.forward
-    # The signature is read by callers (the library filters arguments by it), so it stays.
-    module.forward = update_wrapper(forward, before)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        if own:
-            module.forward = before
-        else:
-            del module.forward
-
-
-def _run_twice(forward: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 @contextmanager

@@ -6,25 +6,39 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_steer.choice.entries import TOP_K_KEYS, TopK, check_choice
+from moe_steer.choice.entries import TOP_K_KEYS, TopK
 from moe_steer.direction import VectorFile
+from moe_steer.entries.entry_reading import (
+    by_content,
+    free_name,
+    listed,
+    read_entry,
+    refuse_twice,
+    refuse_unknown,
+)
+from moe_steer.entries.expert_entry import EXPERT_KEYS, ExpertGain
+from moe_steer.entries.fitting import check_fits_model
+from moe_steer.entries.residual_entry import RESIDUAL_KEYS, UNITS, ResidualVector
 from moe_steer.files import write_whole
+from moe_steer.gates.conditions import When
+from moe_steer.gates.probe import Probe
 from moe_steer.json_files import check_types, is_number, quoted, read_json
-from moe_steer.plan_entries import EXPERT_KEYS, RESIDUAL_KEYS, UNITS, ExpertGain, ResidualVector
 from moe_steer.tokens import SCOPES, parse_scope
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from moe_steer.layers import ModelShape
+    from moe_steer.entries.transform import Transform
 
 __all__ = ["PLAN_VERSION", "SCOPES", "UNITS", "ExpertGain", "ResidualVector", "SteeringPlan", "TopK"]
 PLAN_VERSION = 1
+GATED_VERSION = 2
+"""Of plans that say more than version 1 knows (``when``, ``do``, ``site``), so that older readers refuse them."""
 MAX_DOSE = 100
 _MODEL_TYPES: dict[str, Any] = {
     "model_type": str | None,
@@ -59,6 +73,7 @@ class SteeringPlan:
     base_dir: str = "."
     _read: dict[str, VectorFile] = field(default_factory=dict, init=False, repr=False, compare=False)
     """File name -> its vector, once it was needed."""
+    _probes: dict[str, Probe] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "experts", tuple(self.experts))
@@ -67,26 +82,30 @@ class SteeringPlan:
         parse_scope(self.scope)
         if not isinstance(self.renormalize, bool):
             raise ValueError(f"renormalize is {quoted(self.renormalize)}: give true or false")
-        seen: set[tuple[int, int]] = set()
-        for entry in self.experts:
-            key = (entry.layer, entry.expert)
-            if key in seen:
-                raise ValueError(f"layer {entry.layer} expert {entry.expert} occurs twice in the plan: keep one gain")
-            seen.add(key)
-        by_layer = [entry.layer for entry in self.top_k]
-        if len(set(by_layer)) < len(by_layer):
-            raise ValueError("top_k names a layer twice: keep one k for each layer")
+        refuse_twice(self.experts, self.top_k)
         for name, value in (("model", self.model), ("provenance", self.provenance)):
             if not isinstance(value, Mapping) and not (name == "model" and value is None):
                 raise ValueError(f"{name} of the plan is {quoted(value)}: give a JSON object")
         if self.model is not None:
-            _refuse_unknown("plan.model", self.model, set(_MODEL_TYPES))
+            refuse_unknown("plan.model", self.model, set(_MODEL_TYPES))
             check_types(dict(self.model), "plan.model", _MODEL_TYPES)
 
     @property
     def is_neutral(self) -> bool:
         """True when the plan changes nothing: every gain 1, every strength 0, and no say in the choice of experts."""
         return not self.active_experts and not self.active_residual and not self.top_k
+
+    @property
+    def version(self) -> int:
+        """The lowest version of the format that says what the plan says."""
+        old = not self.whens and all(entry.only_adds for entry in self.residual)
+        return PLAN_VERSION if old else GATED_VERSION
+
+    @property
+    def whens(self) -> tuple[When, ...]:
+        """The gates of all entries, each once."""
+        entries: list[ExpertGain | ResidualVector] = [*self.experts, *self.residual]
+        return tuple(dict.fromkeys(one.when for one in entries if one.when is not None))
 
     @property
     def active_experts(self) -> tuple[ExpertGain, ...]:
@@ -99,8 +118,8 @@ class SteeringPlan:
         return tuple(entry for entry in self.residual if entry.strength != 0.0)
 
     def dosed(self, dose: float) -> SteeringPlan:
-        """The plan with ``dose`` times what it adds, for dose-response curves: to weights and logits (``ExpertGain.dosed``) and,
-        as strength, to the residual stream. ValueError for a dose that is not in -MAX_DOSE..MAX_DOSE, or that an entry cannot have."""
+        """The plan with ``dose`` times what it adds to weights and logits (``ExpertGain.dosed``) and, as strength, to the residual
+        stream. ValueError for a dose that is not in -MAX_DOSE..MAX_DOSE, or that an entry cannot have."""
         if not is_number(dose) or abs(dose) > MAX_DOSE:
             raise ValueError(f"dose {quoted(dose)} is out of range: give a number from -{MAX_DOSE} to {MAX_DOSE}")
         if self.top_k and dose != 1.0:
@@ -111,7 +130,7 @@ class SteeringPlan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values, in the order of the file format; ValueError for vectors in memory, see ``save``."""
         return {
-            "version": PLAN_VERSION,
+            "version": self.version,
             "model": dict(self.model) if self.model is not None else None,
             "experts": [entry.to_dict() for entry in self.experts],
             "residual": [entry.to_dict() for entry in self.residual],
@@ -127,27 +146,33 @@ class SteeringPlan:
         if not isinstance(data, Mapping):
             raise ValueError(f"a plan is a JSON object, not {type(data).__name__}: make one with 'moe-steer plan'")
         known = {"version", "model", "experts", "residual", "top_k", "scope", "renormalize", "provenance"}
-        _refuse_unknown("plan", data, known)
-        if data.get("version") != PLAN_VERSION:
+        refuse_unknown("plan", data, known)
+        if data.get("version") not in (PLAN_VERSION, GATED_VERSION) or isinstance(data.get("version"), bool):
             raise ValueError(
-                f"plan version {quoted(data.get('version'))} cannot be read: this program reads version {PLAN_VERSION}, make the plan again with 'moe-steer plan'"
+                f"plan version {quoted(data.get('version'))} cannot be read: this program reads versions {PLAN_VERSION} and {GATED_VERSION}, make the plan again with 'moe-steer plan'"
             )
         provenance = data.get("provenance")
-        return cls(
+        plan = cls(
             experts=[
-                _entry(ExpertGain, EXPERT_KEYS, "experts", i, item) for i, item in enumerate(_list(data, "experts"))
+                read_entry(ExpertGain, EXPERT_KEYS, "experts", i, item)
+                for i, item in enumerate(listed(data, "experts"))
             ],
             residual=[
-                _entry(ResidualVector, RESIDUAL_KEYS, "residual", i, item)
-                for i, item in enumerate(_list(data, "residual"))
+                read_entry(ResidualVector, RESIDUAL_KEYS, "residual", i, item)
+                for i, item in enumerate(listed(data, "residual"))
             ],
-            top_k=[_entry(TopK, TOP_K_KEYS, "top_k", i, item) for i, item in enumerate(_list(data, "top_k"))],
+            top_k=[read_entry(TopK, TOP_K_KEYS, "top_k", i, item) for i, item in enumerate(listed(data, "top_k"))],
             scope=data.get("scope", "all"),
             renormalize=data.get("renormalize", False),
             model=data.get("model"),
             provenance={} if provenance is None else provenance,
             base_dir=os.fspath(base_dir),
         )
+        if plan.version > data["version"]:
+            raise ValueError(
+                f"an entry has 'when', 'do' or 'site' and the plan says version {PLAN_VERSION}, which has no such keys: say \"version\": {GATED_VERSION}"
+            )
+        return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, whole or not at all. A vector in memory is written beside it, as NAME-L{layer}.safetensors with
@@ -160,7 +185,7 @@ class SteeringPlan:
             if not entry.file:
                 found = self.vector(entry)
                 if (entry.layer, found) not in files:
-                    name = _free_name(f"{target.stem}-L{entry.layer}", taken)
+                    name = free_name(f"{target.stem}-L{entry.layer}", taken)
                     write_whole(target.with_name(name), found.content)
                     files[entry.layer, found] = name
                     taken.add(name)
@@ -191,11 +216,8 @@ class SteeringPlan:
         """
         payload = dataclasses.replace(self, residual=(), provenance={}).to_dict()
         del payload["provenance"]
-        for entry in self.residual:
-            values: dict[str, Any] = {"layer": entry.layer, "strength": entry.strength, "scope": entry.scope}
-            if entry.unit != UNITS[0]:
-                values["unit"] = entry.unit
-            payload["residual"].append({**values, "sha256": hashlib.sha256(self.vector(entry).content).hexdigest()})
+        payload["experts"] = [by_content(entry, self.probe) for entry in payload["experts"]]
+        payload["residual"] = [by_content(one.identity(self.vector(one)), self.probe) for one in self.residual]
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
     def vector_path(self, entry: ResidualVector) -> Path:
@@ -208,6 +230,30 @@ class SteeringPlan:
                 f"the residual entry of layer {entry.layer} names {entry.file!r}, and there is no file {str(path)!r}: put it there, or name another"
             )
         return path
+
+    def probe(self, file: str) -> Probe:
+        """The probe of a gate's file; ValueError where it is none."""
+        if file not in self._probes:
+            self._probes[file] = Probe.load(Path(self.base_dir, file))
+        return self._probes[file]
+
+    def _probe_path(self, file: str) -> Path:
+        self.probe(file)
+        return Path(self.base_dir, file)
+
+    def with_files(self, name: Callable[[Path], str], base_dir: str | os.PathLike[str]) -> SteeringPlan:
+        """The plan for another folder: ``name`` says how each of its files is called from there. ValueError for a file that is not
+        there."""
+
+        def moved(entry: Any) -> Any:
+            if getattr(entry, "file", ""):
+                entry = dataclasses.replace(entry, file=name(self.vector_path(entry)))
+            if entry.when is not None:
+                entry = dataclasses.replace(entry, when=entry.when.renamed(lambda file: name(self._probe_path(file))))
+            return entry
+
+        experts, residual = list(map(moved, self.experts)), list(map(moved, self.residual))
+        return dataclasses.replace(self, experts=experts, residual=residual, base_dir=os.fspath(base_dir))
 
     def vector(self, entry: ResidualVector) -> VectorFile:
         """The vector of a residual entry as it is in the file or in memory, with its header.
@@ -230,58 +276,11 @@ class SteeringPlan:
         where = str(Path(self.base_dir, entry.file)) if entry.file else entry.name
         return entry.shift_of(self.vector(entry), where)
 
+    def load_transform(self, entry: ResidualVector) -> Transform:
+        """What a residual entry that does not add does. ValueError as for ``load_shift``."""
+        where = str(Path(self.base_dir, entry.file)) if entry.file else entry.name
+        return entry.transform_of(self.vector(entry), where)
+
     def check(self, model: Any) -> None:
         """Refuse a plan that does not fit ``model`` (a transformers model or a ``ModelShape``); ValueError names the entry."""
-        shape: ModelShape
-        if hasattr(model, "moe_layers") and hasattr(model, "num_experts"):  # or the shape of a checkpoint's files
-            shape = model
-        else:
-            from moe_steer.layers import model_shape
-
-            shape = model_shape(model)
-        for key in ("model_type", "num_layers", "num_experts"):
-            wanted = (self.model or {}).get(key)
-            if wanted is not None and wanted != getattr(shape, key):
-                raise ValueError(
-                    f"the plan was made for {key} {wanted!r}, this model has {getattr(shape, key)!r}: give that model, or a plan for this one"
-                )
-        for expert in self.experts:
-            expert.check(shape)
-        check_choice(self.experts, self.top_k, model, shape)
-        for entry in self.residual:
-            if entry.layer >= shape.num_layers:
-                raise ValueError(
-                    f"residual layer {entry.layer} does not exist: this model has layers 0-{shape.num_layers - 1}, name one of them"
-                )
-            entry.check(self.vector(entry), shape)
-            self.load_shift(entry)  # refuses a strength that the vector cannot be measured by
-
-
-def _free_name(stem: str, taken: Collection[str]) -> str:
-    endings = ("", *(f"-{number}" for number in range(2, len(taken) + 2)))
-    return next(name for ending in endings if (name := f"{stem}{ending}.safetensors") not in taken)
-
-
-def _refuse_unknown(where: str, data: Mapping[str, Any], allowed: set[str]) -> None:
-    unknown = sorted(set(data) - allowed)
-    if unknown:
-        raise ValueError(f"unknown key {quoted(unknown[0])} in {where}: it may hold {', '.join(sorted(allowed))}")
-
-
-def _list(data: Mapping[str, Any], key: str) -> list[Any]:
-    value = data.get(key, [])
-    if not isinstance(value, list):
-        raise ValueError(f"{key!r} is {type(value).__name__}: give a JSON list")
-    return value
-
-
-def _entry(kind: Any, keys: Sequence[str], where: str, position: int, item: Any) -> Any:
-    if not isinstance(item, Mapping):
-        raise ValueError(f"{where}[{position}] is {quoted(item)}: give a JSON object")
-    _refuse_unknown(f"{where}[{position}]", item, set(keys))
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
-    needed += ["file"] if kind is ResidualVector else []
-    needed += ["gain"] if kind is ExpertGain and not {"force", "logit_bias"} & set(item) else []
-    if set(needed) - set(item):
-        raise ValueError(f"{where}[{position}] is not complete: give {', '.join(needed)}")
-    return kind(**item)
+        check_fits_model(self, model)

@@ -13,10 +13,16 @@ from torch import Tensor
 
 from moe_steer.audit import Audit, NothingFired, SteeringWarning
 from moe_steer.choice.acting import choice_functions
-from moe_steer.hooks import RoutingFn, call_hooks, choice_hooks, output_hooks, routing_hooks
+from moe_steer.entries.expert_entry import ExpertGain
+from moe_steer.entries.residual_acting import residual_functions
+from moe_steer.entries.residual_entry import ResidualVector
+from moe_steer.gates.counting import GateCounts
+from moe_steer.gates.following import Gates, logits_of
+from moe_steer.hooks import RoutingFn, call_hooks, choice_hooks, input_hooks, output_hooks, routing_hooks
 from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config, unwrap
 from moe_steer.plan import SteeringPlan
-from moe_steer.tokens import PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
+from moe_steer.tokens import MarkerSet, PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
+from moe_steer.tokens.positions import cache_of
 
 
 @contextmanager
@@ -49,22 +55,32 @@ def steer(
     own_k = {layer.index: layer.top_k for layer in layers}
     if any(entry.k == own_k[entry.layer] for entry in plan.top_k):  # a copy would read the plan's files again
         plan = dataclasses.replace(plan, top_k=[entry for entry in plan.top_k if entry.k != own_k[entry.layer]])
-    audit = Audit(plan.active_experts, plan.active_residual, plan.top_k)
+    entries: list[ExpertGain | ResidualVector] = [*plan.active_experts, *plan.active_residual]
+    whens = [entry.when for entry in entries if entry.when is not None]
+    counts = GateCounts(whens) if whens else None
+    audit = Audit(plan.active_experts, plan.active_residual, plan.top_k, counts)
     if plan.is_neutral:
         yield audit
         return
+    gates = Gates(whens, plan.probe, _word_forms(model, tokenizer), counts) if counts else None
     scopes = {plan.scope} if plan.active_experts else set()
     scopes |= {entry.scope for entry in plan.active_residual} | {entry.scope for entry in plan.top_k}
+    scopes |= gates.scopes if gates else set()
     special = _special(model, tokenizer, scopes)
     cache_by_default = bool(getattr(text_config(model), "use_cache", True))
-    tracker = PositionTracker(scopes, special, prompt_lengths, cache_by_default)
+    tracker = PositionTracker(scopes, special, prompt_lengths, cache_by_default, gates)
     with ExitStack() as stack:
-        _follow(stack, model, tracker, needs_ids=special is not None)
+        _follow(stack, model, tracker, gates, needs_ids=special is not None or (gates is not None and gates.reads_ids))
+        if gates is not None:
+            _, modules = decoder_layers(model)
+            stack.enter_context(output_hooks({modules[layer]: read for layer, read in gates.readers.items()}))
         if layers:
-            stack.enter_context(choice_hooks(choice_functions(layers, plan, tracker.mask, audit)))
-            stack.enter_context(routing_hooks(_expert_functions(layers, plan, tracker, audit)))
+            stack.enter_context(choice_hooks(choice_functions(layers, plan, tracker.mask, audit, gates)))
+            stack.enter_context(routing_hooks(_expert_functions(layers, plan, tracker, audit, gates)))
         if plan.active_residual:
-            stack.enter_context(output_hooks(_residual_functions(model, plan, tracker, audit)))
+            outputs, inputs = residual_functions(model, plan, tracker.mask, audit, gates)
+            stack.enter_context(output_hooks(outputs))
+            stack.enter_context(input_hooks(inputs))
         yield audit
     problems = audit.problems()
     if problems and strict:
@@ -73,9 +89,9 @@ def steer(
         warnings.warn("; ".join(problems), SteeringWarning, stacklevel=3)
 
 
-def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, needs_ids: bool) -> None:
-    """Let the tracker see every call of the decoder. A model with images and text gives its decoder embeddings: the token ids
-    are those of the call of the whole model."""
+def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, gates: Gates | None, needs_ids: bool) -> None:
+    """Let the tracker see every call of the decoder, and gates the logits. A model with images and text gives its decoder
+    embeddings: the token ids are those of the call of the whole model."""
     whole, body = unwrap(model), decoder(model)
     ids_BS: list[Tensor | None] = [None]
 
@@ -84,6 +100,8 @@ def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, needs_ids: b
 
     def leave_whole(call: dict[str, Any], output: Any) -> None:
         ids_BS[0] = None
+        if gates is not None and gates.reads_logits:
+            gates.take_logits(logits_of(output), cache_of(call, output))
 
     def enter_body(call: dict[str, Any]) -> None:
         embeds_BSD = call.get("inputs_embeds")
@@ -92,7 +110,10 @@ def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, needs_ids: b
             call = {**call, "input_ids": given}
         tracker.before(call)
 
-    if needs_ids and whole is not body:
+    reads_logits = gates is not None and gates.reads_logits
+    if reads_logits and whole is body:
+        raise ValueError("a gate on entropy or margin reads the logits: pass the model with its head")
+    if (needs_ids or reads_logits) and whole is not body:
         stack.enter_context(call_hooks(whole, enter_whole, leave_whole))
     stack.enter_context(call_hooks(body, enter_body, tracker.after))
 
@@ -109,26 +130,44 @@ def _special(model: Any, tokenizer: Any, scopes: set[str]) -> SpecialTokens | No
     return special_tokens(tokenizer)
 
 
+def _word_forms(model: Any, tokenizer: Any) -> Callable[[str], Sequence[Any]]:
+    """Word -> its token forms."""
+
+    def forms(word: str) -> Sequence[Any]:
+        named = tokenizer if tokenizer is not None else tokenizer_of(model)
+        if named is None:
+            raise ValueError(f"a gate that counts from {word!r} needs a tokenizer: pass tokenizer=, or use load_model")
+        return MarkerSet.from_tokenizer(named, (word,), whole_words=False).markers[0].forms
+
+    return forms
+
+
 def _expert_functions(
-    layers: Sequence[MoELayer], plan: SteeringPlan, tracker: PositionTracker, audit: Audit
+    layers: Sequence[MoELayer], plan: SteeringPlan, tracker: PositionTracker, audit: Audit, gates: Gates | None
 ) -> dict[MoELayer, RoutingFn]:
-    gains: dict[int, dict[int, float]] = {}
+    by_layer: dict[int, list[ExpertGain]] = {}
     for entry in plan.active_experts:
-        gains.setdefault(entry.layer, {})[entry.expert] = entry.gain
+        by_layer.setdefault(entry.layer, []).append(entry)
     return {
-        layer: _gain_function(layer, gains[layer.index], plan, tracker, audit)
+        layer: _gain_function(layer, by_layer[layer.index], plan, tracker, audit, gates)
         for layer in layers
-        if layer.index in gains
+        if layer.index in by_layer
     }
 
 
 def _gain_function(
-    layer: MoELayer, gains: dict[int, float], plan: SteeringPlan, tracker: PositionTracker, audit: Audit
+    layer: MoELayer,
+    entries: Sequence[ExpertGain],
+    plan: SteeringPlan,
+    tracker: PositionTracker,
+    audit: Audit,
+    gates: Gates | None,
 ) -> RoutingFn:
     num_experts = layer.num_experts
     gain_E = torch.ones(num_experts + 1, dtype=torch.float64)  # the last row is for ids of experts on another rank
-    for expert, gain in gains.items():
-        gain_E[expert] = gain
+    for entry in entries:
+        gain_E[entry.expert] = entry.gain
+    parts = None if gates is None else gates.of_experts(entries, num_experts)
     tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def function(ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
@@ -139,9 +178,14 @@ def _gain_function(
         here_TK = ids_TK.clamp(max=num_experts)
         gain_TK = tables[key][here_TK]
         mask_T = tracker.mask(plan.scope)
-        in_scope_TK = None
-        if mask_T is not None:
-            in_scope_TK = mask_T.to(here_TK.device)[:, None].expand_as(here_TK)
+        in_scope_TK = None if mask_T is None else mask_T.to(here_TK.device)[:, None]
+        if parts is not None:
+            open_TK = parts.opened(here_TK).to(here_TK.device)
+            in_scope_TK = open_TK if in_scope_TK is None else in_scope_TK & open_TK
+            if parts.part is not None:
+                gain_TK = torch.lerp(torch.ones_like(gain_TK), gain_TK, parts.part(here_TK).to(gain_TK))
+        if in_scope_TK is not None:
+            in_scope_TK = in_scope_TK.expand_as(here_TK)
             gain_TK = torch.where(in_scope_TK, gain_TK, 1.0)
         old_TK = weights_TK.to(dtype)
         new_TK = old_TK * gain_TK
@@ -157,38 +201,3 @@ def _rescale(new_TK: Tensor, old_TK: Tensor) -> Tensor:
     """Scale each token's weights back to their former sum; a token whose weights are all 0 is not changed."""
     sum_T1 = new_TK.sum(-1, keepdim=True)
     return new_TK * torch.where(sum_T1 > 0, old_TK.sum(-1, keepdim=True) / sum_T1, 1.0)
-
-
-def _residual_functions(
-    model: Any, plan: SteeringPlan, tracker: PositionTracker, audit: Audit
-) -> dict[torch.nn.Module, Callable[[Tensor], Tensor]]:
-    _, modules = decoder_layers(model)
-    by_layer: dict[int, list[tuple[int, Tensor, str]]] = {}
-    for index, entry in enumerate(plan.active_residual):
-        by_layer.setdefault(entry.layer, []).append((index, plan.load_shift(entry), entry.scope))
-    return {modules[layer]: _shift_function(entries, tracker, audit) for layer, entries in by_layer.items()}
-
-
-def _shift_function(
-    entries: list[tuple[int, Tensor, str]], tracker: PositionTracker, audit: Audit
-) -> Callable[[Tensor], Tensor]:
-    ready: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
-
-    def function(hidden_BSD: Tensor) -> Tensor:
-        for index, shift_D, scope in entries:
-            key = (index, hidden_BSD.device, hidden_BSD.dtype)
-            if key not in ready:
-                ready[key] = shift_D.to(hidden_BSD).repeat(hidden_BSD.shape[-1] // len(shift_D))
-            # A model may carry several streams a token, as [B, S, streams, D] or side by side: each is shifted.
-            tokens = hidden_BSD.shape[:-1][:2]
-            mask_T = tracker.mask(scope)
-            if mask_T is None:
-                audit.count_residual(index, tokens.numel())
-                hidden_BSD = hidden_BSD + ready[key]
-            else:
-                audit.count_residual(index, mask_T.sum())
-                mask = mask_T.to(hidden_BSD.device).reshape(tokens + (1,) * (hidden_BSD.ndim - len(tokens)))
-                hidden_BSD = torch.where(mask, hidden_BSD + ready[key], hidden_BSD)
-        return hidden_BSD
-
-    return function

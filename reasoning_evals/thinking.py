@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 from moe_steer.thinking import ANSWER, THOUGHT, Thought, TokenTags, read_from_text
 
-__all__ = ["Loop", "Thought", "TokenCounts", "count_tokens", "longest_repeat", "loop_at_end", "split_thought"]
+__all__ = [
+    "Loop",
+    "Thought",
+    "TokenCounts",
+    "count_tokens",
+    "longest_repeat",
+    "loop_at_end",
+    "split_thought",
+    "token_phases",
+]
 
 _MODULUS = (1 << 61) - 1
 _BASE = 1_000_003
@@ -45,25 +54,35 @@ def count_tokens(token_ids: Sequence[int], opened: bool, tags: TokenTags, stoppe
     >>> count_tokens([5, 6, 7, 2, 8, 1], opened=True, tags=tags, stopped=True)
     TokenCounts(thinking=3, answer=1, total=6)
     """
-    ids = tuple(token_ids[:-1] if stopped else token_ids)
+    phases = token_phases(token_ids[: len(token_ids) - stopped], opened, tags)
+    return TokenCounts(phases.count(THOUGHT), phases.count(ANSWER), len(token_ids))
+
+
+def token_phases(token_ids: Sequence[int], opened: bool, tags: TokenTags) -> list[int]:
+    """What each token belongs to, by the same rules: THOUGHT, ANSWER, OUTSIDE; -1 for those of a tag.
+
+    >>> tags = TokenTags(forms=(((3,), THOUGHT, False), ((2,), ANSWER, True)), starts=ANSWER, close=(2,))
+    >>> token_phases([5, 2, 8], opened=False, tags=tags) == [THOUGHT, -1, ANSWER]
+    True
+    """
+    ids = tuple(token_ids)
     firsts = {form[0] for form, _, _ in tags.forms}
     phase = THOUGHT if opened else tags.starts
     seen = opened
-    counts = [0, 0, 0]
-    position = 0
-    while position < len(ids):
+    phases: list[int] = []
+    while len(phases) < len(ids):
+        position = len(phases)
         found = tags.at(ids, position) if ids[position] in firsts else None
         if found is None:
-            counts[phase] += 1
-            position += 1
+            phases.append(phase)
             continue
         form, after, closes = found
         if closes and not seen:
-            counts[THOUGHT], counts[phase] = counts[phase], 0
+            phases = [THOUGHT if one == phase else one for one in phases]
         seen |= closes or after == THOUGHT
         phase = after
-        position += len(form)
-    return TokenCounts(counts[THOUGHT], counts[ANSWER], len(token_ids))
+        phases += [-1] * len(form)
+    return phases
 
 
 class Loop(NamedTuple):

@@ -65,7 +65,10 @@ def test_overview_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in shown for name in COMMANDS)
     assert main([]) == 2
     assert main(["steer"]) == 2
-    assert "there is no command 'steer': choose one of demo, doctor, collect, score, plan" in capsys.readouterr().err
+    assert (
+        "there is no command 'steer': choose one of demo, doctor, playground, collect, score, plan"
+        in capsys.readouterr().err
+    )
     for name in COMMANDS:
         with pytest.raises(SystemExit) as stopped:
             main([name, "--help"])

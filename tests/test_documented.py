@@ -100,6 +100,11 @@ def test_the_wheel_holds_all_that_runs(installed: Path, demonstration: Path, tmp
     for name in ("report.html", "traces.html", "plan.json", "counts.safetensors"):
         assert (demonstration / "runs/demo" / name).is_file(), name
     assert str(ROOT) not in (demonstration / "runs/demo/run.json").read_text()
+    playground = "from importlib import resources as r; print(sorted(one.name for one in (r.files('launch.playground') / 'page').iterdir()))"
+    done = subprocess.run(
+        [installed / "python", "-c", playground], cwd=tmp_path, env=alone(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "['index.html', 'playground.css', 'playground.js', 'tokens.js']"
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from launch.core.option_checks import DRAWING, ENDPOINT, check_counts, refuse_idle
+from launch.core.option_checks import DRAWING, ENDPOINT, HERE, check_counts, refuse_idle
 from launch.core.options import HeldModel, Room
 from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, chat_of, usual_of
 from launch.core.served.server_options import ServerOptions
@@ -49,8 +50,11 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
     """How many problems; default all, 100 of the lab."""
     plan: str | None = None
     """Steering plan; left out, the model runs as it is."""
+    rule: Annotated[str | None, HERE] = None
+    """A rule of prompt or decoding, as an arm of moe-steer evaluate: prompt-before, prompt-after, no-thinking, thinking-off, effort:WORD,
+    tip, tip-close, nowait, budget:N, continue:N, or several joined by +."""
     arm_name: str | None = None
-    """Name of the arm; default 'steered' with a plan, else 'baseline'."""
+    """Name of the arm; default the rule, 'steered' with a plan, else 'baseline'."""
     samples: int | None = None
     """Samples a problem; default the task's own number, 1 where it has none."""
     greedy: bool = False
@@ -137,6 +141,10 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
             )
         if self.chat_endpoint and self.prompt_as_ids:
             raise ValueError("--prompt-as-ids is for completions, and a chat endpoint takes messages: leave it out")
+        if self.rule is not None:
+            from launch.core.arms import check_rule
+
+            check_rule(self.rule, "--plan")
         refuse_idle(self)
 
     def readers(self) -> Set[str]:
@@ -173,38 +181,34 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         """These options with what they leave to model and machine, and the model as an arm."""
         from launch.core.beforehand import look, settle
         from launch.core.ranks import Ranks
+        from reasoning_evals.prompts import FINISHED, THINKING_PROMPT
 
         known = look(self)
         if plan is not None and known.shape is not None:
             plan.check(known.shape)
-        asked, room = settle(self, known, known.longest_prompt([problem.prompt for problem in problems]), Ranks())
+        added = THINKING_PROMPT + FINISHED if self.rule else ""  # a rule may put either before or after a question
+        asked, room = settle(self, known, known.longest_prompt([p.prompt for p in problems], added), Ranks())
         return asked, asked._model_arm(plan, room)
 
     def _model_arm(self, plan: SteeringPlan | None, room: Room) -> Arm:
+        from launch.core.arms import Words, build_arm
+        from launch.core.options import BASELINE
         from launch.core.session import load_room, take_room
-        from moe_steer import steer
         from reasoning_evals.engines import InProcessSampler
-        from reasoning_evals.runs import Arm
 
         model, tokenizer = load_room(self, room)
-        sampler = InProcessSampler(model, tokenizer)
-        take_room(sampler, room, sets_aside=True)
-        if plan is None:
-            return Arm(self.arm_name or "baseline", sampler, details={"plan": None})
-        plan.check(model)
-        return Arm(
-            self.arm_name or "steered",
-            sampler,
-            context=lambda: steer(model, plan, tokenizer=tokenizer, quiet=True),
-            details={"plan": plan.digest()},
-        )
+        arm = build_arm(self.rule or BASELINE, model, tokenizer, plan, Words()).arm
+        assert isinstance(arm.sampler, InProcessSampler)
+        take_room(arm.sampler, room, sets_aside=True)
+        usual = "steered" if plan and not self.rule else arm.name
+        return dataclasses.replace(arm, name=self.arm_name or usual)
 
     def _endpoint_arm(self, plan: SteeringPlan | None) -> Arm:
         from launch.core.served.connection import Connection, plans_of_any
 
         server, name = self.server_of(), self.arm_name or ("steered" if plan else "baseline")
         served = server.served() if plan else plans_of_any(server)
-        connection = Connection(server=server, name=self.model, served=served)
+        connection = Connection(server=server, name=self.model, known=served)
         connection.require({name: plan}, Path(self.out), self.tokenizer or self.model)
         said = {"said": self.server} if self.server else {}
         return connection.arm(

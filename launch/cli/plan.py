@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launch.cli.plan_gates import gate_words, with_gate
 from launch.core.arms import with_choice
 from launch.core.options import MIN_SUPPORT
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
+from moe_steer.entries.residual_entry import read_vector
 from moe_steer.plan import UNITS
-from moe_steer.plan_entries import read_vector
 from moe_steer.presets import PRESETS, preset_plan
 
 _COMPARED = ("model_type", "num_layers", "num_experts")
@@ -50,6 +50,8 @@ class MakePlan:
     """Directions to add, as LAYER:FILE=STRENGTH or LAYER:FILE=STRENGTH@SCOPE, for example 20:concise.safetensors=0.5@step_end."""
     unit: str = "vector"
     """What the strengths of --residual count: vector (the file's own length) or residual_norm (shares of the residual stream's mean norm at that layer)."""
+    when: str | None = None
+    """When the entries made here act, within their scope, as JSON: {"on": "probe", "file": "check.safetensors", "above": 0.7}; all of it is in docs/how-to/gates.md."""
     top: int = 2
     """How many experts to take from the scores or the preset."""
     gain: float = 64.0
@@ -71,19 +73,21 @@ class MakePlan:
             raise ValueError(f"--out {self.out} is a folder: name the plan file in it")
         self._check_evidence()
         choice = (self.force_in, self.force_out, self.logit_bias, self.top_k)
-        plan = self._with_directions(with_choice(self._plan(), *choice))
+        plan = with_gate(
+            self._with_directions(with_choice(self._plan(), *choice)), self.when, self.start, self._from_out
+        )
         self._refuse_unused(plan)
         plan.save(self.out)
         for entry in plan.experts:
             action = entry.action if entry.acts_on_choice else f"gain {entry.gain:g}"
-            print(f"layer {entry.layer:3d} expert {entry.expert:3d} {action}")
+            print(f"layer {entry.layer:3d} expert {entry.expert:3d} {action}{gate_words(entry)}")
         for number in plan.top_k:
             print(f"layer {number.layer:3d} top {number.k} scope {number.scope}")
         for item in plan.residual:
             unit = " of the residual norm" if item.unit == "residual_norm" else ""
             nothing = "" if item.strength else " (adds nothing)"
             print(
-                f"layer {item.layer:3d} vector {item.file} strength {item.strength:g}{unit} scope {item.scope}{nothing}"
+                f"layer {item.layer:3d} vector {item.file} strength {item.strength:g}{unit} scope {item.scope}{nothing}{gate_words(item)}"
             )
         vectors = f", {len(plan.residual)} vector{'s' * (len(plan.residual) > 1)}" if plan.residual else ""
         numbers = f", {len(plan.top_k)} top_k" if plan.top_k else ""
@@ -210,10 +214,9 @@ class MakePlan:
 
     def _started(self, plan: SteeringPlan) -> SteeringPlan:
         """The plan with its files named from the folder of the new one, and what was asked otherwise."""
-        files = [self._from_out(plan.vector_path(entry)) for entry in plan.residual]
-        return dataclasses.replace(
-            plan,
-            residual=[dataclasses.replace(entry, file=file) for entry, file in zip(plan.residual, files, strict=True)],
+        moved = plan.with_files(self._from_out, plan.base_dir)
+        return replace(
+            moved,
             scope=self.scope or plan.scope,
             renormalize=self.renormalize or plan.renormalize,
         )
@@ -224,16 +227,16 @@ class MakePlan:
         if self.unit != UNITS[0] and not added:
             raise ValueError(f"--unit {self.unit} says how to read --residual, and there is none: give both or neither")
         folder = os.path.realpath(Path(self.out).parent)
-        plan = dataclasses.replace(plan, residual=(*plan.residual, *added), base_dir=folder)
+        plan = replace(plan, residual=(*plan.residual, *added), base_dir=folder)
         model = plan.model
         for entry in plan.residual:
             # The folder may not exist yet, and a path through it would lead nowhere.
-            placed = dataclasses.replace(entry, file=os.path.normpath(os.path.join(folder, entry.file)))
+            placed = replace(entry, file=os.path.normpath(os.path.join(folder, entry.file)))
             plan.load_shift(placed)
             made_on = read_vector(plan.vector_path(placed), placed).header.get("model")
             if isinstance(made_on, Mapping):
                 model = _same_model(model, made_on, entry.file)
-        return dataclasses.replace(plan, model=model)
+        return replace(plan, model=model)
 
     def _from_out(self, path: Path) -> str:
         """A path as the plan file will name it: from the plan's own folder, so that both can move together."""

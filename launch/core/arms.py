@@ -106,6 +106,12 @@ def parse_arm(word: str) -> tuple[Rule, ...]:
     return rules
 
 
+def check_rule(word: str, instead: str) -> None:
+    """ValueError when a word is wrong, or names a plan, which has a place of its own, ``instead``."""
+    if any(_GROUPS.get(rule.kind) == "plan" for rule in parse_arm(word)):
+        raise ValueError(f"the arm {word!r} names a plan: give that as {instead}")
+
+
 def arm_name(rules: Iterable[Rule]) -> str:
     """How the arm is called in the run and in the report; a plan goes by the name of its file, without folder and ending."""
 

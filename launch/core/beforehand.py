@@ -138,7 +138,7 @@ def settle(
     if line := task_line(options):
         ranks.say(line)
     context = longest + options.token_limit
-    if getattr(options, "endpoint", None):  # the server batches; these are asked for together
+    if options.held_by:  # the server batches; these are asked for together
         rows = options.batch_size or _stored_batch(Path(options.folder)) or ASKED_TOGETHER
         return dataclasses.replace(options, batch_size=rows), Room(rows=rows, context=context)
     dry = getattr(options, "dry_run", False)

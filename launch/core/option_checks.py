@@ -28,6 +28,8 @@ HERE = ReadBy(("model",), "--{option} is decided by the server: leave it out, an
 DRAWING = ReadBy(("drawing",), "--{option} {value:g} would change nothing: the most likely token is taken at each step")
 
 ENDPOINT = ReadBy(("endpoint",), "--{option} is for sampling over HTTP: give --endpoint, or leave it out")
+ASKED = ReadBy(("endpoint", "engine"), "--{option} is for sampling over HTTP: give --endpoint, or leave it out")
+ENGINE = ReadBy(("engine",), "--{option} is for a server that this start runs: give --engine, or leave it out")
 PROMPTS = ReadBy(("prompts",), "--{option} is for prompts, and this run renders none: leave it out")
 
 
@@ -68,6 +70,20 @@ def check_num_problems(num_problems: int | None, name: str = "num_problems") -> 
     """ValueError for fewer problems than a comparison needs."""
     if num_problems is not None and num_problems < 2:
         raise ValueError(f"{name} is {num_problems}: give at least 2, a comparison needs them")
+
+
+def check_machine(options: Any) -> None:
+    """ValueError for a machine that no dry run asks about, and for a dry run of what a server holds."""
+    if options.held_by and options.dry_run:
+        raise ValueError(
+            f"--dry-run plans this start's memory, and the server of --{options.held_by} has its own: leave one out"
+        )
+    if (options.gpus is not None or options.gpu_gib is not None) and not options.dry_run:
+        raise ValueError("--gpus and --gpu-gib describe a machine for --dry-run: give --dry-run too, or leave them out")
+    if (options.gpus is None) != (options.gpu_gib is None):
+        raise ValueError(f"--gpus is {options.gpus} and --gpu-gib {options.gpu_gib}: give both, or none")
+    if options.gpus is not None and options.gpu_gib is not None and not (options.gpus >= 1 and options.gpu_gib > 0):
+        raise ValueError(f"--gpus is {options.gpus} and --gpu-gib {options.gpu_gib:g}: give positive numbers")
 
 
 def check_names(field: str, given: Collection[str], known: Collection[str]) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
-from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_num_problems
+from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_machine, check_num_problems
 from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, text_or_file, usual_of
+from launch.core.served.server_options import EngineOptions
 from moe_steer.json_files import check_types
 from moe_steer.lab import EMBEDDED, OWN_PROBLEMS, is_made_up, problems_of
 
@@ -24,7 +25,7 @@ MIN_SUPPORT = 5
 """Times that an expert must have been selected at a marker to be taken into a plan by 'moe-steer plan'."""
 ELSEWHERE = frozenset(
     {"out", "name", "local_rank", "strict", "backend", "offload", "max_memory", "dry_run", "gpus", "gpu_gib"}
-    | {"endpoint", "wait_server", "concurrency", "api_key_variable", "served_name"}
+    | {field.name for field in dataclasses.fields(EngineOptions)}
 )
 """Options that decide where a run is written and who writes it, not what it finds."""
 
@@ -60,7 +61,12 @@ class HeldModel:
 
     def readers(self) -> Set[str]:
         """The parts of this run that options may be for."""
-        return {"endpoint" if getattr(self, "endpoint", None) else "model"}
+        return {self.held_by or "model"}
+
+    @property
+    def held_by(self) -> str:
+        """The option that says that a server holds the model; "" where none does."""
+        return ""
 
     @property
     def is_lab(self) -> bool:
@@ -124,18 +130,7 @@ class RunOptions(Drawing, ModelOptions):
         check_counts(self, ("samples", "batch_size"))
         SamplingConfig(temperature=self.heat, top_p=self.nucleus)  # refuses what no token can be drawn by
         self.check_samples()
-        if self.dry_run and getattr(self, "endpoint", None):
-            raise ValueError(
-                "--dry-run plans the memory of this start, and the server at --endpoint has its own: leave one out"
-            )
-        if (self.gpus is not None or self.gpu_gib is not None) and not self.dry_run:
-            raise ValueError(
-                "--gpus and --gpu-gib describe a machine for --dry-run: give --dry-run too, or leave them out"
-            )
-        if (self.gpus is None) != (self.gpu_gib is None):
-            raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib}: give both, or none")
-        if self.gpus is not None and self.gpu_gib is not None and not (self.gpus >= 1 and self.gpu_gib > 0):
-            raise ValueError(f"--gpus is {self.gpus} and --gpu-gib {self.gpu_gib:g}: give positive numbers")
+        check_machine(self)
 
     def readers(self) -> Set[str]:
         return {*super().readers(), "prompts", *(() if self.takes_most_likely else ("drawing",))}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +34,8 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
+    at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """What ends with the run, as a server that it has started."""
 
     @property
     def is_main(self) -> bool:

@@ -20,7 +20,8 @@ from launch.core.options import HeldModel, Room, RunOptions
 from launch.core.prompt_options import PromptOptions, ask_prompts
 from launch.core.ranks import Ranks
 from launch.core.served.connection import Connection
-from launch.core.served.server_options import JobServerOptions
+from launch.core.served.own_server import OwnServer
+from launch.core.served.server_options import EngineOptions
 from moe_steer import SteeringPlan, load_model
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.files import write_whole
@@ -49,15 +50,16 @@ class Session:
     def load(cls, options: RunOptions, ranks: Ranks, room: Room, tokenizer: Any, shape: ModelShape | None) -> Session:
         """Load the model that the options ask for, once ``settle`` has found its room, or reach the server that holds it; nothing is
         written. ``tokenizer`` and ``shape`` are what ``look`` has found: a server shows neither."""
-        if isinstance(options, JobServerOptions) and options.endpoint:
+        if options.held_by:
             if ranks.world_size > 1:
-                raise ValueError("a server batches by itself: with --endpoint start one process, without the launcher")
+                raise ValueError(
+                    f"a server batches by itself: with --{options.held_by} start one process, without the launcher"
+                )
             if shape is None:
                 raise ValueError(
-                    f"the layers of {options.model} cannot be told from its configuration: leave --endpoint out"
+                    f"the layers of {options.model} cannot be told from its configuration: leave --{options.held_by} out"
                 )
-            connection = Connection.to(options)
-            ranks.say(connection.line)
+            connection = cls._reached(options, ranks, room)
             model = None
         else:
             connection = None
@@ -65,6 +67,21 @@ class Session:
             shape = model_shape(model)
         about = {"tokenizer": tokenizer, "shape": shape, "connection": connection}
         return cls(options=options, ranks=ranks, model=model, room=room, **about)
+
+    @staticmethod
+    def _reached(options: RunOptions, ranks: Ranks, room: Room) -> Connection:
+        assert isinstance(options, EngineOptions)
+        if options.endpoint:
+            connection = Connection.to(options)
+            ranks.say(connection.line)
+            return connection
+        given = ["--max-model-len", str(room.context), *(("--revision", options.revision) if options.revision else ())]
+        given += ["--trust-remote-code"] if options.trust_remote_code else []
+        own = OwnServer(
+            options=options, model=options.model, given=tuple(given), folder=Path(options.folder), say=ranks.say
+        )
+        ranks.at_end.callback(own.stop)
+        return Connection.with_own(own)
 
     def require(self, plans: Mapping[str, SteeringPlan | None]) -> None:
         """ValueError, with the command that starts the right server, for one that lacks some of these plans, given by the names of
@@ -120,7 +137,7 @@ class Session:
         if parts.processors:
             raise ValueError(
                 f"the arm {word!r} is a rule of decoding, which runs in this process and not on a server: leave it out, or leave "
-                "--endpoint out"
+                f"--{self.options.held_by} out"
             )
         arm = self.arm(arm_name(rules), plan)
         return BuiltArm(dataclasses.replace(arm, details=parts.details, render=parts.render), plan)

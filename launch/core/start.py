@@ -56,7 +56,7 @@ def start(
 
     def work() -> None:
         try:
-            with ranks_of_this_run() as ranks:
+            with ranks_of_this_run() as ranks, ranks.at_end:
                 try:
                     run(options, ranks)
                 except DryRun as report:

@@ -248,24 +248,26 @@ def broadcast_plan(plan: SteeringPlan | None, ranks: Ranks) -> SteeringPlan:
     if ranks.world_size == 1:
         assert plan is not None
         return plan
-    parcel = None
-    if ranks.is_main:
-        assert plan is not None
-        parcel = (plan.to_dict(), [plan.vector_path(item).read_bytes() for item in plan.residual])
+    contents: dict[str, bytes] = {}
+
+    def packed(path: Path) -> str:
+        contents[name := f"{len(contents)}.safetensors"] = path.read_bytes()
+        return name
+
+    parcel = (plan.with_files(packed, ".").to_dict(), contents) if ranks.is_main and plan is not None else None
     received = _unpack(*ranks.broadcast(parcel))
     ranks.assert_same("the steering plan", received.digest())
     return plan if ranks.is_main and plan is not None else received
 
 
-def _unpack(data: dict[str, Any], vectors: list[bytes]) -> SteeringPlan:
-    entries = [dict(item, file=f"vector{number}.safetensors") for number, item in enumerate(data["residual"])]
+def _unpack(data: dict[str, Any], contents: dict[str, bytes]) -> SteeringPlan:
     folder = "."
-    if vectors:
+    if contents:
         _FOLDERS.append(tempfile.TemporaryDirectory(prefix="plan-"))
         folder = _FOLDERS[-1].name
-    for entry, content in zip(entries, vectors, strict=True):
-        Path(folder, entry["file"]).write_bytes(content)
-    return SteeringPlan.from_dict({**data, "residual": entries}, base_dir=folder)
+    for name, content in contents.items():
+        Path(folder, name).write_bytes(content)
+    return SteeringPlan.from_dict(data, base_dir=folder)
 
 
 def collect_over_ranks(

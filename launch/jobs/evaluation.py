@@ -15,7 +15,7 @@ from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
 from launch.core.prompt_options import own_wording
 from launch.core.ranks import Ranks
-from launch.core.served.server_options import JobServerOptions
+from launch.core.served.server_options import EngineOptions
 from launch.core.session import Session
 from moe_steer.lab import is_made_up
 from reasoning_evals import Problem, compare_arms, load_task
@@ -31,7 +31,7 @@ _OLD_OPTIONS = "evaluate_options"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(JobServerOptions, ProblemOptions):
+class EvaluateOptions(EngineOptions, ProblemOptions):
     """Compare ways to control reasoning: steering plans, prompts, decoding rules."""
 
     arms: tuple[str, ...] = (BASELINE, "prompt-before", "prompt-after", "tip", "tip-close", "nowait")

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from launch.core.option_checks import ReadBy, check_counts
 from launch.core.options import SplitOptions
-from launch.core.served.server_options import JobServerOptions
+from launch.core.served.server_options import EngineOptions
 from moe_steer.tokens import parse_scope
 
 _GIVEN = "--{option} is for experts that are searched, and --{options.given} gives them: leave it out"
@@ -18,7 +18,7 @@ ONE_GAIN = ReadBy(("gains",), "--gains are {value}: a preset takes one, nothing 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(JobServerOptions, SplitOptions):
+class Options(EngineOptions, SplitOptions):
     """Find the experts that think, turn them up, and see whether it helped."""
 
     plan: str | None = None

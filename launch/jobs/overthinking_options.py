@@ -11,7 +11,7 @@ import tyro
 
 from launch.core.option_checks import ReadBy, check_counts, check_names
 from launch.core.options import SplitOptions
-from launch.core.served.server_options import JobServerOptions
+from launch.core.served.server_options import EngineOptions
 from moe_steer.lab import OWN_PROBLEMS
 from moe_steer.tokens import parse_scope
 
@@ -32,7 +32,7 @@ _SAVED = "--greedy gives the same answer every time: leave --{option} {value} ou
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverthinkingOptions(JobServerOptions, SplitOptions):
+class OverthinkingOptions(EngineOptions, SplitOptions):
     """Make thoughts shorter without losing answers: dense steering against its plain rivals."""
 
     model: str = "lab-dense"
@@ -98,11 +98,11 @@ class OverthinkingOptions(JobServerOptions, SplitOptions):
             )
         if self.sae is not None and self.methods is not None and not needing:
             raise ValueError(f"--sae is for {', '.join(sorted(SAE_METHODS))}, and none is asked for: leave it out")
-        if self.endpoint and (missed := sorted({"nowait", "budget"} & set(self.methods or METHODS))):
+        if self.held_by and (missed := sorted({"nowait", "budget"} & set(self.methods or METHODS))):
             raise ValueError(
                 f"{' and '.join(missed)} are rules of decoding, which run in this process and not on a server: name others with --methods"
             )
-        if self.endpoint and not self.directions and (learned := set(RESIDUAL_METHODS) & set(self.methods or METHODS)):
+        if self.held_by and not self.directions and (learned := set(RESIDUAL_METHODS) & set(self.methods or METHODS)):
             raise ValueError(
                 f"{', '.join(sorted(learned))} are learned from the residual stream, which a server does not send: run this job "
                 "once with the model loaded, and give --directions RUN/directions"

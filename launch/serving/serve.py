@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from launch.core.served.own_server import OWNER
 from launch.serving.latent import LATENT, ROTARY, lacks_kernel, with_latent_sizes
 from moe_steer import SteeringPlan
+from moe_steer.entries.elsewhere import refuse_outside
 
 _NEEDED = """
 import importlib.metadata as found, importlib.util as there, json
@@ -66,6 +69,8 @@ class Serve:
                 *("--additional-config", json.dumps({"moe_steer": settings}), *options),
             ]
             server = subprocess.Popen(command, env={**os.environ, "VLLM_PLUGINS": ",".join(plugins)})
+            if OWNER in os.environ:
+                threading.Thread(target=_end_with, args=(int(os.environ[OWNER]), server), daemon=True).start()
             return self._stay(server, plans, options)
 
     def _stay(self, server: subprocess.Popen[bytes], plans: dict[str, str], options: Sequence[str]) -> int:
@@ -100,6 +105,13 @@ class Serve:
             return False
 
 
+def _end_with(owner: int, server: subprocess.Popen[bytes]) -> None:
+    """End the server once the process that it is for is gone, however it went."""
+    while os.getppid() == owner:
+        time.sleep(1)
+    server.terminate()
+
+
 def named_plans(given: Sequence[str]) -> dict[str, str]:
     """Name -> file, of files, folders and NAME=FILE; ValueError for a name that is given twice, and for a folder without plans."""
     plans: dict[str, str] = {}
@@ -131,7 +143,12 @@ def _files(given: Sequence[str]) -> Iterator[str]:
 
 
 def check_plans(model: str, plans: dict[str, SteeringPlan]) -> None:
-    """ValueError, which names the plan, where one does not fit the configuration of a model."""
+    """ValueError, which names the plan, where a server cannot follow one, or it does not fit the configuration of a model."""
+    for name, plan in plans.items():
+        try:
+            refuse_outside(plan, "a server")
+        except ValueError as error:
+            raise ValueError(f"plan {name}: {error}") from error
     from moe_steer.backends import Unplanned, skeleton
     from moe_steer.layers import model_shape
     from moe_steer.loading import read_config

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_steer.audit import Audit
 from moe_steer.choice.rerouting import Choice, Routed, as_routed, merge, rerouted
+from moe_steer.gates.conditions import Factors
 from moe_steer.layers import MoELayer
 from moe_steer.plan import SteeringPlan
 
@@ -18,7 +19,7 @@ ScopeMask = Callable[[str], Tensor | None]
 
 
 def choice_functions(
-    layers: list[MoELayer], plan: SteeringPlan, scope_mask: ScopeMask, audit: Audit
+    layers: list[MoELayer], plan: SteeringPlan, scope_mask: ScopeMask, audit: Audit, gates: Factors | None = None
 ) -> dict[MoELayer, Callable[[tuple[Any, ...], dict[str, Any], Any], Routed]]:
     """(arguments, keyword arguments, output) of a layer's router -> what it is to return, for every layer whose choice the
     plan changes."""
@@ -37,21 +38,25 @@ def choice_functions(
                     forbidden=tuple(e.expert for e in entries if acts and e.force == "out"),
                     logit_bias={e.expert: e.logit_bias for e in entries if acts and e.logit_bias},
                 )
-        functions[layer] = _function(
-            layer, choices, plan.scope if entries else None, asked[0].scope if asked else None, scope_mask, audit
-        )
+        gated = {e.expert: gates.number_of(e.when) for e in entries if gates is not None and e.when is not None}
+        scopes = (plan.scope if entries else None, asked[0].scope if asked else None)
+        functions[layer] = _function(layer, choices, scopes, scope_mask, audit, (gates, gated))
     return functions
 
 
 def _function(
     layer: MoELayer,
     choices: dict[tuple[bool, bool], Choice],
-    scope: str | None,
-    k_scope: str | None,
+    scopes: tuple[str | None, str | None],
     scope_mask: ScopeMask,
     audit: Audit,
+    gates: tuple[Factors | None, dict[int, int]],
 ) -> Callable[[tuple[Any, ...], dict[str, Any], Any], Routed]:
-    """``scope``: where experts are forced or biased; ``k_scope``: where k is another; None: nowhere."""
+    """``scopes``: where experts are forced or biased, and where k is another; None: nowhere. ``gates``: the numbers of the gates of
+    the experts that have one."""
+    scope, k_scope = scopes
+    following, gated = gates
+    experts = sorted({*choices[True, False].forced, *choices[True, False].forbidden, *choices[True, False].logit_bias})
 
     def parts(num_tokens: int, device: torch.device) -> list[tuple[Tensor | None, Choice]]:
         """The tokens that are routed again, and how: none is in two parts. Every part runs in every forward, with tokens or
@@ -70,16 +75,30 @@ def _function(
 
     def function(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Routed:
         before = as_routed(layer, output)
-        after = before
+        after, open_TN = before, None
+        factors: dict[int, Tensor] = {}
+        if following is not None and gated:
+            factors = {expert: following.factor(n).to(before.ids_TK.device) for expert, n in gated.items()}
+            open_TN = torch.stack([_open(factors.get(e), before.ids_TK) for e in audit.choosing(layer.index)], 1)
         for mask_T, choice in parts(len(before.ids_TK), before.ids_TK.device):
-            after = merge(layer, after, rerouted(layer, choice, args, kwargs), mask_T)
+            if factors and all(expert in factors for expert in experts) and choice.k == layer.top_k:
+                # Where every gate is closed the router's own output stays, to the bit.
+                anywhere_T = torch.stack([_open(factors[expert], before.ids_TK) for expert in experts]).any(0)
+                mask_T = anywhere_T if mask_T is None else anywhere_T & mask_T.to(anywhere_T.device)
+            after = merge(layer, after, rerouted(layer, choice.gated(factors), args, kwargs), mask_T)
         audit.count_choice(
             layer.index,
             layer.num_experts,
             before.ids_TK.long(),
             after.selected_TK(layer.num_experts).long(),
             (scope_mask(scope) if scope else None, scope_mask(k_scope) if k_scope else None),
+            open_TN,
         )
         return after
 
     return function
+
+
+def _open(factor_T: Tensor | None, ids_TK: Tensor) -> Tensor:
+    """bool [T]: where an expert's gate is open; everywhere without one."""
+    return torch.ones_like(ids_TK[:, 0], dtype=torch.bool) if factor_T is None else factor_T > 0

@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from moe_steer.entries.expert_entry import ExpertGain, check_index, check_moe_layer
 from moe_steer.json_files import quoted
-from moe_steer.plan_entries import ExpertGain, check_index, check_moe_layer
 from moe_steer.tokens import parse_scope
 
 if TYPE_CHECKING:

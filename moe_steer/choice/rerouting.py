@@ -8,6 +8,7 @@ the forced experts' own scores. So the weights come out of the family's own arit
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,12 @@ class Choice:
     forced: tuple[int, ...] = ()
     forbidden: tuple[int, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    parts: Mapping[int, Tensor] = field(default_factory=dict)
+    """Expert -> factor [T] of its gate, 0 to 1: of the bias, and whether it is forced at all; experts without one act wholly."""
+
+    def gated(self, parts: Mapping[int, Tensor]) -> Choice:
+        """With the factors of this forward."""
+        return dataclasses.replace(self, parts=parts) if parts else self
 
 
 class _Rerouting(TorchFunctionMode):
@@ -65,15 +72,26 @@ class _Rerouting(TorchFunctionMode):
             return self._unmasked(before, func(*args, **kwargs))
         if name in _BEST_OF_GROUP and self._choice.forbidden and (shape := self._groups(first)):
             # A group is worth what may be chosen in it.
-            low = first.masked_fill(self._among(self._choice.forbidden, first).view(shape), -torch.inf)
+            low = first.masked_fill(self._in_groups(self._choice.forbidden, first, shape), -torch.inf)
             return func(low, *args[1:], **kwargs) if args else func(**{**kwargs, "input": low})
         return func(*args, **kwargs)
 
     def _among(self, experts: tuple[int, ...], like: Tensor) -> Tensor:
-        """bool [E]."""
+        """bool [E]; with gates [T, E]."""
         mask_E = torch.zeros(self._num_experts, dtype=torch.bool)
         mask_E[list(experts)] = True
-        return mask_E.to(like.device)
+        mask_E = mask_E.to(like.device)
+        gated = [expert for expert in experts if expert in self._choice.parts]
+        if not gated:
+            return mask_E
+        mask_TE = mask_E.repeat(len(self._choice.parts[gated[0]]), 1)
+        for expert in gated:
+            mask_TE[:, expert] = self._choice.parts[expert].to(like.device) > 0
+        return mask_TE
+
+    def _in_groups(self, experts: tuple[int, ...], like: Tensor, shape: tuple[int, int]) -> Tensor:
+        mask = self._among(experts, like)
+        return mask.view(*mask.shape[:-1], *shape)
 
     def _groups(self, tensor: Tensor) -> tuple[int, int] | None:
         """(groups, experts of a group) of scores [T, groups, experts of a group]."""
@@ -88,16 +106,22 @@ class _Rerouting(TorchFunctionMode):
         bias = torch.zeros(logits.shape[-1], dtype=torch.float64)
         for expert, value in self._choice.logit_bias.items():
             bias[expert] = value
-        return logits + bias.to(device=logits.device, dtype=logits.dtype)
+        bias = bias.to(device=logits.device, dtype=logits.dtype)
+        if any(expert in self._choice.parts for expert in self._choice.logit_bias):
+            bias = bias.repeat(*logits.shape[:-1], 1)
+            for expert in self._choice.logit_bias.keys() & self._choice.parts.keys():
+                part_T = self._choice.parts[expert].to(device=logits.device, dtype=logits.dtype)
+                bias[..., expert] *= part_T.view(logits.shape[:-1])
+        return logits + bias
 
     def _unmasked(self, before: Tensor, after: Tensor) -> Tensor:
-        forced_E = self._among(self._choice.forced, after)
+        forced = self._choice.forced
         if after.shape != before.shape or after.dtype == torch.bool:
             return after
         if after.shape[-1] == self._num_experts:
-            return torch.where(forced_E, before, after)
+            return torch.where(self._among(forced, after), before, after)
         shape = self._groups(after)
-        return after if shape is None else torch.where(forced_E.view(shape), before, after)
+        return after if shape is None else torch.where(self._in_groups(forced, after, shape), before, after)
 
     def _chosen(self, scores_TE: Tensor) -> Any:
         """The k best, forced ones first and forbidden ones behind all others, groups that were masked included."""

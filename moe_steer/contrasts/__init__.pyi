@@ -2,6 +2,7 @@ from moe_steer.contrasts.collect import collect_contrast as collect_contrast
 from moe_steer.contrasts.collect import contrast_fits as contrast_fits
 from moe_steer.contrasts.collect import data_digest as data_digest
 from moe_steer.contrasts.collect import fit_notes as fit_notes
+from moe_steer.contrasts.collect import marked_states as marked_states
 from moe_steer.contrasts.sequences import MarkedSequence as MarkedSequence
 from moe_steer.contrasts.sites import concise_and_verbose as concise_and_verbose
 from moe_steer.contrasts.sites import decision_sites as decision_sites

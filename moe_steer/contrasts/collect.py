@@ -223,20 +223,28 @@ def measure_contrast_fit(
     return measure_fit(sae, _marked_tokens(model, chosen, layer, batch_tokens))
 
 
+def marked_states(
+    model: Any, sequences: Sequence[MarkedSequence], layers: Sequence[int], batch_tokens: int | None = None
+) -> Iterator[tuple[list[MarkedSequence], dict[int, Tensor]]]:
+    """Batch after batch, the longest sequences first: its sequences, and layer -> the residual stream [T, D] at their marked tokens,
+    one sequence behind the other, of each the positive ones before the negative ones."""
+    body = decoder(model)
+    device = unwrap(model).get_input_embeddings().weight.device
+    for batch in batches(sequences, tokens_of_a_forward(batch_tokens, device)):
+        places = [(row, place) for row, item in enumerate(batch) for place in (*item.positive, *item.negative)]
+        row_T, place_T = torch.tensor(places).T
+        found: dict[int, Tensor] = {}
+
+        def take(layer: int, hidden_BSD: Tensor, at: tuple[Tensor, Tensor] = (row_T, place_T), to: Any = found) -> None:
+            to[layer] = hidden_BSD[at[0].to(hidden_BSD.device), at[1].to(hidden_BSD.device)]
+
+        with torch.no_grad(), observe_residual(model, layers, take, stop=not layout_of(model).lockstep):
+            body(**padded(batch, device), use_cache=False)
+        yield batch, found
+
+
 def _marked_tokens(
     model: Any, sequences: Sequence[MarkedSequence], layer: int, batch_tokens: int | None
 ) -> Iterator[Tensor]:
-    body = decoder(model)
-    device = unwrap(model).get_input_embeddings().weight.device
-    seen: list[Tensor] = []
-    for batch in batches(sequences, tokens_of_a_forward(batch_tokens, device)):
-        with (
-            torch.no_grad(),
-            observe_residual(
-                model, [layer], lambda _, hidden_BSD: seen.append(hidden_BSD), stop=not layout_of(model).lockstep
-            ),
-        ):
-            body(**padded(batch, device), use_cache=False)
-        places = [(row, place) for row, item in enumerate(batch) for place in (*item.positive, *item.negative)]
-        row_T, place_T = torch.tensor(places, device=seen[-1].device).T
-        yield seen.pop()[row_T, place_T]
+    for _, found in marked_states(model, sequences, [layer], batch_tokens):
+        yield found[layer]

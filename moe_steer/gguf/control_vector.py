@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_steer.entries.elsewhere import refuse_outside
 from moe_steer.files import written_aside
 from moe_steer.gguf.header import architectures_of, gguf_package
 from moe_steer.plan import SteeringPlan
@@ -23,6 +24,7 @@ def export_control_vector(plan: SteeringPlan, path: str | os.PathLike[str]) -> d
     first gap. ValueError for a plan without vectors, for other scopes, for layer 0 (llama.cpp has no direction there), for
     vectors of different widths, and for a plan that also holds gains: those are baked, and ``bake`` does both at once.
     """
+    refuse_outside(plan, "a control vector")
     if plan.top_k:
         raise ValueError("the plan also has top_k entries, which a control vector cannot hold: leave them out of it")
     if plan.active_experts:
@@ -34,6 +36,7 @@ def export_control_vector(plan: SteeringPlan, path: str | os.PathLike[str]) -> d
 
 def export_residual(plan: SteeringPlan, path: Path, architecture: str) -> dict[str, Any]:
     """As ``export_control_vector``, whatever else the plan holds; ``architecture`` becomes the file's model hint."""
+    refuse_outside(plan, "a control vector")
     directions = _directions(plan)
     package = gguf_package()
     if os.path.lexists(path):

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,12 +31,15 @@ class Rows:
     """Number of forwards so far."""
     follows_tags: bool = False
     """Whether phase and line were tracked from the first token on."""
+    gates: Mapping[str, Tensor] = field(default_factory=dict)
+    """State of the gates of every ``steer`` block, by its own names: tensors [B] or [B, N]."""
 
     def select(self, index: Tensor) -> Rows:
         """The state of other rows, in their order."""
         index = index.to(self.seen_B.device)
         chosen: dict[str, Any] = {name: tensor[index] for name, tensor in self._tensors()}
-        return dataclasses.replace(self, **chosen)
+        gates = {name: tensor[index] for name, tensor in self.gates.items()}
+        return dataclasses.replace(self, **chosen, gates=gates)
 
     def join(self, others: Sequence[Rows]) -> Rows:
         """The state of these rows, then of the others'; the number of forwards is that of these."""
@@ -44,7 +47,9 @@ class Rows:
         joined: dict[str, Any] = {
             name: torch.cat([getattr(part, name) for part in parts]) for name, _ in self._tensors()
         }
-        return dataclasses.replace(self, **joined, follows_tags=all(part.follows_tags for part in parts))
+        known = [name for name in self.gates if all(name in part.gates for part in others)]
+        gates = {name: torch.cat([part.gates[name] for part in parts]) for name in known}
+        return dataclasses.replace(self, **joined, gates=gates, follows_tags=all(part.follows_tags for part in parts))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for item in dataclasses.fields(self):
@@ -113,7 +118,10 @@ def leave_rows(cache: Any, rows: Rows) -> None:
     if not isinstance(cache, FollowsRows):
         cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
     others = cache.steering_rows
-    if not rows.follows_tags and others is not None and others.follows_tags and others.forwards == rows.forwards:
+    nested = others is not None and others.forwards == rows.forwards
+    if nested and others.gates:
+        rows = dataclasses.replace(rows, gates={**others.gates, **rows.gates})
+    if nested and others.follows_tags and not rows.follows_tags:
         rows = dataclasses.replace(
             rows, phase_B=others.phase_B, bits_B=others.bits_B, tail_BN=others.tail_BN, follows_tags=True
         )

@@ -23,8 +23,9 @@ Definitions, one row at a time, padding never counted:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -62,6 +63,34 @@ def tag_scopes(scopes: Collection[str]) -> list[str]:
     return sorted(text for text in scopes if parse_scope(text).kind in TAG_SCOPES)
 
 
+class Tokens(NamedTuple):
+    """What is known of a forward's tokens when it begins."""
+
+    ids_BS: Tensor | None
+    real_BS: Tensor
+    number_BS: Tensor
+    """Of the generated token, below 0 in the prompt."""
+    mask: Callable[[str], Tensor | None]
+    """Scope -> bool [T]; None: every token."""
+    has_prompt: bool
+    """Whether a token of it may be of a prompt."""
+
+    def scope_BS(self, scope: str) -> Tensor:
+        """The tokens of a scope."""
+        mask_T = self.mask(scope)
+        return self.real_BS if mask_T is None else mask_T.view(self.real_BS.shape)
+
+
+class Follower(Protocol):
+    """Keeps a state of its own for each row, on the cache (``Rows.gates``)."""
+
+    def begin(self, tokens: Tokens, rows: Rows, after: Rows) -> None:
+        """Take the tokens of a forward and the rows as they were before it; ``after``: as they are behind it."""
+
+    def end(self) -> Mapping[str, Tensor]:
+        """The rows' state behind the forward."""
+
+
 class PositionTracker:
     """Gives ``mask(scope)`` for the current forward. ``hooks.call_hooks`` on the decoder calls it."""
 
@@ -71,6 +100,7 @@ class PositionTracker:
         special: SpecialTokens | None,
         prompt_lengths: Sequence[int] | None = None,
         cache_by_default: bool = True,
+        follower: Follower | None = None,
     ) -> None:
         self._scopes = {text: parse_scope(text) for text in scopes}
         kinds = {scope.kind for scope in self._scopes.values()}
@@ -92,6 +122,7 @@ class PositionTracker:
                     )
         self._prompt_lengths = prompt_lengths
         self._cache_by_default = cache_by_default
+        self._follower = follower
         self._classes_V: Tensor | None = None
         self._masks: dict[str, Tensor | None] | None = None
         self._rows: Rows | None = None
@@ -124,8 +155,8 @@ class PositionTracker:
             ids_BS = self._ids(ids_BS)
             # Columns: the state before this forward, then the state after each of its tokens.
             started_BS, tail_BN = self._started(rows.tail_BN, ids_BS, real_BS)
-            phase_BS = _carried(rows.phase_B, started_BS - 1, real_BS & (started_BS > 0))
-            ends = sentence_ends(rows.bits_B, self._bits(ids_BS), real_BS, _carried)
+            phase_BS = carried(rows.phase_B, started_BS - 1, real_BS & (started_BS > 0))
+            ends = sentence_ends(rows.bits_B, self._bits(ids_BS), real_BS, carried)
         number_BS = rows.seen_B[:, None] + real_BS.cumsum(1) - 1 - rows.prompt_B[:, None]  # of the generated token
         for text, scope in self._scopes.items():
             if scope.kind != "all":
@@ -140,18 +171,22 @@ class PositionTracker:
             forwards=rows.forwards + 1,
             follows_tags=self._follows_tags,
         )
+        if self._follower is not None:
+            has_prompt = length > 1 or rows.forwards == 0 or self._prompt_lengths is not None
+            tokens_seen = Tokens(ids_BS, real_BS, number_BS, self.mask, has_prompt)
+            self._follower.begin(tokens_seen, rows, self._rows)
 
     def after(self, call: dict[str, Any], output: Any) -> None:
         """Store the rows' state on the cache for the next forward."""
-        self._masks = None
         if self._rows is None:
+            self._masks = None
             return
-        cache = _cache(call)
-        if cache is None:
-            cache = getattr(output, "past_key_values", None)
+        if self._follower is not None:
+            self._rows = dataclasses.replace(self._rows, gates=self._follower.end())
+        cache = cache_of(call, output)
         if cache is not None:
             leave_rows(cache, self._rows)
-        self._rows = None
+        self._masks = self._rows = None
 
     def mask(self, scope: str) -> Tensor | None:
         """bool [T], T = B*S row by row: which tokens are real and in scope. None means every token."""
@@ -162,7 +197,7 @@ class PositionTracker:
         return self._masks[scope]
 
     def _rows_of(self, call: dict[str, Any], real_BS: Tensor) -> Rows:
-        cache = _cache(call)
+        cache = cache_of(call)
         past = cache.get_seq_length() if cache is not None else 0
         num_rows, device = len(real_BS), real_BS.device
         if past:
@@ -243,7 +278,7 @@ def scoped_positions(scope: str, tokenizer: Any, token_ids: Sequence[int], promp
     return list(range(len(token_ids))) if mask_T is None else mask_T.nonzero()[:, 0].tolist()
 
 
-def _carried(before_B: Tensor, value_BS: Tensor, counts_BS: Tensor) -> Tensor:
+def carried(before_B: Tensor, value_BS: Tensor, counts_BS: Tensor) -> Tensor:
     """[B, 1 + S]: ``before_B``, then at each token the value of the latest real token so far."""
     value_BS = value_BS.to(before_B.dtype)
     if value_BS.shape[1] == 1:
@@ -254,6 +289,8 @@ def _carried(before_B: Tensor, value_BS: Tensor, counts_BS: Tensor) -> Tensor:
     return torch.cat([columns[:, :1], columns.gather(1, place_BS)], 1)
 
 
-def _cache(call: dict[str, Any]) -> Any:
+def cache_of(call: dict[str, Any], output: Any = None) -> Any:
+    """The cache of a call, or the one that its output hands back."""
     cache = call.get("past_key_values")
-    return call.get("cache_params") if cache is None else cache
+    cache = call.get("cache_params") if cache is None else cache
+    return getattr(output, "past_key_values", None) if cache is None else cache

@@ -63,6 +63,8 @@ class Reply:
     """Those of them that were thought."""
     request_id: str | None = None
     """What the server calls this request."""
+    heard: Callable[[Reply], None] | None = None
+    """Called after each event."""
     _pieces: list[str] = field(default_factory=list)
 
     def add(self, event: bytes) -> bool:
@@ -96,6 +98,8 @@ class Reply:
         for place in (choice, values):
             if (ids := self._ids(place, "prompt_token_ids")) is not None:
                 self.prompt_ids = tuple(ids)
+        if self.heard is not None:
+            self.heard(self)
         return moved
 
     def finish(self) -> str:
@@ -111,6 +115,11 @@ class Reply:
         if reason in ("", "abort", "error"):
             raise PassingFailure("cut stream", "the stream ended before the completion did")
         raise EndpointError(f"it ended a completion for the reason {self._quoted(reason)!r}, neither stop nor length")
+
+    @property
+    def so_far(self) -> str:
+        """The text that has arrived."""
+        return whole_text(list(self._pieces))
 
     @property
     def _began(self) -> bool:

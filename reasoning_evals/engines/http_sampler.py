@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
@@ -105,6 +105,8 @@ class HttpSampler:
         self._plan = plan
         self._hits: Counter[int] = Counter()
         self._outage = outage
+        self.on_reply: Callable[[Reply], None] | None = None
+        """Called with the reply at each event of it; what it raises ends the sampling."""
 
     @property
     def stats(self) -> HttpStats:
@@ -155,7 +157,7 @@ class HttpSampler:
 
         EndpointError in one line when a sample fails for good; pending requests are then cancelled.
         """
-        bodies = [(request, self._body(request, config)) for request in requests]
+        bodies = [(request, self.body(request, config)) for request in requests]
         client = open_client(self._address, self._concurrency, self._patience)
         places = asyncio.Semaphore(self._concurrency)
         failed: Future[BaseException] = Future()
@@ -189,7 +191,8 @@ class HttpSampler:
             thread.join()
             loop.close()
 
-    def _body(self, request: Request, config: SamplingConfig) -> dict[str, Any]:
+    def body(self, request: Request, config: SamplingConfig) -> dict[str, Any]:
+        """What is sent for a sample."""
         if not (request.prompt_ids if self._prompt_as_ids else request.prompt):
             raise ValueError(f"request {request.key!r} has no prompt: render its prompt first")
         body: dict[str, Any] = {
@@ -266,6 +269,7 @@ class HttpSampler:
             if self._chat is None
             else ChatReply(hide=self._address.hide, chat=self._chat, **limits)
         )
+        reply.heard = self.on_reply
         most = (1 << 20) + 64 * len(request.prompt) + _BYTES_A_TOKEN * most_tokens
         try:
             await ask(client, self._address, body, reply, self._patience, most)

@@ -7,9 +7,11 @@ from reasoning_evals.runs.completions import run_thoughts as run_thoughts
 from reasoning_evals.runs.grading_pass import GradeRow as GradeRow
 from reasoning_evals.runs.grading_pass import Judgement as Judgement
 from reasoning_evals.runs.grading_pass import grade_run as grade_run
+from reasoning_evals.runs.grading_pass import judge_one as judge_one
 from reasoning_evals.runs.grading_pass import read_grades as read_grades
 from reasoning_evals.runs.run import Arm as Arm
 from reasoning_evals.runs.run import run_arms as run_arms
+from reasoning_evals.runs.run import sample_seed as sample_seed
 from reasoning_evals.runs.run_folder import PROBLEMS_FILE as PROBLEMS_FILE
 from reasoning_evals.runs.run_folder import RUN_FILE as RUN_FILE
 from reasoning_evals.runs.run_folder import digest as digest

@@ -116,7 +116,7 @@ def grade_run(
             raise ValueError(
                 f"{folder} holds a sample of arm {completion.arm!r}, which is not of this run: {sorted(readers)} are"
             )
-        row = _judge_one(completion, problem, judge, readers[completion.arm])
+        row = judge_one(completion, problem, judge, readers[completion.arm])
         rows[row.arm, row.problem_id, row.sample_idx] = row
     expected = [(arm, name, j) for arm in config["arm_order"] for name in by_id for j in range(config["k"])]
     missing = [key for key in expected if key not in rows]
@@ -150,9 +150,10 @@ def _parse(lines: Iterable[bytes], path: Path) -> Iterator[GradeRow]:
             raise ValueError(f"{path}:{number}: {error}: {remedy}") from error
 
 
-def _judge_one(
+def judge_one(
     completion: Completion, problem: Problem, judge: Callable[[Problem, Thought], Judgement], reader: ArmThoughts
 ) -> GradeRow:
+    """A completion, judged and measured. ``reader``: how its arm is read (``arm_thoughts``)."""
     thought = reader.split(completion.text, completion.prompt)
     verdict = judge(problem, thought)
     outcome, reason = _told_apart(problem, verdict, thought, completion.finish_reason)

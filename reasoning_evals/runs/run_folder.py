@@ -39,6 +39,7 @@ GRADES_FILE = "grades.jsonl"
 _HASHES = ("config_hash", "prompts", "problems")
 SUMS = (
     *("tokens", "weight_added", "scoped", "selected_before", "selected_after"),
+    *("norm_added", "rows", "opened_rows", "reopened_rows", "openings"),
     *("samples", "retried_samples", "retokenized", "counted", "filtered", "unaudited", "retries"),
 )
 """The fields of an audit row that are added up; all others identify the row."""

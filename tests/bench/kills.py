@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python tests/bench/kills.py [--n 100] [--seed 0] [--jobs experts overthinking safety evaluation] [--ranks 1 2]
 
 Four jobs on small models in quick form, on one rank and on two (zero3). Each is run once undisturbed; then runs of it are killed
-(SIGKILL, all ranks) at a moment that the die chooses within that time, up to three times a run, and the same command continues.
+(SIGKILL, all ranks) up to six times a run, and the same command continues. The die chooses when: one kill in five some time after the
+start, the others when the run has written some more samples, and up to half a second later, so that few come after the end.
 Checked: the run ends with exit code 0; no sample is lost, none stands twice in the files, all have the tokens and texts of the
 undisturbed run; results.json is the same. The last line is the summary; the exit code says whether something differed.
 """
@@ -90,15 +91,39 @@ def undisturbed(script: Path, ranks: int, options: list[str], folder: Path) -> t
     return left_by(folder), done.seconds
 
 
+def written(folder: Path) -> int:
+    """Samples in the files now."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.rglob("generations*.jsonl"))
+
+
+def moment_of(folder: Path, whole: int, seconds: float, left: int, dice: random.Random) -> float:
+    """Seconds after the start at which to kill, returned when that moment is near: the run goes on meanwhile. ``left``: kills to come."""
+    began, before = time.monotonic(), written(folder)
+    if before == whole or dice.random() < 0.2:
+        return dice.uniform(0.05, 0.6) * seconds
+    target = before + dice.randint(1, max(1, 2 * (whole - before) // (left + 1)))
+    while time.monotonic() - began < LIMIT and (written(folder) < target or not (folder / "run.json").exists()):
+        if (folder / "report.html").exists():  # the end
+            break
+        time.sleep(0.02)
+    return time.monotonic() - began + dice.uniform(0, 0.5)
+
+
 def killed(
-    script: Path, ranks: int, options: list[str], folder: Path, seconds: float, kills: int, dice: random.Random
+    script: Path,
+    ranks: int,
+    options: list[str],
+    folder: Path,
+    whole: int,
+    seconds: float,
+    kills: int,
+    dice: random.Random,
 ) -> tuple[int, list[str]]:
     """(kills that met a running job, what differs afterwards)."""
     met = 0
-    for _ in range(kills):
+    for number in range(kills):
         running = RunningRanks(script, ranks, [*options, "--out", str(folder)])
-        moment = dice.uniform(0.15, 1.0) * seconds  # the first part of a start is spent on imports
-        done = running.wait(moment)
+        done = running.wait(moment_of(folder, whole, seconds, kills - number, dice))
         if any(done.codes) or None not in done.codes:
             if done.codes == [0] * ranks:  # it was faster than the die
                 break
@@ -133,8 +158,8 @@ def main() -> int:
                 wanted[job, ranks] = undisturbed(script, ranks, asked, Path(home, f"{job}-{ranks}"))
             whole, seconds = wanted[job, ranks]
             folder = Path(home, f"run-{runs}")
-            kills = min(dice.choice((1, 2, 3)), options.n - done)
-            met, problems = killed(script, ranks, asked, folder, seconds, kills, dice)
+            kills = min(dice.randint(1, 6), options.n - done)
+            met, problems = killed(script, ranks, asked, folder, len(whole.samples), seconds, kills, dice)
             problems = problems or differences(left_by(folder), whole)
             done, runs, faults = done + met, runs + 1, faults + bool(problems)
             said = "; ".join(problems) or f"{len(whole.samples)} samples, none lost, none twice, all equal"

@@ -2,9 +2,11 @@
 
     .venv/bin/python tests/bench/steering_cost.py            both models, about 10 minutes on one thread
     .venv/bin/python tests/bench/steering_cost.py --quick    the lab model only
+    .venv/bin/python tests/bench/steering_cost.py --decode   decoding alone: with plain, steered and the gates
 
 Every repeat times all variants one after another, in turn; the table shows medians of tokens/s and, as the cost, the median over repeats of
-(time of the variant / time of plain in the same repeat), with its quartiles. Forward passes run in eval mode without gradients; "teacher" runs whole texts through the
+(time of the variant / time of plain in the same repeat), with its quartiles; "fastest" is the ratio of the fastest repeats, which
+other work on the machine disturbs least. Forward passes run in eval mode without gradients; "teacher" runs whole texts through the
 decoder, "decode" feeds one token a row through a filled cache, language-model head included. Times are CPU time of the one thread, so that
 other work on the machine weighs little.
 """
@@ -17,6 +19,7 @@ import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,11 +28,13 @@ import torch
 
 from expert_stats.counter import RoutingCounter
 from moe_steer import ExpertGain, SteeringPlan, load_model, observe_routing, steer
+from moe_steer.gates import Probe
 from moe_steer.layers import model_shape
 from moe_steer.tokens.markers import Marker, MarkerSet
 from moe_steer.tokens.traces import Trace
 
-VARIANTS = ("plain", "observed", "counted", "steered")
+VARIANTS = ("plain", "observed", "counted", "steered", "gated", "on entropy")
+"""gated: the steered plan on a probe with hysteresis and a ramp; on entropy: the same on the model's own entropy (in decoding alone)."""
 GAIN = 1 + 1e-9
 """Hooked and multiplied like any gain, and 1 in float32: the work of the steered model is the plain one's to the bit. A large gain changes
 what later layers route, and so what the experts cost, which is not the price of steering."""
@@ -65,7 +70,9 @@ def middle_model() -> Any:
 
 
 @contextlib.contextmanager
-def variant(name: str, model: Any, plan: SteeringPlan, prompt: int) -> Iterator[Prepare]:
+def variant(
+    name: str, model: Any, plan: SteeringPlan, prompt: int, batch: int, teacher_forced: bool
+) -> Iterator[Prepare]:
     """The model under one variant; yields what must be called with the ids before every forward."""
     if name == "plain":
         yield lambda ids: None
@@ -87,9 +94,26 @@ def variant(name: str, model: Any, plan: SteeringPlan, prompt: int) -> Iterator[
 
         with observe_routing(model, counter):
             yield prepare
-    else:
+    elif name == "steered":
         with steer(model, plan, quiet=True):
             yield lambda ids: None
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            gated = gated_plan(model, plan, name, folder)
+            with steer(model, gated, quiet=True, prompt_lengths=[prompt] * batch if teacher_forced else None):
+                yield lambda ids: None
+
+
+def gated_plan(model: Any, plan: SteeringPlan, name: str, folder: str) -> SteeringPlan:
+    """The plan with a gate on all its entries, open at about half of the tokens."""
+    width = model.config.hidden_size
+    layer = plan.experts[0].layer - 1
+    weight_D = torch.randn(width, generator=torch.Generator().manual_seed(2))
+    Probe(weight_D=weight_D, bias=0.0, layer=max(layer, 0)).save(f"{folder}/probe.safetensors")
+    on_probe = {"on": "probe", "file": "probe.safetensors", "above": 0.5, "until": 0.4, "ramp": 4}
+    when = on_probe if name == "gated" else {"on": "entropy", "above": 2.0, "until": 1.5}
+    experts = [ExpertGain(one.layer, one.expert, one.gain, when=when) for one in plan.experts if one.layer > layer]
+    return SteeringPlan(experts=experts, base_dir=folder)
 
 
 def teacher(model: Any, ids: torch.Tensor, prepare: Prepare) -> float:
@@ -119,25 +143,28 @@ def decode(model: Any, ids: torch.Tensor, prepare: Prepare, steps: int) -> float
     return time.process_time() - start
 
 
-def measure(label: str, model: Any, repeats: int) -> None:
+def measure(label: str, model: Any, repeats: int, decode_only: bool) -> None:
     """Print the table of one model."""
     shape = model_shape(model)
-    layers = [shape.moe_layers[0], shape.moe_layers[-1]]
+    layers = [shape.moe_layers[1], shape.moe_layers[-1]]
     plan = SteeringPlan(experts=[ExpertGain(layer, 1, GAIN) for layer in layers])
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(
         f"\n{label}: {millions:.1f} M parameters, {len(shape.moe_layers)} MoE layers, plan names {len(layers)} of them"
     )
-    print(f"{'work':<18}{'variant':<10}{'tokens/s':>10}{'cost':>8}   quartiles of the cost   repeats")
-    for mode in ("teacher", "decode"):
+    print(f"{'work':<18}{'variant':<10}{'tokens/s':>10}{'cost':>8}   quartiles of the cost   fastest   repeats")
+    for mode in ("decode",) if decode_only else ("teacher", "decode"):
+        names = [name for name in VARIANTS if not (mode == "teacher" and name == "on entropy")]
+        names = [name for name in names if name not in ("observed", "counted")] if decode_only else names
         for batch in (1, 32):
             length, steps = (128 if batch == 1 else 48, 0) if mode == "teacher" else (32, 16)
             ids = torch.randint(7, 200, (batch, length), generator=torch.Generator().manual_seed(1))
-            seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+            seconds: dict[str, list[float]] = {name: [] for name in names}
             for repeat in range(repeats + 1):
-                order = VARIANTS[repeat % 4 :] + VARIANTS[: repeat % 4]
+                turn = repeat % len(names)
+                order = names[turn:] + names[:turn]
                 for name in order:
-                    with variant(name, model, plan, prompt=16) as prepare:
+                    with variant(name, model, plan, 16, batch, mode == "teacher") as prepare:
                         if mode == "teacher":
                             took = sum(teacher(model, ids, prepare) for _ in range(8 if batch == 1 else 1))
                         else:
@@ -145,18 +172,19 @@ def measure(label: str, model: Any, repeats: int) -> None:
                     if repeat:  # the first round warms up
                         seconds[name].append(took)
             tokens = batch * (steps or length * (8 if batch == 1 else 1))
-            for name in VARIANTS:
+            for name in names:
                 ratios = [mine / plain for mine, plain in zip(seconds[name], seconds["plain"], strict=True)]
                 low, middle, high = statistics.quantiles(ratios, n=4)
                 speed = tokens / statistics.median(seconds[name])
                 print(
-                    f"{mode + ', batch ' + str(batch):<18}{name:<10}{speed:>10.0f}{middle:>8.3f}   {low:.3f} - {high:.3f}{repeats:>20}"
+                    f"{mode + ', batch ' + str(batch):<18}{name:<10}{speed:>10.0f}{middle:>8.3f}   {low:.3f} - {high:.3f}{min(seconds[name]) / min(seconds['plain']):>18.3f}{repeats:>10}"
                 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the lab model only")
+    parser.add_argument("--decode", action="store_true", help="decoding alone")
     parser.add_argument("--repeats", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -165,9 +193,9 @@ def main() -> None:
     print(
         f"commit {commit}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread"
     )
-    measure("lab model", load_model("lab")[0], options.repeats)
+    measure("lab model", load_model("lab")[0], options.repeats, options.decode)
     if not options.quick:
-        measure("random model", middle_model(), options.repeats)
+        measure("random model", middle_model(), options.repeats, options.decode)
 
 
 if __name__ == "__main__":

@@ -109,8 +109,8 @@ def test_an_expert_that_is_rare_and_writes_what_stops_is_found(traces: list[Trac
 def test_on_the_lab_derivatives_are_what_real_gains_do(traces: list[Trace]) -> None:
     model, tokenizer = load_model("lab")
     (close,) = tokenizer("</think>", add_special_tokens=False)["input_ids"]
-    places = {trace.trace_id: range(trace.prompt_length, len(trace.token_ids), 3) for trace in traces[:6]}
-    readings = token_odds(traces[:6], places, [close])
+    places = {trace.trace_id: range(trace.prompt_length, len(trace.token_ids), 5) for trace in traces[:4]}
+    readings = token_odds(traces[:4], places, [close])
     free_LE, frozen_LE = (log_gain_gradients(model, readings, router=router).gradient_PLE.mean(0) for router in ROUTERS)
     step = 0.02
     changes: dict[str, list[float]] = {router: [] for router in ROUTERS}

@@ -7,6 +7,7 @@ stdout answers with one line of process ids, and with a line ``[rank, exit code]
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -67,6 +68,7 @@ def main() -> None:
     """Answer until stdin ends."""
     for name in PRELOADED:
         import_module(name)
+    gc.freeze()  # no child walks what it has inherited
     for line in sys.stdin:
         ranks: dict[int, int] = {}
         for rank, job in enumerate(json.loads(line)):

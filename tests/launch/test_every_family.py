@@ -29,6 +29,7 @@ from reasoning_evals.runs import Arm, grade_run, read_generations, run_arms
 
 ROWS, CONTEXT = 2, 96
 """Longer than every window."""
+SIZES: dict[str, int] = {"context": CONTEXT, "batch": ROWS}
 NEW_TOKENS, SAMPLES = 16, 2
 PROBLEMS = [
     Problem(question, question, "42", "integer")
@@ -47,7 +48,7 @@ def test_the_whole_way(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[
             load_model(folder)
         assert "\n" not in str(caught.value)
         return
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_model(folder, **SIZES)  # the sizes of the plan below, which is then rehearsed once
     assert "cannot be planned" not in capsys.readouterr().err
     loaded(name, model)
     planned(model)
@@ -68,7 +69,7 @@ def loaded(name: str, model: Any) -> None:
 
 def planned(model: Any) -> None:
     """The plan's cache is the one that a real prefill and a real step leave, to the byte."""
-    plan = plan_memory(model.config, 1, 2**34, context=CONTEXT, batch=ROWS, prompt=8, on_gpu=False)
+    plan = plan_memory(model.config, 1, 2**34, **SIZES, on_gpu=False)
     assert plan.footprints[0].weights == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
     ids_BS = batch(ROWS, CONTEXT)
     cache = None

@@ -72,7 +72,7 @@ def test_the_published_example_reads() -> None:
     ("change", "message"),
     [
         ({"gains": 3}, "unknown key 'gains' in plan"),
-        ({"version": 2}, "plan version 2 cannot be read: .*make the plan again with 'moe-steer plan'"),
+        ({"version": 3}, "plan version 3 cannot be read: .*make the plan again with 'moe-steer plan'"),
         ({"scope": "thinking"}, "scope 'thinking' is unknown: choose one of all, prompt"),
         ({"experts": {"layer": 1}}, "'experts' is dict: give a JSON list"),
         ({"experts": [{"layer": 1, "expert": 2}]}, r"experts\[0\] is not complete: give layer, expert, gain"),

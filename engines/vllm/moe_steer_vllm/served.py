@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moe_steer import SteeringPlan
+from moe_steer.entries.elsewhere import refuse_outside
 from moe_steer.json_files import quoted, short
 from moe_steer.tokens import parse_scope, tag_scopes
 
@@ -58,6 +59,10 @@ class Served:
             if not isinstance(file, str):
                 raise ValueError(f"plan {name} is {quoted(file)}: give the path of a plan file")
             plans[name] = SteeringPlan.load(file)
+            try:
+                refuse_outside(plans[name], "an engine")
+            except ValueError as error:
+                raise ValueError(f"plan {name}: {error}") from error
             if plans[name].top_k:
                 raise ValueError(
                     f"plan {name} sets top_k, and an engine gives every token the model's own number of experts: take it out, or run the plan in process"

@@ -10,23 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.core.served.own_server import PLANS, OwnServer
 from launch.core.served.server_options import JobServerOptions
 from moe_steer import SteeringPlan
+from moe_steer.entries.elsewhere import refuse_outside
 from reasoning_evals.engines import OFF, HttpAudit, HttpSampler, Served, ServedPlan, Server
 from reasoning_evals.engines.http_reply import EndpointError
 from reasoning_evals.runs import Arm
 
-PLANS = "plans"
-"""Where a run leaves the plans that a server has to have."""
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Connection:
-    """A server that was reached. ``name``: what it calls the model. ``served``: its plans; None where it knows none."""
+    """A server that was reached. ``name``: what it calls the model. ``known``: its plans; None where it knows none. ``own``: the
+    server itself, where this start runs it: it is started once something is asked, and again for plans that it lacks."""
 
     server: Server
     name: str
-    served: Served | None
+    known: Served | None = None
+    own: OwnServer | None = None
 
     @classmethod
     def to(cls, options: JobServerOptions) -> Connection:
@@ -36,7 +37,21 @@ class Connection:
         name = options.served_name or names[0]
         if name not in names or (options.served_name is None and len(names) > 1):
             raise ValueError(f"{options.endpoint} serves {', '.join(names[:8])}: name one with --served-name")
-        return cls(server=server, name=name, served=server.served())
+        return cls(server=server, name=name, known=server.served())
+
+    @classmethod
+    def with_own(cls, own: OwnServer) -> Connection:
+        """The connection to a server that this start runs."""
+        return cls(server=own.reached, name=own.model, own=own)
+
+    @property
+    def served(self) -> Served | None:
+        """The plans that it knows; None where it knows of none."""
+        if self.own is not None and not self.own.runs:
+            self.own.start()
+            self.known = self.server.served()
+            self.own.say(self.line)
+        return self.known
 
     @property
     def engine(self) -> dict[str, Any]:
@@ -73,19 +88,20 @@ class Connection:
         return Arm(name, sampler, context=lambda: HttpAudit(sampler), details=details)
 
     def require(self, plans: Mapping[str, SteeringPlan | None], folder: Path, model: str) -> None:
-        """See ``Session.require``."""
+        """See ``Session.require``. A server of this start is started again with the plans that it lacks."""
         needed = {name: plan for name, plan in plans.items() if plan is not None}
-        if not self._missing(needed):
+        for plan in needed.values():
+            refuse_outside(plan, "a server")
+        fresh = self.own is not None and not self.own.runs  # its plans are read when it starts
+        if not needed or not (fresh or self._missing(needed)):
             return
         home = folder / PLANS
         home.mkdir(parents=True, exist_ok=True)
         for name, plan in needed.items():
-            files = [
-                dataclasses.replace(entry, file=os.path.relpath(plan.vector_path(entry), home)) if entry.file else entry
-                for entry in plan.residual
-            ]
             stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-            dataclasses.replace(plan, residual=files, base_dir=str(home)).save(home / f"{stem}.json")
+            plan.with_files(lambda path: os.path.relpath(path, home), home).save(home / f"{stem}.json")
+        if self.own is not None:
+            self.own.stop()
         self.refuse_missing(needed, model, str(home))
 
     def refuse_missing(self, plans: Mapping[str, SteeringPlan], model: str, source: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from launch.core.option_checks import ENDPOINT
+from launch.core.option_checks import ASKED, ENDPOINT, ENGINE
 
 if TYPE_CHECKING:
     from reasoning_evals.engines import Server
@@ -24,10 +24,15 @@ class ServerOptions:
     """Sample from a server with OpenAI's completions (vLLM, SGLang, llama.cpp, ...) at http://HOST:8000/v1 instead of loading the model."""
     wait_server: Annotated[float, ENDPOINT] = 0.0
     """Seconds to wait for the endpoint, at the start and whenever it is away; default not at the start, and six attempts of a sample."""
-    concurrency: Annotated[int | None, ENDPOINT] = None
+    concurrency: Annotated[int | None, ASKED] = None
     """Requests under way at the endpoint at once; default 64."""
     api_key_variable: Annotated[str | None, ENDPOINT] = None
     """Name of the environment variable that holds the endpoint's key."""
+
+    @property
+    def held_by(self) -> str:
+        """See ``HeldModel``, in front of which this class stands."""
+        return "endpoint" if self.endpoint else ""
 
     def server_of(self) -> Server:
         """The server of --endpoint. ValueError for a key that is not there; a text that may be the key itself, given in place of its
@@ -53,3 +58,22 @@ class JobServerOptions(ServerOptions):
 
     served_name: Annotated[str | None, ENDPOINT] = None
     """What the endpoint calls the model, where it serves several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(JobServerOptions):
+    """The same for a job that may start the server itself."""
+
+    engine: Literal["vllm"] | None = None
+    """Start a server of this engine with the model and the plans of the run, on the GPUs of this start, sample from it, and end it."""
+    engine_python: Annotated[str | None, ENGINE] = None
+    """Interpreter of the environment with vllm and moe-steer-vllm; default this one."""
+    engine_options: Annotated[str | None, ENGINE] = None
+    """Options of the engine in one text, as --engine-options='--dtype float32 --max-model-len 8192'."""
+
+    @property
+    def held_by(self) -> str:
+        """See ``HeldModel``."""
+        if self.endpoint and self.engine:
+            raise ValueError("--endpoint is a server that runs, and --engine starts one: give one of them")
+        return "engine" if self.engine else super().held_by

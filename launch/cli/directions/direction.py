@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from launch.cli.direction_options import NEED_SAE, DirectionOptions, check
+from launch.cli.directions.direction_options import NEED_SAE, DirectionOptions, check
 
 if TYPE_CHECKING:
     from pathlib import Path

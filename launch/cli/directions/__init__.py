@@ -1,0 +1,1 @@
+"""Commands that make directions and read other tools' (cli is full)."""

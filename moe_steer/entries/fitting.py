@@ -1,0 +1,75 @@
+"""Whether a plan fits a model: its layers, experts, vectors, sites and probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moe_steer.choice.entries import check_choice
+from moe_steer.entries.expert_entry import ExpertGain
+from moe_steer.entries.residual_entry import ResidualVector
+from moe_steer.gates.conditions import PROBED
+from moe_steer.gates.probe import Probe
+
+if TYPE_CHECKING:
+    from moe_steer.layers import ModelShape
+
+
+def check_fits_model(plan: Any, model: Any) -> None:
+    """Refuse a plan that does not fit ``model`` (a transformers model or a ``ModelShape``); ValueError names the entry."""
+    shape: ModelShape
+    if hasattr(model, "moe_layers") and hasattr(model, "num_experts"):  # or the shape of a checkpoint's files
+        shape = model
+    else:
+        from moe_steer.layers import model_shape
+
+        shape = model_shape(model)
+    for key in ("model_type", "num_layers", "num_experts"):
+        wanted = (plan.model or {}).get(key)
+        if wanted is not None and wanted != getattr(shape, key):
+            raise ValueError(
+                f"the plan was made for {key} {wanted!r}, this model has {getattr(shape, key)!r}: give that model, or a plan for this one"
+            )
+    for expert in plan.experts:
+        expert.check(shape)
+    check_choice(plan.experts, plan.top_k, model, shape)
+    for entry in plan.residual:
+        if entry.layer >= shape.num_layers:
+            raise ValueError(
+                f"residual layer {entry.layer} does not exist: this model has layers 0-{shape.num_layers - 1}, name one of them"
+            )
+        entry.check(plan.vector(entry), shape)
+        plan.load_shift(entry)  # refuses a strength that the vector cannot be measured by
+        if model is not shape:
+            check_site(entry, model)
+    check_gates([*plan.experts, *plan.residual], plan.probe, shape)
+
+
+def check_gates(
+    entries: Sequence[ExpertGain | ResidualVector], probe: Callable[[str], Probe], shape: ModelShape
+) -> None:
+    """ValueError where a probe of an entry's gate does not fit the model, or reads a layer that has not run when the entry acts."""
+    gated = ((gated, condition) for gated in entries if gated.when for condition in gated.when.conditions)
+    for entry, one in gated:
+        if one.on not in PROBED:
+            continue
+        found = probe(one.file)
+        found.check(shape)
+        first = found.layer + (isinstance(entry, ExpertGain) or entry.acts_inside)
+        what = f"expert {entry.expert}" if isinstance(entry, ExpertGain) else entry.name
+        if entry.layer < first:
+            raise ValueError(
+                f"{what} at layer {entry.layer} is gated by {one.file!r}, which reads the output of layer {found.layer}, and that "
+                f"comes later: gate entries of layer {first} and above by it, or make a probe at a lower layer"
+            )
+
+
+def check_site(entry: ResidualVector, model: Any) -> None:
+    """ValueError where the model has no such place, or no such head."""
+    from moe_steer.inside.layer_sites import place_of  # which needs torch, and plans of gains do not
+
+    place = place_of(model, entry.layer, entry.site)
+    if entry.head is not None and entry.head >= place.heads:
+        raise ValueError(
+            f"head {entry.head} at layer {entry.layer} does not exist: this model has heads 0-{place.heads - 1}, name one of them"
+        )

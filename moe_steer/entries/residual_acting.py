@@ -1,0 +1,123 @@
+"""From a plan to the functions that act on the residual stream and inside layers, token by token in scope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moe_steer.audit import Audit
+from moe_steer.entries.transform import Transform
+from moe_steer.gates.conditions import Factors
+from moe_steer.inside.layer_sites import head_of, place_of
+from moe_steer.plan import SteeringPlan
+
+ScopeMask = Callable[[str], Tensor | None]
+"""scope -> mask_T of the forward that runs, None for every token."""
+Acting = Callable[[Tensor], Tensor]
+
+
+class _Entry(NamedTuple):
+    """An entry that is ready. ``shift_D``: what it adds; None where it does something else, ``transform``."""
+
+    number: int
+    scope: str
+    gate: int | None
+    shift_D: Tensor | None
+    transform: Transform | None
+    head: int | None
+
+    @property
+    def width(self) -> int:
+        """Of its vector."""
+        vector = self.shift_D if self.transform is None else self.transform.unit_D
+        assert vector is not None
+        return len(vector)
+
+
+def residual_functions(
+    model: Any, plan: SteeringPlan, mask: ScopeMask, audit: Audit, gates: Factors | None
+) -> tuple[dict[nn.Module, Acting], dict[nn.Module, Acting]]:
+    """Functions of what modules return, and of what they are given."""
+    outputs: dict[nn.Module, list[_Entry]] = {}
+    inputs: dict[nn.Module, list[_Entry]] = {}
+    heads: dict[nn.Module, int] = {}
+    for index, entry in enumerate(plan.active_residual):
+        place = place_of(model, entry.layer, entry.site)
+        gate = None if gates is None or entry.when is None else gates.number_of(entry.when)
+        adds = entry.do == "add"
+        shift_D, transform = plan.load_shift(entry) if adds else None, None if adds else plan.load_transform(entry)
+        heads[place.module] = place.heads
+        named = inputs if place.heads else outputs
+        named.setdefault(place.module, []).append(_Entry(index, entry.scope, gate, shift_D, transform, entry.head))
+
+    def made(named: dict[nn.Module, list[_Entry]]) -> dict[nn.Module, Acting]:
+        return {module: _function(entries, heads[module], mask, audit, gates) for module, entries in named.items()}
+
+    return made(outputs), made(inputs)
+
+
+def _function(entries: list[_Entry], heads: int, mask: ScopeMask, audit: Audit, gates: Factors | None) -> Acting:
+    ready: dict[tuple[int, torch.device, torch.dtype], Any] = {}
+
+    def on(hidden: Tensor, entry: _Entry) -> Any:
+        key = (entry.number, hidden.device, hidden.dtype)
+        if key not in ready:
+            ready[key] = entry.transform.to(hidden) if entry.transform is not None else _shift(entry, hidden)
+        return ready[key]
+
+    def acted(hidden: Tensor, entry: _Entry) -> Tensor:
+        # A model may carry several streams a token, as [B, S, streams, D] or side by side: the entry acts on each.
+        tokens = hidden.shape[:-1][:2]
+        mask_T = mask(entry.scope)
+        part_T = None if gates is None or entry.gate is None else gates.factor(entry.gate)
+        if mask_T is None and part_T is None and entry.transform is None:
+            audit.count_residual(entry.number, tokens.numel())
+            return hidden + on(hidden, entry)  # type: ignore[no-any-return]
+        if part_T is not None:
+            part_T = part_T if mask_T is None else part_T * mask_T
+            mask_T = part_T > 0
+        several = (1,) * (hidden.ndim - len(tokens))
+        here = None if mask_T is None else mask_T.to(hidden.device).reshape(tokens + several)
+        part = None if part_T is None else part_T.to(hidden.device).reshape(tokens + several)
+        if entry.transform is not None:
+            streams = hidden.unflatten(-1, (-1, entry.width))
+            new, norm = on(hidden, entry)(streams, None if part is None else part[..., None])
+            new = new.flatten(-2)
+            norm = norm.sum(-1, keepdim=True)
+            norm = norm if here is None else torch.where(here, norm, 0.0)
+            audit.count_residual(entry.number, tokens.numel() if mask_T is None else mask_T.sum(), norm.sum())
+        elif part_T is not None and part is not None:
+            shift = on(hidden, entry)
+            audit.count_residual(entry.number, (part_T > 0).sum(), part_T.sum() * float(entry_norm(entry)))
+            new = hidden + part.to(hidden.dtype) * shift
+        else:
+            assert mask_T is not None
+            audit.count_residual(entry.number, mask_T.sum())
+            new = hidden + on(hidden, entry)
+        return new if here is None else torch.where(here, new, hidden)
+
+    def function(hidden: Tensor) -> Tensor:
+        for entry in entries:
+            if entry.head is None:
+                hidden = acted(hidden, entry)
+                continue
+            at = head_of(hidden, heads, entry.width, entry.head)
+            parts = [hidden[..., : at.start], acted(hidden[..., at], entry), hidden[..., at.stop :]]
+            hidden = torch.cat(parts, -1)
+        return hidden
+
+    return function
+
+
+def entry_norm(entry: _Entry) -> float:
+    """Length of what an entry adds."""
+    assert entry.shift_D is not None
+    return float(entry.shift_D.norm())
+
+
+def _shift(entry: _Entry, hidden: Tensor) -> Tensor:
+    assert entry.shift_D is not None
+    return entry.shift_D.to(hidden).repeat(hidden.shape[-1] // entry.width)
