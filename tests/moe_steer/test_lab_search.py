@@ -203,5 +203,5 @@ def test_a_user_samples_it_on_its_own_problems(tmp_path: Path) -> None:
     rows = read_grades(tmp_path / "run")
     assert len(rows) == 24
     assert all(row.problem_id.split("-")[2] in SEARCH_FAMILIES for row in rows)
-    assert sum(row.outcome == "answered" for row in rows) >= 22
-    assert 6 <= sum(row.correct for row in rows) <= 22
+    assert sum(row.outcome not in ("truncated", "cut") for row in rows) >= 21
+    assert 5 <= sum(row.correct for row in rows) <= 20
