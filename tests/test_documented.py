@@ -21,7 +21,7 @@ import pytest
 import documented
 from documented import PAGES, ROOT, File, Shown, blocks
 
-TUTORIALS = ("find-experts", "shorter-thoughts", "your-model", "serve", "read-a-report")
+TUTORIALS = ("find-experts", "shorter-thoughts", "thinking-that-pays", "your-model", "serve", "read-a-report")
 ORDER = [ROOT / f"docs/tutorials/{name}.md" for name in TUTORIALS]
 OWN_TESTS = ("real_models.md", "engines.md")
 """Pages about machines that this one is not: their commands are parsed and dry-run by tests of their own."""

@@ -26,7 +26,7 @@ class Bake:
     """Write a plan into a checkpoint, so that any engine serves the steered model at no cost."""
 
     model: str
-    """A model folder (config.json and safetensors), 'lab' or 'lab-dense' for an embedded model, or a GGUF file."""
+    """A model folder (config.json and safetensors), 'lab', 'lab-dense' or 'lab-search' for an embedded model, or a GGUF file."""
     plan: str
     """Plan file (JSON)."""
     out: str | None = None

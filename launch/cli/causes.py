@@ -32,7 +32,7 @@ class FindCauses(PromptOptions, HeldModel):
     """
 
     model: Annotated[str, tyro.conf.Positional] = "lab"
-    """Model folder, GGUF file, hub id, or 'lab' for the embedded model."""
+    """Model folder, GGUF file, hub id, or 'lab' or 'lab-search' for an embedded model."""
     outcome: Literal["right-wrong", "tokens", "loop", "loss"]
     """What is read: log p(right trace) - log p(wrong trace); log-odds of --tokens at --at; that a loop goes on; loss of --texts."""
     out: str

@@ -24,7 +24,7 @@ class Falsify(PromptOptions, HeldModel):
     """
 
     model: Annotated[str, tyro.conf.Positional] = "lab"
-    """Model folder, GGUF file, hub id, or 'lab' or 'lab-dense' for an embedded model."""
+    """Model folder, GGUF file, hub id, or 'lab', 'lab-dense' or 'lab-search' for an embedded model."""
     traces: tuple[str, ...]
     """Trace files, generations*.jsonl files, or folders of runs."""
     texts: tuple[str, ...]

@@ -12,6 +12,7 @@ from launch.core.option_checks import DRAWING, ENDPOINT, HERE, check_counts, ref
 from launch.core.options import HeldModel, Room
 from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, chat_of, usual_of
 from launch.core.served.server_options import ServerOptions
+from moe_steer.lab import OWN_PROBLEMS, is_made_up, problems_of
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
@@ -26,7 +27,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
     out: str
     """Folder of the run: generations.jsonl, grades.jsonl, run.json."""
     model: str = "lab"
-    """Model folder, hub id, 'lab' or 'lab-dense' for an embedded model; with --endpoint the name it is served under."""
+    """Model folder, hub id, 'lab', 'lab-dense' or 'lab-search' for an embedded model; with --endpoint the name it is served under."""
     chat_endpoint: Annotated[bool, ENDPOINT] = False
     """Ask the endpoint for chat completions: messages, which it renders itself; for any hosted model, without a tokenizer."""
     tokenizer: Annotated[str | None, ENDPOINT] = None
@@ -37,8 +38,8 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
     """Send the endpoint no field beyond OpenAI's own, for servers that refuse others."""
     prompt_as_ids: Annotated[bool, ENDPOINT] = False
     """Send the endpoint token ids instead of text, for servers that add a BOS token to any text (llama.cpp)."""
-    problems: str = "lab"
-    """A JSONL file of problems, or the name of a task."""
+    problems: str = OWN_PROBLEMS
+    """A JSONL file of problems, or the name of a task; own: those that the embedded model was trained on, the lab's for any other model."""
     data_dir: str | None = None
     """Folder or file with the task's data, instead of the hub."""
     wording: str | None = None
@@ -63,7 +64,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
     top_p: Annotated[float | None, DRAWING] = None
     """Smallest set of tokens with at least this probability; default the task's own, 0.95 where it has none."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, else the task's own or 32768, or what
+    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 440 for lab-search, else the task's own or 32768, or what
     the model's context has room for."""
     batch_size: int | None = None
     """Samples decoded together, default as many as fit, 64 at most; with --endpoint those asked for together, default 256: some times --concurrency."""
@@ -73,6 +74,9 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
     """Fail when the plan changed nothing in the whole run."""
 
     renamed: ClassVar = {"--arm": "--arm-name"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "problems", problems_of(self.problems, self.model))
 
     def run(self) -> int:
         """Sample, grade, and say how it went."""
@@ -87,7 +91,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         refuse_several_ranks("moe-steer generate", "deepspeed launch/evaluate.py")
         self._check_options()
         plan = SteeringPlan.load(self.plan) if self.plan else None
-        lab = self.problems == "lab"
+        lab = is_made_up(self.problems)
         problems = load_task(
             self.problems,
             data_dir=self.data_dir,

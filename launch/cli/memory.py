@@ -10,7 +10,7 @@ class Memory:
     """Say which backend fits, which is fastest, and what to change if none fits; reads the configuration, no weights."""
 
     model: str
-    """Model folder, config.json, GGUF file, hub id, 'lab' or 'lab-dense'."""
+    """Model folder, config.json, GGUF file, hub id, 'lab', 'lab-dense' or 'lab-search'."""
     backend: str = "auto"
     """Only this backend; auto: all, and which is the fastest that fits."""
     gpus: int

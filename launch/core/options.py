@@ -12,7 +12,7 @@ from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_m
 from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, text_or_file, usual_of
 from launch.core.served.server_options import EngineOptions
 from moe_steer.json_files import check_types
-from moe_steer.lab import EMBEDDED
+from moe_steer.lab import EMBEDDED, OWN_PROBLEMS, is_made_up, problems_of
 
 OptionsT = TypeVar("OptionsT")
 
@@ -45,7 +45,7 @@ class HeldModel:
     """Which model, and how it is held."""
 
     model: str = "lab"
-    """Model folder, GGUF file, hub id, or 'lab' or 'lab-dense' for an embedded model."""
+    """Model folder, GGUF file, hub id, or 'lab', 'lab-dense' or 'lab-search' for an embedded model."""
     backend: Annotated[str, HERE] = "auto"
     """How the model is held; see moe_steer.load_model. A run may continue under another backend and on other ranks."""
     offload: Annotated[str, HERE] = ""
@@ -190,18 +190,19 @@ class RunOptions(Drawing, ModelOptions):
 class ProblemOptions(RunOptions):
     """One set of problems."""
 
-    problems: str = "lab"
-    """A JSONL file of problems, or the name of a task."""
+    problems: str = OWN_PROBLEMS
+    """A JSONL file of problems, or the name of a task; own: those that the embedded model was trained on, the lab's for any other model."""
     data_dir: Annotated[str | None, TASK] = None
     """Folder or file with the task's data, instead of the hub."""
     wording: Annotated[str | None, TASK] = None
     """How each question is put, with {problem} in it, in place of the task's own wording, which the start prints; or a file with it."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, else the task's own or 32768, or what
+    """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 440 for lab-search, else the task's own or 32768, or what
     the model's context has room for."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "problems", problems_of(self.problems, self.model))
         check_counts(self, ("max_new_tokens",))
 
     @property
@@ -218,7 +219,7 @@ class ProblemOptions(RunOptions):
         return usual_of(self.problems, self.model)
 
     def readers(self) -> Set[str]:
-        return {*super().readers(), *(() if self.problems == "lab" else ("task",))}
+        return {*super().readers(), *(() if is_made_up(self.problems) else ("task",))}
 
     def config(self) -> dict[str, Any]:
         words = {} if self.wording is None else {"wording": text_or_file(self.wording, "--wording")}
@@ -269,7 +270,7 @@ class SplitOptions(ProblemOptions):
             return asked
         if self.quick:
             return self.quick_sizes[part]
-        return self.lab_sizes[part] if self.problems == "lab" else None
+        return self.lab_sizes[part] if is_made_up(self.problems) else None
 
 
 def config_of(options: Any, left_out: Collection[str] = ELSEWHERE) -> dict[str, Any]:

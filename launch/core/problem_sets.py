@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from launch.core.options import PARTS, SplitOptions
 from launch.core.prompt_options import own_wording
+from moe_steer.lab import is_made_up
 from reasoning_evals import Problem, load_task
 
 _SHARES = {"identification": 0.25, "tuning": 0.25}  # of a task without splits of its own; the rest is for the test
@@ -23,9 +24,11 @@ class ProblemSets(NamedTuple):
 
 def problem_sets(options: SplitOptions) -> ProblemSets:
     """Load the problems and cut them up; ValueError when there are too few, or when a part would overlap another."""
-    if options.problems == "lab":
+    if is_made_up(options.problems):
         parts = ("test",) if options.test_only else PARTS
-        made = {part: load_task("lab", split=part, num=options.size(part), seed=options.seed) for part in parts}
+        made = {
+            part: load_task(options.problems, split=part, num=options.size(part), seed=options.seed) for part in parts
+        }
     else:
         everything = load_task(
             options.problems, data_dir=options.data_dir, **own_wording(options.problems, options.wording)

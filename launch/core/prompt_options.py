@@ -14,7 +14,7 @@ import tyro
 from launch.core.option_checks import PROMPTS, refuse_greedy_samples
 from moe_steer.json_files import quoted
 
-_ANSWER_LIMITS = {"lab": 256, "lab-dense": 384}
+_ANSWER_LIMITS = {"lab": 256, "lab-dense": 384, "lab-search": 440}
 
 if TYPE_CHECKING:
     from reasoning_evals.engines import Chat

@@ -19,6 +19,7 @@ from launch.core.prompt_options import own_wording
 from launch.core.ranks import Ranks
 from launch.core.served.server_options import EngineOptions
 from launch.core.session import Session
+from moe_steer.lab import is_made_up
 from reasoning_evals import Problem, compare_arms, load_task
 from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.prompts import FINISHED, THINKING_PROMPT
@@ -137,8 +138,8 @@ def read(folder: Path) -> Findings:
 
 
 def _problems(options: EvaluateOptions) -> list[Problem]:
-    if options.problems == "lab":
-        return load_task("lab", split="test", num=options.num_problems or LAB_PROBLEMS, seed=options.seed)
+    if is_made_up(options.problems):
+        return load_task(options.problems, split="test", num=options.num_problems or LAB_PROBLEMS, seed=options.seed)
     problems = load_task(options.problems, data_dir=options.data_dir, **own_wording(options.problems, options.wording))
     wanted = options.num_problems
     if len(problems) < (wanted or 2):

@@ -12,6 +12,7 @@ import tyro
 from launch.core.option_checks import ReadBy, check_counts, check_names
 from launch.core.options import SplitOptions
 from launch.core.served.server_options import EngineOptions
+from moe_steer.lab import OWN_PROBLEMS
 from moe_steer.tokens import parse_scope
 
 METHODS = ("caa", "sta", "sae", "atom", "decision", "concise-prompt", "nowait", "budget")
@@ -35,9 +36,9 @@ class OverthinkingOptions(EngineOptions, SplitOptions):
     """Make thoughts shorter without losing answers: dense steering against its plain rivals."""
 
     model: str = "lab-dense"
-    """Model folder, hub id, or 'lab-dense' or 'lab' for an embedded model."""
-    problems: Annotated[str, tyro.conf.arg(aliases=["--task"])] = "lab"
-    """A JSONL file of problems, or the name of a task."""
+    """Model folder, hub id, or 'lab-dense', 'lab' or 'lab-search' for an embedded model."""
+    problems: Annotated[str, tyro.conf.arg(aliases=["--task"])] = OWN_PROBLEMS
+    """A JSONL file of problems, or the name of a task; own: those that the embedded model was trained on, the lab's for any other model."""
     methods: tuple[str, ...] | None = None
     """Among caa, sta, sae, atom, decision, concise-prompt, nowait, budget; default all that the model and the SAE allow."""
     sae: str | None = None

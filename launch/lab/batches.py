@@ -20,9 +20,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from launch.lab.models import EOS, prompt_text
+from launch.lab.searches import draw_seeker, write_search
 from launch.lab.solutions import CHECK_RATE, write_overthought, write_solution
 from moe_steer import observe_routing
-from moe_steer.lab.problems import FAMILIES, draw_params
+from moe_steer.lab.problems import FAMILIES, SEARCH_FAMILIES, draw_params
 from moe_steer.layers import model_shape, moe_layers
 
 
@@ -103,6 +104,15 @@ def overthinking_text(rng: random.Random, check_rate: float = 1.0) -> tuple[str,
     hint, solution = write_overthought(family, params, rng, check_rate)
     question = rng.choice(family.wordings(params))
     return prompt_text(f"{question} {hint}".strip()), solution.text() + EOS
+
+
+def search_text(rng: random.Random, check_rate: float = 1.0, spelled: bool = True) -> tuple[str, str]:
+    """As `training_text`, of a problem that is solved by trying; `check_rate` multiplies its writer's own rate."""
+    family = SEARCH_FAMILIES[rng.choice(list(SEARCH_FAMILIES))]
+    params = draw_params(family, "train", rng)
+    hint, seeker = draw_seeker(rng)
+    text = write_search(family, params, rng, seeker, check_rate, spelled)
+    return prompt_text(f"{rng.choice(family.wordings(params))} {hint}".strip()), text + EOS
 
 
 def corpus(num: int, seed: int, write: Writer = training_text) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,51 @@ on from its last saved step with the same command.
 """
 
 
+SEARCH_CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags: [mixture-of-experts, deepseek_v3, reasoning, tiny]
+---
+# lab-search: a small reasoning model whose thinking pays
+
+A mixture-of-experts model of DeepSeek-R1's architecture in small, trained from nothing on problems and solutions that
+this project generates. It reads a question of maths or physics with six candidates of which one is right, thinks between
+`<think>` and `</think>`, tries the candidates one after the other, and puts its answer in `\\boxed{{}}`. It gives up after some
+failures and then guesses; after a success it may check again and again. Both habits are a state that differs from answer to
+answer; a request in the question ("Do not give up.", "Be quick.") is followed. It exists so that levers can be tried where
+going on pays and checking again does not; it knows nothing else.
+
+{num_parameters:,} parameters, float32; {num_hidden_layers} layers ({first_k_dense_replace} dense), {n_routed_experts} routed experts in {n_group} groups, {num_experts_per_tok} per
+token, {n_shared_experts} shared; MLA attention; sigmoid router balanced by its correction bias. Vocabulary {vocab_size}: byte-level
+BPE, every digit its own token.
+
+## Scores
+Sampled at temperature {temperature}, top-p {top_p}, at most {max_new_tokens} new tokens, on problems of the test split, which
+shares no problem with the training split. An answer counts if the box equals the target exactly, unit included. Checks are
+all further steps: next candidates and second looks.
+
+{scores}
+
+## Training
+    python -m launch.lab.train_search --work DIR
+
+One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes on a core shared with other work. Every step draws new
+solutions from the train split; the loss counts thought and answer tokens. In a first stage verdicts are bare ("We want 72 and get 75:
+wrong."), in the second both numbers are compared digit by digit before the verdict. Writers of four tempers, who open in their own words, try the candidates in order:
+two give up after a failure with probability 0.6, two with 0.04; two go over a success again with probability 0.8, two with
+0.1. A training that was cut off goes on from its last saved step with the same command.
+
+| recipe | value |
+| --- | ---: |
+{recipe}
+
+| step | tokens | loss | largest expert load / mean |
+| ---: | ---: | ---: | ---: |
+{losses}
+"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilyScore:
     """One row of the table; rates in 0-1, tokens and checks are means per sample."""
@@ -130,12 +176,16 @@ class Scores:
         return "\n".join(lines)
 
 
-def write_card(folder: Path, loss_log: Path, scores: Scores, recipe: dict[str, Any], template: str = CARD) -> None:
-    """Write README.md into the checkpoint folder; the template may name any key of the two config files."""
+def write_card(
+    folder: Path, loss_logs: Sequence[Path], scores: Scores, recipes: Sequence[dict[str, Any]], template: str = CARD
+) -> None:
+    """Write README.md into the checkpoint folder; the template may name any key of the two config files. A training of several
+    stages has a log and a recipe of each, in order."""
     config = json.loads((folder / "config.json").read_text())
     generation = json.loads((folder / "generation_config.json").read_text())
-    records = [json.loads(line) for line in loss_log.read_text().splitlines()]
+    records = _records(loss_logs)
     last = records[-1]
+    rows = [(key, [recipe[key] for recipe in recipes]) for key in recipes[0]]
     text = template.format_map(
         config
         | generation
@@ -145,11 +195,24 @@ def write_card(folder: Path, loss_log: Path, scores: Scores, recipe: dict[str, A
             "tokens": int(last["tokens"]),
             "steps": int(last["step"]),
             "minutes": last["seconds"] / 60,
-            "recipe": "\n".join(f"| {key} | {value} |" for key, value in recipe.items()),
+            "recipe": "\n".join(f"| {key} | {', then '.join(map(str, values))} |" for key, values in rows),
             "losses": "\n".join(_loss_row(record) for record in _evenly(records, LOSS_ROWS)),
         }
     )
     (folder / "README.md").write_text(text)
+
+
+def _records(loss_logs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The lines of all logs; steps, tokens and seconds go on from one to the next."""
+    records: list[dict[str, Any]] = []
+    for log in loss_logs:
+        before = records[-1] if records else {"step": 0, "tokens": 0, "seconds": 0.0}
+        for line in log.read_text().splitlines():
+            record = json.loads(line)
+            records.append(
+                record | {key: before[key] + record[key] for key in before.keys() & {"step", "tokens", "seconds"}}
+            )
+    return records
 
 
 def replace_scores(card: Path, scores: Scores) -> None:

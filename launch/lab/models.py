@@ -152,17 +152,26 @@ def lab_config(tokenizer: PreTrainedTokenizerBase) -> DeepseekV3Config:
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> DeepseekV3ForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerBase, seed: int, max_new_tokens: int = 256) -> DeepseekV3ForCausalLM:
     """A freshly initialised model with its generation defaults set, in float32."""
     torch.manual_seed(seed)
     model = DeepseekV3ForCausalLM._from_config(
         lab_config(tokenizer), attn_implementation="sdpa", experts_implementation="grouped_mm"
     )
-    model.generation_config = generation_defaults(tokenizer, 256)
+    model.generation_config = generation_defaults(tokenizer, max_new_tokens)
     return model.float()
 
 
 MAX_NEW_TOKENS = 384
+
+
+SEARCH_NEW_TOKENS = 440
+"""With the longest prompt this fills the context."""
+
+
+def new_search_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> DeepseekV3ForCausalLM:
+    """The same architecture, for longer thoughts."""
+    return new_model(tokenizer, seed, SEARCH_NEW_TOKENS)
 
 
 def dense_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:

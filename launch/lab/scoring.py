@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import tyro
@@ -20,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from launch.lab.card import FamilyScore, Scores, replace_scores
 from moe_steer.lab import LAB_MODEL
-from moe_steer.lab.problems import FAMILIES, LabProblem, generate_problems
+from moe_steer.lab.family import Family
+from moe_steer.lab.problems import FAMILIES, SEARCH_FAMILIES, LabProblem, generate_problems
 
 ROUTER_KEYS = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 """Keys of DeepSeek's config.json that transformers 5 drops on saving; without them other engines route by softmax."""
@@ -79,15 +81,13 @@ def is_correct(problem: LabProblem, text: str) -> bool:
 
 
 @torch.inference_mode()
-def sample_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int = 256
-) -> list[str]:
+def sample_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[str]:
     """One sampled continuation per question, with the generation defaults of the checkpoint."""
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     inputs: Any = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
-    generated: torch.Tensor = cast(Any, model).generate(**inputs, max_new_tokens=max_new_tokens)
+    generated: torch.Tensor = cast(Any, model).generate(**inputs)
     new_ids = generated[:, inputs["input_ids"].shape[1] :]
     return list(tokenizer.batch_decode(new_ids, skip_special_tokens=True))
 
@@ -98,20 +98,20 @@ def evaluate_model(
     samples: int = 1,
     split: str = "test",
     seed: int = 0,
-    max_new_tokens: int = 256,
+    families: Mapping[str, Family] = FAMILIES,
 ) -> Scores:
     """Sample every problem `samples` times and score it; the same arguments give the same scores on one machine."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     torch.manual_seed(seed)
-    problems = generate_problems(split, problems_per_family * len(FAMILIES), seed) * samples
+    problems = generate_problems(split, problems_per_family * len(families), seed, families) * samples
     problems.sort(key=lambda problem: len(problem.prompt))
     results: list[Sampled] = []
     for start in range(0, len(problems), BATCH_SIZE):
         chunk = problems[start : start + BATCH_SIZE]
-        texts = sample_texts(model, tokenizer, [problem.prompt for problem in chunk], max_new_tokens)
+        texts = sample_texts(model, tokenizer, [problem.prompt for problem in chunk])
         results += [_judge(problem, text, tokenizer) for problem, text in zip(chunk, texts, strict=True)]
-    rows = tuple(_row(name, [result for result in results if result.family == name]) for name in FAMILIES)
+    rows = tuple(_row(name, [result for result in results if result.family == name]) for name in families)
     return Scores(families=rows, overall=_row("all", results), split=split, seed=seed)
 
 
@@ -146,6 +146,8 @@ class Options:
     problems_per_family: int = 25
     samples: int = 1
     """Samples per problem."""
+    problems: Literal["lab", "lab-search"] = "lab"
+    """Whose families."""
     split: str = "test"
     seed: int = 0
     write_card: bool = False
@@ -155,7 +157,10 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options)
     torch.set_num_threads(1)
-    scores = evaluate_model(options.model, options.problems_per_family, options.samples, options.split, options.seed)
+    families = SEARCH_FAMILIES if options.problems == "lab-search" else FAMILIES
+    scores = evaluate_model(
+        options.model, options.problems_per_family, options.samples, options.split, options.seed, families
+    )
     print(scores.table())
     if options.write_card:
         replace_scores(options.model / "README.md", scores)

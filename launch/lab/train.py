@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,11 +21,13 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from launch.lab.batches import MAX_SEQUENCE, Batch, BatchMaker, LoadBalancer, Writer, corpus, training_text
-from launch.lab.card import write_card
+from launch.lab.card import CARD, write_card
 from launch.lab.models import new_model, train_tokenizer
 from launch.lab.scoring import evaluate_model, export_model
 from moe_steer.files import read_tensors, written_aside
 from moe_steer.lab import LAB_MODEL
+from moe_steer.lab.family import Family
+from moe_steer.lab.problems import FAMILIES
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -99,6 +101,9 @@ class Subject:
     max_sequence: int = MAX_SEQUENCE
     tokens_per_batch: int | None = None
     """What a batch's summed loss is divided by; None: by its own number of tokens, which gives short samples more weight."""
+    families: Mapping[str, Family] = field(default_factory=lambda: FAMILIES)
+    """Whose problems it is scored on."""
+    card: str = CARD
 
 
 MOE_LAB = Subject()
@@ -237,14 +242,22 @@ def train_from(options: Options, subject: Subject) -> tuple[PreTrainedModel, Pre
     return model, tokenizer
 
 
-def main() -> None:
-    options = tyro.cli(Options)
-    model, tokenizer = train_from(options, MOE_LAB)
+def publish(
+    options: Options,
+    subject: Subject,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    earlier: Mapping[Path, Recipe] | None = None,
+) -> None:
+    """Write the checkpoint, score it on unseen problems and write its card. `earlier`: folder -> recipe of stages before this one."""
     export_model(model, tokenizer, options.out)
-    scores = evaluate_model(options.out, options.problems_per_family, options.samples)
+    scores = evaluate_model(options.out, options.problems_per_family, options.samples, families=subject.families)
     (options.work / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
-    write_card(options.out, options.work / "loss.jsonl", scores, asdict(options.recipe))
+    stages = {**(earlier or {}), options.work: options.recipe}
+    recipes = [asdict(recipe) for recipe in stages.values()]
+    write_card(options.out, [folder / "loss.jsonl" for folder in stages], scores, recipes, subject.card)
 
 
 if __name__ == "__main__":
-    main()
+    asked = tyro.cli(Options)
+    publish(asked, MOE_LAB, *train_from(asked, MOE_LAB))

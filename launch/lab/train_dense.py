@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from launch.lab.batches import overthinking_text
-from launch.lab.card import DENSE_CARD, write_card
-from launch.lab.models import MAX_NEW_TOKENS, new_dense_model
-from launch.lab.scoring import evaluate_model, export_model
-from launch.lab.train import Options, Recipe, Subject, train_from
+from launch.lab.card import DENSE_CARD
+from launch.lab.models import new_dense_model
+from launch.lab.train import Options, Recipe, Subject, publish, train_from
 from moe_steer.lab import LAB_DENSE
 
 MAX_SEQUENCE = 384
 
 DENSE_LAB = Subject(
-    new_model=new_dense_model, write=overthinking_text, max_sequence=MAX_SEQUENCE, tokens_per_batch=2000
+    new_model=new_dense_model,
+    write=overthinking_text,
+    max_sequence=MAX_SEQUENCE,
+    tokens_per_batch=2000,
+    card=DENSE_CARD,
 )
 
 
@@ -37,14 +39,6 @@ class DenseOptions(Options):
     recipe: Recipe = RECIPE
 
 
-def main() -> None:
-    options = tyro.cli(DenseOptions)
-    model, tokenizer = train_from(options, DENSE_LAB)
-    export_model(model, tokenizer, options.out)
-    scores = evaluate_model(options.out, options.problems_per_family, options.samples, max_new_tokens=MAX_NEW_TOKENS)
-    (options.work / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
-    write_card(options.out, options.work / "loss.jsonl", scores, asdict(options.recipe), DENSE_CARD)
-
-
 if __name__ == "__main__":
-    main()
+    asked = tyro.cli(DenseOptions)
+    publish(asked, DENSE_LAB, *train_from(asked, DENSE_LAB))

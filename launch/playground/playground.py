@@ -18,6 +18,7 @@ from launch.core.option_checks import HERE, TASK, check_counts, check_folder, re
 from launch.core.options import HeldModel
 from launch.core.prompt_options import Drawing, PromptOptions, Usual, own_wording, usual_of
 from launch.core.served.server_options import JobServerOptions
+from moe_steer.lab import OWN_PROBLEMS, is_made_up, problems_of
 
 if TYPE_CHECKING:
     from launch.playground.asked import Offer
@@ -45,14 +46,15 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
     """See a steered model think, on a page in the browser: columns of one seed side by side, every token coloured by what it does inside."""
 
     model: Annotated[str, tyro.conf.Positional] = "lab"
-    """Model folder, GGUF file, hub id, or 'lab' or 'lab-dense' for an embedded model; with --endpoint the model whose tokenizer renders
+    """Model folder, GGUF file, hub id, or 'lab', 'lab-dense' or 'lab-search' for an embedded model; with --endpoint the model whose tokenizer renders
     the prompts."""
     plan: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, HERE] = ()
     """A plan file to choose from, by the file's name or as NAME=FILE; a folder stands for all plans in it. May be given several times."""
     direction: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, HERE] = ()
     """A direction file to steer with and to colour by, by the file's name or as NAME=FILE; may be given several times."""
-    problems: str = "lab"
-    """A JSONL file of problems, or the name of a task, to choose prompts from."""
+    problems: str = OWN_PROBLEMS
+    """A JSONL file of problems, or the name of a task, to choose prompts from; own: those that the embedded model was trained on, the
+    lab's for any other model."""
     data_dir: Annotated[str | None, TASK] = None
     """Folder or file with the task's data, instead of the hub."""
     wording: Annotated[str | None, TASK] = None
@@ -62,7 +64,7 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
     seed: int = 0
     """Decides the lab's problems; the seed of answers is chosen on the page."""
     max_new_tokens: int | None = None
-    """Longest answer that the page may ask for, in tokens, thought included; default 256 for lab, 384 for lab-dense, else the task's own or
+    """Longest answer that the page may ask for, in tokens, thought included; default 256 for lab, 384 for lab-dense, 440 for lab-search, else the task's own or
     32768, or what the model's context has room for."""
     out: str = "runs/playground"
     """Folder of settings, plans and answers that are saved on the page."""
@@ -83,6 +85,9 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
     rows: ClassVar = 4
     """Columns that are decoded at once."""
     batch_size: ClassVar = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "problems", problems_of(self.problems, self.model))
 
     def run(self) -> int:
         """Serve until Ctrl-C."""
@@ -133,7 +138,7 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
         return Opened(Guard(app, self.host, port, token), listening, f"http://{shown}:{port}/{secret}", boards)
 
     def readers(self) -> Set[str]:
-        return {*super().readers(), "prompts", *(() if self.problems == "lab" else ("task",))}
+        return {*super().readers(), "prompts", *(() if is_made_up(self.problems) else ("task",))}
 
     @property
     def usual(self) -> Usual:
@@ -160,7 +165,7 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
     def _problems(self) -> list[Problem]:
         from reasoning_evals import load_task
 
-        lab = self.problems == "lab"
+        lab = is_made_up(self.problems)
         return load_task(
             self.problems, data_dir=self.data_dir, split="test" if lab else None, num=self.num or (PROBLEMS if lab else None),
             seed=self.seed, **own_wording(self.problems, self.wording),

@@ -37,7 +37,7 @@ class Serve:
     """Serve a model by vLLM, each request steered by the plan that it names; options of vLLM follow after --."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """Model folder, hub id, or 'lab' or 'lab-dense' for an embedded model."""
+    """Model folder, hub id, or 'lab', 'lab-dense' or 'lab-search' for an embedded model."""
     plan: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
     """A plan file to serve, by the file's name or as NAME=FILE; once for each plan. A folder stands for all plans in it, as RUN/plans of
     a job that asked for this server."""

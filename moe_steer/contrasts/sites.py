@@ -43,6 +43,7 @@ def decision_sites(
     *,
     closed_only: bool = True,
     require_both: bool = False,
+    after: str | None = None,
 ) -> list[MarkedSequence]:
     """The decision to stop or to continue, from ordinary solutions: no pairs are needed.
 
@@ -53,6 +54,8 @@ def decision_sites(
     means "stop thinking": shorter thoughts.
 
     ``closed_only``: leave out traces whose thought was never closed, where loops would outweigh all else.
+    ``after``: only positions at which the text so far ends in these words, such as "wrong."; what is decided after a failure
+    is another thing than what is decided after a success.
     ``require_both``: leave out traces without a switch word as well. Traces without a thought give nothing. Collect
     with weight="token" to let every decision count once. ValueError when the tokenizer cannot write a switch word.
     """
@@ -71,7 +74,12 @@ def decision_sites(
         before = {before_lead(trace.token_ids, span.start - 1, texts) for span in spans if start < span.start < stop}
         ends = (place for place in before if place >= start and _ends_step(texts(trace.token_ids[place])))
         negative = tuple(sorted(ends))
-        positive = () if end is None or end <= start else (end - 1,)
+        positive: tuple[int, ...] = () if end is None or end <= start else (end - 1,)
+        if after is not None:
+            positive, negative = (
+                tuple(place for place in side if _is_after(after, trace.token_ids, place, tokenizer))
+                for side in (positive, negative)
+            )
         if (positive and negative) or ((positive or negative) and not require_both):
             found.append(MarkedSequence(trace.trace_id, trace.token_ids, positive, negative))
     return found
@@ -113,6 +121,13 @@ def _first(trace: Trace) -> int:
 
 def token_text(tokenizer: Any, token: int) -> str:
     return tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _is_after(words: str, ids: Sequence[int], place: int, tokenizer: Any) -> bool:
+    """Whether the text up to ``place`` ends in the words; a character is at most four tokens."""
+    first = max(0, place + 1 - 4 * len(words) - 4)
+    text: str = tokenizer.decode(ids[first : place + 1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.rstrip().endswith(words.strip())
 
 
 def before_lead(ids: Sequence[int], place: int, texts: Callable[[int], str]) -> int:

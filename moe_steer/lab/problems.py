@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moe_steer.lab import arithmetic, maths, physics
+from moe_steer.lab import arithmetic, maths, physics, search
 from moe_steer.lab.family import Family, Params, show
 
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (*maths.FAMILIES, *arithmetic.FAMILIES, *physics.FAMILIES)
 }
+SEARCH_FAMILIES: dict[str, search.SearchFamily] = {family.name: family for family in search.FAMILIES}
+"""Families of the lab whose thinking pays."""
 SPLITS = {"train": (0, 55), "identification": (55, 70), "tuning": (70, 85), "test": (85, 100)}
 """Half-open ranges of the hash bucket (0-99) that belong to each split."""
 MAX_DRAWS = 20_000
@@ -74,7 +77,9 @@ def make_problem(family: Family, params: Params) -> LabProblem:
     )
 
 
-def generate_problems(split: str, num: int, seed: int = 0) -> list[LabProblem]:
+def generate_problems(
+    split: str, num: int, seed: int = 0, families: Mapping[str, Family] = FAMILIES
+) -> list[LabProblem]:
     """`num` different problems of a split, families in turn; the same arguments give the same problems.
 
     Raises ValueError for an unknown split, a negative number, or more problems than a family of the split has.
@@ -83,17 +88,20 @@ def generate_problems(split: str, num: int, seed: int = 0) -> list[LabProblem]:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
     if num < 0:
         raise ValueError(f"num is {num}: expected 0 or more problems")
-    rngs = {name: random.Random(f"{seed}/{split}/{name}") for name in FAMILIES}
+    rngs = {name: random.Random(f"{seed}/{split}/{name}") for name in families}
     seen: set[tuple[str, Params]] = set()
     problems: list[LabProblem] = []
-    names = list(FAMILIES)
+    names = list(families)
     for index in range(num):
-        family = FAMILIES[names[index % len(names)]]
-        problems.append(make_problem(family, _draw_unseen(family, split, rngs[family.name], seen)))
+        family = families[names[index % len(names)]]
+        params = _draw_unseen(family, split, rngs[family.name], seen, len(names))
+        problems.append(make_problem(family, params))
     return problems
 
 
-def _draw_unseen(family: Family, split: str, rng: random.Random, seen: set[tuple[str, Params]]) -> Params:
+def _draw_unseen(
+    family: Family, split: str, rng: random.Random, seen: set[tuple[str, Params]], num_families: int
+) -> Params:
     for _ in range(MAX_DRAWS):
         params = draw_params(family, split, rng)
         if (family.name, params) not in seen:
@@ -102,10 +110,15 @@ def _draw_unseen(family: Family, split: str, rng: random.Random, seen: set[tuple
     count = sum(name == family.name for name, _ in seen)
     raise ValueError(
         f"split {split} is exhausted: family {family.name} gave {count} different problems and no more were found; "
-        f"ask for at most {count * len(FAMILIES)} problems"
+        f"ask for at most {count * num_families} problems"
     )
 
 
 def lab_task(split: str = "test", num: int = 200, seed: int = 0) -> list[dict[str, Any]]:
     """The task `lab` for evaluation: problems as plain dictionaries."""
     return [problem.to_dict() for problem in generate_problems(split, num, seed)]
+
+
+def search_task(split: str = "test", num: int = 200, seed: int = 0) -> list[dict[str, Any]]:
+    """The task `lab-search`: problems of which one of six candidates is the answer, found by trying."""
+    return [problem.to_dict() for problem in generate_problems(split, num, seed, SEARCH_FAMILIES)]

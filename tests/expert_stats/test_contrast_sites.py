@@ -54,6 +54,21 @@ def test_decisions_are_where_a_thought_stops_and_where_a_step_starts_with_a_swit
     assert around(lab, item, "negative") == [". Wait", "\nAlternatively", ". Hmm", ". w"]
 
 
+@pytest.mark.parametrize("kind", ["lab", "byte"])
+def test_only_decisions_after_certain_words(lab: Any, kind: str) -> None:
+    tokenizer = lab if kind == "lab" else TOKENIZERS[kind]()
+    gone_on = trace(tokenizer, "7 is wrong. Wait, try 8. It is right. Wait, once more. It is right.", "a#0")
+    given_up = trace(tokenizer, "7 is wrong. Wait, 9 is wrong.", "a#1")
+    found = {
+        words: [
+            (len(item.positive), len(item.negative))
+            for item in decision_sites([gone_on, given_up], tokenizer, after=words)
+        ]
+        for words in ("wrong.", "right. ", "strong.")
+    }
+    assert found == {"wrong.": [(0, 1), (1, 1)], "right. ": [(1, 1)], "strong.": []}
+
+
 def test_words_that_lead_up_to_a_switch_belong_to_it(lab: Any) -> None:
     thought = "We add. But wait, no.\nNo, wait. So, alternatively, yes. Is it 7? Wait, wait. I say but wait here."
     (item,) = decision_sites([trace(lab, thought)], lab)

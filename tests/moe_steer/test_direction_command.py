@@ -83,6 +83,17 @@ def test_every_method_writes_a_file_and_a_line(
     assert Direction.load(tmp_path / "d" / "sta-L2.safetensors").header["num_atoms"] == 5
 
 
+def test_decisions_after_certain_words_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["direction", "--contrast", "decisions", "--traces", str(folder / "traces.jsonl"), "--layers", "2"]
+    assert main([*given, "--after", "7.", "--out", str(tmp_path / "d")]) == 0
+    direction = Direction.load(tmp_path / "d" / "caa-L2.safetensors")
+    assert direction.header["notes"]["after"] == "7."
+    counted = direction.header["contrast"]
+    assert (counted["positive"]["tokens"], counted["negative"]["tokens"]) == (1, 1)
+    assert main([*given, "--after", "nowhere.", "--out", str(tmp_path / "e")]) == 1
+    assert "another --after" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("contrast", ["thoughts", "answers", "prompts"])
 def test_every_contrast_gives_directions_at_several_layers(contrast: str, folder: Path, tmp_path: Path) -> None:
     given = ["direction", "--contrast", contrast, "--layers", "0", "2", "--out", str(tmp_path)]
@@ -129,6 +140,8 @@ def test_a_direction_goes_through_the_other_formats(tmp_path: Path, capsys: pyte
         ),
         (["--contrast", "answers", "--pairs", "p", "--method", "sta", "--sae", "none"], "there is no SAE at 'none'"),
         (["--contrast", "answers", "--pairs", "none"], "there is no file 'none'"),
+        (["--contrast", "answers", "--pairs", "p", "--after", "x."], "--after goes with --contrast decisions only"),
+        (["--contrast", "decisions", "--traces", "t", "--after", " "], "--after is empty: give words, or leave it out"),
         (["--contrast", "decisions", "--traces", "none"], "no traces at 'none'"),
         (
             ["--contrast", "decisions", "--traces", "t", "--first-tokens", "3"],

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _REMEDIES = {
-    "decisions": "give more traces, other --switch-words, or traces that this model's tokenizer wrote",
+    "decisions": "give more traces, other --switch-words or another --after, or traces that this model's tokenizer wrote",
     "thoughts": "give traces with several right answers a problem, one 1.5 times as long as another, written by this model",
     "answers": "give answers that are not empty",
     "prompts": "give answers that are not empty",
@@ -187,7 +187,8 @@ class MakeDirection(DirectionOptions):
         tokens = slice(self.first_tokens)
         if self.contrast == "decisions":
             notes["switch_words"] = list(self.switch_words)
-            sequences = decision_sites(self._traces(tokenizer), tokenizer, self.switch_words)
+            notes |= {} if self.after is None else {"after": self.after}
+            sequences = decision_sites(self._traces(tokenizer), tokenizer, self.switch_words, after=self.after)
         elif self.contrast == "thoughts":
             pairs = concise_and_verbose(self._traces(tokenizer))
             sequences = thought_pairs(pairs, tokens=tokens, match_lengths=self.match_lengths)

@@ -60,6 +60,8 @@ class DirectionOptions(PromptOptions, HeldModel):
     """What counts once: a sample, or a token (auto: a token for decisions, else a sample)."""
     switch_words: tuple[str, ...] = ("Wait", "Alternatively", "Hmm")
     """decisions: words at the start of a step that show that thinking goes on."""
+    after: str | None = None
+    """decisions: only those made where the text so far ends in these words, such as 'wrong.'; default all."""
     regenerate: int = 0
     """decisions: sample so many times anew from each place, and keep those at which the behaviour comes back (arXiv 2604.02113: 10)."""
     stable_share: float = 0.8
@@ -120,6 +122,10 @@ def check(command: DirectionOptions) -> None:
         raise ValueError(f"--chat is for questions, and --contrast {command.contrast} reads traces: leave it out")
     if command.switch_words != DirectionOptions.switch_words and command.contrast != "decisions":
         raise ValueError(f"--switch-words goes with --contrast decisions only; contrast is {command.contrast}")
+    if command.after is not None and command.contrast != "decisions":
+        raise ValueError(f"--after goes with --contrast decisions only; contrast is {command.contrast}")
+    if command.after is not None and not command.after.strip():
+        raise ValueError("--after is empty: give words, or leave it out")
     if not all(word.strip() for word in command.switch_words) or not command.switch_words:
         raise ValueError(f"--switch-words are {list(command.switch_words)}: give at least one word, and no empty one")
     _check_stability(command)
