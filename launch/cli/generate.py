@@ -142,7 +142,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         if self.chat_endpoint and self.prompt_as_ids:
             raise ValueError("--prompt-as-ids is for completions, and a chat endpoint takes messages: leave it out")
         if self.rule is not None:
-            from launch.core.arms import check_rule
+            from launch.core.levers.arm_words import check_rule
 
             check_rule(self.rule, "--plan")
         refuse_idle(self)
@@ -191,7 +191,8 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         return asked, asked._model_arm(plan, room)
 
     def _model_arm(self, plan: SteeringPlan | None, room: Room) -> Arm:
-        from launch.core.arms import Words, build_arm
+        from launch.core.levers.arm_building import build_arm
+        from launch.core.levers.arm_words import Words
         from launch.core.options import BASELINE
         from launch.core.session import load_room, take_room
         from reasoning_evals.engines import InProcessSampler

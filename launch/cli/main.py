@@ -21,6 +21,8 @@ COMMANDS = {
     "score": "launch.cli.counting:Score",
     "plan": "launch.cli.plan:MakePlan",
     "causes": "launch.cli.causes:FindCauses",
+    "early-exit": "launch.cli.levers.early_exit:EarlyExit",
+    "unloop": "launch.cli.levers.unloop:Unloop",
     "falsify": "launch.cli.falsify:Falsify",
     "measure": "launch.cli.rivals.commands:Measure",
     "rivals": "launch.cli.rivals.commands:Rivals",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.core.arms import BuiltArm, Words, arm_name, build_arm, parts_of, steering
+from launch.core.arms import steering
 from launch.core.failure import in_own_words
 from launch.core.findings import Findings, publish
 from launch.core.options import HeldModel, Room, RunOptions
@@ -128,19 +127,6 @@ class Session:
             return Arm(name, sampler, details={"plan": None})
         plan.check(self.model)
         return Arm(name, sampler, context=steering(self.model, self.tokenizer, plan), details={"plan": plan.digest()})
-
-    def built(self, word: str, plan: SteeringPlan | None, words: Words) -> BuiltArm:
-        """The arm of a word, as ``build_arm`` makes it. ValueError for a rule of decoding where a server decodes."""
-        if self.connection is None:
-            return build_arm(word, self.model, self.tokenizer, plan, words)
-        rules, parts = parts_of(word, self.tokenizer, plan, words)
-        if parts.processors:
-            raise ValueError(
-                f"the arm {word!r} is a rule of decoding, which runs in this process and not on a server: leave it out, or leave "
-                f"--{self.options.held_by} out"
-            )
-        arm = self.arm(arm_name(rules), plan)
-        return BuiltArm(dataclasses.replace(arm, details=parts.details, render=parts.render), plan)
 
     def sample(
         self,

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from launch.core.arms import BuiltArm, Words, arm_name, check_arms, load_plans, parse_arm
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
+from launch.core.levers.arm_building import BuiltArm, arm_of, load_plans
+from launch.core.levers.arm_words import HINT, REMINDER, TRIAL, Words, arm_name, check_arms, parse_arm
+from launch.core.levers.mis_exits import exit_warnings, mis_exits
 from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
 from launch.core.prompt_options import own_wording
@@ -22,6 +24,7 @@ from reasoning_evals import Problem, compare_arms, load_task
 from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.prompts import FINISHED, THINKING_PROMPT
 from reasoning_evals.runs import GradeRow, grade_run, read_run
+from reasoning_evals.thoughts import cut_line, cut_table, cut_thoughts
 
 NAME = "evaluate"
 LAB_PROBLEMS = 240
@@ -35,8 +38,9 @@ class EvaluateOptions(EngineOptions, ProblemOptions):
     """Compare ways to control reasoning: steering plans, prompts, decoding rules."""
 
     arms: tuple[str, ...] = (BASELINE, "prompt-before", "prompt-after", "tip", "tip-close", "nowait")
-    """baseline, plan:FILE, preset:NAME, prompt-before, prompt-after, no-thinking, thinking-off, effort:WORD, tip[:ALPHA,BETA],
-    tip-close[:ALPHA,BETA], nowait, budget:N, continue:N, or several joined by +."""
+    """baseline, plan:FILE, preset:NAME, prompt-before, prompt-after, no-thinking, thinking-off, effort:WORD, hint:N, tip[:ALPHA,BETA],
+    tip-close[:ALPHA,BETA], nowait, budget:N, soft:N[,RAMP,GRACE,PEAK], remind:N, continue:N, deer[:THRESHOLD,TRIALS], exit:FILE, or several joined
+    by +."""
     num_problems: int | None = None
     """The first so many problems; default all of a file or task, 240 of the lab."""
     switch_words: Annotated[tuple[str, ...], ReadBy(("tip", "tip-close"), where="--arms")] = ("Alternatively",)
@@ -47,6 +51,14 @@ class EvaluateOptions(EngineOptions, ProblemOptions):
     """Text of prompt-before and prompt-after."""
     go_on_word: Annotated[str, ReadBy(("continue",), where="--arms")] = "Wait"
     """What continue writes in place of the closing tag: a word of one token."""
+    budget_hint: Annotated[str, ReadBy(("hint",), where="--arms")] = HINT
+    """What hint adds to the question; {budget} is its number."""
+    reminder: Annotated[str, ReadBy(("remind",), where="--arms")] = REMINDER
+    """What remind writes into the thought."""
+    exit_words: Annotated[tuple[str, ...], ReadBy(("deer",), where="--arms")] = ("Wait",)
+    """Words of one token at which deer asks for a trial answer."""
+    trial_prompt: Annotated[str, ReadBy(("deer",), where="--arms")] = TRIAL
+    """What deer writes behind the thought, on trial, to read an answer; {close} is what ends a thought."""
 
     suffix: ClassVar[str] = "-evaluate"
     lab_rows: ClassVar[int] = 64
@@ -55,7 +67,7 @@ class EvaluateOptions(EngineOptions, ProblemOptions):
         super().__post_init__()
         check_arms(self.arms)
         check_num_problems(self.num_problems)
-        for field in ("switch_words", "ban_words"):
+        for field in ("switch_words", "ban_words", "exit_words"):
             if not getattr(self, field) or not all(word.strip() for word in getattr(self, field)):
                 raise ValueError(f"{field} are {list(getattr(self, field))}: give at least one word, and no empty one")
 
@@ -83,11 +95,21 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
             plan.check(known.shape)
     added = options.thinking_prompt if options.kinds & {"prompt-before", "prompt-after"} else ""
     added += FINISHED if "no-thinking" in options.kinds else ""
+    added += options.budget_hint + "0" * 8 if "hint" in options.kinds else ""
     options, room = settle(options, known, known.longest_prompt([p.prompt for p in problems], added), ranks)
     session = Session.load(options, ranks, room, known.tokenizer, known.shape)
-    words = Words(options.switch_words, options.ban_words, options.thinking_prompt, options.go_on_word)
+    words = Words(
+        switch=options.switch_words,
+        banned=options.ban_words,
+        thinking_prompt=options.thinking_prompt,
+        go_on=options.go_on_word,
+        hint=options.budget_hint,
+        reminder=options.reminder,
+        exits=options.exit_words,
+        trial=options.trial_prompt,
+    )
     session.require({arm_name(parse_arm(word)): plan for word, plan in plans.items()})
-    built = [session.built(word, plans.get(word), words) for word in options.arms]
+    built = [arm_of(session, word, plans.get(word), words) for word in options.arms]
     ranks.assert_same("the arms", {one.arm.name: one.plan.digest() if one.plan else None for one in built})
     arms = [_with_revision(one, options.revision) for one in built]
     names = ", ".join(arm.name for arm in arms)
@@ -135,6 +157,8 @@ def _findings(options: EvaluateOptions, rows: Sequence[GradeRow], silent: Sequen
     comparison = compare_arms(rows, baseline=options.baseline)
     sentences = [pair.sentence for pair in comparison.pairs]
     arms = read_run(folder)["config"]["arms"]
+    cuts = cut_thoughts(folder, rows, options.baseline)
+    exits = {name: found for name in names if (found := mis_exits(arms[name], rows, options.baseline, name))}
     return Findings(
         folder=folder,
         step="",
@@ -145,14 +169,22 @@ def _findings(options: EvaluateOptions, rows: Sequence[GradeRow], silent: Sequen
             "arms": {name: arms[name]["details"] for name in names},
             "sentences": sentences,
             "comparison": comparison.to_dict(),
+            **({"mis_exits": exits} if exits else {}),
+            **({"cut_thoughts": [one.to_dict() for one in cuts]} if cuts else {}),
         },
-        summary=[*arm_lines(comparison), *sentences],
+        summary=[
+            *arm_lines(comparison),
+            *map(cut_line, cuts),
+            *(one["sentence"] for one in exits.values()),
+            *sentences,
+        ],
+        tables={"Cut thoughts": cut_table(cuts)} if cuts else {},
         facts={
             "Model": options.model + (f", revision {options.revision}" if options.revision else ""),
             "Arms": ", ".join(names),
             "Sampling": options.sampling_in_words,
         },
-        warnings=silent,
+        warnings=list(dict.fromkeys([*silent, *exit_warnings(exits, read_run(folder)["config"]["sampling"])])),
         silent=silent,
         then=[
             "moe-steer export {folder} --format parquet --out samples.parquet    every answer and grade, one row each"

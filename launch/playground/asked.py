@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from launch.core.arms import check_rule
+from launch.core.levers.arm_words import check_rule
 from launch.core.options import BASELINE
 from moe_steer import ResidualVector, SteeringPlan
 from moe_steer.direction import VectorFile
@@ -195,6 +195,10 @@ class Offer:
 def _by_rule(given: Mapping[str, Any]) -> Column:
     word = given.get("word", "").strip()
     check_rule(word, "a column of plans")
+    if word.startswith("exit:"):
+        raise ValueError(
+            f"the arm {word!r} reads the model while it decodes: compare it with 'moe-steer evaluate --arms baseline {word}'"
+        )
     return Column(title=word, word=word)
 
 

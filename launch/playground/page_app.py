@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from launch.core.arms import RULES
+from launch.core.levers.arm_words import RULES
 from launch.playground.boards import Boards, Busy, Telling
 from launch.playground.readings import colour_of
 from launch.playground.repeating import Repeater
@@ -34,7 +34,7 @@ _FILES = {
     "tokens.js": "tokens.js",
     "playground.css": "playground.css",
 }
-_NOT_IN_COLUMNS = ("baseline", "plan", "preset")
+_NOT_IN_COLUMNS = ("baseline", "plan", "preset", "exit")
 
 
 def application(boards: Boards, repeater: Repeater, about: dict[str, Any]) -> Starlette:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from launch.core.arms import Words, parts_of
+from launch.core.levers.arm_building import parts_of
+from launch.core.levers.arm_words import Words
 from launch.core.served.connection import Connection
 from launch.playground.asked import MOST, Asked, Column
 from launch.playground.readings import Readings, Stopped

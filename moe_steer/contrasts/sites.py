@@ -60,7 +60,7 @@ def decision_sites(
     with weight="token" to let every decision count once. ValueError when the tokenizer cannot write a switch word.
     """
     markers = MarkerSet.from_tokenizer(tokenizer, tuple(switch_words))
-    texts = functools.cache(functools.partial(_text, tokenizer))
+    texts = functools.cache(functools.partial(token_text, tokenizer))
     found = []
     for trace in traces:
         end = trace.thought_end
@@ -71,7 +71,7 @@ def decision_sites(
         while start < stop and not texts(trace.token_ids[start]).strip():
             start += 1  # the line break with which some templates and models open a thought
         spans = [span for group in markers.find_occurrences(trace.token_ids).values() for span in group]
-        before = {_before_lead(trace.token_ids, span.start - 1, texts) for span in spans if start < span.start < stop}
+        before = {before_lead(trace.token_ids, span.start - 1, texts) for span in spans if start < span.start < stop}
         ends = (place for place in before if place >= start and _ends_step(texts(trace.token_ids[place])))
         negative = tuple(sorted(ends))
         positive = () if end is None or end <= start else (end - 1,)
@@ -119,7 +119,7 @@ def _first(trace: Trace) -> int:
     return max(trace.thought_start, trace.prompt_length)
 
 
-def _text(tokenizer: Any, token: int) -> str:
+def token_text(tokenizer: Any, token: int) -> str:
     return tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
@@ -130,7 +130,7 @@ def _is_after(words: str, ids: Sequence[int], place: int, tokenizer: Any) -> boo
     return text.rstrip().endswith(words.strip())
 
 
-def _before_lead(ids: Sequence[int], place: int, texts: Callable[[int], str]) -> int:
+def before_lead(ids: Sequence[int], place: int, texts: Callable[[int], str]) -> int:
     """The position before the words that lead up to what follows ``place``: at most three of them, with their commas."""
     words = 0
     while place > 0 and words < 3:

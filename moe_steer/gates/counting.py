@@ -34,11 +34,13 @@ class GateCounts:
         self._rows: dict[int, Tensor] = {}
         self._openings: dict[int, Tensor] = {}
 
-    def count_gate(self, number: int, before_B: Tensor, after_B: Tensor, counted: tuple[Tensor, Tensor]) -> None:
-        """Record a forward: how often gate ``number`` had opened in each row before and after it. ``counted``: bool [B], whether the
-        row had generated a token before it, and has behind it. The caller must not change the tensors later."""
+    def count_gate(
+        self, number: int, before_B: Tensor, after_B: Tensor, generated: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """Record a forward: how often gate ``number`` had opened in each row before and after it. ``generated``: the row's tokens before
+        it and behind it, and those of its prompt: a row counts once it has generated one. The caller must not change the tensors later."""
         waiting = self._waiting[number]
-        waiting.append((before_B, after_B, *counted))
+        waiting.append((before_B, after_B, *generated))
         if len(waiting) >= _FLUSH_AT:
             self._add_up(number)
 
@@ -56,7 +58,8 @@ class GateCounts:
         if not waiting:
             return
         with torch.no_grad():
-            before, after, was, now = (torch.cat(column) for column in zip(*waiting, strict=True))
+            before, after, first, last, prompt = (torch.cat(column) for column in zip(*waiting, strict=True))
+            was, now = first > prompt, last > prompt
             rows = torch.zeros(_MOST + 1, dtype=torch.long, device=after.device)
             # A row moves from the place of its old number of openings to that of the new one, once it has generated a token.
             rows = rows.scatter_add(0, after.clamp(max=_MOST), now.long())

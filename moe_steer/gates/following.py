@@ -25,9 +25,11 @@ _READ_IDS = ("loop", "paragraphs_since")
 class GateAudit(Protocol):
     """Takes the openings of a gate."""
 
-    def count_gate(self, number: int, before_B: Tensor, after_B: Tensor, counted: tuple[Tensor, Tensor]) -> None:
-        """How often gate ``number`` has opened in each row before and after a forward. ``counted``: bool [B], whether the row had
-        generated a token before it, and has behind it."""
+    def count_gate(
+        self, number: int, before_B: Tensor, after_B: Tensor, generated: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """How often gate ``number`` has opened in each row before and after a forward. ``generated``: the row's tokens before it and
+        behind it, and those of its prompt."""
 
 
 class ExpertParts(NamedTuple):
@@ -133,7 +135,7 @@ class Gates:
         self._state = {name: state[name] for name in self._own}
         # A row that decodes one token has no padding in it.
         self._real_BS = tokens.real_BS if tokens.has_prompt or tokens.real_BS.shape[1] > 1 else None
-        self._counted = (rows.seen_B > rows.prompt_B, after.seen_B > after.prompt_B)
+        self._generated = (rows.seen_B, after.seen_B, rows.prompt_B)
         for number, (source, names) in enumerate(zip(self._sources.values(), self._of_source, strict=True)):
             self._parts[number] = {short: state[full] for short, full in names.items()}
             source.begin(tokens, self._parts[number])
@@ -165,7 +167,7 @@ class Gates:
             first_BS, joined_BS = first_BS & real_BS, joined_BS & real_BS
         opened_B = self._state[opened]
         now_B = opened_B + first_BS.sum(1)
-        self._audit.count_gate(number, opened_B, now_B, self._counted)
+        self._audit.count_gate(number, opened_B, now_B, self._generated)
         self._state[name], self._state[opened] = count_BS[:, -1], now_B
         if when.ramp == 1:
             self._opens[number] = joined_BS.reshape(-1)

@@ -19,6 +19,10 @@ from reasoning_evals.comparing.power import PowerPlan as PowerPlan
 from reasoning_evals.comparing.power import assume_from_baseline as assume_from_baseline
 from reasoning_evals.comparing.power import assume_from_pair as assume_from_pair
 from reasoning_evals.comparing.power import plan_power as plan_power
+from reasoning_evals.comparing.risk_control import ExitPoint as ExitPoint
+from reasoning_evals.comparing.risk_control import RiskControl as RiskControl
+from reasoning_evals.comparing.risk_control import control_risk as control_risk
+from reasoning_evals.comparing.risk_control import lost_answers as lost_answers
 from reasoning_evals.comparing.statistics import holm as holm
 from reasoning_evals.comparing.statistics import majority_correct as majority_correct
 from reasoning_evals.comparing.statistics import mean_estimate as mean_estimate

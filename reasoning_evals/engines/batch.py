@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from reasoning_evals.engines.cache_rows import (
-    can_join,
     drop_columns,
     drop_newest,
     join_rows,
-    reads_padding,
     select_rows,
 )
-from reasoning_evals.engines.kv_cache import AbsorbedLatents, growing_cache
-from reasoning_evals.engines.sampling import Request, SamplingConfig, UniformStreams, draw, take_most_likely
+from reasoning_evals.engines.decoder import Decoder
+from reasoning_evals.engines.interjections import Dictation, Step
+from reasoning_evals.engines.sampling import Request, UniformStreams, draw, take_most_likely
 
 _ENOUGH_PADDING = 16
 """Columns of padding in every row that are worth dropping."""
@@ -33,38 +28,6 @@ class Finished:
 
     request: Request
     token_ids: tuple[int, ...]
-
-
-class Decoder:
-    """What the batches of one call of ``sample`` share: the model and the rule by which tokens are chosen."""
-
-    def __init__(
-        self, model: Any, config: SamplingConfig, stop_ids: Sequence[int], processors: LogitsProcessorList | None
-    ) -> None:
-        self.model = model
-        self.config = config
-        self.processors: Callable[..., Tensor] | None = processors or None
-        self.redirects = [item.redirect for item in processors or () if hasattr(item, "redirect")]
-        """Rules that act on the token that was drawn, such as ``reasoning_evals.decoding.Continuation``."""
-        self.absorbed = AbsorbedLatents(model)
-        self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=model.device)
-        if (
-            "cache_params" in (takes := inspect.signature(type(model).forward).parameters)
-            and "past_key_values" not in takes
-        ):
-            raise ValueError(
-                f"{type(model).__name__} keeps its states in cache_params, which the in-process sampler does not fill: serve the model and use --endpoint"
-            )
-        probe = self.new_cache(1)
-        self.joins = probe is not None and can_join(probe)
-        self.takes_padding = self.joins and not reads_padding(model, probe)
-        """Whether prompts of unequal lengths may go through one prefill."""
-
-    def new_cache(self, most: int) -> Any:
-        """An empty cache for up to ``most`` columns; None where the model makes one of its own kind."""
-        if not self.model._supports_default_dynamic_cache():
-            return None
-        return growing_cache(self.model.config, joint=bool(self.absorbed.layers), most=most)
 
 
 class Batch:
@@ -83,6 +46,7 @@ class Batch:
         self._width = max(len(request.prompt_ids) for request in requests)
         self._starts = [self._width] * len(requests)
         """The column of each row's first generated token."""
+        self._dictation = Dictation(len(requests))
         self._doing = ""
         """What has begun and not ended: start, step, choice or join; "" where cache and tensors agree."""
         size = (len(requests), self._width + decoder.config.max_new_tokens)
@@ -114,18 +78,12 @@ class Batch:
         """Process the newest token of each row and choose the next: the rows that are finished with theirs, which leave."""
         self._doing = "step"
         self._position_B += 1
-        absorbed = self._decoder.absorbed
-        context: AbstractContextManager[Any] = absorbed if absorbed.layers else nullcontext()
-        with context:
-            output = self._decoder.model(
-                input_ids=self._tokens_BT[:, self._width - 1 : self._width],
-                attention_mask=self._mask_BT[:, : self._width],
-                position_ids=self._position_B[:, None],
-                past_key_values=self._cache,
-                use_cache=True,
-            )
+        newest = slice(self._width - 1, self._width)
+        logits_BV = self._decoder.decode(
+            self._tokens_BT[:, newest], self._mask_BT[:, : self._width], self._position_B[:, None], self._cache
+        )
         self._doing = "choice"  # which cannot be undone: it draws from the rows' streams
-        finished = self._choose(output.logits[:, -1])
+        finished = self._choose(logits_BV)
         self._doing = ""
         return finished
 
@@ -151,6 +109,7 @@ class Batch:
         self._position_B = torch.cat([part._position_B for part in parts])
         self._starts = [start + width - part._width for part in parts for start in part._starts]
         self._requests = [request for part in parts for request in part._requests]
+        self._dictation.join([part._dictation for part in others])
         self._tokens_BT, self._mask_BT, self._width = tokens_BT, mask_BT, width
         if self._streams is not None:
             self._streams.join([part._streams for part in others if part._streams is not None])
@@ -235,6 +194,8 @@ class Batch:
             ids_B = draw(logits_BV, self._streams.next(), rule.temperature, rule.top_p, rule.top_k)
         for redirect in self._decoder.redirects:
             ids_B = redirect(self._tokens_BT[:, :width], ids_B)
+        if self._decoder.interjects:
+            ids_B = self._dictation.write(self._decoder.interjects, self._now(ids_B))
         self._tokens_BT[:, width] = ids_B
         self._width += 1
         done = set(torch.isin(ids_B, self._decoder.stop_ids).nonzero()[:, 0].tolist())
@@ -246,13 +207,19 @@ class Batch:
         self._drop(done)
         return finished
 
+    def _now(self, drawn_B: Tensor) -> Step:
+        known = slice(self._width)
+        free_B = torch.tensor(self._dictation.free, device=drawn_B.device)
+        generated_B = self._width - torch.tensor(self._starts, device=drawn_B.device)
+        tensors = (self._tokens_BT[:, known], self._mask_BT[:, known], self._position_B, drawn_B, free_B, generated_B)
+        return Step(*tensors, cache=self._cache, decode=self._decoder.decode)
+
     def _drop(self, done: set[int]) -> None:
         """Remove the finished rows; rows from the end fill the gaps.
 
-        Why not simply keep ``tensor[rows_left]``: the token and mask tensors are large, and that would copy all rows at
-        every finished sample. Here only as many rows are copied as have finished. Row order carries no meaning: each row has
-        its own random stream, which moves with it. Example: 6 rows, ``done`` = {1, 4}. 4 rows are left, so rows 4 and 5 must
-        go; 4 has finished, 5 moves to place 1: ``keep`` = [0, 5, 2, 3].
+        Only as many rows of the large tensors are copied as have finished. Row order carries no meaning: each row has its own
+        random stream, which moves with it. Example: 6 rows, ``done`` = {1, 4}. 4 rows are left, so rows 4 and 5 must go; 4 has
+        finished, 5 moves to place 1: ``keep`` = [0, 5, 2, 3].
         """
         num_rows = len(self._requests)
         left = num_rows - len(done)
@@ -273,6 +240,7 @@ class Batch:
         self._position_B = self._position_B[:left]
         self._requests = [self._requests[row] for row in keep]
         self._starts = [self._starts[row] for row in keep]
+        self._dictation.select(keep)
         if self._streams is not None:
             self._streams.select(keep)
         self._drop_padding(_ENOUGH_PADDING)

@@ -13,6 +13,7 @@ Code that keeps state of its own for each row on the cache follows by two method
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -67,6 +68,17 @@ def select_rows(cache: Any, indices: Tensor, num_rows: int) -> None:
     _select(cache, None, indices, num_rows)
     if hasattr(cache, "keep_rows"):
         cache.keep_rows(indices)
+
+
+def fork_rows(cache: Any, indices: Tensor, num_rows: int) -> Any:
+    """Another cache of these rows of the ``num_rows``: what is written into it is not written into the first."""
+    tensors = {id(tensor): tensor for owner in (cache, *cache.layers) for _, _, tensor in _tensors(vars(owner))}
+    forked = copy.deepcopy(cache, dict(tensors))  # the tensors are shared until their rows are selected
+    for layer in forked.layers:
+        if isinstance(layer, GrowingLayer):
+            layer.leave_room()
+    select_rows(forked, indices, num_rows)
+    return forked
 
 
 def join_rows(cache: Any, others: Sequence[Any], width: int, most: int) -> None:

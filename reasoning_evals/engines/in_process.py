@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
-from reasoning_evals.engines.batch import Batch, Decoder, Finished
+from reasoning_evals.engines.batch import Batch, Finished
+from reasoning_evals.engines.decoder import Decoder
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, model_identity, thinking_notes
 from reasoning_evals.prompts import RenderedPrompt, render_prompt
 

@@ -113,6 +113,10 @@ class GrowingLayer(DynamicLayer):
             if self._room is not None:
                 self._room = (self._room[0][:, :, number:], self._room[1][:, :, number:])
 
+    def leave_room(self) -> None:
+        """Write to the buffers no more: the next rows and tokens go into buffers of this layer's own."""
+        self._room, self._most = None, None
+
     # Every other operation of the library on keys and values makes new tensors, which are not in the buffers.
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """As DynamicLayer."""

@@ -41,6 +41,7 @@ SUMS = (
     *("tokens", "weight_added", "scoped", "selected_before", "selected_after"),
     *("norm_added", "rows", "opened_rows", "reopened_rows", "openings"),
     *("samples", "retried_samples", "retokenized", "counted", "filtered", "unaudited", "retries"),
+    *("trials", "trial_tokens", "readings", "exits"),
 )
 """The fields of an audit row that are added up; all others identify the row."""
 

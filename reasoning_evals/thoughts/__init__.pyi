@@ -1,3 +1,7 @@
+from reasoning_evals.thoughts.cut import HELD as HELD
+from reasoning_evals.thoughts.cut import cut_line as cut_line
+from reasoning_evals.thoughts.cut import cut_table as cut_table
+from reasoning_evals.thoughts.cut import cut_thoughts as cut_thoughts
 from reasoning_evals.thoughts.metrics import AttemptJudge as AttemptJudge
 from reasoning_evals.thoughts.segments import SWITCH_MARKERS as SWITCH_MARKERS
 from reasoning_evals.thoughts.summary import summarise_thinking as summarise_thinking

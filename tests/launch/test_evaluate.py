@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from launch.cli.main import main as command_line
-from launch.core.arms import arm_name, check_arms, parse_arm, token_forms
+from launch.core.levers.arm_rules import token_forms, token_spellings
+from launch.core.levers.arm_words import arm_name, check_arms, parse_arm
 from launch.core.option_checks import refuse_idle
 from launch.evaluate import main
 from launch.jobs.evaluation import EvaluateOptions
@@ -16,7 +17,7 @@ from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.lab import LAB_MODEL
 from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.runs import read_grades
-from reasoning_evals.runs.run_folder import read_generations, read_run
+from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
 
 SMALL = ["--num-problems", "6", "--samples", "1", "--max-new-tokens", "80", "--batch-size", "6"]
 ARMS = [
@@ -29,6 +30,10 @@ ARMS = [
     "prompt-after",
     "no-thinking",
     "continue:45",
+    "soft:20,8,6,4",
+    "remind:8+budget:30",
+    "hint:20",
+    "deer:0.6,2",
 ]
 
 
@@ -43,7 +48,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished run with every kind of arm."""
     folder = tmp_path_factory.mktemp("evaluate")
     arms = [*ARMS, f"plan:{plan_file(folder)}", f"plan:{folder / 'turned.json'}+budget:12"]
-    assert main([*SMALL, "--arms", *arms, "--out", str(folder / "run")]) == 0
+    trial = ["--trial-prompt", "{close}\\boxed{"]
+    assert main([*SMALL, "--arms", *arms, *trial, "--out", str(folder / "run")]) == 0
     return folder / "run"
 
 
@@ -81,6 +87,45 @@ def test_an_empty_thought_is_answered_and_a_short_one_goes_on(finished: Path) ->
     assert any("Wait" in text for text in going_on)
     (rule,) = read_run(finished)["config"]["arms"]["continue:45"]["details"]["decoding"]
     assert (rule["rule"], rule["num_tokens"]) == ("continuation", 45)
+
+
+def test_a_soft_budget_a_reminder_a_hint_and_a_trial_exit_do_what_they_say(finished: Path) -> None:
+    said = {arm: [item for item in read_generations(finished) if item.arm == arm] for arm in ARMS}
+    grades = {arm: [row for row in read_grades(finished) if row.arm == arm] for arm in ARMS}
+    assert all(row.thinking_tokens is not None and row.thinking_tokens <= 25 for row in grades["soft:20,8,6,4"])
+    assert all("\nI should come to the answer now.\n" in item.text for item in said["remind:8+budget:30"])
+    assert all("Think for about 20 tokens, then answer." in item.prompt for item in said["hint:20"])
+    plain = {item.problem_id: item.text.partition("</think>")[0] for item in said["baseline"]}
+    (row,) = [row for row in read_audit(finished)["deer:0.6,2"] if row["kind"] == "exit"]
+    ended = 0
+    for item in said["deer:0.6,2"]:
+        thought, _, _ = item.text.partition("</think>")
+        whole = plain[item.problem_id]
+        assert whole.startswith(thought), "up to its end the thought is the baseline's"
+        ended += thought != whole
+        assert thought == whole or whole[len(thought) :].lstrip().startswith("Wait")
+    assert row["exits"] == ended > 0
+    assert row["trials"] >= row["exits"]
+    assert row["trial_tokens"] > row["trials"]
+
+
+def test_what_leaks_behind_a_cut_is_measured(finished: Path) -> None:
+    cuts = {one["arm"]: one for one in json.loads((finished / "results.json").read_text())["cut_thoughts"]}
+    assert set(cuts) == {"budget:12", "plan:turned+budget:12", "soft:20,8,6,4", "remind:8+budget:30"}
+    rows = {(row.arm, row.problem_id): row for row in read_grades(finished)}
+    cut = [row for row in rows.values() if row.arm == "budget:12" and (row.thinking_tokens or 0) >= 11]
+    assert (cuts["budget:12"]["cut"], cuts["budget:12"]["over"]) == (len(cut), 0.0)
+    pairs = [(row, rows["baseline", row.problem_id]) for row in cut]
+    more = [
+        a.answer_tokens - b.answer_tokens for a, b in pairs if (a.finish_reason, b.finish_reason) == ("stop", "stop")
+    ]  # type: ignore[operator]
+    assert cuts["budget:12"]["paired"] == len(more)
+    assert cuts["budget:12"]["leak"] == pytest.approx(sum(more) / len(more))
+    assert cuts["soft:20,8,6,4"]["over"] <= 6
+    assert (
+        "thoughts reached the budget of 12 tokens" in (finished / "report.md").read_text()
+        or "Cut thoughts" in (finished / "report.md").read_text()
+    )
 
 
 def test_the_run_says_every_setting_of_every_arm(finished: Path) -> None:
@@ -233,6 +278,10 @@ def test_words() -> None:
         (["baseline", "effort"], "names no effort: write effort:WORD"),
         (["baseline", "no-thinking+thinking-off"], "has two rules of the same kind"),
         (["baseline", "budget:20+continue:20"], "ends its thought before it may end"),
+        (["baseline", "soft:20+budget:30"], "two rules of the same kind"),
+        (["baseline", "soft:20,8,4,6,1"], "write soft:N or soft:N,RAMP"),
+        (["baseline", "remind:30+soft:30"], "reminds of a budget that is spent"),
+        (["baseline", "deer:1.5"], "has 'deer:1.5' in it"),
         (["baseline", "tip:0"], "has 'tip:0' in it"),
         (["baseline", "tip:3,600,1"], "has 'tip:3,600,1' in it"),
         (["baseline", "tip:x"], "has 'tip:x' in it"),
@@ -288,6 +337,8 @@ def test_wrong_input_is_one_line_and_exit_code_1(
         ),
         ({"arms": ("baseline", "tip"), "ban_words": ("Hm",)}, "--ban-words is for nowait: add one to --arms"),
         ({"arms": ("baseline", "tip"), "thinking_prompt": "x"}, "--thinking-prompt is for prompt-before, "),
+        ({"arms": ("baseline", "tip"), "reminder": "x"}, "--reminder is for remind: add one to --arms"),
+        ({"arms": ("baseline", "tip"), "exit_words": ("Hm",)}, "--exit-words is for deer: add one to --arms"),
         ({"greedy": True, "samples": 4}, "leave --samples 4 out"),
         ({"greedy": True, "temperature": 0.3}, "--temperature 0.3 would change nothing: the most likely token is"),
         ({"data_dir": "here"}, "--data-dir here is for a task, and the lab makes its problems up"),
@@ -304,5 +355,9 @@ def test_every_spelling_that_the_lab_writes_is_found() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(LAB_MODEL)
     forms = token_forms(tokenizer, NOWAIT_WORDS)
+    assert token_spellings(tokenizer, ["Wait"])
+    assert {tokenizer.decode(form).strip(" .,\n").lower() for form in token_spellings(tokenizer, NOWAIT_WORDS)} <= set(
+        NOWAIT_WORDS
+    )
     for text in (" Wait", " Hmm", " Alternatively", "Wait", "wait"):
         assert tuple(tokenizer.encode(text, add_special_tokens=False)) in forms

@@ -17,10 +17,8 @@ from reasoning_evals.decoding import (
     Continuation,
     SwitchPenalty,
     ThinkingBudget,
-    completed_by,
-    last_end,
-    last_start,
 )
+from reasoning_evals.decoding.forms import completed_by, last_end, last_start
 
 PAD, OPEN, CLOSE = 0, 1, 2
 TAGS = TokenTags.of_pair((OPEN,), (CLOSE,))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from launch.cli.directions.direction_options import NEED_SAE, DirectionOptions, check
@@ -48,6 +49,8 @@ class MakeDirection(DirectionOptions):
         device = model.get_input_embeddings().weight.device
         saes = {layer: sae.to(device=device) for layer, sae in saes.items()}
         sequences, notes = self._sequences(tokenizer)
+        if self.regenerate:
+            sequences, notes = self._stable(model, tokenizer, sequences, notes)
         self._refuse_others(model, sequences)
         fits = contrast_fits(model, sequences, saes, batch_tokens=self.tokens_per_batch)
         for layer, fit in fits.items():
@@ -63,6 +66,8 @@ class MakeDirection(DirectionOptions):
             notes=notes | fit_notes(fits),
             progress=follow("reading answers"),
         )
+        if self.project_content:
+            contrasts = self._without_content(model, tokenizer, contrasts)
         reports = []
         for method in self.method:
             for layer in self.layers:
@@ -77,6 +82,44 @@ class MakeDirection(DirectionOptions):
             print(f"wrote {Path(self.out, 'atoms.md')}")
         first = self._file(self.method[0], self.layers[0])
         print(f"next: moe-steer plan --residual {self.layers[0]}:{first}=0.1 --unit residual_norm --out plan.json")
+
+    def _stable(self, model: Any, tokenizer: Any, sequences: Any, notes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The decisions that come back when the model goes on from them anew, and the notes with their numbers."""
+        from launch.core.levers.stable_decisions import keep_stable
+
+        kept, numbers = keep_stable(
+            model,
+            tokenizer,
+            sequences,
+            self.switch_words,
+            samples=self.regenerate,
+            share=self.stable_share,
+            temperature=self.temperature,
+            top_p=self.top_p,
+        )
+        print("\n".join(one.line for one in numbers))
+        if lost := [one for one in numbers if not one.kept]:
+            raise ValueError(
+                f"no {lost[0].side} is stable, so the contrast has one side: give more traces, or a lower --stable-share than {self.stable_share:g}"
+            )
+        settings = {"temperature": self.temperature, "top_p": self.top_p, "sides": [one.to_dict() for one in numbers]}
+        return kept, notes | {"stability": settings}
+
+    def _without_content(self, model: Any, tokenizer: Any, contrasts: Any) -> Any:
+        """The contrasts without the directions in which the prompts of the traces differ most."""
+        from moe_steer.contrasts import content_subspace, prompt_states, without_content
+
+        prompts = list(dict.fromkeys(trace.token_ids[: trace.prompt_length] for trace in self._traces(tokenizer)))
+        states = prompt_states(model, prompts, self.layers, self.tokens_per_batch)
+        found = {}
+        for layer, contrast in contrasts.items():
+            found[layer] = without_content(contrast, content_subspace(states[layer], self.project_content))
+            removed = found[layer].notes["content_projected"]["share_of_norm_removed"]
+            print(
+                f"layer {layer}: the {self.project_content} directions in which {len(prompts)} prompts differ most held {100 * removed:.1f}% of the "
+                "length of the difference; they are projected out"
+            )
+        return found
 
     def _refuse_others(self, model: Any, sequences: Any) -> None:
         """ValueError where a file to be written is a direction of other texts or of another model; one of the same is replaced."""
@@ -162,24 +205,7 @@ class MakeDirection(DirectionOptions):
         return sequences, notes
 
     def _traces(self, tokenizer: Any) -> list[Any]:
-        """Traces; of the folder of a run only the right ones."""
-        from pathlib import Path
-
-        from launch.core.wiring import read_any_traces
-        from reasoning_evals.runs import grade_run
-
-        found = []
-        for path in self.traces:
-            traces = read_any_traces([path], tokenizer, self.arm)
-            if Path(path, "run.json").is_file():
-                right = {
-                    f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}" for row in grade_run(path) if row.correct
-                }
-                kept = [trace for trace in traces if trace.trace_id in right]
-                print(f"{path}: {len(kept)} of {len(traces)} answers are right, the others are left out")
-                traces = kept
-            found += traces
-        return found
+        return _right_traces(self.traces, self.arm, tokenizer)
 
     def _make(self, method: str, contrast: Any, sae: Any) -> Any:
         from moe_steer.directions import all_atoms, caa, pca, single_atom, sta
@@ -200,6 +226,28 @@ class MakeDirection(DirectionOptions):
         if method == "atom":
             return single_atom(contrast, sae, self.atom)
         return all_atoms(contrast, sae) if method == "sae" else {"caa": caa, "pca": pca}[method](contrast)
+
+
+@lru_cache(maxsize=1)
+def _right_traces(paths: tuple[str, ...], arm: str | None, tokenizer: Any) -> list[Any]:
+    """Traces; of the folder of a run only the right ones."""
+    from pathlib import Path
+
+    from launch.core.wiring import read_any_traces
+    from reasoning_evals.runs import grade_run
+
+    found = []
+    for path in paths:
+        traces = read_any_traces([path], tokenizer, arm)
+        if Path(path, "run.json").is_file():
+            right = {
+                f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}" for row in grade_run(path) if row.correct
+            }
+            kept = [trace for trace in traces if trace.trace_id in right]
+            print(f"{path}: {len(kept)} of {len(traces)} answers are right, the others are left out")
+            traces = kept
+        found += traces
+    return found
 
 
 def _without_name(model: dict[str, Any]) -> dict[str, Any]:

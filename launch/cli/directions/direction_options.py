@@ -62,6 +62,16 @@ class DirectionOptions(PromptOptions, HeldModel):
     """decisions: words at the start of a step that show that thinking goes on."""
     after: str | None = None
     """decisions: only those made where the text so far ends in these words, such as 'wrong.'; default all."""
+    regenerate: int = 0
+    """decisions: sample so many times anew from each place, and keep those at which the behaviour comes back (arXiv 2604.02113: 10)."""
+    stable_share: float = 0.8
+    """decisions: in at least this share of the re-generations."""
+    temperature: float = 0.7
+    """decisions: of the re-generations."""
+    top_p: float = 0.95
+    """decisions: of the re-generations."""
+    project_content: int = 0
+    """decisions, thoughts: project out so many directions in which the mean states of the problems' prompts differ most (2604.02113: 4)."""
     chat: bool = False
     """answers, prompts: put the question into the tokenizer's chat template."""
     first_tokens: int | None = None
@@ -118,6 +128,7 @@ def check(command: DirectionOptions) -> None:
         raise ValueError("--after is empty: give words, or leave it out")
     if not all(word.strip() for word in command.switch_words) or not command.switch_words:
         raise ValueError(f"--switch-words are {list(command.switch_words)}: give at least one word, and no empty one")
+    _check_stability(command)
     if not command.method or len(set(command.method)) != len(command.method):
         raise ValueError(f"--method is {list(command.method)}: give at least one, and each once")
     if command.tokens_per_batch is not None and command.tokens_per_batch < 1:
@@ -125,6 +136,31 @@ def check(command: DirectionOptions) -> None:
     _check_atoms(command)
     refuse_idle(command)
     check_folder(command.out)
+
+
+def _check_stability(command: DirectionOptions) -> None:
+    """ValueError for re-generations and projections that nothing would follow."""
+    if command.regenerate < 0 or command.project_content < 0:
+        raise ValueError("--regenerate and --project-content are numbers: give 0 (none) or more")
+    if command.regenerate and command.contrast != "decisions":
+        raise ValueError(f"--regenerate goes with --contrast decisions only; contrast is {command.contrast}")
+    given = [
+        name
+        for name in ("stable_share", "temperature", "top_p")
+        if getattr(command, name) != getattr(DirectionOptions, name)
+    ]
+    if given and not command.regenerate:
+        raise ValueError(f"--{given[0].replace('_', '-')} is about re-generations: give their number with --regenerate")
+    if not 0 < command.stable_share <= 1:
+        raise ValueError(f"--stable-share is {command.stable_share:g}: give a share above 0, up to 1")
+    if command.project_content and command.contrast not in ("decisions", "thoughts"):
+        raise ValueError(
+            f"--project-content reads the prompts of traces, and --contrast {command.contrast} has none: leave it out"
+        )
+    if command.project_content and set(command.method) & set(NEED_SAE):
+        raise ValueError(
+            "--project-content goes with --method caa and pca: atoms are no linear function of the states; leave it out"
+        )
 
 
 def _check_atoms(command: DirectionOptions) -> None:

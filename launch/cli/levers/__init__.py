@@ -1,0 +1,1 @@
+"""Commands that make levers which act at the right moment (launch.cli is full)."""

@@ -1,0 +1,108 @@
+"""A probe with a stated mis-exit rate, as a file; and what it reads while a model decodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from moe_steer.gates import Probe
+from moe_steer.json_files import check_types
+from moe_steer.layers import model_shape
+from moe_steer.observe import observe_residual
+from moe_steer.thinking import TokenTags
+from reasoning_evals.comparing import RiskControl
+from reasoning_evals.decoding import ProbeExit
+
+_KEY = "early_exit"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExitProbe:
+    """A probe, and how its threshold was calibrated for ending thoughts: the header's ``early_exit``."""
+
+    probe: Probe
+    every: int
+    """Every so many step ends of a thought are exit points."""
+    control: RiskControl
+    sampling: Mapping[str, Any]
+    """Temperature and so on of the run that it was calibrated on."""
+
+    def save(self, path: str) -> None:
+        """Write the probe's file."""
+        about = {**dataclasses.asdict(self.control), "every": self.every, "sampling": dict(self.sampling)}
+        header = {**self.probe.header, _KEY: about}
+        dataclasses.replace(self.probe, threshold=self.control.threshold, header=header).save(path)
+
+    @classmethod
+    def load(cls, path: str) -> ExitProbe:
+        """ValueError in one line for a file that is none, and for a probe without a stated rate."""
+        probe = Probe.load(path)
+        about = probe.header.get(_KEY)
+        if about is None:
+            raise ValueError(
+                f"{path} is a probe without a stated mis-exit rate: calibrate it with 'moe-steer early-exit RUN --probe {path} --out FILE'"
+            )
+        kinds = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(RiskControl)}
+        about = dict(check_types(about, f"{path}, {_KEY}", {**kinds, "every": int, "sampling": dict}))
+        every, sampling = about.pop("every"), about.pop("sampling")
+        return cls(probe=probe, every=every, control=RiskControl(**about), sampling=sampling)
+
+    def about(self) -> dict[str, Any]:
+        """What identifies it in run.json."""
+        return {
+            "probe": self.probe.digest(),
+            "layer": self.probe.layer,
+            "calibration": {**dataclasses.asdict(self.control), "sampling": dict(self.sampling)},
+        }
+
+
+_KINDS: Mapping[str, type] = {"float": float, "int": int}
+
+
+class ProbeReading:
+    """The probabilities of a probe at the last tokens of the last forward."""
+
+    def __init__(self, exit_probe: ExitProbe) -> None:
+        self.exit_probe = exit_probe
+        self._last_B: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        assert self._last_B is not None, "no forward of the model was watched"
+        return self._last_B
+
+    def rule(self, tags: TokenTags, step_ends: Sequence[int]) -> ProbeExit:
+        """The decoding rule that reads here."""
+        found = self.exit_probe
+        return ProbeExit(
+            tags=tags,
+            step_ends=tuple(step_ends),
+            every=found.every,
+            threshold=found.control.threshold,
+            read=self,
+            about=found.about(),
+        )
+
+    def context(self, model: Any) -> Callable[[], AbstractContextManager[Any]]:
+        """In which every forward of the model is read. ValueError for a probe of another model."""
+        probe = self.exit_probe.probe
+        probe.check(model_shape(model))
+
+        def read(layer: int, hidden_BSD: Tensor) -> None:
+            self._last_B = probe.probability(hidden_BSD[:, -1])
+
+        @contextmanager
+        def watching() -> Iterator[None]:
+            with observe_residual(model, [probe.layer], read):
+                yield
+
+        return watching
+
+
+def reading_of(rule: ProbeExit) -> ProbeReading:
+    """What a rule that ``ProbeReading.rule`` made reads."""
+    assert isinstance(rule.read, ProbeReading)
+    return rule.read
