@@ -11,6 +11,7 @@ import tyro
 from launch.core.option_checks import check_counts, check_folder, refuse_idle
 from launch.core.options import HeldModel
 from launch.core.prompt_options import PromptOptions
+from moe_steer.lab import is_made_up
 
 if TYPE_CHECKING:
     from launch.core.levers.looping import Answers, Making
@@ -110,7 +111,7 @@ class Unloop(PromptOptions, HeldModel):
     def _load(self, name: str) -> list[Any]:
         from reasoning_evals import load_task
 
-        lab: dict[str, Any] = {"split": "test", "num": self.num, "seed": self.seed} if name == "lab" else {}
+        lab: dict[str, Any] = {"split": "test", "num": self.num, "seed": self.seed} if is_made_up(name) else {}
         found = load_task(name, **lab)[: self.num]
         if len(found) < 8:
             raise ValueError(f"{name!r} holds {len(found)} problems: give at least 8")
