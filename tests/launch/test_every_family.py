@@ -48,7 +48,7 @@ def test_the_whole_way(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[
             load_model(folder)
         assert "\n" not in str(caught.value)
         return
-    model, tokenizer = load_model(folder, **SIZES)  # the sizes of the plan below, which is then rehearsed once
+    model, tokenizer = load_model(folder, **SIZES)  # the sizes of the plan below, whose step is then rehearsed once
     assert "cannot be planned" not in capsys.readouterr().err
     loaded(name, model)
     planned(model)
@@ -69,7 +69,7 @@ def loaded(name: str, model: Any) -> None:
 
 def planned(model: Any) -> None:
     """The plan's cache is the one that a real prefill and a real step leave, to the byte."""
-    plan = plan_memory(model.config, 1, 2**34, **SIZES, on_gpu=False)
+    plan = plan_memory(model.config, 1, 2**34, **SIZES, prompt=8, on_gpu=False)
     assert plan.footprints[0].weights == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
     ids_BS = batch(ROWS, CONTEXT)
     cache = None
