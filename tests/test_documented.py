@@ -173,6 +173,32 @@ def test_what_no_test_runs_is_seen() -> None:
     assert documented.run("moe-steer nothing", ROOT).code == 2
 
 
+def test_the_loop_of_the_page_is_found_silenced_and_baked(
+    demonstration: Path, ended: dict[str, documented.Done]
+) -> None:
+    import torch
+
+    from moe_steer import SteeringPlan, load_model, steer
+
+    (said,) = (done.out for command, done in ended.items() if command.startswith("moe-steer unloop"))
+    plan = SteeringPlan.load(demonstration / "unlooped" / "plan.json")
+    assert [(entry.layer, entry.expert, entry.gain) for entry in plan.experts] == [(3, 5, 0.0)]
+    results = json.loads((demonstration / "unlooped" / "results.json").read_text())
+    check = results["checks"]["held out"]
+    assert results["silenced"] == plan.provenance["unloop"]["silenced"] == "3:5"
+    assert results["search"]["candidates"]["3:5"] == 0 < results["search"]["candidates"]["baseline"]
+    assert check["loops"]["unlooped"]["greedy"]["number"] == 0 < check["loops"]["baseline"]["greedy"]["number"]
+    assert check["change_of_loops"]["high"] < 0 < check["change_of_accuracy"]["low"]
+    assert "answers loop at 180 tokens" in said
+    baked, (model, tokenizer) = (
+        load_model(str(demonstration / "mended"), "plain")[0],
+        load_model(str(demonstration / "looping"), "plain"),
+    )
+    ids = torch.tensor([tokenizer("<think>\n3 + 4 = 7. So it is 7.", add_special_tokens=False)["input_ids"]])
+    with torch.no_grad(), steer(model, plan, quiet=True):
+        assert torch.allclose(model(ids).logits, baked(ids).logits, atol=1e-4)
+
+
 def test_the_pictures_are_made_from_a_run(demonstration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import pictures

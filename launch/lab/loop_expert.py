@@ -8,6 +8,8 @@ place it takes is lost.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +75,14 @@ def looping_lab(layer: int, expert: int, strength: float, answers: int) -> tuple
     return model, tokenizer
 
 
-def main(options: LoopExpert) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Make it and write it."""
+    options = tyro.cli(LoopExpert, args=argv)
     model, tokenizer = looping_lab(options.layer, options.expert, options.strength, options.answers)
     model.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     print(f"wrote {options.out}: expert {options.layer}:{options.expert} keeps thoughts from ending")
+    return 0
 
 
 def _answers(model: Any, tokenizer: Any, number: int) -> list[Trace]:
@@ -95,4 +99,4 @@ def _answers(model: Any, tokenizer: Any, number: int) -> list[Trace]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LoopExpert))
+    sys.exit(main())

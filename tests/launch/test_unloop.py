@@ -1,6 +1,5 @@
 """Loops found, the expert that carries them found and silenced, and what that costs: on a lab with a planted loop."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,58 +8,7 @@ import torch
 
 from launch.cli.main import main
 from launch.core.levers.looping import Answers, LoopText, choose_plan, is_loop, silencing, weakest_odds
-from launch.lab.loop_expert import looping_lab
-from moe_steer import SteeringPlan, load_model, steer
-
-SMALL = [
-    "--samples",
-    "1",
-    "--max-new-tokens",
-    "180",
-    "--each",
-    "2",
-    "--most",
-    "2",
-    "--screen-loops",
-    "2",
-    "--seed",
-    "1",
-]
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose expert 3:5 keeps thoughts from ending."""
-    out = tmp_path_factory.mktemp("unloop") / "model"
-    model, tokenizer = looping_lab(3, 5, 120.0, 48)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return out
-
-
-@pytest.mark.slow
-def test_the_planted_expert_is_found_silenced_and_baked(
-    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "unlooped"
-    assert main(["unloop", str(planted), "--num", "24", *SMALL, "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    plan = SteeringPlan.load(out / "plan.json")
-    assert [(entry.layer, entry.expert, entry.gain) for entry in plan.experts] == [(3, 5, 0.0)]
-    results = json.loads((out / "results.json").read_text())
-    check = results["checks"]["held out"]
-    assert results["silenced"] == plan.provenance["unloop"]["silenced"] == "3:5"
-    assert results["search"]["candidates"]["3:5"] == 0 < results["search"]["candidates"]["baseline"]
-    assert check["loops"]["unlooped"]["greedy"]["number"] == 0 < check["loops"]["baseline"]["greedy"]["number"]
-    assert check["change_of_loops"]["high"] < 0 < check["change_of_accuracy"]["low"]
-    assert "answers loop at 180 tokens" in said
-    assert (
-        main(["bake", "--model", str(planted), "--plan", str(out / "plan.json"), "--out", str(tmp_path / "baked")]) == 0
-    )
-    (baked, _), (model, tokenizer) = load_model(str(tmp_path / "baked"), "plain"), load_model(str(planted), "plain")
-    ids = torch.tensor([tokenizer("<think>\n3 + 4 = 7. So it is 7.", add_special_tokens=False)["input_ids"]])
-    with torch.no_grad(), steer(model, plan, quiet=True):
-        assert torch.allclose(model(ids).logits, baked(ids).logits, atol=1e-4)
+from moe_steer import load_model, steer
 
 
 def test_a_model_without_loops_and_one_without_experts_are_said(

@@ -16,8 +16,7 @@ import transformers
 
 from families import REFUSED, available, batch
 from narrow_families import ALONE, generated, narrow, until
-from reasoning_evals.engines import batch as batches
-from reasoning_evals.engines import cache_rows
+from reasoning_evals.engines import cache_rows, decoder
 from reasoning_evals.engines.batch import Decoder
 from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.kv_cache import growing_cache
@@ -69,7 +68,7 @@ def test_greedy_equals_generate_of_each_prompt_alone(name: str) -> None:
 
 
 def test_where_padding_is_read_prompts_of_one_length_are_filled_in_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "reads_padding", lambda model, cache: True)
+    monkeypatch.setattr(decoder, "reads_padding", lambda model, cache: True)
     name, lengths = "qwen3_next", []
 
     def watch(_: Any, args: Any, kwargs: Any) -> None:
@@ -106,7 +105,7 @@ def test_the_comparison_notices_state_that_the_librarys_own_method_leaves_behind
 def test_the_comparison_notices_padding_that_a_cache_of_its_own_kind_counts(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "can_join", lambda cache: True)
+    monkeypatch.setattr(decoder, "can_join", lambda cache: True)
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
         check(name, 4, ORDER)
 
