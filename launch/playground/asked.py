@@ -14,7 +14,7 @@ from moe_steer import ResidualVector, SteeringPlan
 from moe_steer.direction import VectorFile
 from moe_steer.json_files import check_types, is_number, quoted
 from moe_steer.layers import ModelShape
-from moe_steer.plan import PLAN_VERSION
+from moe_steer.plan import GATED_VERSION
 from reasoning_evals import Problem
 from reasoning_evals.engines import OFF, SamplingConfig, Served, ServedPlan
 from reasoning_evals.grading import type_of
@@ -104,7 +104,7 @@ class Offer:
         given = _typed(made, "your plan", kinds)
         base = self.plan_named(given["base"]) if given.get("base") else SteeringPlan()
         values: dict[str, Any] = {
-            "version": PLAN_VERSION,
+            "version": GATED_VERSION,
             **{key: given[key] for key in ("experts", "scope", "renormalize") if key in given},
         }
         read = SteeringPlan.from_dict(values)

@@ -162,6 +162,42 @@ def test_start_steer_slide_colour_save_and_reload(open_page: OpenPage) -> None:
     assert page.is_visible("#stale")
 
 
+def test_a_gate_is_chosen_acts_and_is_kept(open_page: OpenPage) -> None:
+    page = open_page("with-a-gate")
+    page.select_option(".column:nth-child(2) .what", "plan:yours")
+    page.fill(".expert .gain", "64")
+    page.locator(".expert .gain").blur()
+    assert not page.is_visible("#gate-border")
+    page.select_option("#gate", "spent")
+    assert page.inner_text("#gate-words") == "tokens of thought, from"
+    page.fill("#gate-border", "12")
+    page.locator("#gate-border").blur()
+    run(page)
+    acted = [bool(colour) for colour in colours(page, 2)]
+    assert not any(acted[:12])
+    assert any(acted[12:])
+    assert words(page, 2) != words(page, 1)
+    page.click(".column:nth-child(2) .save")
+    page.wait_for_selector(".column:nth-child(2) .saved:not([hidden])")
+    command = page.inner_text(".column:nth-child(2) .command").split()
+    saved = json.loads(Path(command[command.index("--plan") + 1]).read_text())
+    assert saved["version"] == 2
+    assert saved["experts"][0]["when"] == {"on": "spent", "above": 12}
+    page.click("#add-expert")
+    page.fill("#gate-border", "-1")
+    page.locator("#gate-border").blur()
+    page.click("#run")
+    page.wait_for_selector("#said:not(:empty)")
+    assert "never below 0" in page.inner_text("#said")
+    page.select_option("#gate", "margin")
+    page.wait_for_timeout(400)
+    page.reload()
+    settled(page)
+    assert (page.input_value("#gate"), page.input_value("#gate-border")) == ("margin", "0.2")
+    page.select_option("#gate", "")
+    assert not page.is_visible("#gate-border")
+
+
 def test_columns_of_every_kind_and_a_refusal_in_a_sentence(open_page: OpenPage) -> None:
     page = open_page("every-kind")
     page.click("#add-column")

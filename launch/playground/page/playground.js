@@ -140,7 +140,46 @@ function wirePrompt() {
 const toSlider = (gain) => (gain > 0 ? Math.min(6, Math.max(-6, Math.log2(gain))) : -6);
 const toGain = (place) => Number((2 ** place).toPrecision(3));
 
+// A gate: in words, its condition, what its border is in words. Any other one, of a plan file, is kept as it is.
+const GATES = {
+  spent: ["the thought is long", {above: 60}, "tokens of thought, from"],
+  entropy: ["it is unsure", {above: 1}, "entropy in nats, from"],
+  margin: ["two tokens are close", {below: 0.2}, "difference of their shares, up to"],
+  loop: ["it repeats itself", {above: 24}, "repeated tokens, from"],
+  paragraphs_since: ["long since a Wait", {above: 2, word: "Wait"}, "paragraphs since, from"],
+};
+
+function planGate() {
+  const [first, ...others] = new Set(settings.plan.experts.map((entry) => JSON.stringify(entry.when ?? null)));
+  if (others.length) return "own";
+  const when = JSON.parse(first ?? "null");
+  if (!when) return null;
+  const known = GATES[when.on] && {on: when.on, ...GATES[when.on][1]};
+  return known && Object.keys(when).sort().join() === Object.keys(known).sort().join() && when.word === known.word ? when : "own";
+}
+
+const border = (when) => ("above" in when ? "above" : "below");
+
+function setGate(when) {
+  for (const entry of settings.plan.experts) { if (when) entry.when = structuredClone(when); else delete entry.when; }
+  showPlan();
+  changed();
+}
+
+function showGate() {
+  const gate = planGate(), own = gate === "own";
+  const words = [["", "always"], ...Object.entries(GATES).map(([on, [said]]) => [on, said]), ...(own ? [["own", "as each entry says"]] : [])];
+  options(element("gate"), words, own ? "own" : gate?.on ?? "");
+  element("gate").disabled = !settings.plan.experts.length;
+  element("gate-wrap").hidden = own || !gate;
+  if (gate && !own) {
+    element("gate-words").textContent = GATES[gate.on][2];
+    element("gate-border").value = gate[border(gate)];
+  }
+}
+
 function showPlan() {
+  showGate();
   element("plan-card").hidden = offer.remote || !offer.shape.moe_layers.length;
   const home = element("experts");
   home.replaceChildren();
@@ -171,7 +210,8 @@ function showPlan() {
 function addExpert(layer, expert) {
   const there = settings.plan.experts.find((entry) => entry.layer === layer && entry.expert === expert);
   if (there) { say(`layer ${layer} expert ${expert} is in your plan already`); return; }
-  settings.plan.experts.push({layer, expert, gain: 4});
+  const gate = planGate();
+  settings.plan.experts.push({layer, expert, gain: 4, ...(gate && gate !== "own" ? {when: structuredClone(gate)} : {})});
   showPlan();
   changed();
   say(`layer ${layer} expert ${expert} is in your plan now, with gain 4`);
@@ -198,6 +238,14 @@ function wirePlan() {
     addExpert(layer, expert);
   };
   element("scope").onchange = () => { settings.plan.scope = element("scope").value; changed(); };
+  element("gate").onchange = () => {
+    const on = element("gate").value;
+    if (on !== "own") setGate(on ? {on, ...GATES[on][1]} : null);
+  };
+  element("gate-border").onchange = () => {
+    const gate = planGate();
+    setGate({...gate, [border(gate)]: Number(element("gate-border").value)});
+  };
   element("renormalize").onchange = () => { settings.plan.renormalize = element("renormalize").checked; changed(); };
 }
 
