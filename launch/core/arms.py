@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_steer import ExpertGain, SteeringPlan, TopK, steer
+
+if TYPE_CHECKING:
+    from reasoning_evals.runs import Arm
 
 
 def load_plan(path: str) -> SteeringPlan:
@@ -24,6 +27,18 @@ def load_plan(path: str) -> SteeringPlan:
 def steering(model: Any, tokenizer: Any, plan: SteeringPlan) -> Callable[[], Any]:
     """The context in which the model is steered; the run keeps its audit."""
     return lambda: steer(model, plan, tokenizer=tokenizer, quiet=True)
+
+
+def arm_here(name: str, model: Any, tokenizer: Any, plan: SteeringPlan | None) -> Arm:
+    """A loaded model under a plan, or as it is; ValueError for a plan that does not fit."""
+    from reasoning_evals.engines import InProcessSampler
+    from reasoning_evals.runs import Arm
+
+    sampler = InProcessSampler(model, tokenizer)
+    if plan is None:
+        return Arm(name, sampler, details={"plan": None})
+    plan.check(model)
+    return Arm(name, sampler, context=steering(model, tokenizer, plan), details={"plan": plan.digest()})
 
 
 def with_choice(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.core.arms import steering
+from launch.core.arms import arm_here
 from launch.core.failure import in_own_words
 from launch.core.findings import Findings, publish
 from launch.core.options import HeldModel, Room, RunOptions
@@ -122,11 +122,7 @@ class Session:
             if plan is not None:
                 plan.check(self.shape)
             return self.connection.arm(name, self.tokenizer, plan)
-        sampler = InProcessSampler(self.model, self.tokenizer)
-        if plan is None:
-            return Arm(name, sampler, details={"plan": None})
-        plan.check(self.model)
-        return Arm(name, sampler, context=steering(self.model, self.tokenizer, plan), details={"plan": plan.digest()})
+        return arm_here(name, self.model, self.tokenizer, plan)
 
     def sample(
         self,

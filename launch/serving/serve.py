@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from launch.core.served.own_server import OWNER
+from launch.core.served.own_server import OWNER, steers
 from launch.serving.latent import LATENT, ROTARY, lacks_kernel, with_latent_sizes
 from moe_steer import SteeringPlan
 from moe_steer.entries.elsewhere import refuse_outside
@@ -79,7 +79,7 @@ class Serve:
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while server.poll() is None and not self._is_up():
+            while server.poll() is None and not steers(self.port):
                 time.sleep(1)
             if server.poll() is None:
                 print(
@@ -95,14 +95,6 @@ class Serve:
         if code in (0, -signal.SIGINT, -signal.SIGTERM):
             return 0
         raise RuntimeError(f"the server ended with code {code}: its own messages above say why")
-
-    def _is_up(self) -> bool:
-        import httpx
-
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/v1/steering", timeout=5).status_code == 200
-        except httpx.HTTPError:
-            return False
 
 
 def _end_with(owner: int, server: subprocess.Popen[bytes]) -> None:

@@ -18,6 +18,7 @@ A number that is not known (NaN) neither opens nor closes.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ State = dict[str, Tensor]
 """What a row carries from forward to forward, by name: tensors [B] or [B, N]."""
 
 
-class Source:
+class Source(ABC):
     """One number a token. ``value_BS``: None until it is known in this forward."""
 
     def __init__(self) -> None:
@@ -42,9 +43,9 @@ class Source:
         """The state of rows without tokens."""
         return {}
 
+    @abstractmethod
     def begin(self, seen: Tokens, state: State) -> None:
         """Take the tokens of a forward, and the rows' state, which is replaced by that after them."""
-        raise NotImplementedError
 
 
 class Probed(Source):

@@ -11,7 +11,13 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from moe_steer.thinking import TokenTags
-from reasoning_evals.decoding.forms import Form, begun_tag, check_vocabulary, only, open_thought
+from reasoning_evals.decoding.forms import Form, check_vocabulary, closing, only, open_thought
+
+
+def check_budget(num_tokens: int) -> None:
+    """ValueError for a negative number."""
+    if num_tokens < 0:
+        raise ValueError(f"the thinking budget is {num_tokens} tokens: give 0 (no thought) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +34,12 @@ class ThinkingBudget(LogitsProcessor):
     tags: TokenTags
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 0:
-            raise ValueError(f"the thinking budget is {self.num_tokens} tokens: give 0 (no thought) or more")
+        check_budget(self.num_tokens)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [B, V] of the token after ``input_ids`` [B, T]; the given tensor is not changed."""
-        close = self.tags.close
-        check_vocabulary([close], scores)
-        inside_B, start_B = open_thought(input_ids, self.tags)
-        held_B = input_ids.shape[1] - start_B
-        begun_B = begun_tag(input_ids, close, held_B)
-        spent_B = inside_B & (held_B - begun_B >= self.num_tokens)
-        return only(scores, spent_B, torch.tensor(close, device=scores.device)[begun_B])
+        inside_B, held_B, _, next_B = closing(input_ids, scores, self.tags)
+        return only(scores, inside_B & (held_B >= self.num_tokens), next_B)
 
     def describe(self) -> dict[str, Any]:
         """Every setting, as plain JSON values."""

@@ -102,6 +102,25 @@ def begun_tag(ids_BT: Tensor, tag: Form, held_B: Tensor) -> Tensor:
     return torch.minimum(begun_B, held_B)
 
 
+class Closing(NamedTuple):
+    """For each row: whether the next token belongs to a thought, the tokens that it holds without those of a begun closing tag, how many
+    of that tag stand there, and the token with which the tag begins or goes on."""
+
+    inside_B: Tensor
+    held_B: Tensor
+    begun_B: Tensor
+    next_B: Tensor
+
+
+def closing(ids_BT: Tensor, scores_BV: Tensor, tags: TokenTags) -> Closing:
+    """How far the open thought is, and what would close it. ValueError when the tag is beyond the logits."""
+    check_vocabulary([tags.close], scores_BV)
+    inside_B, start_B = open_thought(ids_BT, tags)
+    all_B = ids_BT.shape[1] - start_B
+    begun_B = begun_tag(ids_BT, tags.close, all_B)
+    return Closing(inside_B, all_B - begun_B, begun_B, torch.tensor(tags.close, device=scores_BV.device)[begun_B])
+
+
 def only(scores_BV: Tensor, rows_B: Tensor, token_B: Tensor) -> Tensor:
     """The logits, where in the rows of the mask only one token, that row's own of ``token_B``, is left."""
     if not bool(rows_B.any()):

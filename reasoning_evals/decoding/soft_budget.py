@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from moe_steer.thinking import TokenTags
+from reasoning_evals.decoding.budgets import check_budget
 from reasoning_evals.decoding.forms import (
     Form,
-    begun_tag,
     check_vocabulary,
     checked_forms,
+    closing,
     only,
     open_thought,
 )
@@ -48,8 +49,7 @@ class SoftBudget(LogitsProcessor):
     """The tokens that end a step by their own text."""
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 0:
-            raise ValueError(f"the thinking budget is {self.num_tokens} tokens: give 0 (no thought) or more")
+        check_budget(self.num_tokens)
         if not 0 <= self.ramp <= self.num_tokens or self.grace < 0:
             raise ValueError(
                 f"the ramp is {self.ramp} and the grace {self.grace} tokens: give a ramp from 0 to the budget, {self.num_tokens}, and a "
@@ -60,13 +60,7 @@ class SoftBudget(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [B, V] of the token after ``input_ids`` [B, T]; the given tensor is not changed."""
-        close = self.tags.close
-        check_vocabulary([close], scores)
-        inside_B, start_B = open_thought(input_ids, self.tags)
-        held_B = input_ids.shape[1] - start_B
-        begun_B = begun_tag(input_ids, close, held_B)
-        held_B = held_B - begun_B
-        next_B = torch.tensor(close, device=scores.device)[begun_B]
+        inside_B, held_B, begun_B, next_B = closing(input_ids, scores, self.tags)
         if self.ramp and self.peak:
             share_B = ((held_B - (self.num_tokens - self.ramp) + 1) / self.ramp).clamp(0, 1) * inside_B
             lifted_B1 = (scores.gather(1, next_B[:, None]) + self.peak * share_B[:, None]).to(scores.dtype)

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 
 from expert_stats.causes import Causes, find_causes, loop_odds
-from launch.core.arms import steering
+from launch.core.arms import arm_here
 from moe_steer import ExpertGain, SteeringPlan, steer
 from moe_steer.tokens import Trace
 from reasoning_evals import Problem, run_arms
 from reasoning_evals.comparing import paired_difference, wilson_interval
-from reasoning_evals.engines import InProcessSampler, SamplingConfig
-from reasoning_evals.runs import Arm, GradeRow, grade_run, read_generations
+from reasoning_evals.engines import SamplingConfig
+from reasoning_evals.runs import GradeRow, grade_run, read_generations
 from reasoning_evals.thinking import loop_at_end
 
 BASELINE, UNLOOPED = "baseline", "unlooped"
@@ -43,19 +43,13 @@ class Making:
         rows: dict[str, list[GradeRow]] = {}
         for mode in MODES:
             config = self.sampled if mode == "sampled" else dataclasses.replace(self.sampled, greedy=True)
-            arms = [self._arm(name, plan) for name, plan in plans.items()]
+            arms = [arm_here(name, self.model, self.tokenizer, plan) for name, plan in plans.items()]
             k = self.samples if mode == "sampled" else 1
             run_arms(arms, problems, folder / mode, k, config, self.seed, task="unloop")
             rows[mode] = grade_run(folder / mode, problems)
             for item in read_generations(folder / mode):
                 loops[mode, item.arm, item.problem_id, item.sample_idx] = is_loop(item.token_ids, item.finish_reason)
         return Answers(folder=folder, loops=loops, rows=rows)
-
-    def _arm(self, name: str, plan: SteeringPlan | None) -> Arm:
-        sampler = InProcessSampler(self.model, self.tokenizer)
-        if plan is None:
-            return Arm(name, sampler, details={"plan": None})
-        return Arm(name, sampler, steering(self.model, self.tokenizer, plan), {"plan": plan.digest()})
 
 
 class Share(NamedTuple):

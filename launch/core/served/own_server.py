@@ -88,7 +88,7 @@ class OwnServer:
                 start_new_session=True,
                 env={**os.environ, OWNER: str(os.getpid())},
             )
-        while self._process.poll() is None and not self._answers():
+        while self._process.poll() is None and not steers(self.port):
             time.sleep(0.25)
         if self._process.poll() is not None:
             self._process = None
@@ -108,13 +108,15 @@ class OwnServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
-    def _answers(self) -> bool:
-        import httpx
 
-        try:
-            return httpx.get(f"{self.address}/steering", timeout=5).status_code == 200
-        except httpx.HTTPError:
-            return False
+def steers(port: int) -> bool:
+    """Whether a server on 127.0.0.1 is up, and knows plans."""
+    import httpx
+
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/v1/steering", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def _with_gpus(given: list[str]) -> list[str]:
