@@ -168,11 +168,7 @@ class There:
 
     def sampler(self, column: Column) -> HttpSampler:
         """What asks the server for a column."""
-        server = self.connection.server
-        return HttpSampler(
-            server.base_url, self.connection.name, self.tokenizer, api_key=server.api_key, plan=column.served,
-            prompt_as_ids=True, outage=server.wait, engine=self.connection.engine,
-        )  # fmt: skip
+        return self.connection.sampler(self.tokenizer, column.served)
 
     def _work(self, run: Run, answer: Answer) -> Callable[[], Sample]:
         sampler = self.sampler(answer.column)

@@ -71,19 +71,23 @@ class Connection:
             return None
         return OFF if plan is None else self.served.plans[plan.digest()]
 
-    def arm(self, name: str, tokenizer: Any, plan: SteeringPlan | None, **how: Any) -> Arm:
-        """The model under one of the server's plans, or as it is. The same arm as in this process, but for who samples. ``how``:
-        options of ``HttpSampler`` for servers that are asked otherwise."""
-        sampler = HttpSampler(
+    def sampler(self, tokenizer: Any, asked: ServedPlan | None, **how: Any) -> HttpSampler:
+        """What asks the server, under a plan that it knows. ``how``: options of ``HttpSampler`` for servers that are asked otherwise."""
+        return HttpSampler(
             self.server.base_url,
             self.name,
             tokenizer,
             concurrency=self.server.concurrency,
             api_key=self.server.api_key,
-            plan=self.asked(plan),
+            plan=asked,
             outage=self.server.wait,
             **{"prompt_as_ids": True, "engine": self.engine, **how},
         )
+
+    def arm(self, name: str, tokenizer: Any, plan: SteeringPlan | None, **how: Any) -> Arm:
+        """The model under one of the server's plans, or as it is. The same arm as in this process, but for who samples. ``how``:
+        see ``sampler``."""
+        sampler = self.sampler(tokenizer, self.asked(plan), **how)
         details = {"plan": plan.digest() if plan else None}
         return Arm(name, sampler, context=lambda: HttpAudit(sampler), details=details)
 
