@@ -33,6 +33,7 @@ from expert_stats.signature import CountsSignature as CountsSignature
 from expert_stats.trace_counts import TraceCounts as TraceCounts
 from expert_stats.wording import evidence_sentence as evidence_sentence
 from expert_stats.wording import family_lines as family_lines
+from expert_stats.wording import fresh_lines as fresh_lines
 from expert_stats.wording import interval_lines as interval_lines
 from moe_steer.contrasts import MarkedSequence as MarkedSequence
 from moe_steer.contrasts import answer_pairs as answer_pairs

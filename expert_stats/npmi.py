@@ -24,6 +24,8 @@ from expert_stats.evidence import (
     halves_of,
     identity_of,
     least_support,
+    measured_by_halves,
+    measured_elsewhere,
     npmi,
     problem_sums,
     robust_p,
@@ -48,6 +50,7 @@ def score_experts(
     min_support: int | None = None,
     missing_marker: str = "error",
     rival: Callable[[ProblemSums, Array], Rival] | None = None,
+    measured_on: RoutingCounts | None = None,
 ) -> ExpertScores:
     """The scores of `scores_and_estimate`, which has the options."""
     return scores_and_estimate(
@@ -58,6 +61,7 @@ def score_experts(
         min_support=min_support,
         missing_marker=missing_marker,
         rival=rival,
+        measured_on=measured_on,
     )[0]
 
 
@@ -70,6 +74,7 @@ def scores_and_estimate(
     min_support: int | None = None,
     missing_marker: str = "error",
     rival: Callable[[ProblemSums, Array], Rival] | None = None,
+    measured_on: RoutingCounts | None = None,
 ) -> tuple[ExpertScores, Estimate]:
     """Score every (layer, expert): the sum over markers of coefficient x nPMI (RICE, Eq. 6), with evidence.
 
@@ -91,6 +96,9 @@ def scores_and_estimate(
 
     ``rival``: another measure in place of the sum (`expert_stats.rivals`), with its own score, support, intervals and evidence;
     the tables of the markers stay those of the counts.
+
+    ``measured_on``: counts of other problems, in which what is chosen here is measured; without them, half of the problems measures
+    what the other half chooses (`expert_stats.evidence.fresh`). A ``rival`` must then be one of the counts.
 
     Cells that are undefined are NaN and unsupported. ValueError says what is missing.
     """
@@ -115,7 +123,11 @@ def scores_and_estimate(
     identity = identity_of(*totals, counts.references)
     p_MC, q_MC, tests = _evidence(sums, identity, weights_M, marker_M)
     robust = tuple(index for index, test in enumerate(tests) if test == "robust")
-    estimate: Estimate = other.estimate if other else MarkerEstimate(sums, measure, min_support, robust)
+
+    def estimate_of(own: ProblemSums) -> Estimate:
+        return rival(own, weights_M).estimate if rival else MarkerEstimate(own, measure, min_support, robust)
+
+    estimate = other.estimate if other else estimate_of(sums)
     score_C = estimate.score(slice(None))
     supported_C = np.isfinite(score_C) & estimate.supported(slice(None))
     # Over these the lower bounds hold: whatever could come to be chosen.
@@ -127,6 +139,12 @@ def scores_and_estimate(
     without_score_C, without_p_C = without_each_family(estimate)
     shape = (len(counts.moe_layers), counts.num_experts)
     halves = halves_of(estimate)
+    if measured_on is None:
+        fresh = measured_by_halves(estimate, halves, counts.moe_layers, counts.num_experts)
+    else:
+        refuse_shared(counts, measured_on)
+        elsewhere = estimate_of(problem_sums(measured_on, weights_M > 0))
+        fresh = measured_elsewhere(score_C, supported_C, elsewhere, counts.moe_layers, counts.num_experts)
     scores = ExpertScores(
         model=dict(counts.signature.model),
         marker_names=counts.marker_names,
@@ -155,6 +173,7 @@ def scores_and_estimate(
         cannot_answer=counts.cannot_answer,
         tokens=_tokens(counts, identity),
         families=agreement_of_families(estimate),
+        fresh=fresh,
         npmi_MLE=npmi(joint_MC, expert_C, marker_M[:, None], np.array(total)).reshape(-1, *shape),
         joint_MLE=joint_MC.reshape(-1, *shape),
         p_MLE=p_MC.reshape(-1, *shape),
@@ -174,6 +193,21 @@ def scores_and_estimate(
         halves=Halves(*(half.reshape(shape) for half in halves)),
     )
     return scores, estimate
+
+
+def refuse_shared(counts: RoutingCounts, measured_on: RoutingCounts) -> None:
+    """ValueError, in a line, where one cannot be measured in the other: counts of another kind, or problems in both."""
+    if difference := counts.signature.difference(measured_on.signature):
+        raise ValueError(f"what is chosen from counts cannot be measured in counts of another kind: {difference}")
+    if old := counts.cannot_answer or measured_on.cannot_answer:
+        raise ValueError(f"which problems chose cannot be told: {old}")
+    if shared := {one.problem for one in counts.traces} & {one.problem for one in measured_on.traces}:
+        raise ValueError(
+            f"problem {min(shared)!r} and {len(shared) - 1} others would choose experts and measure them: measure in counts of "
+            "other problems"
+        )
+    if not measured_on.num_tokens:
+        raise ValueError("the counts to measure in hold no tokens: count at least two problems")
 
 
 def _lowest(q_MC: Array) -> Array:

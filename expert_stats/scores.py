@@ -8,19 +8,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from expert_stats.evidence import Halves
+from expert_stats.evidence import EVERY, Fresh, Halves, fresh_record, read_fresh
 from expert_stats.evidence.influence import TOPS
+from expert_stats.evidence.json_tables import listed, read_table
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, short
 
 Array = np.ndarray[Any, Any]
 
-_VERSION = 3
+_VERSION = 4
 _TABLES = {
     "npmi_MLE": np.float64,
     "joint_MLE": np.int64,
@@ -39,8 +39,6 @@ _TABLES = {
     "without_p_LE": np.float64,
     "supported_LE": np.bool_,
 }
-
-
 _TYPES = {
     "model": dict,
     "marker_names": list[str],
@@ -57,11 +55,10 @@ _TYPES = {
     "tokens": dict,
     "families": dict,
     "halves": list,
+    "fresh": list[dict],
     "stability": dict,
     "tables": dict,
 }
-
-
 _METHOD = {"words": str, "claim": str, "signed": bool, "problems": int}
 
 
@@ -146,6 +143,9 @@ class ExpertScores:
     """The worst that leaving one family of problems out does to score and p."""
     supported_LE: Array
     halves: Halves
+    fresh: tuple[Fresh, ...]
+    """What was chosen, measured in problems that did not choose it: all supported experts where other counts were given to measure
+    in, else the best of each half of the problems, in the other half."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -166,6 +166,11 @@ class ExpertScores:
     def stability(self) -> dict[str, float]:
         """Agreement of two halves of the problems (`Halves.stability`)."""
         return self.halves.stability
+
+    @property
+    def elsewhere(self) -> dict[tuple[int, int], Fresh]:
+        """(layer, expert) -> its measurement in other counts; empty without them."""
+        return {(one.layer, one.expert): one for one in self.fresh if one.chosen_by == EVERY}
 
     def ranking(self, *, supported_only: bool = True) -> list[RankedExpert]:
         """Experts by score, then support, then layer, then expert id; without those that have no defined score."""
@@ -198,17 +203,18 @@ class ExpertScores:
 
     def table(self, top: int = 10) -> str:
         """The best experts as text for a terminal."""
-        head = ["rank", "layer", "expert", "score", "95% interval", "bound", "top 2", "support", "rate", "q", "token"]
-        head += self.marker_names
+        elsewhere = self.elsewhere
+        head = ["rank", "layer", "expert", "score", *["fresh interval"] * bool(elsewhere), "bound", "top 2", "support"]
+        head += ["rate", "q", "token", *self.marker_names]
         lines = [head]
         for rank, row in enumerate(self.ranking()[:top], start=1):
-            reach = f"{row.low:+.3f} {row.high:+.3f}" if np.isfinite(row.low) else "-"
+            reach = [reach_of(elsewhere[row.layer, row.expert], "")] if elsewhere else []
             cells = [
                 rank,
                 row.layer,
                 row.expert,
                 f"{row.score:.3f}",
-                reach,
+                *reach,
                 _shown(row.bound, "+.3f"),
                 _shown(row.chance, ".0%"),
                 row.support,
@@ -228,6 +234,7 @@ class ExpertScores:
         record |= {
             "version": _VERSION,
             "halves": [listed(half) for half in self.halves],
+            "fresh": fresh_record(self.fresh),
             "stability": {key: None if np.isnan(value) else value for key, value in self.stability.items()},
             "tables": {name: listed(getattr(self, name)) for name in _TABLES},
         }
@@ -244,13 +251,18 @@ class ExpertScores:
         record = parse_json(content, f"{name} holds no expert scores: it", "make them with 'moe-steer score'")
         try:
             check_types(record, "", _TYPES)
-            if record.pop("version") != _VERSION:
-                raise ValueError(f"this program reads version {_VERSION}")
+            if (version := record.pop("version")) not in (3, _VERSION):
+                raise ValueError(f"this program reads versions 3 and {_VERSION}")
+            if version == 3:  # it measured nothing in problems that did not choose
+                record["fresh"] = []
             del record["stability"]  # computed from the tables
             tables = record.pop("tables")
-            arrays: dict[str, Any] = {key: _table(tables[key], dtype) for key, dtype in _TABLES.items()}
+            arrays: dict[str, Any] = {key: read_table(tables[key], dtype) for key, dtype in _TABLES.items()}
             kinds = (np.float64, np.float64, np.bool_, np.bool_)
-            record["halves"] = Halves(*(_table(half, kind) for half, kind in zip(record["halves"], kinds, strict=True)))
+            record["halves"] = Halves(
+                *(read_table(half, kind) for half, kind in zip(record["halves"], kinds, strict=True))
+            )
+            record["fresh"] = read_fresh(record["fresh"])
             check_types(record["model"], "model", {"num_experts": int, "moe_layers": list[int]})
             check_types(record["options"], "options", {"by": str})
             check_types(record["method"], "method", _METHOD)
@@ -277,23 +289,10 @@ class ExpertScores:
             raise ValueError(f"its halves, coefficients or occurrences are not those of {sizes['M']} markers")
 
 
-def _table(values: Any, dtype: Any) -> Array:
-    """Nested lists as an array; ValueError for texts and other values that numpy would take for numbers."""
-    known: dict[Any, set[type]] = {np.float64: {float, int, NoneType}, np.int64: {int}, np.bool_: {bool}}
-    found = np.array(values, dtype=object)
-    if odd := set(map(type, found.ravel().tolist())) - known[dtype]:
-        raise ValueError(f"a table holds a value of the type {min(kind.__name__ for kind in odd)}")
-    return found.astype(dtype)
+def reach_of(one: Fresh, between: str = " to") -> str:
+    """The ends of a fresh interval, in words where there is none."""
+    return f"{one.low:+.2f}{between} {one.high:+.2f}" if np.isfinite(one.low) else "-"
 
 
 def _shown(value: float, form: str) -> str:
     return format(value, form) if np.isfinite(value) else "-"
-
-
-def listed(array: Array) -> list[Any]:
-    """A table for JSON: undefined numbers as None."""
-    if array.dtype.kind != "f":
-        return list(array.tolist())
-    plain = array.astype(object)
-    plain[~np.isfinite(array)] = None
-    return list(plain.tolist())

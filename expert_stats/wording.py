@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from itertools import combinations
 
-from expert_stats.scores import ExpertScores, RankedExpert
+from expert_stats.evidence import EVERY, HALVES
+from expert_stats.scores import ExpertScores, RankedExpert, reach_of
 
 
 def without_evidence(scores: ExpertScores) -> str:
@@ -30,14 +31,34 @@ of problems differ, those of frequent experts cover .90 to .92 with 8 problems, 
 
 
 def interval_lines(scores: ExpertScores) -> list[str]:
-    """Where the intervals rest on too few problems, that they do."""
+    """Where the intervals of experts named beforehand rest on too few problems, that they do."""
     num = scores.method["problems"]
     if num >= LEAST_PROBLEMS or scores.cannot_answer:
         return []
     return [
-        f"NOTE: the intervals rest on {num} problems: with fewer than {LEAST_PROBLEMS}, one of 95% can cover as little as 90% where "
-        "problems differ in kind"
+        f"NOTE: the intervals of experts named beforehand rest on {num} problems: with fewer than {LEAST_PROBLEMS}, one of 95% can "
+        "cover as little as 90% where problems differ in kind"
     ]
+
+
+def fresh_lines(scores: ExpertScores, experts: Iterable[tuple[int, int]]) -> list[str]:
+    """The 95% intervals from problems that did not choose: of these experts in other counts, where such were given to measure in;
+    else of the best two of each half of the problems, in the other half. None with fewer than two problems a half."""
+    asked, found = set(experts), []
+    for name in (EVERY, *HALVES):
+        own = [one for one in scores.fresh if one.chosen_by == name and math.isfinite(one.low)]
+        own = [one for one in own if ((one.layer, one.expert) in asked if name == EVERY else one.rank <= _BEST)]
+        if own:
+            by = "" if name == EVERY else f", chosen by the {name}"
+            each = ", ".join(f"layer {one.layer} expert {one.expert} {one.score:+.2f} ({reach_of(one)})" for one in own)
+            found.append(
+                f"FRESH: score and 95% interval from {own[0].problems} problems that did not choose it{by}: {each}"
+            )
+    return found
+
+
+_BEST = 2
+"""Experts that a plan takes where nobody says how many."""
 
 
 def marker_sentences(scores: ExpertScores) -> list[str]:

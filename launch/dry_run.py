@@ -125,7 +125,8 @@ def report(options: Options, ranks: Ranks) -> str:
     """What a start with these options would do, as lines; ValueError, as the start itself would raise it, where it cannot."""
     from launch.core.problem_sets import problem_sets
     from launch.core.wiring import markers_for, parse_coefficients
-    from launch.jobs.experts import check_kind, given_plan, inputs_of, questions_of
+    from launch.jobs.experts import questions_of
+    from launch.jobs.experts_options import check_kind, given_plan, inputs_of
     from moe_steer.backends import check_shards
     from moe_steer.loading import resolve
     from reasoning_evals.runs import RUN_FILE, open_run

@@ -127,7 +127,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     backend, memory; and the host file. ValueError where one is wrong."""
     from transformers import CONFIG_MAPPING
 
-    from launch.jobs.experts import given_plan
+    from launch.jobs.experts_options import given_plan
     from reasoning_evals.tasks import is_file_name, task_names
 
     values = dict(recipe.shape)

@@ -10,6 +10,14 @@ from expert_stats.evidence.estimates import MarkerEstimate as MarkerEstimate
 from expert_stats.evidence.estimates import Ratio as Ratio
 from expert_stats.evidence.estimates import RatioEstimate as RatioEstimate
 from expert_stats.evidence.estimates import Rival as Rival
+from expert_stats.evidence.fresh import EVERY as EVERY
+from expert_stats.evidence.fresh import HALVES as HALVES
+from expert_stats.evidence.fresh import Fresh as Fresh
+from expert_stats.evidence.fresh import fresh_record as fresh_record
+from expert_stats.evidence.fresh import measured as measured
+from expert_stats.evidence.fresh import measured_by_halves as measured_by_halves
+from expert_stats.evidence.fresh import measured_elsewhere as measured_elsewhere
+from expert_stats.evidence.fresh import read_fresh as read_fresh
 from expert_stats.evidence.identity import Identity as Identity
 from expert_stats.evidence.identity import identity_of as identity_of
 from expert_stats.evidence.influence import Uncertainty as Uncertainty

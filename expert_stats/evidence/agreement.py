@@ -15,6 +15,8 @@ Array = np.ndarray[Any, Any]
 TOP = 10
 LEAST_PROBLEMS = 5
 """Families of fewer problems are not compared."""
+HALF_ROWS = (slice(0, None, 2), slice(1, None, 2))
+"""Every other problem, and the rest."""
 _REPLICATES = 200
 
 
@@ -44,8 +46,7 @@ class Halves(NamedTuple):
 
 def halves_of(estimate: Estimate) -> Halves:
     """Cells [C]."""
-    rows = (slice(0, None, 2), slice(1, None, 2))
-    scores, own = ([function(half) for half in rows] for function in (estimate.score, estimate.supported))
+    scores, own = ([function(half) for half in HALF_ROWS] for function in (estimate.score, estimate.supported))
     return Halves(scores[0], scores[1], own[0], own[1])
 
 

@@ -45,8 +45,11 @@ class Estimate(Protocol):
     def influence(self, cells: Any) -> Array:
         """[P, cells]: what each problem adds to the score, to first order; a column adds up to 0."""
 
-    def unseen(self) -> Array:
-        """[C]: variance that the sample cannot show."""
+    def left_out(self, rows: Array | slice, cells: Any) -> Array:
+        """[P of these rows, cells]: the score of the rest, one of these problems left out at a time."""
+
+    def unseen(self, rows: Array | slice = slice(None)) -> Array:
+        """[C]: variance that the sample, of all problems or of these rows, cannot show."""
 
     def lowest(self, deviations: float, error_C: Array) -> Array:
         """[C]: how far below the score its lower bound lies, at so many deviations."""
@@ -107,8 +110,18 @@ class MarkerEstimate:
             result += np.multiply.outer(sums.marker_PM[:, index].astype(float), slopes.marker_MC[index])
         return np.asarray(result)
 
-    def unseen(self) -> Array:
-        return self.measure.unseen_variance(*self._totals)
+    def left_out(self, rows: Array | slice, cells: Any) -> Array:
+        sums = self.sums
+        joint_MC, expert_C, marker_M, total = self._rows(rows)
+        return self.measure.score(
+            joint_MC[:, cells] - sums.joint_PMC[rows][..., cells],
+            expert_C[cells] - sums.expert_PC[rows][:, cells],
+            marker_M - sums.marker_PM[rows],
+            total - sums.total_P[rows],
+        )
+
+    def unseen(self, rows: Array | slice = slice(None)) -> Array:
+        return self.measure.unseen_variance(*self._rows(rows))
 
     def lowest(self, deviations: float, error_C: Array) -> Array:
         """So many deviations, or what a count as uncertain as this one may be too high.
@@ -195,7 +208,13 @@ class RatioEstimate:
                 result = result + one.coefficient * (above_PC - above_PC.sum(0) / total * below) / total
         return np.asarray(result)
 
-    def unseen(self) -> Array:
+    def left_out(self, rows: Array | slice, cells: Any) -> Array:
+        sides = [
+            (one.coefficient, one.above_PC[rows][:, cells], _columns(one.below[rows], cells)) for one in self.terms
+        ]
+        return sum_of_ratios([(share, above.sum(0) - above, below.sum(0) - below) for share, above, below in sides])
+
+    def unseen(self, rows: Array | slice = slice(None)) -> Array:
         return np.zeros(self.selected_PC.shape[1])
 
     def lowest(self, deviations: float, error_C: Array) -> Array:

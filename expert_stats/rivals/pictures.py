@@ -18,9 +18,10 @@ Reach = Sequence[float | None]
 
 
 def rank_stability(scores: ExpertScores, top: int = 15) -> str:
-    """Left: the best experts with the 95% interval of each alone (thick), and down to the lower bound that holds for all together,
-    so for whichever is chosen (thin, with a tick). Right: the scores from two halves of the problems."""
-    rows = scores.ranking()[:top]
+    """Left: the best experts, each with a 95% interval (thick): from problems that did not choose it where other counts measured it,
+    else that of an expert named beforehand; and down to the lower bound that holds for all together, so for whichever is chosen
+    (thin, with a tick). Right: the scores from two halves of the problems."""
+    rows, elsewhere = scores.ranking()[:top], scores.elsewhere
     if not rows:
         raise ValueError("no expert is supported: there is no ranking to draw")
     with mpl.rc_context(STYLE):
@@ -28,9 +29,10 @@ def rank_stability(scores: ExpertScores, top: int = 15) -> str:
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
         places = np.arange(len(rows))
         for place, row in zip(places, rows, strict=True):
-            if math.isfinite(row.low):
+            shown = elsewhere.get((row.layer, row.expert), row)
+            if math.isfinite(shown.low):
                 left.plot(
-                    [row.low, row.high],
+                    [shown.low, shown.high],
                     [place, place],
                     color=ACCURACY,
                     linewidth=2.6,
@@ -54,7 +56,8 @@ def rank_stability(scores: ExpertScores, top: int = 15) -> str:
         left.set_yticks(places, [f"{row.layer}:{row.expert}  (n={row.support})" for row in rows])
         left.invert_yaxis()
         left.tick_params(axis="y", length=0)
-        left.set_xlabel(f"{_name(scores)}; thick: 95% interval, |: bound for all together")
+        thick = "95% from other problems" if elsewhere else "95% interval"
+        left.set_xlabel(f"{_name(scores)}; thick: {thick}, |: bound for all together")
         left.set_title("best experts (layer:expert; filled: evidence)", loc="left")
 
         first, second = scores.halves.first, scores.halves.second

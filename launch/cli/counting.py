@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from expert_stats import BY
 from expert_stats.rivals import METHODS
 from launch.core.option_checks import refuse_idle
 from launch.core.options import ModelOptions
@@ -153,6 +154,9 @@ class Score(RivalFiles, ScoringOptions):
     """Counts files; several are added up first."""
     out: str
     """Score file to write (JSON)."""
+    measure_on: tuple[str, ...] = ()
+    """Counts files of other problems: what --counts chooses is measured there. Without them half of the problems measures what the
+    other half chooses."""
     heatmap: str | None = None
     """Also draw layers x experts as an SVG file."""
 
@@ -168,7 +172,10 @@ class Score(RivalFiles, ScoringOptions):
         for option, methods in readers.items():
             if getattr(self, option) and self.by not in methods:
                 raise ValueError(f"--{option} is for --by {' or '.join(methods)}: leave it out, or score by it")
-        scores = self.score(summed(self.counts))
+        if self.measure_on and self.by not in (*BY, "risk"):
+            raise ValueError(f"--measure-on is for --by {', '.join(BY)} or risk, which counts alone tell: leave it out")
+        measured_on = summed(self.measure_on, "--measure-on") if self.measure_on else None
+        scores = self.score(summed(self.counts), measured_on)
         scores.save(self.out)
         print(scores.table(self.top))
         print(verdict(scores))
@@ -182,7 +189,7 @@ class Score(RivalFiles, ScoringOptions):
         return 0
 
 
-def summed(paths: Sequence[str]) -> RoutingCounts:
+def summed(paths: Sequence[str], option: str = "--counts") -> RoutingCounts:
     """The sum of counts files. ValueError where the same counts are named twice."""
     from pathlib import Path
 
@@ -190,5 +197,5 @@ def summed(paths: Sequence[str]) -> RoutingCounts:
 
     contents = [Path(path).read_bytes() if Path(path).is_file() else path for path in paths]
     if len(set(contents)) < len(contents):
-        raise ValueError(f"--counts {' '.join(paths)}: the same counts are named twice; give each file once")
+        raise ValueError(f"{option} {' '.join(paths)}: the same counts are named twice; give each file once")
     return sum_counts(RoutingCounts.load(path) for path in paths)

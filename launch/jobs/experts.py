@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from expert_stats import ExpertScores, RoutingCounts, Unproven, score_experts, select_experts, select_placebo
-from launch.core.arms import load_plan
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings
 from launch.core.options import options_from
@@ -29,16 +28,16 @@ from launch.core.wiring import (
     traces_of,
 )
 from launch.jobs.experts_findings import Outcome, evidence_of, findings_of, gain_name, num_correct
-from launch.jobs.experts_options import Options
+from launch.jobs.experts_options import Options, check_kind, given_plan, inputs_of
 from moe_steer import SteeringPlan
 from moe_steer.backends import layout_of, lockstep
-from moe_steer.layers import ModelShape
-from moe_steer.presets import PAPER_GAIN, preset_plan
 from reasoning_evals import Problem
 from reasoning_evals.report import VIEWS_FILE
 from reasoning_evals.runs import GradeRow, grade_run, read_generations, read_run
 
 NAME = "steer_r1"
+COUNTS, FRESH_COUNTS = "counts.safetensors", "fresh_counts.safetensors"
+"""Of the answers that choose experts; of those that measure the chosen."""
 TRACES = 6
 """Test problems whose first answers can be read token by token."""
 CALIBRATION = 64
@@ -89,6 +88,8 @@ def run(options: Options, ranks: Ranks) -> None:
     session.require(arms)
     ranks.say(f"{last}  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {', '.join(arms)}")
     test = sample(session, "test", arms, sets.test, k)
+    if scores and not options.given:
+        scores = measure_afresh(session, options, scores)
     keep_traces(session, options, arms, scores)
     findings = None
     if ranks.is_main:
@@ -128,12 +129,6 @@ def read(folder: Path) -> Findings:
     )
 
 
-def inputs_of(options: Options, plan: SteeringPlan | None) -> dict[str, str | None]:
-    """What decides the results beside the options: the content of files."""
-    counts = {} if options.counts is None else {"given_counts": RoutingCounts.load(options.counts).digest()}
-    return {"given_plan": plan.digest() if plan else None, **counts}
-
-
 def unsteered_answers(session: Session, options: Options, step: str, problems: Sequence[Problem], what: str) -> None:
     """The answers whose routing is counted, where the counts are not given."""
     if options.counts is not None:
@@ -161,27 +156,56 @@ def sample(
 
 def find_experts(session: Session, options: Options, step: str) -> ExpertScores:
     """Count the routing of the unsteered answers of a step, and score every expert; counts and scores are left in the folder."""
-    path = session.folder / "counts.safetensors"
-    coefficients = parse_coefficients(options.coefficients)
+    path = session.folder / COUNTS
     if options.counts is not None:
         if session.ranks.is_main:
             shutil.copyfile(options.counts, path)
         session.ranks.barrier()
-    elif not session.ranks.broadcast(path.exists()):
-        completions = [item for item in read_generations(session.folder / step) if item.arm == "baseline"]
-        traces = sorted(traces_of(completions, session.tokenizer), key=lambda trace: trace.trace_id)
-        markers = markers_for(session.tokenizer, options.markers, coefficients)
-        references = references_for(session.tokenizer, traces, markers)
-        counts = (
-            collect_over_ranks(session.model, traces, markers, session.ranks, references=references)
-            if session.connection is None
-            else count_served(session.connection, traces, session.shape, markers, references=references)
-        )
-        if session.ranks.is_main:
-            counts.save(path)
-        session.ranks.barrier()
+    else:
+        count_answers(session, options, step, path)
+    return scores_of(session, options)
+
+
+def measure_afresh(session: Session, options: Options, scores: ExpertScores) -> ExpertScores:
+    """The scores with what was chosen measured in the unsteered answers of the test, whose problems had no part in the choice. Given
+    counts that cannot be measured there keep their halves, and the reason is said."""
+    path = session.folder / FRESH_COUNTS
+    count_answers(session, options, "test", path)
+    try:
+        return scores_of(session, options, RoutingCounts.load(path))
+    except ValueError as error:
+        if options.counts is None:
+            raise
+        session.ranks.say(f"     what was chosen is not measured in the test's answers: {error}")
+        return scores
+
+
+def count_answers(session: Session, options: Options, step: str, path: Path) -> None:
+    """Leave the counts of a step's unsteered answers in a file, where it is not there yet."""
+    if session.ranks.broadcast(path.exists()):
+        return
+    completions = [item for item in read_generations(session.folder / step) if item.arm == "baseline"]
+    traces = sorted(traces_of(completions, session.tokenizer), key=lambda trace: trace.trace_id)
+    markers = markers_for(session.tokenizer, options.markers, parse_coefficients(options.coefficients))
+    references = references_for(session.tokenizer, traces, markers)
+    counts = (
+        collect_over_ranks(session.model, traces, markers, session.ranks, references=references)
+        if session.connection is None
+        else count_served(session.connection, traces, session.shape, markers, references=references)
+    )
+    if session.ranks.is_main:
+        counts.save(path)
+    session.ranks.barrier()
+
+
+def scores_of(session: Session, options: Options, measured_on: RoutingCounts | None = None) -> ExpertScores:
+    """The scores of the counts in the folder, which are left there too."""
     scores = score_experts(
-        RoutingCounts.load(path), coefficients or None, min_support=options.min_support, missing_marker="skip"
+        RoutingCounts.load(session.folder / COUNTS),
+        parse_coefficients(options.coefficients) or None,
+        min_support=options.min_support,
+        missing_marker="skip",
+        measured_on=measured_on,
     )
     if session.ranks.is_main:
         scores.save(session.folder / "scores.json")
@@ -224,32 +248,9 @@ def keep_traces(
     ranks.barrier()
 
 
-def given_plan(options: Options) -> SteeringPlan | None:
-    """The plan of --plan or --preset."""
-    if options.plan:
-        return load_plan(options.plan)
-    if options.preset:
-        return preset_plan(options.preset, options.top, options.gains[0] if len(options.gains) == 1 else PAPER_GAIN)
-    return None
-
-
 def questions_of(sets: ProblemSets) -> list[str]:
     """What the prompts ask."""
     return [problem.prompt for part in sets for problem in part]
-
-
-def check_kind(options: Options, plan: SteeringPlan | None, shape: ModelShape | None) -> None:
-    """ValueError, with what to do, for a plan that does not fit the model, and without a plan for a model in which there are no
-    experts to find. ``shape``: None where it is not known yet."""
-    if shape is None:
-        return
-    if plan is not None:
-        plan.check(shape)
-    elif not shape.moe_layers:
-        raise ValueError(
-            f"{options.model} is a dense model and has no experts to find: give --plan with directions ('moe-steer direction', "
-            "'moe-steer plan --residual'), or use launch/reduce_overthinking.py"
-        )
 
 
 def with_gain(plan: SteeringPlan, gain: float) -> SteeringPlan:

@@ -13,10 +13,12 @@ from expert_stats import (
     dose_response,
     evidence_sentence,
     family_matrix,
+    fresh_lines,
     heat_map,
     interval_lines,
     rank_stability,
 )
+from expert_stats.evidence import fresh_record
 from launch.core.findings import Findings, arm_lines, silent_arms
 from launch.jobs.experts_options import Options
 from moe_steer import ExpertGain, SteeringPlan
@@ -61,7 +63,8 @@ def findings_of(outcome: Outcome) -> Findings:
     plans = {"baseline": None, "steered": plan, **({"placebo": placebo} if placebo else {})}
     evidence = []
     if outcome.scores and not options.given:
-        evidence = [evidence_of(plan, outcome.scores, options), *interval_lines(outcome.scores)]
+        scores, chosen = outcome.scores, [(entry.layer, entry.expert) for entry in plan.experts]
+        evidence = [evidence_of(plan, scores, options), *fresh_lines(scores, chosen), *interval_lines(scores)]
     silent = silent_arms(plans, "baseline", outcome.folder / "test")
     return Findings(
         folder=outcome.folder,
@@ -138,6 +141,7 @@ def _scores(scores: ExpertScores) -> Any:
             "tokens": {**scores.tokens, "references": scores.tokens["references"][:_BEST]},
             "families": scores.families,
             "best": [row._asdict() for row in scores.ranking()[:_BEST]],
+            "fresh": fresh_record(one for one in scores.fresh if one.rank <= _BEST),
             "stability": scores.stability,
         }
     )

@@ -1,4 +1,4 @@
-"""The command line of the main job."""
+"""The command line of the main job, and the plan that it may give."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from expert_stats import RoutingCounts
+from launch.core.arms import load_plan
 from launch.core.option_checks import ReadBy, check_counts
 from launch.core.options import SplitOptions
 from launch.core.served.server_options import EngineOptions
+from moe_steer import SteeringPlan
+from moe_steer.layers import ModelShape
+from moe_steer.presets import PAPER_GAIN, preset_plan
 from moe_steer.tokens import parse_scope
 
 _GIVEN = "--{option} is for experts that are searched, and --{options.given} gives them: leave it out"
@@ -81,3 +86,32 @@ class Options(EngineOptions, SplitOptions):
     @property
     def test_only(self) -> bool:
         return self.given is not None
+
+
+def given_plan(options: Options) -> SteeringPlan | None:
+    """The plan of --plan or --preset."""
+    if options.plan:
+        return load_plan(options.plan)
+    if options.preset:
+        return preset_plan(options.preset, options.top, options.gains[0] if len(options.gains) == 1 else PAPER_GAIN)
+    return None
+
+
+def inputs_of(options: Options, plan: SteeringPlan | None) -> dict[str, str | None]:
+    """What decides the results beside the options: the content of files."""
+    counts = {} if options.counts is None else {"given_counts": RoutingCounts.load(options.counts).digest()}
+    return {"given_plan": plan.digest() if plan else None, **counts}
+
+
+def check_kind(options: Options, plan: SteeringPlan | None, shape: ModelShape | None) -> None:
+    """ValueError, with what to do, for a plan that does not fit the model, and without a plan for a model in which there are no
+    experts to find. ``shape``: None where it is not known yet."""
+    if shape is None:
+        return
+    if plan is not None:
+        plan.check(shape)
+    elif not shape.moe_layers:
+        raise ValueError(
+            f"{options.model} is a dense model and has no experts to find: give --plan with directions ('moe-steer direction', "
+            "'moe-steer plan --residual'), or use launch/reduce_overthinking.py"
+        )

@@ -100,11 +100,13 @@ class ScoringOptions:
         """What the score may read beside the counts."""
         return Sources()
 
-    def score(self, counts: RoutingCounts) -> ExpertScores:
+    def score(self, counts: RoutingCounts, measured_on: RoutingCounts | None = None) -> ExpertScores:
         """The scores of the counts under these options."""
-        return self.score_by(self.by, counts, self.sources())[0]
+        return self.score_by(self.by, counts, self.sources(), measured_on)[0]
 
-    def score_by(self, by: str, counts: RoutingCounts, sources: Sources) -> tuple[ExpertScores, Estimate]:
+    def score_by(
+        self, by: str, counts: RoutingCounts, sources: Sources, measured_on: RoutingCounts | None = None
+    ) -> tuple[ExpertScores, Estimate]:
         """Scores by a method, and what they estimate. ValueError for what it lacks, and for options that it does not read."""
         if by not in (*BY, "risk") and (self.coefficients or self.min_support is not None):
             option = "--coefficients" if self.coefficients else "--min-support"
@@ -117,6 +119,7 @@ class ScoringOptions:
             min_support=self.min_support,
             missing_marker=self.missing_marker,
             rival=rival_of(by, counts, sources),
+            measured_on=measured_on,
         )
 
 
@@ -256,12 +259,12 @@ def _publish(options: CollectOptions, folder: Path) -> str:
 
 
 def verdict(scores: ExpertScores) -> str:
-    """What the evidence says of the best two, in a sentence; then what the intervals rest on where that is little, and how far families of problems agree."""
-    from expert_stats import evidence_sentence, family_lines, interval_lines
+    """What the evidence says of the best two, in a sentence; then intervals from problems that did not choose, what others rest on where that is little, and how far families of problems agree."""
+    from expert_stats import evidence_sentence, family_lines, fresh_lines, interval_lines
 
     best = [(row.layer, row.expert) for row in scores.ranking()[:2]]
     first = evidence_sentence(scores, best, MAX_Q) if best else "UNPROVEN: no expert has support at a marker"
-    return "\n".join([first, *interval_lines(scores), *family_lines(scores)])
+    return "\n".join([first, *fresh_lines(scores, best), *interval_lines(scores), *family_lines(scores)])
 
 
 def next_plan(scores: ExpertScores, path: str | Path) -> str:

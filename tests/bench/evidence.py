@@ -2,6 +2,7 @@
 
 python -m tests.bench.evidence worlds [RUNS]     # table of tests/expert_stats/worlds.py; 60 runs take about 8 minutes
 python -m tests.bench.evidence small [RUNS]      # coverage by how many joint selections a cell is expected to have, few problems
+python -m tests.bench.evidence chosen [RUNS]     # intervals from problems that did not choose the expert; 500 runs take 15 minutes
 python -m tests.bench.evidence speed [TRACES]    # 58 x 256 experts, 8 markers
 
 Measured with 60 runs a cell (30, 100 and 300 problems):
@@ -29,9 +30,28 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "expert_stats"))
 from expert_stats import CountsSignature, Marker, MarkerSet, RoutingCounts, TraceCounts, score_experts
-from expert_stats.evidence import Measure
+from expert_stats.evidence import (
+    Estimate,
+    MarkerEstimate,
+    Measure,
+    ProblemSums,
+    halves_of,
+    measured_by_halves,
+    measured_elsewhere,
+    uncertainty_of,
+)
 from expert_stats.trace_counts import NUM_BINS
-from worlds import PLANTED, WORLDS, counts_of_world, pooled_q, sums_of_world
+from worlds import (
+    EXPERTS,
+    LAYERS,
+    PLANTED,
+    WORLDS,
+    counts_of_world,
+    drawn,
+    pool_of_world,
+    pooled_q,
+    sums_of_world,
+)
 
 _LAYERS, _EXPERTS, _TOP_K, _MARKERS = 58, 256, 8, 8
 _TRUTH = 20_000
@@ -109,6 +129,59 @@ def small(num_runs: int) -> None:
                     )
 
 
+_BOUNDED = 40
+"""Runs of `chosen` whose simultaneous bounds are computed."""
+
+
+def chosen(num_runs: int) -> None:
+    """What chooses and what measures are drawn from a pool of problems, whose score is the truth, exactly.
+
+    halves: a half of the problems chooses, the other measures. elsewhere: all choose, as many others measure.
+    """
+    measure, layers = Measure(np.array([1.0])), tuple(range(LAYERS))
+    print(
+        "world     planted   n  | halves: best 2   best 10  width | elsewhere: best 2   best 10  width | bound: both hold  below"
+    )
+    for world, planted in [*((name, 0.0) for name in WORLDS), ("iid", 1.2), ("all", 1.2)]:
+        pool = pool_of_world(world, _TRUTH, 999, planted=planted)
+        truth_C = measure.score(*pool.rows(slice(None)))
+
+        def estimate_of(sums: ProblemSums) -> Estimate:
+            return MarkerEstimate(sums, measure, None)
+
+        for num_problems in (30, 100, 300):
+            rng = np.random.default_rng(num_problems)
+            rows: dict[str, list[tuple[int, bool, float]]] = {"halves": [], "elsewhere": []}
+            bounds = []
+            for run in range(num_runs):
+                one, other = (estimate_of(drawn(pool, num_problems, rng)) for _ in range(2))
+                score_C, own_C = one.score(slice(None)), one.supported(slice(None))
+                found = {
+                    "halves": measured_by_halves(one, halves_of(one), layers, EXPERTS),
+                    "elsewhere": measured_elsewhere(score_C, own_C, other, layers, EXPERTS)[:10],
+                }
+                for name, fresh in found.items():
+                    for item in fresh:
+                        at = item.layer * EXPERTS + item.expert
+                        rows[name].append((item.rank, item.low <= truth_C[at] <= item.high, item.high - item.low))
+                if run < _BOUNDED:
+                    candidates_C = np.asarray(one.sums.joint_PMC.any((0, 1)))
+                    bound_C = uncertainty_of(one, candidates_C, own_C).bound_C
+                    best = [item.layer * EXPERTS + item.expert for item in found["elsewhere"][:2]]
+                    bounds.append((np.all(bound_C[best] <= truth_C[best]), np.mean(score_C[best] - bound_C[best])))
+            parts = []
+            for table in map(np.array, rows.values()):
+                two = table[table[:, 0] <= 2]
+                parts.append(
+                    f"{two[:, 1].mean():.3f} ({len(two)})     {table[:, 1].mean():.3f}  {np.median(two[:, 2]):.3f}"
+                )
+            held, below = np.array(bounds).mean(axis=0)
+            print(
+                f"{world:8}  {planted:7.1f} {num_problems:3d}  | {'  | '.join(parts)} | {held:.2f}  {below:.3f}",
+                flush=True,
+            )
+
+
 def wide_counts(num_traces: int) -> RoutingCounts:
     """Traces of R1's width: 9,200 tokens, heavy-tailed experts that vary by trace and part; one token opens each."""
     rng = np.random.default_rng(0)
@@ -178,4 +251,4 @@ def speed(num_traces: int) -> None:
 
 if __name__ == "__main__":
     what, number = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    {"worlds": worlds, "small": small, "speed": speed}[what](number or {"speed": 1000}.get(what, 60))
+    {"worlds": worlds, "small": small, "chosen": chosen, "speed": speed}[what](number or {"speed": 1000}.get(what, 60))

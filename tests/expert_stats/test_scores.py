@@ -44,8 +44,6 @@ def test_the_table_is_made_for_people() -> None:
         "layer",
         "expert",
         "score",
-        "95%",
-        "interval",
         "bound",
         "top",
         "2",
@@ -78,6 +76,13 @@ def test_a_file_gives_back_every_number(tmp_path: Path) -> None:
     assert again.table() == scores.table()
     assert repr(again.ranking()) == repr(scores.ranking())
     record = json.loads((tmp_path / "deep" / "s.json").read_text())
+    assert again.fresh == scores.fresh, "none is undefined here"
+    assert {one["chosen_by"] for one in record["fresh"]} == {"first half", "second half"}
+    undefined = dataclasses.replace(scores, fresh=(scores.fresh[0]._replace(low=math.nan, high=math.nan),))
+    undefined.save(tmp_path / "deep" / "s.json")
+    assert repr(ExpertScores.load(tmp_path / "deep" / "s.json").fresh) == repr(undefined.fresh)
+    (tmp_path / "deep" / "s.json").write_text(json.dumps({**record, "fresh": 0, "version": 3}))
+    assert ExpertScores.load(tmp_path / "deep" / "s.json").fresh == (), "files of version 3 had none"
     assert record["stability"]["spearman"] == pytest.approx(scores.stability["spearman"])
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["s.json"]
 
@@ -95,6 +100,9 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
         json.dumps({**record, "extra": 2}),
         json.dumps({**record, "tables": {**record["tables"], "score_LE": [[1.0]]}}),
         json.dumps({**record, "tables": {}}),
+        json.dumps({**record, "fresh": [{**record["fresh"][0], "low": "0"}]}),
+        json.dumps({**record, "fresh": [{**record["fresh"][0], "chosen_by": "all"}]}),
+        json.dumps({**record, "fresh": [{"chosen_by": "all problems"}]}),
     ):
         path.write_text(spoilt)
         with pytest.raises(ValueError, match="holds no expert scores") as caught:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import signal, stats
 
 from expert_stats import CountsSignature, Marker, MarkerSet, RoutingCounts, TraceCounts
-from expert_stats.evidence import false_discovery_rate
+from expert_stats.evidence import ProblemSums, false_discovery_rate
 from expert_stats.trace_counts import NUM_BINS, bins_of
 
 Array = np.ndarray[Any, Any]
@@ -108,6 +108,29 @@ def sums_of_world(world: str, num_problems: int, seed: int, **options: Any) -> t
         joint_C += np.bincount(cells_PTX[marker_PT].ravel(), minlength=cells)
         marker, total = marker + int(marker_PT.sum()), total + marker_PT.size
     return joint_C[None], expert_C, np.array([marker]), total
+
+
+def pool_of_world(world: str, num_problems: int, seed: int, **options: Any) -> ProblemSums:
+    """Sums of many problems: a population whose score is known exactly, from which ``drawn`` makes a run in a millisecond."""
+    cells = LAYERS * EXPERTS
+    joint, expert, marker = [], [], []
+    for marker_PT, cells_PTX in tokens_of(world, num_problems, seed, **options):
+        for marker_T, cells_TX in zip(marker_PT, cells_PTX, strict=True):
+            joint.append(np.bincount(cells_TX[marker_T].ravel(), minlength=cells).astype(np.uint16))
+            expert.append(np.bincount(cells_TX.ravel(), minlength=cells).astype(np.uint32))
+            marker.append(int(marker_T.sum()))
+    marker_PM, total_P = np.array(marker)[:, None], np.full(len(marker), TOKENS)
+    names = tuple(f"p{number}" for number in range(len(marker)))
+    sums = (np.array(joint)[:, None], np.array(expert), marker_PM, total_P)
+    return ProblemSums(names, ("",) * len(marker), *sums, {}, np.zeros(1, np.int64))
+
+
+def drawn(pool: ProblemSums, num_problems: int, rng: np.random.Generator) -> ProblemSums:
+    """A run of problems drawn from the pool, with replacement; without what tests of association need."""
+    rows = rng.integers(0, len(pool.problems), num_problems)
+    names = tuple(f"p{number}" for number in range(num_problems))
+    sums = (pool.joint_PMC[rows], pool.expert_PC[rows], pool.marker_PM[rows], pool.total_P[rows])
+    return ProblemSums(names, ("",) * num_problems, *sums, {}, pool.opening_M)
 
 
 def pooled_q(joint_C: Array, expert_C: Array, marker: int, total: int) -> Array:

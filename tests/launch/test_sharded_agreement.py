@@ -7,11 +7,15 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from expert_stats import RoutingCounts
+from expert_stats import RoutingCounts, Trace, write_traces
+from expert_stats.rivals import Measures
 from launch.cli.main import main, program
 from launch.core.ranks import Ranks, refuse_several_ranks, wait_seconds
+from launch.core.wiring import read_any_traces
+from moe_steer import load_model
 from rank_processes import ROOT, run_ranks
 
 
@@ -33,20 +37,44 @@ def test_one_rank_agrees_with_itself() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["auto", "tp_ep"])
-def test_collect_on_two_ranks_writes_what_one_writes(
-    backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_collect_and_measure_on_two_ranks_write_what_one_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """``measure``: rank by rank where each holds the model, together where they share it; one file at the end."""
     assert main(["generate", "--num", "16", "--max-new-tokens", "40", "--out", str(tmp_path / "plain")]) == 0
-    options = ["collect", "--traces", str(tmp_path / "plain"), "--markers", "<think>", "--tokens-per-batch", "256"]
-    assert main([*options, "--out", str(tmp_path / "one.safetensors")]) == 0
-    sharded = [*options, "--out", str(tmp_path / "two.safetensors"), "--backend", backend]
-    done = run_ranks(ROOT / "launch" / "cli" / "main.py", 2, sharded, 120)
+    traces = read_any_traces([str(tmp_path / "plain")], load_model("lab")[1])
+    few = sorted(traces, key=lambda trace: trace.prompt_length)[:3]
+    short = [Trace(one.trace_id, one.token_ids[: one.prompt_length + 4], one.prompt_length) for one in few]
+    write_traces(tmp_path / "few.jsonl", short)
+    collect = ["collect", "--traces", str(tmp_path / "plain"), "--markers", "<think>", "--tokens-per-batch", "256"]
+    measure = ["measure", "lab", "--traces", str(tmp_path / "few.jsonl"), "--tokens-per-batch", "64"]
+    whole = [*measure, "--of", "weights", "outputs", "divergence"]
+    apart = [*measure, "--of", "weights"]  # of experts that no rank holds whole; a pass for each of them would take minutes
+    assert main([*collect, "--out", str(tmp_path / "one.safetensors")]) == 0
+    assert main([*whole, "--out", str(tmp_path / "measured.safetensors")]) == 0
+    told = capsys.readouterr().out
+    commands = {"plain": whole, "zero3": apart, "autoep": apart, "tp_ep": [*apart, "divergence"]}
+    lines = [
+        [*words, "--backend", name, "--out", str(tmp_path / f"{name}.safetensors")] for name, words in commands.items()
+    ]
+    lines += [[*collect, "--backend", name, "--out", str(tmp_path / f"{name}.counts")] for name in ("auto", "tp_ep")]
+    (tmp_path / "commands.json").write_text(json.dumps(lines))
+    done = run_ranks(ROOT / "tests" / "launch" / "commands_worker.py", 2, [str(tmp_path / "commands.json")], 240)
     assert done.codes == [0, 0], done.text[-3000:]
-    assert done.text.count("16 traces, ") == 1, "rank 0 alone talks"
-    one, two = (RoutingCounts.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
-    assert one.num_traces == two.num_traces == 16
-    assert one.digest() == two.digest()
+    assert done.text.count("16 traces, ") == 2, "rank 0 alone talks"
+    assert "weights, outputs, divergence of experts over 3 problems, 12 response tokens" in told
+    assert done.text.count(" of experts over 3 problems, 12 response tokens") == 4
+    counts = [RoutingCounts.load(tmp_path / name) for name in ("one.safetensors", "auto.counts", "tp_ep.counts")]
+    assert {one.num_traces for one in counts} == {16}
+    assert len({one.digest() for one in counts}) == 1
+    one = Measures.load(tmp_path / "measured.safetensors")
+    for name, words in commands.items():
+        two = Measures.load(tmp_path / f"{name}.safetensors")
+        assert (two.problems, two.families, set(two.sums)) == (one.problems, one.families, set(words) & set(one.sums))
+        np.testing.assert_array_equal(two.tokens_P, one.tokens_P, err_msg=name)
+        np.testing.assert_array_equal(two.selected_PLE, one.selected_PLE, err_msg=name)
+        for what, table_PLE in two.sums.items():
+            np.testing.assert_allclose(table_PLE, one.sums[what], rtol=1e-4, atol=1e-5, err_msg=f"{name}: {what}")
 
 
 def test_a_rank_of_the_command_line_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
