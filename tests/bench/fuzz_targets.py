@@ -107,7 +107,7 @@ def _records(home: Path) -> list[Target]:
         Target(name="scores", folder=scores, file="scores.json", mutate=mutate_json, read=lambda f: ExpertScores.load(f / "scores.json").table(),
                judge=json_judge(Rules(
                    optional=frozenset({"name", "model_type", "top_k", "hidden_size", "num_layers", "options"}), free=frozenset({"options", "stability", "families", "tokens", "top_k", "hidden_size", "name", "model_type", "num_layers", "counts_digest"}),
-                   also=dict.fromkeys(("npmi_MLE", "p_MLE", "q_MLE", "q_LE", "score_LE", "without_score_LE", "without_p_LE", "bound_LE", "chance_TLE", "error_LE", "low_LE", "high_LE", "halves", "_q"), (NONE, float, int, list, bool)), names=frozenset({"options", "stability"})))),
+                   also=dict.fromkeys(("npmi_MLE", "p_MLE", "q_MLE", "q_LE", "score_LE", "without_score_LE", "without_p_LE", "bound_LE", "chance_TLE", "error_LE", "low_LE", "high_LE", "halves", "score", "low", "high", "_q"), (NONE, float, int, list, bool)), names=frozenset({"options", "stability"})))),
         Target(name="trace views", folder=views, file="trace_views.json", mutate=mutate_json, read=lambda f: TraceViews.load(f).table(True),
                judge=json_judge(Rules(names=frozenset({"marks", "fired", "experts"}), also={"thought": (NONE,), "weight": (int,)}))),
         Target(name="rollouts", folder=rollouts, file="r.jsonl", mutate=mutate_lines, read=lambda f: list(read_rollouts(f / "r.jsonl")),

@@ -128,6 +128,11 @@ def test_each_rival_scores_plans_and_stands_on_the_page(
         == 1
     )
     assert "--coefficients is for scores at markers, and mass is none" in capsys.readouterr().err
+    assert (
+        main(["score", "--by", "mass", "--counts", counts, "--out", "x", "--measures", measures, "--measure-on", "y"])
+        == 1
+    )
+    assert "--measure-on is for --by npmi, rice or risk" in capsys.readouterr().err
     page = tmp_path / "page"
     compared = [
         "rivals",

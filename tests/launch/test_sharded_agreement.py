@@ -49,7 +49,11 @@ def test_collect_and_measure_on_two_ranks_write_what_one_writes(
     collect = ["collect", "--traces", str(tmp_path / "plain"), "--markers", "<think>", "--tokens-per-batch", "256"]
     measure = ["measure", "lab", "--traces", str(tmp_path / "few.jsonl"), "--tokens-per-batch", "64"]
     whole = [*measure, "--of", "weights", "outputs", "divergence"]
-    apart = [*measure, "--of", "weights"]  # of experts that no rank holds whole; a pass for each of them would take minutes
+    apart = [
+        *measure,
+        "--of",
+        "weights",
+    ]  # of experts that no rank holds whole; a pass for each of them would take minutes
     assert main([*collect, "--out", str(tmp_path / "one.safetensors")]) == 0
     assert main([*whole, "--out", str(tmp_path / "measured.safetensors")]) == 0
     told = capsys.readouterr().out

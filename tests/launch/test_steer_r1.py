@@ -74,6 +74,11 @@ def test_it_leaves_a_whole_run_folder(finished: Path) -> None:
     assert 0 <= page.find(evidence.partition("<")[0]) < page.find(results["sentence"]), (
         "the page leads with its evidence"
     )
+    fresh = results["evidence"][1]
+    assert fresh.startswith("FRESH: score and 95% interval from 16 problems that did not choose it: layer ")
+    assert all(f"layer {e.layer} expert {e.expert} " in fresh for e in plan.experts)
+    assert page.find("FRESH: ") < page.find(results["sentence"])
+    assert RoutingCounts.load(finished / "fresh_counts.safetensors").num_traces == 16 * 2, "of the test's baseline"
     assert plan.provenance["evidence"] == "unproven"
     lead, _, box = html.partition('<div class="verdict')
     assert "UNPROVEN: nothing shows that " in lead
