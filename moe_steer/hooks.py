@@ -185,15 +185,22 @@ def _experts_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., Any]:
         ids_key, weights_key = _find(layer, args, kwargs)
         ids = _get(args, kwargs, ids_key)
         weights = _get(args, kwargs, weights_key)
-        ids_TK = ids.reshape(-1, ids.shape[-1]) if ids.ndim > 1 else ids[:, None]
-        result = function(_selected(layer, ids_TK.long()), weights.reshape(ids_TK.shape))
+        ids_TK = ids if ids.ndim == 2 else ids.reshape(-1, ids.shape[-1]) if ids.ndim > 1 else ids[:, None]
+        result = function(_selected(layer, ids_TK.long()), _shaped(weights, ids_TK.shape))
         if result is None:
             return None
         new_ids_TK, new_TK = _both(layer, ids_TK, result)
-        args, kwargs = _put(args, kwargs, weights_key, new_TK.to(weights.dtype).reshape(weights.shape))
-        return _put(args, kwargs, ids_key, new_ids_TK.to(ids.dtype).reshape(ids.shape))
+        args, kwargs = _put(args, kwargs, weights_key, _shaped(new_TK.to(weights.dtype), weights.shape))
+        if new_ids_TK is ids_TK:
+            return args, kwargs
+        return _put(args, kwargs, ids_key, _shaped(new_ids_TK.to(ids.dtype), ids.shape))
 
     return hook
+
+
+def _shaped(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """A view costs as much as a sum of a few numbers, and decoding asks for one in every layer."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
 def _both(layer: MoELayer, ids_TK: Tensor, result: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
