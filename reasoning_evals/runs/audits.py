@@ -31,7 +31,8 @@ def audit_file(folder: Path, rank: int, world_size: int) -> Path:
 
 _TYPES = {"arm": str, "chunk": int, "rows": list[dict], "samples": list[dict]}
 _SAMPLE = {"problem_id": str, "sample_idx": int, "gates": list[dict]}
-_ACTS = {"row": int, "openings": int, "open_tokens": int, "tokens": int, "weight_added": float, "norm_added": float}
+_ACTS = {"row": int, "openings": int, "open_tokens": int, "tokens": int}
+_ADDED = {"weight_added": float, "norm_added": float}
 
 
 def audit_line(arm: str, chunk: int, audit: Any) -> str | None:
@@ -130,16 +131,19 @@ def _entries(folder: Path | str) -> Iterator[dict[str, Any]]:
             for row in entry["rows"]:
                 check_types(row, where, dict.fromkeys(SUMS, float))
             for sample in entry.get("samples", ()):
-                _check_sample(sample, where, len(entry["rows"]))
+                _check_sample(sample, where, entry["rows"])
             chunks[entry["arm"], entry["chunk"]] = entry
     return iter(chunks.values())
 
 
-def _check_sample(sample: dict[str, Any], where: str, num_rows: int) -> None:
+def _check_sample(sample: dict[str, Any], where: str, rows: Sequence[Mapping[str, Any]]) -> None:
     check_types(sample, where, _SAMPLE)
     if set(sample) != set(_SAMPLE):
         raise ValueError(f"{where} has a sample {quoted(sample)}: one has {', '.join(_SAMPLE)}")
     for act in sample["gates"]:
-        check_types(act, where, _ACTS)
-        if len(set(act)) != 5 or not set(act) <= set(_ACTS) or not 0 <= act["row"] < num_rows:
-            raise ValueError(f"{where} has a gate {quoted(act)}: one has {', '.join(_ACTS)}, of the last two one")
+        check_types(act, where, _ACTS | _ADDED)
+        if len(act) != 5 or not {*_ACTS, *_ADDED} >= set(act) >= set(_ACTS) or not 0 <= act["row"] < len(rows):
+            raise ValueError(f"{where} has a gate {quoted(act)}: one has {', '.join(_ACTS)}, and {' or '.join(_ADDED)}")
+        row = rows[act["row"]]
+        if not {"kind", "layer", "when", "expert" if row.get("kind") == "expert" else "file"} <= set(row):
+            raise ValueError(f"{where} has a gate of the row {quoted(row)}, which names no gated entry")

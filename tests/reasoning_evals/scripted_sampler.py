@@ -65,16 +65,8 @@ class Rows:
         return {key: [{**acts, "openings": int(key.problem_id[1:]) + key.sample_idx}] for key in keys}
 
     def to_rows(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "kind": "expert",
-                "layer": 1,
-                "expert": 2,
-                "gain": 64.0,
-                "tokens": self.tokens,
-                "weight_added": self.tokens / 2,
-            }
-        ]
+        row = {"kind": "expert", "layer": 1, "expert": 2, "gain": 64.0, **({"when": "x >= 1"} if self._sampler else {})}
+        return [{**row, "tokens": self.tokens, "weight_added": self.tokens / 2}]
 
 
 @contextmanager
@@ -90,17 +82,17 @@ def problems(num: int) -> list[Problem]:
     ]
 
 
-def arms(delay: float = 0.0) -> list[Arm]:
+def arms(delay: float = 0.0, gated: bool = False) -> list[Arm]:
     steered = ScriptedSampler(0.8, delay, shift=1)
     return [
         Arm("baseline", ScriptedSampler(0.5, delay)),
-        Arm("steered", steered, partial(audited, steered), {"plan": "abc"}),
+        Arm("steered", steered, partial(audited, steered) if gated else audited, {"plan": "abc"}),
     ]
 
 
 def main(out_dir: str, rank: str, world_size: str, delay: str) -> None:
     run_arms(
-        arms(float(delay)),
+        arms(float(delay), gated=True),
         problems(12),
         out_dir,
         3,

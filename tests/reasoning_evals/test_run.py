@@ -24,7 +24,7 @@ CONFIG = SamplingConfig(batch_size=8)
 
 
 def run(folder: Path, rank: int = 0, world_size: int = 1, **changes: object) -> None:
-    values = {"arms": arms(), "problems": problems(12), "k": 3, "config": CONFIG, "seed": 7, "task": "demo"}
+    values = {"arms": arms(gated=True), "problems": problems(12), "k": 3, "config": CONFIG, "seed": 7, "task": "demo"}
     run_arms(out_dir=folder, rank=rank, world_size=world_size, **{**values, "check_repeats": True, **changes})  # type: ignore[arg-type]
 
 
@@ -143,7 +143,7 @@ def test_kill_9_at_random_moments_then_resume(unbroken: Path, tmp_path: Path, wo
 
 def test_the_audit_is_added_up_over_chunks_and_a_repeated_chunk_counts_once(unbroken: Path, tmp_path: Path) -> None:
     # 36 samples in chunks of 8 are 5 chunks, 3 tokens each.
-    row = {"kind": "expert", "layer": 1, "expert": 2, "gain": 64.0, "tokens": 15, "weight_added": 7.5}
+    row = {"kind": "expert", "layer": 1, "expert": 2, "gain": 64.0, "when": "x >= 1", "tokens": 15, "weight_added": 7.5}
     assert read_audit(unbroken) == {"steered": [row]}
     run(tmp_path)
     path = tmp_path / "generations.jsonl"
@@ -156,17 +156,19 @@ def test_the_audit_is_added_up_over_chunks_and_a_repeated_chunk_counts_once(unbr
 def test_what_gates_did_is_kept_of_every_sample_once(unbroken: Path, tmp_path: Path) -> None:
     found = read_gates(unbroken)
     assert sorted(found) == [("steered", f"p{i}", j) for i in sorted(range(12), key=str) for j in range(3)]
-    about = {"kind": "expert", "layer": 1, "expert": 2}
+    about = {"kind": "expert", "layer": 1, "expert": 2, "when": "x >= 1"}
     for (_, problem, sample), acts in found.items():
         openings = int(problem[1:]) + sample
         assert acts == [{**about, "openings": openings, "open_tokens": 3, "tokens": 2, "weight_added": 0.5}]
-    line = gate_lines([{**about, "when": "x >= 1", "openings": 2, "open_tokens": 3, "tokens": 1, "weight_added": 0.5}])
+    line = gate_lines([{**about, "openings": 2, "open_tokens": 3, "tokens": 1, "weight_added": 0.5}])
     said = "gate x >= 1 opened 2 times and was open at 3 tokens; acted at 1, weight 0.5 added"
     assert line == [f"layer 1 expert 2: {said}"]
     lines = (unbroken / "audit.jsonl").read_text()
     for old, new, message in (
         ('"open_tokens":3', '"open_tokens":"3"', "give a whole number"),
         ('"row":0', '"row":7', "has a gate .*one has row"),
+        ('"when":', '"what":', "which names no gated entry"),
+        ('"tokens":2,"weight_added"', '"tokens":2,"norm"', "has a gate .*weight_added or norm_added"),
         ('"sample_idx":0', '"sample_idx":0,"more":1', "has a sample .*one has problem_id"),
         ('"samples":', '"sample":', "an object with arm, chunk, rows is expected, and samples"),
     ):
