@@ -246,7 +246,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         from launch.core.findings import nothing_fired
         from moe_steer import SteeringPlan
         from moe_steer.entries.audit_lines import row_lines
-        from reasoning_evals.runs import gate_lines, read_audit, read_gates
+        from reasoning_evals.runs import gates_text, read_audit, read_gates
 
         assert isinstance(plan, SteeringPlan)
         rows = [row for arm in read_audit(self.out).values() for row in arm if row["kind"] not in ("endpoint", "retry")]
@@ -254,8 +254,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
             print(line)
         gates = read_gates(self.out)
         for (_, problem_id, sample_idx), acts in list(gates.items())[:_MOST_SAMPLES]:
-            for line in gate_lines(acts):
-                print(f"{problem_id} sample {sample_idx}: {line}")
+            print(f"{problem_id} sample {sample_idx}: {gates_text(acts)}")
         if len(gates) > _MOST_SAMPLES:
             print(f"the same of {len(gates) - _MOST_SAMPLES} more samples: {self.out}/audit.jsonl")
         problem = nothing_fired(plan, rows)

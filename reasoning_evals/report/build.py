@@ -19,7 +19,7 @@ from reasoning_evals.runs import (
     Completion,
     GradeRow,
     arm_thoughts,
-    gate_lines,
+    gates_text,
     read_audit,
     read_gates,
     read_generations,
@@ -46,8 +46,8 @@ class Side:
     total_tokens: int
     thought: str
     answer: str
-    gates: Sequence[str]
-    """What the gated entries of its plan did in it."""
+    gates: str
+    """What the gated entries of its plan did in it; "" without any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,7 +240,7 @@ def _side(row: GradeRow, completion: Completion, arm: Mapping[str, Any], acts: S
         total_tokens=row.total_tokens,
         thought=_cut(thought.thought),
         answer=_cut(thought.answer),
-        gates=gate_lines(acts),
+        gates=gates_text(acts),
     )
 
 

@@ -1,4 +1,4 @@
-from reasoning_evals.runs.audits import gate_lines as gate_lines
+from reasoning_evals.runs.audits import gates_text as gates_text
 from reasoning_evals.runs.audits import read_audit as read_audit
 from reasoning_evals.runs.audits import read_gates as read_gates
 from reasoning_evals.runs.completions import ArmThoughts as ArmThoughts

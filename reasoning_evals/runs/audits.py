@@ -103,17 +103,17 @@ def read_gates(folder: Path | str) -> dict[tuple[str, str, int], list[dict[str, 
     return found
 
 
-def gate_lines(acts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the gated entries of a plan did in one sample, as text."""
-    lines = []
+def gates_text(acts: Sequence[Mapping[str, Any]]) -> str:
+    """What the gated entries of a plan did in one sample, in a line; empty without any."""
+    said = []
     for act in acts:
         who = f"expert {act['expert']}" if act["kind"] == "expert" else f"vector {act['file']}"
         added = f"norm {act['norm_added']:.4g}" if "norm_added" in act else f"weight {act['weight_added']:.4g}"
-        lines.append(
-            f"layer {act['layer']} {who}: gate {act['when']} opened {act['openings']} times and was open at {act['open_tokens']} "
-            f"tokens; acted at {act['tokens']}, {added} added"
+        said.append(
+            f"layer {act['layer']} {who}: gate opened {act['openings']} times, open at {act['open_tokens']} tokens, "
+            f"acted at {act['tokens']}, {added} added"
         )
-    return lines
+    return "; ".join(said)
 
 
 def _entries(folder: Path | str) -> Iterator[dict[str, Any]]:

@@ -71,7 +71,8 @@ def test_a_gated_plan_runs_from_the_command_to_the_report(
     assert main(lines) == 0
     said, gate = capsys.readouterr().out, "gate probe probes/probe-L2.safetensors >= 0.02 until < 0.01, over 2 tokens"
     assert f"; {gate}: opened" in said
-    assert f" sample 0: layer 2 vector gated-L2.safetensors: {gate} opened" in said
+    assert " sample 1: layer 3 expert 4: gate opened " in said
+    assert "; layer 2 vector ungated-L2.safetensors: gate opened " in said
 
 
 def test_rows_that_leave_and_join_are_gated_as_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

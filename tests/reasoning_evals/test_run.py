@@ -13,7 +13,7 @@ import pytest
 
 from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.sampling import Sample, SamplingConfig
-from reasoning_evals.runs.audits import gate_lines, read_audit, read_gates
+from reasoning_evals.runs.audits import gates_text, read_audit, read_gates
 from reasoning_evals.runs.run import Arm, run_arms, sample_seed
 from reasoning_evals.runs.run_folder import read_generations, read_run
 from scripted_sampler import ScriptedSampler, arms, audited, problems
@@ -160,9 +160,9 @@ def test_what_gates_did_is_kept_of_every_sample_once(unbroken: Path, tmp_path: P
     for (_, problem, sample), acts in found.items():
         openings = int(problem[1:]) + sample
         assert acts == [{**about, "openings": openings, "open_tokens": 3, "tokens": 2, "weight_added": 0.5}]
-    line = gate_lines([{**about, "openings": 2, "open_tokens": 3, "tokens": 1, "weight_added": 0.5}])
-    said = "gate x >= 1 opened 2 times and was open at 3 tokens; acted at 1, weight 0.5 added"
-    assert line == [f"layer 1 expert 2: {said}"]
+    row = {**about, "openings": 2, "open_tokens": 3, "tokens": 1, "weight_added": 0.5}
+    said = "layer 1 expert 2: gate opened 2 times, open at 3 tokens, acted at 1, weight 0.5 added"
+    assert gates_text([row, row]) == f"{said}; {said}"
     lines = (unbroken / "audit.jsonl").read_text()
     for old, new, message in (
         ('"open_tokens":3', '"open_tokens":"3"', "give a whole number"),
