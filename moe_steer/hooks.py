@@ -113,12 +113,12 @@ def _record_last(module: nn.Module) -> None:
 @contextmanager
 def call_hooks(
     module: nn.Module,
-    before: Callable[[dict[str, Any]], None],
+    before: Callable[[dict[str, Any]], None] | None,
     after: Callable[[dict[str, Any], Any], None],
     first: bool = False,
 ) -> Iterator[None]:
-    """Call ``before`` with the arguments (by name) of every call of ``module``, and ``after`` with the arguments and the
-    output.
+    """Call ``before`` (None: nothing) with the arguments (by name) of every call of ``module``, and ``after`` with the arguments and
+    the output.
 
     ``first``: before hooks that already exist, such as an engine's.
     """
@@ -128,13 +128,15 @@ def call_hooks(
         return {**dict(zip(names, args, strict=False)), **kwargs}
 
     def pre(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert before is not None
         before(named(args, kwargs))
 
     def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         after(named(args, kwargs), output)
 
     with ExitStack() as stack:
-        stack.callback(module.register_forward_pre_hook(pre, with_kwargs=True, prepend=first).remove)
+        if before is not None:
+            stack.callback(module.register_forward_pre_hook(pre, with_kwargs=True, prepend=first).remove)
         stack.callback(module.register_forward_hook(post, with_kwargs=True).remove)
         yield
 

@@ -114,7 +114,7 @@ def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, gates: Gates
     if reads_logits and whole is body:
         raise ValueError("a gate on entropy or margin reads the logits: pass the model with its head")
     if (needs_ids or reads_logits) and whole is not body:
-        stack.enter_context(call_hooks(whole, enter_whole, leave_whole))
+        stack.enter_context(call_hooks(whole, enter_whole if needs_ids else None, leave_whole))
     stack.enter_context(call_hooks(body, enter_body, tracker.after))
 
 

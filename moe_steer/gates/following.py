@@ -67,6 +67,7 @@ class Gates:
             for number, source in enumerate(self._sources.values())
         ]
         self._state: State = {}
+        self._ended: State = {}
         self._parts: list[State] = [{} for _ in self._sources]
         self._seen: Tokens | None = None
         self._real_BS: Tensor | None = None
@@ -213,6 +214,7 @@ class Gates:
         for part, names in zip(self._parts, self._of_source, strict=True):
             for short, full in names.items():
                 state[full] = part[short]
+        self._ended = state
         return state
 
     def take_logits(self, logits_BSV: Tensor, cache: Any) -> None:
@@ -225,7 +227,10 @@ class Gates:
             for names, source in zip(self._of_source, self._sources.values(), strict=True)
             if isinstance(source, Confidence)
         }
-        cache.steering_rows = dataclasses.replace(rows, gates={**rows.gates, **found})
+        if rows.gates is self._ended:  # nobody else has it
+            self._ended.update(found)
+        else:
+            cache.steering_rows = dataclasses.replace(rows, gates={**rows.gates, **found})
 
     def _open_of(self, number: int) -> Tensor:
         assert self._seen is not None
