@@ -298,4 +298,4 @@ def test_examples_say_what_gates_did_in_them(tmp_path: Path) -> None:
     said = f"layer 1 expert 2: gate opened {openings} times, open at 3 tokens, acted at 2, weight 0.5 added"
     assert (example.a.gates, example.b.gates) == ("", said)
     assert said in render_markdown(report)
-    assert said in Page(render_html(report)).text()
+    assert said in Page(render_html(report)).text
