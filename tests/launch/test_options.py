@@ -13,7 +13,12 @@ from launch.steer_r1 import main
 
 def test_defaults() -> None:
     options = Options()
-    assert (options.folder, options.num_samples, options.token_limit, options.size("test")) == ("runs/lab-search", 4, 440, 240)
+    assert (options.folder, options.num_samples, options.token_limit, options.size("test")) == (
+        "runs/lab-search",
+        4,
+        440,
+        240,
+    )
     quick = Options(quick=True, greedy=True)
     assert (quick.folder, quick.num_samples, quick.size("test")) == ("runs/lab-search-quick-greedy", 1, 48)
     plain = Options(model="lab-plain")
