@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,9 @@ def test_what_a_gate_cannot_know_is_refused(folder: Path) -> None:
 
 
 VALUES = st.lists(
-    st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.6, 0.8, None]), min_size=12, max_size=12), min_size=1, max_size=3
+    st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.6, 0.8, math.nan, None]), min_size=12, max_size=12),
+    min_size=1,
+    max_size=3,
 )
 
 
@@ -285,13 +288,15 @@ VALUES = st.lists(
 def test_hysteresis_and_ramps_equal_a_loop(
     values: list[list[float | None]], high: float, width: float, above: bool, ramp: int, cuts: list[int]
 ) -> None:
-    """None is padding, anywhere; the texts are fed in pieces."""
+    """None is padding, anywhere, NaN a number that is not known; the texts are fed in pieces."""
     borders = {"above": high, "until": high - width} if above else {"below": high, "until": high + width}
     when = When((Condition("entropy", **borders),), ramp=ramp)
     wanted = []
     for row in values:
         gate = NaiveGate(when)
-        wanted.append([gate.advance([value]) if value is not None else None for value in row])
+        wanted.append(
+            [None if value is None else gate.advance([None if math.isnan(value) else value]) for value in row]
+        )
     value_BS = torch.tensor(
         [[-1.0 if value is None else value for value in row] for row in values], dtype=torch.float64
     )
