@@ -5,20 +5,20 @@ Each step is a function of what the steps before it left in the run folder, on e
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from expert_stats import ExpertScores, RoutingCounts, Unproven, score_experts, select_experts, select_placebo
+from expert_stats import ExpertScores, RoutingCounts, Trace, Unproven, select_experts, select_placebo
 from launch.core.arms import load_plan
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings
 from launch.core.options import options_from
+from launch.core.outcomes import DECISIONS, causes_over_ranks, closing_tag, token_readings, token_words
 from launch.core.problem_sets import ProblemSets, problem_sets
 from launch.core.ranks import Ranks
 from launch.core.session import Session
-from launch.core.trace_views import experts_to_show, first_answers, views_of
+from launch.core.trace_views import keep_traces
 from launch.core.wiring import (
     broadcast_plan,
     collect_over_ranks,
@@ -28,19 +28,24 @@ from launch.core.wiring import (
     references_for,
     traces_of,
 )
-from launch.jobs.experts_findings import Outcome, evidence_of, findings_of, gain_name, num_correct
+from launch.jobs.experts_findings import (
+    CAUSES,
+    COUNTS,
+    Outcome,
+    evidence_of,
+    findings_of,
+    gain_name,
+    num_correct,
+    scored,
+)
 from launch.jobs.experts_options import Options
 from moe_steer import SteeringPlan
-from moe_steer.backends import layout_of, lockstep
 from moe_steer.layers import ModelShape
 from moe_steer.presets import PAPER_GAIN, preset_plan
 from reasoning_evals import Problem
-from reasoning_evals.report import VIEWS_FILE
 from reasoning_evals.runs import GradeRow, grade_run, read_generations, read_run
 
 NAME = "steer_r1"
-TRACES = 6
-"""Test problems whose first answers can be read token by token."""
 CALIBRATION = 64
 """Unsteered answers that firing rates are taken from when the plan is given."""
 
@@ -51,6 +56,8 @@ def run(options: Options, ranks: Ranks) -> None:
     sets = problem_sets(options)
     known = look(options, quiet=not ranks.is_main)
     check_kind(options, plan, known.shape)
+    if options.by == "causes":
+        closing_tag(known.tokenizer)  # refuses a model that does not think
     options, room = settle(options, known, known.longest_prompt(questions_of(sets)), ranks)
     session = Session.load(options, ranks, room, known.tokenizer, known.shape)
     check_kind(options, plan, session.shape)
@@ -66,14 +73,14 @@ def run(options: Options, ranks: Ranks) -> None:
         )
         ranks.say("2/4  counting routing at the markers, scoring experts")
         scores = find_experts(session, options, "identification")
-        candidate = candidate_plan(options, scores)
-        ranks.say(f"     {evidence_of(candidate, scores, options)}")
+        candidates = candidate_plans(options, scores)
+        for line in dict.fromkeys(evidence_of(plan, scores, options) for plan in candidates.values()):
+            ranks.say(f"     {line}")
         if session.connection is not None:  # a placebo of every gain is drawn for a server alone
-            session.require(needed_plans(options, candidate, scores))
+            session.require(needed_plans(options, candidates, scores))
         gains = ", ".join(f"{gain:g}" for gain in options.gains)
         ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing the gain among {gains}")
-        gain, tuning = tune_gain(session, options, candidate, sets.tuning)
-        plan = with_gain(candidate, gain)
+        plan, tuning = tune_gain(session, options, candidates, sets.tuning)
     elif plan.experts:
         calibration = sets.test[:CALIBRATION]
         why = "unsteered answers, for the firing rates that the placebo must match"
@@ -89,7 +96,7 @@ def run(options: Options, ranks: Ranks) -> None:
     session.require(arms)
     ranks.say(f"{last}  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {', '.join(arms)}")
     test = sample(session, "test", arms, sets.test, k)
-    keep_traces(session, options, arms, scores)
+    keep_traces(session, arms, scores, options.markers)
     findings = None
     if ranks.is_main:
         plan.save(session.folder / "plan.json")
@@ -143,9 +150,11 @@ def unsteered_answers(session: Session, options: Options, step: str, problems: S
     sample(session, step, {"baseline": None}, problems, 1)
 
 
-def needed_plans(options: Options, candidate: SteeringPlan, scores: ExpertScores) -> dict[str, SteeringPlan]:
+def needed_plans(
+    options: Options, candidates: Mapping[float, SteeringPlan], scores: ExpertScores
+) -> dict[str, SteeringPlan]:
     """Every plan that may be an arm of the tuning or of the test: a server takes them when it starts."""
-    plans = {gain_name(gain): with_gain(candidate, gain) for gain in options.gains}
+    plans = {gain_name(gain): plan for gain, plan in candidates.items()}
     placebos = {name: select_placebo(scores, plan, options.seed) for name, plan in plans.items()}
     return plans | {f"placebo {name}": plan for name, plan in placebos.items()}
 
@@ -160,68 +169,49 @@ def sample(
 
 
 def find_experts(session: Session, options: Options, step: str) -> ExpertScores:
-    """Count the routing of the unsteered answers of a step, and score every expert; counts and scores are left in the folder."""
-    path = session.folder / "counts.safetensors"
-    coefficients = parse_coefficients(options.coefficients)
+    """Count the routing of the unsteered answers of a step, and score every expert; counts and scores are left in the folder, and with --by
+    causes the causes."""
+    path, by = session.folder / COUNTS, session.folder / CAUSES
     if options.counts is not None:
         if session.ranks.is_main:
             shutil.copyfile(options.counts, path)
         session.ranks.barrier()
-    elif not session.ranks.broadcast(path.exists()):
+    missing = session.ranks.broadcast([not path.exists(), options.by == "causes" and not by.exists()])
+    if any(missing):
         completions = [item for item in read_generations(session.folder / step) if item.arm == "baseline"]
         traces = sorted(traces_of(completions, session.tokenizer), key=lambda trace: trace.trace_id)
-        markers = markers_for(session.tokenizer, options.markers, coefficients)
-        references = references_for(session.tokenizer, traces, markers)
-        counts = (
-            collect_over_ranks(session.model, traces, markers, session.ranks, references=references)
-            if session.connection is None
-            else count_served(session.connection, traces, session.shape, markers, references=references)
-        )
-        if session.ranks.is_main:
-            counts.save(path)
-        session.ranks.barrier()
-    scores = score_experts(
-        RoutingCounts.load(path), coefficients or None, min_support=options.min_support, missing_marker="skip"
-    )
+        if missing[0]:
+            count(session, options, traces, path)
+        if missing[1]:
+            take_causes(session, options, traces, by)
+    scores = scored(session.folder, options, options.by)
     if session.ranks.is_main:
         scores.save(session.folder / "scores.json")
     return scores
 
 
-def keep_traces(
-    session: Session, options: Options, plans: dict[str, SteeringPlan | None], scores: ExpertScores | None
-) -> None:
-    """Leave some answers of the test in the folder, with the tokens at which the experts fired, and the page to read them on."""
-    experts = experts_to_show(plans, scores)
-    if session.connection is not None:
-        if experts:
-            session.ranks.say(
-                f"     no page of traces: it needs the model loaded; 'moe-steer inspect {session.folder}' makes it"
-            )
-        return
-    ranks, layout = session.ranks, layout_of(session.model)
-    found = (session.folder / VIEWS_FILE).is_file() if ranks.is_main else None
-    if not experts or ranks.broadcast(found):
-        return
-    answers = None
-    if ranks.is_main:
-        answers = first_answers(list(read_generations(session.folder / "test")), list(plans), TRACES)
-    answers = ranks.broadcast(answers)
-    with lockstep(session.model):
-        if ranks.is_main or layout.same_tokens:
-            views = views_of(
-                session.model,
-                session.tokenizer,
-                answers,
-                plans,
-                experts,
-                markers_for(session.tokenizer, options.markers, {}),
-                title=f"{options.model}: {session.options.run_name}",
-                graded=session.folder / "test" if ranks.is_main else None,
-            )
-    if ranks.is_main:
-        views.save(session.folder)
-    ranks.barrier()
+def count(session: Session, options: Options, traces: Sequence[Trace], path: Path) -> None:
+    """The routing of answers at the markers, in a file."""
+    markers = markers_for(session.tokenizer, options.markers, parse_coefficients(options.coefficients))
+    references = references_for(session.tokenizer, traces, markers)
+    counts = (
+        collect_over_ranks(session.model, traces, markers, session.ranks, references=references)
+        if session.connection is None
+        else count_served(session.connection, traces, session.shape, markers, references=references)
+    )
+    if session.ranks.is_main:
+        counts.save(path)
+    session.ranks.barrier()
+
+
+def take_causes(session: Session, options: Options, traces: Sequence[Trace], path: Path) -> None:
+    """What every expert does, by its derivative, to the odds that a thought goes on where it went on or ended, in a file."""
+    readings = token_readings(traces, session.tokenizer, options.tokens, DECISIONS)
+    words = token_words(session.tokenizer, options.tokens, DECISIONS)
+    causes = causes_over_ranks(session.model, readings, session.ranks, "tokens", words, wanted=options.wanted, each=0)
+    if session.ranks.is_main:
+        causes.save(path)
+    session.ranks.barrier()
 
 
 def given_plan(options: Options) -> SteeringPlan | None:
@@ -252,44 +242,43 @@ def check_kind(options: Options, plan: SteeringPlan | None, shape: ModelShape | 
         )
 
 
-def with_gain(plan: SteeringPlan, gain: float) -> SteeringPlan:
-    """The same experts, all at another gain."""
-    return dataclasses.replace(plan, experts=[dataclasses.replace(entry, gain=gain) for entry in plan.experts])
+def candidate_plans(options: Options, scores: ExpertScores) -> dict[float, SteeringPlan]:
+    """A plan for each gain to be tried, of the top experts with evidence, or of the best of all, which the plan then calls unproven. Of a
+    measure with two sides gains below 1 take other experts than those above it."""
 
-
-def candidate_plan(options: Options, scores: ExpertScores) -> SteeringPlan:
-    """The top experts with evidence, or the best of all, which the plan then calls unproven; the gain is still to be chosen."""
-
-    def select(max_q: float | None) -> SteeringPlan:
+    def select(gain: float, max_q: float | None) -> SteeringPlan:
         return select_experts(
             scores,
             top=options.top,
-            gain=options.gains[0],
+            gain=gain,
             min_support=options.min_support,
             max_q=max_q,
             scope=options.scope,
             renormalize=options.renormalize,
         )
 
-    try:
-        return select(options.max_q)
-    except Unproven:
-        return select(None)
+    plans = {}
+    for gain in options.gains:
+        try:
+            plans[gain] = select(gain, options.max_q)
+        except Unproven:
+            plans[gain] = select(gain, None)
+    return plans
 
 
 def tune_gain(
-    session: Session, options: Options, plan: SteeringPlan, problems: Sequence[Problem]
-) -> tuple[float, list[GradeRow]]:
-    """The gain with the most correct answers on the tuning problems, and the grades of the sweep (baseline included).
+    session: Session, options: Options, candidates: Mapping[float, SteeringPlan], problems: Sequence[Problem]
+) -> tuple[SteeringPlan, list[GradeRow]]:
+    """The plan of the gain with the most correct answers on the tuning problems, and the grades of the sweep (baseline included).
 
     Ties go to the gain nearest to 1: the smallest intervention that does as well.
     """
-    if len(options.gains) == 1:
-        return options.gains[0], []
-    arms = {"baseline": None, **{gain_name(gain): with_gain(plan, gain) for gain in options.gains}}
+    if len(candidates) == 1:
+        return next(iter(candidates.values())), []
+    arms = {"baseline": None, **{gain_name(gain): plan for gain, plan in candidates.items()}}
     rows = sample(session, "tuning", arms, problems, options.num_samples)
     correct = num_correct(rows)
-    return max(options.gains, key=lambda gain: (correct[gain_name(gain)], -distance_from_one(gain))), rows
+    return candidates[max(candidates, key=lambda gain: (correct[gain_name(gain)], -distance_from_one(gain)))], rows
 
 
 def distance_from_one(gain: float) -> float:
