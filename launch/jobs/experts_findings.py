@@ -38,7 +38,7 @@ _THEN = (
     "moe-steer inspect {folder}    where the experts fire, token by token",
     "moe-steer power --baseline {folder}/test    problems and samples that an effect needs",
 )
-_PLAY = "moe-steer playground --plan {folder}/plan.json    see the embedded model think under the plan, in a browser"
+_PLAY = "moe-steer playground {model} --plan {folder}/plan.json    see the embedded model think under the plan, in a browser"
 NO_PLACEBO = (
     "the plan has directions alone, so there is no placebo arm: a placebo is random experts that fire as often as the plan's, "
     "and this plan names none; whether a random direction would do as much is not tested"
@@ -91,7 +91,10 @@ def findings_of(outcome: Outcome) -> Findings:
         above=evidence,
         tables={"The experts by causes and by nPMI": _chosen_table(chosen)} if chosen else {},
         figures=_figures(outcome, sweep),
-        then=[*(_THEN if outcome.scores else _THEN[1:]), *([_PLAY] if options.model == "lab" else [])],
+        then=[
+            *(_THEN if outcome.scores else _THEN[1:]),
+            *([_PLAY.replace("{model}", options.model)] if options.is_lab else []),
+        ],
     )
 
 

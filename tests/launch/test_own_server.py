@@ -26,7 +26,7 @@ ENGINE = """#!{python} -S
 import json, os, sys, urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 if sys.argv[1] == "-c":
-    print(json.dumps({{"missing": [], "plugins": []}}))
+    print(json.dumps({{"missing": [], "plugins": [], "cpu": False}}))
     sys.exit()
 said = dict(zip(sys.argv[3::2], sys.argv[4::2]))
 if "--fails" in sys.argv:

@@ -23,6 +23,11 @@ def lab(folder: Path, reference: dict[str, Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
+def search(folder: Path, reference: dict[str, Any]) -> Any:
+    return engine(folder, "search", reference["search"]["plans"])
+
+
+@pytest.fixture(scope="module")
 def dense(folder: Path, reference: dict[str, Any]) -> Any:
     return engine(folder, "dense", reference["dense"]["plans"], block_size=32)
 
@@ -36,7 +41,7 @@ def hits(llm: Any) -> dict[str, list[int]]:
     return {name: plan["hits"] for name, plan in counts(llm)[0].items()}
 
 
-@pytest.mark.parametrize("model", ["lab", "dense", "qwen"])
+@pytest.mark.parametrize("model", ["lab", "search", "dense", "qwen"])
 def test_all_plans_in_one_batch_write_what_the_hooked_model_writes(
     model: str, reference: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
