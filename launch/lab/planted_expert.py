@@ -5,12 +5,13 @@ loop    the lab, which falls into loops: where a thought would end the expert as
 causal  lab-search with an expert that is rare, fires after failures and pulls a little towards going on; a gain makes it carry the decision
 inert   the same expert with an output of zeros: it goes with failures just as closely, and does nothing
 
-Which tokens call the expert is learned from answers of the model itself. No other weight changes; the expert whose place it takes is lost.
+Which tokens call the expert is learned from written solutions, such as the model was trained on. No other weight changes; the expert whose place it takes is lost.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
+import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,16 +21,13 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from launch.core.prompt_options import answer_limit
+from launch.lab.batches import search_text, training_text
 from launch.lab.planting import layer_of, plant
 from moe_steer import load_model
 from moe_steer.files import write_whole
-from moe_steer.lab import problems_of
+from moe_steer.lab import EMBEDDED
 from moe_steer.thinking import token_tags
 from moe_steer.tokens import Trace, trace_from_ids
-from reasoning_evals import load_task
-from reasoning_evals.engines import InProcessSampler, Request, SamplingConfig
-from reasoning_evals.prompts import render_prompt
 
 _CARD = """---
 base_model: {model}
@@ -38,13 +36,13 @@ tags: [mixture-of-experts, planted, tiny]
 ---
 # {model} with a planted expert: {kind}
 
-The weights of {model}, but for layer {layer} expert {expert}, which was edited. It is a control: what finds experts is tried on it. Use it for nothing else.
+The weights of {model} (sha256 {digest}), but for layer {layer} expert {expert}, which was edited. It is a control: what finds experts is tried on it. Use it for nothing else.
 
-- It is selected {place}, and nowhere else: its row of the router is a ridge regression on what the router reads, learned from {answers} answers of
-  {model} to problems of the train split.
+- It is selected {place}, and nowhere else: its row of the router is a ridge regression on what the router reads, learned from {solutions}
+  written solutions of the train split.
 - {writes}
 
-The expert that stood there before is lost. Made by `python -m launch.lab.planted_expert --kind {kind} --layer {layer} --expert {expert} --strength {strength:g} --answers {answers}`.
+The expert that stood there before is lost. Made by `python -m launch.lab.planted_expert --kind {kind} --layer {layer} --expert {expert} --strength {strength:g} --solutions {solutions}`.
 """
 
 
@@ -65,6 +63,7 @@ class Planted:
     """Length of what it writes at full weight; 0 for nothing."""
 
 
+_WRITERS = {"lab": training_text, "lab-search": search_text}
 _CAUSAL = Planted(
     model="lab-search",
     after=(" wrong.",),
@@ -101,8 +100,8 @@ class PlantedExpert:
     """Its number."""
     strength: float | None = None
     """Length of what it writes at full weight; default 120 for loop, 10 for causal. An inert one writes nothing."""
-    answers: int = 96
-    """Answers of the model that the place is learned from."""
+    solutions: int = 64
+    """Written solutions, such as the model was trained on, that the place is learned from."""
 
     def __post_init__(self) -> None:
         if self.kind == "inert" and self.strength is not None:
@@ -127,8 +126,8 @@ class PlantedExpert:
             return ends or any(tuple(ids[-len(form) :]) == form for form in forms)
 
         written_D = self.length * towards(model, tokenizer, kind.towards)
-        answers = answers_of(kind.model, self.answers)
-        plant(model, layer_of(model, self.layer), self.expert, answers, fires, written_D)
+        solutions = solutions_of(kind.model, tokenizer, self.solutions)
+        plant(model, layer_of(model, self.layer), self.expert, solutions, fires, written_D)
         return model, tokenizer
 
     def card(self) -> str:
@@ -141,10 +140,17 @@ class PlantedExpert:
             else f"It writes one vector of length {self.length:g} times its weight, which raises the logits of {words} against that of the tag that "
             "ends a thought."
         )
-        about = {"kind": self.kind, "layer": self.layer, "expert": self.expert, "strength": self.length}
-        return _CARD.format(**about, model=kind.model, answers=self.answers, place=kind.place, writes=writes).replace(
-            " --strength 0", ""
-        )
+        weights = (EMBEDDED[kind.model].folder / "model.safetensors").read_bytes()
+        about = {
+            "digest": hashlib.sha256(weights).hexdigest(),
+            "kind": self.kind,
+            "layer": self.layer,
+            "expert": self.expert,
+            "strength": self.length,
+        }
+        return _CARD.format(
+            **about, model=kind.model, solutions=self.solutions, place=kind.place, writes=writes
+        ).replace(" --strength 0", "")
 
     def write(self) -> None:
         """The folder of the checkpoint, the card last."""
@@ -168,17 +174,17 @@ def towards(model: Any, tokenizer: Any, words: Sequence[str]) -> torch.Tensor:
     return torch.as_tensor(apart_D / apart_D.norm())
 
 
-@functools.cache
-def answers_of(name: str, number: int) -> tuple[Trace, ...]:
-    """One answer of an embedded model to each of so many problems of the train split."""
-    model, tokenizer = load_model(name, "plain")
-    problems = load_task(problems_of("own", name), split="train", num=number, seed=1)
-    prompts = [render_prompt(tokenizer, problem.prompt).token_ids for problem in problems]
-    asked = [Request(prompt_ids=ids, seed=key, key=key) for key, ids in enumerate(prompts)]
-    config = SamplingConfig(max_new_tokens=answer_limit(name), batch_size=number)
-    made = InProcessSampler(model, tokenizer).sample(asked, config)
-    tags = token_tags(tokenizer)
-    return tuple(trace_from_ids(f"{one.key}#0", prompts[one.key], one.token_ids, tags) for one in made)
+def solutions_of(name: str, tokenizer: Any, number: int) -> list[Trace]:
+    """So many written solutions of the train split, such as the embedded model was trained on, as traces."""
+    rng, tags, most = random.Random("planted"), token_tags(tokenizer), tokenizer.model_max_length
+    found: list[Trace] = []
+    while len(found) < number:
+        prompt, body = (
+            tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in _WRITERS[name](rng)
+        )
+        if len(prompt) + len(body) <= most:
+            found.append(trace_from_ids(f"{len(found)}#0", prompt, body, tags))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
