@@ -43,8 +43,9 @@ FAILURE = "wrong."
 MARKERS = ("<think>", "</think>", "Alternatively", "Wait", FAILURE)
 GO_ON = ("Wait", "Alternatively")
 CARD = "README.md"
+_SIZES = {"identification": 120, "tuning": 60, "test": 240}
 _QUICK = {"identification": 24, "tuning": 12, "test": 28}
-_QUICK_NEGATIVE = {"identification": 16, "tuning": 4, "test": 12}
+_QUICK_NEGATIVE = {"identification": 16, "tuning": 2, "test": 12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class Control:
     verdict: str
     sizes: Mapping[str, int]
     """With --quick: problems of each set."""
+    quick_gains: tuple[str, ...] = ("16",)
+    """With --quick: gains to be tried."""
 
     @property
     def planted(self) -> bool:
@@ -73,6 +76,7 @@ CONTROLS = (
         by="causes",
         verdict="helped",
         sizes=_QUICK,
+        quick_gains=("4", "16"),
     ),
     Control(
         name="plain",
@@ -124,7 +128,7 @@ class RunControls:
                 "--problems",
                 own.problems,
                 "--max-new-tokens",
-                str(own.token_limit),
+                str(300 if self.quick else own.token_limit),
                 "--batch-size",
                 str(own.rows),
             ]
@@ -132,9 +136,9 @@ class RunControls:
         if control.by == "npmi":
             found += ["--coefficients", f"{FAILURE}=1", "<think>=0", "</think>=0", "Alternatively=0"]
         if self.quick:
-            found += ["--quick", "--gains", "4", "16"]
-            found += [word for part, number in control.sizes.items() for word in (f"--num-{part}", str(number))]
-        return found
+            found += ["--quick", "--gains", *control.quick_gains]
+        sizes = control.sizes if self.quick else _SIZES
+        return [*found, *(word for part, number in sizes.items() for word in (f"--num-{part}", str(number)))]
 
     def run(self) -> None:
         """All of them. RuntimeError where one did not pass."""
