@@ -162,7 +162,7 @@ def test_an_engine_ends_with_a_job_that_is_killed(engine: tuple[StartedLab, str]
             ["sh", "-c", script, "sh", *serve, "--python", python, "--port", "0"], cwd=ROOT, stdout=log
         )
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while len(lab.starts()) == before and time.monotonic() < end:
             time.sleep(0.1)
         pid = int(lab.starts()[before]["pid"])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from launch.serving.latent import with_latent_sizes
-from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, steer
+from moe_steer import ExpertGain, ResidualVector, SteeringPlan, bake, load_model, steer
 from moe_steer.lab import LAB_DENSE, LAB_MODEL, LAB_SEARCH
 from moe_steer.lab.problems import FAMILIES, SEARCH_FAMILIES, generate_problems
 
@@ -117,7 +117,7 @@ def write_qwen(folder: Path) -> None:
         for tensor in model.parameters():
             if tensor.ndim > 1:
                 tensor.normal_(std=0.15)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="600KB")
     AutoTokenizer.from_pretrained(LAB_MODEL).save_pretrained(folder)
 
 
@@ -135,6 +135,8 @@ def main(folder: Path) -> None:
         "dense": reference("lab-dense", dense_plans(), doses, folder, 100),
         "qwen": reference(str(folder / "qwen"), qwen_plans(), doses, folder, 40),
     }
+    for name, loader in (("baked", None), ("overlay", "in-order")):
+        bake(folder / "qwen", qwen_plans()["q8"], folder / name, overlay=loader)
     (folder / "reference.json").write_text(json.dumps(found))
 
 
