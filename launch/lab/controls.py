@@ -12,8 +12,11 @@ what was found. Exit code 0: all passed; 1: one did not, or the work failed; 2: 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ import tyro
 
 from expert_stats.causes import Causes
 from launch.core.findings import read_results, write_results
-from launch.core.option_checks import check_folder
+from launch.core.option_checks import check_counts, check_folder
 from launch.core.options import options_from
 from launch.core.outcomes import DECISIONS, causes_over_ranks, token_readings, token_words
 from launch.core.ranks import ranks_of_this_run, refuse_several_ranks
@@ -43,7 +46,7 @@ FAILURE = "wrong."
 MARKERS = ("<think>", "</think>", "Alternatively", "Wait", FAILURE)
 GO_ON = ("Wait", "Alternatively")
 CARD = "README.md"
-_SIZES = {"identification": 120, "tuning": 60, "test": 240}
+_SIZES = {"identification": 96, "tuning": 40, "test": 240}
 _QUICK = {"identification": 24, "tuning": 12, "test": 28}
 _QUICK_NEGATIVE = {"identification": 16, "tuning": 2, "test": 12}
 
@@ -107,6 +110,8 @@ class RunControls:
     """Folder of the models, the runs and the page; default runs/controls, with --quick runs/controls-quick."""
     seed: int = 0
     """Decides problems and samples."""
+    processes: int = 2
+    """Controls that run at the same time, each in a process of its own, with what it says in a file; 1: one after the other, here."""
 
     @property
     def folder(self) -> Path:
@@ -144,7 +149,8 @@ class RunControls:
         """All of them. RuntimeError where one did not pass."""
         check_folder(str(self.folder))
         refuse_several_ranks("launch.lab.controls", "launch/steer_r1.py")
-        found = [self.control(control) for control in CONTROLS]
+        check_counts(self, ("processes",))
+        found = self.apart() if self.processes > 1 else [self.control(control) for control in CONTROLS]
         write_results(self.folder, {"version": 1, "quick": self.quick, "controls": found})
         write_plain_page(page_of(found, self.folder), self.folder, "report")
         print(f"\n{summary(found)}\npage: {self.folder / 'report.html'}")
@@ -153,13 +159,37 @@ class RunControls:
                 f"{len(failed)} of {len(found)} controls failed: {', '.join(failed)}; {self.folder / 'report.html'} says how"
             )
 
+    def apart(self) -> list[dict[str, Any]]:
+        """All of them, each in a process of its own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for control in CONTROLS:
+            print(f"{control.name}: {control.what}; what its run says: {self.log(control)}", flush=True)
+        with ProcessPoolExecutor(min(self.processes, len(CONTROLS)), multiprocessing.get_context("spawn")) as pool:
+            return list(pool.map(self.logged, CONTROLS))
+
+    def log(self, control: Control) -> Path:
+        """Where a control in a process of its own says what it does."""
+        return self.folder / f"{control.name}.log"
+
+    def logged(self, control: Control) -> dict[str, Any]:
+        """One control, whose words go to its file."""
+        with (
+            self.log(control).open("a", encoding="utf-8", buffering=1) as file,
+            redirect_stdout(file),
+            redirect_stderr(file),
+        ):
+            return self.control(control)
+
     def control(self, control: Control) -> dict[str, Any]:
         """One start of the job, read back."""
         print(f"\n== {control.name}: {control.what}", flush=True)
         if control.planted:
             self.plant(control)
         if code := main_job(self.words(control)):
-            raise RuntimeError(f"the job of the control {control.name!r} ended with {code}: what it said stands above")
+            where = f"in {self.log(control)}" if self.processes > 1 else "above"
+            raise RuntimeError(
+                f"the job of the control {control.name!r} ended with {code}: what it said stands {where}"
+            )
         return found_by(control, self.folder / control.name, self.model(control))
 
     def plant(self, control: Control) -> None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(600)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of all controls, run."""
     out = tmp_path_factory.mktemp("controls")
-    assert controls.main(["--quick", "--out", str(out)]) == 0
+    assert controls.main(["--quick", "--processes", "1", "--out", str(out)]) == 0
     return out
 
 
@@ -71,14 +71,14 @@ def test_a_control_that_fails_is_an_error_and_nothing_is_sampled_again(
     before = {path: path.read_bytes() for path in folder.rglob("generations*.jsonl")}
     wrong = replace(controls.CONTROLS[2], verdict="helped")
     monkeypatch.setattr(controls, "CONTROLS", (wrong,))
-    assert controls.main(["--quick", "--out", str(folder)]) == 1
+    assert controls.main(["--quick", "--processes", "1", "--out", str(folder)]) == 1
     said = capsys.readouterr()
     assert "1 of 1 controls failed: inert" in said.err
     assert "FAILED  inert" in said.out
     assert {path: path.read_bytes() for path in folder.rglob("generations*.jsonl")} == before
     card = folder / "models" / "inert" / "README.md"
     card.write_text(card.read_text().replace("sha256 ", "sha256 0"))
-    assert controls.main(["--quick", "--out", str(folder)]) == 1
+    assert controls.main(["--quick", "--processes", "1", "--out", str(folder)]) == 1
     assert "planted otherwise, or in other weights: remove" in capsys.readouterr().err
 
 
