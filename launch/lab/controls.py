@@ -37,6 +37,7 @@ from launch.lab.planted_expert import KINDS, PlantedExpert
 from launch.steer_r1 import main as main_job
 from moe_steer import load_model
 from moe_steer.errors import exit_code
+from moe_steer.tokens import RICE_COEFFICIENTS
 from reasoning_evals.comparing import assume_from_baseline, plan_power
 from reasoning_evals.report import write_plain_page
 from reasoning_evals.runs import grade_run, read_run
@@ -133,7 +134,7 @@ class RunControls:
                 "--problems",
                 own.problems,
                 "--max-new-tokens",
-                str(300 if self.quick else own.token_limit),
+                str(own.token_limit),
                 "--batch-size",
                 str(own.rows),
             ]
@@ -257,16 +258,15 @@ def planted_place(run: Path, options: Options, model: str) -> dict[str, Any]:
     asked = {
         "causes": (options, "causes"),
         "npmi_at_failures": (_scoring(options, {FAILURE: 1.0}), "npmi"),
-        "npmi_as_rice": (_scoring(options, {}), "npmi"),
+        "npmi_as_rice": (_scoring(options, RICE_COEFFICIENTS), "npmi"),
     }
     places = {name: place_of(scored(run, *how), layer, expert) for name, how in asked.items()}
     return {"layer": layer, "expert": expert, "verdict": row.verdict, "marker": FAILURE, **places}
 
 
 def _scoring(options: Options, weights: Mapping[str, float]) -> Options:
-    """The options with these coefficients, all others 0; none: the published ones."""
-    own = [f"{name}={weights.get(name, 0.0):g}" for name in MARKERS] if weights else []
-    return dataclasses.replace(options, coefficients=tuple(own))
+    """The options with these coefficients, all other markers 0."""
+    return dataclasses.replace(options, coefficients=tuple(f"{name}={weights.get(name, 0.0):g}" for name in MARKERS))
 
 
 def smallest_from_baseline(run: Path) -> float | None:

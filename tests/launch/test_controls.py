@@ -48,6 +48,7 @@ def test_the_planted_cause_is_found_and_the_negatives_show_nothing(folder: Path)
     assert causal["planted"]["npmi_as_rice"]["rank"] is None, (
         "it never fires at <think>, so nPMI there has nothing to say of it"
     )
+    assert inert["planted"]["npmi_as_rice"]["rank"] is None
     assert plain["verdict"] == inert["verdict"] == "no effect shown"
     assert inert["expert"] == [3, 5]
     assert inert["every_sample_equal"]
