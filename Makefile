@@ -1,4 +1,4 @@
-# make steer: the main job on the embedded model.   make overthinking: shorter thoughts on the dense one.   make test: all tests.   make check: format, lint, types, rules, fast tests.   make docs: the documentation site.   make engines: a real vLLM, in an environment of its own.
+# make steer: the main job on the embedded model.   make overthinking: shorter thoughts on the dense one.   make controls: does the main job find what is there, and nothing else?   make test: all tests.   make check: format, lint, types, rules, fast tests.   make docs: the documentation site.   make engines: a real vLLM, in an environment of its own.
 PYTHON ?= python3
 # The build of PyTorch to install; on a machine with GPUs: make setup TORCH="torch==2.13.0 --index-url <your CUDA wheel index>"
 TORCH ?= torch==2.13.0
@@ -18,7 +18,7 @@ ENGINES ?= build/engines
 ENGINE_TORCH ?= torch==2.13.0+cpu
 ENGINE_PYTHON := $(ENGINES)/venv/bin/python
 
-.PHONY: setup steer overthinking test check same docs bench engines clean
+.PHONY: setup steer overthinking controls test check same docs bench engines clean
 
 # The launcher logs its own steps and warns of every machine without a GPU: our lines would drown.
 LAUNCH = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet
@@ -46,6 +46,10 @@ steer: $(STAMP)
 
 overthinking: $(STAMP)
 	@$(LAUNCH) launch/reduce_overthinking.py $(ARGS)
+
+# Three models of which the answer is known; one page. ARGS=--quick: under a minute.
+controls: $(STAMP)
+	@$(BIN)/python -m launch.lab.controls $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)

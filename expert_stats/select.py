@@ -109,7 +109,7 @@ def select_placebo(
         raise ValueError("the plan names no experts: there is nothing to match a placebo with")
     model, fired_LE, num_tokens, digest = _firing(source)
     _check_fits(plan, model)
-    active_LE = _active(source, fired_LE)
+    active_LE = _active(source, fired_LE, plan)
     taken = {(entry.layer, entry.expert) for entry in plan.experts}
     placebo, matches = [], []
     for entry in plan.experts:
@@ -162,11 +162,12 @@ def _firing(source: ExpertScores | RoutingCounts) -> tuple[Mapping[str, Any], Ar
     return source.model, source.expert_LE, source.num_tokens, source.counts_digest
 
 
-def _active(source: ExpertScores | RoutingCounts, fired_LE: Array) -> Array:
-    """Experts that would qualify for a plan; empty without scores."""
+def _active(source: ExpertScores | RoutingCounts, fired_LE: Array, plan: SteeringPlan) -> Array:
+    """Experts that would qualify for a plan themselves, of a measure with two sides on the side of the plan's gains; empty without scores."""
     if isinstance(source, RoutingCounts):
         return np.zeros(fired_LE.shape, dtype=np.bool_)
-    return np.asarray(source.supported_LE & (np.nan_to_num(source.score_LE) > 0))
+    side = -1.0 if source.method["signed"] and all(entry.gain < 1 for entry in plan.experts) else 1.0
+    return np.asarray(source.supported_LE & (side * np.nan_to_num(source.score_LE) > 0))
 
 
 def _check_fits(plan: SteeringPlan, model: Mapping[str, Any]) -> None:

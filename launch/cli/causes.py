@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _READ_BY = {"against": ("right-wrong",), "tokens": ("tokens",), "at": ("tokens",), "texts": ("loss",)}
 _WORDS = {
     "right-wrong": "log p(right trace) - log p(wrong trace)",
-    "tokens": "log-odds that {tokens} comes next, at {at}",
     "loop": "log-odds that a loop goes on",
     "loss": "loss of the texts, in nats a token",
 }
@@ -48,7 +47,8 @@ class FindCauses(PromptOptions, HeldModel):
     tokens: tuple[str, ...] = ()
     """For tokens: the next tokens, as words or tags, for example Wait; default the tag that ends a thought."""
     at: str = "step_end"
-    """For tokens: the decision points, as a scope: step_end, thought, answer, generated, after:N, ..."""
+    """For tokens: the places, as a scope (step_end, thought, answer, generated, after:N, ...), or decisions: those of thoughts at which one
+    of --tokens, or the tag that ends a thought, came next."""
     wanted: Literal["higher", "lower"] | None = None
     """What a plan is to make of the outcome; default higher, of a loss and a loop lower."""
     each: int = 5
@@ -98,32 +98,23 @@ class FindCauses(PromptOptions, HeldModel):
             raise ValueError(f"--coalition is {self.coalition}: give a whole number >= 0")
 
     def _find(self, ranks: Ranks) -> None:
-        from expert_stats.causes import find_causes
+        from launch.core.outcomes import causes_over_ranks
         from launch.core.session import load_asked
-        from moe_steer.backends import layout_of
 
         scores = self._scores()
         model, tokenizer = load_asked(self, batch=1, context=None)
-        readings = self._readings(tokenizer)
-        layout = layout_of(model)
-        alike = layout.same_tokens or layout.lockstep  # a backward pass is collective too: every rank runs every batch
-        causes = find_causes(
+        causes = causes_over_ranks(
             model,
-            readings,
-            outcome={
-                "kind": self.outcome,
-                "words": self._words(tokenizer),
-                "places": sum(len(item.at) for item in readings),
-            },
+            self._readings(tokenizer),
+            ranks,
+            self.outcome,
+            self._words(tokenizer),
             wanted=self.wanted or ("lower" if self.outcome in ("loss", "loop") else "higher"),
             each=self.each,
             gains=self.gains,
             routers=self.routers,
             coalition=self.coalition,
             tokens_per_batch=self.tokens_per_batch,
-            share=(0, 1) if alike else layout.share,
-            add=(lambda part: part) if alike else ranks.add,
-            watch=watch_on_terminal(ranks.is_main),
         )
         if ranks.is_main:
             causes.save(self.out)
@@ -143,10 +134,9 @@ class FindCauses(PromptOptions, HeldModel):
         return ExpertScores.load(self.scores) if self.scores else None
 
     def _words(self, tokenizer: Any) -> str:
-        from launch.core.outcomes import closing_tag
+        from launch.core.outcomes import token_words
 
-        tokens = "" if self.outcome != "tokens" else " or ".join(self.tokens or (closing_tag(tokenizer),))
-        return _WORDS[self.outcome].format(tokens=tokens, at=self.at)
+        return token_words(tokenizer, self.tokens, self.at) if self.outcome == "tokens" else _WORDS[self.outcome]
 
     def _readings(self, tokenizer: Any) -> list[Reading]:
         from launch.core import outcomes
@@ -204,10 +194,3 @@ def _line(one: Any) -> str:
         f"{layer}:{expert}={gain:g}" for (layer, expert), gain in zip(one.experts, one.gains, strict=True)
     )
     return f"  {experts}, routers {one.router}: {one.effect:+.4f} ({one.low:+.4f} to {one.high:+.4f}), q {one.q:.1e}"
-
-
-def watch_on_terminal(shows: bool) -> Any:
-    """A progress bar on a terminal; nothing elsewhere."""
-    from moe_steer.console.progress import tracked
-
-    return lambda label, items: tracked(items, label, shown=None if shows else False)

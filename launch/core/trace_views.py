@@ -5,23 +5,65 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expert_stats import ExpertScores, MarkerSet, RoutingRecorder, Trace, TraceFiring, run_traces
 from launch.core.options import ELSEWHERE, ModelOptions, options_from
 from launch.core.wiring import layer_and_number, markers_for, traces_of
 from moe_steer import SteeringPlan, steer
+from moe_steer.backends import layout_of, lockstep
 from moe_steer.layers import model_shape
 from moe_steer.tokens import scoped_positions
 from reasoning_evals import Completion
-from reasoning_evals.report import TraceView, TraceViews
+from reasoning_evals.report import VIEWS_FILE, TraceView, TraceViews
 from reasoning_evals.runs import read_generations, read_grades, read_run
 
+if TYPE_CHECKING:
+    from launch.core.session import Session
+
 Expert = tuple[int, int]
+TRACES = 6
+"""Test problems whose first answers can be read token by token."""
 MOST_EXPERTS = 24
 """Experts that are recorded: those of the plans, then the best of the scores."""
 _STEP_ENDS = "step_end"
 _MARKERS = ("<think>", "</think>", "Wait", "Alternatively")
+
+
+def keep_traces(
+    session: Session, plans: Mapping[str, SteeringPlan | None], scores: ExpertScores | None, markers: Sequence[str]
+) -> None:
+    """Leave some answers of the test in the folder, with the tokens at which the experts fired, and the page to read them on."""
+    experts = experts_to_show(plans, scores)
+    if session.connection is not None:
+        if experts:
+            session.ranks.say(
+                f"     no page of traces: it needs the model loaded; 'moe-steer inspect {session.folder}' makes it"
+            )
+        return
+    ranks, layout = session.ranks, layout_of(session.model)
+    found = (session.folder / VIEWS_FILE).is_file() if ranks.is_main else None
+    if not experts or ranks.broadcast(found):
+        return
+    answers = None
+    if ranks.is_main:
+        answers = first_answers(list(read_generations(session.folder / "test")), list(plans), TRACES)
+    answers = ranks.broadcast(answers)
+    with lockstep(session.model):
+        if ranks.is_main or layout.same_tokens:
+            views = views_of(
+                session.model,
+                session.tokenizer,
+                answers,
+                plans,
+                experts,
+                markers_for(session.tokenizer, markers, {}),
+                title=f"{session.options.model}: {session.options.run_name}",
+                graded=session.folder / "test" if ranks.is_main else None,
+            )
+    if ranks.is_main:
+        views.save(session.folder)
+    ranks.barrier()
 
 
 def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | None, backend: str) -> TraceViews:

@@ -5,19 +5,19 @@ Each step is a function of what the steps before it left in the run folder, on e
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from expert_stats import ExpertScores, RoutingCounts, Unproven, score_experts, select_experts, select_placebo
+from expert_stats import ExpertScores, RoutingCounts, Trace, Unproven, select_experts, select_placebo
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings
 from launch.core.options import options_from
+from launch.core.outcomes import DECISIONS, causes_over_ranks, closing_tag, token_readings, token_words
 from launch.core.problem_sets import ProblemSets, problem_sets
 from launch.core.ranks import Ranks
 from launch.core.session import Session
-from launch.core.trace_views import experts_to_show, first_answers, views_of
+from launch.core.trace_views import keep_traces
 from launch.core.wiring import (
     broadcast_plan,
     collect_over_ranks,
@@ -27,19 +27,23 @@ from launch.core.wiring import (
     references_for,
     traces_of,
 )
-from launch.jobs.experts_findings import Outcome, evidence_of, findings_of, gain_name, num_correct
+from launch.jobs.experts_findings import (
+    CAUSES,
+    COUNTS,
+    FRESH_COUNTS,
+    Outcome,
+    evidence_of,
+    findings_of,
+    gain_name,
+    num_correct,
+    scored,
+)
 from launch.jobs.experts_options import Options, check_kind, given_plan, inputs_of
 from moe_steer import SteeringPlan
-from moe_steer.backends import layout_of, lockstep
 from reasoning_evals import Problem
-from reasoning_evals.report import VIEWS_FILE
 from reasoning_evals.runs import GradeRow, grade_run, read_generations, read_run
 
 NAME = "steer_r1"
-COUNTS, FRESH_COUNTS = "counts.safetensors", "fresh_counts.safetensors"
-"""Of the answers that choose experts; of those that measure the chosen."""
-TRACES = 6
-"""Test problems whose first answers can be read token by token."""
 CALIBRATION = 64
 """Unsteered answers that firing rates are taken from when the plan is given."""
 
@@ -50,6 +54,8 @@ def run(options: Options, ranks: Ranks) -> None:
     sets = problem_sets(options)
     known = look(options, quiet=not ranks.is_main)
     check_kind(options, plan, known.shape)
+    if options.by == "causes":
+        closing_tag(known.tokenizer)  # refuses a model that does not think
     options, room = settle(options, known, known.longest_prompt(questions_of(sets)), ranks)
     session = Session.load(options, ranks, room, known.tokenizer, known.shape)
     check_kind(options, plan, session.shape)
@@ -65,14 +71,14 @@ def run(options: Options, ranks: Ranks) -> None:
         )
         ranks.say("2/4  counting routing at the markers, scoring experts")
         scores = find_experts(session, options, "identification")
-        candidate = candidate_plan(options, scores)
-        ranks.say(f"     {evidence_of(candidate, scores, options)}")
+        candidates = candidate_plans(options, scores)
+        for line in dict.fromkeys(evidence_of(plan, scores, options) for plan in candidates.values()):
+            ranks.say(f"     {line}")
         if session.connection is not None:  # a placebo of every gain is drawn for a server alone
-            session.require(needed_plans(options, candidate, scores))
+            session.require(needed_plans(options, candidates, scores))
         gains = ", ".join(f"{gain:g}" for gain in options.gains)
         ranks.say(f"3/4  {len(sets.tuning)} tuning problems: choosing the gain among {gains}")
-        gain, tuning = tune_gain(session, options, candidate, sets.tuning)
-        plan = with_gain(candidate, gain)
+        plan, tuning = tune_gain(session, options, candidates, sets.tuning)
     elif plan.experts:
         calibration = sets.test[:CALIBRATION]
         why = "unsteered answers, for the firing rates that the placebo must match"
@@ -88,9 +94,9 @@ def run(options: Options, ranks: Ranks) -> None:
     session.require(arms)
     ranks.say(f"{last}  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {', '.join(arms)}")
     test = sample(session, "test", arms, sets.test, k)
-    if scores and not options.given:
+    if scores and not options.given and options.by == "npmi":
         scores = measure_afresh(session, options, scores)
-    keep_traces(session, options, arms, scores)
+    keep_traces(session, arms, scores, options.markers)
     findings = None
     if ranks.is_main:
         plan.save(session.folder / "plan.json")
@@ -138,9 +144,11 @@ def unsteered_answers(session: Session, options: Options, step: str, problems: S
     sample(session, step, {"baseline": None}, problems, 1)
 
 
-def needed_plans(options: Options, candidate: SteeringPlan, scores: ExpertScores) -> dict[str, SteeringPlan]:
+def needed_plans(
+    options: Options, candidates: Mapping[float, SteeringPlan], scores: ExpertScores
+) -> dict[str, SteeringPlan]:
     """Every plan that may be an arm of the tuning or of the test: a server takes them when it starts."""
-    plans = {gain_name(gain): with_gain(candidate, gain) for gain in options.gains}
+    plans = {gain_name(gain): plan for gain, plan in candidates.items()}
     placebos = {name: select_placebo(scores, plan, options.seed) for name, plan in plans.items()}
     return plans | {f"placebo {name}": plan for name, plan in placebos.items()}
 
@@ -155,24 +163,31 @@ def sample(
 
 
 def find_experts(session: Session, options: Options, step: str) -> ExpertScores:
-    """Count the routing of the unsteered answers of a step, and score every expert; counts and scores are left in the folder."""
-    path = session.folder / COUNTS
+    """Count the routing of the unsteered answers of a step, and score every expert; counts and scores are left in the folder, and with --by
+    causes the causes."""
+    path, by = session.folder / COUNTS, session.folder / CAUSES
     if options.counts is not None:
         if session.ranks.is_main:
             shutil.copyfile(options.counts, path)
         session.ranks.barrier()
-    else:
-        count_answers(session, options, step, path)
-    return scores_of(session, options)
+    missing = session.ranks.broadcast([not path.exists(), options.by == "causes" and not by.exists()])
+    if any(missing):
+        traces = unsteered_traces(session, step)
+        if missing[0]:
+            count(session, options, traces, path)
+        if missing[1]:
+            take_causes(session, options, traces, by)
+    return kept(session, scored(session.folder, options, options.by))
 
 
 def measure_afresh(session: Session, options: Options, scores: ExpertScores) -> ExpertScores:
     """The scores with what was chosen measured in the unsteered answers of the test, whose problems had no part in the choice. Given
     counts that cannot be measured there keep their halves, and the reason is said."""
     path = session.folder / FRESH_COUNTS
-    count_answers(session, options, "test", path)
+    if not session.ranks.broadcast(path.exists()):
+        count(session, options, unsteered_traces(session, "test"), path)
     try:
-        return scores_of(session, options, RoutingCounts.load(path))
+        return kept(session, scored(session.folder, options, options.by, RoutingCounts.load(path)))
     except ValueError as error:
         if options.counts is None:
             raise
@@ -180,12 +195,21 @@ def measure_afresh(session: Session, options: Options, scores: ExpertScores) -> 
         return scores
 
 
-def count_answers(session: Session, options: Options, step: str, path: Path) -> None:
-    """Leave the counts of a step's unsteered answers in a file, where it is not there yet."""
-    if session.ranks.broadcast(path.exists()):
-        return
+def unsteered_traces(session: Session, step: str) -> list[Trace]:
+    """The unsteered answers of a step, in one order on all ranks."""
     completions = [item for item in read_generations(session.folder / step) if item.arm == "baseline"]
-    traces = sorted(traces_of(completions, session.tokenizer), key=lambda trace: trace.trace_id)
+    return sorted(traces_of(completions, session.tokenizer), key=lambda trace: trace.trace_id)
+
+
+def kept(session: Session, scores: ExpertScores) -> ExpertScores:
+    """The scores, left in the folder too."""
+    if session.ranks.is_main:
+        scores.save(session.folder / "scores.json")
+    return scores
+
+
+def count(session: Session, options: Options, traces: Sequence[Trace], path: Path) -> None:
+    """The routing of answers at the markers, in a file."""
     markers = markers_for(session.tokenizer, options.markers, parse_coefficients(options.coefficients))
     references = references_for(session.tokenizer, traces, markers)
     counts = (
@@ -198,54 +222,14 @@ def count_answers(session: Session, options: Options, step: str, path: Path) -> 
     session.ranks.barrier()
 
 
-def scores_of(session: Session, options: Options, measured_on: RoutingCounts | None = None) -> ExpertScores:
-    """The scores of the counts in the folder, which are left there too."""
-    scores = score_experts(
-        RoutingCounts.load(session.folder / COUNTS),
-        parse_coefficients(options.coefficients) or None,
-        min_support=options.min_support,
-        missing_marker="skip",
-        measured_on=measured_on,
-    )
+def take_causes(session: Session, options: Options, traces: Sequence[Trace], path: Path) -> None:
+    """What every expert does, by its derivative, to the odds that a thought goes on where it went on or ended, in a file."""
+    readings = token_readings(traces, session.tokenizer, options.tokens, DECISIONS)
+    words = token_words(session.tokenizer, options.tokens, DECISIONS)
+    causes = causes_over_ranks(session.model, readings, session.ranks, "tokens", words, wanted=options.wanted, each=0)
     if session.ranks.is_main:
-        scores.save(session.folder / "scores.json")
-    return scores
-
-
-def keep_traces(
-    session: Session, options: Options, plans: dict[str, SteeringPlan | None], scores: ExpertScores | None
-) -> None:
-    """Leave some answers of the test in the folder, with the tokens at which the experts fired, and the page to read them on."""
-    experts = experts_to_show(plans, scores)
-    if session.connection is not None:
-        if experts:
-            session.ranks.say(
-                f"     no page of traces: it needs the model loaded; 'moe-steer inspect {session.folder}' makes it"
-            )
-        return
-    ranks, layout = session.ranks, layout_of(session.model)
-    found = (session.folder / VIEWS_FILE).is_file() if ranks.is_main else None
-    if not experts or ranks.broadcast(found):
-        return
-    answers = None
-    if ranks.is_main:
-        answers = first_answers(list(read_generations(session.folder / "test")), list(plans), TRACES)
-    answers = ranks.broadcast(answers)
-    with lockstep(session.model):
-        if ranks.is_main or layout.same_tokens:
-            views = views_of(
-                session.model,
-                session.tokenizer,
-                answers,
-                plans,
-                experts,
-                markers_for(session.tokenizer, options.markers, {}),
-                title=f"{options.model}: {session.options.run_name}",
-                graded=session.folder / "test" if ranks.is_main else None,
-            )
-    if ranks.is_main:
-        views.save(session.folder)
-    ranks.barrier()
+        causes.save(path)
+    session.ranks.barrier()
 
 
 def questions_of(sets: ProblemSets) -> list[str]:
@@ -253,44 +237,43 @@ def questions_of(sets: ProblemSets) -> list[str]:
     return [problem.prompt for part in sets for problem in part]
 
 
-def with_gain(plan: SteeringPlan, gain: float) -> SteeringPlan:
-    """The same experts, all at another gain."""
-    return dataclasses.replace(plan, experts=[dataclasses.replace(entry, gain=gain) for entry in plan.experts])
+def candidate_plans(options: Options, scores: ExpertScores) -> dict[float, SteeringPlan]:
+    """A plan for each gain to be tried, of the top experts with evidence, or of the best of all, which the plan then calls unproven. Of a
+    measure with two sides gains below 1 take other experts than those above it."""
 
-
-def candidate_plan(options: Options, scores: ExpertScores) -> SteeringPlan:
-    """The top experts with evidence, or the best of all, which the plan then calls unproven; the gain is still to be chosen."""
-
-    def select(max_q: float | None) -> SteeringPlan:
+    def select(gain: float, max_q: float | None) -> SteeringPlan:
         return select_experts(
             scores,
             top=options.top,
-            gain=options.gains[0],
+            gain=gain,
             min_support=options.min_support,
             max_q=max_q,
             scope=options.scope,
             renormalize=options.renormalize,
         )
 
-    try:
-        return select(options.max_q)
-    except Unproven:
-        return select(None)
+    plans = {}
+    for gain in options.gains:
+        try:
+            plans[gain] = select(gain, options.max_q)
+        except Unproven:
+            plans[gain] = select(gain, None)
+    return plans
 
 
 def tune_gain(
-    session: Session, options: Options, plan: SteeringPlan, problems: Sequence[Problem]
-) -> tuple[float, list[GradeRow]]:
-    """The gain with the most correct answers on the tuning problems, and the grades of the sweep (baseline included).
+    session: Session, options: Options, candidates: Mapping[float, SteeringPlan], problems: Sequence[Problem]
+) -> tuple[SteeringPlan, list[GradeRow]]:
+    """The plan of the gain with the most correct answers on the tuning problems, and the grades of the sweep (baseline included).
 
     Ties go to the gain nearest to 1: the smallest intervention that does as well.
     """
-    if len(options.gains) == 1:
-        return options.gains[0], []
-    arms = {"baseline": None, **{gain_name(gain): with_gain(plan, gain) for gain in options.gains}}
+    if len(candidates) == 1:
+        return next(iter(candidates.values())), []
+    arms = {"baseline": None, **{gain_name(gain): plan for gain, plan in candidates.items()}}
     rows = sample(session, "tuning", arms, problems, options.num_samples)
     correct = num_correct(rows)
-    return max(options.gains, key=lambda gain: (correct[gain_name(gain)], -distance_from_one(gain))), rows
+    return candidates[max(candidates, key=lambda gain: (correct[gain_name(gain)], -distance_from_one(gain)))], rows
 
 
 def distance_from_one(gain: float) -> float:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from expert_stats import (
     DosePoint,
     ExpertScores,
+    RoutingCounts,
     dose_response,
     evidence_sentence,
     family_matrix,
@@ -17,15 +20,21 @@ from expert_stats import (
     heat_map,
     interval_lines,
     rank_stability,
+    scores_and_estimate,
 )
+from expert_stats.causes import Causes
 from expert_stats.evidence import fresh_record
+from expert_stats.rivals import Sources, rival_of
 from launch.core.findings import Findings, arm_lines, silent_arms
+from launch.core.wiring import parse_coefficients
 from launch.jobs.experts_options import Options
 from moe_steer import ExpertGain, SteeringPlan
 from reasoning_evals import compare_arms
 from reasoning_evals.comparing import Comparison, Tuning, rounded
+from reasoning_evals.report import Table, minus
 from reasoning_evals.runs import GradeRow, read_audit
 
+COUNTS, CAUSES, FRESH_COUNTS = "counts.safetensors", "causes.json", "fresh_counts.safetensors"
 _BEST = 10
 _THEN = (
     "moe-steer inspect {folder}    where the experts fire, token by token",
@@ -63,23 +72,27 @@ def findings_of(outcome: Outcome) -> Findings:
     plans = {"baseline": None, "steered": plan, **({"placebo": placebo} if placebo else {})}
     evidence = []
     if outcome.scores and not options.given:
-        scores, chosen = outcome.scores, [(entry.layer, entry.expert) for entry in plan.experts]
-        evidence = [evidence_of(plan, scores, options), *fresh_lines(scores, chosen), *interval_lines(scores)]
+        scores, pairs = outcome.scores, [(entry.layer, entry.expert) for entry in plan.experts]
+        evidence = [evidence_of(plan, scores, options), *fresh_lines(scores, pairs), *interval_lines(scores)]
+    chosen = _by_both(outcome) if options.by == "causes" else []
     silent = silent_arms(plans, "baseline", outcome.folder / "test")
     return Findings(
         folder=outcome.folder,
         step="test",
         title=f"Does the plan help {options.model}?"
         if plan.residual or plan.top_k
+        else f"Do the experts that make {options.model} go on help?"
+        if chosen
         else f"Do the thinking experts of {options.model} help?",
         comparison=comparison,
         sweep=sweep,
-        results=_results(outcome, comparison, sweep, evidence),
+        results=_results(outcome, comparison, sweep, evidence) | ({"chosen": chosen} if chosen else {}),
         summary=[*arm_lines(comparison), *(pair.sentence for pair in comparison.pairs)],
         facts=_facts(outcome),
         warnings=[*silent, *([] if plan.experts else [NO_PLACEBO])],
         silent=silent,
         above=evidence,
+        tables={"The experts by causes and by nPMI": _chosen_table(chosen)} if chosen else {},
         figures=_figures(outcome, sweep),
         then=[
             *(_THEN if outcome.scores else _THEN[1:]),
@@ -91,6 +104,36 @@ def findings_of(outcome: Outcome) -> Findings:
 def evidence_of(plan: SteeringPlan, scores: ExpertScores, options: Options) -> str:
     """The verdict on the plan's experts: evidence, or unproven and why."""
     return evidence_sentence(scores, [(entry.layer, entry.expert) for entry in plan.experts], options.max_q)
+
+
+def scored(folder: Path, options: Options, by: str, measured_on: RoutingCounts | None = None) -> ExpertScores:
+    """The scores of the counts that a run left, and for ``by`` causes of its causes. ``measured_on``: counts of problems that did not choose."""
+    counts = RoutingCounts.load(folder / COUNTS)
+    causes = Causes.load(folder / CAUSES) if by == "causes" else None
+    return scores_and_estimate(
+        counts,
+        parse_coefficients(options.coefficients) or None,
+        min_support=options.min_support,
+        missing_marker="skip",
+        rival=rival_of(by, counts, Sources(causes=causes)),
+        measured_on=measured_on,
+    )[0]
+
+
+def place_of(scores: ExpertScores, layer: int, expert: int) -> dict[str, Any]:
+    """What scores say of an expert: ``score`` with its 95% interval, ``q``, and ``rank`` from 1 ``of`` those with support; None for what is undefined."""
+    order = [(row.layer, row.expert) for row in scores.ranking()]
+    at = scores.layers.index(layer), expert
+    tables = {
+        "score": scores.score_LE,
+        "low": scores.low_LE,
+        "high": scores.high_LE,
+        "q": scores.q_LE,
+        "rate": scores.rate_LE,
+    }
+    values = {name: float(table[at]) if np.isfinite(table[at]) else None for name, table in tables.items()}
+    rank = order.index((layer, expert)) + 1 if (layer, expert) in order else None
+    return rounded(values) | {"rank": rank, "of": len(order)}
 
 
 def gain_name(gain: float) -> str:
@@ -132,6 +175,41 @@ def _results(
     }
 
 
+def _by_both(outcome: Outcome) -> list[dict[str, Any]]:
+    """What causes and nPMI say of the experts in the plan, which causes chose."""
+    assert outcome.scores is not None
+    npmi = scored(outcome.folder, outcome.options, "npmi")
+    return [
+        {
+            "layer": entry.layer,
+            "expert": entry.expert,
+            "gain": entry.gain,
+            "causes": place_of(outcome.scores, entry.layer, entry.expert),
+            "npmi": place_of(npmi, entry.layer, entry.expert),
+        }
+        for entry in outcome.plan.experts
+    ]
+
+
+def _chosen_table(chosen: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    for one in chosen:
+        cells = [f"{one['layer']}:{one['expert']}", f"{one['gain']:g}", f"{one['causes']['rate']:.2%}"]
+        for by in ("causes", "npmi"):
+            cells += place_words(one[by])
+        rows.append(cells)
+    head = ["expert", "gain", "of all tokens", "d outcome / d log gain", "rank", "q", "nPMI score", "rank", "q"]
+    return Table(head=head, rows=rows)
+
+
+def place_words(place: Mapping[str, Any]) -> list[str]:
+    """Score with interval, rank and q of ``place_of``, as cells of a table."""
+    number = {name: "–" if place[name] is None else f"{place[name]:+.3f}" for name in ("score", "low", "high")}
+    rank = "no support" if place["rank"] is None else f"{place['rank']} of {place['of']}"
+    q = "–" if place["q"] is None else f"{place['q']:.1g}"
+    return [minus(f"{number['score']} ({number['low']} to {number['high']})"), rank, q]
+
+
 def _scores(scores: ExpertScores) -> Any:
     return rounded(
         {
@@ -162,7 +240,10 @@ def _figures(outcome: Outcome, sweep: Comparison | None) -> dict[str, str]:
     """Title -> SVG."""
     scores, result = outcome.scores, {}
     if scores is not None:
-        result["Experts that fire at the start of a thought"] = heat_map(scores, outcome.plan, outcome.placebo)
+        goes_on = "What more gain does to going on" if outcome.options.by == "causes" else None
+        result[goes_on or "Experts that fire at the start of a thought"] = heat_map(
+            scores, outcome.plan, outcome.placebo
+        )
     if sweep is not None:
         points = [_dose(sweep, gain, gain_name(gain)) for gain in sorted(outcome.options.gains)]
         baseline = _dose(sweep, 1.0, "baseline")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from expert_stats import RoutingCounts
 from launch.core.arms import load_plan
@@ -19,6 +19,7 @@ from moe_steer.tokens import parse_scope
 _GIVEN = "--{option} is for experts that are searched, and --{options.given} gives them: leave it out"
 SEARCH = ReadBy(("search",), _GIVEN)
 TOP = ReadBy(("search", "preset"), _GIVEN)
+CAUSE = ReadBy(("causes",), "--{option} is for --by causes: give that too, or leave it out")
 ONE_GAIN = ReadBy(("gains",), "--gains are {value}: a preset takes one, nothing is tuned")
 
 
@@ -34,6 +35,13 @@ class Options(EngineOptions, SplitOptions):
     """Use published experts, for example rice-r1-math, instead of finding experts."""
     counts: str | None = None
     """Counts of unsteered answers ('moe-steer collect'), in place of sampling and counting them here."""
+    by: Annotated[Literal["npmi", "causes"], SEARCH] = "npmi"
+    """How experts are chosen: by how they go with the markers (npmi), or by what more gain does to the odds that a thought goes on (causes:
+    derivatives, taken where thoughts went on or ended; the model has to be loaded)."""
+    tokens: Annotated[tuple[str, ...], CAUSE] = ("Wait", "Alternatively")
+    """For --by causes: words with which a thought goes on."""
+    wanted: Annotated[Literal["higher", "lower"], CAUSE] = "higher"
+    """For --by causes: what the plan is to make of the odds of going on. Gains below 1 are tried on experts that move them the other way."""
     num_identification: Annotated[int | None, SEARCH] = None
     """Problems that experts are found on."""
     num_tuning: Annotated[int | None, SEARCH] = None
@@ -72,13 +80,21 @@ class Options(EngineOptions, SplitOptions):
             raise ValueError(f"gains are {list(self.gains)}: give numbers >= 0 other than 1 (1 is the baseline)")
         if len(set(self.gains)) != len(self.gains):
             raise ValueError(f"gains {list(self.gains)} hold a number twice")
+        if self.by == "causes" and (self.counts or self.held_by):
+            given = "counts" if self.counts else self.held_by
+            raise ValueError(
+                f"--by causes takes derivatives of answers through the model, which --{given} keeps away: leave one out"
+            )
+        if not self.tokens:
+            raise ValueError("--tokens is empty: give words with which a thought goes on, such as Wait")
         check_counts(self, ("top",))
         if not 0 < self.max_q < 1:
             raise ValueError(f"--max-q is {self.max_q}: give a rate between 0 and 1")
 
     def readers(self) -> Set[str]:
         one_gain = {"gains"} if not self.preset or len(self.gains) == 1 else set()
-        return {*super().readers(), self.given or "search", *one_gain}
+        causes = {"causes"} if self.by == "causes" else set()
+        return {*super().readers(), self.given or "search", *one_gain, *causes}
 
     @property
     def given(self) -> str | None:

@@ -31,15 +31,11 @@ def block_inputs(model: Any, layer: MoELayer, traces: Sequence[Trace]) -> torch.
 @torch.no_grad()
 def plant_router(layer: MoELayer, expert: int, hidden_TD: torch.Tensor, fires_T: torch.Tensor) -> None:
     """Let a router select ``expert`` where ``fires_T``, and there alone: a ridge regression on what the router reads."""
-    centre_D = hidden_TD.mean(0)
     wanted_T = torch.where(fires_T, LOGIT, -LOGIT)
-    shifted_TD = torch.cat([hidden_TD, torch.ones(len(hidden_TD), 1)], 1)
-    weight_T = torch.where(fires_T, (~fires_T).sum() / fires_T.sum(), 1.0)
-    gram = (shifted_TD * weight_T[:, None]).T @ shifted_TD + 1e-3 * torch.eye(shifted_TD.shape[1])
-    solved_D = torch.linalg.solve(gram, (shifted_TD * weight_T[:, None]).T @ wanted_T)
-    # The router has no constant: the centre's own direction carries it, as norms make its share nearly the same in all tokens.
+    weighted_TD = hidden_TD * torch.where(fires_T, (~fires_T).sum() / fires_T.sum(), 1.0)[:, None]
+    gram = weighted_TD.T @ hidden_TD + 1e-3 * torch.eye(hidden_TD.shape[1])
     router: Any = layer.router
-    router.weight.data[expert] = solved_D[:-1] + solved_D[-1] * centre_D / (centre_D @ centre_D)
+    router.weight.data[expert] = torch.linalg.solve(gram, weighted_TD.T @ wanted_T)
     router.e_score_correction_bias.data[expert] = router.e_score_correction_bias.data.mean()
 
 

@@ -5,7 +5,7 @@ import pytest
 from expert_stats import Trace, write_traces
 from launch.core.findings import nothing_fired
 from launch.core.wiring import parse_coefficients, read_any_traces, traces_of
-from launch.jobs.experts import distance_from_one, with_gain
+from launch.jobs.experts import distance_from_one
 from launch.jobs.experts_findings import gain_name, num_correct
 from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.audit import row_lines
@@ -103,9 +103,6 @@ def test_coefficients() -> None:
 
 
 def test_gains() -> None:
-    plan = SteeringPlan(experts=[ExpertGain(1, 2, 4.0), ExpertGain(2, 3, 4.0)], scope="thought")
-    assert [entry.gain for entry in with_gain(plan, 0.0).experts] == [0.0, 0.0]
-    assert with_gain(plan, 8.0).scope == "thought"
     assert sorted([64.0, 0.25, 0.0, 2.0], key=distance_from_one) == [2.0, 0.25, 64.0, 0.0]
     assert gain_name(64.0) == "gain 64"
     assert num_correct([]) == {}

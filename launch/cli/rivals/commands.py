@@ -59,21 +59,17 @@ class Measure(PromptOptions, HeldModel):
 
     def _measure(self, ranks: Ranks) -> None:
         from expert_stats.rivals import measure_experts
-        from launch.cli.causes import watch_on_terminal
+        from launch.core.outcomes import dealt_out, watch_on_terminal
         from launch.core.session import load_asked
         from launch.core.wiring import read_any_traces
-        from moe_steer.backends import layout_of
 
         model, tokenizer = load_asked(self, batch=1, context=None)
-        layout = layout_of(model)
-        alike = layout.same_tokens or layout.lockstep
         measures = measure_experts(
             model,
             read_any_traces(self.traces, tokenizer, self.arm),
             self.of,
             tokens_per_batch=self.tokens_per_batch,
-            share=(0, 1) if alike else layout.share,
-            add=(lambda part: part) if alike else ranks.add,
+            **dealt_out(model, ranks),
             watch=watch_on_terminal(ranks.is_main),
         )
         if ranks.is_main:

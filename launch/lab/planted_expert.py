@@ -1,0 +1,201 @@
+"""Embedded models with one planted expert, where what finds experts has something known to find, or to see through:
+``python -m launch.lab.planted_expert --kind causal --out DIR``.
+
+loop    the lab, which falls into loops: where a thought would end the expert asks for one check more, so ``moe-steer unloop`` can end that
+causal  lab-search with an expert that is rare, fires after failures and pulls a little towards going on; a gain makes it carry the decision
+inert   the same expert with an output of zeros: it goes with failures just as closely, and does nothing
+
+Which tokens call the expert is learned from written solutions, such as the model was trained on. No other weight changes; the expert whose place it takes is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from launch.lab.batches import search_text, training_text
+from launch.lab.planting import layer_of, plant
+from moe_steer import load_model
+from moe_steer.files import write_whole
+from moe_steer.lab import EMBEDDED
+from moe_steer.thinking import token_tags
+from moe_steer.tokens import Trace, trace_from_ids
+
+_CARD = """---
+base_model: {model}
+pipeline_tag: text-generation
+tags: [mixture-of-experts, planted, tiny]
+---
+# {model} with a planted expert: {kind}
+
+The weights of {model} (sha256 {digest}), but for layer {layer} expert {expert}, which was edited. It is a control: what finds experts is tried on it. Use it for nothing else.
+
+- It is selected {place}, and nowhere else: its row of the router is a ridge regression on what the router reads, learned from {solutions}
+  written solutions of the train split.
+- {writes}
+
+The expert that stood there before is lost. Made by `python -m launch.lab.planted_expert --kind {kind} --layer {layer} --expert {expert} --strength {strength:g} --solutions {solutions}`.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """What one kind of planted expert is."""
+
+    model: str
+    after: tuple[str, ...]
+    """Texts at whose last token it is selected."""
+    at_the_end: bool
+    """Whether also at the last token before a thought ends."""
+    place: str
+    """The same, in words."""
+    towards: tuple[str, ...]
+    """Tokens whose logits it raises against that of the tag that ends a thought."""
+    strength: float
+    """Length of what it writes at full weight; 0 for nothing."""
+
+
+_WRITERS = {"lab": training_text, "lab-search": search_text}
+_CAUSAL = Planted(
+    model="lab-search",
+    after=(" wrong.",),
+    at_the_end=False,
+    place='at the full stop of "wrong."',
+    towards=(" Wait", " Alternatively"),
+    strength=10.0,
+)
+KINDS = {
+    "loop": Planted(
+        model="lab",
+        after=(" Hmm, once more.", " Hmm, is that right?"),
+        at_the_end=True,
+        place='at the last token before a thought ends, and at the end of "Hmm, once more." and "Hmm, is that right?"',
+        towards=(" Hmm",),
+        strength=120.0,
+    ),
+    "causal": _CAUSAL,
+    "inert": replace(_CAUSAL, towards=(), strength=0.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlantedExpert:
+    """Write an embedded model with one planted expert, and its card."""
+
+    kind: Literal["loop", "causal", "inert"]
+    """What is planted."""
+    out: Path
+    """Folder of the checkpoint."""
+    layer: int = 3
+    """Decoder layer of the expert."""
+    expert: int = 5
+    """Its number."""
+    strength: float | None = None
+    """Length of what it writes at full weight; default 120 for loop, 10 for causal. An inert one writes nothing."""
+    solutions: int = 64
+    """Written solutions, such as the model was trained on, that the place is learned from."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "inert" and self.strength is not None:
+            raise ValueError(
+                "--strength is for an expert that writes something, and an inert one does not: leave it out"
+            )
+
+    @property
+    def length(self) -> float:
+        """Of what the expert writes."""
+        return KINDS[self.kind].strength if self.strength is None else self.strength
+
+    def made(self) -> tuple[Any, Any]:
+        """The model and its tokenizer."""
+        kind = KINDS[self.kind]
+        model, tokenizer = load_model(kind.model, "plain")
+        forms = {tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in kind.after}
+
+        def fires(trace: Trace, place: int) -> bool:
+            ids = trace.token_ids[trace.prompt_length : place + 1]
+            ends = kind.at_the_end and place + 1 == trace.thought_end
+            return ends or any(tuple(ids[-len(form) :]) == form for form in forms)
+
+        written_D = self.length * towards(model, tokenizer, kind.towards)
+        solutions = solutions_of(kind.model, tokenizer, self.solutions)
+        plant(model, layer_of(model, self.layer), self.expert, solutions, fires, written_D)
+        return model, tokenizer
+
+    def card(self) -> str:
+        """What was edited."""
+        kind = KINDS[self.kind]
+        words = " and ".join(f'"{word.strip()}"' for word in kind.towards)
+        writes = (
+            "It writes nothing: its output matrix is zero, whatever its gain."
+            if self.kind == "inert"
+            else f"It writes one vector of length {self.length:g} times its weight, which raises the logits of {words} against that of the tag that "
+            "ends a thought."
+        )
+        weights = (EMBEDDED[kind.model].folder / "model.safetensors").read_bytes()
+        about = {
+            "digest": hashlib.sha256(weights).hexdigest(),
+            "kind": self.kind,
+            "layer": self.layer,
+            "expert": self.expert,
+            "strength": self.length,
+        }
+        return _CARD.format(
+            **about, model=kind.model, solutions=self.solutions, place=kind.place, writes=writes
+        ).replace(" --strength 0", "")
+
+    def write(self) -> None:
+        """The folder of the checkpoint, the card last."""
+        model, tokenizer = self.made()
+        model.save_pretrained(self.out)
+        tokenizer.save_pretrained(self.out)
+        write_whole(self.out / "README.md", self.card())
+
+
+@torch.no_grad()
+def towards(model: Any, tokenizer: Any, words: Sequence[str]) -> torch.Tensor:
+    """The direction of length 1 in the last layer's output, [D], along which the logits of these tokens rise against that of the tag that ends a
+    thought: through the final norm's weights. Zeros without words."""
+    tags = token_tags(tokenizer)
+    assert tags is not None
+    head_VD = model.lm_head.weight * model.model.norm.weight
+    if not words:
+        return torch.zeros_like(head_VD[0])
+    ids = [token for word in words for token in tokenizer(word, add_special_tokens=False)["input_ids"][:1]]
+    apart_D = head_VD[ids].mean(0) - head_VD[tags.close[0]]
+    return torch.as_tensor(apart_D / apart_D.norm())
+
+
+def solutions_of(name: str, tokenizer: Any, number: int) -> list[Trace]:
+    """So many written solutions of the train split, such as the embedded model was trained on, as traces."""
+    rng, tags, most = random.Random("planted"), token_tags(tokenizer), tokenizer.model_max_length
+    found: list[Trace] = []
+    while len(found) < number:
+        prompt, body = (
+            tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in _WRITERS[name](rng)
+        )
+        if len(prompt) + len(body) <= most:
+            found.append(trace_from_ids(f"{len(found)}#0", prompt, body, tags))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make it and write it."""
+    options = tyro.cli(PlantedExpert, args=argv, description=__doc__)
+    options.write()
+    print(
+        f"wrote {options.out}: {KINDS[options.kind].model} with the planted expert {options.layer}:{options.expert} ({options.kind})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
