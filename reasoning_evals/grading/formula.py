@@ -20,6 +20,7 @@ from reasoning_evals.grading.records import DEGREE, TooLarge, Tree, Unreadable, 
 from reasoning_evals.grading.scanner import ALIASES, GREEK
 
 _OPEN = {"(": ")", "[": "]", "{": "}"}
+_ROUNDED = {"lfloor": r"\rfloor", "lceil": r"\rceil"}
 
 
 class Reading(NamedTuple):
@@ -112,7 +113,10 @@ class _Reader(Commands):
                 self.slash = True
                 factor = self.implicit_tail(factor) if self.tight else factor
             return -1, signed(sign, factor)
-        if self.take("*") or self.take_command("cdot") or self.take_command("times"):
+        if self.command() in ("cdot", "times"):
+            self.skip_command()
+            return 1, signed(self.sign(), self.power())
+        if self.take("*"):
             return 1, signed(self.sign(), self.power())
         return (1, self.power()) if self.starts_factor() else None
 
@@ -183,6 +187,8 @@ class _Reader(Commands):
         if char == "|":
             return self.absolute()
         if char == "\\":
+            if rounded := _ROUNDED.get(self.command()):
+                return ("call", self.command(), self.group(rf"\{self.command()}", rounded))
             return self.group("\\{", "\\}") if self.text.startswith("\\{", self.position) else self.commanded()
         word = self.plain_word()
         if word in GREEK:

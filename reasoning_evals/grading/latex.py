@@ -42,12 +42,12 @@ _NOTHING = re.compile(
     r"|limits|nolimits|normalsize|large|hfill|noindent|nonumber|mathstrut)(?![a-zA-Z])|\\!|\\hspace\*?\{[^{}]*\}"
 )
 _NEW_NAMES = {
-    "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "varepsilon": r"\epsilon", "varphi": r"\phi", "vartheta": r"\theta",
+    "dbinom": r"\binom", "tbinom": r"\binom", "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "varepsilon": r"\epsilon", "varphi": r"\phi", "vartheta": r"\theta",
     "varrho": r"\rho", "varsigma": r"\sigma", "le": r"\leq", "ge": r"\geq", "ne": r"\neq", "leqslant": r"\leq",
     "geqslant": r"\geq", "lvert": "|", "rvert": "|", "vert": "|", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
     "ast": "*", "thickapprox": r"\approx", "approxeq": r"\approx", "simeq": r"\approx", "cong": r"\approx", "arcctg": r"\arccot",
     "tg": r"\tan", "ctg": r"\cot", "degree": r"^\circ", "textdegree": r"^\circ", "angstrom": r"\AA", "textohm": r"\Omega",
-    "ohm": r"\Omega", "micro": r"\mu", "textmu": r"\mu", "prime": "'", "div": "/",
+    "ohm": r"\Omega", "micro": r"\mu", "textmu": r"\mu", "prime": "'", "div": "/", "overline": r"\bar", "widehat": r"\hat", "widetilde": r"\tilde",
 }  # fmt: skip
 _RENAMED = re.compile(rf"\\({'|'.join(_NEW_NAMES)})(?![a-zA-Z])")
 _STYLE_NAMES = (
@@ -180,18 +180,10 @@ class Commands(Scanner, ABC):
             self.position += 1
         return sign
 
-    def take_command(self, name: str) -> bool:
-        if self.command() != name:
-            return False
-        self.skip_command()
-        return True
-
     def commanded(self) -> Tree:
         name = self.command()
         if text := _TEXT.match(self.text, self.position):
             return self.upright(text)
-        if name not in FUNCTIONS | {"frac", "binom", "sqrt", "pi"} and not self.symbols:
-            raise self.unreadable()
         if name not in FUNCTIONS | GREEK | DECORATIONS | {"frac", "binom", "sqrt"}:
             raise self.unreadable()
         self.skip_command()
@@ -277,21 +269,15 @@ class Commands(Scanner, ABC):
             return self.group()
         sign = self.sign()
         factors = [(1, self.power())]
-        while self.command() in GREEK or (
-            self.symbols and self.peek().isalpha() and self.plain_word() not in FUNCTIONS
+        while self.command() == "pi" or (
+            self.symbols
+            and (self.command() in GREEK or (self.peek().isalpha() and self.plain_word() not in FUNCTIONS))
         ):
-            if not self.symbols and self.command() != "pi":
-                break
             factors.append((1, self.power()))
         return signed(sign, factors[0][1] if len(factors) == 1 else ("prod", tuple(factors)))
 
     def decorated(self, name: str) -> Tree:
-        self.blanks()
         start = self.position
-        tree = self.argument()
-        inner = self.text[start : self.position]
-        if tree[0] not in ("sym", "prod") or len(inner) > 40:
-            raise Unreadable(f"cannot read \\{name}{inner[:20]}")
-        if name == "hat":  # the unit vector e_r
-            return ("sym", self.symbol(f"e_{plain(inner)}"))
-        return ("sym", self.symbol(f"{'bar' if name == 'overline' else name}({plain(inner)})"))
+        self.argument()
+        inner = plain(self.text[start : self.position])
+        return ("sym", self.symbol(f"e_{inner}" if name == "hat" else f"{name}({inner})"))  # the unit vector e_r

@@ -30,7 +30,7 @@ Tree = tuple[Any, ...]
 ONE: Tree = ("num", Fraction(1))
 MINUS_ONE: Tree = ("sum", ((-1, ONE),))
 DEGREE: Tree = ("prod", ((1, ("sym", "pi")), (-1, ("num", Fraction(180)))))
-OUTCOMES = ("correct", "wrong", "no_answer", "cut", "unclosed", "truncated", "grader_timeout", "grader_error")
+OUTCOMES = ("correct", "wrong", "no_answer", "cut", "unclosed", "truncated", "grader_error")
 """truncated: the response is inside a thought to its end. Of a run it is also known whether it ended by itself. unclosed: so it
 did, inside a thought. cut: so it did not, and the token limit came before an answer."""
 

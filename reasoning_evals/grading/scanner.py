@@ -21,12 +21,12 @@ FUNCTIONS = {
     "arcsinh", "arccosh", "arctanh", "exp", "ln", "log", "lg",
 }  # fmt: skip
 ALIASES = {f"a{name}": f"arc{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")}
-DECORATIONS = {"hat", "dot", "ddot", "bar", "tilde", "overline", "widehat", "widetilde", "underline", "check"}
+DECORATIONS = {"hat", "dot", "ddot", "bar", "tilde", "underline", "check"}
 _WORDS = tuple(sorted(FUNCTIONS | set(ALIASES) | {"sqrt"}, key=len, reverse=True))
 
 _NUMERAL = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?![\d.])|\d+)(?:\.\d*)?|\.\d+")
 _EXPONENT = re.compile(r"[eE][+-]?\d+(?![\d.])")
-_REPEATING = re.compile(r"(?:\\overline|\\bar)\s*\{(\d+)\}")
+_REPEATING = re.compile(r"\\bar\s*\{(\d+)\}")
 _MIXED = re.compile(r"\s*(?:\\frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)\s*(\d))|(?<=\s)(\d+)/(\d+)(?![\d.]))")
 _COMMAND = re.compile(r"\\([a-zA-Z]+)\s*")
 _LETTERS = re.compile(r"[a-zA-Z]+")
@@ -105,7 +105,7 @@ class Scanner:
             return not before.isdigit() and before != "."
         if char == "\\":
             name = self.command()
-            if name in ("frac", "sqrt", "binom", "pi", "text") or name in FUNCTIONS:
+            if name in ("frac", "sqrt", "binom", "pi", "text", "lfloor", "lceil") or name in FUNCTIONS:
                 return self.symbols or name != "text"
             if not name:
                 return self.symbols and self.text.startswith("\\{", self.position)
