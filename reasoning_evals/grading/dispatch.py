@@ -7,7 +7,7 @@ import re
 from reasoning_evals.answers import Extraction, boxes, extract_answer
 from reasoning_evals.grading.expressions import grade_expression, grade_list, part_verdicts, read_list
 from reasoning_evals.grading.latex import clean
-from reasoning_evals.grading.records import Grade, Verdict
+from reasoning_evals.grading.records import Grade, Verdict, wrong
 from reasoning_evals.grading.values import GRADERS, read_choice
 from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.thinking import Thought, split_thought
@@ -69,6 +69,8 @@ def grade_answer(problem: Problem, answer: str) -> Verdict:
         if problem.answer_type == "list":
             return grade_list(problem, answer)
         return GRADERS[problem.answer_type](problem, answer)
+    except RecursionError:
+        return wrong("nested too deep")
     except Exception as error:  # one answer must not end a run; the outcome keeps it visible
         return Verdict("grader_error", f"{type(error).__name__}: {error}")
 

@@ -131,10 +131,10 @@ class _Reader(Commands):
         nesting = self.nesting
         while self.peek() == "^":
             self.enter()
-            if self.at_degree_sign():
+            if sign := self.degree_sign():
                 if not self.symbols and not self.in_function:
                     break  # a unit
-                self.skip_degree_sign()
+                self.position = sign.end()
                 base = ("prod", ((1, base), (1, DEGREE)))
                 continue
             self.position += 1
@@ -149,7 +149,7 @@ class _Reader(Commands):
         else:
             sign = self.sign()
             tree = self.postfix(self.atom())
-            if self.peek() == "^" and not self.at_degree_sign():
+            if self.peek() == "^" and not self.degree_sign():
                 self.position += 1
                 tree = ("pow", tree, self.exponent())
             tree = signed(sign, tree)
@@ -172,8 +172,6 @@ class _Reader(Commands):
 
     def atom(self) -> Tree:
         char = self.peek()
-        if not char:
-            raise Unreadable("the formula ends too early")
         if (char.isdigit() and char.isascii()) or char == ".":
             start = self.position
             value = self.numeral()

@@ -23,13 +23,17 @@ _UNICODE = {
     "∕": "/", "≈": r"\approx ", "≃": r"\approx ", "≅": r"\approx ", "∼": r"\sim ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ",
     "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
     "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "∖": r"\setminus ", "∈": r"\in ", "′": "'", "’": "'",
-    "″": "''", "”": "''", "ℏ": r"\hbar ", "µ": r"\mu ", "μ": r"\mu ", "Å": r"\AA ", "Ω": r"\Omega ",
-    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "ϵ": r"\epsilon ", "ζ": r"\zeta ",
-    "η": r"\eta ", "θ": r"\theta ", "ϑ": r"\theta ", "κ": r"\kappa ", "λ": r"\lambda ", "ν": r"\nu ", "ξ": r"\xi ", "π": r"\pi ",
-    "ρ": r"\rho ", "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ϕ": r"\phi ", "χ": r"\chi ", "ψ": r"\psi ", "ω": r"\omega ",
-    "Γ": r"\Gamma ", "Δ": r"\Delta ", "Θ": r"\Theta ", "Λ": r"\Lambda ", "Ξ": r"\Xi ", "Π": r"\Pi ", "Σ": r"\Sigma ",
-    "Φ": r"\Phi ", "Ψ": r"\Psi ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\u2062": " ",
+    "″": "''", "”": "''", "ℏ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ",
+    "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\u2062": " ",
 }  # fmt: skip
+_GREEK_LETTERS = (
+    "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+)
+_UNICODE |= {
+    sign: f"\\{name} "
+    for sign, name in zip("αβγδεϵζηθϑικλμνξπρστυφϕχψωΓΔΘΛΞΠΣΥΦΨΩ", _GREEK_LETTERS.split(), strict=True)
+}
 _UNICODE_TABLE = str.maketrans(_UNICODE)
 _UP_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
 _DOWN_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
@@ -270,8 +274,7 @@ class Commands(Scanner, ABC):
         sign = self.sign()
         factors = [(1, self.power())]
         while self.command() == "pi" or (
-            self.symbols
-            and (self.command() in GREEK or (self.peek().isalpha() and self.plain_word() not in FUNCTIONS))
+            self.symbols and (self.command() in GREEK or (self.peek().isalpha() and self.plain_word() not in FUNCTIONS))
         ):
             factors.append((1, self.power()))
         return signed(sign, factors[0][1] if len(factors) == 1 else ("prod", tuple(factors)))

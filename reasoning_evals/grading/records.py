@@ -19,8 +19,6 @@ MAX_CHARS = 2_000
 """Longest answer that is read as a formula."""
 MAX_NESTING = 40
 """Deepest nesting of brackets and functions."""
-MAX_DIGITS = 1_000
-"""Longest single numeral."""
 MAX_BITS = 20_000
 """Largest integer that is computed exactly; beyond it numbers are floating point with 40 digits."""
 MAX_LOG = 1e7
@@ -67,18 +65,6 @@ def top_level(text: str, separators: str) -> list[str]:
             start = position + 1
     parts.append(text[start:])
     return [part.strip() for part in parts]
-
-
-def depth(text: str) -> int:
-    """Deepest nesting of brackets of any kind."""
-    deepest = current = 0
-    for char in text:
-        if char in "([{":
-            current += 1
-            deepest = max(deepest, current)
-        elif char in ")]}":
-            current -= 1
-    return deepest
 
 
 def signed(sign: int, tree: Tree) -> Tree:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from reasoning_evals.grading.records import MAX_DIGITS, MAX_NESTING, TooLarge, Unreadable
+from reasoning_evals.grading.records import MAX_NESTING, TooLarge, Unreadable
 
 GREEK = {
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi",
@@ -77,14 +77,8 @@ class Scanner:
         assert match
         self.position = match.end()
 
-    def skip_degree_sign(self) -> bool:
-        match = _DEGREE_SIGN.match(self.text, self.position)
-        if match:
-            self.position = match.end()
-        return bool(match)
-
-    def at_degree_sign(self) -> bool:
-        return bool(_DEGREE_SIGN.match(self.text, self.position))
+    def degree_sign(self) -> re.Match[str] | None:
+        return _DEGREE_SIGN.match(self.text, self.position)
 
     def enter(self) -> None:
         """One level deeper."""
@@ -130,17 +124,13 @@ class Scanner:
                 end = self.position + len(name)
                 if _FUNCTION_START.match(self.text, end) or (self.symbols and self.text[end : end + 1].strip() != ")"):
                     return name
-        if word == "pi" or (word.startswith("pi") and word[2:3].isupper()):
-            return "pi"
-        return word if self.symbols and word in GREEK else None
+        return word if word == "pi" or (self.symbols and word in GREEK) else None
 
     def numeral(self) -> Fraction:
         """The value of the numeral at this position."""
         match = _NUMERAL.match(self.text, self.position)
         if not match:
             raise self.unreadable()
-        if len(match.group()) > MAX_DIGITS:
-            raise TooLarge(f"a numeral is longer than {MAX_DIGITS} digits")
         digits = match.group().replace(",", "").replace(" ", "")
         self.position = match.end()
         repeating = _REPEATING.match(self.text, self.position) if "." in digits else None
@@ -157,7 +147,7 @@ class Scanner:
         value = Fraction(digits.rstrip("."))
         mixed = _MIXED.match(self.text, self.position) if digits.isdigit() else None
         if mixed:
-            above, below = (int(group[:MAX_DIGITS]) for group in mixed.groups() if group)
+            above, below = (int(group) for group in mixed.groups() if group)
             if 0 < above < below:
                 self.position = mixed.end()
                 value += Fraction(above, below)
