@@ -156,8 +156,6 @@ def _mixed_units(surface: str) -> Amount | None:
         if not unit or unit.dimensions != largest.dimensions or unit.offset or unit.factor >= smaller.factor:
             return None
         part = Fraction(match[1]) * Fraction(unit.factor) / Fraction(largest.factor)
-        if part >= Fraction(smaller.factor) / Fraction(largest.factor):
-            return None
         value, smaller = value + part.limit_denominator(10**9), unit
     return Amount(-value if flat.startswith("-") else value, head[2].strip(), None, False)
 

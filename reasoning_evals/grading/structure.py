@@ -181,7 +181,7 @@ def _collection(kind: str, brackets: str, pieces: list[str]) -> Answer:
         part = parse_answer(piece)
         both = part.kind == "set" and kind == "set" and "\\pm" in piece
         parts += part.parts if both else [part]
-    return Answer(kind, brackets, tuple(parts))
+    return parts[0] if kind == "set" and len(parts) == 1 else Answer(kind, brackets, tuple(parts))  # {5} is 5
 
 
 def _matrix(factor: str, body: str) -> Answer:

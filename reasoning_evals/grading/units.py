@@ -170,6 +170,7 @@ def unit_surface(text: str) -> str:
     for sign, word in ((r"\Omega", " ohm "), (r"\AA", " angstrom "), (r"\odot", "odot"), ("_{odot}", "_odot")):
         text = text.replace(sign, word)
     text = re.sub("µ +", "µ", _MICRO.sub("µ", text))
+    text = re.sub(r"\^\s*[{(]\s*([+-]?\s*\d+(?:/\d+)?)\s*[)}]", r"^\1 ", text)
     text = _FRACTION.sub(lambda match: f"({match[1] or match[3] or 1})/({match[2] or match[4]})", text)
     text = re.sub(r"[{}\[\]]", " ", text)
     text = _PREFIXED_OHM.sub(r"\1ohm", text)
