@@ -58,7 +58,7 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a model that writes text, and its tokenizer, for inference; returns (model, tokenizer).
 
-    ``path_or_id``: a folder, a hub id, ``lab``, ``lab-dense`` or ``lab-search`` for an embedded model. ``backend``: ``plain`` holds the
+    ``path_or_id``: a folder, a hub id, or an embedded model (``moe_steer.lab.EMBEDDED``). ``backend``: ``plain`` holds the
     whole model on every rank; device_map spreads it over the GPUs, CPU memory and disk of one process; tp_ep, autoep,
     autoep_zero3 and zero3 spread it over the ranks of the run (``moe_steer.backends``); ``auto`` chooses the fastest that fits
     and prints which. ``dtype``: ``auto`` (as stored) or a torch name such as ``bfloat16``. ``device``: default the GPU of this rank where there is one, else the CPU.
@@ -157,7 +157,8 @@ def _quiet_library() -> Iterator[None]:
 def resolve(path_or_id: str | os.PathLike[str]) -> str:
     """The folder, GGUF file or hub id; ValueError for what does not exist, and for a folder that holds neither config.json nor
     one GGUF file."""
-    name = str(EMBEDDED.get(os.fspath(path_or_id), os.fspath(path_or_id)))
+    name = os.fspath(path_or_id)
+    name = str(EMBEDDED[name].folder) if name in EMBEDDED else name
     if Path(name).is_dir() and not Path(name, "config.json").is_file() and (files := sorted(Path(name).glob("*.gguf"))):
         if len(files) > 1 and not _PART.search(files[0].name):
             raise ValueError(f"{name!r} holds {len(files)} GGUF files: give one of them, such as {os.fspath(files[0])}")
@@ -167,7 +168,7 @@ def resolve(path_or_id: str | os.PathLike[str]) -> str:
     looks_like_path = os.sep in name or name.startswith(".")
     if looks_like_path and not Path(name).exists() and (name.count("/") != 1 or name[0] in "./"):
         raise ValueError(
-            f"there is no model folder {name!r}: give a folder with config.json, a hub id, 'lab', 'lab-dense' or 'lab-search'"
+            f"there is no model folder {name!r}: give a folder with config.json, a hub id or one of {', '.join(EMBEDDED)}"
         )
     if Path(name).exists() and not Path(name, "config.json").is_file():
         raise ValueError(f"{name!r} holds no config.json: give the folder of a checkpoint in the transformers format")

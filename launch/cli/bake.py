@@ -121,7 +121,7 @@ def model_folder(name: str) -> str:
     """The folder of an embedded model; any other name is a folder already."""
     from moe_steer.lab import EMBEDDED
 
-    return str(EMBEDDED[name]) if name in EMBEDDED and not Path(name).exists() else name
+    return str(EMBEDDED[name].folder) if name in EMBEDDED and not Path(name).exists() else name
 
 
 @dataclass(frozen=True, kw_only=True)

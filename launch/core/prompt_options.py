@@ -13,8 +13,7 @@ import tyro
 
 from launch.core.option_checks import PROMPTS, refuse_greedy_samples
 from moe_steer.json_files import quoted
-
-_ANSWER_LIMITS = {"lab": 256, "lab-dense": 384, "lab-search": 440}
+from moe_steer.lab import EMBEDDED
 
 if TYPE_CHECKING:
     from reasoning_evals.engines import Chat
@@ -117,7 +116,7 @@ class Usual(NamedTuple):
 
 def answer_limit(model: str) -> int:
     """The default longest answer in tokens, thought included: what the embedded models need, plenty for any other."""
-    return _ANSWER_LIMITS.get(model, Usual().new_tokens)
+    return EMBEDDED[model].longest_answer if model in EMBEDDED else Usual().new_tokens
 
 
 def usual_of(problems: str, model: str, samples: int = Usual().samples) -> Usual:

@@ -29,7 +29,7 @@ _THEN = (
     "moe-steer inspect {folder}    where the experts fire, token by token",
     "moe-steer power --baseline {folder}/test    problems and samples that an effect needs",
 )
-_PLAY = "moe-steer playground --plan {folder}/plan.json    see the embedded model think under the plan, in a browser"
+_PLAY = "moe-steer playground {model} --plan {folder}/plan.json    see the embedded model think under the plan, in a browser"
 NO_PLACEBO = (
     "the plan has directions alone, so there is no placebo arm: a placebo is random experts that fire as often as the plan's, "
     "and this plan names none; whether a random direction would do as much is not tested"
@@ -78,7 +78,10 @@ def findings_of(outcome: Outcome) -> Findings:
         silent=silent,
         above=evidence,
         figures=_figures(outcome, sweep),
-        then=[*(_THEN if outcome.scores else _THEN[1:]), *([_PLAY] if options.model == "lab" else [])],
+        then=[
+            *(_THEN if outcome.scores else _THEN[1:]),
+            *([_PLAY.replace("{model}", options.model)] if options.is_lab else []),
+        ],
     )
 
 

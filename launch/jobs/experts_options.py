@@ -21,6 +21,8 @@ ONE_GAIN = ReadBy(("gains",), "--gains are {value}: a preset takes one, nothing 
 class Options(EngineOptions, SplitOptions):
     """Find the experts that think, turn them up, and see whether it helped."""
 
+    model: str = "lab-search"
+    """Model folder, GGUF file, hub id, or an embedded model: lab-search, on which more thought pays, lab-plain, on which it never does, or lab-dense."""
     plan: str | None = None
     """Use this plan file instead of finding experts."""
     preset: str | None = None

@@ -82,14 +82,15 @@ def _trial(family: SearchFamily, params: Params, candidate: int, spelled: bool) 
 
 
 def compared(wanted: int, found: int) -> str:
-    """Pairs of digits from the left, up to the first that differ.
+    """Pairs of digits from the left, up to the first that differ, each judged: the verdict then repeats the last word. (Without a
+    word of its own for the last pair, a model counts pairs, and takes 72 and 75 for equal.)
 
     >>> compared(72, 75), compared(72, 7)
-    ('7 and 7, 2 and 5', '7 and 7, 2 and none')
+    ('7 and 7 right, 2 and 5 wrong', '7 and 7 right, 2 and none wrong')
     """
     pairs = []
     for left, right in zip_longest(str(wanted), str(found), fillvalue="none"):
-        pairs.append(f"{left} and {right}")
+        pairs.append(f"{left} and {right} {'right' if left == right else 'wrong'}")
         if left != right:
             break
     return ", ".join(pairs)

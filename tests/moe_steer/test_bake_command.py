@@ -265,6 +265,8 @@ def test_an_embedded_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pyt
     from moe_steer.lab import EMBEDDED
 
     monkeypatch.chdir(tmp_path)
-    assert {name: model_folder(name) for name in EMBEDDED} == {name: str(path) for name, path in EMBEDDED.items()}
+    assert {name: model_folder(name) for name in EMBEDDED} == {
+        name: str(model.folder) for name, model in EMBEDDED.items()
+    }
     (tmp_path / "lab-dense").mkdir()
     assert model_folder("lab-dense") == "lab-dense", "a folder of that name comes first"

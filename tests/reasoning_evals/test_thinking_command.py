@@ -199,7 +199,7 @@ def test_wrong_folders(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     moved = write_run(tmp_path / "moved", [Arm("baseline", Spoken(LONG, ANSWERS, model="/gone/model"))])
     assert refused([str(moved)], capsys) == (
         "moe-steer: the tokenizer of the run's model cannot be had (there is no model folder '/gone/model': give a folder with "
-        "config.json, a hub id, 'lab', 'lab-dense' or 'lab-search'): give one like it with --model\n"
+        "config.json, a hub id or one of lab, lab-plain, lab-dense, lab-search): give one like it with --model\n"
     )
     (generations,) = run.glob("generations*.jsonl")
     generations.write_text("".join(generations.read_text().splitlines(keepends=True)[:2]))

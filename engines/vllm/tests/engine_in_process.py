@@ -8,6 +8,8 @@ from typing import Any
 
 NO_CUSTOM_OPS = {"custom_ops": ["none"]}
 """vLLM 0.32's rotary embedding on CPUs is wrong for MLA's queries in eager mode; PyTorch's own is taken instead."""
+KERNEL = "CPU_MLA"
+"""Where the processor has AMX, vLLM would take its kernel for latent attention, which has no float32; other attention ignores this."""
 
 
 def engine(folder: Path, model: str, plans: list[str], default: str | None = None, **options: Any) -> Any:
@@ -17,7 +19,14 @@ def engine(folder: Path, model: str, plans: list[str], default: str | None = Non
     settings: dict[str, Any] = {"plans": {name: str(folder / f"{name}.json") for name in plans}}
     settings |= {"default": default} if default else {}
     extra = {"additional_config": {"moe_steer": settings}} if plans else {}
-    options = {"enforce_eager": True, "compilation_config": NO_CUSTOM_OPS, "max_num_seqs": 96, **extra, **options}
+    options = {
+        "enforce_eager": True,
+        "compilation_config": NO_CUSTOM_OPS,
+        "max_num_seqs": 96,
+        "attention_backend": KERNEL,
+        **extra,
+        **options,
+    }
     return LLM(str(folder / model), dtype="float32", max_model_len=512, disable_log_stats=True, **options)
 
 

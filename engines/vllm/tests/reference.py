@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from launch.serving.latent import with_latent_sizes
-from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, steer
-from moe_steer.lab import LAB_DENSE, LAB_MODEL
-from moe_steer.lab.problems import generate_problems
+from moe_steer import ExpertGain, ResidualVector, SteeringPlan, bake, load_model, steer
+from moe_steer.lab import LAB_DENSE, LAB_MODEL, LAB_SEARCH
+from moe_steer.lab.problems import FAMILIES, SEARCH_FAMILIES, generate_problems
 
 NUM_PROMPTS = 8
 
@@ -82,6 +82,16 @@ def dense_plans() -> dict[str, SteeringPlan]:
     }
 
 
+def search_plans() -> dict[str, SteeringPlan]:
+    """For the lab whose thinking pays."""
+    gains = [ExpertGain(layer, expert, 8.0) for layer in (1, 3) for expert in (2, 7, 11)]
+    return {
+        "s8": SteeringPlan(experts=gains),
+        "s-thought": SteeringPlan(experts=gains, scope="thought"),
+        "s-persist": SteeringPlan(residual=[ResidualVector(2, vector=direction(128, 60.0), scope="step_end")]),
+    }
+
+
 def qwen_plans() -> dict[str, SteeringPlan]:
     """For a router of another kind, softmax without groups, whose attention vLLM caches on CPUs too."""
     gains = [ExpertGain(layer, expert, 12.0) for layer in (0, 1, 2) for expert in (1, 5)]
@@ -107,7 +117,7 @@ def write_qwen(folder: Path) -> None:
         for tensor in model.parameters():
             if tensor.ndim > 1:
                 tensor.normal_(std=0.15)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="600KB")
     AutoTokenizer.from_pretrained(LAB_MODEL).save_pretrained(folder)
 
 
@@ -115,14 +125,18 @@ def main(folder: Path) -> None:
     """Write everything."""
     folder.mkdir(parents=True, exist_ok=True)
     with_latent_sizes(LAB_MODEL, folder / "lab")
+    with_latent_sizes(LAB_SEARCH, folder / "search")
     shutil.copytree(LAB_DENSE, folder / "dense")
     write_qwen(folder / "qwen")
-    doses = {"g64": 0.25, "direction": -1.0, "d1": 0.5, "q8": 0.5}
+    doses = {"g64": 0.25, "direction": -1.0, "d1": 0.5, "q8": 0.5, "s8": 0.5}
     found = {
         "lab": reference("lab", lab_plans(), doses, folder, 160),
+        "search": reference("lab-search", search_plans(), doses, folder, 160),
         "dense": reference("lab-dense", dense_plans(), doses, folder, 100),
         "qwen": reference(str(folder / "qwen"), qwen_plans(), doses, folder, 40),
     }
+    for name, loader in (("baked", None), ("overlay", "in-order")):
+        bake(folder / "qwen", qwen_plans()["q8"], folder / name, overlay=loader)
     (folder / "reference.json").write_text(json.dumps(found))
 
 
@@ -131,7 +145,9 @@ def reference(
 ) -> dict[str, Any]:
     """Prompts, and under every plan and dose what the model writes after them."""
     model, tokenizer = load_model(name, device="cpu", dtype="float32")
-    messages = [[{"role": "user", "content": one.prompt}] for one in generate_problems("test", NUM_PROMPTS, seed=3)]
+    families = SEARCH_FAMILIES if name == "lab-search" else FAMILIES
+    problems = generate_problems("test", NUM_PROMPTS, seed=3, families=families)
+    messages = [[{"role": "user", "content": one.prompt}] for one in problems]
     prompts = [tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False) for one in messages]
     asked: dict[str, Any] = {"off": write(model, tokenizer, SteeringPlan(), prompts, new_tokens)}
     for plan_name, plan in plans.items():

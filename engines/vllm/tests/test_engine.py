@@ -23,6 +23,11 @@ def lab(folder: Path, reference: dict[str, Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
+def search(folder: Path, reference: dict[str, Any]) -> Any:
+    return engine(folder, "search", reference["search"]["plans"])
+
+
+@pytest.fixture(scope="module")
 def dense(folder: Path, reference: dict[str, Any]) -> Any:
     return engine(folder, "dense", reference["dense"]["plans"], block_size=32)
 
@@ -36,7 +41,7 @@ def hits(llm: Any) -> dict[str, list[int]]:
     return {name: plan["hits"] for name, plan in counts(llm)[0].items()}
 
 
-@pytest.mark.parametrize("model", ["lab", "dense", "qwen"])
+@pytest.mark.parametrize("model", ["lab", "search", "dense", "qwen"])
 def test_all_plans_in_one_batch_write_what_the_hooked_model_writes(
     model: str, reference: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
@@ -150,6 +155,20 @@ def test_speculative_decoding_is_refused_by_name(folder: Path) -> None:
     speculative = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
     with pytest.raises(ValueError, match="steering plans cannot be served with speculative decoding"):
         engine(folder, "dense", ["d1"], speculative_config=speculative)
+
+
+@pytest.mark.parametrize(("baked", "threads"), [("baked", 4), ("baked", 8), ("baked", 0), ("overlay", 0)])
+def test_a_baked_checkpoint_is_served_steered(
+    baked: str, threads: int, folder: Path, reference: dict[str, Any]
+) -> None:
+    """Without the plug-in's help. Threads hand over shards in the order in which they finish: a bake has every tensor once, so that no
+    order matters; an overlay has two of a name, and says that it wants them in order of name."""
+    extra = {"enable_multithread_load": True, "num_threads": threads} if threads else {}
+    found = reference["qwen"]
+    llm = engine(folder, baked, [], block_size=32, model_loader_extra_config=extra)
+    outputs = ask(llm, found["prompts"], [None] * len(found["prompts"]), max_tokens=found["new_tokens"])
+    assert [list(output.outputs[0].token_ids) for output in outputs] == found["asked"]["q8"]["tokens"]
+    assert found["asked"]["q8"]["tokens"] != found["asked"]["off"]["tokens"]
 
 
 @pytest.mark.compiled

@@ -19,7 +19,6 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 NAMES = ("g2", "g16", "g64", "direction", "thought", "steps", "choice")
-EAGER = ("--enforce-eager", "--compilation-config", '{"custom_ops":["none"]}')
 
 
 def free_port() -> int:
@@ -45,7 +44,7 @@ class Server:
             "float32",
             "--max-model-len",
             "512",
-            *EAGER,
+            "--enforce-eager",
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
         with log.open("ab") as file:
