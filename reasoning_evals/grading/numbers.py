@@ -232,6 +232,7 @@ def _read_side(side: str, log_base: int | None) -> Amount:
         end = reading.end
         amount = Amount(number(reading.tree), "", _half_digit(side[:end]), False)
     rest = _UNCERTAINTY.sub("", side[end:]).strip()
+    rest = rest[1:-1].strip() if re.fullmatch(r"\([^()]*\)|\[[^\[\]]*\]", rest) else rest
     scale = _SCALE.match(rest)
     while scale:
         text = "\\text{" if scale[0].startswith("\\text") and not scale[0].endswith("}") else ""

@@ -181,7 +181,8 @@ def _collection(kind: str, brackets: str, pieces: list[str]) -> Answer:
         part = parse_answer(piece)
         both = part.kind == "set" and kind == "set" and "\\pm" in piece
         parts += part.parts if both else [part]
-    return parts[0] if kind == "set" and len(parts) == 1 else Answer(kind, brackets, tuple(parts))  # {5} is 5
+    alone = kind == "set" and len(parts) == 1 and (parts[0].parts or parts[0].text)  # {5} is 5, but {{}} is not {}
+    return parts[0] if alone else Answer(kind, brackets, tuple(parts))
 
 
 def _matrix(factor: str, body: str) -> Answer:
