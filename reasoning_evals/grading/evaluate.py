@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -123,8 +124,20 @@ def _approximate(tree: Tree, values: Mapping[str, Any], ctx: Any) -> Any:
     if kind == "binom":
         above, below = _approximate(tree[1], values, ctx), _approximate(tree[2], values, ctx)
         return _factorial(above, ctx) / _factorial(below, ctx) / _factorial(above - below, ctx)
+    if kind == "of":
+        return _of_two(tree[1], _approximate(tree[2], values, ctx), _approximate(tree[3], values, ctx), ctx)
     value = _approximate(tree[2], values, ctx)
     return _FUNCTIONS[tree[1]](value, ctx)
+
+
+def _of_two(name: str, left: Any, right: Any, ctx: Any) -> Any:
+    if ctx.im(left) or ctx.im(right):
+        raise Unreadable(f"{name} is of real numbers")
+    if name in ("max", "min"):
+        return (max if name == "max" else min)(ctx.re(left), ctx.re(right))
+    if not (ctx.isint(left) and ctx.isint(right) and max(abs(left), abs(right)) < 10**DIGITS):
+        raise Unreadable(f"{name} is of whole numbers")
+    return ctx.mpf((math.gcd if name == "gcd" else math.lcm)(int(left), int(right)))
 
 
 def _symbol(name: str, values: Mapping[str, Any], ctx: Any) -> Any:

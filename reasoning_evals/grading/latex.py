@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from reasoning_evals.grading.records import MINUS_ONE, Tree, Unreadable, signed
-from reasoning_evals.grading.scanner import DECORATIONS, FUNCTIONS, GREEK, Scanner, plain
+from reasoning_evals.grading.scanner import DECORATIONS, FUNCTIONS, GREEK, OF_SEVERAL, Scanner, plain
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
@@ -188,9 +188,11 @@ class Commands(Scanner, ABC):
         name = self.command()
         if text := _TEXT.match(self.text, self.position):
             return self.upright(text)
-        if name not in FUNCTIONS | GREEK | DECORATIONS | {"frac", "binom", "sqrt"}:
+        if name not in FUNCTIONS | GREEK | DECORATIONS | OF_SEVERAL | {"frac", "binom", "sqrt"}:
             raise self.unreadable()
         self.skip_command()
+        if name in OF_SEVERAL:
+            return self.of_several(name)
         if name in GREEK:
             return ("sym", self.symbol(name))
         if name in FUNCTIONS:
@@ -266,6 +268,18 @@ class Commands(Scanner, ABC):
         if base is not None:
             tree = ("prod", ((1, tree), (-1, ("call", "ln", base))))
         return tree if power is None else ("pow", tree, power)
+
+    def of_several(self, name: str) -> Tree:
+        r"""``\max(a, b, c)``, ``\gcd(4, 6)``, also in braces: taken two by two."""
+        braces = self.take("\\{")
+        if not braces and not self.take("("):
+            raise Unreadable("a command lacks its argument")
+        tree = self.sum()
+        while self.take(","):
+            tree = ("of", name, tree, self.sum())
+        if not self.take("\\}" if braces else ")"):
+            raise self.unreadable()
+        return tree
 
     def function_argument(self) -> Tree:
         """A group, or the product of numbers and plain symbols that follows: sin 2x cos y is sin(2x) cos(y)."""

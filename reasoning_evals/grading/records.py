@@ -6,7 +6,7 @@ A tree is one of
 
 ``("num", Fraction)``, ``("sym", name)``, ``("sum", ((sign, tree), ...))``, ``("prod", ((power, tree), ...))`` with sign and
 power 1 or -1, ``("pow", base, exponent)``, ``("binom", n, k)``, ``("call", function,
-tree)``.
+tree)``, ``("of", max | min | gcd | lcm, tree, tree)``.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ FUNCTIONS = {
 }  # fmt: skip
 ALIASES = {f"a{name}": f"arc{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")}
 DECORATIONS = {"hat", "dot", "ddot", "bar", "tilde", "underline", "check"}
+OF_SEVERAL = {"max", "min", "gcd", "lcm"}
 _WORDS = tuple(sorted(FUNCTIONS | set(ALIASES) | {"sqrt"}, key=len, reverse=True))
 
 _NUMERAL = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?![\d.])|\d+)(?:\.\d*)?|\.\d+")
@@ -99,7 +100,7 @@ class Scanner:
             return not before.isdigit() and before != "."
         if char == "\\":
             name = self.command()
-            if name in ("frac", "sqrt", "binom", "pi", "text", "lfloor", "lceil") or name in FUNCTIONS:
+            if name in ("frac", "sqrt", "binom", "pi", "text", "lfloor", "lceil") or name in FUNCTIONS | OF_SEVERAL:
                 return self.symbols or name != "text"
             if not name:
                 return self.symbols and self.text.startswith("\\{", self.position)
