@@ -24,7 +24,7 @@ from reasoning_evals.runs.completions import (
     read_completions,
 )
 
-_PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "math-verify", "moe-steer")
+_PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "mpmath", "moe-steer")
 
 RUN_FILE = "run.json"
 PROBLEMS_FILE = "problems.jsonl"
