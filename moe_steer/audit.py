@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from moe_steer.choice.entries import TopK
-from moe_steer.entries.expert_entry import EXPERT_KEYS, ExpertGain
+from moe_steer.entries.audit_lines import row_lines
+from moe_steer.entries.expert_entry import ExpertGain
+from moe_steer.entries.gated_acts import GatedActs
 from moe_steer.entries.residual_entry import ResidualVector
 from moe_steer.gates.conditions import When
-from moe_steer.gates.counting import GateCounts, opening_line
+from moe_steer.gates.counting import GateCounts
 
 _ADD_UP_AT = 8192  # selections that are kept on the device before they are summed
 
@@ -77,11 +79,13 @@ class Audit:
         self._residual_runs: dict[int, int] = dict.fromkeys(self._residual, 0)
         self._norms: dict[int, Tensor] = {}
         self._gates = gates
+        self._acts = None if gates is None else GatedActs(list(self._entries.values()), self._residual, gates)
 
     def count_experts(
         self, layer: int, num_experts: int, ids_TK: Tensor, in_scope_TK: Tensor | None, added_TK: Tensor
     ) -> None:
-        """Record one forward of one layer: ids in 0..num_experts (the last means "not on this rank"); no mask means every token.
+        """Record one forward of one layer: ids in 0..num_experts (the last means "not on this rank"); no mask means every token, one of
+        [T, 1] all experts of a token.
 
         The caller must not change the tensors later: they are summed many forwards at a time, because a sum after every
         decode step would cost too much.
@@ -91,6 +95,8 @@ class Audit:
         waiting = self._waiting.setdefault(layer, _Waiting(num_experts))
         waiting.notes.append((ids_TK, in_scope_TK, added_TK))
         waiting.size += ids_TK.numel()
+        if self._acts is not None:
+            self._acts.count_gains(layer, ids_TK, in_scope_TK, added_TK)
         if waiting.size >= _ADD_UP_AT:
             self._add_up(layer)
 
@@ -106,8 +112,10 @@ class Audit:
                 self._added[layer] = torch.zeros(waiting.num_experts + 1, dtype=torch.float64, device=device)
         with torch.no_grad():
             ids = torch.cat([ids_TK.reshape(-1) for ids_TK, _, _ in notes])
-            counted = [torch.ones_like(ids_TK) if mask is None else mask.long() for ids_TK, mask, _ in notes]
-            self._tokens[layer].scatter_add_(0, ids, torch.cat([one.reshape(-1) for one in counted]))
+            everywhere = torch.ones(1, 1, dtype=torch.long, device=device)
+            masks = [everywhere if mask is None else mask.long() for _, mask, _ in notes]
+            counted = [mask.expand_as(ids_TK).reshape(-1) for mask, (ids_TK, _, _) in zip(masks, notes, strict=True)]
+            self._tokens[layer].scatter_add_(0, ids, torch.cat(counted))
             added = torch.cat([added_TK.detach().reshape(-1).double() for _, _, added_TK in notes])
             self._added[layer].scatter_add_(0, ids, added)
 
@@ -140,6 +148,8 @@ class Audit:
                 selections = [
                     ((ids_TK[:, :, None] == experts_N).any(1) * counted_TN).sum(0) for ids_TK in (before_TK, after_TK)
                 ]
+                if self._acts is not None:
+                    self._acts.count_choice(layer, before_TK, counted_TN)
                 found = torch.stack([counted_TN.sum(0), *selections])
                 self._choices[layer] = self._choices[layer] + found if layer in self._choices else found
 
@@ -153,6 +163,12 @@ class Audit:
         self._residual_runs[index] += 1
         if norm is not None:
             self._norms[index] = self._norms[index] + norm if index in self._norms else norm
+
+    def count_gated(self, index: int, part_T: Tensor, norm: Tensor | float) -> None:
+        """Add one forward of the gated residual entry number ``index`` (``GatedActs.count_residual``)."""
+        assert self._acts is not None
+        self._residual_runs[index] += 1
+        self._acts.count_residual(index, part_T, norm)
 
     @property
     def fired(self) -> Mapping[tuple[int, int], Fired]:
@@ -170,7 +186,8 @@ class Audit:
     @property
     def residual(self) -> Mapping[int, int]:
         """Index of the residual entry (among those with a strength) -> number of tokens it was added to."""
-        return {index: int(touched) for index, touched in self._touched.items()}
+        gated = {} if self._acts is None else self._acts.residual()
+        return {index: gated[index][0] if index in gated else int(n) for index, n in self._touched.items()}
 
     @property
     def chosen(self) -> Mapping[tuple[int, int], Chosen]:
@@ -237,58 +254,32 @@ class Audit:
         rows: list[dict[str, Any]] = []
         for key, fired in self.fired.items():
             entry = self._entries[key]
-            row = {"kind": "expert", **entry.to_dict(), **fired._asdict(), **self._gated(entry.when)}
+            row = {"kind": "expert", **entry.to_dict(), **fired._asdict(), **self._opened(entry.when)}
             rows.append({**row, "tokens": acted[key], **chosen[key]._asdict()} if key in chosen else row)
         rows += [
             {"kind": "top_k", **self._top_k[layer].to_dict(), "tokens": number.scoped, **number._asdict()}
             for layer, number in self.top_k.items()
         ]
+        norms = {index: float(norm) for index, norm in self._norms.items()}
+        norms |= {} if self._acts is None else {index: norm for index, (_, norm) in self._acts.residual().items()}
+        touched = self.residual
         for index, residual in self._residual.items():
-            norm = {"norm_added": float(self._norms[index])} if index in self._norms else {}
-            rows.append(residual.audit_row() | {"tokens": self.residual[index], **norm, **self._gated(residual.when)})
+            norm = {"norm_added": norms[index]} if index in norms else {}
+            rows.append(residual.audit_row() | {"tokens": touched[index], **norm, **self._opened(residual.when)})
         return rows
 
-    def _gated(self, when: When | None) -> dict[str, Any]:
+    def _opened(self, when: When | None) -> dict[str, Any]:
         return (
             {} if when is None or self._gates is None else {"when": str(when), **self._gates.openings(when)._asdict()}
         )
+
+    def to_samples(self) -> dict[Any, list[dict[str, Any]]]:
+        """What callers call their rows (``FollowsRows.name_rows``) -> of every gated entry what it did in that row, prompt included:
+        ``row``, its place in ``to_rows``; how often its gate opened, at how many tokens it was open; at how many the entry acted, and what
+        it added. A row that ended with its first token is not there: no generated token was processed."""
+        return {} if self._acts is None else self._acts.by_sample(between=len(self._top_k))
 
     def summary(self) -> str:
         """One line of text per entry."""
         lines = row_lines(self.to_rows())
         return "\n".join([*lines, *self.problems()]) or "the plan is neutral: nothing was hooked"
-
-
-def row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Audit rows as text: one line per plan entry."""
-    lines: list[str] = []
-    for row in rows:
-        if row["kind"] == "top_k" or "scoped" in row:
-            who = f"top {row['k']}" if row["kind"] == "top_k" else f"expert {row['expert']} {_action(row)}"
-            lines.append(
-                f"layer {row['layer']} {who}: {row['scoped']} tokens in scope, selections {row['selected_before']} before and "
-                f"{row['selected_after']} after{_added(row) if row.get('gain', 1.0) != 1.0 else ''}"
-            )
-        elif row["kind"] == "expert" and "gain" not in row:  # a choice, by a server's count
-            lines.append(f"layer {row['layer']} expert {row['expert']} {_action(row)}: at {row['tokens']} tokens")
-        elif row["kind"] == "expert":
-            lines.append(
-                f"layer {row['layer']} expert {row['expert']} x{row['gain']:g}: selected by {row['tokens']} tokens{_added(row)}"
-            )
-        else:
-            unit = " of the residual norm" if row.get("unit") == "residual_norm" else ""
-            scope = f" in scope {row['scope']}" if "scope" in row else ""
-            lines.append(
-                f"layer {row['layer']} vector {row['file']} x{row['strength']:g}{unit}{scope}: added to {row['tokens']} tokens"
-            )
-    return [line + opening_line(row) for line, row in zip(lines, rows, strict=True)]
-
-
-def _added(row: Mapping[str, Any]) -> str:
-    """The weight that a gain added; servers do not count it."""
-    return f", weight added {row['weight_added']:.4g}" if "weight_added" in row else ""
-
-
-def _action(row: Mapping[str, Any]) -> str:
-    said = {key: row[key] for key in EXPERT_KEYS if key in row and key != "when"}
-    return ExpertGain(**said).action

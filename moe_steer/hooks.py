@@ -113,12 +113,12 @@ def _record_last(module: nn.Module) -> None:
 @contextmanager
 def call_hooks(
     module: nn.Module,
-    before: Callable[[dict[str, Any]], None],
+    before: Callable[[dict[str, Any]], None] | None,
     after: Callable[[dict[str, Any], Any], None],
     first: bool = False,
 ) -> Iterator[None]:
-    """Call ``before`` with the arguments (by name) of every call of ``module``, and ``after`` with the arguments and the
-    output.
+    """Call ``before`` (None: nothing) with the arguments (by name) of every call of ``module``, and ``after`` with the arguments and
+    the output.
 
     ``first``: before hooks that already exist, such as an engine's.
     """
@@ -128,13 +128,15 @@ def call_hooks(
         return {**dict(zip(names, args, strict=False)), **kwargs}
 
     def pre(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert before is not None
         before(named(args, kwargs))
 
     def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         after(named(args, kwargs), output)
 
     with ExitStack() as stack:
-        stack.callback(module.register_forward_pre_hook(pre, with_kwargs=True, prepend=first).remove)
+        if before is not None:
+            stack.callback(module.register_forward_pre_hook(pre, with_kwargs=True, prepend=first).remove)
         stack.callback(module.register_forward_hook(post, with_kwargs=True).remove)
         yield
 
@@ -185,15 +187,22 @@ def _experts_hook(layer: MoELayer, function: RoutingFn) -> Callable[..., Any]:
         ids_key, weights_key = _find(layer, args, kwargs)
         ids = _get(args, kwargs, ids_key)
         weights = _get(args, kwargs, weights_key)
-        ids_TK = ids.reshape(-1, ids.shape[-1]) if ids.ndim > 1 else ids[:, None]
-        result = function(_selected(layer, ids_TK.long()), weights.reshape(ids_TK.shape))
+        ids_TK = ids if ids.ndim == 2 else ids.reshape(-1, ids.shape[-1]) if ids.ndim > 1 else ids[:, None]
+        result = function(_selected(layer, ids_TK.long()), _shaped(weights, ids_TK.shape))
         if result is None:
             return None
         new_ids_TK, new_TK = _both(layer, ids_TK, result)
-        args, kwargs = _put(args, kwargs, weights_key, new_TK.to(weights.dtype).reshape(weights.shape))
-        return _put(args, kwargs, ids_key, new_ids_TK.to(ids.dtype).reshape(ids.shape))
+        args, kwargs = _put(args, kwargs, weights_key, _shaped(new_TK.to(weights.dtype), weights.shape))
+        if new_ids_TK is ids_TK:
+            return args, kwargs
+        return _put(args, kwargs, ids_key, _shaped(new_ids_TK.to(ids.dtype), ids.shape))
 
     return hook
+
+
+def _shaped(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """A view costs as much as a sum of a few numbers, and decoding asks for one in every layer."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
 def _both(layer: MoELayer, ids_TK: Tensor, result: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -114,7 +114,7 @@ def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, gates: Gates
     if reads_logits and whole is body:
         raise ValueError("a gate on entropy or margin reads the logits: pass the model with its head")
     if (needs_ids or reads_logits) and whole is not body:
-        stack.enter_context(call_hooks(whole, enter_whole, leave_whole))
+        stack.enter_context(call_hooks(whole, enter_whole if needs_ids else None, leave_whole))
     stack.enter_context(call_hooks(body, enter_body, tracker.after))
 
 
@@ -168,26 +168,29 @@ def _gain_function(
     for entry in entries:
         gain_E[entry.expert] = entry.gain
     parts = None if gates is None else gates.of_experts(entries, num_experts)
-    tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def function(ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        dtype = torch.promote_types(weights_TK.dtype, torch.float32)
-        key = (ids_TK.device, dtype)
+        key = (ids_TK.device, weights_TK.dtype)
         if key not in tables:
-            tables[key] = gain_E.to(device=ids_TK.device, dtype=dtype)
+            dtype = torch.promote_types(weights_TK.dtype, torch.float32)
+            tables[key] = (gain_E.to(ids_TK.device, dtype), torch.ones((), device=ids_TK.device, dtype=dtype))
+        table_E, one = tables[key]
         here_TK = ids_TK.clamp(max=num_experts)
-        gain_TK = tables[key][here_TK]
+        gain_TK = table_E[here_TK]
         mask_T = tracker.mask(plan.scope)
         in_scope_TK = None if mask_T is None else mask_T.to(here_TK.device)[:, None]
         if parts is not None:
             open_TK = parts.opened(here_TK).to(here_TK.device)
-            in_scope_TK = open_TK if in_scope_TK is None else in_scope_TK & open_TK
             if parts.part is not None:
-                gain_TK = torch.lerp(torch.ones_like(gain_TK), gain_TK, parts.part(here_TK).to(gain_TK))
-        if in_scope_TK is not None:
-            in_scope_TK = in_scope_TK.expand_as(here_TK)
-            gain_TK = torch.where(in_scope_TK, gain_TK, 1.0)
-        old_TK = weights_TK.to(dtype)
+                gain_TK = torch.lerp(one, gain_TK, parts.part(here_TK).to(gain_TK))
+            if parts.part is None or in_scope_TK is not None:
+                in_scope_TK = open_TK if in_scope_TK is None else in_scope_TK & open_TK
+                gain_TK = torch.where(in_scope_TK, gain_TK, one)
+            in_scope_TK = open_TK if in_scope_TK is None else in_scope_TK
+        elif in_scope_TK is not None:
+            gain_TK = torch.where(in_scope_TK, gain_TK, one)
+        old_TK = weights_TK.to(table_E.dtype)
         new_TK = old_TK * gain_TK
         if plan.renormalize:
             new_TK = _rescale(new_TK, old_TK)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from reasoning_evals import Problem
     from reasoning_evals.runs import Arm
 
+_MOST_SAMPLES = 4
+"""Samples of which is said what gates did."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
@@ -242,13 +245,18 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
     def _report_firing(self, plan: object) -> None:
         from launch.core.findings import nothing_fired
         from moe_steer import SteeringPlan
-        from moe_steer.audit import row_lines
-        from reasoning_evals.runs import read_audit
+        from moe_steer.entries.audit_lines import row_lines
+        from reasoning_evals.runs import gates_text, read_audit, read_gates
 
         assert isinstance(plan, SteeringPlan)
         rows = [row for arm in read_audit(self.out).values() for row in arm if row["kind"] not in ("endpoint", "retry")]
         for line in row_lines(rows):
             print(line)
+        gates = read_gates(self.out)
+        for (_, problem_id, sample_idx), acts in list(gates.items())[:_MOST_SAMPLES]:
+            print(f"{problem_id} sample {sample_idx}: {gates_text(acts)}")
+        if len(gates) > _MOST_SAMPLES:
+            print(f"the same of {len(gates) - _MOST_SAMPLES} more samples: {self.out}/audit.jsonl")
         problem = nothing_fired(plan, rows)
         if plan.is_neutral:
             problem = (

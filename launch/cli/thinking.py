@@ -62,7 +62,7 @@ class Thinking:
         for folder, config in zip(folders, configs, strict=True):
             samples += _traced(folder, self._counter(config), judge, markers)
         summary = summarise_thinking(samples, baseline)
-        notes = thinking_notes(samples, summary, judge.num_timeouts)
+        notes = thinking_notes(samples, summary)
         print("\n".join([*thinking_lines(summary), *notes]))
         if self.out:
             values = {"version": 1, **summary.to_dict(), "switch_words": list(markers), "notes": notes}

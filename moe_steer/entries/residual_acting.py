@@ -28,6 +28,8 @@ class _Entry(NamedTuple):
     shift_D: Tensor | None
     transform: Transform | None
     head: int | None
+    length: float
+    """Of what it adds."""
 
     @property
     def width(self) -> int:
@@ -49,9 +51,12 @@ def residual_functions(
         gate = None if gates is None or entry.when is None else gates.number_of(entry.when)
         adds = entry.do == "add"
         shift_D, transform = plan.load_shift(entry) if adds else None, None if adds else plan.load_transform(entry)
+        length = 0.0 if shift_D is None else float(shift_D.norm())
         heads[place.module] = place.heads
         named = inputs if place.heads else outputs
-        named.setdefault(place.module, []).append(_Entry(index, entry.scope, gate, shift_D, transform, entry.head))
+        named.setdefault(place.module, []).append(
+            _Entry(index, entry.scope, gate, shift_D, transform, entry.head, length)
+        )
 
     def made(named: dict[nn.Module, list[_Entry]]) -> dict[nn.Module, Acting]:
         return {module: _function(entries, heads[module], mask, audit, gates) for module, entries in named.items()}
@@ -71,32 +76,40 @@ def _function(entries: list[_Entry], heads: int, mask: ScopeMask, audit: Audit, 
     def acted(hidden: Tensor, entry: _Entry) -> Tensor:
         # A model may carry several streams a token, as [B, S, streams, D] or side by side: the entry acts on each.
         tokens = hidden.shape[:-1][:2]
-        mask_T = mask(entry.scope)
-        part_T = None if gates is None or entry.gate is None else gates.factor(entry.gate)
-        if mask_T is None and part_T is None and entry.transform is None:
+        open_T, part_T = mask(entry.scope), None
+        gated = gates is not None and entry.gate is not None
+        if gates is not None and entry.gate is not None:
+            open_T1, part_T = gates.opened(entry.gate), gates.factor(entry.gate)
+            if open_T is not None:
+                open_T1 = open_T1 & open_T[:, None]
+                part_T = None if part_T is None else part_T * open_T1
+            open_T = open_T1
+        if open_T is None and entry.transform is None:
             audit.count_residual(entry.number, tokens.numel())
             return hidden + on(hidden, entry)  # type: ignore[no-any-return]
-        if part_T is not None:
-            part_T = part_T if mask_T is None else part_T * mask_T
-            mask_T = part_T > 0
-        several = (1,) * (hidden.ndim - len(tokens))
-        here = None if mask_T is None else mask_T.to(hidden.device).reshape(tokens + several)
-        part = None if part_T is None else part_T.to(hidden.device).reshape(tokens + several)
+
+        def over(each_T: Tensor | None) -> Tensor | None:
+            return None if each_T is None else each_T.to(hidden.device).reshape(*tokens, *(1,) * (hidden.ndim - 2))
+
+        here, part = over(open_T), over(part_T)
         if entry.transform is not None:
             streams = hidden.unflatten(-1, (-1, entry.width))
             new, norm = on(hidden, entry)(streams, None if part is None else part[..., None])
             new = new.flatten(-2)
             norm = norm.sum(-1, keepdim=True)
             norm = norm if here is None else torch.where(here, norm, 0.0)
-            audit.count_residual(entry.number, tokens.numel() if mask_T is None else mask_T.sum(), norm.sum())
-        elif part_T is not None and part is not None:
-            shift = on(hidden, entry)
-            audit.count_residual(entry.number, (part_T > 0).sum(), part_T.sum() * float(entry_norm(entry)))
-            new = hidden + part.to(hidden.dtype) * shift
+            if gated and open_T is not None:
+                audit.count_gated(entry.number, open_T, norm.reshape(len(open_T), -1).sum(-1))
+            else:
+                audit.count_residual(entry.number, tokens.numel() if open_T is None else open_T.sum(), norm.sum())
         else:
-            assert mask_T is not None
-            audit.count_residual(entry.number, mask_T.sum())
-            new = hidden + on(hidden, entry)
+            assert open_T is not None
+            if gated:
+                audit.count_gated(entry.number, open_T if part_T is None else part_T, entry.length)
+            else:
+                audit.count_residual(entry.number, open_T.sum())
+            shift = on(hidden, entry)
+            new = hidden + (shift if part is None else part.to(hidden.dtype) * shift)
         return new if here is None else torch.where(here, new, hidden)
 
     def function(hidden: Tensor) -> Tensor:
@@ -110,12 +123,6 @@ def _function(entries: list[_Entry], heads: int, mask: ScopeMask, audit: Audit, 
         return hidden
 
     return function
-
-
-def entry_norm(entry: _Entry) -> float:
-    """Length of what an entry adds."""
-    assert entry.shift_D is not None
-    return float(entry.shift_D.norm())
 
 
 def _shift(entry: _Entry, hidden: Tensor) -> Tensor:

@@ -200,5 +200,8 @@ class Factors(Protocol):
     def number_of(self, when: When) -> int:
         """The number by which ``factor`` knows a gate."""
 
-    def factor(self, number: int) -> Tensor:
-        """float32 [T], 0 to 1: with how much of its entry a gate acts at each token."""
+    def opened(self, number: int) -> Tensor:
+        """bool [T, 1]: where a gate is open."""
+
+    def factor(self, number: int) -> Tensor | None:
+        """float32 [T, 1], 0 to 1: with how much of its entry a gate acts at each token. None: with all of it where it is open."""

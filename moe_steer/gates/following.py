@@ -11,30 +11,21 @@ import torch
 from torch import Tensor
 
 from moe_steer.gates.conditions import CONFIDENT, When
+from moe_steer.gates.counting import GateCounts
 from moe_steer.gates.opening import holds, tokens_open
 from moe_steer.gates.probe import Probe
 from moe_steer.gates.values import Confidence, Probed, Source, State, source_of
 from moe_steer.tokens.cache_rows import Rows, rows_on
-from moe_steer.tokens.positions import Tokens
+from moe_steer.tokens.forward_tokens import Tokens
 
 _NUMBERS = itertools.count()
 _SCOPES = {"spent": "thought", "paragraphs_since": "step_end:paragraph"}
 _READ_IDS = ("loop", "paragraphs_since")
 
 
-class GateAudit(Protocol):
-    """Takes the openings of a gate."""
-
-    def count_gate(
-        self, number: int, before_B: Tensor, after_B: Tensor, generated: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        """How often gate ``number`` has opened in each row before and after a forward. ``generated``: the row's tokens before it and
-        behind it, and those of its prompt."""
-
-
 class ExpertParts(NamedTuple):
     """Of the experts that tokens selected, ids_TK (the number of experts: none of them): where their gates are open, bool [T, K] or
-    [T, 1], and with which part of their gains they act; None: with all of them."""
+    [T, 1], and with which part of their gains they act (0 where they are closed); None: with all of them."""
 
     opened: Callable[[Tensor], Tensor]
     part: Callable[[Tensor], Tensor] | None
@@ -58,7 +49,7 @@ class Gates:
         whens: Iterable[When],
         probe: Callable[[str], Probe],
         forms: Callable[[str], Sequence[Any]],
-        audit: GateAudit,
+        counts: GateCounts,
     ) -> None:
         self._whens = list(dict.fromkeys(whens))
         self._conditions = list(dict.fromkeys(one for when in self._whens for one in when.conditions))
@@ -67,15 +58,16 @@ class Gates:
             if one.source not in self._sources:
                 self._sources[one.source] = source_of(one, probe, forms)
         self._key = f"gates{next(_NUMBERS)}/"
-        self._audit = audit
-        self._names = [(f"{self._key}w{number}", f"{self._key}w{number}/opened") for number in range(len(self._whens))]
-        self._own = [name for names in self._names for name in names]
-        self._own += [f"{self._key}c{number}" for number in range(len(self._conditions))]
+        self._counts = counts
+        self._names = [f"{self._key}w{number}" for number in range(len(self._whens))]
+        self._condition_names = [f"{self._key}c{number}" for number in range(len(self._conditions))]
+        self._own = [*self._names, *self._condition_names]
         self._of_source = [
             {short: f"{self._key}{number}/{short}" for short in source.fresh(1, torch.device("cpu"))}
             for number, source in enumerate(self._sources.values())
         ]
         self._state: State = {}
+        self._ended: State = {}
         self._parts: list[State] = [{} for _ in self._sources]
         self._seen: Tokens | None = None
         self._real_BS: Tensor | None = None
@@ -84,16 +76,17 @@ class Gates:
         self._open: dict[int, Tensor] = {}
         self._parts_of = [[self._conditions.index(one) for one in when.conditions] for when in self._whens]
         self._source_of = [self._sources[one.source] for one in self._conditions]
+        self._reads_ids = any(one.on in _READ_IDS for one in self._conditions)
 
     @property
     def scopes(self) -> set[str]:
         """The scopes whose tokens must be known."""
-        return {"generated"} | {_SCOPES[one.on] for one in self._conditions if one.on in _SCOPES}
+        return {_SCOPES[one.on] for one in self._conditions if one.on in _SCOPES}
 
     @property
     def reads_ids(self) -> bool:
         """Whether token ids must be given."""
-        return any(one.on in _READ_IDS for one in self._conditions)
+        return self._reads_ids
 
     @property
     def reads_logits(self) -> bool:
@@ -117,9 +110,9 @@ class Gates:
 
         return {layer: reader(probed) for layer, probed in found.items()}
 
-    def begin(self, tokens: Tokens, rows: Rows, after: Rows) -> None:
-        """Take the tokens of a forward and the rows as they were before it; ``after``: as they are behind it."""
-        if self.reads_ids and tokens.ids_BS is None:
+    def begin(self, tokens: Tokens, rows: Rows) -> None:
+        """Take the tokens of a forward and the rows as they were before it."""
+        if self._reads_ids and tokens.ids_BS is None:
             raise ValueError(
                 "a gate on loop or paragraphs_since needs token ids: call the model with input_ids, not embeddings"
             )
@@ -128,53 +121,59 @@ class Gates:
             state: Mapping[str, Tensor] = self._fresh(len(rows.seen_B), rows.seen_B.device)
         else:
             state = rows.gates
-            if f"{self._key}w0" not in state:
+            if self._names[0] not in state:
                 raise ValueError(
                     "the cache was filled before steer() was entered: run the prompt inside the with-block"
                 )
         self._state = {name: state[name] for name in self._own}
         # A row that decodes one token has no padding in it.
-        self._real_BS = tokens.real_BS if tokens.has_prompt or tokens.real_BS.shape[1] > 1 else None
-        self._generated = (rows.seen_B, after.seen_B, rows.prompt_B)
+        self._real_BS = tokens.real_BS if tokens.has_prompt else None
+        self._counts.begin(rows.names, tokens)
         for number, (source, names) in enumerate(zip(self._sources.values(), self._of_source, strict=True)):
             self._parts[number] = {short: state[full] for short, full in names.items()}
             source.begin(tokens, self._parts[number])
 
     def number_of(self, when: When) -> int:
-        """The number by which ``factor`` knows a gate."""
+        """The number by which ``opened`` and ``factor`` know a gate."""
         return self._whens.index(when)
 
     def opened(self, number: int) -> Tensor:
-        """bool [T]: where gate ``number`` is open."""
+        """bool [T, 1]: where gate ``number`` is open; nowhere at padding."""
         if number not in self._opens:
-            self._opens[number] = self.factor(number) > 0
+            self._advance(number)
         return self._opens[number]
 
-    def factor(self, number: int) -> Tensor:
-        """float32 [T], 0 to 1: with how much of its entry a gate acts at each token; 0 where it is closed, and at padding."""
-        if number in self._factors:
-            return self._factors[number]
+    def factor(self, number: int) -> Tensor | None:
+        """float32 [T, 1], 0 to 1: with how much of its entry a gate acts at each token; 0 where it is closed, and at padding. None of a
+        gate without a ramp: with all of it where it is open."""
+        if number not in self._opens:
+            self._advance(number)
+        return self._factors.get(number)
+
+    def _advance(self, number: int) -> None:
+        """Work out a gate at the tokens of this forward, once."""
         if self._seen is None:
             raise RuntimeError("a gate needs the whole model to run: a layer was called on its own")
-        when, real_BS = self._whens[number], self._real_BS
+        when, real_BS, name = self._whens[number], self._real_BS, self._names[number]
         joined_BS, *others = (self._open_of(one) for one in self._parts_of[number])
         for open_BS in others:
             joined_BS = joined_BS & open_BS if when.joined == "all" else joined_BS | open_BS
-        name, opened = self._names[number]
-        count_BS = tokens_open(joined_BS, self._state[name], real_BS)
-        first_BS = count_BS == 1
+        was_B1, count_BS = self._state[name], None
+        if real_BS is not None or when.ramp > 1:
+            count_BS = tokens_open(joined_BS, was_B1, real_BS)
+        # Of a gate without a ramp the state is whether it is open, else for how many tokens.
+        state_BS = joined_BS if count_BS is None or when.ramp == 1 else count_BS
+        self._state[name] = state_BS if real_BS is None else state_BS[:, -1:]
+        was_BS = was_B1
         if real_BS is not None:
-            first_BS, joined_BS = first_BS & real_BS, joined_BS & real_BS
-        opened_B = self._state[opened]
-        now_B = opened_B + first_BS.sum(1)
-        self._audit.count_gate(number, opened_B, now_B, self._generated)
-        self._state[name], self._state[opened] = count_BS[:, -1], now_B
-        if when.ramp == 1:
-            self._opens[number] = joined_BS.reshape(-1)
-            self._factors[number] = self._opens[number].float()
-        else:
-            self._factors[number] = ((count_BS / when.ramp).clamp_(max=1.0) * joined_BS).reshape(-1)
-        return self._factors[number]
+            assert count_BS is not None
+            was_BS, joined_BS = (count_BS != 1) | ~real_BS, joined_BS & real_BS
+        self._opens[number] = joined_BS if real_BS is None else joined_BS.reshape(-1, 1)
+        self._counts.count_gate(number, was_BS.reshape(-1, 1) if real_BS is not None else was_BS, self._opens[number])
+        if when.ramp > 1:
+            assert count_BS is not None
+            factor_BS = (count_BS / when.ramp).clamp_(max=1.0)
+            self._factors[number] = factor_BS if real_BS is None else (factor_BS * joined_BS).reshape(-1, 1)
 
     def of_experts(self, entries: Sequence[GatedExpert], num_experts: int) -> ExpertParts | None:
         """The gates of the entries on one layer's experts; None where none has one."""
@@ -184,9 +183,7 @@ class Gates:
         ramps = any(self._whens[number].ramp > 1 for number in numbers)
         if len(numbers) == 1 and all(entry.when is not None for entry in entries):
             only = numbers[0]
-            return ExpertParts(
-                lambda _: self.opened(only)[:, None], (lambda _: self.factor(only)[:, None]) if ramps else None
-            )
+            return ExpertParts(lambda _: self.opened(only), (lambda _: self._part(only)) if ramps else None)
         column_E = torch.zeros(num_experts + 1, dtype=torch.long)
         for entry in entries:
             if entry.when is not None:
@@ -198,34 +195,42 @@ class Gates:
                 if (device := ids_TK.device) not in tables:
                     tables[device] = column_E.to(device)
                 columns = [of(number).to(device) for number in numbers]
-                return torch.stack([torch.ones_like(columns[0]), *columns], 1).gather(1, tables[device][ids_TK])
+                return torch.cat([torch.ones_like(columns[0]), *columns], 1).gather(1, tables[device][ids_TK])
 
             return parts
 
-        return ExpertParts(gathered(self.opened), gathered(self.factor) if ramps else None)
+        return ExpertParts(gathered(self.opened), gathered(self._part) if ramps else None)
+
+    def _part(self, number: int) -> Tensor:
+        part_T1 = self.factor(number)
+        return self.opened(number).float() if part_T1 is None else part_T1
 
     def end(self) -> State:
         """The rows' state behind the forward, for the cache."""
         for number in range(len(self._whens)):
-            self.factor(number)
+            self.opened(number)
         self._seen = None
         state = dict(self._state)
         for part, names in zip(self._parts, self._of_source, strict=True):
             for short, full in names.items():
                 state[full] = part[short]
+        self._ended = state
         return state
 
     def take_logits(self, logits_BSV: Tensor, cache: Any) -> None:
         """Keep what the newest token's logits say for the next forward."""
         rows = rows_on(cache)
-        if rows is None or f"{self._key}w0" not in rows.gates:
+        if rows is None or self._names[0] not in rows.gates:
             return
         found = {
-            f"{self._key}{number}/value_B": source.of(logits_BSV[:, -1]).to(rows.seen_B.device)
-            for number, source in enumerate(self._sources.values())
+            names["value_B1"]: source.of(logits_BSV[:, -1]).to(rows.seen_B.device)
+            for names, source in zip(self._of_source, self._sources.values(), strict=True)
             if isinstance(source, Confidence)
         }
-        cache.steering_rows = dataclasses.replace(rows, gates={**rows.gates, **found})
+        if rows.gates is self._ended:  # nobody else has it
+            self._ended.update(found)
+        else:
+            cache.steering_rows = dataclasses.replace(rows, gates={**rows.gates, **found})
 
     def _open_of(self, number: int) -> Tensor:
         assert self._seen is not None
@@ -233,16 +238,17 @@ class Gates:
             one, value_BS = self._conditions[number], self._source_of[number].value_BS
             if value_BS is None:
                 raise RuntimeError(f"the gate on {one} was asked before the layer of its probe had run")
-            name = f"{self._key}c{number}"
-            self._open[number] = holds(one, value_BS, self._state[name], self._real_BS)
-            self._state[name] = self._open[number][:, -1]
+            name = self._condition_names[number]
+            open_BS = self._open[number] = holds(one, value_BS, self._state[name], self._real_BS)
+            self._state[name] = open_BS if self._real_BS is None else open_BS[:, -1:]
         return self._open[number]
 
     def _fresh(self, num_rows: int, device: torch.device) -> State:
-        zeros_B = torch.zeros(num_rows, dtype=torch.long, device=device)
-        state: State = dict.fromkeys(self._own, zeros_B)
-        for number in range(len(self._conditions)):
-            state[f"{self._key}c{number}"] = zeros_B > 0
+        closed_B1 = torch.zeros((num_rows, 1), dtype=torch.bool, device=device)
+        state: State = dict.fromkeys(self._own, closed_B1)
+        for when, name in zip(self._whens, self._names, strict=True):
+            if when.ramp > 1:
+                state[name] = closed_B1.long()
         for source, names in zip(self._sources.values(), self._of_source, strict=True):
             for short, value in source.fresh(num_rows, device).items():
                 state[names[short]] = value

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from moe_steer.gates.conditions import Condition
 from moe_steer.gates.probe import Probe
-from moe_steer.tokens.positions import Tokens, carried
+from moe_steer.tokens.forward_tokens import Tokens
+from moe_steer.tokens.positions import carried
 
 State = dict[str, Tensor]
-"""What a row carries from forward to forward, by name: tensors [B] or [B, N]."""
+"""What a row carries from forward to forward, by name: tensors [B] or [B, N]. What decoding reads as it is has one column, [B, 1]."""
 
 
 class Source(ABC):
@@ -54,18 +55,18 @@ class Probed(Source):
     def __init__(self, probe: Probe, at_prompt_end: bool) -> None:
         super().__init__()
         self.probe, self._at_prompt_end = probe, at_prompt_end
-        self._weights: dict[torch.device, Tensor] = {}
+        self._weights: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._seen: Tokens | None = None
         self._state: State = {}
 
     def fresh(self, num_rows: int, device: torch.device) -> State:
-        return {"value_B": torch.full((num_rows,), math.nan, device=device)} if self._at_prompt_end else {}
+        return {"value_B1": torch.full((num_rows, 1), math.nan, device=device)} if self._at_prompt_end else {}
 
     def begin(self, seen: Tokens, state: State) -> None:
         self._seen, self._state = seen, state
         self.value_BS = None
         if self._at_prompt_end and not seen.has_prompt:
-            self.value_BS = state["value_B"][:, None].expand(seen.real_BS.shape)
+            self.value_BS = state["value_B1"]
 
     def read(self, hidden_BSD: Tensor) -> None:
         """Take the output of the probe's layer."""
@@ -77,13 +78,15 @@ class Probed(Source):
                 f"layer {self.probe.layer} returns {list(hidden_BSD.shape)}: this family has no single residual stream to probe"
             )
         if (device := hidden_BSD.device) not in self._weights:
-            self._weights[device] = self.probe.weight_D.to(device)
-        odds_BS = hidden_BSD.detach().float() @ self._weights[device]
-        value_BS = (odds_BS + self.probe.bias).sigmoid().to(seen.real_BS.device)
+            self._weights[device] = (self.probe.weight_D.to(device), torch.full((1,), self.probe.bias, device=device))
+        weight_D, bias_1 = self._weights[device]
+        hidden_TD = hidden_BSD.detach().float().flatten(0, 1)
+        value_BS = torch.addmv(bias_1, hidden_TD, weight_D).sigmoid_().view(seen.shape)
+        value_BS = value_BS if device == seen.device else value_BS.to(seen.device)
         if self._at_prompt_end:
             ends_BS = seen.real_BS & (seen.number_BS == -1)
-            columns_BT = carried(self._state["value_B"], value_BS, ends_BS)
-            self._state["value_B"] = columns_BT[:, -1]
+            columns_BT = carried(self._state["value_B1"][:, 0], value_BS, ends_BS)
+            self._state["value_B1"] = columns_BT[:, -1:]
             value_BS = torch.where(seen.number_BS >= 0, columns_BT[:, 1:], math.nan)
         self.value_BS = value_BS
 
@@ -96,25 +99,25 @@ class Confidence(Source):
         self._of = of
 
     def fresh(self, num_rows: int, device: torch.device) -> State:
-        return {"value_B": torch.full((num_rows,), math.nan, device=device)}
+        return {"value_B1": torch.full((num_rows, 1), math.nan, device=device)}
 
     def begin(self, seen: Tokens, state: State) -> None:
-        length = seen.real_BS.shape[1]
-        if length > 1 and bool(((seen.number_BS >= 0) & seen.real_BS).any()):
+        if seen.shape[1] > 1 and bool(((seen.number_BS >= 0) & seen.real_BS).any()):
             raise ValueError(
                 f"a gate on {self._of} reads the logits of the token before: feed generated tokens one by one through a cache, or "
                 "gate on a probe"
             )
-        value_BS = state["value_B"][:, None].expand(seen.real_BS.shape)
+        value_BS = state["value_B1"]
         self.value_BS = torch.where(seen.number_BS >= 0, value_BS, math.nan) if seen.has_prompt else value_BS
 
     def of(self, logits_BV: Tensor) -> Tensor:
-        """[B], of the logits of the newest token."""
-        shares_BV = logits_BV.float().softmax(-1)
+        """[B, 1], of the logits of the newest token."""
         if self._of == "margin":
-            first_B2 = shares_BV.topk(2, -1).values
-            return first_B2[:, 0] - first_B2[:, 1]
-        return torch.special.entr(shares_BV).sum(-1)
+            first_B2 = logits_BV.float().softmax(-1).topk(2, -1).values
+            return first_B2[:, :1] - first_B2[:, 1:]
+        # A share below exp(-200) is 0, and so is its part of the sum, also where a logit is -inf.
+        logs_BV = logits_BV.float().log_softmax(-1).clamp_(min=-200.0)
+        return logs_BV.exp().mul_(logs_BV).sum(-1, keepdim=True).neg_()
 
 
 class Repeated(Source):

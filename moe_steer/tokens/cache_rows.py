@@ -5,12 +5,32 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RowName:
+    """Who a row is, so that what happens in it can be counted: no two rows have one, wherever they move. A copy of a row, and one that is
+    named anew, has another name with the old ones as ``parents``: what was before belongs to it too."""
+
+    sample: Any = None
+    """What the row's caller calls it; None where nobody did."""
+    parents: tuple[RowName, ...] = ()
+    apart: bool = False
+    """A copy on which something is tried: no count of rows has it."""
+
+    def copy(self) -> RowName:
+        """The name of a copy of the row."""
+        return dataclasses.replace(self, parents=(self,))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RowName:
+        return self.copy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +53,22 @@ class Rows:
     """Whether phase and line were tracked from the first token on."""
     gates: Mapping[str, Tensor] = field(default_factory=dict)
     """State of the gates of every ``steer`` block, by its own names: tensors [B] or [B, N]."""
+    names: tuple[RowName, ...] = ()
+    """Of each row, where there are gates."""
 
     def select(self, index: Tensor) -> Rows:
         """The state of other rows, in their order."""
         index = index.to(self.seen_B.device)
         chosen: dict[str, Any] = {name: tensor[index] for name, tensor in self._tensors()}
         gates = {name: tensor[index] for name, tensor in self.gates.items()}
-        return dataclasses.replace(self, **chosen, gates=gates)
+        return dataclasses.replace(self, **chosen, gates=gates, names=self._names_of(index))
+
+    def _names_of(self, index: Tensor) -> tuple[RowName, ...]:
+        if not self.names:
+            return ()
+        rows = index.tolist()
+        copied = {row for row, number in Counter(rows).items() if number > 1}
+        return tuple(self.names[row].copy() if row in copied else self.names[row] for row in rows)
 
     def join(self, others: Sequence[Rows]) -> Rows:
         """The state of these rows, then of the others'; the number of forwards is that of these."""
@@ -49,7 +78,9 @@ class Rows:
         }
         known = [name for name in self.gates if all(name in part.gates for part in others)]
         gates = {name: torch.cat([part.gates[name] for part in parts]) for name in known}
-        return dataclasses.replace(self, **joined, gates=gates, follows_tags=all(part.follows_tags for part in parts))
+        names = tuple(name for part in parts for name in part.names) if all(part.names for part in parts) else ()
+        follows_tags = all(part.follows_tags for part in parts)
+        return dataclasses.replace(self, **joined, gates=gates, names=names, follows_tags=follows_tags)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for item in dataclasses.fields(self):
@@ -60,7 +91,8 @@ class Rows:
 class FollowsRows:
     """Mixed into a cache object: every operation on the cache's rows is applied to the rows' state too.
 
-    ``keep_rows`` and ``add_rows`` are for code that moves the rows of the cache's layers itself, and calls them after it.
+    ``keep_rows`` and ``add_rows`` are for code that moves the rows of the cache's layers itself, and calls them after it; ``name_rows`` for
+    code that knows whose the rows are.
     """
 
     steering_rows: Rows | None = None
@@ -100,6 +132,14 @@ class FollowsRows:
         known = self.steering_rows is not None and len(theirs) == len(others)
         self.steering_rows = self.steering_rows.join(theirs) if self.steering_rows is not None and known else None
 
+    def name_rows(self, samples: Sequence[Any] | None) -> None:
+        """Each row is of this sample; None: they are copies on which something is tried, and of none."""
+        rows = self.steering_rows
+        if rows is not None and rows.names:
+            named = zip(rows.names, [None] * len(rows.names) if samples is None else samples, strict=True)
+            names = tuple(RowName(sample, (name,), samples is None) for name, sample in named)
+            self.steering_rows = dataclasses.replace(rows, names=names)
+
     def _keep(self, index: Tensor) -> None:
         if self.steering_rows is not None:
             self.steering_rows = self.steering_rows.select(index)
@@ -120,7 +160,10 @@ def leave_rows(cache: Any, rows: Rows) -> None:
     others = cache.steering_rows
     nested = others is not None and others.forwards == rows.forwards
     if nested and others.gates:
-        rows = dataclasses.replace(rows, gates={**others.gates, **rows.gates})
+        names = others.names
+        if rows.names and rows.names != names:  # the first forward: each block has named the rows
+            names = tuple(RowName(parents=both) for both in zip(names, rows.names, strict=True))
+        rows = dataclasses.replace(rows, gates={**others.gates, **rows.gates}, names=names)
     if nested and others.follows_tags and not rows.follows_tags:
         rows = dataclasses.replace(
             rows, phase_B=others.phase_B, bits_B=others.bits_B, tail_BN=others.tail_BN, follows_tags=True

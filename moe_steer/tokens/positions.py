@@ -23,15 +23,15 @@ Definitions, one row at a time, padding never counted:
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_steer.thinking import THOUGHT
-from moe_steer.tokens.cache_rows import Rows, leave_rows, rows_on
+from moe_steer.tokens.cache_rows import RowName, Rows, leave_rows, rows_on
+from moe_steer.tokens.forward_tokens import Follower, Tokens
 from moe_steer.tokens.ragged import in_scope, started_phases
 from moe_steer.tokens.scopes import (
     SpecialTokens,
@@ -63,34 +63,6 @@ def tag_scopes(scopes: Collection[str]) -> list[str]:
     return sorted(text for text in scopes if parse_scope(text).kind in TAG_SCOPES)
 
 
-class Tokens(NamedTuple):
-    """What is known of a forward's tokens when it begins."""
-
-    ids_BS: Tensor | None
-    real_BS: Tensor
-    number_BS: Tensor
-    """Of the generated token, below 0 in the prompt."""
-    mask: Callable[[str], Tensor | None]
-    """Scope -> bool [T]; None: every token."""
-    has_prompt: bool
-    """Whether a token of it may be of a prompt."""
-
-    def scope_BS(self, scope: str) -> Tensor:
-        """The tokens of a scope."""
-        mask_T = self.mask(scope)
-        return self.real_BS if mask_T is None else mask_T.view(self.real_BS.shape)
-
-
-class Follower(Protocol):
-    """Keeps a state of its own for each row, on the cache (``Rows.gates``)."""
-
-    def begin(self, tokens: Tokens, rows: Rows, after: Rows) -> None:
-        """Take the tokens of a forward and the rows as they were before it; ``after``: as they are behind it."""
-
-    def end(self) -> Mapping[str, Tensor]:
-        """The rows' state behind the forward."""
-
-
 class PositionTracker:
     """Gives ``mask(scope)`` for the current forward. ``hooks.call_hooks`` on the decoder calls it."""
 
@@ -105,7 +77,7 @@ class PositionTracker:
         self._scopes = {text: parse_scope(text) for text in scopes}
         kinds = {scope.kind for scope in self._scopes.values()}
         self._follows_tags = bool(kinds & TAG_SCOPES)
-        self._needs_prompt = bool(kinds & PROMPT_SCOPES)
+        self._needs_prompt = bool(kinds & PROMPT_SCOPES) or follower is not None
         self._special = special
         if special is not None:
             for text, scope in self._scopes.items():
@@ -125,68 +97,67 @@ class PositionTracker:
         self._follower = follower
         self._classes_V: Tensor | None = None
         self._masks: dict[str, Tensor | None] | None = None
-        self._rows: Rows | None = None
+        self._next: dict[str, Any] | None = None
+        """What ``Rows`` will say behind the forward that runs."""
 
     def before(self, call: dict[str, Any]) -> None:
         """Compute the masks of the tokens that enter the decoder now."""
-        self._rows = None  # left by a forward that ended in an error
+        self._next = None  # left by a forward that ended in an error
         ids_BS = call.get("input_ids")
-        tokens: Tensor = ids_BS if ids_BS is not None else call["inputs_embeds"][..., 0]
+        ids: Tensor = ids_BS if ids_BS is not None else call["inputs_embeds"][..., 0]
         mask = call.get("attention_mask")
-        num_rows, length = tokens.shape
+        num_rows, length = ids.shape
         known = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length
-        real_BS = mask[:, -length:].to(tokens.device).bool() if isinstance(mask, Tensor) and known else None
+        real_BS = mask[:, -length:].to(ids.device) if isinstance(mask, Tensor) and known else None
         # On a GPU the test for padding would wait for the device.
-        whole = real_BS is None or (real_BS.device.type == "cpu" and bool(real_BS.all()))
-        everywhere = None if real_BS is None or whole else real_BS.reshape(-1)
-        self._masks = {"all": everywhere}
+        if real_BS is not None and real_BS.device.type == "cpu" and bool(real_BS.all()):
+            real_BS = None
+        real_BS = None if real_BS is None else real_BS.bool()
+        self._masks = {"all": None if real_BS is None else real_BS.reshape(-1)}
         if not self._follows_tags and not self._needs_prompt:
             return
         if mask is not None and not known:
             raise ValueError(
                 "a plan with a scope needs a 2-D attention mask [batch, tokens] (or none): pass that, or use scope all"
             )
-        if real_BS is None:
-            real_BS = torch.ones(num_rows, length, dtype=torch.bool, device=tokens.device)
-        rows = self._rows_of(call, real_BS)
+        rows = self._rows_of(call, num_rows, real_BS, ids)
+        has_prompt = length > 1 or rows.forwards == 0 or self._prompt_lengths is not None
+        tokens = Tokens((num_rows, length), ids_BS, real_BS, rows, self.mask, has_prompt)
         phase_BS = tail_BN = None
         ends = None
         if self._follows_tags:
             ids_BS = self._ids(ids_BS)
             # Columns: the state before this forward, then the state after each of its tokens.
-            started_BS, tail_BN = self._started(rows.tail_BN, ids_BS, real_BS)
-            phase_BS = carried(rows.phase_B, started_BS - 1, real_BS & (started_BS > 0))
-            ends = sentence_ends(rows.bits_B, self._bits(ids_BS), real_BS, carried)
-        number_BS = rows.seen_B[:, None] + real_BS.cumsum(1) - 1 - rows.prompt_B[:, None]  # of the generated token
+            started_BS, tail_BN = self._started(rows.tail_BN, ids_BS, tokens.real_BS)
+            phase_BS = carried(rows.phase_B, started_BS - 1, tokens.real_BS & (started_BS > 0))
+            ends = sentence_ends(rows.bits_B, self._bits(ids_BS), tokens.real_BS, carried)
         for text, scope in self._scopes.items():
             if scope.kind != "all":
-                mask_BS = real_BS & in_scope(scope, number_BS, self._thought(phase_BS, number_BS), phase_BS, ends)
-                self._masks[text] = mask_BS.reshape(-1)
-        self._rows = Rows(
-            seen_B=rows.seen_B + real_BS.sum(1),
-            prompt_B=rows.prompt_B,
-            phase_B=rows.phase_B if phase_BS is None else phase_BS[:, -1],
-            bits_B=rows.bits_B if ends is None else ends.bits_BT[:, -1],
-            tail_BN=rows.tail_BN if tail_BN is None else tail_BN,
-            forwards=rows.forwards + 1,
-            follows_tags=self._follows_tags,
-        )
+                number_BS = tokens.number_BS
+                mask_BS = in_scope(scope, number_BS, self._thought(phase_BS, number_BS), phase_BS, ends)
+                self._masks[text] = (mask_BS if real_BS is None else real_BS & mask_BS).reshape(-1)
+        self._next = {
+            "seen_B": tokens.seen_B(),
+            "prompt_B": rows.prompt_B,
+            "phase_B": rows.phase_B if phase_BS is None else phase_BS[:, -1],
+            "bits_B": rows.bits_B if ends is None else ends.bits_BT[:, -1],
+            "tail_BN": rows.tail_BN if tail_BN is None else tail_BN,
+            "forwards": rows.forwards + 1,
+            "follows_tags": self._follows_tags,
+            "names": rows.names,
+        }
         if self._follower is not None:
-            has_prompt = length > 1 or rows.forwards == 0 or self._prompt_lengths is not None
-            tokens_seen = Tokens(ids_BS, real_BS, number_BS, self.mask, has_prompt)
-            self._follower.begin(tokens_seen, rows, self._rows)
+            self._follower.begin(tokens, rows)
 
     def after(self, call: dict[str, Any], output: Any) -> None:
         """Store the rows' state on the cache for the next forward."""
-        if self._rows is None:
-            self._masks = None
+        known, self._next, self._masks = self._next, None, None
+        if known is None:
             return
-        if self._follower is not None:
-            self._rows = dataclasses.replace(self._rows, gates=self._follower.end())
+        gates = {} if self._follower is None else self._follower.end()
         cache = cache_of(call, output)
         if cache is not None:
-            leave_rows(cache, self._rows)
-        self._masks = self._rows = None
+            leave_rows(cache, Rows(**known, gates=gates))
 
     def mask(self, scope: str) -> Tensor | None:
         """bool [T], T = B*S row by row: which tokens are real and in scope. None means every token."""
@@ -196,10 +167,10 @@ class PositionTracker:
             raise RuntimeError(f"scope {scope!r} needs the whole model to run: a layer was called on its own")
         return self._masks[scope]
 
-    def _rows_of(self, call: dict[str, Any], real_BS: Tensor) -> Rows:
+    def _rows_of(self, call: dict[str, Any], num_rows: int, real_BS: Tensor | None, ids_BS: Tensor) -> Rows:
         cache = cache_of(call)
         past = cache.get_seq_length() if cache is not None else 0
-        num_rows, device = len(real_BS), real_BS.device
+        device = ids_BS.device
         if past:
             rows = rows_on(cache)
             if rows is None or (self._follows_tags and not rows.follows_tags):
@@ -222,11 +193,12 @@ class PositionTracker:
                 raise ValueError(
                     "scope prompt, generated or after:N without a cache cannot tell where the prompt ends: pass prompt_lengths"
                 )
-            prompt_B = real_BS.sum(1)
+            prompt_B = (torch.ones_like(ids_BS, dtype=torch.bool) if real_BS is None else real_BS).sum(1)
         zeros_B = torch.zeros(num_rows, dtype=torch.long, device=device)
         longest = 1 if self._special is None or self._special.tags is None else len(self._special.tags.forms[0][0])
         tail_BN = torch.full((num_rows, longest - 1), -1, dtype=torch.long, device=device)
-        return Rows(seen_B=zeros_B, prompt_B=prompt_B, phase_B=zeros_B, bits_B=zeros_B, tail_BN=tail_BN)
+        names = () if self._follower is None else tuple(RowName() for _ in range(num_rows))
+        return Rows(seen_B=zeros_B, prompt_B=prompt_B, phase_B=zeros_B, bits_B=zeros_B, tail_BN=tail_BN, names=names)
 
     def _ids(self, ids_BS: Tensor | None) -> Tensor:
         if ids_BS is None or self._special is None:

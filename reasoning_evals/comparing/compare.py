@@ -84,7 +84,7 @@ def _summarise(table: Table, k: int, clusters: Sequence[str] | None) -> ArmSumma
         wrong=table.share("wrong"),
         no_answer=table.share("no_answer", "cut"),
         truncated=table.share("truncated", "unclosed"),
-        grader_failed=table.share("grader_timeout", "grader_error"),
+        grader_failed=table.share("grader_error"),
         domains={
             name: _domain([correct[i] for i in of], clusters and [clusters[i] for i in of])
             for name, of in sorted(domains.items())

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from reasoning_evals.comparing.comparison import Difference, Measure
 from reasoning_evals.comparing.statistics import mean_estimate, paired_difference
 from reasoning_evals.comparing.tables import clusters_of, default_pairs, tables_of
-from reasoning_evals.grading import num_parts, part_outcomes
+from reasoning_evals.grading import num_parts, part_verdicts
 from reasoning_evals.problems import Problem
 from reasoning_evals.runs import GradeRow
 
@@ -35,8 +35,8 @@ def credit(problem: Problem, row: GradeRow) -> float:
     """The share of the problem's parts that a graded answer has right; 0 for an answer that was not reached."""
     if row.correct or row.outcome != "wrong" or row.extracted is None:
         return float(row.correct)
-    outcomes = part_outcomes(problem, row.extracted)
-    return sum(outcome == "correct" for outcome in outcomes) / len(outcomes)
+    verdicts = list(part_verdicts(problem, row.extracted))
+    return sum(verdict.outcome == "correct" for verdict in verdicts) / len(verdicts)
 
 
 def part_credits(rows: Sequence[GradeRow], problems: Sequence[Problem], baseline: str = "baseline") -> list[PartCredit]:

@@ -12,6 +12,7 @@ from reasoning_evals.engines.cache_rows import (
     drop_columns,
     drop_newest,
     join_rows,
+    name_rows,
     select_rows,
 )
 from reasoning_evals.engines.decoder import Decoder
@@ -177,11 +178,13 @@ class Batch:
             raise ValueError(
                 f"{type(self._decoder.model).__name__} hands back no key-value cache: serve the model and use --endpoint"
             )
-        if len(rows) == len(source):
-            return output.logits[:, -1]
-        index = torch.tensor(source, device=mask_BT.device)
-        select_rows(self._cache, index, len(rows))
-        return output.logits[index, -1]
+        logits_BV: Tensor = output.logits[:, -1]
+        if len(rows) < len(source):
+            index = torch.tensor(source, device=mask_BT.device)
+            select_rows(self._cache, index, len(rows))
+            logits_BV = logits_BV[index]
+        name_rows(self._cache, [request.key for request in self._requests])
+        return logits_BV
 
     def _choose(self, logits_BV: Tensor) -> list[Finished]:
         """Write the next token of each row; the rows that are finished with it leave."""

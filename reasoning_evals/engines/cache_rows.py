@@ -7,8 +7,8 @@ other rows of that state, so whatever tensors the method left alone are selected
 Joining needs to know what each tensor means, so it is done for the library's own kinds alone (``can_join``). A kind of a model's
 own may count columns, padding included, as compressed and block-sparse attention do: its rows must have no padding at all.
 
-Code that keeps state of its own for each row on the cache follows by two methods of the cache: ``keep_rows(indices)`` and
-``add_rows(others)``.
+Code that keeps state of its own for each row on the cache follows by three methods of the cache: ``keep_rows(indices)``,
+``add_rows(others)`` and ``name_rows(samples)``.
 """
 
 from __future__ import annotations
@@ -78,7 +78,14 @@ def fork_rows(cache: Any, indices: Tensor, num_rows: int) -> Any:
         if isinstance(layer, GrowingLayer):
             layer.leave_room()
     select_rows(forked, indices, num_rows)
+    name_rows(forked, None)
     return forked
+
+
+def name_rows(cache: Any, samples: Sequence[Any] | None) -> None:
+    """Say of which sample each row is, to whom counts by row; None: they are copies to try something on."""
+    if hasattr(cache, "name_rows"):
+        cache.name_rows(samples)
 
 
 def join_rows(cache: Any, others: Sequence[Any], width: int, most: int) -> None:

@@ -1,14 +1,11 @@
-from reasoning_evals.grading.dispatch import TIME_LIMIT as TIME_LIMIT
 from reasoning_evals.grading.dispatch import grade as grade
 from reasoning_evals.grading.dispatch import grade_answer as grade_answer
-from reasoning_evals.grading.dispatch import grade_many as grade_many
 from reasoning_evals.grading.dispatch import grade_parts as grade_parts
 from reasoning_evals.grading.dispatch import grade_thought as grade_thought
 from reasoning_evals.grading.dispatch import num_parts as num_parts
-from reasoning_evals.grading.dispatch import part_outcomes as part_outcomes
+from reasoning_evals.grading.expressions import part_verdicts as part_verdicts
 from reasoning_evals.grading.expressions import type_of as type_of
 from reasoning_evals.grading.numbers import read_amount as read_amount
 from reasoning_evals.grading.records import OUTCOMES as OUTCOMES
 from reasoning_evals.grading.records import Grade as Grade
 from reasoning_evals.grading.records import Verdict as Verdict
-from reasoning_evals.grading.workers import WorkerPool as WorkerPool

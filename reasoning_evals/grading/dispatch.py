@@ -3,56 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 from reasoning_evals.answers import Extraction, boxes, extract_answer
 from reasoning_evals.grading.expressions import grade_expression, grade_list, part_verdicts, read_list
 from reasoning_evals.grading.latex import clean
-from reasoning_evals.grading.records import Grade, Verdict
+from reasoning_evals.grading.records import Grade, Verdict, wrong
 from reasoning_evals.grading.values import GRADERS, read_choice
-from reasoning_evals.grading.workers import WorkerPool
 from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.thinking import Thought, split_thought
 
-TIME_LIMIT = 5.0
-"""Seconds for one comparison in a worker."""
 
-
-def grade(
-    problem: Problem,
-    text: str | None,
-    opened: bool = False,
-    *,
-    timeout: float = TIME_LIMIT,
-    pool: WorkerPool | None = None,
-) -> Grade:
+def grade(problem: Problem, text: str | None, opened: bool = False) -> Grade:
     """The verdict on one generated text, of whose model nothing is known (``split_thought``).
 
-    ``opened``: the prompt ended inside the thought. ``timeout`` limits a comparison that needs a worker process; ``pool``: the
-    workers to use. No text makes this function raise.
+    ``opened``: the prompt ended inside the thought. No text makes this function raise.
     """
-    return grade_thought(problem, split_thought(text, opened), timeout=timeout, pool=pool)
+    return grade_thought(problem, split_thought(text, opened))
 
 
-def grade_parts(
-    problem: Problem,
-    text: str | None,
-    opened: bool = False,
-    *,
-    timeout: float = TIME_LIMIT,
-    pool: WorkerPool | None = None,
-) -> list[Grade]:
+def grade_parts(problem: Problem, text: str | None, opened: bool = False) -> list[Grade]:
     """The verdict on each value of a list, for credit by part: the mean of ``is_correct``. Other answer types have one part.
 
     Parts are told apart by "(a) ... (b) ..." or as values of a list; the values of an ordered list are judged by their place.
     """
-    whole = grade(problem, text, opened, timeout=timeout, pool=pool)
+    whole = grade(problem, text, opened)
     if problem.answer_type != "list":
         return [whole]
     if whole.extracted is None or whole.is_correct:
         return [whole] * max(1, num_parts(problem))
-    verdicts = part_verdicts(problem, whole.extracted, timeout, pool)
+    verdicts = part_verdicts(problem, whole.extracted)
     return [Grade(verdict.outcome, whole.extracted, verdict.reason, whole.method) for verdict in verdicts]
 
 
@@ -61,16 +40,7 @@ def num_parts(problem: Problem) -> int:
     return len(read_list(problem.target)[0]) if problem.answer_type == "list" else 1
 
 
-def part_outcomes(
-    problem: Problem, answer: str, *, timeout: float = TIME_LIMIT, pool: WorkerPool | None = None
-) -> list[str]:
-    """The outcome of each part of a list's extracted answer."""
-    return [verdict.outcome for verdict in part_verdicts(problem, answer, timeout, pool)]
-
-
-def grade_thought(
-    problem: Problem, thought: Thought, *, timeout: float = TIME_LIMIT, pool: WorkerPool | None = None
-) -> Grade:
+def grade_thought(problem: Problem, thought: Thought) -> Grade:
     """The verdict on a text that is split already. A thought that never closes is "truncated"; otherwise the final answer is
     taken from the answer part alone."""
     if problem.answer_type == LABEL:
@@ -86,51 +56,31 @@ def grade_thought(
         found = _letter_beside_box(thought.answer, found)
     if found is None:
         return Grade("no_answer", None, "no final answer after the thought" if thought.answer else "no answer part")
-    verdict = grade_answer(problem, found.text, timeout=timeout, pool=pool)
+    verdict = grade_answer(problem, found.text)
     reason = verdict.reason if found.method == "box" else f"{verdict.reason}; no box, taken from: {found.method}"
     return Grade(verdict.outcome, found.text, reason, found.method)
 
 
-def grade_answer(
-    problem: Problem,
-    answer: str,
-    *,
-    timeout: float = TIME_LIMIT,
-    pool: WorkerPool | None = None,
-    in_process: bool = False,
-) -> Verdict:
-    """The verdict on a final answer that was already extracted. ``in_process``: start no worker, for quick checks of many
-    answers."""
+def grade_answer(problem: Problem, answer: str) -> Verdict:
+    """The verdict on a final answer that was already extracted."""
     try:
         if problem.answer_type == "expression":
-            return grade_expression(problem, answer, timeout, pool, in_process)
+            return grade_expression(problem, answer)
         if problem.answer_type == "list":
-            return grade_list(problem, answer, timeout, pool, in_process)
+            return grade_list(problem, answer)
         return GRADERS[problem.answer_type](problem, answer)
+    except RecursionError:
+        return wrong("nested too deep")
     except Exception as error:  # one answer must not end a run; the outcome keeps it visible
         return Verdict("grader_error", f"{type(error).__name__}: {error}")
 
 
-def grade_many(
-    pairs: Iterable[tuple[Problem, str | None]], workers: int = 1, timeout: float = TIME_LIMIT, opened: bool = False
-) -> list[Grade]:
-    """The verdicts on many (problem, text) pairs, in order; ``workers`` comparisons run in worker processes at a time."""
-    with WorkerPool(workers) as pool:
-        if workers == 1:
-            return [grade(problem, text, opened, timeout=timeout, pool=pool) for problem, text in pairs]
-        with ThreadPoolExecutor(workers) as threads:
-            jobs = [threads.submit(grade, problem, text, opened, timeout=timeout, pool=pool) for problem, text in pairs]
-            return [job.result() for job in jobs]
-
-
 def _list_of_boxes(problem: Problem, answer: str, found: Extraction | None) -> Extraction | None:
     """Several boxes with one value each may be one list; if the last box contains a list itself, it alone is the answer."""
-    if found is None or found.method != "box" or len(read_list(found.text)[0]) != 1:
+    expected = num_parts(problem)
+    if found is None or found.method != "box" or expected < 2 or len(read_list(found.text)[0]) != 1:
         return found
     values = boxes(answer)
-    expected = len(read_list(problem.target)[0])
-    if expected < 2:
-        return found
     blocks = [values[start : start + expected] for start in range(0, len(values), expected)]
     if all(
         sorted(map(clean, block)) == sorted(map(clean, blocks[0])) for block in blocks

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from math import comb, factorial, isqrt
 from typing import Any
 
 import mpmath
@@ -25,7 +25,7 @@ def context() -> Any:
 
 
 def exact(tree: Tree) -> Fraction | None:
-    """The rational value; None where a part may be irrational (symbols, functions, inexact roots, huge powers)."""
+    """The rational value; None where a part may be irrational (symbols, functions, roots, huge powers)."""
     kind = tree[0]
     if kind == "num":
         return tree[1]
@@ -36,15 +36,6 @@ def exact(tree: Tree) -> Fraction | None:
     if kind == "pow":
         base, exponent = exact(tree[1]), exact(tree[2])
         return None if base is None or exponent is None else _exact_power(base, exponent)
-    if kind == "binom":
-        above, below = exact(tree[1]), exact(tree[2])
-        small = above is not None and below is not None and above.denominator == below.denominator == 1
-        if small and above is not None and below is not None and 0 <= below <= above <= 5000:
-            return Fraction(comb(int(above), int(below)))
-        return None
-    if kind == "call" and tree[1] in ("abs", "factorial"):
-        value = exact(tree[2])
-        return None if value is None else _exact_call(tree[1], value)
     return None
 
 
@@ -103,49 +94,11 @@ def _bits(value: Fraction) -> int:
 
 
 def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
-    if exponent.denominator > 64 or (base < 0 and exponent.denominator % 2 == 0):
-        return None  # an even root of a negative number is complex
-    root = _exact_root(base, exponent.denominator)
-    if root is None:
+    if exponent.denominator != 1 or abs(exponent) * _bits(base) > MAX_BITS:
         return None
-    power = exponent.numerator
-    if root == 0 and power < 0:
+    if base == 0 and exponent < 0:
         raise Unreadable("divides by zero")
-    if abs(power) * max(_bits(root), 1) > MAX_BITS and root not in (0, 1, -1):
-        return None
-    return root**power if root not in (0, 1, -1) else (root if power % 2 else root * root) if power else Fraction(1)
-
-
-def _exact_root(value: Fraction, degree: int) -> Fraction | None:
-    """The real root, None where it is not rational. Odd roots of negative numbers are negative."""
-    if degree == 1:
-        return value
-    if value < 0:
-        root = _exact_root(-value, degree) if degree % 2 else None
-        return None if root is None else -root
-    above, below = _integer_root(value.numerator, degree), _integer_root(value.denominator, degree)
-    return None if above is None or below is None else Fraction(above, below)
-
-
-def _integer_root(value: int, degree: int) -> int | None:
-    """The root of a perfect power of a natural number, by bisection."""
-    if degree == 2:
-        root = isqrt(value)
-    else:
-        low, high = 0, 1 << (value.bit_length() // degree + 1)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if middle**degree <= value else (low, middle - 1)
-        root = low
-    return root if root**degree == value else None
-
-
-def _exact_call(name: str, value: Fraction) -> Fraction | None:
-    if name == "abs":
-        return abs(value)
-    if value.denominator == 1 and 0 <= value <= 1000:
-        return Fraction(factorial(int(value)))
-    return None
+    return base ** int(exponent)
 
 
 def _approximate(tree: Tree, values: Mapping[str, Any], ctx: Any) -> Any:
@@ -171,8 +124,20 @@ def _approximate(tree: Tree, values: Mapping[str, Any], ctx: Any) -> Any:
     if kind == "binom":
         above, below = _approximate(tree[1], values, ctx), _approximate(tree[2], values, ctx)
         return _factorial(above, ctx) / _factorial(below, ctx) / _factorial(above - below, ctx)
+    if kind == "of":
+        return _of_two(tree[1], _approximate(tree[2], values, ctx), _approximate(tree[3], values, ctx), ctx)
     value = _approximate(tree[2], values, ctx)
     return _FUNCTIONS[tree[1]](value, ctx)
+
+
+def _of_two(name: str, left: Any, right: Any, ctx: Any) -> Any:
+    if ctx.im(left) or ctx.im(right):
+        raise Unreadable(f"{name} is of real numbers")
+    if name in ("max", "min"):
+        return (max if name == "max" else min)(ctx.re(left), ctx.re(right))
+    if not (ctx.isint(left) and ctx.isint(right) and max(abs(left), abs(right)) < 10**DIGITS):
+        raise Unreadable(f"{name} is of whole numbers")
+    return ctx.mpf((math.gcd if name == "gcd" else math.lcm)(int(left), int(right)))
 
 
 def _symbol(name: str, values: Mapping[str, Any], ctx: Any) -> Any:
@@ -219,6 +184,8 @@ def _bounded(name: str) -> Callable[[Any, Any], Any]:
 
 _FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "abs": lambda value, ctx: abs(value),
+    "lfloor": lambda value, ctx: ctx.floor(value),
+    "lceil": lambda value, ctx: ctx.ceil(value),
     "factorial": _factorial,
     "exp": _exp,
     "ln": lambda value, ctx: ctx.log(value),

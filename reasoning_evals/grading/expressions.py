@@ -1,9 +1,8 @@
 r"""Grades expressions (equal as formulas, in whatever form), and lists: ordered in square or round brackets, in any order in
 braces or bare.
 
-Expressions: first our own grammar, exact and quick, in this process: numbers, algebra, elementary functions, tuples, sets,
-intervals, matrices, equations, inequalities. Only what it cannot read, and sympy may (integrals, sums, derivatives, set
-operations), goes to a worker process that can be killed.
+Expressions are numbers, algebra, elementary functions, tuples, sets, intervals, matrices, equations, inequalities. What the
+grammar does not read (integrals, sums, limits, derivatives of what has no formula) is right only where it is written as the target.
 
 Parts: an answer "(a) 5 m (b) 3 s" is an ordered list of its parts, without their letters. A list is right when all its values
 are; ``grade_parts`` tells them apart for who gives credit by part.
@@ -12,9 +11,7 @@ are; ``grade_parts`` tells them apart for who gives credit by part.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from functools import cache
 
 from reasoning_evals.grading.identity import same_answer
@@ -32,10 +29,9 @@ from reasoning_evals.grading.records import (
     top_level,
     wrong,
 )
-from reasoning_evals.grading.structure import letters, parse_answer, plus_minus, split_words
+from reasoning_evals.grading.structure import parse_answer, plus_minus, split_words
 from reasoning_evals.grading.units import parse_unit
 from reasoning_evals.grading.values import GRADERS, asks_percent, compare_amounts
-from reasoning_evals.grading.workers import WorkerFailed, WorkerPool, WorkerTimeout, shared_pool
 from reasoning_evals.problems import Problem
 
 MAX_ITEMS = 200
@@ -46,22 +42,12 @@ _CHOICE = re.compile(
     r"\(?(?:\\text\s*\{\s*)?\(?(?:true|false|yes|no)\)?\s*\}?\)?|(?:\\text\s*\{\s*)?\([A-J]\)\s*\}?", re.IGNORECASE
 )
 
-_FOR_SYMPY = re.compile(
-    r"\\(?:int|iint|iiint|oint|sum|prod|lim|partial|mathbb|cap|cup|setminus|in|notin|emptyset|varnothing|mid|det|max|min|gcd|lcm|pmod|bmod|"
-    r"begin|lfloor|lceil|overline|bar|dbinom|tbinom|leq|geq|neq|exists|forall|subset|Re|Im|arg)(?![a-zA-Z])|\\[\{|]|[<>]|\\frac\s*\{\s*d"
-)
-_RATIONAL = re.compile(r"[+-]?\d{1,300}(?:/0*[1-9]\d{0,300})?")
 _WORDS_BEHIND = re.compile(r"(?:\s*\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*\d\s*\}?)?|\s*\^\\circ)+\s*$")
 _UNIT_TEXT = re.compile(r"\d[\s}]*(?:\\text\s*\{|\\mu\s*\\text|\^\\circ)|\d\s+[a-zA-Z]+(?:/[a-zA-Z]+)?(?:\^?\d)?$")
 
 
-def grade_expression(
-    problem: Problem, answer: str, limit: float, pool: WorkerPool | None = None, in_process: bool = False
-) -> Verdict:
-    """The verdict on one expression; ``limit`` is the worker's time in seconds.
-
-    ``in_process``: use no worker; what only a worker could read is then wrong, and the reason says so.
-    """
+def grade_expression(problem: Problem, answer: str) -> Verdict:
+    """The verdict on one expression."""
     if len(answer) > MAX_CHARS:
         return wrong(f"answer of {len(answer)} characters is longer than {MAX_CHARS}")
     target, given = clean(problem.target), clean(answer)
@@ -69,8 +55,6 @@ def grade_expression(
         given = re.sub(r"\\?%", " /100 ", given).strip()
     if target.replace(" ", "") == given.replace(" ", ""):
         return correct("the same formula")
-    if _RATIONAL.fullmatch(target) and _RATIONAL.fullmatch(given):  # short and frequent
-        return _verdict(Fraction(target) == Fraction(given), target, given)
     if "=" in given:
         try:
             read_amount(given)
@@ -81,17 +65,12 @@ def grade_expression(
     if verdict := _as_quantity(problem, target, given):
         return verdict
     try:
-        wanted = parse_answer(target)
-        if wanted.kind == "words":
-            return _verdict(wanted.text == letters(given), target, given)
-        if same_answer(wanted, parse_answer(given)):
+        if same_answer(parse_answer(target), parse_answer(given)):
             return _verdict(True, target, given)
     except TooLarge as error:
         return wrong(str(error))
     except Unreadable as error:
-        if verdict := _without_words(target, given):
-            return verdict
-        return _by_worker(target, given, str(error), limit, None if in_process else pool or shared_pool())
+        return _without_words(target, given) or _unread(target, str(error))
     return _without_words(target, given) or _verdict(False, target, given)
 
 
@@ -114,7 +93,7 @@ def _verdict(same: bool, target: str, given: str) -> Verdict:
 
 def _as_quantity(problem: Problem, target: str, given: str) -> Verdict | None:
     """Compare a target with a unit as an exact quantity: 5 km is not 5 m, and 1000 m is 1 km."""
-    if not _UNIT_TEXT.search(target) or "," in target:
+    if not _UNIT_TEXT.search(target):
         return None
     try:
         amount = read_amount(target)
@@ -129,26 +108,8 @@ def _as_quantity(problem: Problem, target: str, given: str) -> Verdict | None:
     return verdict if marked or verdict.outcome == "correct" else None
 
 
-def _by_worker(target: str, given: str, why: str, limit: float, pool: WorkerPool | None) -> Verdict:
-    if not _FOR_SYMPY.search(target) and not _FOR_SYMPY.search(given):
-        return _unread_by_both(target, why)
-    if pool is None:
-        return wrong(f"{why}; not tried in a worker")
-    try:
-        reply = pool.call({"target": target, "answer": given}, limit)
-    except WorkerTimeout as error:
-        return Verdict("grader_timeout", str(error))
-    except WorkerFailed as error:
-        return Verdict("grader_error", str(error))
-    return {
-        "target": bad_target(f"{short(target)!r} cannot be read: {reply['detail']}"),
-        "answer": wrong(f"{short(given)!r} cannot be read: {reply['detail']}"),
-        "same": correct("equal formulas (sympy)"),
-        "different": wrong(f"{short(given)!r} is not equal to {short(target)!r} (sympy)"),
-    }[reply["verdict"]]
-
-
-def _unread_by_both(target: str, why: str) -> Verdict:
+def _unread(target: str, why: str) -> Verdict:
+    """Wrong, or the target's own fault."""
     try:
         same_answer(parse_answer(target), parse_answer(target))
     except Unreadable as error:
@@ -156,23 +117,16 @@ def _unread_by_both(target: str, why: str) -> Verdict:
     return wrong(why)
 
 
-def grade_list(
-    problem: Problem, answer: str, limit: float, pool: WorkerPool | None = None, in_process: bool = False
-) -> Verdict:
-    """Correct when there are as many values and each target value has its own equal answer, in order if the target is ordered.
-
-    ``limit`` is the time in seconds that workers may take for the whole list.
-    """
+def grade_list(problem: Problem, answer: str) -> Verdict:
+    """Correct when there are as many values and each target value has its own equal answer, in order if the target is ordered."""
     found, expected = len(read_list(answer[:MAX_CHARS])[0]), len(read_list(problem.target)[0])
     if found != expected and expected:
         return wrong(f"{found} values, expected {expected}")
-    parts = part_verdicts(problem, answer, limit, pool, in_process)
+    parts = part_verdicts(problem, answer)
     return next((part for part in parts if part.outcome != "correct"), correct(f"all {expected} values equal"))
 
 
-def part_verdicts(
-    problem: Problem, answer: str, limit: float, pool: WorkerPool | None = None, in_process: bool = False
-) -> Iterator[Verdict]:
+def part_verdicts(problem: Problem, answer: str) -> Iterator[Verdict]:
     """One verdict for each value of the target: on the answer at its place if the target is ordered, else on its own equal
     answer wherever it stands. An answer with more values than the target earns nothing: it may be a list of guesses."""
     targets, ordered = read_list(problem.target)
@@ -183,12 +137,10 @@ def part_verdicts(
     if len(answer) > MAX_CHARS or len(answers) > len(targets):
         yield from [wrong(f"{len(answers)} values, expected {len(targets)}")] * len(targets)
         return
-    deadline = time.monotonic() + limit
 
     @cache
     def judge(row: int, column: int) -> Verdict:
-        left = deadline - time.monotonic()
-        return _grade_item(problem, targets[row], answers[column], max(left, 0.01), pool, in_process or left <= 0)
+        return _grade_item(problem, targets[row], answers[column])
 
     if ordered:
         for index in range(len(targets)):
@@ -239,13 +191,11 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-def _grade_item(
-    problem: Problem, target: str, answer: str, limit: float, pool: WorkerPool | None, in_process: bool
-) -> Verdict:
+def _grade_item(problem: Problem, target: str, answer: str) -> Verdict:
     kind = type_of(target, problem.unit)
     item = Problem(problem.problem_id, problem.prompt, target, kind, unit=problem.unit, tolerance=problem.tolerance)
     if kind == "expression":
-        return grade_expression(item, answer, limit, pool, in_process)
+        return grade_expression(item, answer)
     return GRADERS[kind](item, answer)
 
 

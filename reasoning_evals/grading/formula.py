@@ -20,6 +20,7 @@ from reasoning_evals.grading.records import DEGREE, TooLarge, Tree, Unreadable, 
 from reasoning_evals.grading.scanner import ALIASES, GREEK
 
 _OPEN = {"(": ")", "[": "]", "{": "}"}
+_ROUNDED = {"lfloor": r"\rfloor", "lceil": r"\rceil"}
 
 
 class Reading(NamedTuple):
@@ -112,7 +113,10 @@ class _Reader(Commands):
                 self.slash = True
                 factor = self.implicit_tail(factor) if self.tight else factor
             return -1, signed(sign, factor)
-        if self.take("*") or self.take_command("cdot") or self.take_command("times"):
+        if self.command() in ("cdot", "times"):
+            self.skip_command()
+            return 1, signed(self.sign(), self.power())
+        if self.take("*"):
             return 1, signed(self.sign(), self.power())
         return (1, self.power()) if self.starts_factor() else None
 
@@ -127,10 +131,10 @@ class _Reader(Commands):
         nesting = self.nesting
         while self.peek() == "^":
             self.enter()
-            if self.at_degree_sign():
+            if sign := self.degree_sign():
                 if not self.symbols and not self.in_function:
                     break  # a unit
-                self.skip_degree_sign()
+                self.position = sign.end()
                 base = ("prod", ((1, base), (1, DEGREE)))
                 continue
             self.position += 1
@@ -145,7 +149,7 @@ class _Reader(Commands):
         else:
             sign = self.sign()
             tree = self.postfix(self.atom())
-            if self.peek() == "^" and not self.at_degree_sign():
+            if self.peek() == "^" and not self.degree_sign():
                 self.position += 1
                 tree = ("pow", tree, self.exponent())
             tree = signed(sign, tree)
@@ -168,8 +172,6 @@ class _Reader(Commands):
 
     def atom(self) -> Tree:
         char = self.peek()
-        if not char:
-            raise Unreadable("the formula ends too early")
         if (char.isdigit() and char.isascii()) or char == ".":
             start = self.position
             value = self.numeral()
@@ -183,6 +185,8 @@ class _Reader(Commands):
         if char == "|":
             return self.absolute()
         if char == "\\":
+            if rounded := _ROUNDED.get(self.command()):
+                return ("call", self.command(), self.group(rf"\{self.command()}", rounded))
             return self.group("\\{", "\\}") if self.text.startswith("\\{", self.position) else self.commanded()
         word = self.plain_word()
         if word in GREEK:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from reasoning_evals.grading.records import MINUS_ONE, Tree, Unreadable, signed
-from reasoning_evals.grading.scanner import DECORATIONS, FUNCTIONS, GREEK, Scanner, plain
+from reasoning_evals.grading.scanner import DECORATIONS, FUNCTIONS, GREEK, OF_SEVERAL, Scanner, plain
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
@@ -23,13 +23,17 @@ _UNICODE = {
     "∕": "/", "≈": r"\approx ", "≃": r"\approx ", "≅": r"\approx ", "∼": r"\sim ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ",
     "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
     "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "∖": r"\setminus ", "∈": r"\in ", "′": "'", "’": "'",
-    "″": "''", "”": "''", "ℏ": r"\hbar ", "µ": r"\mu ", "μ": r"\mu ", "Å": r"\AA ", "Ω": r"\Omega ",
-    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "ϵ": r"\epsilon ", "ζ": r"\zeta ",
-    "η": r"\eta ", "θ": r"\theta ", "ϑ": r"\theta ", "κ": r"\kappa ", "λ": r"\lambda ", "ν": r"\nu ", "ξ": r"\xi ", "π": r"\pi ",
-    "ρ": r"\rho ", "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ϕ": r"\phi ", "χ": r"\chi ", "ψ": r"\psi ", "ω": r"\omega ",
-    "Γ": r"\Gamma ", "Δ": r"\Delta ", "Θ": r"\Theta ", "Λ": r"\Lambda ", "Ξ": r"\Xi ", "Π": r"\Pi ", "Σ": r"\Sigma ",
-    "Φ": r"\Phi ", "Ψ": r"\Psi ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\u2062": " ",
+    "″": "''", "”": "''", "ℏ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ",
+    "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\u2062": " ",
 }  # fmt: skip
+_GREEK_LETTERS = (
+    "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+)
+_UNICODE |= {
+    sign: f"\\{name} "
+    for sign, name in zip("αβγδεϵζηθϑικλμνξπρστυφϕχψωΓΔΘΛΞΠΣΥΦΨΩ", _GREEK_LETTERS.split(), strict=True)
+}
 _UNICODE_TABLE = str.maketrans(_UNICODE)
 _UP_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
 _DOWN_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
@@ -42,12 +46,12 @@ _NOTHING = re.compile(
     r"|limits|nolimits|normalsize|large|hfill|noindent|nonumber|mathstrut)(?![a-zA-Z])|\\!|\\hspace\*?\{[^{}]*\}"
 )
 _NEW_NAMES = {
-    "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "varepsilon": r"\epsilon", "varphi": r"\phi", "vartheta": r"\theta",
+    "dbinom": r"\binom", "tbinom": r"\binom", "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "varepsilon": r"\epsilon", "varphi": r"\phi", "vartheta": r"\theta",
     "varrho": r"\rho", "varsigma": r"\sigma", "le": r"\leq", "ge": r"\geq", "ne": r"\neq", "leqslant": r"\leq",
     "geqslant": r"\geq", "lvert": "|", "rvert": "|", "vert": "|", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
     "ast": "*", "thickapprox": r"\approx", "approxeq": r"\approx", "simeq": r"\approx", "cong": r"\approx", "arcctg": r"\arccot",
     "tg": r"\tan", "ctg": r"\cot", "degree": r"^\circ", "textdegree": r"^\circ", "angstrom": r"\AA", "textohm": r"\Omega",
-    "ohm": r"\Omega", "micro": r"\mu", "textmu": r"\mu", "prime": "'", "div": "/",
+    "ohm": r"\Omega", "micro": r"\mu", "textmu": r"\mu", "prime": "'", "div": "/", "overline": r"\bar", "widehat": r"\hat", "widetilde": r"\tilde",
 }  # fmt: skip
 _RENAMED = re.compile(rf"\\({'|'.join(_NEW_NAMES)})(?![a-zA-Z])")
 _STYLE_NAMES = (
@@ -180,21 +184,15 @@ class Commands(Scanner, ABC):
             self.position += 1
         return sign
 
-    def take_command(self, name: str) -> bool:
-        if self.command() != name:
-            return False
-        self.skip_command()
-        return True
-
     def commanded(self) -> Tree:
         name = self.command()
         if text := _TEXT.match(self.text, self.position):
             return self.upright(text)
-        if name not in FUNCTIONS | {"frac", "binom", "sqrt", "pi"} and not self.symbols:
-            raise self.unreadable()
-        if name not in FUNCTIONS | GREEK | DECORATIONS | {"frac", "binom", "sqrt"}:
+        if name not in FUNCTIONS | GREEK | DECORATIONS | OF_SEVERAL | {"frac", "binom", "sqrt"}:
             raise self.unreadable()
         self.skip_command()
+        if name in OF_SEVERAL:
+            return self.of_several(name)
         if name in GREEK:
             return ("sym", self.symbol(name))
         if name in FUNCTIONS:
@@ -271,27 +269,32 @@ class Commands(Scanner, ABC):
             tree = ("prod", ((1, tree), (-1, ("call", "ln", base))))
         return tree if power is None else ("pow", tree, power)
 
+    def of_several(self, name: str) -> Tree:
+        r"""``\max(a, b, c)``, ``\gcd(4, 6)``, also in braces: taken two by two."""
+        braces = self.take("\\{")
+        if not braces and not self.take("("):
+            raise Unreadable("a command lacks its argument")
+        tree = self.sum()
+        while self.take(","):
+            tree = ("of", name, tree, self.sum())
+        if not self.take("\\}" if braces else ")"):
+            raise self.unreadable()
+        return tree
+
     def function_argument(self) -> Tree:
         """A group, or the product of numbers and plain symbols that follows: sin 2x cos y is sin(2x) cos(y)."""
         if self.peek() in ("(", "[", "{"):
             return self.group()
         sign = self.sign()
         factors = [(1, self.power())]
-        while self.command() in GREEK or (
-            self.symbols and self.peek().isalpha() and self.plain_word() not in FUNCTIONS
+        while self.command() == "pi" or (
+            self.symbols and (self.command() in GREEK or (self.peek().isalpha() and self.plain_word() not in FUNCTIONS))
         ):
-            if not self.symbols and self.command() != "pi":
-                break
             factors.append((1, self.power()))
         return signed(sign, factors[0][1] if len(factors) == 1 else ("prod", tuple(factors)))
 
     def decorated(self, name: str) -> Tree:
-        self.blanks()
         start = self.position
-        tree = self.argument()
-        inner = self.text[start : self.position]
-        if tree[0] not in ("sym", "prod") or len(inner) > 40:
-            raise Unreadable(f"cannot read \\{name}{inner[:20]}")
-        if name == "hat":  # the unit vector e_r
-            return ("sym", self.symbol(f"e_{plain(inner)}"))
-        return ("sym", self.symbol(f"{'bar' if name == 'overline' else name}({plain(inner)})"))
+        self.argument()
+        inner = plain(self.text[start : self.position])
+        return ("sym", self.symbol(f"e_{inner}" if name == "hat" else f"{name}({inner})"))  # the unit vector e_r

@@ -15,7 +15,6 @@ from reasoning_evals.grading.formula import read_number
 from reasoning_evals.grading.latex import clean, unwrap
 from reasoning_evals.grading.records import (
     Contradiction,
-    TooLarge,
     Unreadable,
     check_size,
     short,
@@ -70,7 +69,6 @@ _EXPONENT = re.compile(
 )
 _UNDER = re.compile(r"(?<![a-zA-Z])(?:at|when|for|with|after|from|to|above|below|under|in|of|directed)(?![a-zA-Z])")
 _PIECE = re.compile(r"(\d+(?:\.\d+)?)\s*(\D.*)")
-_RANGE = re.compile(r"\d+(?:\.\d+)?\s*-\s*\d+(?:\.\d+)?(?:\s*(?:\\text|[a-zA-Z%])|\s*$)")
 _COMMON_LETTERS = set("msghLNJWVKCATHF")
 
 
@@ -101,9 +99,6 @@ def read_amount(text: str, log_base: int | None = None) -> Amount:
     is not one number: symbols, several values, a range.
     """
     surface = clean(check_size(text))
-    match = _PLAIN.match(surface)
-    if match and match.end() == len(surface):
-        return _plain_amount(match)
     surface = re.sub(r"^\(([^(),;]*)\)$", r"\1", unwrap(surface))
     behind = _CONDITION.search(surface)
     if behind and re.search(r"\d", surface[: behind.start()]):
@@ -161,11 +156,7 @@ def _mixed_units(surface: str) -> Amount | None:
         if not unit or unit.dimensions != largest.dimensions or unit.offset or unit.factor >= smaller.factor:
             return None
         part = Fraction(match[1]) * Fraction(unit.factor) / Fraction(largest.factor)
-        if part >= Fraction(smaller.factor) / Fraction(largest.factor):
-            return None
         value, smaller = value + part.limit_denominator(10**9), unit
-    if not largest or not (largest.dimensions or largest.angle):
-        return None
     return Amount(-value if flat.startswith("-") else value, head[2].strip(), None, False)
 
 
@@ -207,8 +198,6 @@ def floating(value: Real) -> Any:
 
 def _plain_amount(match: re.Match[str]) -> Amount:
     sign, digits, decimals = match.groups()
-    if len(match.group()) > 1000:
-        raise TooLarge("a numeral is longer than 1000 digits")
     value = Fraction(sign + digits.replace(",", "") + (decimals or ""))
     half = Fraction(1, 2 * 10 ** (len(decimals) - 1)) if decimals else None
     return Amount(value, "", half, True)
@@ -216,8 +205,6 @@ def _plain_amount(match: re.Match[str]) -> Amount:
 
 def _says_more(surface: str) -> bool:
     """Whether a comma or semicolon (not a thousands separator) divides the text into several statements or numbers."""
-    if not ("," in surface or ";" in surface or "\\text" in surface):
-        return False
     marked = re.sub(r",(?=\d{3}(?!\d))", "", re.sub(r"\\text\s*\{\s*(?:and|or)\s*\}", ";", surface))
     others = top_level(marked, ",;")[1:]
     return any(_RELATION.search(other) or re.match(r"[-+]?\s*(?:\d|\\frac|\\sqrt|\\pi)", other) for other in others)
@@ -235,10 +222,6 @@ def _is_number_like(side: str) -> bool:
 
 
 def _read_side(side: str, log_base: int | None) -> Amount:
-    if re.match(r"\s*\\(?:pm|mp)(?![a-zA-Z])", side):
-        raise Unreadable("two values (plus or minus)")
-    if _RANGE.match(side):
-        raise Unreadable("a range")
     side = re.sub(r"^\(\s*([^()]*?)\s*\\pm[^()]*\)", r"\1", side)
     match = _PLAIN.match(side)
     if match and re.match(r"\s+[a-zA-Z]|\s*(?:\\text|\\mu|\\Omega|\\%|%|\^\\circ)|$", side[match.end() :]):
@@ -250,8 +233,6 @@ def _read_side(side: str, log_base: int | None) -> Amount:
         amount = Amount(number(reading.tree), "", _half_digit(side[:end]), False)
     rest = _UNCERTAINTY.sub("", side[end:]).strip()
     rest = rest[1:-1].strip() if re.fullmatch(r"\([^()]*\)|\[[^\[\]]*\]", rest) else rest
-    if re.match(r"[-+*/^<>]\s*[\d\\a-zA-Z(]", rest) and not rest.startswith(("/", "^\\circ", "*")):
-        raise Unreadable(f"not one number: {rest[:30]!r} follows")
     scale = _SCALE.match(rest)
     while scale:
         text = "\\text{" if scale[0].startswith("\\text") and not scale[0].endswith("}") else ""

@@ -6,7 +6,7 @@ A tree is one of
 
 ``("num", Fraction)``, ``("sym", name)``, ``("sum", ((sign, tree), ...))``, ``("prod", ((power, tree), ...))`` with sign and
 power 1 or -1, ``("pow", base, exponent)``, ``("binom", n, k)``, ``("call", function,
-tree)``.
+tree)``, ``("of", max | min | gcd | lcm, tree, tree)``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ MAX_CHARS = 2_000
 """Longest answer that is read as a formula."""
 MAX_NESTING = 40
 """Deepest nesting of brackets and functions."""
-MAX_DIGITS = 1_000
-"""Longest single numeral."""
 MAX_BITS = 20_000
 """Largest integer that is computed exactly; beyond it numbers are floating point with 40 digits."""
 MAX_LOG = 1e7
@@ -30,7 +28,7 @@ Tree = tuple[Any, ...]
 ONE: Tree = ("num", Fraction(1))
 MINUS_ONE: Tree = ("sum", ((-1, ONE),))
 DEGREE: Tree = ("prod", ((1, ("sym", "pi")), (-1, ("num", Fraction(180)))))
-OUTCOMES = ("correct", "wrong", "no_answer", "cut", "unclosed", "truncated", "grader_timeout", "grader_error")
+OUTCOMES = ("correct", "wrong", "no_answer", "cut", "unclosed", "truncated", "grader_error")
 """truncated: the response is inside a thought to its end. Of a run it is also known whether it ended by itself. unclosed: so it
 did, inside a thought. cut: so it did not, and the token limit came before an answer."""
 
@@ -67,18 +65,6 @@ def top_level(text: str, separators: str) -> list[str]:
             start = position + 1
     parts.append(text[start:])
     return [part.strip() for part in parts]
-
-
-def depth(text: str) -> int:
-    """Deepest nesting of brackets of any kind."""
-    deepest = current = 0
-    for char in text:
-        if char in "([{":
-            current += 1
-            deepest = max(deepest, current)
-        elif char in ")]}":
-            current -= 1
-    return deepest
 
 
 def signed(sign: int, tree: Tree) -> Tree:

@@ -1,14 +1,13 @@
 r"""Reads units as written (``m/s^2``, ``J mol^-1 K^-1``, ``\mathrm{kg\cdot m^2}``, ``10^6 m``) into a factor and dimensions.
 
-The grammar is our own: bounded, and linear in the text. Only single names (``mol``, ``secs``, ``M_odot``) are looked up
-with pint, once each.
+What people write is put into pint's words: its names (``mol``, ``secs``, ``M_odot``) are looked up one by one, and every sign and
+bracket that may be left out is put in. pint then does the arithmetic.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -50,8 +49,8 @@ _REGISTRY: list[Any] = []
 MAX_UNIT_CHARS = 120
 MAX_EXPONENT = 12
 _COMPOUND = {
-    **{name: tuple(name) for name in ("Nm", "Ns", "Vs", "Ws", "Am", "Cm", "Ah", "As", "Js", "Wh")},
-    "kWh": ("kW", "h"), "mAh": ("mA", "h"), "kgm": ("kg", "m"), "MeVs": ("MeV", "s"), "Pas": ("Pa", "s"),
+    **{name: "*".join(name) for name in ("Nm", "Ns", "Vs", "Ws", "Am", "Cm", "Ah", "As", "Js", "Wh")},
+    "kWh": "kW*h", "mAh": "mA*h", "kgm": "kg*m", "MeVs": "MeV*s", "Pas": "Pa*s",
 }  # fmt: skip
 """Products written without a sign between their factors; an exponent after them belongs to the last factor."""
 _WRAPPER = re.compile(r"\\(?:text|operatorname)\s*\{([^{}]*)\}")
@@ -87,34 +86,22 @@ class Unit(NamedTuple):
     offset: float = 0.0
 
 
-DIMENSIONLESS = Unit(1.0, ())
-
-
-def look_up(name: str) -> Unit:
-    """The unit of a name; Unreadable when it is not a unit."""
-    unit = _unit_by_name(name)
-    if unit is None:
+@lru_cache(maxsize=4096)
+def _spelling(name: str) -> str:
+    """pint's name of a unit; Unreadable when it is not a unit."""
+    singular = name.lower().removesuffix("s")
+    if singular in _COUNTED or name.lower() in _COUNTED:
+        return "dimensionless"
+    if name in _REFUSED or not re.fullmatch(r"[A-Za-zµ°%_'.]+", name):
         raise Unreadable(f"{name!r} is not a known unit")
-    return unit
+    for spelling in (name, name.lower()) if len(name) >= 4 else (name,):
+        spelling = _NAMES.get(spelling, spelling)
+        if _from_pint(spelling) is not None:
+            return f"({spelling})"
+    raise Unreadable(f"{name!r} is not a known unit")
 
 
 @lru_cache(maxsize=4096)
-def _unit_by_name(name: str) -> Unit | None:
-    singular = name.lower().removesuffix("s")
-    if singular in _COUNTED or name.lower() in _COUNTED:
-        return DIMENSIONLESS
-    if name in _REFUSED or not re.fullmatch(r"[A-Za-zµ°%_'.]+", name):
-        return None
-    spellings = [_NAMES.get(name, name)]
-    if len(name) >= 4:
-        spellings += [_NAMES.get(name.lower(), name.lower())]
-    for spelling in spellings:
-        unit = _from_pint(spelling)
-        if unit is not None:
-            return unit
-    return None
-
-
 def _from_pint(spelling: str) -> Unit | None:
     import pint
 
@@ -129,14 +116,13 @@ def _from_pint(spelling: str) -> Unit | None:
             unit = registry.parse_units(spelling)
             one = registry.Quantity(1.0, unit).to_base_units()
             zero = registry.Quantity(0.0, unit).to_base_units()
-        except (pint.errors.PintError, AttributeError, ValueError, TypeError, KeyError):
+        except Exception:  # its parser raises whatever Python's tokenizer and arithmetic raise
             return None
     offset = float(zero.magnitude)
     dimensions = sorted((str(key), Fraction(value).limit_denominator(4)) for key, value in one.dimensionality.items())
     angle = Fraction(dict(one.unit_items()).get("radian", 0)).limit_denominator(4)
-    return Unit(
-        float(one.magnitude) - offset, tuple(dimensions), angle, spelling.lower().endswith(("hz", "hertz")), offset
-    )
+    hertz = bool(re.search(r"(?:hz|hertz)(?![a-z])", spelling.lower()))
+    return Unit(float(one.magnitude) - offset, tuple(dimensions), angle, hertz, offset)
 
 
 @lru_cache(maxsize=4096)
@@ -157,17 +143,16 @@ def parse_unit(text: str) -> tuple[Unit, ...]:
                 return ()
     surface = unit_surface(text)
     if not surface:
-        return (DIMENSIONLESS._replace(factor=factor),)
+        return (Unit(factor, ()),)
     if len(surface) > MAX_UNIT_CHARS:
         return ()
     found: list[Unit] = []
     for grouped in (True, False):
         try:
-            unit = _Reader(surface, grouped).run()
-        except (Unreadable, ArithmeticError):
+            unit = _from_pint(_in_pints_words(surface, grouped))
+        except Unreadable:
             continue
-        unit = unit._replace(factor=unit.factor * factor)
-        if unit not in found:
+        if unit and (unit := unit._replace(factor=unit.factor * factor)) not in found:
             found.append(unit)
     return tuple(found)
 
@@ -205,94 +190,39 @@ def known_unit(text: str) -> bool:
     return bool(unit_surface(clean(text))) and bool(parse_unit(text))
 
 
-class _Reader:
-    """unit := factor (('*' | '/' | nothing) factor)*; with ``grouped``, everything after a slash is in the denominator."""
-
-    def __init__(self, text: str, grouped: bool) -> None:
-        self.grouped = grouped
-        self.tokens = list(_tokens(text))
-        self.position = 0
-
-    def run(self) -> Unit:
-        unit = self.product()
-        if self.position != len(self.tokens):
-            raise Unreadable("not a unit")
-        return unit
-
-    def peek(self) -> str:
-        return self.tokens[self.position] if self.position < len(self.tokens) else ""
-
-    def product(self) -> Unit:
-        if self.peek() in ("1", "*"):
-            self.position += 1
-        unit = DIMENSIONLESS if self.peek() == "/" else self.power()
-        below = False
-        while self.peek() and self.peek() != ")":
-            if self.peek() == "*":
-                self.position += 1
-                below = below and self.grouped
-            elif self.peek() == "/":
-                self.position += 1
-                below = True
-            elif not self.grouped:
-                below = False
-            unit = _multiply(unit, self.power(), -1 if below else 1)
-        return unit
-
-    def power(self) -> Unit:
-        if self.peek() == "(":
-            self.position += 1
-            base = self.product()
-            if self.peek() != ")":
-                raise Unreadable("')' is missing")
-            self.position += 1
-        else:
-            base = look_up(self.peek())
-            self.position += 1
-        if self.peek() == "^":
-            digits = self.tokens[self.position + 1] if self.position + 1 < len(self.tokens) else ""
-            exponent = Fraction(digits) if re.fullmatch(r"-?\d{1,9}(?:/0*[1-9]\d{0,9})?", digits) else Fraction(0)
-            if not 0 < abs(exponent) <= MAX_EXPONENT:
-                raise Unreadable("a unit with such an exponent is not read")
-            self.position += 2
-            base = _multiply(DIMENSIONLESS, base, exponent)
-        return base
-
-
-def _tokens(text: str) -> Iterator[str]:
+def _in_pints_words(text: str, grouped: bool) -> str:
+    """A unit as pint reads it. ``grouped``: everything after a slash is in the denominator, J/kg K is J/(kg K)."""
+    words: list[str] = []
+    below = [False]
     position = 0
     while position < len(text):
         match = _TOKEN.match(text, position)
-        if not match or match.end() == position:
-            if text[position:].strip():
-                raise Unreadable("not a unit")
-            return
+        if not match:
+            raise Unreadable("not a unit")
         position = match.end()
         operator, name, exponent, digits = match.groups()
-        if operator:
-            yield {"**": "^", "\\cdot": "*", "\\times": "*"}.get(operator, operator)
-        elif name:
-            first, *others = _COMPOUND.get(name, (name,))
-            yield first
-            for other in others:
-                yield "*"
-                yield other
+        last = words[-1] if words else "("
+        if operator == "/":
+            words += ["1", "/"] if last == "(" else ["/"]
+            below[-1] = True
+        elif operator == ")" and len(below) > 1:
+            words.append(")")
+            below.pop()
+        elif operator in ("^", "**") and not last.startswith("**"):
+            words.append("^")
+        elif digits and last == "^" and re.fullmatch(r"-?\d{1,9}(?:/0*[1-9]\d{0,9})?", digits):
+            if not 0 < abs(Fraction(digits)) <= MAX_EXPONENT:
+                raise Unreadable("a unit with such an exponent is not read")
+            words[-1] = f"**({digits})"
+        elif name or operator in ("*", "(", "\\cdot", "\\times") or (digits == "1" and last == "("):
+            if last not in ("(", "*", "/") and digits is None:
+                words.append("/" if below[-1] and grouped else "*")
+            if operator == "(":
+                below.append(False)
+            if operator in (None, "("):
+                words.append(operator or digits or "*".join(map(_spelling, _COMPOUND.get(name, name).split("*"))))
             if exponent:
-                yield "^"
-                yield exponent
+                words.append(f"**({exponent})")
         else:
-            yield digits
-
-
-def _multiply(left: Unit, right: Unit, exponent: int | Fraction) -> Unit:
-    dimensions = dict(left.dimensions)
-    for name, power in right.dimensions:
-        dimensions[name] = dimensions.get(name, Fraction(0)) + power * exponent
-    plain = left == DIMENSIONLESS and exponent == 1
-    return Unit(
-        left.factor * right.factor ** float(exponent),
-        tuple(sorted((name, power) for name, power in dimensions.items() if power)),
-        left.angle + right.angle * exponent,
-        left.hertz or right.hertz,
-        right.offset if plain else 0.0,
-    )
+            raise Unreadable("not a unit")
+    return "".join(words)

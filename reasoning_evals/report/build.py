@@ -19,7 +19,9 @@ from reasoning_evals.runs import (
     Completion,
     GradeRow,
     arm_thoughts,
+    gates_text,
     read_audit,
+    read_gates,
     read_generations,
     read_grades,
     read_run,
@@ -44,6 +46,8 @@ class Side:
     total_tokens: int
     thought: str
     answer: str
+    gates: str
+    """What the gated entries of its plan did in it; "" without any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,10 +205,13 @@ def _examples(
             texts[key] = completion
     rows = {(row.arm, row.problem_id, row.sample_idx): row for row in grades}
     problems = {problem.problem_id: problem for problem in run_problems(folder)}
+    gates = read_gates(folder)
 
     def example(flip: Flip) -> Example:
         problem: Problem = problems[flip.problem_id]
-        a, b = (_side(rows[key], texts[key], run["config"]["arms"][key[0]]) for key in _keys(pair, flip))
+        a, b = (
+            _side(rows[key], texts[key], run["config"]["arms"][key[0]], gates.get(key, ())) for key in _keys(pair, flip)
+        )
         return Example(
             problem_id=flip.problem_id,
             question=problem.prompt,
@@ -222,7 +229,7 @@ def _keys(pair: PairSummary, flip: Flip) -> tuple[_SampleKey, _SampleKey]:
     return (pair.a, flip.problem_id, flip.sample_a), (pair.b, flip.problem_id, flip.sample_b)
 
 
-def _side(row: GradeRow, completion: Completion, arm: Mapping[str, Any]) -> Side:
+def _side(row: GradeRow, completion: Completion, arm: Mapping[str, Any], acts: Sequence[Mapping[str, Any]]) -> Side:
     thought = arm_thoughts(arm).split(completion.text, completion.prompt)
     return Side(
         arm=row.arm,
@@ -233,6 +240,7 @@ def _side(row: GradeRow, completion: Completion, arm: Mapping[str, Any]) -> Side
         total_tokens=row.total_tokens,
         thought=_cut(thought.thought),
         answer=_cut(thought.answer),
+        gates=gates_text(acts),
     )
 
 

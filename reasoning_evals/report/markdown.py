@@ -164,6 +164,7 @@ def _side(side: Side) -> str:
         [
             f"**{inline(side.arm)}**, sample {side.sample_idx}, {side.total_tokens} tokens: {outcome}; read: {got}; "
             f"{inline(side.reason)}",
+            *([inline(side.gates)] if side.gates else []),
             "<details><summary>thought</summary>",
             _fence(side.thought),
             "</details>",

@@ -21,7 +21,6 @@ OUTCOMES = {
     "cut": "answer cut",
     "unclosed": "thought never closed",
     "truncated": "truncated",
-    "grader_timeout": "grader timeout",
     "grader_error": "grader error",
 }
 

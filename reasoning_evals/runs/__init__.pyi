@@ -1,3 +1,6 @@
+from reasoning_evals.runs.audits import gates_text as gates_text
+from reasoning_evals.runs.audits import read_audit as read_audit
+from reasoning_evals.runs.audits import read_gates as read_gates
 from reasoning_evals.runs.completions import ArmThoughts as ArmThoughts
 from reasoning_evals.runs.completions import Completion as Completion
 from reasoning_evals.runs.completions import arm_thoughts as arm_thoughts
@@ -16,7 +19,6 @@ from reasoning_evals.runs.run_folder import PROBLEMS_FILE as PROBLEMS_FILE
 from reasoning_evals.runs.run_folder import RUN_FILE as RUN_FILE
 from reasoning_evals.runs.run_folder import digest as digest
 from reasoning_evals.runs.run_folder import open_run as open_run
-from reasoning_evals.runs.run_folder import read_audit as read_audit
 from reasoning_evals.runs.run_folder import read_generations as read_generations
 from reasoning_evals.runs.run_folder import read_run as read_run
 from reasoning_evals.runs.run_folder import refuse_job as refuse_job

@@ -23,7 +23,7 @@ class Judgement(Protocol):
 
     @property
     def outcome(self) -> str:
-        """correct, wrong, no_answer, truncated, grader_timeout or grader_error; of a run also unclosed and cut."""
+        """correct, wrong, no_answer, truncated or grader_error; of a run also unclosed and cut."""
 
     @property
     def extracted(self) -> str | None:
@@ -43,7 +43,7 @@ class GradeRow:
     problem_id: str
     sample_idx: int
     outcome: str
-    """correct, wrong, no_answer, cut, unclosed, truncated, grader_timeout or grader_error."""
+    """correct, wrong, no_answer, cut, unclosed, truncated or grader_error."""
     extracted: str | None
     reason: str
     method: str

@@ -43,12 +43,11 @@ from moe_steer.console.progress import Progress
 from reasoning_evals.engines import Request, Sample, Sampler, SamplingConfig
 from reasoning_evals.problems import Problem, check_unique, write_problems
 from reasoning_evals.prompts import RenderedPrompt
+from reasoning_evals.runs.audits import AuditWriter, audit_file, audit_line
 from reasoning_evals.runs.completions import Completion, CompletionKey, JsonLinesWriter
 from reasoning_evals.runs.grading_pass import GradeRow, grade_run, read_grades
 from reasoning_evals.runs.run_folder import (
     PROBLEMS_FILE,
-    AuditWriter,
-    audit_file,
     content_digest,
     digest,
     generation_file,
@@ -273,9 +272,9 @@ def _run_chunk(
             raise RuntimeError(
                 f"the sampler of arm {one.arm.name!r} left out {len(requests)} of {len(chunk.requests)} samples"
             )
-        rows = audit.to_rows() if hasattr(audit, "to_rows") else None
-    if rows is not None:
-        audit_writer.append(one.arm.name, chunk.number, rows)
+        line = audit_line(one.arm.name, chunk.number, audit)
+    if line is not None:
+        audit_writer.append(line)
     if waiting is not None:
         store(waiting)
 

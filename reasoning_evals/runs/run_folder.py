@@ -1,7 +1,4 @@
-"""The files of a run: run.json (settings, versions, hardware), and one generations and one audit file per rank.
-
-An audit file has the rows that an arm's context reports (a steering audit), chunk by chunk, so that a killed run keeps them.
-"""
+"""The files of a run: run.json (settings, versions, hardware), and one generations and one audit file per rank (``audits``)."""
 
 from __future__ import annotations
 
@@ -14,36 +11,25 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from moe_steer.files import create_whole
-from moe_steer.json_files import check_types, parse_json, quoted, read_json, short
+from moe_steer.json_files import check_types, quoted, read_json, short
 from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.runs.completions import (
     Completion,
-    JsonLinesWriter,
     arm_thoughts,
-    complete_lines,
-    json_line,
     read_completions,
 )
 
-_PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "math-verify", "moe-steer")
+_PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "mpmath", "moe-steer")
 
 RUN_FILE = "run.json"
 PROBLEMS_FILE = "problems.jsonl"
 GRADES_FILE = "grades.jsonl"
 _HASHES = ("config_hash", "prompts", "problems")
-SUMS = (
-    *("tokens", "weight_added", "scoped", "selected_before", "selected_after"),
-    *("norm_added", "rows", "opened_rows", "reopened_rows", "openings"),
-    *("samples", "retried_samples", "retokenized", "counted", "filtered", "unaudited", "retries"),
-    *("trials", "trial_tokens", "readings", "exits"),
-)
-"""The fields of an audit row that are added up; all others identify the row."""
 
 
 def provenance() -> dict[str, Any]:
@@ -190,11 +176,6 @@ def generation_file(folder: Path, rank: int, world_size: int) -> Path:
     return folder / ("generations.jsonl" if world_size == 1 else f"generations.rank{rank}.jsonl")
 
 
-def audit_file(folder: Path, rank: int, world_size: int) -> Path:
-    """The file to which a rank appends audit rows."""
-    return folder / ("audit.jsonl" if world_size == 1 else f"audit.rank{rank}.jsonl")
-
-
 def read_generations(folder: Path) -> Iterator[Completion]:
     """Every completion of a run once, in the order of the files, for any number of ranks.
 
@@ -231,55 +212,3 @@ def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[tuple[str
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-_AUDIT_TYPES = {"arm": str, "chunk": int, "rows": list[dict]}
-
-
-class AuditWriter:
-    """Appends the audit rows of one chunk of one arm; creates the file with the first."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: JsonLinesWriter | None = None
-
-    def append(self, arm: str, chunk: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One line."""
-        if self._writer is None:
-            self._writer = JsonLinesWriter(self._path)
-        self._writer.append(json_line({"arm": arm, "chunk": chunk, "rows": list(rows)}))
-
-    def __enter__(self) -> AuditWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-def read_audit(folder: Path | str) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> rows added up over the chunks of a run; arms whose context reported nothing are absent.
-
-    A chunk that ran twice because the run was killed counts once.
-    """
-    chunks: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for path in sorted(Path(folder).glob("audit*.jsonl")):
-        for number, line in enumerate(complete_lines(path), 1):
-            where = f"{path}:{number}"
-            entry = parse_json(line, where, "restore the line, or remove it")
-            if not isinstance(entry, dict) or set(entry) != set(_AUDIT_TYPES):
-                raise ValueError(f"{where} is {quoted(entry)}: an object with {', '.join(_AUDIT_TYPES)} is expected")
-            for row in check_types(entry, where, _AUDIT_TYPES)["rows"]:
-                check_types(row, where, dict.fromkeys(SUMS, float))
-            chunks[entry["arm"], entry["chunk"]] = entry["rows"]
-    totals: dict[str, dict[str, dict[str, Any]]] = {}
-    for (arm, _), rows in sorted(chunks.items(), key=lambda item: item[0]):
-        for row in rows:
-            about = {name: value for name, value in row.items() if name not in SUMS}
-            total = totals.setdefault(arm, {}).setdefault(digest(about), {name: row[name] for name in about})
-            for name in SUMS:
-                if name in row:
-                    total[name] = total.get(name, 0) + row[name]
-    return {arm: list(rows.values()) for arm, rows in totals.items()}

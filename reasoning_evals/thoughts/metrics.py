@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from reasoning_evals.grading import TIME_LIMIT, WorkerPool, grade_answer, read_amount
+from reasoning_evals.grading import grade_answer, read_amount
 from reasoning_evals.problems import Problem
 from reasoning_evals.thoughts.segments import SWITCH_MARKERS, Segment, cut_second_solutions, segment_thought
 from reasoning_evals.thoughts.stated import candidates, concludes, placed_candidates
@@ -25,9 +25,6 @@ Judge = Callable[[Problem, str], bool]
 """Whether an answer to the problem is right."""
 Cluster = Callable[[Sequence[str]], Sequence[int]]
 """For each segment's text, the number of its strategy."""
-
-MAX_TIMEOUTS = 3
-"""After so many time-outs, further answers to the same problem are judged without a worker process."""
 
 
 class Attempt(NamedTuple):
@@ -126,8 +123,8 @@ def trace_thought(
 
 
 def judge_by_rule(problem: Problem, answer: str) -> bool:
-    """The grader of the problem's answer type, in this process."""
-    return grade_answer(problem, answer, in_process=True).outcome == "correct"
+    """The grader of the problem's answer type."""
+    return grade_answer(problem, answer).outcome == "correct"
 
 
 def oe_rule(traces: Iterable[ThoughtTrace]) -> float | None:
@@ -197,36 +194,19 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 class AttemptJudge:
-    """The graders as a ``Judge``: each answer to a problem is judged once, in worker processes where a grader could hang.
+    """The graders as a ``Judge``: each answer to a problem is judged once."""
 
-    ``timeout``: seconds for one comparison in a worker; ``pool``: the workers to use.
-    """
-
-    def __init__(self, timeout: float = TIME_LIMIT, pool: WorkerPool | None = None) -> None:
-        self._timeout, self._pool = timeout, pool
+    def __init__(self) -> None:
         self._known: dict[tuple[str, str, str | None, str], bool] = {}
-        self._late: dict[str, int] = {}
-
-    @property
-    def num_timeouts(self) -> int:
-        """Number of answers that reached the time limit; they count as wrong."""
-        return sum(self._late.values())
 
     def __call__(self, problem: Problem, answer: str) -> bool:
         """Whether an answer to the problem is right."""
         key = (problem.problem_id, problem.target, problem.unit, answer)
         if key not in self._known:
-            self._known[key] = self._outcome(problem, answer) == "correct"
+            self._known[key] = judge_by_rule(problem, answer)
         return self._known[key]
 
     def reads_target(self, problem: Problem) -> bool:
         """Whether a grader can read the problem's target (some are not formulas). Tested with another answer, because an
         answer with the same text as the target is accepted without reading it."""
-        return self._outcome(problem, "0") != "grader_error"
-
-    def _outcome(self, problem: Problem, answer: str) -> str:
-        late = self._late.get(problem.problem_id, 0)
-        verdict = grade_answer(problem, answer, timeout=self._timeout, pool=self._pool, in_process=late >= MAX_TIMEOUTS)
-        if verdict.outcome == "grader_timeout":
-            self._late[problem.problem_id] = late + 1
-        return verdict.outcome
+        return grade_answer(problem, "0").outcome != "grader_error"

@@ -95,16 +95,15 @@ def _number(name: str, value: float) -> str:
     return count(value) if _KINDS[name] == "tokens" else f"{value:.2f}"
 
 
-def thinking_notes(samples: Sequence[TracedSample], summary: ThinkingSummary, num_timeouts: int = 0) -> list[str]:
-    """Notes for a careful reader; empty if there is no problem. ``num_timeouts``: time-outs of the judge that traced the
-    samples."""
+def thinking_notes(samples: Sequence[TracedSample], summary: ThinkingSummary) -> list[str]:
+    """Notes for a careful reader; empty if there is no problem."""
     return [
         *_alone(summary),
         *_thoughtless(summary),
         *_unjudged(samples),
         *_chance(summary),
         *_no_wrong_answers(summary),
-        *_failed(samples, num_timeouts),
+        *_failed(samples),
         *_intervals(summary),
     ]
 
@@ -169,13 +168,10 @@ def _no_wrong_answers(summary: ThinkingSummary) -> list[str]:
     return [f"no response is wrong, so none underthinks: {', '.join(arms)}"] if arms else []
 
 
-def _failed(samples: Sequence[TracedSample], num_timeouts: int) -> list[str]:
-    lines = []
-    if failed := sum(sample.row.outcome.startswith("grader_") for sample in samples):
-        lines.append(f"the grader failed at {failed} of {len(samples)} responses: they are not taken for wrong ones")
-    if num_timeouts:
-        lines.append(f"{num_timeouts} answers within thoughts ran into the grader's time limit: taken for wrong")
-    return lines
+def _failed(samples: Sequence[TracedSample]) -> list[str]:
+    failed = sum(sample.row.outcome == "grader_error" for sample in samples)
+    lost = f"the grader failed at {failed} of {len(samples)} responses: they are not taken for wrong ones"
+    return [lost] if failed else []
 
 
 def _intervals(summary: ThinkingSummary) -> list[str]:

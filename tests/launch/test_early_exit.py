@@ -20,7 +20,8 @@ from moe_steer.gates import Probe
 from moe_steer.lab import LAB_MODEL
 from reasoning_evals.decoding import exit_points
 from reasoning_evals.runs import read_grades
-from reasoning_evals.runs.run_folder import read_audit, read_generations
+from reasoning_evals.runs.audits import read_audit
+from reasoning_evals.runs.run_folder import read_generations
 
 
 @pytest.fixture(scope="module")

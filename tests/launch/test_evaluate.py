@@ -17,7 +17,8 @@ from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.lab import LAB_MODEL
 from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.runs import read_grades
-from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
+from reasoning_evals.runs.audits import read_audit
+from reasoning_evals.runs.run_folder import read_generations, read_run
 
 SMALL = ["--num-problems", "6", "--samples", "1", "--max-new-tokens", "80", "--batch-size", "6"]
 ARMS = [

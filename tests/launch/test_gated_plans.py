@@ -19,7 +19,7 @@ from moe_steer_sglang import _refuse_plan
 from moe_steer_vllm.served import Served
 from reasoning_evals.engines import InProcessSampler, SamplingConfig
 from reasoning_evals.engines.sampling import Request
-from reasoning_evals.runs import read_audit
+from reasoning_evals.runs import read_audit, read_gates
 
 SMALL = ["--samples", "2", "--max-new-tokens", "60", "--batch-size", "12"]
 GATES: list[dict[str, Any]] = [
@@ -62,12 +62,17 @@ def test_a_gated_plan_runs_from_the_command_to_the_report(
     assert vector["norm_added"] > 0
     for page in ("report.md", "report.html"):
         assert "openings" in Path("run", page).read_text()
+    told = read_gates("run")
+    assert len({key[1:] for key in told}) == len(told) == 12
+    for place, row in enumerate((gain, vector)):
+        assert row["openings"] == sum(acts[place]["openings"] for acts in told.values())
+        assert row["tokens"] <= sum(acts[place]["tokens"] for acts in told.values())  # a prompt that samples share
     lines = ["generate", "--split", "tuning", "--num", "2", "--plan", "gated.json", *SMALL, "--out", "some"]
     assert main(lines) == 0
-    assert (
-        "; gate probe probes/probe-L2.safetensors >= 0.02 until < 0.01, over 2 tokens: opened"
-        in capsys.readouterr().out
-    )
+    said, gate = capsys.readouterr().out, "gate probe probes/probe-L2.safetensors >= 0.02 until < 0.01, over 2 tokens"
+    assert f"; {gate}: opened" in said
+    assert " sample 1: layer 3 expert 4: gate opened " in said
+    assert "; layer 2 vector ungated-L2.safetensors: gate opened " in said
 
 
 def test_rows_that_leave_and_join_are_gated_as_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,11 +92,13 @@ def test_rows_that_leave_and_join_are_gated_as_alone(home: Path, monkeypatch: py
     sampler = InProcessSampler(model, tokenizer)
     prompts = [sampler.render(text) for text in questions + questions[:2]]
     requests = [Request(tuple(prompt.token_ids), 0, key=str(i)) for i, prompt in enumerate(prompts)]
-    found = []
+    found: list[Any] = []
+    samples: list[dict[str, Any]] = []
     for rows in (3, 1):
         config = SamplingConfig(max_new_tokens=30, greedy=True, batch_size=rows, temperature=1.0, top_p=1.0)
         with steer(model, plan, tokenizer=tokenizer) as audit:
             found.append({one.key: one.token_ids for one in sampler.sample(requests, config)})
+        samples.append(audit.to_samples())
         said = [
             {k: v for k, v in row.items() if k in ("rows", "opened_rows", "reopened_rows", "openings", "tokens")}
             for row in audit.to_rows()
@@ -100,6 +107,14 @@ def test_rows_that_leave_and_join_are_gated_as_alone(home: Path, monkeypatch: py
     assert found[0] == found[2]
     assert [row["openings"] for row in found[1]] == [row["openings"] for row in found[3]]
     assert all(row["openings"] for row in found[1]), found[1]
+    assert set(samples[0]) == {key for key, ids in found[0].items() if len(ids) > 1} == set(samples[1])
+    for key, acts in samples[0].items():
+        for act, alone in zip(acts, samples[1][key], strict=True):
+            assert act == {name: pytest.approx(value, rel=1e-4, abs=1e-4) for name, value in alone.items()}, key
+    for place, row in enumerate(found[1]):
+        assert row["openings"] == sum(
+            act["openings"] for acts in samples[0].values() for act in acts if act["row"] == place
+        )
 
 
 @pytest.fixture

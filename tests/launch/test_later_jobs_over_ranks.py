@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import safety_files
+from launch.core.levers.exit_probe import ExitProbe
 from launch.evaluate import main as evaluate
 from launch.safety import main as safety
 from moe_steer import ExpertGain, SteeringPlan
+from moe_steer.gates import Probe
 from rank_processes import ROOT, RunningRanks
+from reasoning_evals.comparing import RiskControl
+from reasoning_evals.runs import read_audit, read_gates
 from reasoning_evals.runs.run_folder import read_generations
 
 
@@ -32,13 +37,29 @@ class Job:
         return RunningRanks(ROOT / self.script, 2, [*self.options, *more, "--out", str(folder)])
 
 
+def arms_of(folder: Path) -> list[str]:
+    """Options that name arms of every kind: a plan, a gated one, prompts, bans, budgets, texts that are written, early exits. Some
+    are joined, which costs less."""
+    SteeringPlan(experts=[ExpertGain(2, 3, 16.0)], scope="thought").save(folder / "turned.json")
+    weight_D = torch.randn(128, generator=torch.Generator().manual_seed(0)) / 8
+    probe = Probe(weight_D=weight_D, bias=0.0, layer=1)
+    probe.save(folder / "probe.safetensors")
+    when = {"any": [{"on": "probe", "file": "probe.safetensors", "above": 0.7}, {"on": "entropy", "above": 0.5}]}
+    gated = [ExpertGain(2, 3, 16.0, when=when)]
+    SteeringPlan(experts=gated, scope="thought", base_dir=str(folder)).save(folder / "gated.json")
+    control = RiskControl(threshold=0.7, rate=0.5, problems=9, empirical=0.1, exits=0.5)
+    ExitProbe(probe=probe, every=1, control=control, sampling={"greedy": True}).save(str(folder / "exit.safetensors"))
+    plans = [f"plan:{folder}/turned.json", f"plan:{folder}/gated.json+deer:0.1,2"]
+    rules = ["no-thinking", "nowait+remind:8+budget:40", "hint:20+tip:50,600+soft:20,8,6,4", "continue:45"]
+    exits = [f"exit:{folder}/exit.safetensors"]
+    return ["--arms", "baseline", *plans, *rules, *exits, "--trial-prompt", "{close}\\boxed{", "--exit-words", "So"]
+
+
 @pytest.fixture(scope="module", params=["evaluate", "safety"])
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "evaluate":
-        SteeringPlan(experts=[ExpertGain(2, 3, 16.0)], scope="thought").save(folder / "turned.json")
-        arms = ["--arms", "baseline", f"plan:{folder / 'turned.json'}", "nowait", "budget:20"]
-        options = [*arms, "--greedy", "--num-problems", "8", "--max-new-tokens", "48", "--batch-size", "4"]
+        options = [*arms_of(folder), "--greedy", "--num-problems", "6", "--max-new-tokens", "64", "--batch-size", "3"]
         run: Callable[[list[str]], int] = evaluate
     else:
         options = [*safety_files.write_all(folder), "--attack-tokens", "6", "--gsm8k-tokens", "5", "--batch-size", "8"]
@@ -73,6 +94,25 @@ def test_two_ranks_find_what_one_finds(job: Job, tmp_path: Path) -> None:
     assert len(tokens) >= 20
     assert tokens_of(tmp_path / "two") == tokens
     assert (tmp_path / "two" / "results.json").read_bytes() == (job.finished / "results.json").read_bytes()
+    if job.script == "launch/evaluate.py":
+        assert read_audit(tmp_path / "two") == approximately(read_audit(job.finished))
+        gates = read_gates(job.finished)
+        assert {arm for arm, _, _ in gates} == {"plan:gated+deer:0.1,2"}
+        assert len(gates) == 6
+        assert any(row.get("exits") for row in read_audit(job.finished)["plan:gated+deer:0.1,2"])
+        assert read_gates(tmp_path / "two") == approximately(gates)
+        plain = {key[1:]: ids for (_, key), ids in tokens.items() if key[0] == "baseline"}
+        changed = {key[0] for (_, key), ids in tokens.items() if ids != plain[key[1:]]}
+        assert changed == {key[0] for _, key in tokens} - {"baseline"}
+
+
+def approximately(found: Any) -> Any:
+    """Sums of floats in another order are not the same to the bit."""
+    if isinstance(found, dict):
+        return {key: approximately(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [approximately(value) for value in found]
+    return pytest.approx(found) if isinstance(found, float) else found
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import pytest
 from launch.cli.main import main as command_line
 from launch.evaluate import main as evaluate
 from moe_steer import ExpertGain, SteeringPlan
-from reasoning_evals.runs.run_folder import read_audit, read_generations
+from reasoning_evals.runs.audits import read_audit
+from reasoning_evals.runs.run_folder import read_generations
 
 xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's server: pip install xllamacpp (102 MB)")
 pytest.importorskip("gguf")

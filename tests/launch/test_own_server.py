@@ -16,7 +16,8 @@ from launch.core.served.own_server import OWNER, _with_gpus
 from launch.evaluate import main as evaluate
 from launch.steer_r1 import main as steer_r1
 from moe_steer import ExpertGain, SteeringPlan, load_model
-from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
+from reasoning_evals.runs.audits import read_audit
+from reasoning_evals.runs.run_folder import read_generations, read_run
 from served_lab import ServedLab, served
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,8 @@ from launch.reduce_overthinking import main as reduce_overthinking
 from launch.steer_r1 import main as steer_r1
 from local_endpoint import Handler
 from moe_steer import ExpertGain, SteeringPlan, load_model
-from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
+from reasoning_evals.runs.audits import read_audit
+from reasoning_evals.runs.run_folder import read_generations, read_run
 from served_lab import BakedLab, ServedLab, served
 
 FEW = ["--samples", "1", "--greedy", "--max-new-tokens", "24"]

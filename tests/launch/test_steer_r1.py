@@ -18,7 +18,7 @@ from rank_processes import ROOT, RunningRanks, launch, run_ranks
 from reasoning_evals.runs.run_folder import read_generations
 
 SMALL = ["--num-identification", "24", "--num-tuning", "8", "--num-test", "16", "--gains", "4", "16", "--samples", "2"]
-SMALL += ["--batch-size", "64", "--max-new-tokens", "88"]
+SMALL += ["--batch-size", "64", "--max-new-tokens", "220"]
 GIVEN = ["--num-test", "16", "--samples", "2", "--batch-size", "64"]
 """With a given plan there is nothing to search."""
 DENSE_WIDTH = 128  # of lab-dense
@@ -53,7 +53,7 @@ def test_it_leaves_a_whole_run_folder(finished: Path) -> None:
     assert results["verdict"] in ("helped", "hurt", "no effect shown")
     arms = {arm["name"]: arm for arm in results["comparison"]["arms"]}
     assert list(arms) == ["baseline", "steered", "placebo"]
-    assert 0.2 < arms["baseline"]["accuracy"]["mean"] <= 1.0
+    assert 0.1 < arms["baseline"]["accuracy"]["mean"] <= 1.0
     assert results["comparison"]["num_samples"] == 2
     plan = SteeringPlan.load(finished / "plan.json")
     placebo = SteeringPlan.load(finished / "placebo.json")

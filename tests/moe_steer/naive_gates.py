@@ -37,12 +37,12 @@ class WordTokenizer(tiny.TinyTokenizer):
 
 
 class NaiveGate:
-    """A gate, advanced token by token. ``opened``: how often it has opened."""
+    """A gate, advanced token by token. ``opened``: how often it has opened; ``tokens``: at how many it was open."""
 
     def __init__(self, when: When) -> None:
         self.when = when
         self.open = [False] * len(when.conditions)
-        self.count = self.opened = 0
+        self.count = self.opened = self.tokens = 0
 
     def advance(self, values: Sequence[float | None]) -> float:
         """The factor at the next token; values of its conditions there, None: not known."""
@@ -59,6 +59,7 @@ class NaiveGate:
         is_open = all(self.open) if self.when.joined == "all" else any(self.open)
         self.opened += is_open and not self.count
         self.count = self.count + 1 if is_open else 0
+        self.tokens += is_open
         return min(1.0, self.count / self.when.ramp)
 
 
@@ -87,6 +88,10 @@ class NaiveGatedRow:
     ends: dict[str, float] = field(default_factory=dict)
     gates: dict[When, NaiveGate] = field(default_factory=dict)
     acted: dict[int, int] = field(default_factory=dict)
+    done: list[list[float]] = field(default_factory=list)
+    """Of each entry, experts first: the tokens at which it acted, and what it added."""
+    told: list[list[dict[str, Any]]] = field(default_factory=list)
+    """After each token, of each gated entry what ``Audit.to_samples`` is to say."""
 
     def feed(self, token: int) -> Tensor:
         """Process one token: its logits [V]."""
@@ -118,7 +123,15 @@ class NaiveGatedRow:
         if len(self.ids) == self.prompt:
             self.ends = dict(probed)
         self.logits = self.run(factors, self.cache)
+        self.told.append([self.tell(place) for place, entry in enumerate(entries) if entry.when is not None])
         return self.logits
+
+    def tell(self, place: int) -> dict[str, Any]:
+        """Of one entry what it has done so far."""
+        entries: list[Any] = [*self.plan.experts, *self.plan.residual]
+        gate, (tokens, added) = self.gates[entries[place].when], self.done[place]
+        name = "weight_added" if place < len(self.plan.experts) else "norm_added"
+        return {"row": place, "openings": gate.opened, "open_tokens": gate.tokens, "tokens": tokens, name: added}
 
     def run(self, factors: Mapping[When, float], cache: Any) -> Tensor:
         """The newest token under what is open."""
@@ -145,9 +158,23 @@ class NaiveGatedRow:
         plan = SteeringPlan(
             experts=experts, residual=residual, renormalize=self.plan.renormalize, base_dir=self.plan.base_dir
         )
-        with torch.no_grad(), steer(self.model, plan, quiet=True):
+        with torch.no_grad(), steer(self.model, plan, quiet=True) as audit:
             out = self.model(torch.tensor([[self.ids[-1]]]), past_key_values=cache, use_cache=True)
+        if cache is self.cache:
+            places = {(one.layer, one.expert): place for place, one in enumerate(self.plan.experts)}
+            self.done = self.done or [[0, 0.0] for _ in (*places, *self.plan.residual)]
+            for row in audit.to_rows():
+                if row["kind"] == "expert":
+                    self.add(places[row["layer"], row["expert"]], row["tokens"], row["weight_added"])
+            for number, entry in enumerate(self.plan.residual):
+                part = here(entry, entry.scope)
+                self.add(len(places) + number, part > 0, part * float(self.plan.load_shift(entry).norm()))
         return out.logits[0, -1]
+
+    def add(self, place: int, tokens: int, added: float) -> None:
+        """Count what an entry did at one token."""
+        self.done[place][0] += tokens
+        self.done[place][1] += added
 
     def value(self, one: Condition, probed: Mapping[str, float]) -> float | None:
         """A condition's number at the newest token."""

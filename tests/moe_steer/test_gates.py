@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,7 @@ def test_gates_equal_a_loop_over_rows_and_tokens(name: str, folder: Path) -> Non
         out = model(
             ids, attention_mask=mask[:, :width], position_ids=positions, past_key_values=cache, logits_to_keep=1
         )
+        cache.name_rows(["first", "second", "third"])
         for step in range(16):
             for at, row in enumerate(order):
                 wanted = rows[row][0][len(TEXTS[row][0]) + step - 1]
@@ -122,6 +125,20 @@ def test_gates_equal_a_loop_over_rows_and_tokens(name: str, folder: Path) -> Non
             assert row["rows"] == 3
             assert row["openings"] >= row["opened_rows"] > 0
             assert row["norm_added"] > 0
+    # By sample: the second row left after 6 tokens.
+    samples = audit.to_samples()
+    assert list(samples) == ["first", "second", "third"]
+    for (_, row), (prompt, _), sample in zip(rows, TEXTS, samples, strict=True):
+        wanted = row.told[len(prompt) + 5] if sample == "second" else row.told[-1]
+        assert len(samples[sample]) == len(wanted) > 0
+        for found, one in zip(samples[sample], wanted, strict=True):
+            assert found == {key: pytest.approx(value, abs=1e-4) for key, value in one.items()}, (sample, found, one)
+            assert audit.to_rows()[found["row"]]["when"]
+    for place, total in enumerate(audit.to_rows()):
+        if "when" in total:
+            acts = [act for one in samples.values() for act in one if act["row"] == place]
+            assert total["openings"] == sum(act["openings"] for act in acts)
+            assert total["tokens"] == sum(act["tokens"] for act in acts)
     if name in CONFIDENT:
         return
     # Whole texts, right-padded, without a cache.
@@ -171,21 +188,54 @@ def test_a_plan_without_gates_keeps_none(folder: Path) -> None:
     assert cache.steering_rows.gates == {}
 
 
+def test_rows_are_counted_wherever_they_move_and_tries_are_not(folder: Path) -> None:
+    """One prompt, copied for two samples; one is tried on apart; one starts again."""
+    model, (prompt, generated) = tiny.deepseek_v3(), TEXTS[0]
+    plan = SteeringPlan(residual=[shift(1, PROBED)], base_dir=str(folder))
+    rows = [NaiveGatedRow(model, plan, len(prompt)) for _ in (0, 1)]
+    texts = [generated[:5], generated[5:10]]
+    for row, text in zip(rows, texts, strict=True):
+        for token in [*prompt, *text]:
+            row.feed(token)
+    with torch.no_grad(), steer(model, plan, quiet=True) as audit:
+        for start in (["b"], ["a", "b"]):
+            cache = DynamicCache(config=model.config)
+            model(torch.tensor([prompt]), past_key_values=cache)
+            cache.batch_select_indices(torch.tensor([0] * len(start)))
+            cache.name_rows(start)
+            for step in range(2 if len(start) == 1 else 5):
+                model(torch.tensor([[text[step]] for text in texts[-len(start) :]]), past_key_values=cache)
+                apart = copy.deepcopy(cache)
+                apart.name_rows(None)
+                model(torch.tensor([[50]] * len(start)), past_key_values=apart)
+    found = audit.to_samples()
+    for name, row in zip("ab", rows, strict=True):
+        assert found[name] == [{key: pytest.approx(value) for key, value in row.told[-1][0].items()}]
+    (total,) = audit.to_rows()
+    assert total["rows"] == 3  # the one that did not end, too
+    assert total["tokens"] > sum(row.done[0][0] for row in rows)
+
+
 def test_nested_blocks_keep_their_own_states(folder: Path) -> None:
     model = tiny.deepseek_v3()
     first = SteeringPlan(residual=[shift(1, PROBED)], base_dir=str(folder))
     second = SteeringPlan(residual=[shift(3, {**SPENT, "above": 2}, scope="generated")])
     tokenizer, prompt, generated = WordTokenizer(), *TEXTS[0]
-    found = []
+    found, counts = [], []
     for nested in (True, False):
         cache = DynamicCache(config=model.config)
         both = SteeringPlan(residual=[*first.residual, *second.residual], base_dir=str(folder))
-        with torch.no_grad(), steer(model, first if nested else both, tokenizer=tokenizer, quiet=True):
-            with steer(model, second if nested else SteeringPlan(), tokenizer=tokenizer, quiet=True):
+        with torch.no_grad(), steer(model, first if nested else both, tokenizer=tokenizer, quiet=True) as outer:
+            with steer(model, second if nested else SteeringPlan(), tokenizer=tokenizer, quiet=True) as inner:
                 logits = [model(torch.tensor([prompt]), past_key_values=cache).logits[0, -1]]
+                cache.name_rows(["one"])
                 logits += [model(torch.tensor([[t]]), past_key_values=cache).logits[0, -1] for t in generated]
         found.append(torch.stack(logits))
+        counts.append([*outer.to_rows(), *inner.to_rows()])
+        acts = [*outer.to_samples()["one"], *inner.to_samples().get("one", [])]
+        counts.append([{key: value for key, value in act.items() if key != "row"} for act in acts])
     assert torch.equal(*found)
+    assert counts[:2] == counts[2:]
 
 
 def test_what_a_gate_cannot_know_is_refused(folder: Path) -> None:
@@ -220,7 +270,9 @@ def test_what_a_gate_cannot_know_is_refused(folder: Path) -> None:
 
 
 VALUES = st.lists(
-    st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.6, 0.8, None]), min_size=12, max_size=12), min_size=1, max_size=3
+    st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.6, 0.8, math.nan, None]), min_size=12, max_size=12),
+    min_size=1,
+    max_size=3,
 )
 
 
@@ -236,26 +288,30 @@ VALUES = st.lists(
 def test_hysteresis_and_ramps_equal_a_loop(
     values: list[list[float | None]], high: float, width: float, above: bool, ramp: int, cuts: list[int]
 ) -> None:
-    """None is padding, anywhere; the texts are fed in pieces."""
+    """None is padding, anywhere, NaN a number that is not known; the texts are fed in pieces."""
     borders = {"above": high, "until": high - width} if above else {"below": high, "until": high + width}
     when = When((Condition("entropy", **borders),), ramp=ramp)
     wanted = []
     for row in values:
         gate = NaiveGate(when)
-        wanted.append([gate.advance([value]) if value is not None else None for value in row])
+        wanted.append(
+            [None if value is None else gate.advance([None if math.isnan(value) else value]) for value in row]
+        )
     value_BS = torch.tensor(
         [[-1.0 if value is None else value for value in row] for row in values], dtype=torch.float64
     )
     real_BS = torch.tensor([[value is not None for value in row] for row in values])
-    open_B, count_B = torch.zeros(len(values), dtype=torch.bool), torch.zeros(len(values), dtype=torch.long)
+    open_B1, count_B1 = torch.zeros(len(values), 1, dtype=torch.bool), torch.zeros(len(values), 1, dtype=torch.long)
     found = []
     for start, stop in zip([0, *sorted(set(cuts))], [*sorted(set(cuts)), 12], strict=True):
         if start == stop:
             continue
         piece = slice(start, stop)
-        open_BS = holds(when.conditions[0], value_BS[:, piece], open_B, real_BS[:, piece])
-        count_BS = tokens_open(open_BS, count_B, real_BS[:, piece])
-        open_B, count_B = open_BS[:, -1], count_BS[:, -1]
+        # Decoding one token a row has a shorter way of its own.
+        real = real_BS[:, piece] if stop - start > 1 or not bool(real_BS[:, piece].all()) else None
+        open_BS = holds(when.conditions[0], value_BS[:, piece], open_B1, real)
+        count_BS = tokens_open(open_BS, count_B1, real)
+        open_B1, count_B1 = open_BS[:, -1:], count_BS[:, -1:]
         found.append((count_BS / ramp).clamp(max=1.0) * open_BS)
     for row, line in zip(torch.cat(found, 1).tolist(), wanted, strict=True):
         assert [a for a, b in zip(row, line, strict=True) if b is not None] == pytest.approx(

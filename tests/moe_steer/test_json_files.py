@@ -31,9 +31,10 @@ from moe_steer.json_files import (
 from moe_steer.saes.reading import load_sae
 from moe_steer.tokens.traces import read_traces
 from reasoning_evals.problems import read_problems
+from reasoning_evals.runs.audits import read_audit
 from reasoning_evals.runs.completions import read_completions
 from reasoning_evals.runs.grading_pass import read_grades
-from reasoning_evals.runs.run_folder import read_audit, read_run
+from reasoning_evals.runs.run_folder import read_run
 from reasoning_evals.tasks.own_file import load_own_file
 
 VALUES = st.recursive(

@@ -32,7 +32,7 @@ from moe_steer.lab.problems import (
     search_task,
 )
 from reasoning_evals import load_task
-from reasoning_evals.runs import read_grades
+from reasoning_evals.runs import read_generations, read_grades
 
 FITS = {
     "which_summand": lambda given, goal, x: x == goal - given,
@@ -123,9 +123,10 @@ def test_written_solutions_try_in_order_and_are_graded_right_when_they_end_at_th
 def test_numbers_are_compared_up_to_the_first_digits_that_differ() -> None:
     for wanted in (*range(1, 130), 144):
         for found in (7, 40, 44, 72, 104, 144):
-            pairs = [pair.split(" and ") for pair in compared(wanted, found).split(", ")]
-            assert all(left == right for left, right in pairs[:-1])
-            assert (pairs[-1][0] == pairs[-1][1]) == (wanted == found)
+            pairs = [re.split(" and | ", pair) for pair in compared(wanted, found).split(", ")]
+            assert [word for *_, word in pairs[:-1]] == ["right"] * (len(pairs) - 1)
+            assert pairs[-1][2] == ("right" if wanted == found else "wrong")
+            assert all((left == right) == (word == "right") for left, right, word in pairs)
             for side, number in enumerate((wanted, found)):
                 assert str(number).startswith("".join(pair[side] for pair in pairs if pair[side] != "none"))
 
@@ -197,11 +198,14 @@ def test_the_shipped_files_are_small_and_whole() -> None:
 
 
 def test_a_user_samples_it_on_its_own_problems(tmp_path: Path) -> None:
-    """From the command to the grades: most thoughts close, and those that end at "right." are graded right."""
+    """From the command to the grades: thoughts close, and what ends at "right." is graded right, which the model learned to tell."""
     asked = ["generate", "--model", "lab-search", "--num", "24", "--out", str(tmp_path / "run")]
     assert main(asked) == 0
     rows = read_grades(tmp_path / "run")
     assert len(rows) == 24
     assert all(row.problem_id.split("-")[2] in SEARCH_FAMILIES for row in rows)
-    assert sum(row.outcome not in ("truncated", "cut") for row in rows) >= 21
-    assert 5 <= sum(row.correct for row in rows) <= 20
+    assert sum(row.outcome not in ("truncated", "cut") for row in rows) >= 22
+    assert 8 <= sum(row.correct for row in rows) <= 20
+    texts = {item.problem_id: item.text for item in read_generations(tmp_path / "run")}
+    found = [row.correct for row in rows if texts[row.problem_id].partition("</think>")[0].endswith(" right.")]
+    assert sum(found) >= len(found) - 1 > 6

@@ -32,7 +32,18 @@ def many_problems() -> list[Problem]:
 
 def run_once(folder: Path, rank: int, world_size: int, delay: float) -> None:
     config = SamplingConfig(batch_size=8)
-    run_arms(arms(delay), many_problems(), folder, 4, config, 7, rank, world_size, task="demo", check_repeats=True)
+    run_arms(
+        arms(delay, gated=True),
+        many_problems(),
+        folder,
+        4,
+        config,
+        7,
+        rank,
+        world_size,
+        task="demo",
+        check_repeats=True,
+    )
 
 
 def run_and_grade(folder: Path, world_size: int) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig
@@ -53,25 +54,24 @@ class ScriptedSampler:
 class Rows:
     """What a steering audit looks like from here."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampler: ScriptedSampler | None = None) -> None:
         self.tokens = 0
+        self._sampler = sampler
+
+    def to_samples(self) -> dict[Any, list[dict[str, Any]]]:
+        """Of every sample of the chunk what a gated entry did in it."""
+        keys = self._sampler.batches[-1] if self._sampler else []
+        acts = {"row": 0, "open_tokens": 3, "tokens": 2, "weight_added": 0.5}
+        return {key: [{**acts, "openings": int(key.problem_id[1:]) + key.sample_idx}] for key in keys}
 
     def to_rows(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "kind": "expert",
-                "layer": 1,
-                "expert": 2,
-                "gain": 64.0,
-                "tokens": self.tokens,
-                "weight_added": self.tokens / 2,
-            }
-        ]
+        row = {"kind": "expert", "layer": 1, "expert": 2, "gain": 64.0, **({"when": "x >= 1"} if self._sampler else {})}
+        return [{**row, "tokens": self.tokens, "weight_added": self.tokens / 2}]
 
 
 @contextmanager
-def audited() -> Iterator[Rows]:
-    rows = Rows()
+def audited(sampler: ScriptedSampler | None = None) -> Iterator[Rows]:
+    rows = Rows(sampler)
     rows.tokens = 3
     yield rows
 
@@ -82,16 +82,17 @@ def problems(num: int) -> list[Problem]:
     ]
 
 
-def arms(delay: float = 0.0) -> list[Arm]:
+def arms(delay: float = 0.0, gated: bool = False) -> list[Arm]:
+    steered = ScriptedSampler(0.8, delay, shift=1)
     return [
         Arm("baseline", ScriptedSampler(0.5, delay)),
-        Arm("steered", ScriptedSampler(0.8, delay, shift=1), audited, {"plan": "abc"}),
+        Arm("steered", steered, partial(audited, steered) if gated else audited, {"plan": "abc"}),
     ]
 
 
 def main(out_dir: str, rank: str, world_size: str, delay: str) -> None:
     run_arms(
-        arms(float(delay)),
+        arms(float(delay), gated=True),
         problems(12),
         out_dir,
         3,

@@ -15,7 +15,8 @@ from reasoning_evals.engines.http_audit import HttpAudit, http_line
 from reasoning_evals.engines.http_sampler import HttpSampler
 from reasoning_evals.engines.sampling import Request, SamplingConfig
 from reasoning_evals.report import build_report, render_html, render_markdown
-from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
+from reasoning_evals.runs.audits import read_audit
+from reasoning_evals.runs.run_folder import read_generations, read_run
 
 KEY = "ENDPOINT_KEY_OF_THIS_TEST"
 

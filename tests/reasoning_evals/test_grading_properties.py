@@ -130,18 +130,18 @@ TARGETS = {
 @settings(deadline=None, max_examples=400)
 def test_no_text_breaks_a_grader(text, answer_type, opened):
     problem = Problem("p", "?", TARGETS[answer_type], answer_type)
-    verdict = grade_answer(problem, text, in_process=True)
+    verdict = grade_answer(problem, text)
     assert verdict.outcome in ("correct", "wrong")
     if answer_type not in ("expression", "list"):
         assert grade(problem, "\\boxed{" + text + "}", opened).outcome in OUTCOMES
-    assert grade_answer(problem, text, in_process=True) == verdict
+    assert grade_answer(problem, text) == verdict
 
 
 @given(markup, st.sampled_from([kind for kind in ANSWER_TYPES if kind != "integer"]))
 @settings(deadline=None, max_examples=300)
 def test_no_target_breaks_a_grader(target, answer_type):
     if target.strip():
-        verdict = grade_answer(Problem("p", "?", target, answer_type), "5", in_process=True)
+        verdict = grade_answer(Problem("p", "?", target, answer_type), "5")
         assert verdict.outcome in ("correct", "wrong", "grader_error")
 
 
@@ -149,13 +149,13 @@ def test_no_target_breaks_a_grader(target, answer_type):
     "text",
     ["(" * 5000, "{" * 1999, "1+" * 999 + "1", "9" * 1999, "x^" * 900 + "x", "\\frac" * 300, "-" * 1999 + "1", "|" * 1999, "\\sqrt" * 300 + "2",
      "9**9**9**9", "9!" + "!" * 500, "(9^{999})^{999}", "1/" * 900 + "3", "e^{e^{e^{e^e}}}", "\\sin(10^{10^{9}})", "m^{99999999}", "5 m**9**9**9",
-     "5 " + "m/" * 900 + "s", "1e999999999", "0.1e-99999", "\\binom{10^9}{10^8}", "1,111" * 300, "\\text{" * 300, "a, " * 600, "\\pm" * 500 + "1"],
+     "5 " + "m/" * 900 + "s", "1e999999999", "0.1e-99999", "\\binom{10^9}{10^8}", "1,111" * 300, "\\text{" * 300, "a, " * 600, "\\pm" * 500 + "1", "(1," * 500, "{1," * 400 + "}" * 400, "5 m" + ")" * 900, "5 " + "(m" * 60],
 )  # fmt: skip
 @pytest.mark.parametrize("answer_type", ANSWER_TYPES)
 def test_hostile_answers_are_wrong_at_once(text, answer_type):
     done = []
     problem = Problem("p", "?", TARGETS[answer_type], answer_type)
-    thread = threading.Thread(target=lambda: done.append(grade_answer(problem, text, in_process=True)), daemon=True)
+    thread = threading.Thread(target=lambda: done.append(grade_answer(problem, text)), daemon=True)
     thread.start()
     thread.join(5)
     assert done, "the grader hangs"
@@ -181,7 +181,7 @@ def test_grading_imports_neither_models_nor_data_sets_nor_units_before_they_are_
 def test_a_long_sentence_that_is_no_words_is_read_at_once(count):
     """From a thought of DeepSeek-R1: a bracket that never closes behind a sentence."""
     sentence = " and ".join(["yes, by appropriate choice of the grating parameters"] * count) + " (like b"
-    verdict = grade_answer(Problem("p", "?", "\\frac{a}{b}", "expression"), sentence, in_process=True)
+    verdict = grade_answer(Problem("p", "?", "\\frac{a}{b}", "expression"), sentence)
     assert verdict.outcome == "wrong"
 
 

@@ -288,3 +288,14 @@ if __name__ == "__main__":
         made = small_report(Path(folder))
     (GOLDEN / "report.md").write_text(render_markdown(made), encoding="utf-8")
     (GOLDEN / "report.html").write_text(_without_style(render_html(made)), encoding="utf-8")
+
+
+def test_examples_say_what_gates_did_in_them(tmp_path: Path) -> None:
+    make_run(tmp_path, arms(gated=True), problems(10))
+    report = build_report(tmp_path)
+    (example, *_) = (*report.gained, *report.lost)
+    openings = int(example.problem_id[1:]) + example.b.sample_idx
+    said = f"layer 1 expert 2: gate opened {openings} times, open at 3 tokens, acted at 2, weight 0.5 added"
+    assert (example.a.gates, example.b.gates) == ("", said)
+    assert said in render_markdown(report)
+    assert said in Page(render_html(report)).text

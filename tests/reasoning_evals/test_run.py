@@ -13,8 +13,9 @@ import pytest
 
 from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.sampling import Sample, SamplingConfig
+from reasoning_evals.runs.audits import gates_text, read_audit, read_gates
 from reasoning_evals.runs.run import Arm, run_arms, sample_seed
-from reasoning_evals.runs.run_folder import read_audit, read_generations, read_run
+from reasoning_evals.runs.run_folder import read_generations, read_run
 from scripted_sampler import ScriptedSampler, arms, audited, problems
 from tiny_reasoners import tiny_model, tiny_tokenizer
 
@@ -23,7 +24,7 @@ CONFIG = SamplingConfig(batch_size=8)
 
 
 def run(folder: Path, rank: int = 0, world_size: int = 1, **changes: object) -> None:
-    values = {"arms": arms(), "problems": problems(12), "k": 3, "config": CONFIG, "seed": 7, "task": "demo"}
+    values = {"arms": arms(gated=True), "problems": problems(12), "k": 3, "config": CONFIG, "seed": 7, "task": "demo"}
     run_arms(out_dir=folder, rank=rank, world_size=world_size, **{**values, "check_repeats": True, **changes})  # type: ignore[arg-type]
 
 
@@ -98,6 +99,7 @@ def test_the_number_of_ranks_changes_nothing(unbroken: Path, tmp_path: Path, wor
         run(tmp_path, rank, world_size)
     assert content(tmp_path) == content(unbroken)
     assert read_audit(tmp_path) == read_audit(unbroken)
+    assert read_gates(tmp_path) == read_gates(unbroken)
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(unbroken: Path, tmp_path: Path) -> None:
@@ -108,6 +110,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(unbroken: Path, tmp_path: Pa
     run(tmp_path)
     assert content(tmp_path) == content(unbroken)
     assert read_audit(tmp_path) == read_audit(unbroken)
+    assert read_gates(tmp_path) == read_gates(unbroken)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -133,13 +136,14 @@ def test_kill_9_at_random_moments_then_resume(unbroken: Path, tmp_path: Path, wo
     assert kills >= 2
     assert content(tmp_path) == content(unbroken)
     assert read_audit(tmp_path) == read_audit(unbroken)
+    assert read_gates(tmp_path) == read_gates(unbroken)
     if world_size == 1:
         assert (tmp_path / "generations.jsonl").read_bytes() == (unbroken / "generations.jsonl").read_bytes()
 
 
 def test_the_audit_is_added_up_over_chunks_and_a_repeated_chunk_counts_once(unbroken: Path, tmp_path: Path) -> None:
     # 36 samples in chunks of 8 are 5 chunks, 3 tokens each.
-    row = {"kind": "expert", "layer": 1, "expert": 2, "gain": 64.0, "tokens": 15, "weight_added": 7.5}
+    row = {"kind": "expert", "layer": 1, "expert": 2, "gain": 64.0, "when": "x >= 1", "tokens": 15, "weight_added": 7.5}
     assert read_audit(unbroken) == {"steered": [row]}
     run(tmp_path)
     path = tmp_path / "generations.jsonl"
@@ -147,6 +151,30 @@ def test_the_audit_is_added_up_over_chunks_and_a_repeated_chunk_counts_once(unbr
     run(tmp_path)
     assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == 6
     assert read_audit(tmp_path) == {"steered": [row]}
+
+
+def test_what_gates_did_is_kept_of_every_sample_once(unbroken: Path, tmp_path: Path) -> None:
+    found = read_gates(unbroken)
+    assert sorted(found) == [("steered", f"p{i}", j) for i in sorted(range(12), key=str) for j in range(3)]
+    about = {"kind": "expert", "layer": 1, "expert": 2, "when": "x >= 1"}
+    for (_, problem, sample), acts in found.items():
+        openings = int(problem[1:]) + sample
+        assert acts == [{**about, "openings": openings, "open_tokens": 3, "tokens": 2, "weight_added": 0.5}]
+    row = {**about, "openings": 2, "open_tokens": 3, "tokens": 1, "weight_added": 0.5}
+    said = "layer 1 expert 2: gate opened 2 times, open at 3 tokens, acted at 1, weight 0.5 added"
+    assert gates_text([row, row]) == f"{said}; {said}"
+    lines = (unbroken / "audit.jsonl").read_text()
+    for old, new, message in (
+        ('"open_tokens":3', '"open_tokens":"3"', "give a whole number"),
+        ('"row":0', '"row":7', "has a gate .*one has row"),
+        ('"when":', '"what":', "which names no gated entry"),
+        ('"tokens":2,"weight_added"', '"tokens":2,"norm"', "has a gate .*weight_added or norm_added"),
+        ('"sample_idx":0', '"sample_idx":0,"more":1', "has a sample .*one has problem_id"),
+        ('"samples":', '"sample":', "an object with arm, chunk, rows is expected, and samples"),
+    ):
+        (tmp_path / "audit.jsonl").write_text(lines.replace(old, new, 1))
+        with pytest.raises(ValueError, match=message):
+            read_gates(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_published_files_load_and_their_own_answers_are_right(name, count):
     problems = load_task(name, data_dir=DATA)
     assert len(problems) == len({problem.problem_id for problem in problems}) == count
     for problem in problems:
-        assert grade_answer(problem, problem.target, in_process=True).outcome == "correct", problem
+        assert grade_answer(problem, problem.target).outcome == "correct", problem
         if problem.answer_type == "integer":
             assert grade_answer(problem, str(int(problem.target) + 1)).outcome == "wrong"
 
@@ -323,4 +323,4 @@ def test_reasoning_gym_says_what_it_needs():
         problems = load_task("reasoning_gym", dataset=dataset, num=20, seed=2)
         assert problems == load_task("reasoning_gym", dataset=dataset, num=20, seed=2)
         for problem in problems:
-            assert grade_answer(problem, problem.target, in_process=True).outcome == "correct", problem
+            assert grade_answer(problem, problem.target).outcome == "correct", problem

@@ -17,12 +17,11 @@ from graded_rows import false_positive_rate
 from reasoning_evals import Problem
 from reasoning_evals.comparing.compare import compare_arms
 from reasoning_evals.comparing.statistics import wilson_interval
-from reasoning_evals.grading.workers import WorkerTimeout
 from reasoning_evals.runs.run import Arm
 from reasoning_evals.thoughts.metrics import (
-    MAX_TIMEOUTS,
     AttemptJudge,
     distinct_efficiency,
+    judge_by_rule,
     oe_rule,
     trace_thought,
     ut_rule,
@@ -270,34 +269,27 @@ def test_chance_looks_at_every_attempt_and_deals_alike() -> None:
     assert dealt[:40] != dealt[40:]
 
 
-def test_the_judge_asks_once_and_gives_up_on_workers_that_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_judge_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    class Hanging:
-        def call(self, request: dict[str, str], limit: float) -> dict[str, str]:
-            asked.append((request["answer"], limit))
-            raise WorkerTimeout("late")
+    def asks(problem: Problem, answer: str) -> bool:
+        asked.append(answer)
+        return judge_by_rule(problem, answer)
 
-    judge = AttemptJudge(timeout=0.25, pool=Hanging())  # type: ignore[arg-type]
-    integral = Problem("i", "?", "\\int_0^1 x dx", "expression")
-    for _ in range(2):
-        assert not any(judge(integral, f"\\int_0^{n} y dy") for n in range(2, 9))
-    assert [limit for _, limit in asked] == [0.25] * MAX_TIMEOUTS
-    assert judge.num_timeouts == MAX_TIMEOUTS
+    monkeypatch.setattr("reasoning_evals.thoughts.metrics.judge_by_rule", asks)
+    judge = AttemptJudge()
     other = Problem("j", "?", "7", "integer")
-    assert judge(other, "7")
+    assert [judge(other, text) for text in ("7", "8", "7", "8")] == [True, False, True, False]
+    assert asked == ["7", "8"]
     assert judge.reads_target(other)
     assert not judge.reads_target(Problem("k", "?", "}{", "quantity"))
 
 
 def test_what_cannot_be_said_is_said(tmp_path: Path, samples: list[TracedSample]) -> None:
-    def notes(items: list[TracedSample], late: int = 0) -> list[str]:
-        return thinking_notes(items, summarise_thinking(items), late)
+    def notes(items: list[TracedSample]) -> list[str]:
+        return thinking_notes(items, summarise_thinking(items))
 
-    assert notes(samples, 2) == [
-        "samples without a thought, from attempts on left out: 1 of 4 of short",
-        "2 answers within thoughts ran into the grader's time limit: taken for wrong",
-    ]
+    assert notes(samples) == ["samples without a thought, from attempts on left out: 1 of 4 of short"]
     one = samples[:4]
     assert notes(one) == ["baseline is the only arm: nothing is compared; give the folder of another one with --arm"]
     unjudged = [dataclasses.replace(s, unjudged=UNREADABLE, states_shuffled_target=None) for s in one]
@@ -308,7 +300,7 @@ def test_what_cannot_be_said_is_said(tmp_path: Path, samples: list[TracedSample]
     assert notes(unjudged)[1:] == [
         "problems with a target that no grader can read: 4 (p0, p1, p2 and 1 more), from stated on left out"
     ]
-    failed = [dataclasses.replace(s, row=dataclasses.replace(s.row, outcome="grader_timeout")) for s in one]
+    failed = [dataclasses.replace(s, row=dataclasses.replace(s.row, outcome="grader_error")) for s in one]
     assert notes(failed)[1:] == [
         "no response is wrong, so none underthinks: baseline",
         "the grader failed at 4 of 4 responses: they are not taken for wrong ones",

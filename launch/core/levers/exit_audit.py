@@ -21,6 +21,10 @@ class _Counted:
             rows.append({"kind": "exit", "rule": rule.describe()["rule"], **dict(sorted(now.items()))})
         return rows
 
+    def to_samples(self) -> dict[Any, list[dict[str, Any]]]:
+        """The plan's."""
+        return self._plan.to_samples() if hasattr(self._plan, "to_samples") else {}
+
 
 @contextmanager
 def counted_exits(context: Callable[[], AbstractContextManager[Any]], rules: Sequence[Any]) -> Iterator[_Counted]:
