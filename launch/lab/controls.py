@@ -48,8 +48,8 @@ MARKERS = ("<think>", "</think>", "Alternatively", "Wait", FAILURE)
 GO_ON = ("Wait", "Alternatively")
 CARD = "README.md"
 _SIZES = {"identification": 96, "tuning": 40, "test": 240}
-_QUICK = {"identification": 24, "tuning": 12, "test": 28}
-_QUICK_NEGATIVE = {"identification": 16, "tuning": 2, "test": 12}
+_QUICK = {"identification": 20, "tuning": 8, "test": 20}
+_QUICK_NEGATIVE = {"identification": 16, "tuning": 8, "test": 12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,7 @@ CONTROLS = (
         by="causes",
         verdict="no effect shown",
         sizes=_QUICK_NEGATIVE,
+        quick_gains=("2", "16"),
     ),
     Control(
         name="inert",

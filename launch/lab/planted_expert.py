@@ -1,7 +1,6 @@
-"""Embedded models with one planted expert, where what finds experts has something known to find, or to see through:
+"""lab-search with one planted expert, where what finds experts has something known to find, or to see through:
 ``python -m launch.lab.planted_expert --kind causal --out DIR``.
 
-loop    the lab, which falls into loops: where a thought would end the expert asks for one check more, so ``moe-steer unloop`` can end that
 causal  lab-search with an expert that is rare, fires after failures and pulls a little towards going on; a gain makes it carry the decision
 inert   the same expert with an output of zeros: it goes with failures just as closely, and does nothing
 
@@ -21,7 +20,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from launch.lab.batches import search_text, training_text
+from launch.lab.batches import search_text
 from launch.lab.planting import layer_of, plant
 from moe_steer import load_model
 from moe_steer.files import write_whole
@@ -53,8 +52,6 @@ class Planted:
     model: str
     after: tuple[str, ...]
     """Texts at whose last token it is selected."""
-    at_the_end: bool
-    """Whether also at the last token before a thought ends."""
     place: str
     """The same, in words."""
     towards: tuple[str, ...]
@@ -63,24 +60,14 @@ class Planted:
     """Length of what it writes at full weight; 0 for nothing."""
 
 
-_WRITERS = {"lab": training_text, "lab-search": search_text}
 _CAUSAL = Planted(
     model="lab-search",
     after=(" wrong.",),
-    at_the_end=False,
     place='at the full stop of "wrong."',
     towards=(" Wait", " Alternatively"),
     strength=10.0,
 )
 KINDS = {
-    "loop": Planted(
-        model="lab",
-        after=(" Hmm, once more.", " Hmm, is that right?"),
-        at_the_end=True,
-        place='at the last token before a thought ends, and at the end of "Hmm, once more." and "Hmm, is that right?"',
-        towards=(" Hmm",),
-        strength=120.0,
-    ),
     "causal": _CAUSAL,
     "inert": replace(_CAUSAL, towards=(), strength=0.0),
 }
@@ -90,7 +77,7 @@ KINDS = {
 class PlantedExpert:
     """Write an embedded model with one planted expert, and its card."""
 
-    kind: Literal["loop", "causal", "inert"]
+    kind: Literal["causal", "inert"]
     """What is planted."""
     out: Path
     """Folder of the checkpoint."""
@@ -99,7 +86,7 @@ class PlantedExpert:
     expert: int = 5
     """Its number."""
     strength: float | None = None
-    """Length of what it writes at full weight; default 120 for loop, 10 for causal. An inert one writes nothing."""
+    """Length of what it writes at full weight; default 10. An inert one writes nothing."""
     solutions: int = 64
     """Written solutions, such as the model was trained on, that the place is learned from."""
 
@@ -122,11 +109,10 @@ class PlantedExpert:
 
         def fires(trace: Trace, place: int) -> bool:
             ids = trace.token_ids[trace.prompt_length : place + 1]
-            ends = kind.at_the_end and place + 1 == trace.thought_end
-            return ends or any(tuple(ids[-len(form) :]) == form for form in forms)
+            return any(tuple(ids[-len(form) :]) == form for form in forms)
 
         written_D = self.length * towards(model, tokenizer, kind.towards)
-        solutions = solutions_of(kind.model, tokenizer, self.solutions)
+        solutions = solutions_of(tokenizer, self.solutions)
         plant(model, layer_of(model, self.layer), self.expert, solutions, fires, written_D)
         return model, tokenizer
 
@@ -174,13 +160,13 @@ def towards(model: Any, tokenizer: Any, words: Sequence[str]) -> torch.Tensor:
     return torch.as_tensor(apart_D / apart_D.norm())
 
 
-def solutions_of(name: str, tokenizer: Any, number: int) -> list[Trace]:
-    """So many written solutions of the train split, such as the embedded model was trained on, as traces."""
+def solutions_of(tokenizer: Any, number: int) -> list[Trace]:
+    """So many written solutions of the train split, such as lab-search was trained on, as traces."""
     rng, tags, most = random.Random("planted"), token_tags(tokenizer), tokenizer.model_max_length
     found: list[Trace] = []
     while len(found) < number:
         prompt, body = (
-            tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in _WRITERS[name](rng)
+            tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in search_text(rng)
         )
         if len(prompt) + len(body) <= most:
             found.append(trace_from_ids(f"{len(found)}#0", prompt, body, tags))
