@@ -150,7 +150,20 @@ def test_the_main_job_searches_on_a_server_in_two_starts_and_finds_what_it_finds
 ) -> None:
     """Counts from routed_experts equal those of a forward pass here, the plans are left for the second server, and then all steps
     go through: the same experts, placebo and greedy answers."""
-    sizes = ["--num-identification", "6", "--num-tuning", "2", "--num-test", "2", "--gains", "4", "16", *FEW]
+    sizes = [
+        "--model",
+        "lab-plain",
+        "--num-identification",
+        "6",
+        "--num-tuning",
+        "2",
+        "--num-test",
+        "2",
+        "--gains",
+        "4",
+        "16",
+        *FEW,
+    ]
     assert steer_r1([*sizes, "--out", str(tmp_path / "here")]) == 0
     there = [*sizes, "--out", str(tmp_path / "there"), "--endpoint"]
     with served(ServedLab(*lab, {})) as url:
