@@ -1,7 +1,7 @@
 """Every picture of README and docs, from real runs, in light and dark; writes docs/pictures and the page that names the sources.
 
-python docs/pictures.py runs/lab                       needs chromium for the screenshots of pages
-python docs/pictures.py runs/lab --browser /path/to/chromium --out FOLDER
+python docs/pictures.py runs/lab-search                       needs chromium for the screenshots of pages
+python docs/pictures.py runs/lab-search --browser /path/to/chromium --out FOLDER
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SIZES = {"report": (1140, 860), "playground": (1400, 1000)}
 """Screenshots: width and height."""
 ON_THE_PAGE: dict[str, Any] = {
     "prompt": {"index": 5},
-    "sampling": {"seed": 0, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 256, "greedy": False},
-    "plan": {"base": None, "experts": [{"layer": 3, "expert": 2, "gain": 16}], "scope": "thought", "renormalize": False},
-    "columns": [{"kind": "plain"}, {"kind": "plan", "plan": "plan", "dose": 1}, {"kind": "plan", "plan": "yours", "dose": 1}, {"kind": "arm", "word": "budget:64"}],
-    "colour": "expert:3:2",
+    "sampling": {"seed": 0, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 440, "greedy": False},
+    "plan": {"base": None, "experts": [{"layer": 2, "expert": 15, "gain": 8}], "scope": "thought", "renormalize": False},
+    "columns": [{"kind": "plain"}, {"kind": "plan", "plan": "plan", "dose": 1}, {"kind": "plan", "plan": "yours", "dose": 1}, {"kind": "arm", "word": "continue:110"}],
+    "colour": "expert:2:15",
 }  # fmt: skip
-"""What the playground shows: the plan of the run beside the plain model, another plan, and a budget."""
+"""What the playground shows: the plan of the run beside the plain model, another plan, and thoughts that must go on."""
 _INK, _SOFT, _CARD = "#e8e8e4", "#a0a7b1", "#1b1e24"
 _DARK = {
     "text.color": _INK, "axes.labelcolor": _SOFT, "axes.edgecolor": _SOFT, "xtick.color": _SOFT, "ytick.color": _SOFT,
@@ -139,7 +139,8 @@ def power_curve(noise: float = 0.105, problems: tuple[int, ...] = (20, 30, 60, 1
 def played(folder: Path) -> Iterator[str]:
     """The address of a playground with the plan of a run, after a run of its own."""
     with tempfile.TemporaryDirectory() as kept:
-        opened = Playground(plan=(str(folder / "plan.json"),), port=0, out=kept).open()
+        model = read_run(folder)["config"]["model"]
+        opened = Playground(model=model, plan=(str(folder / "plan.json"),), port=0, out=kept).open()
         servers: list[Any] = []
         thread = threading.Thread(target=serve, args=(opened, servers.append))
         thread.start()
