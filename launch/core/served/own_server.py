@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -29,6 +30,7 @@ OWNER = "MOE_STEER_OWNER"
 _NEUTRAL = "neutral.json"
 """A plan that changes nothing: the plug-in serves plans, and answers how tokens were steered where it has one."""
 _ENDS_WITHIN = 30.0
+_ERROR = re.compile(r"^(?:.*\] )?(\w+(?:Error|Exception): \S.*)$", re.MULTILINE)
 
 
 @dataclass(kw_only=True)
@@ -77,6 +79,7 @@ class OwnServer:
         command += ["--", *_with_gpus([*self.given, *shlex.split(own.engine_options or "")])]
         log = self.folder / LOG
         self.say(f"starting {own.engine} with {self.model}; what it says goes to {log}")
+        before = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             output.write(f"$ {shlex.join(command)}\n".encode())
             output.flush()
@@ -92,7 +95,7 @@ class OwnServer:
             time.sleep(0.25)
         if self._process.poll() is not None:
             self._process = None
-            raise RuntimeError(f"{own.engine} did not start: {_last_line(log)} (all of it in {log})")
+            raise RuntimeError(f"{own.engine} did not start: {_cause(log, before)} (all of it in {log})")
 
     def stop(self) -> None:
         """End it, and whatever it has started."""
@@ -128,9 +131,12 @@ def _with_gpus(given: list[str]) -> list[str]:
     return given if spreads or number < 2 else [*given, "--tensor-parallel-size", str(number)]
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "it said nothing")[-300:]
+def _cause(log: Path, before: int) -> str:
+    """The first error of the log behind ``before`` bytes: engines wrap it in others. Without one, the last line."""
+    text = log.read_bytes()[before:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    found = _ERROR.search(text)
+    return (found.group(1) if found else lines[-1] if lines else "it said nothing")[:300]
 
 
 def _free_port() -> int:
