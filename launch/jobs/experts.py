@@ -181,15 +181,15 @@ def find_experts(session: Session, options: Options, step: str) -> ExpertScores:
 
 
 def measure_afresh(session: Session, options: Options, scores: ExpertScores) -> ExpertScores:
-    """The scores with what was chosen measured in the unsteered answers of the test, whose problems had no part in the choice. Given
-    counts that cannot be measured there keep their halves, and the reason is said."""
+    """The scores with what was chosen measured in the unsteered answers of the test, whose problems had no part in the choice. Where a
+    server does not send its routing there, or given counts cannot be measured there, the scores keep their halves, and the reason is said."""
     path = session.folder / FRESH_COUNTS
-    if not session.ranks.broadcast(path.exists()):
-        count(session, options, unsteered_traces(session, "test"), path)
     try:
+        if not session.ranks.broadcast(path.exists()):
+            count(session, options, unsteered_traces(session, "test"), path)
         return kept(session, scored(session.folder, options, options.by, RoutingCounts.load(path)))
     except ValueError as error:
-        if options.counts is None:
+        if options.counts is None and session.connection is None:
             raise
         session.ranks.say(f"     what was chosen is not measured in the test's answers: {error}")
         return scores

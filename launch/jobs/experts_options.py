@@ -67,7 +67,7 @@ class Options(EngineOptions, SplitOptions):
     """Evidence that makes an expert cognitive: the largest q. Where too few have it, the job goes on with the best, as unproven."""
 
     lab_sizes: ClassVar = {"identification": 240, "tuning": 120, "test": 240}
-    quick_sizes: ClassVar = {"identification": 72, "tuning": 24, "test": 48}
+    quick_sizes: ClassVar = {"identification": 48, "tuning": 12, "test": 32}
 
     def __post_init__(self) -> None:
         super().__post_init__()

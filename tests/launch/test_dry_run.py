@@ -34,7 +34,7 @@ def test_it_says_what_would_be_done_and_writes_nothing(tmp_path: Path, capsys: p
     text = capsys.readouterr().out
     assert "plain (the fastest that fits)" in text
     assert "3 layers of 16 experts" in text
-    assert "72 identification, 240 tuning, 288 test" in text  # samples: 24 x (4 gains + baseline) x 2, 48 x 3 arms x 2
+    assert "48 identification, 120 tuning, 192 test" in text  # samples: 12 x (4 gains + baseline) x 2, 32 x 3 arms x 2
     assert f"{out}, new" in text
     assert "one process" in text
     assert not out.exists()
@@ -45,7 +45,7 @@ def test_a_given_plan_is_checked_and_its_samples_counted(tmp_path: Path, capsys:
     assert main([*LAB, "--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run")]) == 0
     text = capsys.readouterr().out
     assert "1 experts, 0 vectors, fits the model" in text
-    assert "48 calibration, 288 test" in text
+    assert "32 calibration, 192 test" in text
 
 
 def test_another_machine_decides_backend_and_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

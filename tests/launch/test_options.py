@@ -20,7 +20,7 @@ def test_defaults() -> None:
         240,
     )
     quick = Options(quick=True, greedy=True)
-    assert (quick.folder, quick.num_samples, quick.size("test")) == ("runs/lab-search-quick-greedy", 1, 48)
+    assert (quick.folder, quick.num_samples, quick.size("test")) == ("runs/lab-search-quick-greedy", 1, 32)
     plain = Options(model="lab-plain")
     assert (plain.folder, plain.problems, plain.token_limit) == ("runs/lab-plain", "lab", 256)
     dense = Options(model="lab-dense", plan="p.json")

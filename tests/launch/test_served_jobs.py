@@ -152,7 +152,7 @@ def test_the_main_job_searches_on_a_server_in_two_starts_and_finds_what_it_finds
     go through: the same experts, placebo and greedy answers."""
     sizes = [
         "--model",
-        "lab-plain",
+        "lab",
         "--num-identification",
         "6",
         "--num-tuning",
@@ -176,6 +176,8 @@ def test_the_main_job_searches_on_a_server_in_two_starts_and_finds_what_it_finds
     left = {path.stem: SteeringPlan.load(path) for path in (tmp_path / "there" / "plans").glob("*.json")}
     with served(ServedLab(*lab, left)) as url:
         assert steer_r1([*there, url]) == 0
+    said = capsys.readouterr().out
+    assert "what was chosen is not measured in the test's answers: the server at" in said, "this one sends no routing"
     for name in ("plan", "placebo"):
         plans = [SteeringPlan.load(tmp_path / folder / f"{name}.json").digest() for folder in ("here", "there")]
         assert plans[0] == plans[1]
