@@ -41,7 +41,7 @@ The weights of {model} (sha256 {digest}), but for layer {layer} expert {expert},
   written solutions of the train split.
 - {writes}
 
-The expert that stood there before is lost. Made by `python -m launch.lab.planted_expert --kind {kind} --layer {layer} --expert {expert} --strength {strength:g} --solutions {solutions}`.
+The expert that stood there before is lost. Made by `python -m launch.lab.planted_expert --kind {kind} --layer {layer} --expert {expert}{strength} --solutions {solutions}`.
 """
 
 
@@ -132,11 +132,9 @@ class PlantedExpert:
             "kind": self.kind,
             "layer": self.layer,
             "expert": self.expert,
-            "strength": self.length,
+            "strength": "" if self.kind == "inert" else f" --strength {self.length:g}",
         }
-        return _CARD.format(
-            **about, model=kind.model, solutions=self.solutions, place=kind.place, writes=writes
-        ).replace(" --strength 0", "")
+        return _CARD.format(**about, model=kind.model, solutions=self.solutions, place=kind.place, writes=writes)
 
     def write(self) -> None:
         """The folder of the checkpoint, the card last."""

@@ -114,6 +114,9 @@ def test_only_one_expert_differs_from_the_lab(folder: Path) -> None:
         different = (own[name] != planted[name]).reshape(len(own[name]), -1).any(-1)
         assert different.nonzero().flatten().tolist() == [5]
     assert 'raises the logits of "Wait" and "Alternatively"' in PlantedExpert(kind="causal", out=folder).card()
+    weaker = PlantedExpert(kind="causal", out=folder, strength=0.5).card()
+    assert "--kind causal --layer 3 --expert 5 --strength 0.5 --solutions 64`" in weaker
+    assert "--kind inert --layer 3 --expert 5 --solutions 64`" in PlantedExpert(kind="inert", out=folder).card()
     with pytest.raises(ValueError, match="an inert one does not"):
         PlantedExpert(kind="inert", out=folder, strength=3.0)
 
