@@ -113,6 +113,8 @@ def scores_and_estimate(
         raise ValueError(
             f"min_support is {min_support}: give a whole number >= 1, or None for a tenth of the occurrences"
         )
+    if measured_on is not None:
+        refuse_shared(counts, measured_on)
     weights_M = _coefficients(counts, coefficients)
     marker_M = counts.occurrences_M
     measure = Measure(weights_M, by, zero_joint or ZERO_JOINT[0])
@@ -142,7 +144,6 @@ def scores_and_estimate(
     if measured_on is None:
         fresh = measured_by_halves(estimate, halves, counts.moe_layers, counts.num_experts)
     else:
-        refuse_shared(counts, measured_on)
         elsewhere = estimate_of(problem_sums(measured_on, weights_M > 0))
         fresh = measured_elsewhere(score_C, supported_C, elsewhere, counts.moe_layers, counts.num_experts)
     scores = ExpertScores(

@@ -79,7 +79,9 @@ class Audit:
         self._residual_runs: dict[int, int] = dict.fromkeys(self._residual, 0)
         self._norms: dict[int, Tensor] = {}
         self._gates = gates
-        self._acts = None if gates is None else GatedActs(list(self._entries.values()), self._residual, gates)
+        self._acts = (
+            None if gates is None else GatedActs(list(self._entries.values()), self._residual, self._choosing, gates)
+        )
 
     def count_experts(
         self, layer: int, num_experts: int, ids_TK: Tensor, in_scope_TK: Tensor | None, added_TK: Tensor

@@ -150,6 +150,15 @@ def causes_over_ranks(
     )
 
 
+def decision_causes(
+    model: Any, tokenizer: Any, traces: Sequence[Trace], tokens: Sequence[str], ranks: Ranks, wanted: str
+) -> Causes:
+    """What every expert does, by its derivative alone, to the odds that a thought goes on with one of the tokens where it went on or ended."""
+    readings = token_readings(traces, tokenizer, tokens, DECISIONS)
+    words = token_words(tokenizer, tokens, DECISIONS)
+    return causes_over_ranks(model, readings, ranks, "tokens", words, wanted=wanted, each=0)
+
+
 def watch_on_terminal(shows: bool) -> Any:
     """A progress bar on a terminal; nothing elsewhere."""
     from moe_steer.console.progress import tracked

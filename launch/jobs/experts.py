@@ -13,7 +13,7 @@ from expert_stats import ExpertScores, RoutingCounts, Trace, Unproven, select_ex
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings
 from launch.core.options import options_from
-from launch.core.outcomes import DECISIONS, causes_over_ranks, closing_tag, token_readings, token_words
+from launch.core.outcomes import closing_tag, decision_causes
 from launch.core.problem_sets import ProblemSets, problem_sets
 from launch.core.ranks import Ranks
 from launch.core.session import Session
@@ -223,10 +223,8 @@ def count(session: Session, options: Options, traces: Sequence[Trace], path: Pat
 
 
 def take_causes(session: Session, options: Options, traces: Sequence[Trace], path: Path) -> None:
-    """What every expert does, by its derivative, to the odds that a thought goes on where it went on or ended, in a file."""
-    readings = token_readings(traces, session.tokenizer, options.tokens, DECISIONS)
-    words = token_words(session.tokenizer, options.tokens, DECISIONS)
-    causes = causes_over_ranks(session.model, readings, session.ranks, "tokens", words, wanted=options.wanted, each=0)
+    """The causes of going on, in a file."""
+    causes = decision_causes(session.model, session.tokenizer, traces, options.tokens, session.ranks, options.wanted)
     if session.ranks.is_main:
         causes.save(path)
     session.ranks.barrier()

@@ -240,10 +240,9 @@ def _figures(outcome: Outcome, sweep: Comparison | None) -> dict[str, str]:
     """Title -> SVG."""
     scores, result = outcome.scores, {}
     if scores is not None:
-        goes_on = "What more gain does to going on" if outcome.options.by == "causes" else None
-        result[goes_on or "Experts that fire at the start of a thought"] = heat_map(
-            scores, outcome.plan, outcome.placebo
-        )
+        by_causes = outcome.options.by == "causes"
+        title = "What more gain does to going on" if by_causes else "Experts that fire at the start of a thought"
+        result[title] = heat_map(scores, outcome.plan, outcome.placebo)
     if sweep is not None:
         points = [_dose(sweep, gain, gain_name(gain)) for gain in sorted(outcome.options.gains)]
         baseline = _dose(sweep, 1.0, "baseline")

@@ -27,7 +27,7 @@ from expert_stats.causes import Causes
 from launch.core.findings import read_results, write_results
 from launch.core.option_checks import check_counts, check_folder
 from launch.core.options import options_from
-from launch.core.outcomes import DECISIONS, causes_over_ranks, token_readings, token_words
+from launch.core.outcomes import decision_causes
 from launch.core.ranks import ranks_of_this_run, refuse_several_ranks
 from launch.core.wiring import read_any_traces
 from launch.jobs.experts_findings import CAUSES, place_of, scored
@@ -45,7 +45,6 @@ from reasoning_evals.runs import grade_run, read_run
 FAILURE = "wrong."
 """The marker at whose last token the planted experts fire."""
 MARKERS = ("<think>", "</think>", "Alternatively", "Wait", FAILURE)
-GO_ON = ("Wait", "Alternatively")
 CARD = "README.md"
 _SIZES = {"identification": 96, "tuning": 40, "test": 240}
 _QUICK = {"identification": 20, "tuning": 8, "test": 20}
@@ -250,10 +249,8 @@ def planted_place(run: Path, options: Options, model: str) -> dict[str, Any]:
     if not (run / CAUSES).is_file():  # the run was not by causes
         loaded, tokenizer = load_model(model)
         traces = read_any_traces([str(run / "identification")], tokenizer)
-        words = token_words(tokenizer, GO_ON, DECISIONS)
         with ranks_of_this_run() as ranks:
-            readings = token_readings(traces, tokenizer, GO_ON, DECISIONS)
-            causes_over_ranks(loaded, readings, ranks, "tokens", words, wanted="higher", each=0).save(run / CAUSES)
+            decision_causes(loaded, tokenizer, traces, options.tokens, ranks, options.wanted).save(run / CAUSES)
     causes = Causes.load(run / CAUSES)
     (row,) = [row for row in causes.ranking() if (row.layer, row.expert) == (layer, expert)]
     asked = {

@@ -78,7 +78,7 @@ def _function(
         after, open_TN = before, None
         factors: dict[int, Tensor] = {}
         if following is not None and gated:
-            factors = {expert: _factor_T(following, n).to(before.ids_TK.device) for expert, n in gated.items()}
+            factors = {expert: following.part(n).reshape(-1).to(before.ids_TK.device) for expert, n in gated.items()}
             open_TN = torch.stack([_open(factors.get(e), before.ids_TK) for e in audit.choosing(layer.index)], 1)
         for mask_T, choice in parts(len(before.ids_TK), before.ids_TK.device):
             if factors and all(expert in factors for expert in experts) and choice.k == layer.top_k:
@@ -97,11 +97,6 @@ def _function(
         return after
 
     return function
-
-
-def _factor_T(gates: Factors, number: int) -> Tensor:
-    part_T1 = gates.factor(number)
-    return (gates.opened(number).float() if part_T1 is None else part_T1).reshape(-1)
 
 
 def _open(factor_T: Tensor | None, ids_TK: Tensor) -> Tensor:

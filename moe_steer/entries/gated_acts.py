@@ -16,22 +16,23 @@ from moe_steer.tokens.cache_rows import RowName
 
 
 class GatedActs:
-    """Counts of one ``steer`` block. ``residual``: the entries by their numbers in the audit."""
+    """Counts of one ``steer`` block. ``residual``: the entries by their numbers in the audit; ``choosing``: layer -> its experts that act
+    on the choice."""
 
     def __init__(
-        self, experts: Sequence[ExpertGain], residual: Mapping[int, ResidualVector], gates: GateCounts
+        self,
+        experts: Sequence[ExpertGain],
+        residual: Mapping[int, ResidualVector],
+        choosing: Mapping[int, list[int]],
+        gates: GateCounts,
     ) -> None:
         self._gates = gates
-        self._experts, self._residual = list(experts), dict(residual)
+        self._experts, self._residual, self._choosing = list(experts), dict(residual), choosing
         self._gained: dict[int, list[int]] = {}
         """Layer -> its experts with a gate."""
-        self._choosing: dict[int, list[int]] = {}
-        """Layer -> its experts that act on the choice."""
         for entry in self._experts:
             if entry.when is not None:
                 self._gained.setdefault(entry.layer, []).append(entry.expert)
-            if entry.acts_on_choice:
-                self._choosing.setdefault(entry.layer, []).append(entry.expert)
         self._gains = {layer: RowSums(partial(_gains, ids), 2 * len(ids)) for layer, ids in self._gained.items()}
         self._choices = {
             layer: RowSums(partial(_choices, ids), 2 * len(ids))

@@ -205,3 +205,6 @@ class Factors(Protocol):
 
     def factor(self, number: int) -> Tensor | None:
         """float32 [T, 1], 0 to 1: with how much of its entry a gate acts at each token. None: with all of it where it is open."""
+
+    def part(self, number: int) -> Tensor:
+        """The same, of a gate without a ramp too: 1 where it is open."""

@@ -183,7 +183,7 @@ class Gates:
         ramps = any(self._whens[number].ramp > 1 for number in numbers)
         if len(numbers) == 1 and all(entry.when is not None for entry in entries):
             only = numbers[0]
-            return ExpertParts(lambda _: self.opened(only), (lambda _: self._part(only)) if ramps else None)
+            return ExpertParts(lambda _: self.opened(only), (lambda _: self.part(only)) if ramps else None)
         column_E = torch.zeros(num_experts + 1, dtype=torch.long)
         for entry in entries:
             if entry.when is not None:
@@ -199,9 +199,10 @@ class Gates:
 
             return parts
 
-        return ExpertParts(gathered(self.opened), gathered(self._part) if ramps else None)
+        return ExpertParts(gathered(self.opened), gathered(self.part) if ramps else None)
 
-    def _part(self, number: int) -> Tensor:
+    def part(self, number: int) -> Tensor:
+        """``factor``, of a gate without a ramp too: 1 where it is open."""
         part_T1 = self.factor(number)
         return self.opened(number).float() if part_T1 is None else part_T1
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from launch.serving.latent import with_latent_sizes
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, bake, load_model, steer
-from moe_steer.lab import LAB_DENSE, LAB_MODEL, LAB_SEARCH
-from moe_steer.lab.problems import FAMILIES, SEARCH_FAMILIES, generate_problems
+from moe_steer.lab import LAB_DENSE, LAB_MODEL, LAB_SEARCH, OWN_PROBLEMS, problems_of
+from reasoning_evals import load_task
 
 NUM_PROMPTS = 8
 
@@ -145,8 +145,7 @@ def reference(
 ) -> dict[str, Any]:
     """Prompts, and under every plan and dose what the model writes after them."""
     model, tokenizer = load_model(name, device="cpu", dtype="float32")
-    families = SEARCH_FAMILIES if name == "lab-search" else FAMILIES
-    problems = generate_problems("test", NUM_PROMPTS, seed=3, families=families)
+    problems = load_task(problems_of(OWN_PROBLEMS, name), split="test", num=NUM_PROMPTS, seed=3)
     messages = [[{"role": "user", "content": one.prompt}] for one in problems]
     prompts = [tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False) for one in messages]
     asked: dict[str, Any] = {"off": write(model, tokenizer, SteeringPlan(), prompts, new_tokens)}
