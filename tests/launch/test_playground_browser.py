@@ -24,6 +24,12 @@ pytestmark = [pytest.mark.skipif(find_browser() is None, reason="no Chromium or 
 DESKTOP, PHONE = (1280, 900), (390, 844)
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>\u202e</span>"
 TOKENS = ".column:nth-child({}) .tokens span"
+# A short run begins and ends between two looks at the page: the page itself counts how many began.
+COUNT_RUNS = """
+window.begun = 0;
+new MutationObserver((seen) => { begun += seen.some((one) => one.target.getAttribute("aria-busy") === "true"); })
+  .observe(document, {subtree: true, attributeFilter: ["aria-busy"]});
+"""
 OpenPage = Callable[..., Any]
 
 
@@ -51,6 +57,7 @@ def open_page(address: str) -> Iterator[OpenPage]:
 
         def open_page(name: str, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Any:
             context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+            context.add_init_script(COUNT_RUNS)
             page = context.new_page()
             page.set_default_timeout(30_000)
             page.on("console", lambda message: said.append(message.text))
@@ -72,8 +79,9 @@ def settled(page: Any) -> None:
 
 def run(page: Any, press: Callable[[], None] | None = None) -> None:
     """Press Run, and wait for the end."""
+    before = page.evaluate("begun")
     (press or (lambda: page.click("#run")))()
-    page.wait_for_selector("#playground[aria-busy=true]")
+    page.wait_for_function("before => begun > before", arg=before)
     settled(page)
     assert page.inner_text("#said") == ""
 
