@@ -61,7 +61,7 @@ def test_counts_equal_those_of_this_process_to_the_last_one(server: Server, tmp_
 def test_the_main_job_searches_on_a_server_that_it_starts(tmp_path: Path) -> None:
     own = ["--engine", "vllm", "--engine-python", os.environ["STEER_PYTHON"]]
     run("launch.steer_r1", "--quick", *own, f"--engine-options={' '.join(EAGER)}", "--out", tmp_path)
-    assert read_run(tmp_path / "test")["arm_order"] == ["baseline", "steered", "placebo"]
+    assert read_run(tmp_path / "test")["config"]["arm_order"] == ["baseline", "steered", "placebo"]
     audit = read_audit(tmp_path / "test")
     for arm in ("steered", "placebo"):
         assert all(row["tokens"] > 0 for row in audit[arm] if row["kind"] == "expert"), arm
