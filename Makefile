@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Where it is set, as images of containers have it, each of the tests' processes compiles this project and rewrites its tests' assertions anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Where make same keeps what the commands did before: make same SAME=FOLDER ARGS="--changed 'help/*'"
 SAME ?= ../same-store
