@@ -12,10 +12,11 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from launch.cli.main import main
 from moe_steer.backends import checkpoint, memory, shards
+from moe_steer.backends.allocations import Allocations
 from moe_steer.backends.blueprint import skeleton
 from moe_steer.backends.engine import KEEP_WHOLE_BELOW
 from moe_steer.backends.memory import choose_backend, plan_memory
-from moe_steer.backends.rehearsal import Rehearsed, _Allocations, rehearse, rehearse_step
+from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
 
 GIB = 2**30
 R1 = {
@@ -75,7 +76,7 @@ def test_the_plan_is_within_5_percent_of_what_one_process_allocates(case: str) -
     config = config_of(model_type, values)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     cache = DynamicCache(config=config)
-    with torch.no_grad(), _Allocations() as allocations:
+    with torch.no_grad(), Allocations() as allocations:
         model(torch.zeros((batch, tokens), dtype=torch.long), past_key_values=cache, use_cache=True, logits_to_keep=1)
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     plan = plan_memory(config, 1, 100 * GIB, dtype="float32", context=tokens, batch=batch, prompt=tokens, on_gpu=False)
