@@ -232,6 +232,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_dead_link_stops_the_site(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the documentation's tools are not installed: pip install 'moe-steer[docs]'")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+    from mkdocs.exceptions import Abort
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("[dead](nothing.md)")
+    folders = {"docs_dir": str(tmp_path / "docs"), "site_dir": str(tmp_path / "site")}
+    config = load_config(str(ROOT / "mkdocs.yml"), **folders, hooks=[], plugins=[], nav=["index.md"])
+    with pytest.raises(Abort, match="Aborted with 1 warnings in strict mode"):
+        build(config)
+
+
 def test_no_page_loads_anything_from_the_network(site: Path) -> None:
     loads = re.compile(
         r"""(?:<(?:script|img|iframe|source)[^>]*?\bsrc|<link[^>]*?\bhref)\s*=\s*["']?((?:https?:)?//[^"'\s>]+)"""
