@@ -190,6 +190,18 @@ def test_fp8_is_planned_as_what_it_becomes_here(monkeypatch: pytest.MonkeyPatch)
     assert weights(on_gpu=True) == pytest.approx(49.3, rel=0.02)
 
 
+def test_planning_fp8_leaves_the_librarys_experts_as_they_were() -> None:
+    """Else the hundredth plan of one process would fail at Python's limit of recursion."""
+    from transformers.integrations import finegrained_fp8
+
+    config = CONFIG_MAPPING["deepseek_v3"](**{**MID, **EXPERTS, **LATENT, "num_key_value_heads": 8})
+    before = finegrained_fp8.FP8Experts, finegrained_fp8.FP8Experts.__init__, finegrained_fp8.FP8Experts.forward
+    model = skeleton(config, "fp8")
+    assert any(isinstance(module, finegrained_fp8.FP8Experts) for module in model.modules())
+    after = finegrained_fp8.FP8Experts, finegrained_fp8.FP8Experts.__init__, finegrained_fp8.FP8Experts.forward
+    assert after == before
+
+
 def test_fp8_that_stays_fp8_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIG_MAPPING["deepseek_v3"](**R1)
     monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
