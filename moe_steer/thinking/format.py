@@ -50,7 +50,7 @@ _CALL_MARKS = tuple(
     Switch(text, phase) for pair in _TOOL_CALLS for text, phase in zip(pair, (OUTSIDE, ANSWER), strict=True)
 )
 _STOP_TOKENS = re.compile(
-    r"(?:\s*(?:<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|</s>|<eos>|<end_of_turn>|<turn\|>))+\s*\Z"
+    r"(?:\s*(?:<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|</s>|<eos>|<sep>|<seed:eos>|\[e~\[|</assistant>|<end_of_turn>|<turn\|>))+\s*\Z"
 )
 """Stop tokens that an engine left at the end of a text."""
 
