@@ -90,11 +90,9 @@ def render(tokenizer: Any, messages: Messages, *, prompt: bool = True, **argumen
         with contextlib.suppress(Exception):
             if _left_out(words, _applied(tokenizer, words, given)) is None:
                 return text  # it writes its messages in other words
-        what = (
-            "the system message: leave --system out" if role == "system" else "the question: the model would not see it"
-        )
+        what, way = ("system message", "leave --system out, or ") if role == "system" else ("question", "")
         raise ValueError(
-            f"the chat template of {name!r} leaves out {what}, or give another template with --chat-template FILE"
+            f"the chat template of {name!r} leaves out the {what}: {way}give another template with --chat-template FILE"
         )
     return text
 
