@@ -22,6 +22,8 @@ def read_tokenizer_files(source: str, **options: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if "gguf_file" in options:
+        return AutoTokenizer.from_pretrained(source, **options)
     if missing := _package_missing(source):
         raise ValueError(missing)
     try:
