@@ -144,7 +144,8 @@ class ThinkingFormat:
         asked = f"; template arguments {with_args}" if with_args else ""
         if not self.asked:
             return f"thoughts of the format {self.name}, switched off{asked} ({self.found})"
-        return f"thoughts between {self.open.strip()} and {self.close.strip()}, {who}{asked} ({self.found})"
+        opening, closing = (text.strip().replace("\n", "\\n") for text in (self.open, self.close))
+        return f"thoughts between {opening} and {closing}, {who}{asked} ({self.found})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for run.json."""

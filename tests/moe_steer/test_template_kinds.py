@@ -18,6 +18,7 @@ from moe_steer.thinking import (
     token_tags,
     use_prompt_settings,
 )
+from moe_steer.tokens import MarkerSet
 from published_templates import NAMES, byte_tokenizer, needs_templates, published
 from reasoning_evals import render_prompt
 from reasoning_evals.prompts import render_messages
@@ -233,3 +234,19 @@ def test_of_several_templates_the_default_one_is_tried() -> None:
     use_prompt_settings(tokenizer, PromptSettings(arguments={"thinking_mode": "disabled"}))
     assert render_prompt(tokenizer, QUESTION).text.endswith("<|assistant|></mm:think>")
     assert not thinking_format(tokenizer).asked
+
+
+def test_the_models_own_tag_is_a_marker_though_it_is_several_tokens() -> None:
+    """As in Hunyuan-A13B and Llama-Nemotron; a tag that is not the model's own is still asked about."""
+    template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    tokenizer = byte_tokenizer([], template)
+    markers = MarkerSet.from_tokenizer(tokenizer, ("<think>", "</think>"))
+    ids = tokenizer("<think>\nsome <thinking> and\n</think>\n\n4", add_special_tokens=False)["input_ids"]
+    for written in (ids, [*ids, len(tokenizer) + 3]):  # models have rows beyond the vocabulary
+        found = markers.find_occurrences(written)
+        assert {name: len(spans) for name, spans in found.items()} == {"<think>": 1, "</think>": 1}
+    with pytest.raises(ValueError, match="marker '<plan>' is not a token of this tokenizer.*or other markers"):
+        MarkerSet.from_tokenizer(tokenizer, ("<plan>",))
+    assert (
+        "\n" not in thinking_format(byte_tokenizer([], KINDS["tags around the answer too (ERNIE)"].template)).describe()
+    )
