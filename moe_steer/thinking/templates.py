@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,12 @@ def render(tokenizer: Any, messages: Messages, *, prompt: bool = True, **argumen
             f"the chat template of {name!r} cannot be rendered ({quoted(first)}): give what it misses with --template-arg NAME=VALUE, "
             "or another template with --chat-template FILE"
         ) from error
+    question = messages[-1].get("content") if prompt and messages else None
+    words = re.findall(r"\w+", question) if isinstance(question, str) else []
+    if words and max(words, key=len) not in str(text):
+        raise ValueError(
+            f"the chat template of {name!r} leaves the question out of the prompt: give another template with --chat-template FILE"
+        )
     return str(text)
 
 
