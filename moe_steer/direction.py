@@ -233,5 +233,5 @@ class VectorFile:
             )
         for key in ("norm", "residual_norm"):
             if (norm := header.get(key)) is not None and not (is_number(norm) and norm >= 0):
-                raise ValueError(f"{path}: {key!r} is {quoted(norm)}: {_KIND.again}")
+                raise ValueError(f"{path} says {key} is {quoted(norm)}, which is not a length: {_KIND.again}")
         return cls(path.read_bytes(), vector_D, header)
