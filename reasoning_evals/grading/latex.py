@@ -24,7 +24,10 @@ _NOTHING = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|displaystyle|textstyle|scriptstyle"
     r"|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge|hfill|noindent|nonumber|mathstrut|checkmark|qed"
     r"|blacksquare)(?![a-zA-Z])|\\!|\\(?:hspace\*?|label|tag|(?:text|page)?color|colorbox)\s*\{[^{}]*\}"
-    r"|\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|equation\*?|split)\}|&(?==)|\\underline\s*(?=\{[^{}]*\d)"
+    r"|\\underline\s*(?=\{[^{}]*\d)"
+)
+_ROWS = re.compile(
+    r"\s*\\begin\s*\{(aligned|align\*?|gathered|equation\*?|split)\}((?:(?!\\begin).)*)\\end\s*\{\1\}\s*", re.DOTALL
 )
 _NEW_NAMES = {
     "dbinom": r"\binom", "tbinom": r"\binom", "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "nicefrac": r"\frac", "sfrac": r"\frac", "varepsilon": r"\epsilon", "varphi": r"\phi", "vartheta": r"\theta",
@@ -127,6 +130,8 @@ def _si_unit(match: re.Match[str]) -> str:
 
 
 def _clean_commands(text: str) -> str:
+    if rows := _ROWS.fullmatch(text):  # one statement a row, or one that goes on after a sign of equality
+        text = re.sub(r"\\\\(?:\[[^\]]*\])?", ", ", re.sub(r"\\\\\s*&?\s*=", " =", rows[2])).replace("&", "")
     text = _SI_NUMBER.sub(
         lambda match: match[3] + r"^\circ " * bool(match[2]) if match[3] else match[1] + r"\unit", text
     )
