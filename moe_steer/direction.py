@@ -212,15 +212,26 @@ class VectorFile:
 
     @classmethod
     def read(cls, path: Path) -> VectorFile:
-        """A file of ``Direction.save``, or any safetensors file with one tensor [D] named ``vector``, whatever header it has.
+        """A file of ``Direction.save``, or any safetensors file with one tensor [D] named ``vector``, with a header or without.
 
-        ValueError when it holds no finite vector.
+        ValueError when it holds no finite vector, or anything else, and for a header that this program misreads.
         """
         found = read_headed(path, _KIND.key, _KIND.again, {"vector"})
         vector_D = found.tensors.get("vector")
-        if vector_D is None or vector_D.ndim != 1:
-            raise ValueError(f"{path} holds {quoted(found.names)}: a residual file needs one 1-D tensor named 'vector'")
+        if vector_D is None or vector_D.ndim != 1 or len(found.names) > 1 or not vector_D.is_floating_point():
+            kind = f" of {str(vector_D.dtype).removeprefix('torch.')}" if vector_D is not None else ""
+            raise ValueError(
+                f"{path} holds {quoted(found.names)}{kind}: a residual file needs one 1-D tensor named 'vector', of floats"
+            )
         vector_D = vector_D.float()
         if not bool(vector_D.isfinite().all()):
             raise ValueError(f"{path} holds NaN or infinite numbers: make the direction again")
-        return cls(path.read_bytes(), vector_D, found.header or {})
+        header = found.header or {}
+        if (version := header.get("version", VERSION)) != VERSION or type(version) is not int:
+            raise ValueError(
+                f"{path} has version {quoted(version)}, this program reads version {VERSION}: {_KIND.again}"
+            )
+        for key in ("norm", "residual_norm"):
+            if (norm := header.get(key)) is not None and not (is_number(norm) and norm >= 0):
+                raise ValueError(f"{path} says {key} is {quoted(norm)}, which is not a length: {_KIND.again}")
+        return cls(path.read_bytes(), vector_D, header)

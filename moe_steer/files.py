@@ -271,7 +271,7 @@ def load_headed(
         )
     try:
         version = found.header.get("version")
-        if version != kind.version:
+        if type(version) is not int or version != kind.version:
             raise ValueError(f"its version is {quoted(version)}, this program reads version {kind.version}")
         return build(found.header, found.tensors)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

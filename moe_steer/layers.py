@@ -247,6 +247,10 @@ def _layer(index: int, name: str, block: nn.Module, experts: nn.Module, model: n
         raise ValueError(
             f"the number of experts or the top-k of {config.model_type} cannot be read from its configuration"
         )
+    if not 0 < top_k <= num_experts:
+        raise ValueError(
+            f"{top_k} of {num_experts} experts a token is what its configuration says: 1 to all can be chosen"
+        )
     return MoELayer(index, name, block, experts, router, num_experts, top_k, input_scaled)
 
 

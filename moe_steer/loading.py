@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -33,7 +34,7 @@ from moe_steer.backends import (
     torch_dtype,
     where_it_lies,
 )
-from moe_steer.json_files import short
+from moe_steer.json_files import read_json, short
 from moe_steer.lab import EMBEDDED
 from moe_steer.layers import model_shape
 from moe_steer.tokens import read_tokenizer_files, remember_tokenizer
@@ -130,6 +131,9 @@ def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
 def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
     """Only the tokenizer of a model, named as for ``load_model``."""
     source, file = where_it_lies(resolve(path_or_id))
+    for path in (Path(source, name) for name in ("tokenizer_config.json", "special_tokens_map.json")):
+        if path.is_file():  # the library's reader keeps the last of two equal keys
+            read_json(path, "fetch it again", {"model_max_length": int | float | None}, endless=True)
     # lab-dense names the class that R1-Distill-Qwen names, on purpose (lab/export.py); transformers advises against it
     with _quiet_library() if os.fspath(path_or_id) in EMBEDDED else nullcontext():
         read = _one_line(path_or_id, lambda: read_tokenizer_files(source, **file, **options), "the tokenizer of ")
@@ -275,7 +279,10 @@ def _said(error: Exception) -> list[str]:
 
 def _one_line(path_or_id: str | os.PathLike[str], load: Callable[[], Any], what: str = "") -> Any:
     try:
-        return load()
+        with warnings.catch_warnings():
+            for said in ("Initializing zero-element tensors", "Detected pickle protocol"):
+                warnings.filterwarnings("ignore", said)
+            return load()
     except torch.cuda.OutOfMemoryError as error:
         raise ValueError(
             f"the model {os.fspath(path_or_id)!r} does not fit on this GPU: ask 'moe-steer memory' which backend does"

@@ -147,7 +147,7 @@ class SteeringPlan:
             raise ValueError(f"a plan is a JSON object, not {type(data).__name__}: make one with 'moe-steer plan'")
         known = {"version", "model", "experts", "residual", "top_k", "scope", "renormalize", "provenance"}
         refuse_unknown("plan", data, known)
-        if data.get("version") not in (PLAN_VERSION, GATED_VERSION) or isinstance(data.get("version"), bool):
+        if data.get("version") not in (PLAN_VERSION, GATED_VERSION) or type(data["version"]) is not int:
             raise ValueError(
                 f"plan version {quoted(data.get('version'))} cannot be read: this program reads versions {PLAN_VERSION} and {GATED_VERSION}, make the plan again with 'moe-steer plan'"
             )

@@ -20,28 +20,49 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[^\s${}\\,;]+|\\[a-zA-Z]+[^\s$]*")
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
-    r"\banswers?\b(?:[ \t]+to[^.\n]{0,80}?)?[ \t]*(?:\([^()\n]{0,40}\))?[*_ \t]*(?:\bis\b|\bare\b|\bequals\b|[:=])[ \t]*:?[*_\s]*(?=([^\n]+))",
+    r"(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え)(?:[ \t]+to[^.\n]{0,80}?)?[ \t]*(?:\([^()\n]{0,40}\))?"
+    r"[*_ \t]*(?:\b(?:is|are|equals|est|ist|es|é|è)\b|[:：=是为は])[ \t]*[:：]?[*_\s]*(?=([^\n]+))",
     re.IGNORECASE,
 )
 _LEAD_WORDS = re.compile(
     r"(?:(?:therefore|thus|simply|then|that|about|approximately|indeed|option|choice)\b[\s,:]*)+", re.I
 )
 _SENTENCE_END = re.compile(
-    r"\.(?=\s|$)|;\s|,\s+(?=so\b|which\b|because\b|since\b|and\s+(?:so|we|the)\b)|\s+(?:because|since)\b"
+    r"[。；]|です|\.(?=\s|$)|;\s|,\s+(?=so\b|which\b|because\b|since\b|and\s+(?:so|we|the)\b)|\s+(?:because|since)\b"
 )
 _NUMBER = re.compile(
-    r"(?<![\w.^_{/])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+)"
+    r"(?<![A-Za-z\d.^_{/])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d+(?:(?:\.|,|\{,\})\d+)?|\.\d+)"
     r"(?:\s?(?:\\times|\\cdot|\u00d7|\*|[xX])\s?10\s?(?:(?:\^|\*\*)\s?[({]?\s?[-+\u2212]?\d+\s?[)}]?|[\u207b\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+)"
     r"|[eE][-+]?\d+)?(?:\s?/\s?\d+(?![\d.]))?"
 )
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
 _LETTER = re.compile(
-    r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])(?!\s+(?:is|was)\s*(?:not|n't|wrong|incorrect|false)\b)"
+    r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])(?!\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b)"
 )
 _STATED_LETTER = re.compile(
-    r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)[\s:*_(]*(?:\\text\s*\{\s*\(?)?([A-HJ])(?![\w'])"
+    r"(?:\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)|(?<!不)选[择项]*[ :：]*)[\s:*_(]*(?:\\text\s*\{\s*\(?)?"
+    r"([A-HJ])(?![\w'])"
     r"|(?<![\w\\'])([A-HJ])[)}*_$]*\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b"
 )
+_DENIED = re.compile(
+    r"(?:(?:\b|can)not(?:\s+(?:be|choose|pick|select))?|(?:more|less|fewer|greater|larger|smaller)\s+than|at\s+(?:least|most)|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*|nicht|pas)|n't|不是|排除)"
+    r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$",
+    re.IGNORECASE,
+)
+"""Before a letter or number, what says that it is not the answer."""
+_GIVES_UP = re.compile(
+    r"(?:\b(?:cannot|can not|could not|unable to|impossible to|(?:do|did|does) not)|n't)\s+(?:be\s+)?(?:\w+\s+)?"
+    r"(?:determined?|say|answer(?:ed)?|solved?|tell|know|decided?|conclude)\b",
+    re.IGNORECASE,
+)
+_TRUTH = re.compile(
+    r"\b(?:statement|claim|assertion|proposition|conjecture|it|this|that)\s+is\s+((?:not\s+)?(?:true|false|correct|incorrect))\b"
+    r"|^\W*(yes|no|true|false)\s*[.,!:;*]",
+    re.IGNORECASE,
+)
+_TAG = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL)
+_BARE_WORD = re.compile(r"(?:\x08|(?<![\\a-zA-Z])b)oxed(?=\s*\{)")
+"""A box whose backslash was eaten on the way."""
 _FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\(((?:(?!\\\)).){1,400})\\\)|\\\[((?:(?!\\\]).){1,400})\\\]", re.DOTALL
 )
@@ -85,11 +106,13 @@ def extract_answer(answer: str, answer_type: str, boxed: bool = True) -> Extract
     for choice, a formula between dollar signs for expression and list.
     """
     answer = _without_mentions(_STOP_TOKEN.sub("\n", answer[-MAX_TEXT:]))
-    box = last_box(answer) if boxed else None
+    box = last_box(answer) if boxed and not _is_cut(answer) else None
     if box is not None:
         return Extraction(box, "box")
     if boxed and _BOX.search(answer):
         return None  # cut off inside a box: the content may be half a number
+    if tags := _TAG.findall(answer[-TAIL:]):
+        answer = tags[-1]
     tail = answer[-TAIL:].strip()
     if hashes := _HASHES.findall(tail):
         return Extraction(hashes[-1].strip(), "hashes")
@@ -106,7 +129,7 @@ def boxes(text: str) -> list[str]:
     >>> boxes(r"\boxed{1} or \boxed{\frac{1}{2}} or \boxed{3")
     ['1', '\\frac{1}{2}']
     """
-    text = _without_mentions(text)
+    text = _BARE_WORD.sub(r"\\boxed", _without_mentions(text))
     starts = list(_BOX.finditer(text))
     if not starts:
         return []
@@ -144,7 +167,7 @@ def _without_mentions(text: str) -> str:
 
 def last_box(text: str) -> str | None:
     """The content of the last balanced box that is not empty."""
-    found = boxes(text) if "\\boxed" in text or "\\fbox" in text else []
+    found = boxes(text) if "boxed" in text or "\\fbox" in text or "\x08oxed" in text else []
     return found[-1] if found else None
 
 
@@ -158,6 +181,13 @@ def _closing_braces(text: str, start: int) -> dict[int, int]:
         elif match.group() == "}" and stack:
             closing[stack.pop()] = match.start()
     return closing
+
+
+def _is_cut(text: str) -> bool:
+    """Whether the last box never closes: the answer is cut off, and an earlier box is not it."""
+    last = text.rfind("\\boxed")
+    match = _BOX.match(text, last) if last >= 0 else None
+    return bool(match and text.startswith("{", match.end()) and match.end() not in _closing_braces(text, last))
 
 
 def _unwrap(content: str) -> str:
@@ -195,10 +225,18 @@ def _is_bare(tail: str, answer_type: str) -> bool:
     return not words and not ("$" in tail and re.search(r"[a-zA-Z]{2}", _FORMULA.sub("", tail)))
 
 
+def _is_stated(text: str, match: re.Match[str]) -> bool:
+    return not _DENIED.search(text[max(0, match.start() - 60) : match.start()])
+
+
 def _last_resort(tail: str, answer_type: str) -> Extraction | None:
     if answer_type in ("integer", "number", "quantity"):
-        numbers = list(_NUMBER.finditer(tail))
-        if not numbers:
+        numbers = [
+            match
+            for match in _NUMBER.finditer(tail)
+            if _is_stated(tail, match) and tail[match.end() : match.end() + 1] != "?"
+        ]
+        if not numbers or _GIVES_UP.search(tail[max(0, numbers[-1].start() - TAIL // 40) :]):
             return None
         text = numbers[-1].group()
         if answer_type == "quantity":
@@ -210,7 +248,10 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
     if answer_type == "choice":
         if stated := _STATED_LETTER.findall(tail):
             return Extraction(stated[-1][0] or stated[-1][1], "stated letter")
-        letters = [next(filter(None, groups)) for groups in _LETTER.findall(tail)]
-        return Extraction(letters[-1], "last letter") if letters else None
+        letters = [next(filter(None, match.groups())) for match in _LETTER.finditer(tail) if _is_stated(tail, match)]
+        if letters:
+            return Extraction(letters[-1], "last letter")
+        words = {(said or first).lower() for said, first in _TRUTH.findall(tail)}
+        return Extraction(words.pop(), "stated word") if len(words) == 1 else None
     formulas = [next(filter(None, groups)) for groups in _FORMULA.findall(tail)]
     return Extraction(formulas[-1].strip(), "last formula") if formulas else None

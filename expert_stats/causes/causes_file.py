@@ -18,7 +18,7 @@ from expert_stats.evidence.json_tables import listed
 from expert_stats.evidence.robust import false_discovery_rate
 from expert_stats.scores import ExpertScores
 from moe_steer.files import write_whole
-from moe_steer.json_files import read_json
+from moe_steer.json_files import check_types, quoted, read_json
 from moe_steer.plan import ExpertGain, SteeringPlan
 
 Array = np.ndarray[Any, Any]
@@ -28,7 +28,12 @@ INERT_SHARE = 0.01
 _REMEDY = "make it with 'moe-steer causes'"
 _TYPES: dict[str, Any] = {
     "kind": str, "version": int, "model": dict, "outcome": dict, "wanted": str, "problems": list[str],
-    "value": list[float], "gradient": str, "selected": list, "effects": list, "coalition": list, "tested_on": list[str],
+    "value": list[float], "gradient": str, "selected": list[list[int]], "effects": list[dict], "coalition": list[dict], "tested_on": list[str],
+    "tables": dict,
+}  # fmt: skip
+_EFFECT: dict[str, Any] = {
+    "experts": list[list[int]], "gains": list[float], "router": str, "by_problem": list[float],
+    **dict.fromkeys(("effect", "low", "high", "p", "q"), float),
 }  # fmt: skip
 
 
@@ -155,19 +160,27 @@ class Causes:
         try:
             if data["kind"] != KIND or data["version"] != _VERSION:
                 raise ValueError(f"this program reads kind {KIND!r}, version {_VERSION}")
+            if unknown := set(data) - set(_TYPES):
+                raise ValueError(f"unknown key {quoted(min(unknown))}")
+            check_types(data["model"], "model", {"num_experts": int, "num_layers": int, "moe_layers": list[int]})
             shape = (len(data["problems"]), len(data["model"]["moe_layers"]), data["model"]["num_experts"])
             flat = np.frombuffer(base64.b64decode(data["gradient"], validate=True), dtype="<f4")
+            selected_LE = np.array(data["selected"], dtype=np.int64).reshape(shape[1:])
+            if (selected_LE < 0).any() or not np.isfinite(flat).all() or data["wanted"] not in ("higher", "lower"):
+                raise ValueError(
+                    "counts below 0, derivatives that are no numbers, or wanted is neither higher nor lower"
+                )
             return cls(
                 **{key: data[key] for key in ("model", "outcome", "wanted")},
                 problems=tuple(data["problems"]),
                 tested_on=tuple(data["tested_on"]),
                 value_P=np.array(data["value"], dtype=np.float64).reshape(shape[0]),
                 gradient_PLE=flat.astype(np.float64).reshape(shape),
-                selected_LE=np.array(data["selected"], dtype=np.int64).reshape(shape[1:]),
+                selected_LE=selected_LE,
                 effects=tuple(map(_effect, data["effects"])),
                 coalition=tuple(map(_effect, data["coalition"])),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{name} holds no causes ({error!r}): {_REMEDY}") from error
 
 
@@ -244,7 +257,8 @@ def _surely(row: RankedCause) -> float:
 
 
 def _effect(data: Mapping[str, Any]) -> ExactEffect:
-    pairs = tuple((int(layer), int(expert)) for layer, expert in data["experts"])
+    check_types(dict(data), "an effect", _EFFECT)
+    pairs = tuple((layer, expert) for layer, expert in data["experts"])
     return ExactEffect(
         **{**data, "experts": pairs, "gains": tuple(data["gains"]), "by_problem": tuple(data["by_problem"])}
     )

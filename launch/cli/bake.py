@@ -245,8 +245,9 @@ class Verify(JobServerOptions):
 
         if self.prompts is None:
             return PROMPTS
-        lines = Path(self.prompts).read_text(encoding="utf-8").splitlines()
-        return tuple(line for line in lines if line.strip())
+        from launch.core.wiring import text_lines
+
+        return tuple(text_lines(self.prompts))
 
     def _endpoint(self) -> int:
         """Ask the server, and hold its answers against the model here."""

@@ -185,13 +185,14 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
 
     def _settled(self, problems: Sequence[Problem], plan: SteeringPlan | None) -> tuple[Generate, Arm]:
         """These options with what they leave to model and machine, and the model as an arm."""
+        from launch.core.arms import check_fits
         from launch.core.beforehand import look, settle
         from launch.core.ranks import Ranks
         from reasoning_evals.prompts import FINISHED, THINKING_PROMPT
 
         known = look(self)
-        if plan is not None and known.shape is not None:
-            plan.check(known.shape)
+        if plan is not None:
+            check_fits(plan, known.shape, str(self.plan))
         added = THINKING_PROMPT + FINISHED if self.rule else ""  # a rule may put either before or after a question
         asked, room = settle(self, known, known.longest_prompt([p.prompt for p in problems], added), Ranks())
         return asked, asked._model_arm(plan, room)

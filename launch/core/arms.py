@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from moe_steer import ExpertGain, SteeringPlan, TopK, steer
 
 if TYPE_CHECKING:
+    from moe_steer.layers import ModelShape
     from reasoning_evals.runs import Arm
 
 
@@ -22,6 +23,16 @@ def load_plan(path: str) -> SteeringPlan:
     if plan.is_neutral:
         raise ValueError(f"the plan {path!r} is neutral (all gains 1, all strengths 0): there is nothing to compare")
     return plan
+
+
+def check_fits(plan: SteeringPlan, shape: ModelShape | None, source: str) -> None:
+    """ValueError, which begins with where the plan is from, for one that does not fit the model (None: not known yet)."""
+    if shape is None:
+        return
+    try:
+        plan.check(shape)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def steering(model: Any, tokenizer: Any, plan: SteeringPlan) -> Callable[[], Any]:

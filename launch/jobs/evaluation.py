@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from launch.core.arms import check_fits
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
 from launch.core.levers.arm_building import BuiltArm, arm_of, load_plans
@@ -90,9 +91,8 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     plans = load_plans(options.arms)
     problems = _problems(options)
     known = look(options, quiet=not ranks.is_main)
-    for plan in plans.values():
-        if known.shape is not None:
-            plan.check(known.shape)
+    for word, plan in plans.items():
+        check_fits(plan, known.shape, word)
     added = options.thinking_prompt if options.kinds & {"prompt-before", "prompt-after"} else ""
     added += FINISHED if "no-thinking" in options.kinds else ""
     added += options.budget_hint + "0" * 8 if "hint" in options.kinds else ""

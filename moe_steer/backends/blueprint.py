@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from moe_steer.json_files import read_json
+from moe_steer.json_files import read_json, short
 
 _HEADERS: dict[tuple[str, Any], Any] = {}
 
@@ -127,7 +128,7 @@ def _from_json(name: str, options: dict[str, Any]) -> Any:
 
     for file in ("config.json", "generation_config.json"):  # the library's reader keeps the last of two equal keys
         if os.path.isfile(path := os.path.join(name, file)):
-            read_json(path, "fetch it again", endless=True)
+            read_json(path, "fetch it again", {"model_type": str, "architectures": list[str] | None}, endless=True)
     values, _ = PreTrainedConfig.get_config_dict(name, **options)
     own: Any = getattr(transformers, (values.get("architectures") or [""])[0], None)
     if (
@@ -217,11 +218,28 @@ _MOST_LAYERS = 500
 @contextmanager
 def _possible(config: Any) -> Iterator[None]:
     """ValueError in place of what the library raises late for a configuration that no model can have."""
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    text = config.get_text_config()
+    found: list[Any] = [getattr(text, key, None) for key in ("num_hidden_layers", "n_group", "topk_group")]
+    layers, groups, chosen = found
+    if empty := [name for name in ("hidden_size", "num_attention_heads", "vocab_size") if getattr(text, name, 1) == 0]:
+        raise ValueError(f"{empty[0]} is 0 in its configuration: no model has none")
     if isinstance(layers, int) and not 0 < layers <= _MOST_LAYERS:
         raise ValueError(f"num_hidden_layers is {layers} in its configuration: 1 to {_MOST_LAYERS} can be built")
+    experts = getattr(text, "n_routed_experts", None) or 0
+    known = isinstance(groups, int) and isinstance(chosen, int)
+    if known and (groups or chosen) and not (0 < chosen <= groups and experts % groups == 0):
+        raise ValueError(
+            f"topk_group is {chosen}, n_group {groups} and n_routed_experts {experts} in its configuration: groups are of one size, "
+            "and one to all are chosen"
+        )
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            yield
+    except (ArithmeticError, AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"no model can be built from its configuration ({type(error).__name__}: {short(error)})"
+        ) from error
     except KeyError as error:  # a word that one of the library's tables lacks, such as a rope_type
         word = str(error)[:60]
         raise ValueError(f"its configuration says {word}, which this version of transformers does not know") from error

@@ -183,7 +183,8 @@ def the_same_tensors(config: Any, name: str) -> Iterator[None]:
         extra = {
             key for key in loading_info.unexpected_keys if all_have_a_place and not _is_beside_the_model(key, config)
         }
-        if problem := _difference(model, loading_info, extra, name):
+        plain = not is_gguf(config) and not quantisation(config)
+        if problem := _difference(model, loading_info, extra, name) or (_whole_numbers(name) if plain else ""):
             raise ValueError(problem)
 
     modeling_utils.log_state_dict_report = refuse
@@ -227,6 +228,15 @@ def _difference(model: Any, found: Any, extra: Collection[str], folder: str) -> 
     if extra:
         return f"{own} has no place for the checkpoint's {_some(extra)}: the configuration belongs to other weights, fetch both again"
     return str(found.error_msgs[0])[:300] if found.error_msgs else ""
+
+
+def _whole_numbers(folder: str) -> str:
+    """A weight that is stored as whole numbers, in words: of a checkpoint that is not quantised the header was changed."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        for name, place in tensor_places(path).items():
+            if re.fullmatch(r"[IU]\d+|BOOL", place.dtype) and name.endswith((".weight", ".bias")):
+                return f"the checkpoint's tensor {name!r} is stored as {place.dtype}, whole numbers: fetch it again"
+    return ""
 
 
 def _lost_part(name: str, folder: str) -> str:

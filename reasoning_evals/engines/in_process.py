@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
+from moe_steer.json_files import quoted
 from reasoning_evals.engines.batch import Batch, Finished
 from reasoning_evals.engines.decoder import Decoder
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, model_identity, thinking_notes
@@ -90,12 +91,20 @@ class InProcessSampler:
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a completion: the generation config's, else the model config's, else the tokenizer's."""
+    """The ids that end a completion: the generation config's, else the model config's, else the tokenizer's. ValueError where no
+    token of the model is among them: no completion would end."""
     generation = getattr(model, "generation_config", None)
     for source in (generation, model.config, tokenizer):
         ids = getattr(source, "eos_token_id", None)
         if ids is not None:
-            return tuple(sorted({ids} if isinstance(ids, int) else set(ids)))
+            found = set(ids) if isinstance(ids, list | tuple) else {ids}
+            size = model.get_input_embeddings().num_embeddings
+            if not all(type(one) is int for one in found) or (found and not any(0 <= one < size for one in found)):
+                raise ValueError(
+                    f"the model {getattr(model.config, '_name_or_path', '')!r} would end its answers by eos_token_id {quoted(ids)}, and "
+                    f"has the tokens 0 to {size - 1}: mend it in generation_config.json or config.json"
+                )
+            return tuple(sorted(found))
     return ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -10,6 +11,7 @@ from typing import Any
 
 import mpmath
 
+from reasoning_evals.grading.formula import read
 from reasoning_evals.grading.records import MAX_BITS, MAX_LOG, TooLarge, Tree, Unreadable
 
 DIGITS = 40
@@ -69,6 +71,24 @@ def number(tree: Tree) -> Any:
             raise Unreadable("is not a real number")
         value = ctx.re(value)
     return ctx.re(value)
+
+
+def cancels(tree: Tree) -> bool:
+    """Whether its value may be the rounding error of a difference."""
+    if tree[0] in ("sum", "prod"):
+        return (tree[0] == "sum" and len(tree[1]) > 1) or any(cancels(part) for _, part in tree[1])
+    inner = [part for part in tree[1:] if isinstance(part, tuple)]
+    return (tree[0] == "call" and tree[1] not in ("factorial", "exp")) or any(map(cancels, inner))
+
+
+def symbols_of(tree: Tree) -> set[str]:
+    """Names without a fixed meaning."""
+    kind = tree[0]
+    if kind == "sym":
+        return set() if tree[1] in ("pi", "e", "i") else {tree[1]}
+    if kind in ("sum", "prod"):
+        return set().union(*(symbols_of(part) for _, part in tree[1]))
+    return set().union(*(symbols_of(part) for part in tree[1:] if isinstance(part, tuple)))
 
 
 def _all(parts: Any, step: Callable[[Fraction, int, Fraction], Fraction | None], start: Fraction) -> Fraction | None:
@@ -213,3 +233,15 @@ def complement(pieces: Cuts) -> Cuts:
     """The rest of the real line."""
     cuts = [_BELOW, *(cut for piece in pieces for cut in piece), _ABOVE]
     return [(start, end) for start, end in zip(cuts[::2], cuts[1::2], strict=True) if start < end]
+
+
+def end_at(text: str) -> Any:
+    """The end of an interval: a Fraction, or an infinity."""
+    infinite = re.fullmatch(r"\s*([+-]?)\s*\\infty\s*", text)
+    value = float(infinite[1] + "inf") if infinite else number(read(text).tree)
+    return value if isinstance(value, Fraction | float) else Fraction(context().nstr(value, 25))
+
+
+def point_at(text: str) -> tuple[tuple[Any, int], tuple[Any, int]]:
+    """The piece of the real line that is one number."""
+    return (end_at(text), 0), (end_at(text), 1)

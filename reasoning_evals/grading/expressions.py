@@ -16,7 +16,7 @@ from functools import cache
 
 from reasoning_evals.grading.identity import same_answer
 from reasoning_evals.grading.latex import clean, unwrap
-from reasoning_evals.grading.numbers import changes, read_amount
+from reasoning_evals.grading.numbers import DECIMAL_COMMA, changes, read_amount
 from reasoning_evals.grading.records import (
     MAX_CHARS,
     Contradiction,
@@ -35,8 +35,9 @@ from reasoning_evals.grading.values import GRADERS, asks_percent, compare_amount
 from reasoning_evals.problems import Problem
 
 MAX_ITEMS = 200
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ROMAN = ["i", "ii", "iii", "iv", "v", "vi"]
-_PART = re.compile(r"(?:^|(?<=[\s,;.]))\(([a-h]|i{1,3}|iv|vi?)\)\s*")
+_PART = re.compile(r"(?:^|(?<=[\s,;.]))\(?([a-h]|i{1,3}|iv|vi?|[1-9])\)\s*")
 _UNCERTAIN = re.compile(r"(?=[^\\]*\.|.*\\pm[\s\d]*\.)[-+]?[\d.]+\s*\\pm\s*[\d.]+(?![\d.])")
 _CHOICE = re.compile(
     r"\(?(?:\\text\s*\{\s*)?\(?(?:true|false|yes|no)\)?\s*\}?\)?|(?:\\text\s*\{\s*)?\([A-J]\)\s*\}?", re.IGNORECASE
@@ -53,7 +54,7 @@ def grade_expression(problem: Problem, answer: str) -> Verdict:
     target, given = clean(problem.target), clean(answer)
     if "%" not in target and not asks_percent(problem):
         given = re.sub(r"\\?%", " /100 ", given).strip()
-    if target.replace(" ", "") == given.replace(" ", ""):
+    if _letters_of(target) == _letters_of(given):
         return correct("the same formula")
     if "=" in given:
         try:
@@ -72,6 +73,11 @@ def grade_expression(problem: Problem, answer: str) -> Verdict:
     except Unreadable as error:
         return _without_words(target, given) or _unread(target, str(error))
     return _without_words(target, given) or _verdict(False, target, given)
+
+
+def _letters_of(text: str) -> str:
+    """A formula without blanks, and without braces around one letter or digit."""
+    return re.sub(r"(?<=[_^])\{(\w)\}", r"\1", text.replace(" ", ""))
 
 
 def _without_words(target: str, given: str) -> Verdict | None:
@@ -120,6 +126,9 @@ def _unread(target: str, why: str) -> Verdict:
 def grade_list(problem: Problem, answer: str) -> Verdict:
     """Correct when there are as many values and each target value has its own equal answer, in order if the target is ordered."""
     found, expected = len(read_list(answer[:MAX_CHARS])[0]), len(read_list(problem.target)[0])
+    for commas, instead in ((_THOUSANDS, ""), (DECIMAL_COMMA, r"\1.\2")):  # 1,000 and 2,000; 2,5 and 3,5
+        if found > expected and len(read_list(other := commas.sub(instead, answer[:MAX_CHARS]))[0]) == expected:
+            answer, found = other, expected
     if found != expected and expected:
         return wrong(f"{found} values, expected {expected}")
     parts = part_verdicts(problem, answer)
@@ -156,20 +165,24 @@ def read_list(text: str) -> tuple[list[str], bool]:
     >>> read_list("[1, 2]"), read_list("x = 1 or x = 2")
     ((['1', '2'], True), (['1', '2'], False))
     """
-    surface = unwrap(clean(text))
+    surface = unwrap(re.sub(r"\\text\s*\{\s*(\(?\w{1,3}\))\s*\}", r" \1 ", clean(text)))
     _, *labelled = _PART.split(surface)  # (a) 5 (b) 7
     parts = dict(zip(labelled[::2], (part.strip(" ,;.") for part in labelled[1::2]), strict=True))
-    for letters_of in (list("abcdefgh"), _ROMAN):
-        if len(parts) > 1 and sorted(parts) == letters_of[: len(parts)] and len(labelled) == 2 * len(parts):
+    for letters_of in (list("abcdefgh"), _ROMAN, list("123456789")):
+        if (
+            len(parts) > 1
+            and all(parts.values())
+            and sorted(parts) == letters_of[: len(parts)]
+            and len(labelled) == 2 * len(parts)
+        ):
             return [parts[letter] for letter in sorted(parts)], True
-    surface = re.sub(r"^.*(?:=|\\in(?![a-zA-Z]))\s*(?=\\?[\[({])", "", surface)
+    surface = re.sub(r"^[^=]*(?:=|\\in(?![a-zA-Z]))\s*(?=\\?[\[({][^=]*$)", "", surface)
     ordered = False
     for opening, closing, in_order in (
         ("\\{", "\\}", False),
         ("{", "}", False),
         ("[", "]", True),
         ("(", ")", True),
-        ("\\langle", "\\rangle", True),
     ):
         inside = surface[len(opening) : len(surface) - len(closing)]
         if surface.startswith(opening) and surface.endswith(closing) and _balanced(inside):
@@ -178,7 +191,10 @@ def read_list(text: str) -> tuple[list[str], bool]:
     separated = split_words(surface)
     values = top_level(separated, ";")  # values that hold commas are kept apart by semicolons
     values = values if len(values) > 1 else top_level(separated, ",")
-    values = [re.sub(r"^[a-zA-Z](?:_\{?[\w,]+\}?)?\s*=\s*", "", value) for value in values if value]
+    names = [re.match(r"([a-zA-Z])\s*=", value) for value in values]
+    if len(letters := {name[1] for name in names if name}) == len(values) > 1:  # x = 1, y = 2: each has its own place
+        values, ordered = sorted(values), len(letters) == len(names)
+    values = [re.sub(r"^(?:[a-zA-Z](?:_\{?[\w,]+\}?)?|\([a-zA-Z, ]+\))\s*=\s*", "", value) for value in values if value]
     return [sign for value in values for sign in ([value] if _UNCERTAIN.match(value) else plus_minus(value))], ordered
 
 

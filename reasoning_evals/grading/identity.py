@@ -15,15 +15,38 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from reasoning_evals.grading.evaluate import Cuts, approximate, complement, context, exact, joined, number
+from reasoning_evals.grading.evaluate import (
+    Cuts,
+    approximate,
+    cancels,
+    complement,
+    context,
+    end_at,
+    exact,
+    joined,
+    point_at,
+    symbols_of,
+)
 from reasoning_evals.grading.formula import Reading, read
 from reasoning_evals.grading.records import Tree, Unreadable
-from reasoning_evals.grading.structure import FLIPPED, NAME, Answer, is_clock, letters, plus_minus, seconds
+from reasoning_evals.grading.structure import (
+    FLIPPED,
+    NAME,
+    Answer,
+    along_axes,
+    in_components,
+    is_clock,
+    letters,
+    named_tuple,
+    plus_minus,
+    seconds,
+)
 
 POINTS = 5
 NEEDED = 2
 AGREEMENT = 25
 """Digits in which values of equal formulas agree."""
+_NONE = re.compile(r"(?:there(?:is|are))?no(?:real|such)?solutions?(?:exists?)?|none|emptyset")
 _REAL = {"union", "set", "relation", "complement", "sequence"}
 DECIMAL_DIGITS = 6
 """Digits in which they agree when one of them is written with decimals."""
@@ -53,7 +76,7 @@ def proportional(left: tuple[str, str], right: tuple[str, str]) -> Fraction | fl
     """
     difference, other = (("sum", ((1, read(first).tree), (-1, read(second).tree))) for first, second in (left, right))
     ratios = []
-    for values in _points(_symbols(difference) | _symbols(other), False):
+    for values in _points(symbols_of(difference) | symbols_of(other), False):
         above, below = approximate(difference, values), approximate(other, values)
         if abs(below) < context().mpf(10) ** -30:
             return None
@@ -77,14 +100,15 @@ def _same(target: Tree, answer: Tree, decimals: bool, signed: bool) -> bool:
     ours, theirs = exact(target), exact(answer)
     if ours is not None and theirs is not None and not decimals:
         return ours == theirs
-    symbols = _symbols(target) | _symbols(answer)
+    symbols = symbols_of(target) | symbols_of(answer)
+    noise = cancels(target) or cancels(answer)
     compared = 0
     for values in _points(symbols, signed) if symbols else iter([{}]):
         try:
             left, right = approximate(target, values), approximate(answer, values)
         except Unreadable:
             continue
-        if not _agree(left, right, digits):
+        if not _agree(left, right, digits, noise):
             return False
         compared += 1
     if compared < (NEEDED if symbols else 1):
@@ -92,11 +116,11 @@ def _same(target: Tree, answer: Tree, decimals: bool, signed: bool) -> bool:
     return True
 
 
-def _agree(left: Any, right: Any, digits: int) -> bool:
+def _agree(left: Any, right: Any, digits: int, noise: bool = True) -> bool:
     ctx = context()
     size = max(abs(left), abs(right))
     if min(abs(left), abs(right)) == 0:
-        return bool(size < ctx.mpf(10) ** -30)  # the rounding error that cancellation leaves in place of zero
+        return bool(size < ctx.mpf(10) ** -30) if noise else size == 0  # what cancellation leaves in place of zero
     return bool(abs(left - right) <= size * ctx.mpf(10) ** -digits)
 
 
@@ -115,24 +139,19 @@ def _value(name: str, point: int, signed: bool) -> Any:
     return ctx.mpf(value.numerator) / value.denominator
 
 
-def _symbols(tree: Tree) -> set[str]:
-    """Names without a fixed meaning."""
-    kind = tree[0]
-    if kind == "sym":
-        return set() if tree[1] in ("pi", "e", "i") else {tree[1]}
-    if kind in ("sum", "prod"):
-        return set().union(*(_symbols(part) for _, part in tree[1]))
-    return set().union(*(_symbols(part) for part in tree[1:] if isinstance(part, tuple)))
-
-
 def same_answer(target: Answer, answer: Answer) -> bool:
     """Whether two answers mean the same. Raises Unreadable where a part is not a formula, so that another grader may try."""
     if "words" in (target.kind, answer.kind):
-        other = answer if target.kind == "words" else target
-        if other.kind == "set" and not other.parts:
-            return bool(re.fullmatch(r"no(?:real|such)?solutions?|none|(?:the)?emptyset", target.text + answer.text))
+        if all(_NONE.fullmatch(one.text) or (one.kind == "set" and not one.parts) for one in (target, answer)):
+            return True
         return not target.parts and not answer.parts and letters(target.text) == letters(answer.text)
     kinds = {target.kind, answer.kind}
+    if kinds == {"set", "sequence"} and (tuple_of := named_tuple(answer if answer.kind == "set" else target)):
+        return same_answer(tuple_of, target if answer.kind == "set" else answer)
+    if kinds == {"set"} and (ours := named_tuple(target)) and (theirs := named_tuple(answer)):
+        return sorted(part.name for part in target.parts) == sorted(part.name for part in answer.parts) and same_answer(
+            ours, theirs
+        )
     if kinds <= _REAL and kinds not in ({"set"}, {"sequence"}, {"relation"}, {"sequence", "relation"}):
         try:
             return _real_set(target) == _real_set(answer)
@@ -141,7 +160,9 @@ def same_answer(target: Answer, answer: Answer) -> bool:
     if len(kinds) > 1:
         return _mixed(target, answer)
     if target.kind == "value":
-        return same_formula(target.text, answer.text)
+        texts = target.text, answer.text
+        along = tuple(map(along_axes, texts))
+        return same_formula(*texts) or (along != texts and same_formula(*along)) or _same_equation(target, answer)
     if target.kind == "relation":
         return _same_relation(target, answer)
     if target.kind == "ratio":
@@ -151,6 +172,16 @@ def same_answer(target: Answer, answer: Answer) -> bool:
     if target.kind in ("set", "union"):
         return _same_set(list(target.parts), list(answer.parts))
     return all(same_answer(ours, theirs) for ours, theirs in zip(target.parts, answer.parts, strict=True))
+
+
+def _same_equation(target: Answer, answer: Answer) -> bool:
+    """m a = F and F = m a: each side is the other's name."""
+    if not (target.name and answer.name):
+        return False
+    try:
+        return same_formula(target.name, answer.text) and same_formula(target.text, answer.name)
+    except Unreadable:
+        return False
 
 
 def _mixed(target: Answer, answer: Answer) -> bool:
@@ -165,8 +196,16 @@ def _mixed(target: Answer, answer: Answer) -> bool:
         value, ratio = (target, answer) if target.kind == "value" else (answer, target)
         first, *others = [part.text for part in ratio.parts]
         return len(others) == 1 and not is_clock(ratio, False) and same_formula(value.text, f"({first})/({others[0]})")
+    if "value" in kinds and kinds & {"sequence", "matrix"}:  # (3, -4) as 3 i - 4 j
+        value, vector = (target, answer) if target.kind == "value" else (answer, target)
+        axes = in_components(vector)
+        return bool(axes and re.search(r"\\hat|(?<![a-zA-Z])j", value.text)) and same_formula(
+            str(axes), along_axes(value.text)
+        )
     if kinds == {"matrix", "sequence"}:  # a column, or rows in brackets
         matrix, sequence = (target, answer) if target.kind == "matrix" else (answer, target)
+        if matrix.text:
+            return False
         rows = [part.parts if part.kind == "sequence" else (part,) for part in sequence.parts]
         return [len(row) for row in rows] == [len(row.parts) for row in matrix.parts] and all(
             same_answer(ours, theirs)
@@ -221,7 +260,7 @@ def _same_relation(target: Answer, answer: Answer) -> bool:
     for index, operator in enumerate(ours):
         left = (target.parts[index].text, target.parts[index + 1].text)
         ratio = proportional(left, (sides[index], sides[index + 1]))
-        if ratio is None or (operator not in ("=", "\\neq") and ratio < 0):
+        if not ratio or (operator not in ("=", "\\neq") and ratio < 0):
             return False
     return True
 
@@ -245,26 +284,16 @@ def _real_set(answer: Answer) -> Cuts:
     """A set of real numbers as sorted pieces from one cut to another; the cut (x, 0) lies just below x, (x, 1) just above."""
     if answer.kind == "relation":
         if answer.text == "\\neq" and NAME.fullmatch(answer.parts[0].text):
-            return complement(joined([_point(text) for text in plus_minus(answer.parts[1].text)]))
+            return complement(joined([point_at(text) for text in plus_minus(answer.parts[1].text)]))
         answer = _interval(answer) or answer
     if answer.kind == "sequence" and len(answer.parts) == 2 and answer.text in ("()", "[]", "(]", "[)"):
-        left, right = (_end(part.text) for part in answer.parts)
+        left, right = (end_at(part.text) for part in answer.parts)
         return joined([((left, int(answer.text[0] == "(")), (right, int(answer.text[1] == "]")))])
     if answer.kind == "value":
-        return [_point(answer.text)]
+        return [point_at(answer.text)]
     if answer.kind in ("set", "union", "complement"):
         unequal = bool(answer.parts) and all(part.text == "\\neq" for part in answer.parts)  # x is not 1, x is not 2
         parts = [complement(_real_set(part)) if unequal else _real_set(part) for part in answer.parts]
         whole = joined([piece for part in parts for piece in part])
         return complement(whole) if unequal or answer.kind == "complement" else whole
     raise Unreadable("not a set of numbers")
-
-
-def _end(text: str) -> Any:
-    infinite = re.fullmatch(r"\s*([+-]?)\s*\\infty\s*", text)
-    value = float(infinite[1] + "inf") if infinite else number(read(text).tree)
-    return value if isinstance(value, Fraction | float) else Fraction(context().nstr(value, AGREEMENT))
-
-
-def _point(text: str) -> tuple[tuple[Any, int], tuple[Any, int]]:
-    return (_end(text), 0), (_end(text), 1)

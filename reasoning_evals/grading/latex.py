@@ -13,55 +13,45 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from functools import lru_cache
 
+from reasoning_evals.grading.characters import in_latex, separators
 from reasoning_evals.grading.records import MINUS_ONE, Tree, Unreadable, signed
 from reasoning_evals.grading.scanner import DECORATIONS, FUNCTIONS, GREEK, OF_SEVERAL, Scanner, plain
-
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
-_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
-_UNICODE = {
-    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "÷": "/",
-    "∕": "/", "≈": r"\approx ", "≃": r"\approx ", "≅": r"\approx ", "∼": r"\sim ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ",
-    "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
-    "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "∖": r"\setminus ", "∈": r"\in ", "′": "'", "’": "'",
-    "″": "''", "”": "''", "ℏ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ",
-    "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\u2062": " ",
-}  # fmt: skip
-_GREEK_LETTERS = (
-    "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
-)
-_UNICODE |= {
-    sign: f"\\{name} "
-    for sign, name in zip("αβγδεϵζηθϑικλμνξπρστυφϕχψωΓΔΘΛΞΠΣΥΦΨΩ", _GREEK_LETTERS.split(), strict=True)
-}
-_UNICODE_TABLE = str.maketrans(_UNICODE)
-_UP_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
-_DOWN_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 
 _SPACES = re.compile(
     r"\\(?:quad|qquad|thinspace|enspace|thickspace|medspace|nobreakspace)(?![a-zA-Z])|(?<!\\)\\[,;:> ]|(?<!\\)\\(?=\n)|~"
 )
 _NOTHING = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|displaystyle|textstyle|scriptstyle"
-    r"|limits|nolimits|normalsize|large|hfill|noindent|nonumber|mathstrut)(?![a-zA-Z])|\\!|\\hspace\*?\{[^{}]*\}"
+    r"|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge|hfill|noindent|nonumber|mathstrut|checkmark|qed"
+    r"|blacksquare)(?![a-zA-Z])|\\!|\\(?:hspace\*?|label|tag|(?:text|page)?color|colorbox)\s*\{[^{}]*\}"
+    r"|\\underline\s*(?=\{[^{}]*\d)"
+)
+_ROWS = re.compile(
+    r"\s*\\begin\s*\{(aligned|align\*?|gathered|equation\*?|split)\}((?:(?!\\begin).)*)\\end\s*\{\1\}\s*", re.DOTALL
 )
 _NEW_NAMES = {
-    "dbinom": r"\binom", "tbinom": r"\binom", "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "varepsilon": r"\epsilon", "varphi": r"\phi", "vartheta": r"\theta",
+    "dbinom": r"\binom", "tbinom": r"\binom", "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "nicefrac": r"\frac", "sfrac": r"\frac", "varepsilon": r"\epsilon", "varphi": r"\phi", "vartheta": r"\theta",
     "varrho": r"\rho", "varsigma": r"\sigma", "le": r"\leq", "ge": r"\geq", "ne": r"\neq", "leqslant": r"\leq",
     "geqslant": r"\geq", "lvert": "|", "rvert": "|", "vert": "|", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
     "ast": "*", "thickapprox": r"\approx", "approxeq": r"\approx", "simeq": r"\approx", "cong": r"\approx", "arcctg": r"\arccot",
     "tg": r"\tan", "ctg": r"\cot", "degree": r"^\circ", "textdegree": r"^\circ", "angstrom": r"\AA", "textohm": r"\Omega",
     "ohm": r"\Omega", "micro": r"\mu", "textmu": r"\mu", "prime": "'", "div": "/", "overline": r"\bar", "widehat": r"\hat", "widetilde": r"\tilde",
+    "imath": "i", "jmath": "j", "R": r"\mathbb{R}", "colon": ":", "mid": "|", "dots": r"\ldots",
 }  # fmt: skip
 _RENAMED = re.compile(rf"\\({'|'.join(_NEW_NAMES)})(?![a-zA-Z])")
 _STYLE_NAMES = (
-    r"\\(?:mathbf|mathit|mathsf|mathtt|boldsymbol|bm|vec|overrightarrow|operatorname\*?|pmb|bold|textbf|textit|mathcal|mathscr)"
+    r"\\(?:mathbf|mathit|mathsf|mathtt|boldsymbol|bm|vec|overrightarrow|operatorname\*?|pmb|bold|textbf|textit|mathcal|mathscr|bf|it|rm)"
     r"(?![a-zA-Z])\s*"
 )
 _STYLE = re.compile(_STYLE_NAMES)
 _STYLED_SYMBOL = re.compile(_STYLE_NAMES + r"\{\s*(\\?[a-zA-Z]+)\s*\}")
 _ROMAN = re.compile(r"\\(?:mathrm|textrm|textnormal|mbox|textup|rm|mathnormal|hbox|textsf)(?![a-zA-Z])\s*\{")
 _ROMAN_SWITCH = re.compile(r"\{\s*\\(?:rm|bf|it)\s+((?:[^{}]|\{[^{}]*\})*)\}")
+_INFIX = re.compile(
+    r"\{((?:[^{}\\]|\{[^{}]*\}|\\(?!over|choose))*)\\(over|choose)(?![a-zA-Z])((?:[^{}]|\{[^{}]*\})*)\}"
+)
+_LEADING = re.compile(r"^\s*\\(?:therefore|Rightarrow|Longrightarrow|implies)(?![a-zA-Z])")
+_ANGLES = re.compile(r"\\langle(?![a-zA-Z])((?:(?!\\[lr]angle).)*?[,;](?:(?!\\[lr]angle).)*)\\rangle(?![a-zA-Z])")
 _PRIMES = re.compile(r"\^\s*\{\s*('+)\s*\}|\^\s*('+)")
 _DEGREE = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])")
 _RINGED_A = re.compile(
@@ -70,6 +60,8 @@ _RINGED_A = re.compile(
 _MATH_MARKS = re.compile(r"(?<!\\)\$|\\\(|\\\)|(?<!\\)\\\[|(?<!\\)\\\](?!\])")
 _BLANKS = re.compile(r"\s+")
 _TEN = re.compile(r"(?<=[\d.}])\s*(?:\\text\s*\{\s*[xX]\s*\}|[xX])\s*(?=10\s*\^)")
+_POWER_OF_TEN = re.compile(r"(?<=\d)\s*\\text\s*\{\s*[eE]\s*\}\s*\{?\s*([+-]?\s*\d+)\s*\}?")
+_INFINITY = re.compile(r"\\text\s*\{\s*infinity\s*\}|(?<![a-zA-Z\\])infinity(?![a-zA-Z])", re.I)
 _BASES = {
     name: str(base)
     for base, name in enumerate(
@@ -100,19 +92,18 @@ _TEXT = re.compile(r"\\text\s*\{\s*([a-zA-Z]+)\s*\}")
 @lru_cache(maxsize=4096)
 def clean(text: str) -> str:
     """The formula in normal form; text inside ``\\text{...}`` stays marked as text."""
-    if not text.isascii():
-        text = _UP_RUN.sub(lambda run: "^{" + run.group().translate(_SUPERSCRIPTS) + "}", text)
-        text = _DOWN_RUN.sub(lambda run: "_{" + run.group().translate(_SUBSCRIPTS) + "}", text)
-        text = text.translate(_UNICODE_TABLE)
+    text = in_latex(text)
     text = text.replace("**", "^") if re.search(r"[\w)}]\*\*[\w({\-]", text) else text.replace("**", "")
-    text = text.replace("`", "").replace(r"\$", "").replace("€", "").replace("£", "")
+    text = re.sub(r"""^\s*(["'])([^"']*)\1\s*$""", r"\2", text.replace("`", "").replace(r"\$", ""))
     text = _MATH_MARKS.sub(" ", text)
     if "\\" in text:
         text = _clean_commands(text)
-    text = _TEN.sub(r" \\times ", text.replace("{,}", ","))
+    text = _INFINITY.sub(r"\\infty ", _TEN.sub(r" \\times ", separators(text)))
+    text = re.sub(r"(?<![a-zA-Z\\])abs\(([^()]*)\)", r"|\1|", text)
     if "_" in text:
         text = _BASE.sub(lambda match: match[1] + _BASES.get(match[2] or match[3], match[2] or ""), text)
         text = _NUMERAL_IN_BASE.sub(lambda match: match[1] or match[2] or "", text)
+        text = re.sub(r"(?<=\d)\s*_\s*(?:10|\{\s*10\s*\})(?!\d)", "", text)
     return _BLANKS.sub(" ", text).strip().strip(";,").rstrip(".").strip()
 
 
@@ -139,6 +130,8 @@ def _si_unit(match: re.Match[str]) -> str:
 
 
 def _clean_commands(text: str) -> str:
+    if rows := _ROWS.fullmatch(text):  # one statement a row, or one that goes on after a sign of equality
+        text = re.sub(r"\\\\(?:\[[^\]]*\])?", ", ", re.sub(r"\\\\\s*&?\s*=", " =", rows[2])).replace("&", "")
     text = _SI_NUMBER.sub(
         lambda match: match[3] + r"^\circ " * bool(match[2]) if match[3] else match[1] + r"\unit", text
     )
@@ -149,6 +142,12 @@ def _clean_commands(text: str) -> str:
     text = _ROMAN_SWITCH.sub(r"\\text{\1}", text)
     text = _ROMAN.sub(r"\\text{", text)
     text = _STYLE.sub(" ", _STYLED_SYMBOL.sub(r" \1 ", text))
+    text = _INFIX.sub(
+        lambda match: f"{{\\{'frac' if match[2] == 'over' else 'binom'}{{{match[1]}}}{{{match[3]}}}}}", text
+    )
+    text = re.sub(r"^([^{}\\=]+)\\over(?![a-zA-Z])([^{}\\=]+)$", r"\\frac{\1}{\2}", _LEADING.sub("", text))
+    text = _ANGLES.sub(r"(\1)", _POWER_OF_TEN.sub(lambda match: f"e{match[1].replace(' ', '')}", text))
+    text = re.sub(r"(?<=\d)\s*\^\s*\{?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?", "", text)
     text = _PRIMES.sub(lambda match: match.group(1) or match.group(2), text)
     return _DEGREE.sub(r"^\\circ ", text)
 

@@ -36,7 +36,7 @@ _RELATION = re.compile(
 )
 _ABOUT = re.compile(
     r"^(?:\\text\s*\{\s*)?(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)?|about|approximately|approx\.?|roughly|around|nearly|almost|"
-    r"is|only|just|a total of|exactly)(?![a-zA-Z])\s*:?\s*\}?\s*:?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
+    r"is|only|just|a total of|exactly|US|USD|EUR|GBP|INR|CNY|RMB|JPY|Rs\.?)(?![a-zA-Z])\s*:?\s*\}?\s*:?\s*|^\\text\s*\{[^{}\d]*\}\s*:?\s*(?=[-+\d.\\])",
     re.IGNORECASE,
 )
 _UNCERTAINTY = re.compile(r"\\pm\s*[\d.]+(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|-?\d))?")
@@ -44,15 +44,28 @@ _DIGITS = re.compile(
     r"[+-]?\s*(\d[\d, ]*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,4})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?)?\s*$"
 )
 _WORDS_ONLY = re.compile(
-    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|[A-Za-z]{3,}(?![A-Za-z])[\s,.;:()'-]*|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
+    r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|(?:[^\W\d_]{3,}|[^\W\d_a-zA-Z]{1,2})(?![^\W\d_])[\s,.;:()'-]*"
+    r"|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
 )
 _CHANGE = re.compile(
     r"(?<![a-zA-Z\\])(?:plus|minus|factorial|twice|thrice|doubled|halved|and\s+(?:a|one|two|three)\s+(?:hal(?:f|ves)|thirds?|quarters?))(?![a-zA-Z])"
     r"|^(?:\\text\s*\{\s*)?(?:and\s+)?(?:squared|cubed|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|(?:thir|four|fif|six|seven|eigh|nine)teen"
-    r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?)(?![a-zA-Z])",
+    r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?)(?![a-zA-Z])"
+    r"|(?<![a-zA-Z])(?:mil(?:le|li?ard\w*|lion\w{2,}|lones)?|tausend|тысяч\w*|миллион\w*)(?![a-zA-Z])"
+    r"|[万萬億亿千百十兆半倍零一二三四五六七八九两几]|\?|^\s*[-*/+]\s*$",
     re.IGNORECASE,
 )
-"""Words behind a number that change its value: number words, "and a half", "squared"."""
+"""Behind a number, what changes its value or doubts it: number words in some languages, "and a half", "squared", a question mark."""
+_BOUND = re.compile(
+    r"(?<![a-zA-Z])(?:at\s+(?:least|most)|(?:less|more|fewer|greater|larger|smaller|higher|lower)\s+than|between|up\s+to)(?![a-zA-Z])\D*$",
+    re.IGNORECASE,
+)
+"""Before a number: a bound, not a value."""
+_GROUPED = re.compile(
+    r"(?<![\d.,'])(?:\d{1,3}(?:'\d{3})+|\d{1,2}(?:,\d\d)+,\d{3}|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:[. ]\d{3})+(?=,\d+(?![\d.,])))(?![\d']|[.,]\d{3})"
+)
+"""1'000, 10,00,000, 1.000.000 and, before a decimal comma, 1.000 and 1 000."""
+DECIMAL_COMMA = re.compile(r"(?<![\d.,(\[{])(\d+),((?<=(?<!\d)0,)\d{3}|\d{1,2}|\d{4,})(?![\d,])")
 _SCALE = re.compile(
     r"(?:\\text\s*\{\s*)?(dozen|hundred|thousand|million|billion|trillion|lakh|crore)s?(?![a-zA-Z])\s*\}?",
     re.IGNORECASE,
@@ -84,6 +97,8 @@ class Amount(NamedTuple):
     """Only a numeral: digits, a sign, a point."""
     scale: str = ""
     """A word that is part of the value: million, dozen."""
+    comma: bool = False
+    """Written with a decimal comma: 3,14 could be two numbers, and is one only where it is the target's."""
 
     def as_asked(self, problem: Problem) -> Amount:
         """42 dozen are 42 where the question asks for dozens."""
@@ -92,20 +107,25 @@ class Amount(NamedTuple):
 
 
 @lru_cache(maxsize=8192)
-def read_amount(text: str, log_base: int | None = None) -> Amount:
-    """The number that a text states, after its last ``=`` or ``≈``.
+def read_amount(text: str, log_base: int | None = None, local: bool = False) -> Amount:
+    """The number that a text states, after its last ``=`` or ``≈``. ``local``: written with any country's separators.
 
     ``v = 5.0 m/s`` is 5 with the rest ``m/s``; an uncertainty (``5.0 ± 0.1``) is left out. Raises Unreadable where the text
     is not one number: symbols, several values, a range.
     """
     surface = clean(check_size(text))
     surface = re.sub(r"^\(([^(),;]*)\)$", r"\1", unwrap(surface))
+    if (
+        local
+        and (inter := DECIMAL_COMMA.sub(r"\1.\2", _GROUPED.sub(lambda m: re.sub(r"\D", "", m[0]), surface))) != surface
+    ):
+        return read_amount(inter, log_base)._replace(comma=bool(re.search(r"\d,\d", surface)))
     behind = _CONDITION.search(surface)
     if behind and re.search(r"\d", surface[: behind.start()]):
         surface = surface[: behind.start()] + (behind[1].rstrip(" (") + "}" if behind[1] else "")
     if mixed := _mixed_units(surface):
         return mixed
-    if _says_more(surface) or DENIAL.search(surface):
+    if _says_more(surface) or DENIAL.search(surface) or _BOUND.search(re.match(r"\D*", surface)[0]):  # type: ignore[index]
         raise Unreadable("more than one number, or words that take it back")
     sides = _sides(surface)
     # "5 = x" states 5 too, "E = mc^2" states no number

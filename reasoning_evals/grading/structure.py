@@ -22,7 +22,7 @@ from reasoning_evals.grading.latex import unwrap
 from reasoning_evals.grading.records import Unreadable, check_size, top_level
 
 _OR = re.compile(
-    r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:lor|land|vee|wedge)(?![a-zA-Z]))\s*"
+    r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:lor|land|vee|wedge)(?![a-zA-Z])|\\&)\s*"
 )
 _RELATION = re.compile(
     r"\\to(?![a-zA-Z])|\\approx(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\sim(?![a-zA-Z])|(?<![<>!:])=|\\leq|\\geq|\\neq|<=|>=|<|>|!=|:="
@@ -44,7 +44,7 @@ _MATRIX = re.compile(
 )
 _EMPTY = re.compile(r"\\(?:emptyset|varnothing)|\\?\{\s*\\?\}")
 _REALS = re.compile(
-    r"(?:\\mathbb\s*\{?\s*R\s*\}?|\(\s*-\s*\\infty\s*,\s*\+?\s*\\infty\s*\)(?=.)|(?:\\text\s*\{)?\s*all (?:real numbers|reals)\s*\}?)"
+    r"(?:\\mathbb\s*\{?\s*R\s*\}?|\(\s*-\s*\\infty\s*,\s*\+?\s*\\infty\s*\)(?=.)|(?:\\text\s*\{)?\s*[aA]ll (?:real numbers|reals)\s*\}?)"
     r"\s*(?:(\\setminus|\\smallsetminus|\\backslash|(?:\\text\s*\{\s*)?except(?: for)?\s*\}?|-)|[,:|]|\\mid|\\text\s*\{\s*with\s*\}|$)\s*(.*)"
 )
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:\\text\s*\{)?\s*(?:([ap])\.?\s*m\.?)?\s*\}?", re.IGNORECASE)
@@ -52,12 +52,18 @@ _HOUR = re.compile(
     r"^(\d{1,2})\s*(?:\\text\s*\{)?\s*([AaPp])(?:M|\.\s*[mM]\.?)\s*\}?$"
 )  # 3 PM, but 3 pm may be picometres
 DENIAL = re.compile(
-    r"(?<![a-zA-Z\\])(?:not|never|neither|nor|or|but|unless|except|instead|yes|wrong|incorrect|false|impossible|no(?!\s*\.|\s+unit))"
-    r"(?![a-zA-Z])|^\\text\s*\{\s*(?:for|if|when)(?![a-zA-Z])|(?<![a-zA-Z])(?:if|when|where|with|at|for)[\s}]*\\?\w*\s*(?:=|$)",
+    r"(?<![a-zA-Z\\])(?:not|never|neither|nor|or|but|unless|except|instead|oder|yes|wrong|incorrect|false|impossible|no(?!\s*\.|\s+unit))"
+    r"(?![a-zA-Z])|^\\text\s*\{\s*(?:for|if|when)(?![a-zA-Z])|(?<![a-zA-Z])(?:if|when|where|with|at|for)(?![a-zA-Z])[\s}]*\\?\w*\s*(?:=|$)"
+    r"|[a-z]n't(?![a-zA-Z])|(?<![a-zA-Z])cannot(?![a-zA-Z])|[不非未或]|没有",
     re.IGNORECASE,
 )
 """Words that take an answer back, state another one, or make it a condition ("for q = 0")."""
 _MEMBER = re.compile(r"^\s*[a-zA-Z]\s*\\in(?![a-zA-Z])")
+_ISO = re.compile(r"([\]\[])(\s*[^\[\],;\s][^\[\],;]*[,;]\s*[^\[\],;\s][^\[\],;]*)([\]\[])")
+_TUPLE_NAME = re.compile(r"\(\s*\\?[a-zA-Z]+(?:_\w)?(?:\s*,\s*\\?[a-zA-Z]+(?:_\w)?)+\s*\)")
+_TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:\\top|\\intercal|T|\\text\s*\{\s*T\s*\})\s*\}?$")
+_UNIT_VECTOR = re.compile(r"\\hat\s*(?:\{\s*([ijkxyz])\s*\}|([ijkxyz])(?![a-zA-Z]))")
+_AXES = str.maketrans("xyz", "ijk")
 _SUFFIX = r"(?:\s*_\s*(?:[\w+-]|\\[a-zA-Z]+|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\\text\s*\{[^{}]*\})|'|\s*\^\s*\{\s*(?:\\text\s*\{[^{}]*\}|\(\w+\))\s*\})*"
 _SYMBOL = rf"(?:\\(?:hat|dot|ddot|bar|tilde|overline|Delta|delta)\s*)?\{{?\s*\\?[a-zA-Z]+\s*\}}?{_SUFFIX}\s*"
 NAME = re.compile(
@@ -105,8 +111,11 @@ def parse_answer(text: str) -> Answer:
     if _is_words(text):
         return Answer("words", letters(text))
     text = _MEMBER.sub("", split_words(unwrap(text))).strip()
-    if matrix := _MATRIX.match(text):
-        return _matrix(matrix[1], matrix[3])
+    flat = _TRANSPOSED.sub("", text)
+    if matrix := _MATRIX.match(flat):
+        return _matrix(matrix[1], matrix[3], "v" in matrix[2].lower(), flat != text)
+    text = flat if re.match(r"\(.*\)$|\[.*\]$", flat) else text
+    text = _ISO.sub(_in_brackets, text)
     if _EMPTY.fullmatch(text):
         return Answer("set", "")
     text = _CONDITION.sub("", text).strip()
@@ -161,7 +170,8 @@ def split_words(text: str) -> str:
 
 def letters(text: str) -> str:
     r"""Only letters and digits, in lower case: \\text{June 20} is June 20."""
-    return re.sub(r"\\text|[^a-zA-Z0-9]", "", text).lower()
+    words = re.sub(r"\\text|[{}]", " ", text).strip()
+    return re.sub(r"[^a-zA-Z0-9]", "", re.sub(r"^(?:an?|the)\s+", "", words, flags=re.IGNORECASE)).lower()
 
 
 def _is_words(text: str) -> bool:
@@ -181,11 +191,17 @@ def _collection(kind: str, brackets: str, pieces: list[str]) -> Answer:
         part = parse_answer(piece)
         both = part.kind == "set" and kind == "set" and "\\pm" in piece
         parts += part.parts if both else [part]
-    alone = kind == "set" and len(parts) == 1 and (parts[0].parts or parts[0].text)  # {5} is 5, but {{}} is not {}
+    # {5} is 5, but {{}} is not {}, nor {{5, 6}} {5, 6}
+    alone = kind == "set" and len(parts) == 1 and parts[0].kind != "set"
     return parts[0] if alone else Answer(kind, brackets, tuple(parts))
 
 
-def _matrix(factor: str, body: str) -> Answer:
+def _in_brackets(match: re.Match[str]) -> str:
+    """]0, 1[ as (0, 1), and [0, 1[ as [0, 1)."""
+    return ("(" if match[1] == "]" else "[") + match[2] + (")" if match[3] == "[" else "]")
+
+
+def _matrix(factor: str, body: str, determinant: bool, transposed: bool) -> Answer:
     """The rows of a matrix, each entry times the factor before it."""
     factor = "-1" if factor.strip() == "-" else "" if _is_words(factor) else factor.strip()
     rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", body.replace(r"\hline", "")) if row.strip()]
@@ -193,7 +209,8 @@ def _matrix(factor: str, body: str) -> Answer:
         raise Unreadable("several matrices")
     if factor:
         rows = [[f"({factor})*({entry})" for entry in row] for row in rows]
-    return Answer("matrix", "", tuple(_collection("sequence", "row", row) for row in rows))
+    rows = [list(column) for column in zip(*rows, strict=False)] if transposed else rows
+    return Answer("matrix", "|" * determinant, tuple(_collection("sequence", "row", row) for row in rows))
 
 
 def _relation(text: str) -> Answer | None:
@@ -212,7 +229,13 @@ def _relation(text: str) -> Answer | None:
     if any(DENIAL.search(side) for side in sides[:-1]):
         return Answer("words", letters(text))  # a condition or a denial, not a value with a name
     if all(operator == "=" for operator in operators):
-        if len(sides) > 2 or all(map(_NUMERIC.fullmatch, sides)) or NAME.fullmatch(sides[0]) or _is_words(sides[0]):
+        if (
+            len(sides) > 2
+            or all(map(_NUMERIC.fullmatch, sides))
+            or NAME.fullmatch(sides[0])
+            or _is_words(sides[0])
+            or _TUPLE_NAME.fullmatch(sides[0])
+        ):
             value = parse_answer(sides[-1])
             return Answer(value.kind, value.text, value.parts, name=sides[0])
         if NAME.fullmatch(sides[1]) and not NAME.fullmatch(sides[0]) and re.fullmatch(r"[-\d./\\a-z{}]+", sides[0]):
@@ -232,12 +255,31 @@ def _bracketed(text: str) -> Answer | None:
             ):
                 return condition
         return _collection("set", "", [piece for piece in top_level(inside, ",;") if piece])
-    for opening, closing in (("\\langle", "\\rangle"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
-        if text.startswith(opening) and text.endswith(closing):
-            pieces = top_level(text[len(opening) : -len(closing)], ",;")
-            if len(pieces) > 1:
-                return _collection("sequence", "()" if opening == "\\langle" else opening + closing, pieces)
+    if text[:1] in ("(", "[") and text[-1] in (")", "]") and len(pieces := top_level(text[1:-1], ",;")) > 1:
+        return _collection("sequence", text[0] + text[-1], pieces)
     return None
+
+
+def named_tuple(values: Answer) -> Answer | None:
+    """x = 1, y = 2 as (1, 2); None where the names are not one letter each, or not different."""
+    names = [part.name.strip() for part in values.parts]
+    if len(names) < 2 or len(set(names)) < len(names) or not all(len(name) == 1 for name in names):
+        return None
+    parts = sorted(values.parts, key=lambda part: part.name.strip())
+    return Answer("sequence", "()", tuple(Answer(part.kind, part.text, part.parts) for part in parts))
+
+
+def in_components(vector: Answer) -> str | None:
+    """The tuple or column (3, -4) as the formula 3 i - 4 j; None for what is no vector of the plane or of space."""
+    parts = [part.parts[0] if part.kind == "sequence" and len(part.parts) == 1 else part for part in vector.parts]
+    if vector.text not in ("", "()", "[]") or len(parts) not in (2, 3) or {part.kind for part in parts} != {"value"}:
+        return None
+    return " + ".join(f"({part.text}) {axis}" for part, axis in zip(parts, "ijk", strict=False))
+
+
+def along_axes(text: str) -> str:
+    r"""Unit vectors in one form, with a hat or without: 3 \hat{x} is 3 i."""
+    return _UNIT_VECTOR.sub(lambda match: f" {(match[1] or match[2]).translate(_AXES)} ", text)
 
 
 def plus_minus(text: str) -> list[str]:

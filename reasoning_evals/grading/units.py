@@ -147,9 +147,10 @@ def parse_unit(text: str) -> tuple[Unit, ...]:
     if len(surface) > MAX_UNIT_CHARS:
         return ()
     found: list[Unit] = []
-    for grouped in (True, False):
+    per_second = re.sub(r"\bms(?=\s*\^?\s*-)", "m s", surface)  # ms^-1 is m/s more often than 1/(1000 s)
+    for written, grouped in ((surface, True), (surface, False), *[(per_second, True)] * (per_second != surface)):
         try:
-            unit = _from_pint(_in_pints_words(surface, grouped))
+            unit = _from_pint(_in_pints_words(written, grouped))
         except Unreadable:
             continue
         if unit and (unit := unit._replace(factor=unit.factor * factor)) not in found:
@@ -178,6 +179,9 @@ def unit_surface(text: str) -> str:
     text = _ASIDE.sub("", " " + text).strip() if not re.match(r"[^()]*[/*]\s*\(", text) else text
     text = _STOP.sub("", text).strip()
     text = re.sub(r"\bper\b", "/", text)
+    text = re.sub(
+        r"\bdegrees?\s+(celsius|fahrenheit|C|F)\b", lambda m: f"deg{m[1][0].upper()}", text, flags=re.IGNORECASE
+    )
     text = re.sub(r"\blight[\s-]+(year|second|minute|hour)s?\b", r"light_\1", text)
     text = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])|(?<=[A-Za-z]{2})\.(?=\s)", " ", text)
     text = _SQUARES.sub(lambda match: f"{match[2]}^{2 if match[1].startswith('sq') else 3}", text)

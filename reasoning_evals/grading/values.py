@@ -28,13 +28,19 @@ from reasoning_evals.grading.units import Unit, parse_unit, unit_surface
 from reasoning_evals.problems import Problem
 
 _TRUTH = {"true": "True", "yes": "True", "correct": "True", "false": "False", "no": "False", "incorrect": "False"}
-_MARKS = re.compile(r"\\text\s*|\\mathbf\s*|[{}*$\"'`\\]")
-_LEAD = re.compile(r"^(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\b\s*(?:is\b)?[\s:]*", re.I)
-_LETTER = re.compile(r"^\(?\s*([A-Ja-j])\s*(?:[).:,;]|$|\s+(?=-)|(?=\s*[=(]))")
-_UPPER_WORD = re.compile(r"^([A-HJ])\s+\S")
+_MARKS = re.compile(r"\\text\s*|\\mathbf\s*|[{}*$\"`\\]|(?<![a-zA-Z])'|'(?![a-zA-Z])")
+_LEAD = re.compile(
+    r"^(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\b\s*(?:is\b)?[\s:]*|^[^\W\d_a-zA-Z]{1,6}\s*:?\s*(?=[(A-J])",
+    re.I,
+)
+_LETTER = re.compile(r"^[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,;]|$|\s+(?=-)|(?=\s*\())|([A-J])(?=\s*=\s*[-+\d]))")
+_DENIED = re.compile(r"\W*(?:\\text\W*)?(?:not|never|neither|nor)\b|\W*[不非]", re.I)
+_VECTOR = re.compile(r"\\(?:vec|hat|dot|bar|overrightarrow|boldsymbol)(?![a-zA-Z])")
+_UPPER_WORD = re.compile(r"^([A-HJ])\s+[^\s=<>^_+*/]")
 _SECOND = re.compile(
-    r"^[\s).:]*(?:,|;|/|&|and\b|or\b)\s*\(?[A-J]\s*(?:[),.;]|$)|^\s*\)?\s*(?:or|and|but|nor|&)(?![a-zA-Z])|^\s*(?:not|if|unless|[A-J]\s*$)\b"
-    r"|^[\s).,]*(?:is|was)\s*(?:not|n't|wrong|incorrect|false|impossible)\b|(?<!not )(?<!than )(?<!\w)\(\s*[A-J]\s*\)"
+    r"^[\s)\].:]*(?:,|;|/|&|and\b|or\b|cup\b|cap\b|lor\b|land\b)\s*\(?[A-J]\s*(?:[),.;]|$)|^\s*\)?\s*(?:or|and|but|nor|&)(?![a-zA-Z])|^\s*(?:not|if|unless|[A-J]\s*$)\b"
+    r"|^[\s).,]*(?:is|was)\s*(?:not|n't|wrong|incorrect|false|impossible)\b|^\s*(?:cannot|can't|isn't|(?:is|was|seems|looks)\b"
+    r"(?!\s+(?:(?:the|a|most|likely|clearly|definitely)\s+)*(?:correct|right|true|answer|best|valid|option|choice|only)\b))|^\s*是?[错不非误]|(?<!not )(?<!than )(?<!\w)\(\s*[A-J]\s*\)"
 )
 """Behind a letter: another letter, an alternative or a denial."""
 MAX_INEXACT = 10**30
@@ -56,23 +62,27 @@ def grade_choice(problem: Problem, answer: str) -> Verdict:
 
 def read_choice(text: str) -> str | None:
     """The capital letter, "True" or "False" that a text states; None for none, for several, and for one that is denied."""
+    if _VECTOR.search(text) or _DENIED.match(text):
+        return None
     surface = _LEAD.sub("", _MARKS.sub("", clean(text[:MAX_CHARS])).strip())
     word = surface.strip(" .!()").lower()
     if word in _TRUTH:
         return _TRUTH[word]
     match = _LETTER.match(surface) or _UPPER_WORD.match(surface)
-    if not match or _SECOND.search(surface[match.end(1) :]):
+    if not match or _SECOND.search(surface[match.end(match.lastindex or 0) :]):
         return None
-    return match[1].upper()
+    return match[match.lastindex or 0].upper()
 
 
 def grade_integer(problem: Problem, answer: str) -> Verdict:
     """Correct when the answer states the target and nothing else; units and words around it are ignored."""
     target = int(problem.target)
     try:
-        amount = read_amount(answer).as_asked(problem)
+        amount = read_amount(answer, local=True).as_asked(problem)
     except Unreadable as error:
         return wrong(f"not an integer: {error}")
+    if "\\pm" in clean(answer):
+        return wrong("not an integer: two values, or one that is uncertain")
     if _is_percent(amount) and not asks_percent(problem):
         return wrong("a percentage, which the question does not ask for")
     if not is_remark(amount.rest):
@@ -103,7 +113,7 @@ def grade_number(problem: Problem, answer: str) -> Verdict:
     if not is_remark(target.rest):
         return bad_target(f"{short(problem.target)!r} is not a number")
     try:
-        amount = read_amount(answer).as_asked(problem)
+        amount = read_amount(answer, local=True).as_asked(problem)
     except Unreadable as error:
         return wrong(f"not a number: {error}")
     if not is_remark(amount.rest):
@@ -118,11 +128,10 @@ def grade_number(problem: Problem, answer: str) -> Verdict:
         rescaled = amount.value / 100 if _is_percent(amount) else amount.value * 100
         if close(rescaled, target.value, tolerance, half):
             return correct(f"equal as a percentage {within(tolerance, half)}")
-    if amount.rest.startswith("^\\circ") and not target.rest:  # 90 degrees for pi/2
-        radians = parse_unit(amount.rest)
-        value = scaled(amount.value, Fraction(radians[0].factor)) if radians and radians[0].angle else None
-        if value is not None and close(value, target.value, tolerance, half):
-            return correct(f"equal in radians {within(tolerance, half)}")
+    radians = parse_unit(amount.rest) if amount.rest and not target.rest else ()  # 90 degrees for pi/2
+    angle = radians[0] if radians and radians[0].angle == 1 else None
+    if angle and close(scaled(amount.value, Fraction(angle.factor)), target.value, tolerance, half):
+        return correct(f"equal in radians {within(tolerance, half)}")
     return wrong(f"{show(amount.value)} is not {show(target.value)} {within(tolerance, half)}")
 
 
@@ -130,8 +139,8 @@ def tolerance_of(problem: Problem, target: Amount, amount: Amount) -> tuple[Frac
     """(relative tolerance, half a digit of the target): the problem's own, or the default for how the numbers are written."""
     if problem.tolerance is not None:
         return Fraction(problem.tolerance).limit_denominator(10**12), None
-    whole = target.plain and amount.plain and target.half_digit is None and amount.half_digit is None
-    if whole and problem.answer_type == "number":
+    whole = target.plain and amount.plain and target.half_digit is None and (amount.half_digit is None or amount.comma)
+    if whole and (problem.answer_type == "number" or amount.comma):
         return Fraction(0), None
     gap = 1 - abs(floating(target.value))  # of 0.999 c the distance from 1 matters
     near_one = 0 < gap < float(DEFAULT_TOLERANCE) and (target.rest or problem.unit or "").strip() in ("", "c")
@@ -158,7 +167,7 @@ def asks_percent(problem: Problem) -> bool:
 
 
 def _is_percent(amount: Amount) -> bool:
-    return amount.rest.lstrip("\\").startswith(("%", "text{percent", "text{%", "text{ percent", "percent"))
+    return bool(re.match(r"[\s\\]*(?:text\s*\{)?\s*\\?(?:%|per\s?cent|pct)", amount.rest, re.IGNORECASE))
 
 
 def grade_quantity(problem: Problem, answer: str) -> Verdict:
@@ -173,7 +182,7 @@ def grade_quantity(problem: Problem, answer: str) -> Verdict:
     except Unreadable as error:
         return bad_target(error)
     try:
-        amount = read_amount(answer).as_asked(problem)
+        amount = read_amount(answer, local=True).as_asked(problem)
     except Unreadable as error:
         return _as_formula(problem.target, answer) or wrong(f"not a quantity: {error}")
     return compare_amounts(problem, target, target.rest or problem.unit or "", amount)

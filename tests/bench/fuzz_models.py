@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import sae_files
@@ -29,8 +30,11 @@ def model_targets(home: Path) -> list[Target]:
 
 def _numbers(home: Path) -> list[Target]:
     from expert_stats import RoutingCounts
+    from expert_stats.causes import Causes
+    from expert_stats.rivals.measures import Measures
     from moe_steer.direction import Direction
     from moe_steer.directions import import_easyedit, import_gguf
+    from moe_steer.gates import Probe
     from moe_steer.gguf.control_vector import export_residual
     from moe_steer.plan import ResidualVector, SteeringPlan
     from moe_steer.saes.training_state import TrainingState, TrainRecipe, load_state, save_state
@@ -86,12 +90,37 @@ def _numbers(home: Path) -> list[Target]:
         also=dict.fromkeys(("coefficients", "", "tokenizer"), (NONE, int, float, str)),
     )
     progress = Rules(lowest={"step": 0})
+    model = {"model_type": "x", "num_layers": 3, "num_experts": 4, "moe_layers": [1, 2]}
+    table_PLE, ones_P = np.ones((2, 2, 4)), np.ones(2)
+    causes, measures, probes = (home / name for name in ("causes", "measures", "probe"))
+    Causes(
+        model=model, outcome={"kind": "tokens"}, wanted="higher", problems=("p0", "p1"), value_P=ones_P, gradient_PLE=table_PLE,
+        selected_LE=np.ones((2, 4), np.int64),
+    ).save(causes / "causes.json")  # fmt: skip
+    Measures(
+        model=model, problems=("p0", "p1"), families=("", ""), tokens_P=ones_P, selected_PLE=table_PLE, sums={"weight": table_PLE}
+    ).save(measures / "m.safetensors")  # fmt: skip
+    Probe(weight_D=torch.arange(8.0), bias=0.5, layer=1, threshold=0.7, header={"labels": "x"}).save(
+        probes / "p.safetensors"
+    )
+    beside = Rules(free=frozenset({"tables", "model", "outcome"}), names=frozenset({"tables"}), lowest={"selected": 0})
+    of_measures = Rules(names=frozenset({"model"}), unknown=True, free=frozenset({"model"}))
+    of_probe = Rules(
+        free=frozenset({"labels", "model", "split", "held_out"}),
+        optional=frozenset({"labels"}),
+        unknown=True,
+        also={"threshold": (int,), "bias": (int,)},
+        lowest={"layer": 0},
+    )
     kind = mutate_safetensors
     return [
         Target(name="counts", folder=counts, file="c.safetensors", mutate=kind, read=lambda f: RoutingCounts.load(f / "c.safetensors"), judge=safetensors_judge("routing_counts", signature), share=1.5),
         Target(name="direction", folder=directions, file="d.safetensors", mutate=kind, read=lambda f: Direction.load(f / "d.safetensors"), judge=safetensors_judge("direction", origin), share=1.5),
         Target(name="easyedit", folder=foreign, file="layer_2.pt", mutate=mutate_bytes, read=lambda f: import_easyedit(f / "layer_2.pt"), judge=anything),
         Target(name="control vector", folder=foreign, file="v.gguf", mutate=mutate_header, read=lambda f: import_gguf(f / "v.gguf"), judge=anything),
+        Target(name="causes", folder=causes, file="causes.json", mutate=mutate_json, read=lambda f: Causes.load(f / "causes.json").ranking(), judge=json_judge(beside), share=1.5),
+        Target(name="measures", folder=measures, file="m.safetensors", mutate=kind, read=lambda f: Measures.load(f / "m.safetensors"), judge=safetensors_judge("expert_measures", of_measures)),
+        Target(name="probe", folder=probes, file="p.safetensors", mutate=kind, read=lambda f: Probe.load(f / "p.safetensors"), judge=safetensors_judge("probe", of_probe)),
         Target(name="training state", folder=training, file="state.safetensors", mutate=kind, read=lambda f: load_state(f / "state.safetensors", recipe, 4, torch.device("cpu")), judge=safetensors_judge("training", progress)),
     ]  # fmt: skip
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,13 @@ import torch
 
 from families import FAMILIES, REFUSED, available, build
 from family_cases import traces_left
-from moe_steer import ExpertGain, SteeringPlan, observe_routing, steer
+from moe_steer import ExpertGain, SteeringPlan, load_model, observe_routing, steer
+from moe_steer.backends.blueprint import skeleton
+from moe_steer.lab import LAB_MODEL
 from moe_steer.layers import model_shape, moe_layers
+from moe_steer.loading import read_config, read_tokenizer
+from moe_steer.thinking import render
+from reasoning_evals.engines.in_process import stop_ids
 from refused_models import DENSE, UNREACHABLE, build_refused
 
 
@@ -52,3 +59,50 @@ def test_dense_models_have_a_shape_and_no_experts(name: str) -> None:
     assert shape.num_layers == len(next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList)))
     with steer(model, SteeringPlan()):
         assert traces_left(model) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"n_group": 3}, "groups are of one size"),
+        ({"n_group": 0}, "groups are of one size"),
+        ({"topk_group": 5}, "one to all are chosen"),
+        ({"num_key_value_heads": 0}, "no model can be built from its configuration .ZeroDivisionError"),
+        ({"pad_token_id": 10**6}, "no model can be built from its configuration .AssertionError"),
+        ({"num_experts_per_tok": 17}, "17 of 16 experts a token"),
+    ],
+)
+def test_configurations_that_no_model_can_have(said: dict[str, int], message: str) -> None:
+    config = read_config("lab")
+    for key, value in said.items():
+        setattr(config, key, value)
+    with pytest.raises(ValueError, match=message):
+        model_shape(skeleton(config, "bfloat16"))
+
+
+def test_files_of_a_checkpoint_that_would_be_misread(tmp_path: Path) -> None:
+    """Keys that stand twice, and a dtype that was changed in the header: 32 bits are 32 bits."""
+    folder = tmp_path / "m"
+    shutil.copytree(LAB_MODEL, folder)
+    settings = folder / "tokenizer_config.json"
+    whole = settings.read_text(encoding="utf-8")
+    settings.write_text(whole.replace("{", '{"eos_token": "x",', 1), encoding="utf-8")
+    with pytest.raises(ValueError, match="tokenizer_config.json holds the key 'eos_token' twice"):
+        read_tokenizer(folder)
+    settings.write_text(whole, encoding="utf-8")
+    weights = folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data.replace(b'"model.norm.weight":{"dtype":"F32"', b'"model.norm.weight":{"dtype":"I32"', 1))
+    assert weights.read_bytes() != data
+    with pytest.raises(ValueError, match="tensor 'model.norm.weight' is stored as I32, whole numbers"):
+        load_model(folder, check=False)
+    weights.write_bytes(data)
+    model, tokenizer = load_model(folder, check=False)
+    model.generation_config.eos_token_id = [966, -1]
+    with pytest.raises(ValueError, match=r"end its answers by eos_token_id \[966, -1\], and has the tokens 0 to 965"):
+        stop_ids(model, tokenizer)
+    tokenizer.chat_template = "Answer!"
+    with pytest.raises(ValueError, match="leaves out the question"):
+        render(tokenizer, [{"role": "user", "content": "What is 17 + 25?"}])

@@ -137,6 +137,8 @@ def test_dense_model_is_refused_for_experts() -> None:
         ),
         ({"other": torch.zeros(7168)}, "needs one 1-D tensor named 'vector'"),
         ({"vector": torch.full((7168,), math.inf)}, "NaN or infinite"),
+        ({"vector": torch.ones(7168, dtype=torch.int32)}, "of int32: a residual file needs one"),
+        ({"vector": torch.ones(7168), "more": torch.ones(2)}, "needs one 1-D tensor named 'vector'"),
     ],
 )
 def test_vectors_that_do_not_fit_are_refused(tmp_path, tensors: dict, message: str) -> None:
@@ -144,6 +146,22 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path, tensors: dict, message: s
     plan = SteeringPlan(residual=[ResidualVector(5, "v.safetensors")], base_dir=str(tmp_path))
     with pytest.raises(ValueError, match=message):
         plan.check(SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"version": 99}, "version 99, this program reads version 1"),
+        ({"version": "1"}, "version '1'"),
+        ({"residual_norm": -1.0}, "says residual_norm is -1.0, which is not a length"),
+        ({"norm": "x"}, "says norm is 'x', which is not a length"),
+    ],
+)
+def test_headers_of_directions_that_would_be_misread(tmp_path, said: dict, message: str) -> None:
+    head = {"version": 1, "layer": 5, "site": "output", "method": "caa", **said}
+    save_file({"vector": torch.ones(7168)}, tmp_path / "v.safetensors", {"direction": json.dumps(head)})
+    with pytest.raises(ValueError, match=message):
+        SteeringPlan(residual=[ResidualVector(5, "v.safetensors")], base_dir=str(tmp_path)).check(SHAPE)
 
 
 def test_broken_files(tmp_path) -> None:

@@ -1,0 +1,67 @@
+"""Characters beyond ASCII as LaTeX: by what Unicode says of each, and by a table where LaTeX has a word of its own;
+and how TeX writes what separates digits."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
+_WORDS = {
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "÷": "/",
+    "∕": "/", "⁄": "/", "≈": r"\approx ", "≃": r"\approx ", "≅": r"\approx ", "∼": r"\sim ", "≤": r"\leq ", "≥": r"\geq ",
+    "≠": r"\neq ", "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "º": r"^\circ ",
+    "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∖": r"\setminus ", "∈": r"\in ", "→": r"\to ", "⇒": r"\Rightarrow ",
+    "∴": r"\Rightarrow ", "′": "'", "’": "'", "‘": "'", "″": "''", "”": "''", "⟨": r"\langle ", "⟩": r"\rangle ",
+    "ℏ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ", "。": ". ", "、": ", ", "✓": "", "✔": "", "✅": "", "∎": "", "■": "", "\ufe0f": "",
+}  # fmt: skip
+_GREEK = (
+    "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+)
+_WORDS |= {
+    sign: f"\\{name} " for sign, name in zip("αβγδεϵζηθϑικλμνξπρστυφϕχψωΓΔΘΛΞΠΣΥΦΨΩ", _GREEK.split(), strict=True)
+}
+_UP_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
+_DOWN_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
+_HAT = re.compile("([A-Za-z])\u0302")
+
+
+def in_latex(text: str) -> str:
+    """The text in ASCII where that says the same: 42 in full width or Arabic digits, ½, ｘ, 𝑖, î, ℤ, ²; signs of money left out.
+    Letters of other scripts stay."""
+    if text.isascii():
+        return text
+    text = _UP_RUN.sub(lambda run: "^{" + run.group().translate(_SUPERSCRIPTS) + "}", text)
+    text = _DOWN_RUN.sub(lambda run: "_{" + run.group().translate(_SUBSCRIPTS) + "}", text)
+    text = "".join(char if char.isascii() else _one(char) for char in text)
+    return _HAT.sub(r"\\hat{\1}", text)
+
+
+def _one(char: str) -> str:
+    if char in _WORDS:
+        return _WORDS[char]
+    kind, plain = unicodedata.category(char), unicodedata.normalize("NFKC", char)
+    if kind == "Nd":
+        return str(unicodedata.decimal(char))
+    if kind in ("Zs", "Cf"):
+        return " " * (kind == "Zs")
+    if kind == "Sc" and char != "¢":  # 75¢ are not 75
+        return ""
+    if unicodedata.name(char, "").startswith("DOUBLE-STRUCK CAPITAL"):
+        return rf"\mathbb{{{plain}}}"
+    if "⁄" in plain and len(plain) > 2:
+        above, below = plain.split("⁄")
+        return rf"\frac{{{above}}}{{{below}}}"
+    if plain != char:
+        return "".join(_WORDS.get(part, part) for part in plain)
+    bare = unicodedata.normalize("NFD", char)
+    return bare if bare.endswith("\u0302") else char
+
+
+def separators(text: str) -> str:
+    r"""1{,}000 is 1000, and 3{,}14 is 3.14: TeX needs the braces in neither list nor tuple."""
+    text = re.sub(r"(?<![\d.])0\{,\}(?=\d)", "0.", re.sub(r"\{\s*([-+:])\s*\}", r"\1", text))
+    text = re.sub(r"(?<=\d)\{,\}(?=\d{3}(?!\d)|\d\d\{,\})", "", text)
+    return re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text).replace("{,}", ",")
