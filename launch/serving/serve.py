@@ -23,7 +23,7 @@ import tyro
 from launch.core.served.own_server import OWNER, steers
 from launch.serving.latent import LATENT, ROTARY, cpu_options, lacks_kernel, with_latent_sizes
 from moe_steer import SteeringPlan
-from moe_steer.entries.elsewhere import refuse_outside
+from moe_steer.entries.fitting import refuse_outside
 
 _NEEDED = """
 import importlib.metadata as found, importlib.util as there, json

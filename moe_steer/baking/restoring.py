@@ -11,7 +11,6 @@ from moe_steer.baking.folder_files import copy_file, data_size, placing, read_te
 from moe_steer.baking.gguf.gguf_record import gguf_record_path
 from moe_steer.baking.gguf.gguf_writing import restore_gguf
 from moe_steer.baking.gguf.model import GgufModel, is_gguf
-from moe_steer.baking.gguf.undo_file import original_scales, undo_path
 from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record
 from moe_steer.baking.safetensors.folder import open_shard
 from moe_steer.baking.safetensors.textpatch import apply_patches, reverse_patches
@@ -68,17 +67,8 @@ def unbake(
 
 def _unbake_gguf(model: GgufModel, record: Record) -> None:
     """Put the original of a GGUF file in its place. A run that was killed is completed by the next one."""
-    if not record.certificate.reversible and undo_path(model.first).is_file():  # rounded in place by an earlier version
-        kept = [Change(tensor=stored(model, it), edits=it.edits, before=str(it.sha256_before)) for it in record.changes]
-        changes = original_scales(model, kept)
-        for change in changes:
-            if change.sha256(model) != change.before:
-                raise BakeMismatch(f"{undo_path(model.first)} does not hold the original of {change.tensor.name}")
-    else:
-        changes = [it for parts in _undone(model, record).values() for it in parts]
-    restore_gguf(model, changes)
+    restore_gguf(model, [change for parts in _undone(model, record).values() for change in parts])
     gguf_record_path(model.first).unlink()
-    undo_path(model.first).unlink(missing_ok=True)
 
 
 def _undone(baked: Container, record: Record) -> dict[str, list[Change]]:

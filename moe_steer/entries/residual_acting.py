@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moe_steer.audit import Audit
 from moe_steer.entries.transform import Transform
 from moe_steer.gates.conditions import Factors
-from moe_steer.inside.layer_sites import head_of, place_of
+from moe_steer.inside import head_of, place_of
 from moe_steer.plan import SteeringPlan
 
 ScopeMask = Callable[[str], Tensor | None]

@@ -24,7 +24,7 @@ UNITS = ("vector", "residual_norm")
 DEEDS = ("add", "clamp", "set", "ablate", "rotate")
 """What is done with a vector: see ``moe_steer.entries.transform``."""
 ENTRY_SITES = ("output", "attention", "head", "mlp")
-"""Where in a layer: see ``moe_steer.inside.layer_sites``."""
+"""Where in a layer: see ``moe_steer.inside``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_steer.entries.elsewhere import refuse_outside
+from moe_steer.entries.fitting import refuse_outside
 from moe_steer.files import written_aside
 from moe_steer.gguf.header import architectures_of, gguf_package
 from moe_steer.plan import SteeringPlan

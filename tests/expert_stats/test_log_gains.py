@@ -14,7 +14,7 @@ from expert_stats.causes import Reading, log_gain_gradients, outcomes_under
 from expert_stats.causes.forwards import values_of
 from families import batch, build
 from moe_steer import ExpertGain, SteeringPlan
-from moe_steer.inside.forwards import recomputed
+from moe_steer.inside import recomputed
 from moe_steer.layers import decoder_layers, moe_layers
 
 FAMILIES = {
