@@ -1,3 +1,5 @@
+from expert_stats.causes.probes import RoutingRecorder as RoutingRecorder
+from expert_stats.causes.probes import TraceFiring as TraceFiring
 from expert_stats.collect import batches as batches
 from expert_stats.collect import collect_counts as collect_counts
 from expert_stats.collect import reduce_counts as reduce_counts
@@ -14,8 +16,6 @@ from expert_stats.npmi import scores_and_estimate as scores_and_estimate
 from expert_stats.plots import DosePoint as DosePoint
 from expert_stats.plots import dose_response as dose_response
 from expert_stats.plots import heat_map as heat_map
-from expert_stats.recorder import RoutingRecorder as RoutingRecorder
-from expert_stats.recorder import TraceFiring as TraceFiring
 from expert_stats.references import reference_tokens as reference_tokens
 from expert_stats.rivals.pictures import family_matrix as family_matrix
 from expert_stats.rivals.pictures import rank_stability as rank_stability

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from moe_steer.audit import Audit, NothingFired, SteeringWarning
-from moe_steer.choice.acting import choice_functions
+from moe_steer.entries.acting import choice_functions, residual_functions
 from moe_steer.entries.expert_entry import ExpertGain
-from moe_steer.entries.residual_acting import residual_functions
 from moe_steer.entries.residual_entry import ResidualVector
 from moe_steer.gates.counting import GateCounts
 from moe_steer.gates.following import Gates, logits_of

@@ -19,7 +19,7 @@ FLOORS = {
     "moe_steer": (
         {"errors", "files", "json_files", "lazy_exports", "console", "layers", "hooks", "inside", "observe"},
         {"thinking"}, {"tokens"}, {"lab"}, {"backends"}, {"saes"},
-        {"direction", "choice", "gates", "entries", "plan", "presets", "audit"},
+        {"direction", "gates", "entries", "plan", "presets", "audit"},
         {"gguf"}, {"directions"}, {"contrasts"}, {"steering", "selfcheck", "loading"}, {"baking"},
     ),
     "expert_stats": (

@@ -5,7 +5,6 @@ from expert_stats.causes.causes_file import ExactEffect as ExactEffect
 from expert_stats.causes.causes_file import RankedCause as RankedCause
 from expert_stats.causes.causes_file import is_causes as is_causes
 from expert_stats.causes.causes_file import select_causes as select_causes
-from expert_stats.causes.exact_effects import outcomes_under as outcomes_under
 from expert_stats.causes.falsification import Falsified as Falsified
 from expert_stats.causes.falsification import falsify as falsify
 from expert_stats.causes.falsification import table_of as table_of
@@ -13,6 +12,7 @@ from expert_stats.causes.falsification import verdict_of as verdict_of
 from expert_stats.causes.log_gains import ROUTERS as ROUTERS
 from expert_stats.causes.log_gains import LogGains as LogGains
 from expert_stats.causes.log_gains import log_gain_gradients as log_gain_gradients
+from expert_stats.causes.log_gains import outcomes_under as outcomes_under
 from expert_stats.causes.over_problems import Agreement as Agreement
 from expert_stats.causes.probes import Probe as Probe
 from expert_stats.causes.probes import probes_of as probes_of

@@ -18,9 +18,8 @@ from scipy import stats
 from torch import Tensor
 
 from expert_stats.causes.over_problems import mean_and_error
-from expert_stats.causes.probes import CONDITIONS, Probe
+from expert_stats.causes.probes import CONDITIONS, Probe, RoutingRecorder
 from expert_stats.collect import batches, run_traces
-from expert_stats.recorder import RoutingRecorder
 from moe_steer.contrasts.sequences import MarkedSequence, padded
 from moe_steer.layers import decoder, model_shape, unwrap
 from moe_steer.observe import observe_residual

@@ -29,8 +29,8 @@ from expert_stats.evidence.measure import Measure as Measure
 from expert_stats.evidence.measure import least_support as least_support
 from expert_stats.evidence.measure import npmi as npmi
 from expert_stats.evidence.measure import supported_cells as supported_cells
-from expert_stats.evidence.robust import false_discovery_rate as false_discovery_rate
-from expert_stats.evidence.robust import robust_p as robust_p
 from expert_stats.evidence.sums import Excess as Excess
 from expert_stats.evidence.sums import ProblemSums as ProblemSums
+from expert_stats.evidence.sums import false_discovery_rate as false_discovery_rate
 from expert_stats.evidence.sums import problem_sums as problem_sums
+from expert_stats.evidence.sums import robust_p as robust_p

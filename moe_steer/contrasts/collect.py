@@ -20,7 +20,7 @@ from moe_steer.contrasts.sequences import (
     tokens_of_a_forward,
     whole_pairs,
 )
-from moe_steer.directions.contrast import HASH_MODULUS, Contrast, describe_sae
+from moe_steer.directions.methods import HASH_MODULUS, Contrast, describe_sae
 from moe_steer.directions.moments import Accumulator, PairMoments
 from moe_steer.layers import decoder, evaluating, model_shape, unwrap
 from moe_steer.observe import observe_residual

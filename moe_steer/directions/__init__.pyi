@@ -3,11 +3,11 @@ from moe_steer.direction import DirectionWarning as DirectionWarning
 from moe_steer.directions.atoms import all_atoms as all_atoms
 from moe_steer.directions.atoms import report_atoms as report_atoms
 from moe_steer.directions.atoms import single_atom as single_atom
-from moe_steer.directions.contrast import Contrast as Contrast
 from moe_steer.directions.exchange import export_easyedit as export_easyedit
 from moe_steer.directions.exchange import export_gguf as export_gguf
 from moe_steer.directions.exchange import import_easyedit as import_easyedit
 from moe_steer.directions.exchange import import_gguf as import_gguf
+from moe_steer.directions.methods import Contrast as Contrast
 from moe_steer.directions.methods import caa as caa
 from moe_steer.directions.methods import pca as pca
 from moe_steer.directions.moments import Accumulator as Accumulator

@@ -168,7 +168,7 @@ def _problems(home: Path) -> list[Target]:
 
 
 def _pairs(home: Path) -> list[Target]:
-    from moe_steer.contrasts.texts import read_rows
+    from moe_steer.contrasts.sites import read_rows
 
     names = ("question", "matching", "not_matching")
     rows = [{"question": "Is it?", "matching": "yes", "not_matching": "no"}] * 3

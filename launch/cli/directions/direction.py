@@ -85,7 +85,7 @@ class MakeDirection(DirectionOptions):
 
     def _stable(self, model: Any, tokenizer: Any, sequences: Any, notes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The decisions that come back when the model goes on from them anew, and the notes with their numbers."""
-        from launch.core.levers.stable_decisions import keep_stable
+        from launch.core.directions import keep_stable
 
         kept, numbers = keep_stable(
             model,
