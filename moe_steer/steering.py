@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_steer.audit import Audit, NothingFired, SteeringWarning
 from moe_steer.entries.acting import choice_functions, residual_functions
+from moe_steer.entries.audit import Audit, NothingFired, SteeringWarning
 from moe_steer.entries.expert_entry import ExpertGain
 from moe_steer.entries.residual_entry import ResidualVector
 from moe_steer.gates.counting import GateCounts

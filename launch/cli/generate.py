@@ -226,7 +226,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         )
 
     def _endpoint_tokenizer(self) -> Any:
-        from moe_steer.loading import read_tokenizer
+        from moe_steer.backends import read_tokenizer
 
         if self.chat_endpoint and self.tokenizer is None:
             return None

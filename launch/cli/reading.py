@@ -176,7 +176,7 @@ class Thinking:
 
     def _counter(self, config: dict[str, Any]) -> Callable[[str], int]:
         """Counts tokens as the run's model does."""
-        from moe_steer.loading import read_tokenizer
+        from moe_steer.backends import read_tokenizer
 
         named = self.model or next(
             (arm["sampler"]["model"] for arm in config["arms"].values() if arm["sampler"].get("model")), None
@@ -229,7 +229,7 @@ def _traced(
     folder: Path, count_tokens: Callable[[str], int], judge: AttemptJudge, markers: Sequence[str]
 ) -> list[TracedSample]:
     """The samples of a folder in the order of its grades, with a progress line while it takes."""
-    from moe_steer.console.progress import tracked
+    from moe_steer.progress import tracked
     from reasoning_evals.thoughts import graded_rows, trace_run
 
     rows = graded_rows(folder)

@@ -220,7 +220,7 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
         from launch.core.served.connection import Connection
         from launch.playground.asked import Offer
         from launch.playground.running import There
-        from moe_steer.loading import read_tokenizer
+        from moe_steer.backends import read_tokenizer
 
         connection = Connection.to(self)
         tokenizer = read_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)

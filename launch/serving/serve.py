@@ -144,9 +144,8 @@ def check_plans(model: str, plans: dict[str, SteeringPlan]) -> None:
             refuse_outside(plan, "a server")
         except ValueError as error:
             raise ValueError(f"plan {name}: {error}") from error
-    from moe_steer.backends import Unplanned, skeleton
+    from moe_steer.backends import Unplanned, read_config, skeleton
     from moe_steer.layers import model_shape
-    from moe_steer.loading import read_config
 
     try:
         shape = model_shape(skeleton(read_config(model), "bfloat16"))

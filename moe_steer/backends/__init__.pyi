@@ -25,4 +25,8 @@ from moe_steer.backends.memory import plan_memory as plan_memory
 from moe_steer.backends.registry import check_name as check_name
 from moe_steer.backends.registry import loader as loader
 from moe_steer.backends.registry import refusal as refusal
+from moe_steer.backends.sources import one_line_of as one_line_of
+from moe_steer.backends.sources import read_config as read_config
+from moe_steer.backends.sources import read_tokenizer as read_tokenizer
+from moe_steer.backends.sources import resolve as resolve
 from moe_steer.backends.zero3 import without_compiled_shared_memory as without_compiled_shared_memory

@@ -107,7 +107,7 @@ def _outputs(
     """Per prompt: logits [S, V] in float32 and the greedy tokens after it. Then the type, and the entries that never fired."""
     import torch
 
-    from moe_steer.audit import SteeringWarning
+    from moe_steer.entries.audit import SteeringWarning
     from moe_steer.loading import load_model
     from moe_steer.steering import steer
 

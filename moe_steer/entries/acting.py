@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moe_steer.audit import Audit
+from moe_steer.entries.audit import Audit
 from moe_steer.entries.rerouting import Choice, Routed, as_routed, merge, rerouted
 from moe_steer.entries.transform import Transform
 from moe_steer.gates.conditions import Factors

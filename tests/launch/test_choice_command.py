@@ -9,7 +9,7 @@ import pytest
 
 from launch.cli.main import main
 from moe_steer import ExpertGain, SteeringPlan, TopK
-from moe_steer.audit import row_lines
+from moe_steer.entries.audit import row_lines
 from reasoning_evals.runs import read_audit
 
 WORDS = ["--force-in", "2:3", "--force-out", "2:0", "--logit-bias", "1:4=1.5", "--top-k", "1=3@all"]

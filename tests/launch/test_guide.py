@@ -12,7 +12,7 @@ import torch
 
 from launch import guide
 from launch.cli.main import main
-from moe_steer.console import progress
+from moe_steer import progress
 
 
 def screen(capsys: pytest.CaptureFixture[str], code: int = 0) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from families import batch
 from family_cases import busiest, case, collect_routing, logits, padded
 from moe_steer import ExpertGain, SteeringPlan, TopK, load_model, observe_routing, steer
-from moe_steer.audit import NothingFired, SteeringWarning
+from moe_steer.entries.audit import NothingFired, SteeringWarning
 from moe_steer.lab import LAB_MODEL
 from moe_steer.layers import model_shape, moe_layers
 

@@ -28,8 +28,8 @@ from moe_steer.baking.safetensors.residual import plan_residual
 from moe_steer.baking.safetensors.target import NEW_INDEX, TargetLayout, target_layout, write_overlay
 from moe_steer.baking.safetensors.textpatch import apply_patches, byte_edits, keeps_length
 from moe_steer.baking.staging import refuse_target, staged, staging
-from moe_steer.console.progress import tracked
 from moe_steer.plan import SteeringPlan
+from moe_steer.progress import tracked
 
 HASH_LIMIT = 4 << 30
 """Shards that are only linked are hashed too, unless they hold more than this together: 640 GB would take ten minutes."""
