@@ -20,6 +20,7 @@ from expert_stats.references import reference_tokens as reference_tokens
 from expert_stats.rivals.pictures import family_matrix as family_matrix
 from expert_stats.rivals.pictures import rank_stability as rank_stability
 from expert_stats.rollouts import Rollout as Rollout
+from expert_stats.rollouts import decode_array as decode_array
 from expert_stats.rollouts import read_rollouts as read_rollouts
 from expert_stats.routed import RoutedTrace as RoutedTrace
 from expert_stats.routed import count_routed as count_routed

@@ -9,4 +9,7 @@ from moe_steer.observe import observe_routing as observe_routing
 from moe_steer.plan import ExpertGain as ExpertGain
 from moe_steer.plan import ResidualVector as ResidualVector
 from moe_steer.plan import SteeringPlan as SteeringPlan
+from moe_steer.presets import PAPER_GAIN as PAPER_GAIN
+from moe_steer.presets import PRESETS as PRESETS
+from moe_steer.presets import preset_plan as preset_plan
 from moe_steer.steering import steer as steer

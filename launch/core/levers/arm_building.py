@@ -13,8 +13,7 @@ from launch.core.arms import load_plan, steering
 from launch.core.levers.arm_rules import ArmParts, add_rule, held_by_prompt
 from launch.core.levers.arm_words import Rule, Words, arm_name, parse_arm
 from launch.core.levers.exit_probe import reading_of
-from moe_steer import SteeringPlan
-from moe_steer.presets import preset_plan
+from moe_steer import SteeringPlan, preset_plan
 from reasoning_evals.decoding import ProbeExit
 from reasoning_evals.engines import InProcessSampler
 from reasoning_evals.runs import Arm
