@@ -12,9 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from moe_steer.layers import decoder_layers, text_config, unwrap
 
-SITES = ("output", "attention", "head", "mlp")
-"""Output of the layer; output of its attention module (before a norm that some families put behind it); one head of it, in the input
-of the output projection; output of its MLP or mixture of experts."""
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 _NO_MLP = ("attn", "attention", "norm", "mamba", "conv", "mixer", "hc", "hyper_connection")
 

@@ -21,6 +21,7 @@ from reasoning_evals.comparing import (
     Difference,
     DomainAccuracy,
     Measure,
+    cluster_names,
     holm,
     mean_estimate,
     paired_difference,
@@ -253,8 +254,7 @@ class Outcome:
 
     def _clusters(self, task: str, names: Sequence[str]) -> list[str] | None:
         ids = {row.problem_id: row.cluster_id for row in self.rows[task]}
-        named = [f"problem {name}" if ids[name] is None else f"cluster {ids[name]}" for name in names]
-        return named if len(set(named)) < len(named) else None
+        return cluster_names({name: ids[name] for name in names})
 
     @cached_property
     def silent(self) -> list[str]:

@@ -32,11 +32,6 @@ class Verification:
     compared_bytes: int
     unhashed: tuple[str, ...]
 
-    @property
-    def compared_with_source(self) -> bool:
-        """Whether every byte was compared with the source's."""
-        return self.compared_bytes > 0
-
 
 def verify_bake(baked: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Verification:
     """Check every file and every changed tensor of a baked folder or GGUF file; ValueError names the first that is wrong.

@@ -30,6 +30,7 @@ from reasoning_evals.comparing.statistics import paired_difference as paired_dif
 from reasoning_evals.comparing.statistics import pass_at_k as pass_at_k
 from reasoning_evals.comparing.statistics import proportion_estimate as proportion_estimate
 from reasoning_evals.comparing.statistics import wilson_interval as wilson_interval
+from reasoning_evals.comparing.tables import cluster_names as cluster_names
 from reasoning_evals.comparing.token_use import MARGIN as MARGIN
 from reasoning_evals.comparing.token_use import Efficiency as Efficiency
 from reasoning_evals.comparing.token_use import Thoughts as Thoughts

@@ -17,7 +17,14 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
-from reasoning_evals.comparing import Difference, Measure, mean_estimate, paired_difference, wilson_interval
+from reasoning_evals.comparing import (
+    Difference,
+    Measure,
+    cluster_names,
+    mean_estimate,
+    paired_difference,
+    wilson_interval,
+)
 from reasoning_evals.runs import GradeRow
 
 _WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
@@ -174,8 +181,4 @@ def _per_problem(rows: Sequence[GradeRow], arm: str, empty: float = EMPTY) -> tu
         samples.setdefault(row.problem_id, []).append(row)
     worth = _VALUES | {"no_answer": empty}
     values = [sum(worth[row.outcome] for row in mine) / len(mine) for mine in samples.values()]
-    clusters = [
-        f"problem {name}" if mine[0].cluster_id is None else f"cluster {mine[0].cluster_id}"
-        for name, mine in samples.items()
-    ]
-    return values, clusters if len(set(clusters)) < len(clusters) else None
+    return values, cluster_names({name: mine[0].cluster_id for name, mine in samples.items()})
