@@ -52,10 +52,10 @@ def refuse_idle(options: Any) -> None:
             raise ValueError(note.message.format(readers=", ".join(note.readers), where=note.where, **words))
 
 
-def refuse_greedy_samples(number: int | None, option: str = "--samples") -> None:
+def refuse_greedy_samples(number: int | None) -> None:
     """ValueError for more than one greedy answer to a problem."""
     if number not in (None, 1):
-        raise ValueError(f"--greedy gives the same answer every time: leave {option} {number} out")
+        raise ValueError(f"--greedy gives the same answer every time: leave --samples {number} out")
 
 
 def check_counts(options: Any, names: Collection[str]) -> None:

@@ -43,18 +43,18 @@ def answer_pairs(
 
 
 def prompt_pairs(
-    rows: Iterable[tuple[str, str]], prompt: str, tokenizer: Any, *, chat: bool = False, joint: str = "\n"
+    rows: Iterable[tuple[str, str]], prompt: str, tokenizer: Any, *, chat: bool = False
 ) -> list[MarkedSequence]:
     """A contrast for a prompt: (question, answer) with the prompt before the question, and without it.
 
-    Positive: prompt + ``joint`` + question + answer; negative: question + answer; the tokens of the answer count. With
+    Positive: prompt + newline + question + answer; negative: question + answer; the tokens of the answer count. With
     an empty question this is STA's form: the prompt alone against an empty turn.
     """
     if not prompt.strip():
         raise ValueError("the prompt is empty: give the text that is to become a direction")
     found = []
     for number, (question, answer) in enumerate(rows):
-        asked = f"{prompt}{joint}{question}" if question else prompt
+        asked = f"{prompt}\n{question}" if question else prompt
         sides = [_encode(tokenizer, _prefix(tokenizer, text, chat), answer, chat) for text in (asked, question)]
         found += _pair(str(number), (sides[0][0], sides[1][0]), (sides[0][1], sides[1][1]))
     return found

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from reasoning_evals.comparing.resampling import sign_flip_p
+from reasoning_evals.comparing.resampling import CONFIDENCE, sign_flip_p
 
 ESTIMAND = "ratio of mean tokens over the same problems"
 
@@ -29,7 +29,7 @@ class LogRatio(NamedTuple):
 
 
 def paired_log_ratio(
-    a_P: Sequence[float], b_P: Sequence[float], clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
+    a_P: Sequence[float], b_P: Sequence[float], clusters: Sequence[Hashable] | None = None
 ) -> LogRatio:
     """mean(b) / mean(a) over the same problems in the same order, and exp(log ratio +- t se).
 
@@ -59,6 +59,6 @@ def paired_log_ratio(
         return LogRatio(ratio, ratio, ratio, sign_flip_p(b_G - a_G))
     share_G = (a_G / a_G.sum() + b_G / b_G.sum()) / 2
     df = max(1.0, 1 / float((share_G**2).sum()) - 1)
-    half = float(stats.t.ppf((1 + confidence) / 2, df)) * se
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
     p_value = float(2 * stats.t.sf(abs(math.log(ratio)) / se, df))
     return LogRatio(ratio, ratio * math.exp(-half), ratio * math.exp(half), p_value)
