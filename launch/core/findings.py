@@ -148,7 +148,7 @@ def silent_arms(plans: Mapping[str, SteeringPlan | None], baseline: str, *folder
     the baseline's. ``plans``: arm -> its plan, None for prompts and decoding rules."""
     firing: dict[str, list[Mapping[str, Any]]] = {name: [] for name in plans}
     for folder in folders:
-        for name, rows in read_audit(folder).items():
+        for name, rows in read_audit(folder).rows.items():
             firing[name] += rows
     samples = said(*folders)
     found = []

@@ -170,7 +170,7 @@ def _results(
         "placebo": _without_provenance(outcome.placebo) if outcome.placebo else None,
         "tuning": tuning,
         "scores": _scores(outcome.scores) if outcome.scores else None,
-        "firing": rounded(read_audit(outcome.folder / "test")),
+        "firing": rounded(read_audit(outcome.folder / "test").rows),
         "comparison": comparison.to_dict(),
     }
 

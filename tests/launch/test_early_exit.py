@@ -78,7 +78,7 @@ def test_a_thought_ends_at_the_first_exit_point_that_the_probe_is_sure_of(calibr
         expected = sure[0] + 1 if sure else trace.thought_end
         assert ended[trace.trace_id.split("/")[-1]].thought_end == expected
         exits += bool(sure) and expected != trace.thought_end
-    (row,) = read_audit(calibrated / "run")["exit:eager"]
+    (row,) = read_audit(calibrated / "run").rows["exit:eager"]
     assert row["exits"] >= exits > 2
     assert row["readings"] >= row["exits"]
     stated = json.loads((calibrated / "run" / "results.json").read_text())["mis_exits"]["exit:eager"]
