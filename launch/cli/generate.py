@@ -70,7 +70,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
     """Longest answer in tokens, thought included; default 256 for lab, 384 for lab-dense, 440 for lab-search, else the task's own or 32768, or what
     the model's context has room for."""
     batch_size: int | None = None
-    """Samples decoded together, default as many as fit, 64 at most; with --endpoint those asked for together, default 256: some times --concurrency."""
+    """Samples decoded together, default as many as fit, 64 at most; with --endpoint those that are resumed together, default 32."""
     seed: int = 0
     """Decides the lab's problems and all samples; the same in two arms that are to be compared."""
     strict: bool = False
@@ -104,9 +104,12 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
             **own_wording(self.problems, self.wording),
         )
         if self.endpoint:
+            from launch.core.beforehand import asked_together
+
             if line := task_line(self):
                 print(line)
-            asked, arm = self, self._endpoint_arm(plan)
+            together = self.batch_size or asked_together(Path(self.out))
+            asked, arm = dataclasses.replace(self, batch_size=together), self._endpoint_arm(plan)
         else:
             asked, arm = self._settled(problems, plan)
         config = SamplingConfig(
@@ -172,8 +175,8 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
 
     @property
     def rows(self) -> int:
-        """Samples decoded together, or asked for together."""
-        return self.batch_size or (256 if self.endpoint else 64)
+        """Samples decoded together, or in a server's chunk."""
+        return self.batch_size or 64
 
     @property
     def folder(self) -> str:

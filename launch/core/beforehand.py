@@ -33,8 +33,8 @@ OptionsT = TypeVar("OptionsT", bound=Any)
 
 BATCHES = (64, 32, 16, 8, 4, 2, 1)
 """Rows decoded together that are tried where the user names no number."""
-ASKED_TOGETHER = 256
-"""Samples that a server is asked for before the next ones."""
+ASKED_TOGETHER = 32
+"""Samples of a chunk on a server, which makes many chunks at once: what a kill may lose is small."""
 _UNPLANNED = 16
 """The most of them where memory cannot be planned."""
 _SHARED = "tp_ep"
@@ -140,7 +140,7 @@ def settle(
         ranks.say(line)
     context = longest + options.token_limit
     if options.held_by:  # the server batches; these are asked for together
-        rows = options.batch_size or _stored_batch(Path(options.folder)) or ASKED_TOGETHER
+        rows = options.batch_size or asked_together(Path(options.folder))
         return dataclasses.replace(options, batch_size=rows), Room(rows=rows, context=context)
     dry = getattr(options, "dry_run", False)
     if dry:
@@ -166,6 +166,11 @@ def settle(
     if dry:
         raise _dry(options, machine, room, held.why)
     return dataclasses.replace(options, batch_size=places), room
+
+
+def asked_together(folder: Path) -> int:
+    """Samples of a chunk on a server; a run that continues keeps its number."""
+    return _stored_batch(folder) or ASKED_TOGETHER
 
 
 def _within_context(options: OptionsT, known: Known, longest: int, ranks: Ranks) -> OptionsT:

@@ -106,7 +106,7 @@ class RunOptions(Drawing, ModelOptions):
     top_p: Annotated[float | None, DRAWING] = None
     """Smallest set of tokens with at least this probability; default the task's own, 0.95 where it has none."""
     batch_size: int | None = None
-    """Samples decoded together; default as many as fit, 64 at most (256 for an embedded model). Part of the run's identity: it
+    """Samples decoded together; default as many as fit, 64 at most (256 for an embedded model), 32 on a server. Part of the run's identity: it
     decides the last bits, and a run that goes on elsewhere keeps it."""
     strict: bool = False
     """Fail when an arm changed nothing at all."""

@@ -9,6 +9,7 @@ from reasoning_evals.engines.http_server import Served as Served
 from reasoning_evals.engines.http_server import ServedPlan as ServedPlan
 from reasoning_evals.engines.http_server import Server as Server
 from reasoning_evals.engines.in_process import InProcessSampler as InProcessSampler
+from reasoning_evals.engines.sampling import RemoteSampler as RemoteSampler
 from reasoning_evals.engines.sampling import Request as Request
 from reasoning_evals.engines.sampling import Sample as Sample
 from reasoning_evals.engines.sampling import Sampler as Sampler

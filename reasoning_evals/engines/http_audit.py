@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar, Token
 from typing import Any, NamedTuple, Protocol
 
 
@@ -26,12 +28,34 @@ class HttpStats(NamedTuple):
     """Tokens at which each entry of the plan acted."""
 
 
-class Counting(Protocol):
-    """A sampler that counts what happens to its requests."""
+class Tally:
+    """Counts what happens to requests; only the event loop's thread adds to it."""
 
-    @property
-    def stats(self) -> HttpStats:
-        """Counts so far."""
+    def __init__(self) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.hits: Counter[int] = Counter()
+
+    def stats(self, num_entries: int) -> HttpStats:
+        """The counts so far, for a plan of so many entries."""
+        return HttpStats(
+            num_samples=self.counts["samples"],
+            num_retried_samples=self.counts["retried"],
+            reasons=dict(sorted(self.reasons.items())),
+            num_retokenized=self.counts["retokenized"],
+            num_counted=self.counts["counted"],
+            num_filtered=self.counts["filtered"],
+            num_unaudited=self.counts["unaudited"],
+            hits=tuple(self.hits[index] for index in range(num_entries)),
+        )
+
+
+AUDITED: ContextVar[Tally | None] = ContextVar("audited", default=None)
+"""Where what this thread asks for is counted as well: chunks of one arm may be under way at the same time."""
+
+
+class Planned(Protocol):
+    """A sampler under a plan."""
 
     @property
     def plan_entries(self) -> Sequence[Mapping[str, Any]]:
@@ -41,38 +65,38 @@ class Counting(Protocol):
 class HttpAudit:
     """The context of an arm that samples over HTTP: ``Arm(name, sampler, context=lambda: HttpAudit(sampler))``.
 
-    Counts the events of one chunk. A chunk that was interrupted by a kill and sampled again counts once, with its last attempt.
+    Counts what the thread that entered it asks for: the events of one chunk. A chunk that was interrupted by a kill and sampled
+    again counts once, with its last attempt.
     """
 
-    def __init__(self, sampler: Counting) -> None:
-        self._sampler = sampler
-        self._before = sampler.stats
+    def __init__(self, sampler: Planned) -> None:
+        self._entries = sampler.plan_entries
+        self._tally = Tally()
+        self._token: Token[Tally | None] | None = None
 
     def __enter__(self) -> HttpAudit:
-        self._before = self._sampler.stats
+        self._token = AUDITED.set(self._tally)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing to clean up."""
+        assert self._token is not None
+        AUDITED.reset(self._token)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One row with the counts, one for each cause of retries, and one for each entry of the plan, as ``steer``'s audit has
         them; the weight that a gain added is not known."""
-        now, before = self._sampler.stats, self._before
-        rare = {"counted": now.num_counted - before.num_counted, "filtered": now.num_filtered - before.num_filtered}
-        rare["unaudited"] = now.num_unaudited - before.num_unaudited
-        fired = [number - earlier for number, earlier in zip(now.hits, before.hits, strict=True)]
-        causes = {name: number - before.reasons.get(name, 0) for name, number in now.reasons.items()}
+        found = self._tally.stats(len(self._entries))
+        rare = {"counted": found.num_counted, "filtered": found.num_filtered, "unaudited": found.num_unaudited}
         return [
             {
                 "kind": "endpoint",
-                "samples": now.num_samples - before.num_samples,
-                "retried_samples": now.num_retried_samples - before.num_retried_samples,
-                "retokenized": now.num_retokenized - before.num_retokenized,
+                "samples": found.num_samples,
+                "retried_samples": found.num_retried_samples,
+                "retokenized": found.num_retokenized,
                 **{name: number for name, number in rare.items() if number},
             },
-            *({"kind": "retry", "cause": name, "retries": number} for name, number in causes.items() if number),
-            *({**entry, "tokens": number} for entry, number in zip(self._sampler.plan_entries, fired, strict=True)),
+            *({"kind": "retry", "cause": name, "retries": number} for name, number in found.reasons.items()),
+            *({**entry, "tokens": number} for entry, number in zip(self._entries, found.hits, strict=True)),
         ]
 
 

@@ -176,6 +176,7 @@ async def give_up(client: httpx.AsyncClient) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await client.aclose()
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 def wait_of(headers: Mapping[str, str]) -> float:

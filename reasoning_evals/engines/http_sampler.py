@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from typing import Any
 
 import httpx
 
 from moe_steer.thinking import token_tags
-from reasoning_evals.engines.http_audit import HttpStats
+from reasoning_evals.engines.http_audit import AUDITED, HttpStats, Tally
 from reasoning_evals.engines.http_chat import Chat, ChatReply
-from reasoning_evals.engines.http_client import Address, ask, give_up, open_client
+from reasoning_evals.engines.http_client import Address, ask
 from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, sample_of, short
 from reasoning_evals.engines.http_server import ServedPlan, fired
+from reasoning_evals.engines.http_traffic import Traffic
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, thinking_notes
 from reasoning_evals.prompts import RenderedPrompt, render_prompt
 
@@ -36,17 +35,14 @@ class HttpSampler:
 
     Prompts are sent as rendered here, so every arm sees the same bytes, and the server's chat template and reasoning parser
     are not used; with ``chat`` it is the server that renders messages and takes thoughts apart. Decoding follows ``SamplingConfig`` alone: servers take what a request omits from the model's
-    generation_config, so every setting is sent. Samples come in a fixed order (longest prompt first, as the Sampler
-    protocol wants it), each as soon as it and those before it are there. This costs nothing on resume, because a run makes
-    an unfinished chunk anew anyway. A chunk is the run's ``batch_size``: take several times ``concurrency``, so that the
-    server is kept busy.
+    generation_config, so every setting is sent. Each sample comes as soon as it is there.
 
     base_url: up to and with ``/v1``. A user and password in it are sent as a header, and never shown.
     model: the name that the server serves the model under.
     tokenizer: of that model; renders prompts, and makes token ids where the server sends none. Not needed for a run with its
         own ``render`` on a server that sends ids, nor for a chat that sends ids or counts.
     chat: ask /v1/chat/completions, in this way.
-    concurrency: requests under way at once.
+    concurrency: requests under way at once; a ``Traffic`` counts those of all samplers that have it together.
     chunk_timeout: seconds that a stream may bring nothing new, the wait in the server's queue included. Not retried: a server
         that is too slow would only be asked twice.
     max_retries: attempts after the first, a sample, on a failed connection, 408, 409, 425, 429 and 5xx.
@@ -67,7 +63,7 @@ class HttpSampler:
         model: str,
         tokenizer: Any = None,
         *,
-        concurrency: int = 64,
+        concurrency: int | Traffic = 64,
         chunk_timeout: float = 600.0,
         max_retries: int = 5,
         backoff: float = 1.0,
@@ -79,10 +75,13 @@ class HttpSampler:
         plan: ServedPlan | None = None,
         outage: float = 0.0,
     ) -> None:
-        if concurrency < 1 or max_retries < 0 or not chunk_timeout > 0 or backoff < 0:
+        self._traffic = concurrency if isinstance(concurrency, Traffic) else Traffic(concurrency)
+        self.places = self._traffic.places
+        """Requests under way at once: a run asks for several chunks at a time to have so many."""
+        if self.places < 1 or max_retries < 0 or not chunk_timeout > 0 or backoff < 0:
             raise ValueError(
                 "expected concurrency >= 1, max_retries >= 0, chunk_timeout > 0 and backoff >= 0, got "
-                f"{concurrency}, {max_retries}, {chunk_timeout}, {backoff}"
+                f"{self.places}, {max_retries}, {chunk_timeout}, {backoff}"
             )
         if chat is not None and prompt_as_ids:
             raise ValueError("a chat endpoint takes messages, and prompt_as_ids is for completions: leave it out")
@@ -90,20 +89,16 @@ class HttpSampler:
         self._chat = chat
         self.model = model
         self.tokenizer = tokenizer
-        self._concurrency = concurrency
         self._patience = chunk_timeout
         self._vocabulary = _size_of(tokenizer)
-        self._resume_at = 0.0
         self._limit_name = "max_tokens"
         self._max_retries = max_retries
         self._backoff = backoff
         self._extensions = extensions
         self._prompt_as_ids = prompt_as_ids
         self._engine = dict(engine or {})
-        self._reasons: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
+        self._tally = Tally()
         self._plan = plan
-        self._hits: Counter[int] = Counter()
         self._outage = outage
         self.on_reply: Callable[[Reply], None] | None = None
         """Called with the reply at each event of it; what it raises ends the sampling."""
@@ -111,16 +106,7 @@ class HttpSampler:
     @property
     def stats(self) -> HttpStats:
         """Counts since this sampler was made; not part of ``describe``, which must be the same when a run is resumed."""
-        return HttpStats(
-            num_samples=self._counts["samples"],
-            num_retried_samples=self._counts["retried"],
-            reasons=dict(sorted(self._reasons.items())),
-            num_retokenized=self._counts["retokenized"],
-            num_counted=self._counts["counted"],
-            num_filtered=self._counts["filtered"],
-            num_unaudited=self._counts["unaudited"],
-            hits=tuple(self._hits[index] for index in range(len(self.plan_entries))),
-        )
+        return self._tally.stats(len(self.plan_entries))
 
     @property
     def plan_entries(self) -> Sequence[Mapping[str, Any]]:
@@ -153,43 +139,19 @@ class HttpSampler:
         }
 
     def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:
-        """Yield the samples, longest prompts first, equal prompts in the order given.
+        """Yield the samples as they are finished; they are asked for longest prompts first, equal prompts in the order given.
 
-        EndpointError in one line when a sample fails for good; pending requests are then cancelled.
+        EndpointError in one line when a sample fails for good; pending requests are then cancelled, those of other threads too.
         """
         bodies = [(request, self.body(request, config)) for request in requests]
-        client = open_client(self._address, self._concurrency, self._patience)
-        places = asyncio.Semaphore(self._concurrency)
-        failed: Future[BaseException] = Future()
+        bodies.sort(key=lambda item: -(len(item[0].prompt_ids) or len(item[0].prompt)))
+        tallies = [tally for tally in (self._tally, AUDITED.get()) if tally is not None]
+        asks = [partial(self._sample_one, request, body, tallies) for request, body in bodies]
+        yield from self._traffic.ask(self._address, self._patience, asks)
 
-        async def one(request: Request, body: dict[str, Any]) -> Sample:
-            try:
-                async with places:  # report the failure that happened first
-                    return await self._sample_one(client, request, body)
-            except Exception as error:
-                if not failed.done():
-                    failed.set_result(error)
-                raise
-
-        futures: list[Future[Sample]] = []
-        # An event loop in its own thread: works inside notebooks, and pending requests can be cancelled at once.
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever, name="http-sampler", daemon=True)
-        thread.start()
-        try:
-            for request, body in sorted(bodies, key=lambda item: -(len(item[0].prompt_ids) or len(item[0].prompt))):
-                futures.append(asyncio.run_coroutine_threadsafe(one(request, body), loop))
-            for future in futures:
-                either: list[Future[Any]] = [future, failed]
-                wait(either, return_when=FIRST_COMPLETED)
-                if failed.done():  # raise at once, not when this sample's turn comes
-                    raise failed.result()
-                yield future.result()
-        finally:
-            asyncio.run_coroutine_threadsafe(give_up(client), loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
+    def give_up(self) -> None:
+        """End what is under way, in whatever thread."""
+        self._traffic.end(EndpointError("another part of the run has ended"))
 
     def body(self, request: Request, config: SamplingConfig) -> dict[str, Any]:
         """What is sent for a sample."""
@@ -224,15 +186,17 @@ class HttpSampler:
             "return_token_ids": True,
         }
 
-    async def _sample_one(self, client: httpx.AsyncClient, request: Request, body: dict[str, Any]) -> Sample:
+    async def _sample_one(
+        self, request: Request, body: dict[str, Any], tallies: Sequence[Tally], client: httpx.AsyncClient
+    ) -> Sample:
         jitter = random.Random(request.seed)
         shown = self._address.shown
         until = time.monotonic() + self._outage
         for attempt in itertools.count():
-            while (left := self._resume_at - time.monotonic()) > 0:  # a pause that the server asked of anyone
+            while (left := self._traffic.resume_at - time.monotonic()) > 0:  # a pause that the server asked of anyone
                 await asyncio.sleep(left + jitter.uniform(0.0, self._backoff))
             try:
-                sample = await self._attempt(client, request, body)
+                sample = await self._attempt(client, request, body, tallies)
             except PassingFailure as failure:
                 if attempt >= self._max_retries and time.monotonic() >= until:
                     raise EndpointError(
@@ -244,9 +208,12 @@ class HttpSampler:
                         f"{shown}: {failure}; it asks for a pause of {failure.wait:.0f} s: start the run again then, it "
                         "continues where it was"
                     ) from failure
-                self._reasons[failure.kind] += 1
-                self._counts["retried"] += attempt == 0
-                self._resume_at = max(self._resume_at, time.monotonic() + failure.wait if failure.wait else 0.0)
+                for tally in tallies:
+                    tally.reasons[failure.kind] += 1
+                    tally.counts["retried"] += attempt == 0
+                self._traffic.resume_at = max(
+                    self._traffic.resume_at, time.monotonic() + failure.wait if failure.wait else 0.0
+                )
                 await asyncio.sleep(min(60.0, self._backoff * 2 ** min(attempt, 9)) * jitter.uniform(0.5, 1.0))
             except (TimeoutError, httpx.TimeoutException) as error:
                 raise EndpointError(
@@ -256,12 +223,15 @@ class HttpSampler:
                 said = short(self._address.hide(str(error)), 600) or type(error).__name__
                 raise EndpointError(f"{shown}: {said}") from None
             else:
-                self._counts["samples"] += 1
-                self._counts["filtered"] += sample.finish_reason == "content_filter"
+                for tally in tallies:
+                    tally.counts["samples"] += 1
+                    tally.counts["filtered"] += sample.finish_reason == "content_filter"
                 return sample
         raise AssertionError("the last attempt returns or raises")
 
-    async def _attempt(self, client: httpx.AsyncClient, request: Request, body: dict[str, Any]) -> Sample:
+    async def _attempt(
+        self, client: httpx.AsyncClient, request: Request, body: dict[str, Any], tallies: Sequence[Tally]
+    ) -> Sample:
         most_tokens = body.get("max_tokens") or body[_NEW_LIMIT]
         limits: dict[str, Any] = {"most_tokens": most_tokens, "vocabulary": self._vocabulary}
         reply = (
@@ -282,12 +252,14 @@ class HttpSampler:
         sample, how = sample_of(reply, request, self.tokenizer, counts=self._chat is not None or self.tokenizer is None)
         if self._address.repeated_in(reply.text):
             raise EndpointError("its completion holds the key or password that was sent: it is not stored")
+        hits: Sequence[int] | None = ()
         if self._plan is not None and self._plan.entries:
             hits = await fired(client, self._address, self._plan, reply.request_id)
-            self._counts["unaudited"] += hits is None
-            self._hits.update(dict(enumerate(hits or ())))
-        if how:
-            self._counts[how] += 1
+        for tally in tallies:
+            tally.counts["unaudited"] += hits is None
+            tally.hits.update(dict(enumerate(hits or ())))
+            if how:
+                tally.counts[how] += 1
         return sample
 
 

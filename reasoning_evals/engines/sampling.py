@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ class Sampler(Protocol):
     def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:
         """Yield one sample a request, each as soon as it is finished, in any order.
 
-        The same requests in the same order with the same config give the same samples in the same order.
+        The same requests in the same order with the same config give the same samples.
         """
         ...
 
@@ -116,6 +116,18 @@ class Sampler(Protocol):
         ``thinking`` and ``thinking_tokens`` (``thinking_notes``), when given, let the grading pass split thought from answer
         as this model writes them, and count their tokens.
         """
+        ...
+
+
+@runtime_checkable
+class RemoteSampler(Sampler, Protocol):
+    """A sampler that asks a server, which makes many samples at once: ``sample`` may run in several threads."""
+
+    places: int
+    """Requests under way at once, of all arms together."""
+
+    def give_up(self) -> None:
+        """End what is under way, in whatever thread."""
         ...
 
 

@@ -1,6 +1,7 @@
 from reasoning_evals.runs.audits import gates_text as gates_text
 from reasoning_evals.runs.audits import read_audit as read_audit
 from reasoning_evals.runs.audits import read_gates as read_gates
+from reasoning_evals.runs.chunks import sample_seed as sample_seed
 from reasoning_evals.runs.completions import ArmThoughts as ArmThoughts
 from reasoning_evals.runs.completions import Completion as Completion
 from reasoning_evals.runs.completions import arm_thoughts as arm_thoughts
@@ -14,7 +15,6 @@ from reasoning_evals.runs.grading_pass import judge_one as judge_one
 from reasoning_evals.runs.grading_pass import read_grades as read_grades
 from reasoning_evals.runs.run import Arm as Arm
 from reasoning_evals.runs.run import run_arms as run_arms
-from reasoning_evals.runs.run import sample_seed as sample_seed
 from reasoning_evals.runs.run_folder import PROBLEMS_FILE as PROBLEMS_FILE
 from reasoning_evals.runs.run_folder import RUN_FILE as RUN_FILE
 from reasoning_evals.runs.run_folder import digest as digest

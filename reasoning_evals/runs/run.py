@@ -14,7 +14,8 @@ is already
    thoughts have, 8 batches at once took a third of the forwards of 8 batches one by one, 4 batches 0.41, 2 batches 0.61. Chunks
    depend on problems, prompts, k and batch_size only, not on the ranks or on what is already done: so a sample always meets the
    same neighbours in its batch, and rounding is the same. Rank r of W takes the chunks r, r + W, r + 2W, ... of every arm, and
-   goes through the arms chunk by chunk, so that a run that is stopped early has the same problems in all arms.
+   goes through the arms chunk by chunk, so that a run that is stopped early has the same problems in all arms. A server is asked
+   for the next chunk, of whatever arm, before the last one is finished (``sample_chunks``).
 4. Seeds. The seed of a sample is a hash of (run seed, task, problem id, sample number). The arm is not part of it: sample j
 of a
    problem draws the same random numbers in every arm, which makes the paired comparison sharper.
@@ -30,11 +31,9 @@ of a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +42,8 @@ from moe_steer.progress import Progress
 from reasoning_evals.engines import Request, Sample, Sampler, SamplingConfig
 from reasoning_evals.problems import Problem, check_unique, write_problems
 from reasoning_evals.prompts import RenderedPrompt
-from reasoning_evals.runs.audits import AuditWriter, audit_file, audit_line
+from reasoning_evals.runs.audits import AuditWriter, audit_file
+from reasoning_evals.runs.chunks import Chunk, Event, Work, plan_chunks, sample_chunks
 from reasoning_evals.runs.completions import Completion, CompletionKey, JsonLinesWriter
 from reasoning_evals.runs.grading_pass import GradeRow, grade_run, read_grades
 from reasoning_evals.runs.run_folder import (
@@ -57,54 +57,6 @@ from reasoning_evals.runs.run_folder import (
 
 __all__ = ["Arm", "GradeRow", "RunSummary", "grade_run", "read_grades", "run_arms"]
 Render = Callable[[str], RenderedPrompt]
-
-
-_MOST_BATCHES, _FEWEST_CHUNKS = 4, 8
-
-
-class Chunk(NamedTuple):
-    """Samples that a sampler gets at once; the keys are CompletionKeys."""
-
-    number: int
-    requests: tuple[Request, ...]
-
-
-def sample_seed(seed: int, task: str, problem_id: str, sample_idx: int) -> int:
-    """A 53-bit number (exact in every JSON reader) that is the same on every machine and in every arm."""
-    text = json.dumps([seed, task, problem_id, sample_idx], ensure_ascii=False)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11
-
-
-def chunk_size(num_samples: int, batch_size: int) -> int:
-    """Samples of a chunk: whole batches, as many as leave every rank of a usual machine its share of the chunks.
-
-    >>> [chunk_size(number, 64) // 64 for number in (30, 960, 1024, 1920, 2048, 100_000)]
-    [1, 1, 2, 3, 4, 4]
-    """
-    return batch_size * max(1, min(_MOST_BATCHES, num_samples // (batch_size * _FEWEST_CHUNKS)))
-
-
-def plan_chunks(
-    keys: Sequence[CompletionKey], prompts: Sequence[RenderedPrompt], k: int, seed: int, batch_size: int
-) -> tuple[Chunk, ...]:
-    """Longest prompts first, the k samples of a problem next to each other, cut every ``chunk_size`` samples.
-
-    ``keys`` and ``prompts``: one per problem, in the same order; the sample number of a key is replaced.
-    """
-    order = sorted(range(len(keys)), key=lambda index: (-len(prompts[index].token_ids), index))
-    requests = [
-        Request(
-            prompt_ids=prompts[index].token_ids,
-            seed=sample_seed(seed, keys[index].task, keys[index].problem_id, sample_idx),
-            key=keys[index]._replace(sample_idx=sample_idx),
-            prompt=prompts[index].text,
-        )
-        for index in order
-        for sample_idx in range(k)
-    ]
-    size = chunk_size(len(requests), batch_size)
-    starts = range(0, len(requests), size)
-    return tuple(Chunk(i, tuple(requests[start : start + size])) for i, start in enumerate(starts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +160,14 @@ def run_arms(
             num_tokens += completion.total_tokens
             bar.stored()
 
-        for one, chunk in todo:
-            _run_chunk(one, chunk, config, stored, store, audit_writer, check_repeats, bar)
+        for arm in arms:
+            if hasattr(arm.sampler, "on_tokens"):  # it says what it makes token by token
+                arm.sampler.on_tokens = bar.made
+        book = _Book(stored, store, audit_writer, bar, check_repeats)
+        chunks = [Work(one.arm.name, chunk, one.arm.sampler, one.arm.context) for one, chunk in todo]
+        with closing(sample_chunks(chunks, config)) as events:
+            for of, event in events:
+                book.take(of, event)
     return RunSummary(num_samples, num_new, num_tokens, time.monotonic() - start)
 
 
@@ -237,46 +195,53 @@ def _work_of(
     return _ArmWork(arm, identity, config_hash, plan_chunks(keys, prompts, k, seed, config.batch_size))
 
 
-def _run_chunk(
-    one: _ArmWork,
-    chunk: Chunk,
-    config: SamplingConfig,
-    stored: Mapping[CompletionKey, bytes],
-    store: Callable[[Completion], None],
-    audit_writer: AuditWriter,
-    check_repeats: bool,
-    bar: Progress,
-) -> None:
-    """Sample a chunk and store its missing completions. The last one is stored after the audit: a chunk with all its
-    samples on disk then always has its audit too."""
-    requests = {request.key: request for request in chunk.requests}
-    waiting: Completion | None = None
-    if steps := hasattr(one.arm.sampler, "on_tokens"):  # it says what it makes token by token
-        one.arm.sampler.on_tokens = bar.made
-    with one.arm.context() as audit:
-        for sample in one.arm.sampler.sample(chunk.requests, config):
-            request = requests.pop(sample.key)
-            completion = _completion(sample, request.prompt, request.seed)
-            bar.made(0 if steps else completion.total_tokens)
-            if sample.key in stored:
-                if check_repeats and stored[sample.key] != content_digest(completion):
-                    raise RuntimeError(
-                        f"sampling is not deterministic here: sample {sample.key.sample_idx} of problem "
-                        f"{sample.key.problem_id!r}, arm {sample.key.arm!r}, came out differently the second time"
-                    )
-                continue
-            if waiting is not None:
-                store(waiting)
-            waiting = completion
-        if requests:
+class _Book:
+    """Stores the missing completions of the chunks under way. The last one of a chunk is stored after its audit: a chunk with all
+    its samples on disk then always has its audit too."""
+
+    def __init__(
+        self,
+        stored: Mapping[CompletionKey, bytes],
+        store: Callable[[Completion], None],
+        audit_writer: AuditWriter,
+        bar: Progress,
+        check_repeats: bool,
+    ) -> None:
+        self._stored, self._store, self._audit_writer = stored, store, audit_writer
+        self._bar, self._check_repeats = bar, check_repeats
+        self._missing: dict[tuple[str, int], dict[CompletionKey, Request]] = {}
+        self._waiting: dict[tuple[str, int], Completion] = {}
+
+    def take(self, of: Work, event: Event) -> None:
+        """A sample of a chunk, or its end; RuntimeError where they are not what they must be."""
+        place = (of.arm, of.chunk.number)
+        missing = self._missing.setdefault(place, {request.key: request for request in of.chunk.requests})
+        if isinstance(event, Sample):
+            self._take_sample(place, missing.pop(event.key), event, counted=hasattr(of.sampler, "on_tokens"))
+            return
+        if missing:
             raise RuntimeError(
-                f"the sampler of arm {one.arm.name!r} left out {len(requests)} of {len(chunk.requests)} samples"
+                f"the sampler of arm {of.arm!r} left out {len(missing)} of {len(of.chunk.requests)} samples"
             )
-        line = audit_line(one.arm.name, chunk.number, audit)
-    if line is not None:
-        audit_writer.append(line)
-    if waiting is not None:
-        store(waiting)
+        if event.line is not None:
+            self._audit_writer.append(event.line)
+        del self._missing[place]
+        if (last := self._waiting.pop(place, None)) is not None:
+            self._store(last)
+
+    def _take_sample(self, place: tuple[str, int], request: Request, sample: Sample, *, counted: bool) -> None:
+        completion = _completion(sample, request.prompt, request.seed)
+        self._bar.made(0 if counted else completion.total_tokens)
+        if sample.key in self._stored:
+            if self._check_repeats and self._stored[sample.key] != content_digest(completion):
+                raise RuntimeError(
+                    f"sampling is not deterministic here: sample {sample.key.sample_idx} of problem "
+                    f"{sample.key.problem_id!r}, arm {sample.key.arm!r}, came out differently the second time"
+                )
+            return
+        if place in self._waiting:
+            self._store(self._waiting[place])
+        self._waiting[place] = completion
 
 
 def _completion(sample: Sample, prompt: str, seed: int) -> Completion:

@@ -94,7 +94,7 @@ def test_everything_about_decoding_is_said(serve: Callable[[Say], Server]) -> No
         list(sampler(server, extensions=False).sample(requests(1), SamplingConfig(top_k=20)))
 
 
-def test_longest_prompts_first_in_a_fixed_order_and_bounded(serve: Callable[[Say], Server]) -> None:
+def test_longest_prompts_are_asked_first_and_so_many_at_once(serve: Callable[[Say], Server]) -> None:
     def say(handler: Handler, body: dict[str, Any]) -> None:
         time.sleep(0.03 if body["seed"] % 2 else 0.005)
         echo(handler, body)
@@ -102,10 +102,9 @@ def test_longest_prompts_first_in_a_fixed_order_and_bounded(serve: Callable[[Say
     server = serve(say)
     asked = requests(12, lambda i: "q" * (1 + i % 4))
     found = [sample.key for sample in sampler(server, concurrency=3).sample(asked, CONFIG)]
-    assert found == [3, 7, 11, 2, 6, 10, 1, 5, 9, 0, 4, 8]
+    assert sorted(found) == list(range(12))
     assert [len(body["prompt"]) for body in server.bodies[:3]] == [4, 4, 4]
     assert server.most_under_way == 3
-    assert [sample.key for sample in sampler(server, concurrency=12).sample(asked, CONFIG)] == found
 
 
 def test_text_with_unicode_line_ends_is_one_event(serve: Callable[[Say], Server]) -> None:
@@ -352,7 +351,7 @@ def test_a_run_over_http_is_graded_and_resumed(serve: Callable[[Say], Server], t
     (tmp_path / "generations.jsonl").write_bytes(whole[: len(whole) // 2])
     assert run() > 0
     assert len(list(read_generations(tmp_path))) == 12
-    assert (tmp_path / "generations.jsonl").read_bytes() == whole
+    assert sorted((tmp_path / "generations.jsonl").read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
 def test_wrong_settings() -> None:

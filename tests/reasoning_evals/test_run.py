@@ -14,7 +14,8 @@ import pytest
 from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.sampling import Sample, SamplingConfig
 from reasoning_evals.runs.audits import gates_text, read_audit, read_gates
-from reasoning_evals.runs.run import Arm, run_arms, sample_seed
+from reasoning_evals.runs.chunks import sample_seed
+from reasoning_evals.runs.run import Arm, run_arms
 from reasoning_evals.runs.run_folder import read_generations, read_run
 from scripted_sampler import ScriptedSampler, arms, audited, problems
 from tiny_reasoners import tiny_model, tiny_tokenizer

@@ -16,6 +16,7 @@ from moe_steer import SteeringPlan
 from moe_steer.entries.fitting import refuse_outside
 from reasoning_evals.engines import OFF, HttpAudit, HttpSampler, Served, ServedPlan, Server
 from reasoning_evals.engines.http_reply import EndpointError
+from reasoning_evals.engines.http_traffic import Traffic
 from reasoning_evals.runs import Arm
 
 
@@ -28,6 +29,9 @@ class Connection:
     name: str
     known: Served | None = None
     own: OwnServer | None = None
+
+    def __post_init__(self) -> None:
+        self._traffic = Traffic(self.server.concurrency)  # of all arms together
 
     @classmethod
     def to(cls, options: JobServerOptions) -> Connection:
@@ -77,7 +81,7 @@ class Connection:
             self.server.base_url,
             self.name,
             tokenizer,
-            concurrency=self.server.concurrency,
+            concurrency=self._traffic,
             api_key=self.server.api_key,
             plan=asked,
             outage=self.server.wait,
