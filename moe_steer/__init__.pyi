@@ -3,13 +3,13 @@ from moe_steer.baking import unbake as unbake
 from moe_steer.baking import verify_bake as verify_bake
 from moe_steer.directions import Direction as Direction
 from moe_steer.entries.expert_entry import TopK as TopK
+from moe_steer.entries.presets import PAPER_GAIN as PAPER_GAIN
+from moe_steer.entries.presets import PRESETS as PRESETS
+from moe_steer.entries.presets import preset_plan as preset_plan
 from moe_steer.loading import load_model as load_model
 from moe_steer.observe import observe_residual as observe_residual
 from moe_steer.observe import observe_routing as observe_routing
 from moe_steer.plan import ExpertGain as ExpertGain
 from moe_steer.plan import ResidualVector as ResidualVector
 from moe_steer.plan import SteeringPlan as SteeringPlan
-from moe_steer.presets import PAPER_GAIN as PAPER_GAIN
-from moe_steer.presets import PRESETS as PRESETS
-from moe_steer.presets import preset_plan as preset_plan
 from moe_steer.steering import steer as steer

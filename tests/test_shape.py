@@ -19,7 +19,7 @@ FLOORS = {
     "moe_steer": (
         {"errors", "files", "json_files", "lazy_exports", "progress", "layers", "hooks", "inside", "observe"},
         {"thinking"}, {"tokens"}, {"lab"}, {"backends"}, {"saes"},
-        {"direction", "gates", "entries", "plan", "presets"},
+        {"direction", "gates", "entries", "plan"},
         {"gguf"}, {"directions"}, {"contrasts"}, {"steering", "selfcheck", "loading"}, {"baking"},
     ),
     "expert_stats": (

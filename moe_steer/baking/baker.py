@@ -16,11 +16,11 @@ from moe_steer.baking.gguf.model import GgufModel, is_gguf
 from moe_steer.baking.planning import refuse_plan
 from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record
 from moe_steer.baking.safetensors.folder import open_shard
-from moe_steer.baking.safetensors.textpatch import apply_patches, reverse_patches
+from moe_steer.baking.safetensors.target import apply_patches, reverse_patches
 from moe_steer.baking.safetensors.writing import bake_checkpoint
 from moe_steer.baking.staging import refuse_target, staged, staging
 from moe_steer.baking.verification import check_bake, read_bake, stored
-from moe_steer.gguf.control_vector import export_control_vector
+from moe_steer.gguf import export_control_vector
 from moe_steer.plan import SteeringPlan
 
 StrPath = str | os.PathLike[str]

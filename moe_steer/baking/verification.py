@@ -14,7 +14,7 @@ from moe_steer.baking.gguf.gguf_record import gguf_record_path, read_gguf_record
 from moe_steer.baking.gguf.model import GgufModel, is_gguf, read_gguf
 from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record, RecordedFile, has_record, read_record
 from moe_steer.baking.safetensors.folder import Checkpoint, open_checkpoint
-from moe_steer.baking.safetensors.textpatch import apply_patches
+from moe_steer.baking.safetensors.target import apply_patches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from reasoning_evals.comparing.comparison import ArmSummary, Difference, Length, PairSummary
-from reasoning_evals.comparing.lengths import ESTIMAND
+from reasoning_evals.comparing.pairing import ESTIMAND
 from reasoning_evals.comparing.verdicts import ALPHA, FEWER_TOKENS, HURT, MORE_TOKENS, NO_INTERVAL, p_text, points
 from reasoning_evals.runs import GradeRow
 from reasoning_evals.thinking import longest_repeat, loop_at_end

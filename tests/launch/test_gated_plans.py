@@ -13,7 +13,7 @@ from launch.cli.main import main
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, steer
 from moe_steer.baking import bake
 from moe_steer.gates import Probe
-from moe_steer.gguf.control_vector import export_control_vector
+from moe_steer.gguf import export_control_vector
 from moe_steer.lab import LAB_MODEL
 from moe_steer_sglang import _refuse_plan
 from moe_steer_vllm.served import Served

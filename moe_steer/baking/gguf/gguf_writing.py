@@ -18,7 +18,7 @@ from moe_steer.baking.gguf.gguf_record import gguf_record_path, gguf_record_text
 from moe_steer.baking.gguf.model import GgufModel, part_names, read_gguf
 from moe_steer.baking.record import Record, RecordedFile, proven, recorded
 from moe_steer.baking.staging import staging
-from moe_steer.gguf.control_vector import export_residual
+from moe_steer.gguf import export_residual
 from moe_steer.plan import SteeringPlan
 
 
