@@ -39,7 +39,7 @@ class Progress:
         self._total, self._done, self._new, self._what, self._longest = total, done, 0, what, longest
         self._start = time.monotonic()
         self._next_line = _FIRST_LINE
-        self._tokens = 0
+        self._tokens, self._note = 0, ""
         self._bar = RichProgress(
             TextColumn(what),
             BarColumn(),
@@ -56,18 +56,25 @@ class Progress:
         self._tokens += num_tokens
         self._say()
 
-    def stored(self, number: int = 1) -> None:
-        """So many pieces are done."""
+    @property
+    def done(self) -> int:
+        """Pieces that are done."""
+        return self._done
+
+    def stored(self, number: int = 1, note: str = "") -> None:
+        """So many more pieces are done; ``note``: what to say beside the time that is left."""
+        self._note = note
         self._done += number
         self._new += number
         self._say()
 
     def _say(self) -> None:
         passed = time.monotonic() - self._start
-        self._bar.update(self._task, completed=self._done, said=self.estimate(passed))
+        said = ", ".join(filter(None, [self._note, self.estimate(passed)]))
+        self._bar.update(self._task, completed=self._done, said=said)
         if self._writes and passed >= self._next_line and self._done < self._total:
             self._next_line = passed + min(max(self._next_line, _FIRST_LINE), _MOST_BETWEEN)
-            print(f"{self._what}: {self._done} of {self._total}, {self.estimate(passed)}", file=sys.stderr, flush=True)
+            print(f"{self._what}: {self._done} of {self._total}, {said}", file=sys.stderr, flush=True)
 
     def estimate(self, passed: float) -> str:
         """Speed and the time that is left, after so many seconds of work."""
