@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 ItemT = TypeVar("ItemT")
+ProgressT = TypeVar("ProgressT", bound="Progress")
 _FIRST_LINE, _MOST_BETWEEN = 45.0, 600.0
 """Seconds until a log gets its first line, and at most between two."""
 
@@ -88,7 +89,7 @@ class Progress:
             return ", ".join([*speed, f"at most {duration(most * passed / self._tokens)} left"])
         return ", ".join(speed)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self: ProgressT) -> ProgressT:
         self._bar.start()
         return self
 

@@ -4,8 +4,6 @@ Why not a library's trainer: sae-lens 6.54 works with transformers 5.22 and torc
 some forty further packages (wandb, pandas, plotly, nltk ...), its training state is a pickle without the position in the
 data, and its BatchTopK step took 236 ms of one CPU thread where this one takes 41 (2048 tokens, D 128, F 2048, k 24).
 dictionary-learning 0.1 pins nnsight below 0.4 and cannot resume.
-
-A progress line for a training: steps, error, dead atoms, time left. Silent off a terminal.
 """
 
 from __future__ import annotations
