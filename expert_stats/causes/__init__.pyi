@@ -1,8 +1,6 @@
-from expert_stats.causes.causal_audit import GAINS as GAINS
 from expert_stats.causes.causal_audit import find_causes as find_causes
 from expert_stats.causes.causes_file import Causes as Causes
 from expert_stats.causes.causes_file import ExactEffect as ExactEffect
-from expert_stats.causes.causes_file import RankedCause as RankedCause
 from expert_stats.causes.causes_file import is_causes as is_causes
 from expert_stats.causes.causes_file import select_causes as select_causes
 from expert_stats.causes.falsification import Falsified as Falsified
@@ -10,13 +8,10 @@ from expert_stats.causes.falsification import falsify as falsify
 from expert_stats.causes.falsification import table_of as table_of
 from expert_stats.causes.falsification import verdict_of as verdict_of
 from expert_stats.causes.log_gains import ROUTERS as ROUTERS
-from expert_stats.causes.log_gains import LogGains as LogGains
 from expert_stats.causes.log_gains import log_gain_gradients as log_gain_gradients
 from expert_stats.causes.log_gains import outcomes_under as outcomes_under
-from expert_stats.causes.over_problems import Agreement as Agreement
 from expert_stats.causes.probes import Probe as Probe
 from expert_stats.causes.probes import probes_of as probes_of
-from expert_stats.causes.readings import OUTCOMES as OUTCOMES
 from expert_stats.causes.readings import Reading as Reading
 from expert_stats.causes.readings import loop_odds as loop_odds
 from expert_stats.causes.readings import right_against_wrong as right_against_wrong

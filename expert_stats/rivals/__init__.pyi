@@ -1,4 +1,3 @@
-from expert_stats.rivals.measuring import MEASURED as MEASURED
 from expert_stats.rivals.measuring import Measures as Measures
 from expert_stats.rivals.measuring import measure_experts as measure_experts
 from expert_stats.rivals.methods import METHODS as METHODS

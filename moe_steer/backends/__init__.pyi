@@ -1,9 +1,7 @@
 from moe_steer.backends.blueprint import Unplanned as Unplanned
-from moe_steer.backends.blueprint import config_of as config_of
 from moe_steer.backends.blueprint import is_gguf as is_gguf
 from moe_steer.backends.blueprint import skeleton as skeleton
 from moe_steer.backends.blueprint import torch_dtype as torch_dtype
-from moe_steer.backends.blueprint import where_it_lies as where_it_lies
 from moe_steer.backends.checkpoint import LoadRequest as LoadRequest
 from moe_steer.backends.checkpoint import cached_folder as cached_folder
 from moe_steer.backends.checkpoint import check_shards as check_shards

@@ -11,7 +11,6 @@ from moe_steer.directions.methods import Contrast as Contrast
 from moe_steer.directions.methods import caa as caa
 from moe_steer.directions.methods import pca as pca
 from moe_steer.directions.moments import Accumulator as Accumulator
-from moe_steer.directions.moments import AtomMoments as AtomMoments
 from moe_steer.directions.moments import Moments as Moments
 from moe_steer.directions.moments import PairMoments as PairMoments
 from moe_steer.directions.target_atoms import sta as sta

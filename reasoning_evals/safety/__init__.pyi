@@ -1,5 +1,4 @@
 from reasoning_evals.safety.defence import Defence as Defence
-from reasoning_evals.safety.defence import DefencePair as DefencePair
 from reasoning_evals.safety.defence import compare_defence as compare_defence
 from reasoning_evals.safety.defence import defence_of as defence_of
 from reasoning_evals.safety.defence import mean_of_tasks as mean_of_tasks
