@@ -14,9 +14,9 @@ from torch import nn
 from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
 from expert_stats.references import reference_tokens
+from moe_steer.console import tracked
 from moe_steer.layers import decoder, evaluating, model_shape, moe_layers, token_limits, unwrap, weights_in_memory
 from moe_steer.observe import observe_routing
-from moe_steer.progress import tracked
 from moe_steer.tokens import MarkerSet, Trace, check_traces, right_padded
 
 _MOST_TRACES = 256

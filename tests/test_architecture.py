@@ -25,7 +25,7 @@ LEAVES = {
     "moe_steer.files",
     "moe_steer.json_files",
     "moe_steer.lazy_exports",
-    "moe_steer.progress",
+    "moe_steer.console",
     "moe_steer.thinking",
 }
 """What reasoning_evals may import of moe_steer: pieces that know nothing of models."""

@@ -17,7 +17,7 @@ FLAGS = Path(__file__).parent / "golden" / "flags.json"
 MAX_LINES, MAX_MODULES, MAX_CHAIN, MAX_FILES, MAX_MAIN_JOB = 300, 15, 15, 399, 93
 FLOORS = {
     "moe_steer": (
-        {"errors", "files", "json_files", "lazy_exports", "progress", "layers", "hooks", "inside", "observe"},
+        {"errors", "files", "json_files", "lazy_exports", "console", "layers", "hooks", "inside", "observe"},
         {"thinking"}, {"tokens"}, {"lab"}, {"backends"}, {"saes"},
         {"direction", "gates", "entries", "plan"},
         {"gguf"}, {"directions"}, {"contrasts"}, {"steering", "selfcheck", "loading"}, {"baking"},

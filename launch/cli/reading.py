@@ -229,7 +229,7 @@ def _traced(
     folder: Path, count_tokens: Callable[[str], int], judge: AttemptJudge, markers: Sequence[str]
 ) -> list[TracedSample]:
     """The samples of a folder in the order of its grades, with a progress line while it takes."""
-    from moe_steer.progress import tracked
+    from moe_steer.console import tracked
     from reasoning_evals.thoughts import graded_rows, trace_run
 
     rows = graded_rows(folder)

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from launch.core.session import Session, unclaimed_when_refused
 from moe_steer import Direction
 from moe_steer.backends import layout_of, lockstep
+from moe_steer.console import tracked
 from moe_steer.contrasts import Behaviour, MarkedSequence, Stability, contrast_fits, shown_by, sites_of, stable_sites
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, quoted, read_json, short
 from moe_steer.layers import unwrap
-from moe_steer.progress import tracked
 from moe_steer.saes import SAE, SAEFit, check_fits, fit_lines, layers_among, load_sae
 from moe_steer.thinking import token_tags
 from reasoning_evals.engines import InProcessSampler, Request, SamplingConfig

@@ -161,6 +161,6 @@ def decision_causes(
 
 def watch_on_terminal(shows: bool) -> Any:
     """A progress bar on a terminal; nothing elsewhere."""
-    from moe_steer.progress import tracked
+    from moe_steer.console import tracked
 
     return lambda label, items: tracked(items, label, shown=None if shows else False)

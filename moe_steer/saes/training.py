@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moe_steer.progress import Progress
+from moe_steer.console import Progress
 from moe_steer.saes.formats.saelens import save_sae
 from moe_steer.saes.reading import load_sae
 from moe_steer.saes.sae import SAE, SAEAbout

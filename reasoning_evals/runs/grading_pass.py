@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
+from moe_steer.console import tracked
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, quoted, short
-from moe_steer.progress import tracked
 from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.runs.completions import ArmThoughts, Completion, json_line, run_thoughts
 from reasoning_evals.runs.run_folder import GRADES_FILE, read_generations, read_run, refuse_job, run_problems

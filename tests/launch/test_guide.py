@@ -12,7 +12,7 @@ import torch
 
 from launch import guide
 from launch.cli.main import main
-from moe_steer import progress
+from moe_steer import console
 
 
 def screen(capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
@@ -90,12 +90,12 @@ def test_gpus_and_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that the test sets."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_a_log_gets_an_estimate_within_its_first_minute(clock: list[float], capsys: Any) -> None:
-    with progress.Progress(10, what="sampling", longest=100) as bar:
+    with console.Progress(10, what="sampling", longest=100) as bar:
         for second in range(60):
             clock[0] = float(second)
             bar.made(4)  # nothing is finished: at most 1000 tokens are left to make

@@ -39,9 +39,9 @@ class MakeDirection(DirectionOptions):
 
         from expert_stats import collect_contrast
         from launch.core.session import load_asked
+        from moe_steer.console import follow
         from moe_steer.contrasts import contrast_fits, fit_notes
         from moe_steer.directions import report_atoms
-        from moe_steer.progress import follow
         from moe_steer.saes import fit_lines
 
         saes = self._saes()

@@ -35,8 +35,8 @@ from moe_steer.baking.safetensors.target import (
     write_overlay,
 )
 from moe_steer.baking.staging import refuse_target, staged, staging
+from moe_steer.console import tracked
 from moe_steer.plan import SteeringPlan
-from moe_steer.progress import tracked
 
 HASH_LIMIT = 4 << 30
 """Shards that are only linked are hashed too, unless they hold more than this together: 640 GB would take ten minutes."""

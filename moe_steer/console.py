@@ -1,4 +1,5 @@
-"""Progress of long work, on stderr: a bar on a terminal; elsewhere a plain line after 45 s, and then ever less often."""
+"""What commands show: tables of text; and progress of long work, on stderr: a bar on a terminal, elsewhere a plain line after 45 s, and
+then ever less often."""
 
 from __future__ import annotations
 
@@ -123,6 +124,22 @@ def follow(what: str, rank: int = 0) -> Callable[[int, int], None]:
             bar.__exit__(None, None, None)
 
     return watch
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+    """A line for each row, its columns of one width: the first ``left`` begin below one another, the others end so.
+
+    >>> aligned([["", "score"], ["nPMI", "1"]], left=1)
+    ['      score', 'nPMI      1']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def duration(seconds: float) -> str:
