@@ -10,12 +10,12 @@ n-grams. It grows with the length of a text, so it compares arms of equal token 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from reasoning_evals.comparing import (
     Difference,
@@ -59,7 +59,8 @@ def _entropy(tokens: Sequence[Hashable], n: int) -> float:
     return sum(-count / total * math.log2(count / total) for count in counts.values()) if len(counts) > 1 else 0.0
 
 
-class Defence(NamedTuple):
+@dataclass(frozen=True)
+class Defence:
     """One arm on one set of attacks; rates are between 0 and 1."""
 
     arm: str
@@ -151,17 +152,6 @@ def mean_of_tasks(measures: Sequence[Measure]) -> Measure:
     below = math.sqrt(sum((one.mean - one.low) ** 2 for one in measures)) / num
     above = math.sqrt(sum((one.high - one.mean) ** 2 for one in measures)) / num
     return Measure(mean, mean - below, mean + above)
-
-
-def plain(value: NamedTuple) -> dict[str, Any]:
-    """Plain JSON values of a record of this file, rounded to 6 significant digits."""
-
-    def one(item: Any) -> Any:
-        if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            return {name: one(inner) for name, inner in dataclasses.asdict(item).items()}
-        return float(f"{item:.6g}") if isinstance(item, float) else item
-
-    return {name: one(item) for name, item in value._asdict().items()}
 
 
 def _keys(rows: Sequence[GradeRow]) -> list[tuple[str, int]]:

@@ -107,8 +107,8 @@ def test_a_log_gets_an_estimate_within_its_first_minute(clock: list[float], caps
 
 
 def test_short_work_and_other_ranks_leave_no_line(clock: list[float], capsys: Any) -> None:
-    assert list(progress.tracked(range(3), "grading")) == [0, 1, 2]
-    watch = progress.follow("reading", rank=1)
+    assert list(console.tracked(range(3), "grading")) == [0, 1, 2]
+    watch = console.follow("reading", rank=1)
     for done in (1, 2):
         clock[0] += 100
         watch(done, 2)
