@@ -80,7 +80,7 @@ def prompt_before_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callab
     The prompt ends inside the thought. ValueError when the text is empty or contains a tag, for a model that does not think,
     and as ``render_prompt``.
     """
-    fmt, words = _checked(tokenizer, FINISHED)
+    fmt, words = _checked(tokenizer, text)
 
     def render_words(question: str) -> RenderedPrompt:
         prompt = render_prompt(tokenizer, question).text
@@ -98,7 +98,7 @@ def prompt_inside_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callab
 
     The prompt ends inside the thought, but not in its tag. ValueError as ``prompt_before_thought``.
     """
-    fmt, words = _checked(tokenizer, FINISHED)
+    fmt, words = _checked(tokenizer, text)
 
     def render_words(question: str) -> RenderedPrompt:
         return _rendered(tokenizer, f"{_opened(tokenizer, fmt, question)}\n{words}\n")

@@ -3,6 +3,11 @@
 The final weight w of a selected expert becomes w * exp(theta), theta = 0: a gain at the very place where a plan's gains act. So the
 derivative says what the first small turn of each gain does: d outcome / d log gain. The choice of the top k is constant around
 theta = 0. The weights that later routers give follow ("free"), or are held to what they are ("frozen").
+
+And what an outcome becomes when experts really get a gain (`outcomes_under`): one forward a plan, with the routers free or frozen. Free:
+later routers see the changed residual stream and choose anew. Frozen: each token keeps the experts and the weights that it has without
+steering (they are recorded and replayed), so that the effect is what the experts themselves write, and what attention makes of it, not
+what others are called in for. The gain acts after the replay, through `moe_steer.steer`, as in a steered run.
 """
 
 from __future__ import annotations

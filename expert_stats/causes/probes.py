@@ -5,6 +5,9 @@ elsewhere  the same marker in prompts and answers
 injected   the marker put into neutral texts, once each, at a place drawn with a fixed seed
 matched    other tokens of thoughts: the ten whose number of occurrences there is nearest to the marker's
 neutral    all tokens of the neutral texts as they are
+
+And where experts fire there, token by token: counts (`counter`) say how often; `RoutingRecorder` says where, for a few traces that somebody wants
+to read.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ causal  lab-search with an expert that is rare, fires after failures and pulls a
 inert   the same expert with an output of zeros: it goes with failures just as closely, and does nothing
 
 Which tokens call the expert is learned from written solutions, such as the model was trained on. No other weight changes; the expert whose place it takes is lost.
+
+`plant` is what plants: an expert that is selected at tokens of one kind and there alone, and adds one vector, or nothing. What finds experts by
+their causes must find the one that writes, and must call the one that only goes with its tokens inert.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Offloading weights from the device: ZeRO-3's shards to CPU memory or to files on an NVMe disk; a folder for either backend.
 
 DeepSpeed's operator async_io moves the files (compiled here, once on a machine), and three of its problems are silent: parts below 1 MiB
-never leave memory, runs that share a folder delete each other's files, and the files remain after the run. They are handled
-here.
+never leave memory, runs that share a folder delete each other's files, and the files remain after the run. They are handled here. It is
+compiled once per machine by one process, while the others wait: torch protects a compile with a file ``lock``, which a killed process
+leaves behind, so that every later start would wait endlessly. It is deleted here when no process has it open.
 """
 
 from __future__ import annotations

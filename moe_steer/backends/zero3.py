@@ -2,6 +2,8 @@
 
 Exact (the same arithmetic as one process), and the only way to run a model larger than all GPUs together: shards may be
 stored in CPU memory or on NVMe. Every rank has its own tokens, but all must run the same number of forwards.
+
+Also the DeepSpeed engine that ``autoep`` starts as well.
 """
 
 from __future__ import annotations

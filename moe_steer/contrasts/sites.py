@@ -1,4 +1,6 @@
-"""Marked sequences from traces: the decision to stop a thought or to continue it, and concise against verbose thoughts."""
+"""Marked sequences: from texts (pairs of answers to a question, a prompt against its absence) and from traces (the decision to stop a thought
+or to continue it, concise against verbose thoughts).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The last step of every method: norm, header, ``Direction``. And atoms back to the residual stream.
+"""``Contrast``: both sides of a contrast at one layer, and where they come from. And the last step of every method: norm, header,
+``Direction``; atoms back to the residual stream.
 
 Header keys: model, contrast (weight, samples, tokens, pairs left out, data hash), notes, residual_norm (mean norm of
 the residual stream over the tokens of the contrast), norm, unscaled_norm, caa_norm, cosine_with_caa, norm_explained,

@@ -1,4 +1,22 @@
-"""An entry on an expert: a gain, a say in the router's choice. And whether it fits a model."""
+"""Entries on experts: a gain, a say in the router's choice, another number of experts a token. And whether they fit a model.
+
+``gain``, ``force`` and ``logit_bias`` are said on an expert's entry, ``top_k`` on its own:
+
+    "experts": [{"layer": 3, "expert": 17, "force": "in", "gain": 2.0},
+                {"layer": 3, "expert": 4, "force": "out"},
+                {"layer": 5, "expert": 9, "logit_bias": 1.5}],
+    "top_k": [{"layer": 3, "k": 4, "scope": "thought"}]
+
+- in: every token in the plan's scope selects the expert, with the weight that its own score has among the k chosen, after the
+  family's own normalisation. It takes the place of the last of the k; where routing is limited to groups, the groups are chosen
+  as without it, and it is chosen even where its group was not.
+- out: no token in scope selects it; the next best takes its place. Its score does not count for its group either.
+- logit_bias: added to the logit that the router's linear map gives, before softmax, sigmoid, soft-capping or the correction
+  bias. It moves choice and weight alike: under softmax all weights as far as the family normalises over them, under sigmoid
+  (with a correction bias or not) the expert's own score, sigmoid(logit + bias), and through it the normalised weights.
+- top_k: so many experts a token at that layer, in its own scope; the family's normalisation runs over these.
+- Gains multiply the weights that come out of it.
+"""
 
 from __future__ import annotations
 

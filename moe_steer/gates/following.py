@@ -1,4 +1,4 @@
-"""The gates of a plan in a running model: their numbers, states and factors, forward after forward."""
+"""The gates of a plan in a running model: their numbers, states and factors, forward after forward, with hysteresis and ramps."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """State of each row of a batch, stored with the key-value cache, so that it follows when the cache's rows are selected or
-reordered."""
+reordered. And the tokens of a forward as they enter the decoder, for those who keep a state of their own for each row.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The arms of an evaluation: their words put together with a model, or with the server that holds it."""
+"""The arms of an evaluation: their words put together with a model, or with the server that holds it. And what
+rules that end thoughts early did, as audit rows of a run, beside those of a plan.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A probe with a stated mis-exit rate, as a file; and what it reads while a model decodes."""
+"""A probe with a stated mis-exit rate: as a file, what it reads while a model decodes, and the rate held against what a run shows."""
 
 from __future__ import annotations
 
