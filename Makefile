@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Where it is set, as images of containers have it, each of the tests' processes compiles this project and rewrites its tests' assertions anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Where make same keeps what the commands did before: make same SAME=FOLDER ARGS="--changed 'help/*'"
 SAME ?= ../same-store
@@ -60,9 +62,9 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
-# Strict: a dead link, a missing anchor or a name that cannot be found breaks it.
+# Strict: a dead link, a missing anchor or a name that cannot be found breaks it. Not with --quiet, which keeps warnings from being counted.
 docs: $(STAMP)
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "site: build/site/index.html"
 
 # The first time it stores what every command says and writes, later it compares: the net for changes that change nothing.

@@ -15,7 +15,9 @@ import rank_processes
 SLOWEST = (
     "test_documented.py",
     "launch/test_every_family.py",
+    "launch/test_controls.py",
     "launch/test_sharded_backends.py",
+    "launch/test_sharded_failures.py",
     "launch/test_steer_r1.py",
     "launch/test_reduce_overthinking.py",
     "launch/test_evaluate.py",
@@ -24,6 +26,9 @@ SLOWEST = (
     "launch/test_later_jobs_over_ranks.py",
     "launch/test_sharded_resume.py",
     "launch/test_sharded_recipes.py",
+    "launch/test_causes.py",
+    "launch/test_own_server.py",
+    "launch/test_uneven_ranks.py",
     "launch/test_safety.py",
 )
 """Files that take half a minute and more: they start first, so that none of them is still running when all others are done."""

@@ -13,6 +13,7 @@ from launch.core.wiring import layer_and_number, markers_for, traces_of
 from moe_steer import SteeringPlan, steer
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.layers import model_shape
+from moe_steer.thinking import thinking_format
 from moe_steer.tokens import scoped_positions
 from reasoning_evals import Completion
 from reasoning_evals.report import VIEWS_FILE, TraceView, TraceViews
@@ -83,7 +84,8 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
     asked = _model_options(config, backend)
     model, tokenizer = load_asked(asked, batch=1, context=None)
     chosen = first_answers(completions, list(plans), num)
-    markers = markers_for(tokenizer, config.get("markers") or _MARKERS, {})
+    usual = _MARKERS if thinking_format(tokenizer).thinks else _MARKERS[2:]  # no tags where the model does not think
+    markers = markers_for(tokenizer, config.get("markers") or usual, {})
     return views_of(
         model, tokenizer, chosen, plans, experts, markers, title=f"{asked.model}: {folder.name}", graded=step
     )

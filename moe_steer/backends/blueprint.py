@@ -263,7 +263,7 @@ def _to_mxfp4(model: Any, quantization: Any) -> None:
 
 def _to_fp8(model: Any, quantization: Any) -> None:
     from transformers import FineGrainedFP8Config
-    from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
+    from transformers.integrations import finegrained_fp8 as fp8
     from transformers.quantizers.base import get_keys_to_not_convert
 
     if quantization is None or _method(quantization) != "fp8":
@@ -273,4 +273,13 @@ def _to_fp8(model: Any, quantization: Any) -> None:
     else:
         settings = quantization
     skipped = [*get_keys_to_not_convert(model), *(settings.modules_to_not_convert or [])]
-    replace_with_fp8_linear(model, modules_to_not_convert=skipped, quantization_config=settings, pre_quantized=True)
+    # The library wraps this class anew for every layer and never takes that back: each plan would take longer than the one before, up to
+    # Python's limit of recursion.
+    own = fp8.FP8Experts
+    fp8.FP8Experts = type(own.__name__, (own,), {"__module__": own.__module__})
+    try:
+        fp8.replace_with_fp8_linear(
+            model, modules_to_not_convert=skipped, quantization_config=settings, pre_quantized=True
+        )
+    finally:
+        fp8.FP8Experts = own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -11,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe_steer.backends.blueprint import Bounded
+from moe_steer.backends.meta.allocations import Allocations
 from moe_steer.layers import decoder_layers
 
 _SHORT = 4
@@ -107,7 +106,7 @@ def _pass(model: Any, batch: int, tokens: int, cache: Any, on_gpu: bool, **more:
         first = more["attention_mask"].shape[1] - tokens
         more["position_ids"] = torch.arange(first, first + tokens, device="meta").expand(batch, tokens)
     for every_layer in (False, True):
-        with torch.no_grad(), _WithoutData(on_gpu), _Allocations() as allocations:
+        with torch.no_grad(), _WithoutData(on_gpu), Allocations() as allocations:
             with _stand_ins(model, allocations, every_layer) as skipped:
                 try:
                     output = model(input_ids=ids_BS, past_key_values=cache, use_cache=True, **more)
@@ -143,7 +142,7 @@ class _Watched(torch.nn.Module):
 class _StandIn(_Watched):
     """A later one: it allocates as much cache as the first, and hands its input on."""
 
-    def __init__(self, index: int, layer: torch.nn.Module, like: _Watched, allocations: _Allocations) -> None:
+    def __init__(self, index: int, layer: torch.nn.Module, like: _Watched, allocations: Allocations) -> None:
         super().__init__(index, layer, 0)
         self._like, self._allocations, self.bytes = [like], allocations, 0  # in a list: no submodule
 
@@ -159,7 +158,7 @@ class _NoStandIns(Exception): ...  # the family passes its cache in another way
 
 
 @contextmanager
-def _stand_ins(model: Any, allocations: _Allocations, every_layer: bool) -> Iterator[list[_StandIn]]:
+def _stand_ins(model: Any, allocations: Allocations, every_layer: bool) -> Iterator[list[_StandIn]]:
     """Run only the first and the last decoder layer of each kind: in the last of some kind the most memory is taken."""
     layers = torch.nn.ModuleList()
     if not every_layer and _grows_by_layers(model):
@@ -262,37 +261,3 @@ def _index(part: Any) -> tuple[Any, ...]:
     if not isinstance(part, Tensor) or (part.ndim and part.dtype != torch.bool):
         return (part,)
     return (slice(None),) * part.ndim if part.dtype == torch.bool else (0,)
-
-
-class _Allocations(TorchDispatchMode):
-    """Counts the bytes of live storages."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._live: dict[int, int] = {}
-        self._total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs or {})) if isinstance(t, Tensor)}
-        output = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known:
-                self._add(tensor.untyped_storage())
-        return output
-
-    def add(self, number: int) -> None:
-        """Bytes that stay to the end."""
-        self._total += number
-        self.peak = max(self.peak, self._total)
-
-    def _add(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._live:
-            return
-        self._live[key] = storage.nbytes()
-        self.add(self._live[key])
-        weakref.finalize(storage, self._free, key)
-
-    def _free(self, key: int) -> None:
-        self._total -= self._live.pop(key, 0)

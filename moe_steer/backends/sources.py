@@ -14,6 +14,7 @@ import torch
 from moe_steer.backends.blueprint import config_of, where_it_lies
 from moe_steer.json_files import short
 from moe_steer.lab import EMBEDDED
+from moe_steer.tokens import read_tokenizer_files
 
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
@@ -28,14 +29,10 @@ def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
 
 def read_tokenizer(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
     """Only the tokenizer of a model, named as for ``load_model``."""
-    from transformers import AutoTokenizer
-
     source, file = where_it_lies(resolve(path_or_id))
     # lab-dense names the class that R1-Distill-Qwen names, on purpose (lab/export.py); transformers advises against it
     with _quiet_library() if os.fspath(path_or_id) in EMBEDDED else nullcontext():
-        read = one_line_of(
-            path_or_id, lambda: AutoTokenizer.from_pretrained(source, **file, **options), "the tokenizer of "
-        )
+        read = one_line_of(path_or_id, lambda: read_tokenizer_files(source, **file, **options), "the tokenizer of ")
     if file:
         read.name_or_path = resolve(path_or_id)  # the library names the folder
     return read
@@ -69,6 +66,10 @@ def resolve(path_or_id: str | os.PathLike[str]) -> str:
         raise ValueError(
             f"there is no model folder {name!r}: give a folder with config.json, a hub id or one of {', '.join(EMBEDDED)}"
         )
+    if Path(name, "adapter_config.json").is_file() and not Path(name, "config.json").is_file():
+        raise ValueError(
+            f"{name!r} holds an adapter: merge it into its model first (peft: merge_and_unload, save_pretrained)"
+        )
     if Path(name).exists() and not Path(name, "config.json").is_file():
         raise ValueError(f"{name!r} holds no config.json: give the folder of a checkpoint in the transformers format")
     return name
@@ -92,6 +93,10 @@ def _said(error: Exception) -> list[str]:
         return [
             "its weights hold other things than tensors, and other pickles are not opened: give a safetensors checkpoint"
         ]
+    if "trust_remote_code" in str(error):
+        return ["its code comes with the checkpoint: read through it, then --trust-remote-code runs it"]
+    if isinstance(error, KeyError):
+        return [f"transformers looks for the key {short(str(error))} in its files and finds none: fetch it again"]
     lines = [short(line) for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     return [f"{lines[0]} {lines[1]}"] if lines[0].endswith(":") and len(lines) > 1 else lines
 

@@ -106,6 +106,7 @@ def _outputs(
 ) -> tuple[list[tuple[Any, list[int]]], str, tuple[str, ...]]:
     """Per prompt: logits [S, V] in float32 and the greedy tokens after it. Then the type, and the entries that never fired."""
     import torch
+    from transformers import GenerationConfig
 
     from moe_steer.entries.audit import SteeringWarning
     from moe_steer.loading import load_model
@@ -116,6 +117,10 @@ def _outputs(
         model, tokenizer = load_model(folder, **{"experts_implementation": "eager", **options})
     except ValueError:  # a family without the choice
         model, tokenizer = load_model(folder, **options)
+    stops = {"eos_token_id": model.generation_config.eos_token_id, "pad_token_id": model.generation_config.pad_token_id}
+    model.generation_config = GenerationConfig(
+        **stops
+    )  # a publisher's penalties and limits are no part of what is compared
     found = []
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", SteeringWarning)

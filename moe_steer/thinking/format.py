@@ -49,7 +49,7 @@ _CALL_MARKS = tuple(
     Switch(text, phase) for pair in _TOOL_CALLS for text, phase in zip(pair, (OUTSIDE, ANSWER), strict=True)
 )
 _STOP_TOKENS = re.compile(
-    r"(?:\s*(?:<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|</s>|<eos>|<end_of_turn>|<turn\|>))+\s*\Z"
+    r"(?:\s*(?:<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|</s>|<eos>|<sep>|<seed:eos>|\[e~\[|</assistant>|<end_of_turn>|<turn\|>))+\s*\Z"
 )
 """Stop tokens that an engine left at the end of a text."""
 
@@ -143,7 +143,8 @@ class ThinkingFormat:
         asked = f"; template arguments {with_args}" if with_args else ""
         if not self.asked:
             return f"thoughts of the format {self.name}, switched off{asked} ({self.found})"
-        return f"thoughts between {self.open.strip()} and {self.close.strip()}, {who}{asked} ({self.found})"
+        opening, closing = (text.strip().replace("\n", "\\n") for text in (self.open, self.close))
+        return f"thoughts between {opening} and {closing}, {who}{asked} ({self.found})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for run.json."""

@@ -9,15 +9,26 @@ from moe_steer.thinking.format import ANSWER, OUTSIDE, THOUGHT, Switch, Thinking
 
 
 def tags(
-    name: str, open: str, close: str, *, pattern: str = "", answer: str = "", end: str = "", joint: str = ""
+    name: str,
+    open: str,
+    close: str,
+    *,
+    pattern: str = "",
+    closing: str = "",
+    answer: str = "",
+    end: str = "",
+    joint: str = "",
 ) -> ThinkingFormat:
     """A thought between two tags.
 
     ``open``, ``close``: with the white space that belongs to them. ``pattern``: other spellings of the opening tag, such as
-    with attributes. ``answer``, ``end``: marks around the answer, where the format has them; ``joint``: the white space
+    with attributes; ``closing``: of the closing one. ``answer``, ``end``: marks around the answer, where the format has them; ``joint``: the white space
     between the closing tag and the mark.
     """
-    switches = [Switch(open.strip(), THOUGHT, pattern=pattern), Switch(close.strip(), ANSWER, closes=True)]
+    switches = [
+        Switch(open.strip(), THOUGHT, pattern=pattern),
+        Switch(close.strip(), ANSWER, closes=True, pattern=closing),
+    ]
     switches += [Switch(answer.strip(), ANSWER)] if answer else []
     switches += [Switch(end.strip(), OUTSIDE)] if end else []
     return ThinkingFormat(
@@ -71,6 +82,13 @@ _ALL = (
     ),
     tags("triangle-think", "\u25c1think\u25b7", "\u25c1/think\u25b7"),
     tags("inner", "<|inner_prefix|>", "<|inner_suffix|>"),
+    tags(  # Granite 3.2
+        "thought-process",
+        "Here is my thought process:\n",
+        "\n\nHere is my response:\n",
+        pattern="Here(?: is|'s) my thought process:",
+        closing="Here(?: is|'s) my response:",
+    ),
     tags("final-response", "Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n"),
     tags("reasoning", "<reasoning>\n", "\n</reasoning>\n\n"),
     tags("thought", "<thought>\n", "\n</thought>\n\n"),

@@ -14,16 +14,31 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe_steer.thinking.format import ANSWER, ThinkingFormat
-from moe_steer.thinking.known import FORMATS, NONE, named, tags
-from moe_steer.thinking.templates import Messages, PromptSettings, prompt_settings, render, variables
+from moe_steer.thinking.known import FORMATS, NONE, named
+from moe_steer.thinking.templates import (
+    Messages,
+    PromptSettings,
+    effort_name,
+    prompt_settings,
+    render,
+    template_text,
+    variables,
+)
+from moe_steer.thinking.turns import Turn, read_turn, with_answer_marks
 
 _USER = {"role": "user", "content": "Qzqz?"}
 _RR, _AA = "Rxrx", "Axax"
 _SWITCH_NAMES = re.compile(r"think|reason|deliberat", re.IGNORECASE)
-_NO_SWITCHES = re.compile(r"effort|budget|content|parts|text|past|history|clear|keep|preserve|drop", re.IGNORECASE)
+_NO_SWITCHES = re.compile(
+    r"effort|strength|budget|content|parts|text|past|history|clear|keep|preserve|drop", re.IGNORECASE
+)
+_TURNS_OFF = re.compile(r"(?:skip|no|disable)_", re.IGNORECASE)
+_SWITCH_VALUES: tuple[tuple[bool | str, bool | str], ...] = ((True, False), ("enabled", "disabled"), ("on", "off"))
+_EFFORTS_ON, _EFFORTS_OFF = ("high", "medium", "low"), ("none", "no_think", "minimal", "low")
 _TAG_AT_END = re.compile(r"([<\[][^<>\[\]\s/][^<>\[\]\n]{0,60}[>\]])(\s*)\Z")
-_TAG_AT_START = re.compile(r"\A(\s*)([<\[][^<>\[\]\n]{1,60}[>\]]\s*)")
 _MARKS = re.compile(r"<\|[^|<>]*\|?>|<[^<>]*>|\[[^\[\]]*\]|\u25c1[^\u25b7]*\u25b7")
+_REPRESENTED = re.compile(r"['\"]type['\"]: ")
+"""Blocks of content that a template wrote as the list they are."""
 _BARE = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, ThinkingFormat]] = weakref.WeakKeyDictionary()
 
@@ -70,10 +85,10 @@ class _Probe:
         if self._asked.no_thinking:
             return self._switched_off(base, on, off)
         prompt = self.rendered([_USER], **on) or base
-        found = self._recognised(prompt, base, on)
+        found = self._recognised(prompt, base, on, off)
         if not found.thinks:
-            return found
-        if self._closed_by(found, prompt):
+            return found if not on and not off else self._switched_without_tags(prompt, on)
+        if self._closed_by(found, prompt, on):
             return dataclasses.replace(found, asked=False, arguments=tuple(on.items()))
         bare = found.found.startswith("a bare template") and found.name == "think"
         return dataclasses.replace(
@@ -83,9 +98,15 @@ class _Probe:
             arguments=tuple(on.items()),
         )
 
+    def _switched_without_tags(self, prompt: str, on: Arguments) -> ThinkingFormat:
+        """A template that has a switch and names no tags (Cogito): nearly all models of that kind write <think>."""
+        found = self._by_tokens(asked_of_any=True) or FORMATS["think"]
+        how = "the template has a switch for thinking, and names no tags"
+        return dataclasses.replace(found, opened=found.opens(prompt), arguments=tuple(on.items()), found=how)
+
     def _switched_off(self, base: str, on: Arguments, off: Arguments) -> ThinkingFormat:
-        found = self._recognised(self.rendered([_USER], **on) or base, base, on)
-        if not off and found.thinks and not on and not self._closed_by(found, base):
+        found = self._recognised(self.rendered([_USER], **on) or base, base, on, off)
+        if not off and found.thinks and not on and not self._closed_by(found, base, {}):
             raise ValueError(
                 "--no-thinking: this chat template has no switch that turns thinking off; "
                 "give one with --template-arg NAME=VALUE, or words for the model with --system"
@@ -97,24 +118,55 @@ class _Probe:
         names = [n for n in variables(self._tokenizer) if _SWITCH_NAMES.search(n) and not _NO_SWITCHES.search(n)]
         if set(names) & set(self._asked.arguments):
             return {}, {}  # the user has decided
+        on: dict[str, Any] = {}
+        off: dict[str, Any] = {}
+        changes = False
         for name in sorted(names, key=lambda name: (name != "enable_thinking", name != "thinking", name)):
-            on, off = (self.rendered([_USER], **{name: value}) for value in (True, False))
-            if on is None or off is None or on == off:
-                continue
-            return ({} if on == base else {name: True}), ({} if off == base else {name: False})
+            for values in _SWITCH_VALUES:
+                yes, no = reversed(values) if _TURNS_OFF.match(name) else values
+                with_it, without, other = (self.with_arguments({name: value}) for value in (yes, no, "Vzvz"))
+                if with_it is None or without is None or with_it == without or "Vzvz" in (other or ""):
+                    continue
+                if not changes:
+                    on, off = ({} if with_it == base else {name: yes}), ({} if without == base else {name: no})
+                elif not off and with_it == base:  # one name turns thinking on, another off
+                    off = {name: no}
+                changes = True
+                break
+        if changes:
+            return on, off
+        return self._efforts(base)
+
+    def _efforts(self, base: str) -> tuple[Arguments, Arguments]:
+        """The same, for a template that switches thinking by words for how hard to think: Hunyuan 3, Solar."""
+        name = effort_name(self._tokenizer)
+        if name is None or self._asked.effort is not None or name in self._asked.arguments:
+            return {}, {}
+        found = self._recognised(base, base, {}, {})
+        if not found.thinks:
+            return {}, {}
+        closed = self._closed_by(found, base, {})
+        for word in _EFFORTS_ON if closed else _EFFORTS_OFF:
+            prompt = self.with_arguments({name: word})
+            if prompt is not None and closed != self._closed_by(found, prompt, {name: word}):
+                return ({name: word}, {}) if closed else ({}, {name: word})
         return {}, {}
 
-    def _recognised(self, prompt: str, base: str, on: Arguments) -> ThinkingFormat:
+    def _recognised(self, prompt: str, base: str, on: Arguments, off: Arguments) -> ThinkingFormat:
         if self._asked.thinking is not None:
             return dataclasses.replace(named(self._asked.thinking), found="as asked with --thinking")
-        for how, found in self._evidence(prompt, base, on):
+        turn = self._turn(on)
+        for how, found in self._evidence(prompt, base, on, off, turn):
             if found is not None:
+                found = found if turn is None else with_answer_marks(found, turn)
                 return dataclasses.replace(found, found=how)
         return dataclasses.replace(NONE, found="its chat template speaks of no thoughts")
 
-    def _evidence(self, prompt: str, base: str, on: Arguments) -> Iterator[tuple[str, ThinkingFormat | None]]:
+    def _evidence(
+        self, prompt: str, base: str, on: Arguments, off: Arguments, turn: Turn | None
+    ) -> Iterator[tuple[str, ThinkingFormat | None]]:
         yield "the prompt ends in its tag", self._by_prompt(prompt, base)
-        yield "the template writes earlier thoughts so", self._by_history(prompt, on)
+        yield "the template writes earlier thoughts so", self._by_history(turn, on, off)
         yield "the template knows its tags", self._by_mention(prompt)
         yield "a bare template, and these tokens in the tokenizer", self._by_tokens()
 
@@ -128,42 +180,49 @@ class _Probe:
         if not opening or not word:
             return None
         closing = f"{opening[1][0]}/{word[1]}{opening[1][-1]}"
-        known = isinstance(self._template, str) and closing in self._template
-        return _new_format(opening[0], closing) if known else None
+        if closing not in template_text(self._tokenizer):
+            return None
+        return read_turn(Turn(prompt, closing, ""))
 
-    def _by_history(self, prompt: str, on: Arguments) -> ThinkingFormat | None:
+    def _turn(self, on: Arguments) -> Turn | None:
+        """What the template writes around the thought and the answer of an earlier turn; None where it leaves thoughts out."""
         for message in _turns_with_thought():
             text = self.rendered([_USER, message], prompt=False, **on)
-            if text is None or _RR not in text or text.find(_AA) < text.find(_RR):
-                continue
-            before, _, rest = text.partition(_RR)
-            between = rest.partition(_AA)[0]
-            head = before.removeprefix(_common(before, prompt))
-            return self._known_around(before, between) or _new_format(head or before, between)
+            if text is not None and -1 < text.find(_RR) < text.find(_AA) and not _REPRESENTED.search(text):
+                before, _, rest = text.partition(_RR)
+                between, _, after = rest.partition(_AA)
+                return Turn(before, between, after)
+        return None
+
+    def _by_history(self, turn: Turn | None, on: Arguments, off: Arguments) -> ThinkingFormat | None:
+        if turn is not None:
+            openings = [self._opening(arguments) for arguments in (on, {}, off)]
+            user = self.rendered([_USER], prompt=False, **on) or ""
+            return self._known_around(turn) or read_turn(turn, user, openings)
         plain = self.rendered([_USER, {"role": "assistant", "content": _AA}], prompt=False, **on)
         if plain is not None and plain.partition(_AA)[0].endswith("<|channel|>final<|message|>"):
             return FORMATS["harmony"]
         return None
 
-    def _known_around(self, before: str, between: str) -> ThinkingFormat | None:
+    def _known_around(self, turn: Turn) -> ThinkingFormat | None:
         for item in _known():
-            if item.opens(before) or any(s.closes and s.text in between for s in item.switches):
+            if item.opens(turn.before) or any(s.closes and s.text in turn.between for s in item.switches):
                 return item
         return None
 
     def _by_mention(self, prompt: str) -> ThinkingFormat | None:
         """A template that takes a thought out of an earlier turn, or explains its tags to the model."""
-        source = self._template if isinstance(self._template, str) else ""
+        source = template_text(self._tokenizer)
         for item in _known():
             close = next((s.text for s in item.switches if s.closes), "")
             if close and (close in source or (close in prompt and item.open.strip() in prompt)):
                 return item
         return None
 
-    def _by_tokens(self) -> ThinkingFormat | None:
+    def _by_tokens(self, asked_of_any: bool = False) -> ThinkingFormat | None:
         """A bare template, one that treats every role alike and reads nothing else, was made by no model's author: it says
         nothing, so the tokens are the only sign."""
-        if self._template and not self._is_bare():
+        if self._template and not asked_of_any and not self._is_bare():
             return None
         vocabulary = self._tokenizer.get_vocab()
         for item in sorted(
@@ -190,10 +249,20 @@ class _Probe:
             item, open=item.open.rstrip() + space, close=item.close if space else item.close.strip()
         )
 
-    def _closed_by(self, found: ThinkingFormat, prompt: str) -> bool:
-        """Whether a prompt ends in a thought that is closed already."""
+    def _closed_by(self, found: ThinkingFormat, prompt: str, on: Arguments) -> bool:
+        """Whether a prompt ends behind a thought that is closed already, or in what opens an answer."""
         tail = prompt.rstrip()
-        return any(s.closes and tail.endswith(s.text) for s in found.switches)
+        if any(s.phase == ANSWER and s.text and tail.endswith(s.text) for s in found.switches):
+            return True
+        return found.split(self._opening(on), opened=False).state in ("empty", "closed")
+
+    def _opening(self, arguments: Arguments) -> str:
+        """What a prompt writes to open the assistant's turn."""
+        prompt, user = (self.rendered([_USER], prompt=prompt, **arguments) for prompt in (True, False))
+        return prompt.removeprefix(user) if prompt and user and prompt.startswith(user) else ""
+
+    def with_arguments(self, arguments: Arguments) -> str | None:
+        return self.rendered([_USER], **arguments)
 
     def rendered(self, messages: Messages, prompt: bool = True, **arguments: Any) -> str | None:
         try:
@@ -217,21 +286,3 @@ def _turns_with_thought() -> Iterator[dict[str, Any]]:
         "role": "assistant",
         "content": {"blocks": [{"type": "thoughts", "text": _RR}, {"type": "response", "text": _AA}]},
     }
-
-
-def _common(one: str, other: str) -> str:
-    length = 0
-    while length < min(len(one), len(other)) and one[length] == other[length]:
-        length += 1
-    return one[:length]
-
-
-def _new_format(head: str, between: str) -> ThinkingFormat | None:
-    """A format that nobody named: the tag right before the thought, and the tag right after it."""
-    opening, closing = _TAG_AT_END.search(head), _TAG_AT_START.search(between)
-    if not opening or not closing or opening[1] == closing[2].strip():
-        return None
-    open_tag, close_tag = opening[1] + opening[2], closing[1] + closing[2]
-    word = re.match(r"<([^\s<>]+)\s[^<>]*>\Z", opening[1])
-    pattern = f"<{re.escape(word[1])}(?:\\s[^<>\\n]*)?>" if word else ""
-    return tags(f"{opening[1]}...{close_tag.strip()}", open_tag, close_tag, pattern=pattern)

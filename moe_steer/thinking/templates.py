@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from moe_steer.json_files import quoted
 Messages = Sequence[Mapping[str, Any]]
 
 _ASKED: weakref.WeakKeyDictionary[Any, PromptSettings] = weakref.WeakKeyDictionary()
-_EFFORT_NAMES = ("reasoning_effort", "thinking_effort", "effort")
+_EFFORT_NAMES = ("reasoning_effort", "thinking_effort", "reasoning_strength", "effort")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,24 +75,79 @@ def render(tokenizer: Any, messages: Messages, *, prompt: bool = True, **argumen
         arguments = {str(effort_name(tokenizer)): asked.effort, **arguments}
     system = [{"role": "system", "content": asked.system}] if asked.system is not None else []
     given = {"tokenize": False, "add_generation_prompt": prompt, **arguments, **asked.arguments}
+    turns = [*system, *messages]
     try:
-        try:
-            text = tokenizer.apply_chat_template([*system, *messages], **given)
-        except Exception:  # a template that was made for tools alone takes an empty list, and no None
-            text = tokenizer.apply_chat_template([*system, *messages], **{"tools": [], **given})
+        text = _applied(tokenizer, turns, given)
     except Exception as error:  # templates are programs: they may raise anything
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"the chat template of {name!r} cannot be rendered ({quoted(first)}): give what it misses with --template-arg NAME=VALUE, "
             "or another template with --chat-template FILE"
         ) from error
-    return str(text)
+    role = _left_out(turns, text)
+    if role is not None:
+        words = [{**turn, "content": f"Qz{number}qz"} for number, turn in enumerate(turns)]
+        with contextlib.suppress(Exception):
+            if _left_out(words, _applied(tokenizer, words, given)) is None:
+                return text  # it writes its messages in other words
+        what, way = ("system message", "leave --system out, or ") if role == "system" else ("question", "")
+        raise ValueError(
+            f"the chat template of {name!r} leaves out the {what}: {way}give another template with --chat-template FILE"
+        )
+    return text
+
+
+def _applied(tokenizer: Any, turns: Messages, given: Mapping[str, Any]) -> str:
+    """The template's output, in the first of the forms of a conversation that loses no message. Templates of models that see
+    take contents as a list of blocks alone, and say nothing of a text; some that were made for tools take an empty list of them, and no
+    None."""
+    blocks = [
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+        if isinstance(turn.get("content"), str)
+        else turn
+        for turn in turns
+    ]
+    found: str | None = None
+    failed: Exception | None = None
+    tools: tuple[dict[str, Any], ...] = ({}, {"tools": []})
+    for form in (turns, blocks):
+        for more in tools:
+            try:
+                text = str(tokenizer.apply_chat_template(list(form), **{**more, **given}))
+            except Exception as error:
+                failed = failed or error
+                continue
+            if _left_out(turns, text) is None:
+                return text
+            found = text if found is None else found
+            break
+    if found is None:
+        assert failed is not None
+        raise failed
+    return found
+
+
+def _left_out(turns: Messages, text: str) -> str | None:
+    """The role of a message that is not in a text; of the assistant's own thoughts are left out by right."""
+    for turn in turns:
+        content = turn.get("content")
+        if turn.get("role") in ("user", "system") and isinstance(content, str) and content.strip() not in text:
+            return str(turn["role"])
+    return None
 
 
 def variables(tokenizer: Any) -> frozenset[str]:
     """The names that the template reads and does not define itself; none for a template that cannot be parsed."""
+    return _variables(template_text(tokenizer))
+
+
+def template_text(tokenizer: Any) -> str:
+    """The text of the template by which a conversation is rendered; empty where there is none. Of several templates by name
+    (a publisher's ``default``, ``tool_use``, ...) it is ``default``, which transformers takes too."""
     template = getattr(tokenizer, "chat_template", None)
-    return _variables(template) if isinstance(template, str) else frozenset()
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    return template if isinstance(template, str) else ""
 
 
 @functools.lru_cache(maxsize=64)

@@ -44,7 +44,8 @@ def find_forms(tokenizer: Any, name: str, *, either_case: bool, split_tags: bool
     if (own := _own_tags(tokenizer, name)) is not None:
         return own
     if _TAG.fullmatch(name):
-        return forms_of(tokenizer, name) if split_tags else (_tag_form(tokenizer, name),)
+        several = split_tags or _thinks_in_it(tokenizer, name)
+        return forms_of(tokenizer, name) if several else (_tag_form(tokenizer, name),)
     found: set[tuple[int, ...]] = set()
     for word in _spellings(name, either_case):
         for text in (before + word + after for before in _BEFORE for after in _AFTER):
@@ -70,6 +71,11 @@ def _own_tags(tokenizer: Any, name: str) -> tuple[tuple[int, ...], ...] | None:
     return tags.opening if name == "<think>" else tags.closing
 
 
+def _thinks_in_it(tokenizer: Any, name: str) -> bool:
+    """Whether a tag is the model's own, so that it may be several tokens, as in Hunyuan-A13B and Llama-Nemotron."""
+    return name in ("<think>", "</think>") and thinking_format(tokenizer).name == "think"
+
+
 def tokenizer_digest(tokenizer: Any) -> str:
     """sha256 over the vocabulary: two tokenizers with the same digest give a token id the same text."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
@@ -91,7 +97,7 @@ def _tag_form(tokenizer: Any, name: str) -> tuple[int, ...]:
         pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode(name, add_special_tokens=False))
         raise ValueError(
             f"marker {name!r} is not a token of this tokenizer (it splits into {pieces}): name the tag that this model thinks with, "
-            "or allow a tag of several tokens with split_tags=True"
+            "or other markers (from Python: split_tags=True allows a tag of several tokens)"
         )
     return (int(token_id),)
 
@@ -215,7 +221,7 @@ class MarkerSet:
         markers = tuple(
             Marker(name, find_forms(tokenizer, name, either_case=either_case, split_tags=split_tags)) for name in names
         )
-        is_split = any(_TAG.fullmatch(marker.name) and len(marker.forms[-1]) > 1 for marker in markers)
+        split = [marker.name for marker in markers if _TAG.fullmatch(marker.name) and len(marker.forms[-1]) > 1]
         return cls(
             markers=markers,
             coefficients=tuple(chosen.get(name, 0.0) for name in names),
@@ -224,7 +230,9 @@ class MarkerSet:
             repeats=repeats,
             tokenizer=tokenizer_digest(tokenizer),
             edges=word_edges(tokenizer) if whole_words else None,
-            texts=token_texts(tokenizer) if is_split and split_tags else None,
+            texts=token_texts(tokenizer)
+            if split and (split_tags or all(_thinks_in_it(tokenizer, name) for name in split))
+            else None,
         )
 
     def find_occurrences(self, token_ids: Sequence[int]) -> dict[str, list[Span]]:
@@ -233,7 +241,8 @@ class MarkerSet:
         found = {}
         for marker in self.markers:
             if self.texts is not None and _TAG.fullmatch(marker.name):
-                spans = text_spans([self.texts[token] for token in ids_T], marker.name)
+                known = len(self.texts)  # models have rows beyond the vocabulary, and may write them
+                spans = text_spans([self.texts[token] if token < known else "" for token in ids_T], marker.name)
                 found[marker.name] = [Span(*span) for span in spans]
             else:
                 found[marker.name] = find_spans(ids_T, marker.forms, self.edges)

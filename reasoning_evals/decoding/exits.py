@@ -126,7 +126,8 @@ class TrialExit(LogitsProcessor):
     def is_closed(self, token_ids: Sequence[int]) -> bool:
         """Whether an answer behind the trial text is complete."""
         depth = sum(_depth(self.texts[token]) for token in self.trial)
-        answer = "".join(self.texts[token] for token in token_ids)
+        known = len(self.texts)  # models have rows beyond the vocabulary, and may write them
+        answer = "".join(self.texts[token] for token in token_ids if token < known)
         if depth <= 0:
             return "\n" in answer.lstrip()
         for letter in answer:

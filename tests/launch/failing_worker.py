@@ -38,7 +38,7 @@ def run(options: Options, ranks: Ranks) -> None:
         (folder / "kept.jsonl").write_text("a finished sample\n")
     ranks.barrier()
     if options.mode in ("idle", "slow"):  # rank 1 has a share left, and writes nothing or something
-        for _ in range(20 if ranks.rank == 1 else 0):
+        for _ in range(12 if ranks.rank == 1 else 0):
             time.sleep(0.5)
             if options.mode == "slow":
                 with (folder / "kept.jsonl").open("a") as file:

@@ -52,10 +52,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_ranks(script: Path, num_ranks: int, arguments: Sequence[str], limit: float, **more: str) -> Finished:
+def run_ranks(
+    script: Path, num_ranks: int, arguments: Sequence[str], limit: float, runs: Sequence[str] = (), **more: str
+) -> Finished:
     """Run ``script`` on every rank at once; when one fails, the others are killed 5 s later; at ``limit`` seconds all are.
+    ``runs``: the last argument of each of several runs, which take place side by side, each with ranks of its own.
     ``more``: of the environment."""
-    return RunningRanks(script, num_ranks, arguments, **more).wait(limit)
+    return RunningRanks(script, num_ranks, arguments, runs, **more).wait(limit)
 
 
 def launch(arguments: Sequence[str], limit: float, **more: str) -> Finished:
@@ -88,26 +91,31 @@ def start_launcher(arguments: Sequence[str], output: Any, **more: str) -> subpro
 
 
 class RunningRanks:
-    """A script that has been started on every rank, by the server of ``rank_server.py``; one run at a time."""
+    """A script that has been started on every rank, by the server of ``rank_server.py``; one start at a time, which may be of
+    several runs: their ranks are numbered on here."""
 
-    def __init__(self, script: Path, num_ranks: int, arguments: Sequence[str], **more: str) -> None:
+    def __init__(
+        self, script: Path, num_ranks: int, arguments: Sequence[str], runs: Sequence[str] = (), **more: str
+    ) -> None:
         self._logs = tempfile.TemporaryDirectory()
-        port, self._started = str(free_port()), time.monotonic()
-        jobs = []
-        for rank in range(num_ranks):
-            env = environment(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_SIZE=str(num_ranks),
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **more,
-            )  # fmt: skip
-            jobs.append(
-                {
-                    "script": str(script),
-                    "arguments": list(arguments),
-                    "environment": env,
-                    "folder": str(ROOT),
-                    "log": self._log(rank),
-                }
-            )
+        self._started = time.monotonic()
+        jobs: list[dict[str, Any]] = []
+        for last in [[run] for run in runs] or [[]]:
+            port = str(free_port())
+            for rank in range(num_ranks):
+                env = environment(
+                    RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_SIZE=str(num_ranks),
+                    MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **more,
+                )  # fmt: skip
+                jobs.append(
+                    {
+                        "script": str(script),
+                        "arguments": [*arguments, *last],
+                        "environment": env,
+                        "folder": str(ROOT),
+                        "log": self._log(len(jobs)),
+                    }
+                )
         self._server = _running_server()
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(jobs).encode() + b"\n")

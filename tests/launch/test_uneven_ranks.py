@@ -48,6 +48,8 @@ def test_no_job_gives_up_a_rank_that_still_samples(tmp_path: Path, monkeypatch: 
     (tmp_path / "jobs.json").write_text(json.dumps(options))
     monkeypatch.setenv("MOE_STEER_WAIT_SECONDS", str(PATIENCE))
     assert SLOW_SAMPLES * SECONDS > PATIENCE
-    done = run_ranks(WORKER, 2, [str(tmp_path)], limit=280)
-    assert done.codes == [0, 0], done.text[-3000:]
+    done = run_ranks(
+        WORKER, 2, [str(tmp_path)], 280, runs=[*options]
+    )  # side by side: their ranks sleep most of the time
+    assert done.codes == [0, 0] * len(options), done.text[-3000:]
     assert [line for line in done.text.splitlines() if line.startswith("DONE")] == [f"DONE {name}" for name in options]

@@ -14,7 +14,8 @@ from launch.cli.main import main
 from moe_steer.backends import checkpoint, memory, shards
 from moe_steer.backends.blueprint import skeleton
 from moe_steer.backends.memory import choose_backend, plan_memory
-from moe_steer.backends.rehearsal import Rehearsed, _Allocations, rehearse, rehearse_step
+from moe_steer.backends.meta.allocations import Allocations
+from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
 from moe_steer.backends.zero3 import KEEP_WHOLE_BELOW
 
 GIB = 2**30
@@ -75,7 +76,7 @@ def test_the_plan_is_within_5_percent_of_what_one_process_allocates(case: str) -
     config = config_of(model_type, values)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     cache = DynamicCache(config=config)
-    with torch.no_grad(), _Allocations() as allocations:
+    with torch.no_grad(), Allocations() as allocations:
         model(torch.zeros((batch, tokens), dtype=torch.long), past_key_values=cache, use_cache=True, logits_to_keep=1)
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     plan = plan_memory(config, 1, 100 * GIB, dtype="float32", context=tokens, batch=batch, prompt=tokens, on_gpu=False)
@@ -187,6 +188,18 @@ def test_fp8_is_planned_as_what_it_becomes_here(monkeypatch: pytest.MonkeyPatch)
     assert weights(on_gpu=True, dtype="fp8") == pytest.approx(49.3, rel=0.02), "asked for by name"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert weights(on_gpu=True) == pytest.approx(49.3, rel=0.02)
+
+
+def test_planning_fp8_leaves_the_librarys_experts_as_they_were() -> None:
+    """Else the hundredth plan of one process would fail at Python's limit of recursion."""
+    from transformers.integrations import finegrained_fp8
+
+    config = CONFIG_MAPPING["deepseek_v3"](**{**MID, **EXPERTS, **LATENT, "num_key_value_heads": 8})
+    before = finegrained_fp8.FP8Experts, finegrained_fp8.FP8Experts.__init__, finegrained_fp8.FP8Experts.forward
+    model = skeleton(config, "fp8")
+    assert any(isinstance(module, finegrained_fp8.FP8Experts) for module in model.modules())
+    after = finegrained_fp8.FP8Experts, finegrained_fp8.FP8Experts.__init__, finegrained_fp8.FP8Experts.forward
+    assert after == before
 
 
 def test_fp8_that_stays_fp8_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from families import config_of
 from launch.recipes import load_recipe
 from moe_steer.backends import rehearsal
 from moe_steer.backends.blueprint import skeleton
+from moe_steer.backends.meta import allocations
 
 REACHED = ["deepseek_v3", "qwen3_moe", "gpt_oss", "mixtral", "olmoe", "cohere2_moe", "glm4_moe"]
 """Families of the library's own caches: full, sliding and latent attention, dense layers before those with experts."""
@@ -53,7 +55,7 @@ def test_a_published_model_skips_nearly_all_of_its_layers(monkeypatch: pytest.Mo
 
     shape = dict(load_recipe("qwen3-30b-1xh100").shape)
     model = skeleton(CONFIG_MAPPING[shape.pop("model_type")](**shape), "bfloat16")
-    with rehearsal._stand_ins(model, rehearsal._Allocations(), every_layer=False) as skipped:
+    with rehearsal._stand_ins(model, rehearsal.Allocations(), every_layer=False) as skipped:
         assert len(skipped) == 46
         assert model.model.layers[7].self_attn.layer_idx == 7, "a stand-in answers for its layer"
     short, whole = both(model, monkeypatch, 64, 128)
@@ -62,5 +64,26 @@ def test_a_published_model_skips_nearly_all_of_its_layers(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_families_that_run_all_layers_are_not_cut(name: str) -> None:
-    with rehearsal._stand_ins(deep(name), rehearsal._Allocations(), every_layer=False) as skipped:
+    with rehearsal._stand_ins(deep(name), rehearsal.Allocations(), every_layer=False) as skipped:
         assert skipped == []
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "qwen3_next", "glm_moe_dsa"])
+def test_what_is_remembered_of_calls_changes_no_byte(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = deep(name), []
+    for remembers in (True, False):
+        if not remembers:
+            monkeypatch.setattr(allocations, "makes_all_new", lambda call: False)
+        found.append((rehearsal.rehearse(model, 2, 20), rehearsal.rehearse_step(model, 2, 40)))
+    assert found[0] == found[1]
+
+
+def test_what_an_operator_hands_back_of_what_it_was_given_is_not_new() -> None:
+    """Neither what its schema calls a view nor what it does not."""
+    given = torch.empty(4, 6, device="meta")
+    with allocations.Allocations() as counted:
+        kept = [torch.ops.aten._unsafe_view(given, [6, 4]) for _ in range(2)] + [given.view(6, 4), given.t()]
+        assert (counted.peak, len(kept)) == (0, 4)
+        more = [given * 2 for _ in range(3)]
+        assert counted.peak == 3 * 96
+        assert {one.stride() for one in more} == {(6, 1)}
