@@ -1,3 +1,5 @@
+from expert_stats.causes.probes import RoutingRecorder as RoutingRecorder
+from expert_stats.causes.probes import TraceFiring as TraceFiring
 from expert_stats.collect import batches as batches
 from expert_stats.collect import collect_counts as collect_counts
 from expert_stats.collect import reduce_counts as reduce_counts
@@ -14,12 +16,11 @@ from expert_stats.npmi import scores_and_estimate as scores_and_estimate
 from expert_stats.plots import DosePoint as DosePoint
 from expert_stats.plots import dose_response as dose_response
 from expert_stats.plots import heat_map as heat_map
-from expert_stats.recorder import RoutingRecorder as RoutingRecorder
-from expert_stats.recorder import TraceFiring as TraceFiring
 from expert_stats.references import reference_tokens as reference_tokens
 from expert_stats.rivals.pictures import family_matrix as family_matrix
 from expert_stats.rivals.pictures import rank_stability as rank_stability
 from expert_stats.rollouts import Rollout as Rollout
+from expert_stats.rollouts import decode_array as decode_array
 from expert_stats.rollouts import read_rollouts as read_rollouts
 from expert_stats.routed import RoutedTrace as RoutedTrace
 from expert_stats.routed import count_routed as count_routed

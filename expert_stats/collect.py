@@ -14,10 +14,10 @@ from torch import nn
 from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
 from expert_stats.references import reference_tokens
-from moe_steer.console.progress import tracked
-from moe_steer.layers import decoder, evaluating, model_shape, moe_layers, text_config, unwrap, weights_in_memory
+from moe_steer.console import tracked
+from moe_steer.layers import decoder, evaluating, model_shape, moe_layers, token_limits, unwrap, weights_in_memory
 from moe_steer.observe import observe_routing
-from moe_steer.tokens import MarkerSet, Trace, check_traces
+from moe_steer.tokens import MarkerSet, Trace, check_traces, right_padded
 
 _MOST_TRACES = 256
 """In one forward pass: each has a table of bins and markers on the device, whatever its length."""
@@ -86,7 +86,7 @@ def run_traces(
         for batch in tracked(batches(traces, tokens_per_batch, batch_size), "counting", shown=progress):
             width = max(len(trace.token_ids) for trace in batch)
             sink.expect(batch, width)
-            body(**_padded(batch, width, device), use_cache=False)
+            body(**right_padded([trace.token_ids for trace in batch], device, width), use_cache=False)
 
 
 def batches(traces: Sequence[Trace], tokens_per_batch: int, batch_size: int | None = None) -> Iterator[list[Trace]]:
@@ -128,10 +128,7 @@ def router_digest(model: Any) -> str:
 
 
 def _check_fit(model: Any, traces: Sequence[Trace]) -> None:
-    inner = unwrap(model)
-    embeddings = inner.get_input_embeddings()
-    num_tokens = getattr(embeddings, "num_embeddings", None) or text_config(inner).vocab_size
-    limit = getattr(text_config(inner), "max_position_embeddings", None)
+    num_tokens, limit = token_limits(model)
     for trace in traces:
         if max(trace.token_ids) >= num_tokens:
             raise ValueError(
@@ -142,15 +139,6 @@ def _check_fit(model: Any, traces: Sequence[Trace]) -> None:
             raise ValueError(
                 f"trace {trace.trace_id!r} has {len(trace.token_ids)} tokens, this model's context {limit}: leave it out or cut it"
             )
-
-
-def _padded(batch: Sequence[Trace], width: int, device: torch.device) -> dict[str, torch.Tensor]:
-    input_ids = torch.zeros((len(batch), width), dtype=torch.int64)
-    mask = torch.zeros((len(batch), width), dtype=torch.int64)
-    for row, trace in enumerate(batch):
-        input_ids[row, : len(trace.token_ids)] = torch.tensor(trace.token_ids)
-        mask[row, : len(trace.token_ids)] = 1
-    return {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
 
 
 def reduce_counts(counts: RoutingCounts) -> RoutingCounts:

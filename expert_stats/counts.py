@@ -6,7 +6,6 @@ E experts. Files: `expert_stats.counts_files`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -127,26 +126,6 @@ class RoutingCounts:
             arrays["num_traces_G"][group] += trace.num_traces
         return arrays
 
-    @property
-    def joint_GMLE(self) -> Array:
-        """Times an expert was selected at a marker's token, in 16 groups of problems."""
-        return self.grouped()["joint_GMLE"]
-
-    @property
-    def expert_GLE(self) -> Array:
-        """Times an expert was selected at any base token, in 16 groups of problems."""
-        return self.grouped()["expert_GLE"]
-
-    @property
-    def marker_GM(self) -> Array:
-        """Occurrences of the markers, in 16 groups of problems."""
-        return self.grouped()["marker_GM"]
-
-    @property
-    def total_G(self) -> Array:
-        """Base tokens, in 16 groups of problems."""
-        return self.grouped()["total_G"]
-
     def __add__(self, other: RoutingCounts) -> RoutingCounts:
         if not isinstance(other, RoutingCounts):
             return NotImplemented
@@ -163,10 +142,6 @@ class RoutingCounts:
         head = json.dumps({"signature": self.signature.to_dict(), "versions": self.versions}, sort_keys=True)
         references = self.references.stamp if self.references is not None else ""
         return [head, *(trace.stamp for trace in self.traces), references]
-
-    def subset(self, numbers: Iterable[int]) -> RoutingCounts:
-        """Only some of the traces, by their number; without references, which are sums over all."""
-        return dataclasses.replace(self, traces=tuple(self.traces[number] for number in numbers), references=None)
 
     def check(self) -> RoutingCounts:
         """Verify every law of counting, of every trace, and return the counts; ValueError names the law and both numbers."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -37,32 +39,10 @@ from expert_stats.scores import ExpertScores
 
 Array = np.ndarray[Any, Any]
 
+P = ParamSpec("P")
+
 BY = ("npmi", "rice")
 MISSING_MARKER = ("error", "skip")
-
-
-def score_experts(
-    counts: RoutingCounts,
-    coefficients: Mapping[str, float] | None = None,
-    *,
-    by: str = "npmi",
-    zero_joint: str | None = None,
-    min_support: int | None = None,
-    missing_marker: str = "error",
-    rival: Callable[[ProblemSums, Array], Rival] | None = None,
-    measured_on: RoutingCounts | None = None,
-) -> ExpertScores:
-    """The scores of `scores_and_estimate`, which has the options."""
-    return scores_and_estimate(
-        counts,
-        coefficients,
-        by=by,
-        zero_joint=zero_joint,
-        min_support=min_support,
-        missing_marker=missing_marker,
-        rival=rival,
-        measured_on=measured_on,
-    )[0]
 
 
 def scores_and_estimate(
@@ -194,6 +174,21 @@ def scores_and_estimate(
         halves=Halves(*(half.reshape(shape) for half in halves)),
     )
     return scores, estimate
+
+
+def _scores(function: Callable[P, tuple[ExpertScores, Estimate]]) -> Callable[P, ExpertScores]:
+    """A function that returns the scores alone, with the options of one that also returns their estimate."""
+
+    @wraps(function)
+    def scores(*args: P.args, **options: P.kwargs) -> ExpertScores:
+        return function(*args, **options)[0]
+
+    scores.__name__ = "score_experts"
+    scores.__signature__ = signature(function).replace(return_annotation="ExpertScores")  # type: ignore[attr-defined]
+    return scores
+
+
+score_experts = _scores(scores_and_estimate)
 
 
 def refuse_shared(counts: RoutingCounts, measured_on: RoutingCounts) -> None:

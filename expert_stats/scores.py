@@ -15,6 +15,7 @@ import numpy as np
 from expert_stats.evidence import EVERY, Fresh, Halves, fresh_record, read_fresh
 from expert_stats.evidence.influence import TOPS
 from expert_stats.evidence.json_tables import listed, read_table
+from moe_steer.console import aligned
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, short
 
@@ -223,10 +224,7 @@ class ExpertScores:
                 row.token_rank or "-",
             ]
             lines.append([*map(str, cells), *(f"{value:+.3f}" for value in row.npmi)])
-        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
-        )
+        return "\n".join(aligned(lines))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON (undefined numbers as null); the file appears complete or not at all."""

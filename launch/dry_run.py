@@ -127,8 +127,7 @@ def report(options: Options, ranks: Ranks) -> str:
     from launch.core.wiring import markers_for, parse_coefficients
     from launch.jobs.experts import questions_of
     from launch.jobs.experts_options import check_kind, given_plan, inputs_of
-    from moe_steer.backends import check_shards
-    from moe_steer.loading import resolve
+    from moe_steer.backends import check_shards, resolve
     from reasoning_evals.runs import RUN_FILE, open_run
 
     plan = given_plan(options)

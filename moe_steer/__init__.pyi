@@ -1,8 +1,11 @@
 from moe_steer.baking import bake as bake
 from moe_steer.baking import unbake as unbake
 from moe_steer.baking import verify_bake as verify_bake
-from moe_steer.choice.entries import TopK as TopK
 from moe_steer.directions import Direction as Direction
+from moe_steer.entries.expert_entry import TopK as TopK
+from moe_steer.entries.presets import PAPER_GAIN as PAPER_GAIN
+from moe_steer.entries.presets import PRESETS as PRESETS
+from moe_steer.entries.presets import preset_plan as preset_plan
 from moe_steer.loading import load_model as load_model
 from moe_steer.observe import observe_residual as observe_residual
 from moe_steer.observe import observe_routing as observe_routing

@@ -92,11 +92,7 @@ def read_json(
     return check_types(value, name, expect or {})
 
 
-def read_json_lines(
-    path: str | os.PathLike[str],
-    remedy: str = "restore the line, or cut it off if the writer was killed",
-    torn_tail: bool = False,
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_lines(path: str | os.PathLike[str], torn_tail: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """(``file:line``, object) of each line that is not blank, of a plain or gzipped file.
 
     ``torn_tail`` accepts a last line that a killed writer left unfinished, and leaves it out. ValueError in one line as for
@@ -107,7 +103,7 @@ def read_json_lines(
             continue
         where = f"{os.fspath(path)}:{number}"
         try:
-            row = parse_json(line, where, remedy)
+            row = parse_json(line, where, "restore the line, or cut it off if the writer was killed")
         except NotJSON:
             if torn_tail and not line.endswith(b"\n"):
                 return

@@ -96,6 +96,13 @@ def text_config(model: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def token_limits(model: Any) -> tuple[int, int | None]:
+    """How many token ids a model has, and how many tokens its context; None where its configuration does not say."""
+    inner, config = unwrap(model), text_config(model)
+    vocabulary = getattr(inner.get_input_embeddings(), "num_embeddings", None) or config.vocab_size
+    return vocabulary, getattr(config, "max_position_embeddings", None)
+
+
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """Name and list of the decoder layers; ValueError when no list or several lists qualify."""
     inner = unwrap(model)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_steer.choice.entries import TOP_K_KEYS, TopK
 from moe_steer.direction import VectorFile
 from moe_steer.entries.entry_reading import (
     by_content,
@@ -21,7 +20,7 @@ from moe_steer.entries.entry_reading import (
     refuse_twice,
     refuse_unknown,
 )
-from moe_steer.entries.expert_entry import EXPERT_KEYS, ExpertGain
+from moe_steer.entries.expert_entry import EXPERT_KEYS, TOP_K_KEYS, ExpertGain, TopK
 from moe_steer.entries.fitting import check_fits_model
 from moe_steer.entries.residual_entry import RESIDUAL_KEYS, UNITS, ResidualVector
 from moe_steer.files import write_whole
@@ -53,7 +52,7 @@ class SteeringPlan:
     """Which experts get which gain or are chosen otherwise, which directions are added, at which tokens.
 
     ``top_k``: how many experts a token has, by layer; each entry has its own scope. What ``force``, ``logit_bias`` and ``top_k``
-    mean: ``moe_steer.choice.entries``.
+    mean: ``moe_steer.entries.expert_entry``.
     ``scope``: at which tokens the entries on experts act (forms: ``moe_steer.tokens.scopes``; meanings: ``moe_steer.tokens.positions``); each residual entry
     has its own.
     ``renormalize``: rescale the selected weights of a token to their former sum after the gains.

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_steer.audit import Audit, NothingFired, SteeringWarning
-from moe_steer.choice.acting import choice_functions
+from moe_steer.entries.acting import choice_functions, residual_functions
+from moe_steer.entries.audit import Audit, NothingFired, SteeringWarning
 from moe_steer.entries.expert_entry import ExpertGain
-from moe_steer.entries.residual_acting import residual_functions
 from moe_steer.entries.residual_entry import ResidualVector
 from moe_steer.gates.counting import GateCounts
 from moe_steer.gates.following import Gates, logits_of
@@ -40,7 +39,7 @@ def steer(
     Gains multiply the final weights of experts that the router selected (RICE, Eq. 7: after top-k and normalisation); with
     ``plan.renormalize`` the weights of a token are then rescaled to their former sum. Residual entries are added at the
     outputs of their layers, in the plan's order, each in its own unit and scope. ``force``, ``logit_bias`` and ``top_k`` change the
-    router's choice before that (see ``moe_steer.choice.entries``): each named router runs once more. Layers that the plan does not name, and a
+    router's choice before that (see ``moe_steer.entries.expert_entry``): each named router runs once more. Layers that the plan does not name, and a
     neutral plan altogether, are not hooked: their outputs are bit for bit the unsteered ones.
 
     ``tokenizer``: needed by the scopes thought, answer and step_end, unless the model came from ``load_model``.

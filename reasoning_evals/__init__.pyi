@@ -7,4 +7,5 @@ from reasoning_evals.prompts import thinking_format as thinking_format
 from reasoning_evals.runs import Completion as Completion
 from reasoning_evals.runs import run_arms as run_arms
 from reasoning_evals.tasks import load_task as load_task
+from reasoning_evals.thinking import loop_at_end as loop_at_end
 from reasoning_evals.thinking import split_thought as split_thought

@@ -106,10 +106,10 @@ def prompt_inside_thought(tokenizer: Any, text: str = THINKING_PROMPT) -> Callab
     return render_words
 
 
-def prompt_with_empty_thought(tokenizer: Any, text: str = FINISHED) -> Callable[[str], RenderedPrompt]:
-    """Renders a question with a thought that says only ``text`` and is closed: the model goes on with its answer (NoThinking,
+def prompt_with_empty_thought(tokenizer: Any) -> Callable[[str], RenderedPrompt]:
+    """Renders a question with a thought that says only `FINISHED` and is closed: the model goes on with its answer (NoThinking,
     arXiv 2504.09858). ValueError as ``prompt_before_thought``."""
-    fmt, words = _checked(tokenizer, text)
+    fmt, words = _checked(tokenizer, FINISHED)
     if fmt.split("42", opened=False).answer != "42":
         raise ValueError(
             "in this format a text that does not begin with a header of its own is no answer, and behind an empty thought none begins "

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "launch": {"moe_steer", "expert_stats", "reasoning_evals"},
 }
 PURE = [
-    *(f"moe_steer/{name}.py" for name in ("plan", "presets")),
+    *(f"moe_steer/{name}.py" for name in ("plan", "entries/presets")),
     *(f"expert_stats/{name}.py" for name in ("counts", "npmi", "select")),
     *(f"reasoning_evals/{name}.py" for name in ("answers", "thinking", "comparing/statistics", "problems")),
 ]
@@ -25,7 +25,7 @@ LEAVES = {
     "moe_steer.files",
     "moe_steer.json_files",
     "moe_steer.lazy_exports",
-    "moe_steer.console.progress",
+    "moe_steer.console",
     "moe_steer.thinking",
 }
 """What reasoning_evals may import of moe_steer: pieces that know nothing of models."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from moe_steer import SteeringPlan
-from moe_steer.entries.elsewhere import refuse_outside
+from moe_steer.entries.fitting import refuse_outside
 from moe_steer.json_files import quoted
 
 VERSION = "0.5.23"

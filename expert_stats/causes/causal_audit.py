@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from expert_stats.causes.causes_file import Causes, ExactEffect
-from expert_stats.causes.exact_effects import outcomes_under
-from expert_stats.causes.log_gains import log_gain_gradients
+from expert_stats.causes.log_gains import log_gain_gradients, outcomes_under
 from expert_stats.causes.over_problems import mean_effect
 from expert_stats.causes.readings import Reading
-from expert_stats.evidence.robust import false_discovery_rate
+from expert_stats.evidence.sums import false_discovery_rate
 from moe_steer.layers import model_shape
 from moe_steer.plan import ExpertGain, SteeringPlan
 

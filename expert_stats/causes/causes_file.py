@@ -15,7 +15,7 @@ import numpy as np
 
 from expert_stats.causes.over_problems import Agreement, agreement, interval, mean_and_error, t_test
 from expert_stats.evidence.json_tables import listed
-from expert_stats.evidence.robust import false_discovery_rate
+from expert_stats.evidence.sums import false_discovery_rate
 from expert_stats.scores import ExpertScores
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, quoted, read_json

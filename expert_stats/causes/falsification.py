@@ -18,9 +18,9 @@ from scipy import stats
 from torch import Tensor
 
 from expert_stats.causes.over_problems import mean_and_error
-from expert_stats.causes.probes import CONDITIONS, Probe
+from expert_stats.causes.probes import CONDITIONS, Probe, RoutingRecorder
 from expert_stats.collect import batches, run_traces
-from expert_stats.recorder import RoutingRecorder
+from moe_steer.console import aligned
 from moe_steer.contrasts.sequences import MarkedSequence, padded
 from moe_steer.layers import decoder, model_shape, unwrap
 from moe_steer.observe import observe_residual
@@ -145,8 +145,7 @@ def table_of(found: Sequence[Falsified]) -> str:
         kind, layer, number = row.target
         cells = [_cell(row.rates.get(name)) for name in names]
         lines.append([f"layer {layer} {kind} {number}", *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    text = aligned(lines)
     for line, row in enumerate(found, start=1):
         text[line] += f"  {VERDICTS[row.verdict]}"
     return "\n".join(text)

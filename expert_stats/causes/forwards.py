@@ -2,7 +2,7 @@
 
 The decoder runs once a batch; the head runs over a bounded number of places at a time, because the logits of a long trace would
 outweigh all else. With a gradient, the head's gradient is gathered at the decoder's output first and then taken through the
-decoder, whose layers are recomputed one by one (`moe_steer.inside.forwards.recomputed`). Weights are frozen: only activations carry a gradient.
+decoder, whose layers are recomputed one by one (`moe_steer.inside.recomputed`). Weights are frozen: only activations carry a gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from expert_stats.causes.readings import Reading
 from moe_steer.contrasts.sequences import batches, check_sequences, padded
 from moe_steer.hooks import call_hooks
-from moe_steer.inside.forwards import recomputed, replaced_output
+from moe_steer.inside import recomputed, replaced_output
 from moe_steer.layers import decoder, decoder_layers, evaluating, unwrap
 
 HEAD_TOKENS = 2048

@@ -18,9 +18,9 @@ from expert_stats.evidence.agreement import rank_agreement
 Array = np.ndarray[Any, Any]
 
 
-def interval(value: Array, error: Array, num_problems: int, level: float = 0.95) -> tuple[Array, Array]:
-    """Two-sided interval from Student's t with one degree of freedom less than problems."""
-    reach = error * stats.t.ppf(0.5 + level / 2, max(num_problems - 1, 1))
+def interval(value: Array, error: Array, num_problems: int) -> tuple[Array, Array]:
+    """Two-sided 95% interval from Student's t with one degree of freedom less than problems."""
+    reach = error * stats.t.ppf(0.975, max(num_problems - 1, 1))
     return value - reach, value + reach
 
 

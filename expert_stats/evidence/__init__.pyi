@@ -20,7 +20,6 @@ from expert_stats.evidence.fresh import measured_elsewhere as measured_elsewhere
 from expert_stats.evidence.fresh import read_fresh as read_fresh
 from expert_stats.evidence.identity import Identity as Identity
 from expert_stats.evidence.identity import identity_of as identity_of
-from expert_stats.evidence.influence import Uncertainty as Uncertainty
 from expert_stats.evidence.influence import draws_of as draws_of
 from expert_stats.evidence.influence import uncertainty_of as uncertainty_of
 from expert_stats.evidence.measure import SHRINK as SHRINK
@@ -28,9 +27,7 @@ from expert_stats.evidence.measure import ZERO_JOINT as ZERO_JOINT
 from expert_stats.evidence.measure import Measure as Measure
 from expert_stats.evidence.measure import least_support as least_support
 from expert_stats.evidence.measure import npmi as npmi
-from expert_stats.evidence.measure import supported_cells as supported_cells
-from expert_stats.evidence.robust import false_discovery_rate as false_discovery_rate
-from expert_stats.evidence.robust import robust_p as robust_p
-from expert_stats.evidence.sums import Excess as Excess
 from expert_stats.evidence.sums import ProblemSums as ProblemSums
+from expert_stats.evidence.sums import false_discovery_rate as false_discovery_rate
 from expert_stats.evidence.sums import problem_sums as problem_sums
+from expert_stats.evidence.sums import robust_p as robust_p

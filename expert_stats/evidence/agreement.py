@@ -63,7 +63,7 @@ def without_each_family(estimate: Estimate) -> tuple[Array, Array]:
     return score_C, p_C
 
 
-def agreement_of_families(estimate: Estimate, seed: int = 0) -> dict[str, Any]:
+def agreement_of_families(estimate: Estimate) -> dict[str, Any]:
     """Overlap of the best 10 and Spearman correlation of every two families, each [value, low, high] (95%, bootstrap over problems).
 
     Over the cells that any family supports by itself. Empty lists with fewer than two families of 5 problems.
@@ -80,7 +80,7 @@ def agreement_of_families(estimate: Estimate, seed: int = 0) -> dict[str, Any]:
         support |= estimate.supported(rows)
     for rows in rows_of.values():
         support &= estimate.selected(rows)  # a family that never selects an expert has no score for it
-    cells, rng = np.flatnonzero(support), np.random.default_rng(seed)
+    cells, rng = np.flatnonzero(support), np.random.default_rng(0)
     ranks, tops = [], []
     for rows in rows_of.values():
         weights_RP = np.zeros((_REPLICATES + 1, len(estimate.problems)), np.float32)

@@ -13,8 +13,7 @@ import numpy as np
 from scipy import stats
 
 from expert_stats.evidence.measure import Measure, supported_cells
-from expert_stats.evidence.robust import robust_p
-from expert_stats.evidence.sums import ProblemSums
+from expert_stats.evidence.sums import ProblemSums, robust_p
 
 Array = np.ndarray[Any, Any]
 Totals = tuple[Array, Array, Array, int]

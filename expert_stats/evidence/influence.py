@@ -33,14 +33,14 @@ class Uncertainty(NamedTuple):
     """Share of bootstrap replicates in which the expert is among the best 1, 2, 5, 10 candidates; NaN for no candidate."""
 
 
-def uncertainty_of(estimate: Estimate, candidates_C: Array, supported_C: Array, seed: int = 0) -> Uncertainty:
+def uncertainty_of(estimate: Estimate, candidates_C: Array, supported_C: Array) -> Uncertainty:
     """``candidates_C``: cells over which the lower bounds hold; ``supported_C``: those that can be chosen."""
     score_C, num = estimate.score(slice(None)), len(estimate.problems)
     missing = np.full(score_C.shape, np.nan)
     chance_TC = np.full((len(TOPS), len(score_C)), np.nan)
     if num < 2:
         return Uncertainty(missing, missing, missing, missing, chance_TC)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     signs_RP = rng.choice(np.array([-1.0, 1.0], np.float32), (MULTIPLIERS, num))
     largest_R = np.full(MULTIPLIERS, -np.inf)
     square_C = np.zeros(len(score_C))

@@ -1,5 +1,4 @@
-from expert_stats.rivals.measures import MEASURED as MEASURED
-from expert_stats.rivals.measures import Measures as Measures
+from expert_stats.rivals.measuring import Measures as Measures
 from expert_stats.rivals.measuring import measure_experts as measure_experts
 from expert_stats.rivals.methods import METHODS as METHODS
 from expert_stats.rivals.methods import Sources as Sources

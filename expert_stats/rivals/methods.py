@@ -23,7 +23,7 @@ from expert_stats.causes.causes_file import Causes, refuse_other_model
 from expert_stats.counts import RoutingCounts
 from expert_stats.evidence import ProblemSums, Ratio, RatioEstimate, Rival
 from expert_stats.npmi import BY
-from expert_stats.rivals.measures import Measures
+from expert_stats.rivals.measuring import Measures
 
 Array = np.ndarray[Any, Any]
 

@@ -49,7 +49,7 @@ class Rankings:
         return rank_NC
 
 
-def compare_rankings(estimates: Mapping[str, Estimate], top: int = 10, seed: int = 0) -> Rankings:
+def compare_rankings(estimates: Mapping[str, Estimate], top: int = 10) -> Rankings:
     """``estimates``: method -> what it scores by. ValueError for fewer than two methods, and for fewer than max(top, 4) experts
     that all of them score."""
     if len(estimates) < 2:
@@ -65,7 +65,7 @@ def compare_rankings(estimates: Mapping[str, Estimate], top: int = 10, seed: int
             "traces, or ask for fewer"
         )
     names = sorted({name for one in estimates.values() for name in one.problems})
-    num, rng = len(names), np.random.default_rng(seed)
+    num, rng = len(names), np.random.default_rng(0)
     left_out = round(num / 4)
     kept_RP = np.ones((_REPLICATES, num), np.float32)
     for row in kept_RP:

@@ -51,7 +51,7 @@ class Bake:
         """Bake and show the certificate."""
         plan = SteeringPlan.load(self.plan)
         if self.control_vector is not None and not plan.active_experts and not plan.top_k and self.out is None:
-            from moe_steer.gguf.control_vector import export_control_vector
+            from moe_steer.gguf import export_control_vector
 
             export_control_vector(dataclasses.replace(plan, experts=()), self.control_vector)
             self._say_vectors(plan)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from moe_steer.console import aligned
+
 if TYPE_CHECKING:
     from reasoning_evals.comparing import Assumptions, PowerPlan
     from reasoning_evals.runs import GradeRow
@@ -260,7 +262,4 @@ def _table(rows: Sequence[GradeRow], arm: str) -> dict[str, list[bool]]:
 
 
 def _table_lines(corner: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
-    widths = [max(len(head), *(len(cells[i]) for _, cells in rows)) + 2 for i, head in enumerate(heads)]
-    first = max(len(corner), *(len(name) for name, _ in rows))
-    for name, cells in [(corner, heads), *rows]:
-        print(f"{name:>{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    print("\n".join(aligned([[name, *cells] for name, cells in [(corner, heads), *rows]])))

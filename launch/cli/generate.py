@@ -230,7 +230,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         )
 
     def _endpoint_tokenizer(self) -> Any:
-        from moe_steer.loading import read_tokenizer
+        from moe_steer.backends import read_tokenizer
 
         if self.chat_endpoint and self.tokenizer is None:
             return None
@@ -244,23 +244,23 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         from reasoning_evals.engines import http_line
         from reasoning_evals.runs import read_audit
 
-        print(http_line(read_audit(self.out)[arm]))
+        print(http_line(read_audit(self.out).rows[arm]))
 
     def _report_firing(self, plan: object) -> None:
         from launch.core.findings import nothing_fired
         from moe_steer import SteeringPlan
         from moe_steer.entries.audit_lines import row_lines
-        from reasoning_evals.runs import gates_text, read_audit, read_gates
+        from reasoning_evals.runs import gates_text, read_audit
 
         assert isinstance(plan, SteeringPlan)
-        rows = [row for arm in read_audit(self.out).values() for row in arm if row["kind"] not in ("endpoint", "retry")]
+        told = read_audit(self.out)
+        rows = [row for arm in told.rows.values() for row in arm if row["kind"] not in ("endpoint", "retry")]
         for line in row_lines(rows):
             print(line)
-        gates = read_gates(self.out)
-        for (_, problem_id, sample_idx), acts in list(gates.items())[:_MOST_SAMPLES]:
+        for (_, problem_id, sample_idx), acts in list(told.gates.items())[:_MOST_SAMPLES]:
             print(f"{problem_id} sample {sample_idx}: {gates_text(acts)}")
-        if len(gates) > _MOST_SAMPLES:
-            print(f"the same of {len(gates) - _MOST_SAMPLES} more samples: {self.out}/audit.jsonl")
+        if len(told.gates) > _MOST_SAMPLES:
+            print(f"the same of {len(told.gates) - _MOST_SAMPLES} more samples: {self.out}/audit.jsonl")
         problem = nothing_fired(plan, rows)
         if plan.is_neutral:
             problem = (

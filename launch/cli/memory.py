@@ -36,8 +36,7 @@ class Memory:
 
     def run(self) -> int:
         """Print the table and the verdict; 1 when nothing fits."""
-        from moe_steer.backends import FEWER, GPU_SHARE, check_name, gib, plan_memory
-        from moe_steer.loading import read_config
+        from moe_steer.backends import FEWER, GPU_SHARE, check_name, gib, plan_memory, read_config
 
         dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(self.dtype, self.dtype)
         check_name(self.backend)

@@ -13,10 +13,9 @@ from typing import Any
 from launch.cli.plan_gates import gate_words, with_gate
 from launch.core.arms import with_choice
 from launch.core.options import MIN_SUPPORT
-from moe_steer import ExpertGain, ResidualVector, SteeringPlan
+from moe_steer import PRESETS, ExpertGain, ResidualVector, SteeringPlan, preset_plan
 from moe_steer.entries.residual_entry import read_vector
 from moe_steer.plan import UNITS
-from moe_steer.presets import PRESETS, preset_plan
 
 _COMPARED = ("model_type", "num_layers", "num_experts")
 

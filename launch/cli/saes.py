@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch.core.options import HeldModel
-from moe_steer.layers import text_config
+from moe_steer.layers import token_limits
 
 
 def token_sequences(
@@ -27,7 +27,7 @@ def token_sequences(
     found = [list(trace.token_ids) for trace in read_any_traces(traces, tokenizer, arm)] if traces else []
     for name in texts:
         found += [list(tokenizer(line)["input_ids"]) for line in text_lines(name)]
-    limit = getattr(text_config(model), "max_position_embeddings", None)
+    limit = token_limits(model)[1]
     return [item[:limit] for item in found]
 
 

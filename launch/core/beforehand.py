@@ -21,10 +21,11 @@ from moe_steer.backends import (
     choose_backend,
     gpus_here,
     plan_memory,
+    read_config,
+    read_tokenizer,
     skeleton,
 )
 from moe_steer.layers import ModelShape, model_shape
-from moe_steer.loading import read_config, read_tokenizer
 from reasoning_evals.prompts import render_prompt
 from reasoning_evals.runs import RUN_FILE, read_run
 

@@ -1,4 +1,5 @@
-"""The directions of a job: made once in its folder, read again on a later start, the same on every rank."""
+"""The directions of a job: made once in its folder, read again on a later start, the same on every rank. Some are made of decisions that
+come back when they are sampled anew (``moe_steer.contrasts.stability``)."""
 
 from __future__ import annotations
 
@@ -13,11 +14,15 @@ from typing import Any, NamedTuple
 from launch.core.session import Session, unclaimed_when_refused
 from moe_steer import Direction
 from moe_steer.backends import layout_of, lockstep
-from moe_steer.contrasts import MarkedSequence, contrast_fits
+from moe_steer.console import tracked
+from moe_steer.contrasts import Behaviour, MarkedSequence, Stability, contrast_fits, shown_by, sites_of, stable_sites
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, quoted, read_json, short
 from moe_steer.layers import unwrap
 from moe_steer.saes import SAE, SAEFit, check_fits, fit_lines, layers_among, load_sae
+from moe_steer.thinking import token_tags
+from reasoning_evals.engines import InProcessSampler, Request, SamplingConfig
+from reasoning_evals.runs import sample_seed
 
 FOLDER = "directions"
 INDEX = "index.json"
@@ -204,3 +209,44 @@ def _digest(home: Path, made: JobDirections) -> str:
         for _, name in entries:
             digest.update((home / name).read_bytes())
     return digest.hexdigest()
+
+
+_DECISION_TOKENS = 12
+"""New tokens of a re-generation: words that lead up to a switch, and the switch."""
+
+
+def keep_stable(
+    model: Any,
+    tokenizer: Any,
+    sequences: Sequence[MarkedSequence],
+    switch_words: Sequence[str],
+    *,
+    samples: int,
+    share: float,
+    temperature: float,
+    top_p: float,
+    batch_size: int = 64,
+) -> tuple[list[MarkedSequence], list[Stability]]:
+    """The sequences with the sites at which the behaviour comes back in ``share`` of ``samples`` re-generations, and how many those
+    are. The samples of a site share its prefill."""
+    tags = token_tags(tokenizer)
+    assert tags is not None, "decisions are made in thoughts"
+    by_name = {item.name: item for item in sequences}
+    asked = [
+        Request(
+            prompt_ids=by_name[name].token_ids[: place + 1],
+            seed=sample_seed(0, "decision", f"{name}@{place}", number),
+            key=(name, place),
+        )
+        for name, place in sites_of(sequences)
+        for number in range(samples)
+    ]
+    config = SamplingConfig(
+        temperature=temperature, top_p=top_p, max_new_tokens=_DECISION_TOKENS, batch_size=batch_size
+    )
+    found: dict[tuple[str, int], list[tuple[int, ...]]] = {}
+    sampled = InProcessSampler(model, tokenizer).sample(asked, config)
+    for sample in tracked(sampled, "re-generating decisions", total=len(asked)):
+        found.setdefault(sample.key, []).append(sample.token_ids)
+    behaviour = Behaviour.of(tokenizer, tags, switch_words)
+    return stable_sites(sequences, shown_by(sequences, behaviour, found), share)

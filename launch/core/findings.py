@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,16 +134,23 @@ def nothing_fired(plan: SteeringPlan, rows: Sequence[Mapping[str, Any]]) -> str 
     )
 
 
+def said(*folders: Path) -> dict[str, dict[tuple[str, str, int], int]]:
+    """Arm -> a hash of every sample in the run folders: equal where two arms said the same, token by token."""
+    found: dict[str, dict[tuple[str, str, int], int]] = defaultdict(dict)
+    for folder in folders:
+        for item in read_generations(folder):
+            found[item.arm][folder.name, item.problem_id, item.sample_idx] = hash((item.text, item.token_ids))
+    return found
+
+
 def silent_arms(plans: Mapping[str, SteeringPlan | None], baseline: str, *folders: Path) -> list[str]:
     """One sentence for every arm that changed nothing in all of the run folders: its plan never fired, or every sample equals
     the baseline's. ``plans``: arm -> its plan, None for prompts and decoding rules."""
     firing: dict[str, list[Mapping[str, Any]]] = {name: [] for name in plans}
-    samples: dict[str, dict[tuple[str, str, int], int]] = {name: {} for name in plans}
     for folder in folders:
-        for name, rows in read_audit(folder).items():
+        for name, rows in read_audit(folder).rows.items():
             firing[name] += rows
-        for item in read_generations(folder):
-            samples[item.arm][folder.name, item.problem_id, item.sample_idx] = hash((item.text, item.token_ids))
+    samples = said(*folders)
     found = []
     for name, plan in plans.items():
         if plan and (problem := nothing_fired(plan, firing[name])):

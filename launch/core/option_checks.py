@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_type_hints
 
@@ -52,10 +52,23 @@ def refuse_idle(options: Any) -> None:
             raise ValueError(note.message.format(readers=", ".join(note.readers), where=note.where, **words))
 
 
-def refuse_greedy_samples(number: int | None, option: str = "--samples") -> None:
+def refuse_greedy_samples(number: int | None) -> None:
     """ValueError for more than one greedy answer to a problem."""
     if number not in (None, 1):
-        raise ValueError(f"--greedy gives the same answer every time: leave {option} {number} out")
+        raise ValueError(f"--greedy gives the same answer every time: leave --samples {number} out")
+
+
+def named_files(given: Iterable[str], noun: str) -> dict[str, str]:
+    """Name -> file, of files and NAME=FILE for the option --noun; ValueError for a name that is given twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not equals or "/" in name:
+            name, file = Path(text).stem, text
+        if name in found:
+            raise ValueError(f"two {noun}s are named {name}: give one another name, as in --{noun} other={file}")
+        found[name] = file
+    return found
 
 
 def check_counts(options: Any, names: Collection[str]) -> None:

@@ -12,8 +12,8 @@ from launch.core.wiring import read_any_traces, text_lines
 from moe_steer.backends import layout_of
 from moe_steer.thinking import thinking_format
 from moe_steer.tokens import MarkerSet, Trace, scoped_positions
+from reasoning_evals import loop_at_end
 from reasoning_evals.runs import grade_run
-from reasoning_evals.thinking import loop_at_end
 
 DECISIONS = "decisions"
 """Places of thoughts at which one of the named tokens, or the tag that ends a thought, came next."""
@@ -161,6 +161,6 @@ def decision_causes(
 
 def watch_on_terminal(shows: bool) -> Any:
     """A progress bar on a terminal; nothing elsewhere."""
-    from moe_steer.console.progress import tracked
+    from moe_steer.console import tracked
 
     return lambda label, items: tracked(items, label, shown=None if shows else False)

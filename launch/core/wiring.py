@@ -19,6 +19,7 @@ from expert_stats import (
     batches,
     collect_counts,
     count_routed,
+    decode_array,
     read_rollouts,
     read_traces,
     reduce_counts,
@@ -26,7 +27,6 @@ from expert_stats import (
     routed_trace,
     trace_from_ids,
 )
-from expert_stats.rollouts import decode_array
 from launch.core.ranks import Ranks
 from launch.core.served.connection import Connection
 from moe_steer import SteeringPlan

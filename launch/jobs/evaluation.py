@@ -13,7 +13,7 @@ from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
 from launch.core.levers.arm_building import BuiltArm, arm_of, load_plans
 from launch.core.levers.arm_words import HINT, REMINDER, TRIAL, Words, arm_name, check_arms, parse_arm
-from launch.core.levers.mis_exits import exit_warnings, mis_exits
+from launch.core.levers.exit_probe import exit_warnings, mis_exits
 from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
 from launch.core.prompt_options import own_wording

@@ -20,7 +20,7 @@ from expert_stats import (
     heat_map,
     interval_lines,
     rank_stability,
-    scores_and_estimate,
+    score_experts,
 )
 from expert_stats.causes import Causes
 from expert_stats.evidence import fresh_record
@@ -110,14 +110,14 @@ def scored(folder: Path, options: Options, by: str, measured_on: RoutingCounts |
     """The scores of the counts that a run left, and for ``by`` causes of its causes. ``measured_on``: counts of problems that did not choose."""
     counts = RoutingCounts.load(folder / COUNTS)
     causes = Causes.load(folder / CAUSES) if by == "causes" else None
-    return scores_and_estimate(
+    return score_experts(
         counts,
         parse_coefficients(options.coefficients) or None,
         min_support=options.min_support,
         missing_marker="skip",
         rival=rival_of(by, counts, Sources(causes=causes)),
         measured_on=measured_on,
-    )[0]
+    )
 
 
 def place_of(scores: ExpertScores, layer: int, expert: int) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _results(
         "placebo": _without_provenance(outcome.placebo) if outcome.placebo else None,
         "tuning": tuning,
         "scores": _scores(outcome.scores) if outcome.scores else None,
-        "firing": rounded(read_audit(outcome.folder / "test")),
+        "firing": rounded(read_audit(outcome.folder / "test").rows),
         "comparison": comparison.to_dict(),
     }
 

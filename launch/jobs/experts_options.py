@@ -11,9 +11,8 @@ from launch.core.arms import load_plan
 from launch.core.option_checks import ReadBy, check_counts
 from launch.core.options import SplitOptions
 from launch.core.served.server_options import EngineOptions
-from moe_steer import SteeringPlan
+from moe_steer import PAPER_GAIN, SteeringPlan, preset_plan
 from moe_steer.layers import ModelShape
-from moe_steer.presets import PAPER_GAIN, preset_plan
 from moe_steer.tokens import parse_scope
 
 _GIVEN = "--{option} is for experts that are searched, and --{options.given} gives them: leave it out"

@@ -39,7 +39,7 @@ from launch.jobs.overthinking_options import (
 )
 from launch.jobs.overthinking_settings import BASELINE, UNTUNED, Setting, all_settings, build, choices_of
 from moe_steer import Direction
-from moe_steer.console.progress import follow
+from moe_steer.console import follow
 from moe_steer.contrasts import MarkedSequence, collect_contrast, fit_notes
 from moe_steer.directions import all_atoms, caa, report_atoms, single_atom, sta
 from moe_steer.lab import LAB_SAE

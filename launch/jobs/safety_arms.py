@@ -12,7 +12,7 @@ from launch.core.session import Session
 from launch.jobs.safety_options import VECTOR_ARMS, SafetyOptions
 from launch.jobs.safety_tasks import SafetyTask, is_chat
 from moe_steer import ResidualVector, SteeringPlan
-from moe_steer.console.progress import follow
+from moe_steer.console import follow
 from moe_steer.contrasts import answer_pairs, collect_contrast, fit_notes
 from moe_steer.directions import all_atoms, caa, report_atoms, sta
 from moe_steer.saes import SAE

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from launch.core.findings import silent_arms
 from launch.jobs.safety_arms import SafetyArm
@@ -21,6 +21,7 @@ from reasoning_evals.comparing import (
     Difference,
     DomainAccuracy,
     Measure,
+    cluster_names,
     holm,
     mean_estimate,
     paired_difference,
@@ -34,7 +35,6 @@ from reasoning_evals.safety import (
     compare_defence,
     defence_of,
     mean_of_tasks,
-    plain,
     safe_share,
     text_fluency,
 )
@@ -43,7 +43,8 @@ LOW_LETTER_MASS = 0.5
 MANY_AT_LIMIT = 0.1
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True)
+class Change:
     """One arm against the reference on one task."""
 
     task: str
@@ -204,7 +205,7 @@ class Outcome:
                 "arms": {arm.name: {"prefix": arm.prefix, "plan": _digest(arm)} for arm in self.arms},
                 "mean_defence": {arm: dataclasses.asdict(one) for arm, one in self.mean_defence.items()},
                 "mean_capability": {arm: dataclasses.asdict(one) for arm, one in self.mean_capability.items()},
-                "changes": [plain(change) | {"verdict": change.verdict} for change in self.changes],
+                "changes": [dataclasses.asdict(change) | {"verdict": change.verdict} for change in self.changes],
                 "tasks": {task.name: self._task_results(task) for task in self.tasks},
                 "directions": {arm: dict(header) for arm, header in self.directions.items()},
                 "sae_fit": self.sae_fit and self.sae_fit.to_dict(),
@@ -215,7 +216,7 @@ class Outcome:
         result = task.describe() | {"comparison": self.comparisons[task.name].to_dict()}
         if task.is_attack:
             result["classifier"] = self.classifiers[task.name]
-            result["defence"] = {arm: plain(one) for arm, one in self.defences[task.name].items()}
+            result["defence"] = {arm: dataclasses.asdict(one) for arm, one in self.defences[task.name].items()}
             result["fluency"] = {
                 arm: {"bits": dataclasses.asdict(one), "difference": change and dataclasses.asdict(change)}
                 for arm, (one, change) in self.fluency[task.name].items()
@@ -253,8 +254,7 @@ class Outcome:
 
     def _clusters(self, task: str, names: Sequence[str]) -> list[str] | None:
         ids = {row.problem_id: row.cluster_id for row in self.rows[task]}
-        named = [f"problem {name}" if ids[name] is None else f"cluster {ids[name]}" for name in names]
-        return named if len(set(named)) < len(named) else None
+        return cluster_names({name: ids[name] for name in names})
 
     @cached_property
     def silent(self) -> list[str]:

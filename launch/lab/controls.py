@@ -24,7 +24,7 @@ from typing import Any
 import tyro
 
 from expert_stats.causes import Causes
-from launch.core.findings import read_results, write_results
+from launch.core.findings import read_results, said, write_results
 from launch.core.option_checks import check_counts, check_folder
 from launch.core.options import options_from
 from launch.core.outcomes import decision_causes
@@ -210,7 +210,7 @@ def found_by(control: Control, run: Path, model: str) -> dict[str, Any]:
     results = read_results(run, "steer_r1")
     (pair,) = [one for one in results["comparison"]["pairs"] if (one["a"], one["b"]) == ("baseline", "steered")]
     (entry,) = results["plan"]["experts"]
-    accuracy = pair["accuracy"]
+    accuracy, samples = pair["accuracy"], said(run / "test")
     found: dict[str, Any] = {
         "name": control.name,
         "what": control.what,
@@ -222,7 +222,7 @@ def found_by(control: Control, run: Path, model: str) -> dict[str, Any]:
         "gain": entry["gain"],
         "evidence": results["evidence"],
         "points": {name: accuracy[name] for name in ("mean", "low", "high")},
-        "every_sample_equal": any("every sample equals" in text for text in results["warnings"]),
+        "every_sample_equal": samples["steered"] == samples["baseline"],
         "smallest_shown": accuracy["detectable"],
         "smallest_of": "the pair",
         "accuracy": {arm["name"]: arm["accuracy"]["mean"] for arm in results["comparison"]["arms"]},

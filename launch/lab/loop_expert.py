@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from launch.lab.planting import layer_of, plant
+from launch.lab.planted_expert import layer_of, plant
 from moe_steer import load_model
 from moe_steer.lab.problems import generate_problems
 from moe_steer.thinking import token_tags

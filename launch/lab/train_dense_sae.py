@@ -12,7 +12,7 @@ import torch
 import tyro
 from transformers import PreTrainedTokenizerBase
 
-from launch.lab.batches import Writer, overthinking_text
+from launch.lab.batches import overthinking_text
 from moe_steer import load_model
 from moe_steer.lab import LAB_DENSE, LAB_SAE
 from moe_steer.saes import SAE, ActivationBatches, SAEAbout, SAEFit, TrainRecipe, measure_fit, residual_of, train_sae
@@ -49,12 +49,10 @@ class Options:
     seed: int = 0
 
 
-def written_sequences(
-    tokenizer: PreTrainedTokenizerBase, num: int, seed: str, write: Writer = overthinking_text
-) -> list[list[int]]:
+def written_sequences(tokenizer: PreTrainedTokenizerBase, num: int, seed: str) -> list[list[int]]:
     """Token ids of prompts with their solutions, train split."""
     rng = random.Random(f"{seed}/sae")
-    texts = ["".join(write(rng)) for _ in range(num)]
+    texts = ["".join(overthinking_text(rng)) for _ in range(num)]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [one for one in ids if len(one) <= tokenizer.model_max_length]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import tyro
 
-from launch.core.option_checks import HERE, TASK, check_counts, check_folder, refuse_idle
+from launch.core.option_checks import HERE, TASK, check_counts, check_folder, named_files, refuse_idle
 from launch.core.options import HeldModel
 from launch.core.prompt_options import Drawing, PromptOptions, Usual, own_wording, usual_of
 from launch.core.served.server_options import JobServerOptions
@@ -185,7 +185,9 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
         from moe_steer.layers import model_shape
 
         plans = {name: SteeringPlan.load(file) for name, file in named_plans(self.plan).items()}
-        directions = {name: VectorFile.read(Path(file)) for name, file in _named_files(self.direction).items()}
+        directions = {
+            name: VectorFile.read(Path(file)) for name, file in named_files(self.direction, "direction").items()
+        }
         problems = self._problems()
         known = look(self)
         longest = known.longest_prompt([problem.prompt for problem in problems])
@@ -220,7 +222,7 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
         from launch.core.served.connection import Connection
         from launch.playground.asked import Offer
         from launch.playground.running import There
-        from moe_steer.loading import read_tokenizer
+        from moe_steer.backends import read_tokenizer
 
         connection = Connection.to(self)
         tokenizer = read_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
@@ -257,16 +259,3 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
     except OverflowError:
         raise ValueError(f"--port is {port}: give a number from 0 to 65535") from None
-
-
-def _named_files(given: tuple[str, ...]) -> dict[str, str]:
-    """Name -> file. ValueError for a name that is given twice."""
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, file = text.partition("=")
-        if not equals or "/" in name:
-            name, file = Path(text).stem, text
-        if name in found:
-            raise ValueError(f"two directions are named {name}: give one another name, as in --direction other={file}")
-        found[name] = file
-    return found

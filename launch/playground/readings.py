@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_steer import observe_residual, observe_routing
-from moe_steer.audit import Audit
+from moe_steer.entries.audit import Audit
 from moe_steer.layers import ModelShape
 
 Array = np.ndarray[Any, Any]

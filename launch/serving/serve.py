@@ -20,10 +20,11 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from launch.core.option_checks import named_files
 from launch.core.served.own_server import OWNER, steers
 from launch.serving.latent import LATENT, ROTARY, cpu_options, lacks_kernel, with_latent_sizes
 from moe_steer import SteeringPlan
-from moe_steer.entries.elsewhere import refuse_outside
+from moe_steer.entries.fitting import refuse_outside
 
 _NEEDED = """
 import importlib.metadata as found, importlib.util as there, json
@@ -109,18 +110,12 @@ def _end_with(owner: int, server: subprocess.Popen[bytes]) -> None:
 
 def named_plans(given: Sequence[str]) -> dict[str, str]:
     """Name -> file, of files, folders and NAME=FILE; ValueError for a name that is given twice, and for a folder without plans."""
-    plans: dict[str, str] = {}
-    for text in _files(given):
-        name, equals, file = text.partition("=")
-        if not equals or "/" in name:
-            name, file = Path(text).stem, text
-        if name in plans:
-            raise ValueError(f"two plans are named {name}: give one another name, as in --plan other={file}")
+    plans = named_files(_files(given), "plan")
+    for name, file in plans.items():
         if name == "off" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             raise ValueError(
                 f"plan name {name!r}: give up to 64 letters, digits, dots, - and _, as in --plan NAME={file}"
             )
-        plans[name] = file
     return plans
 
 
@@ -144,9 +139,8 @@ def check_plans(model: str, plans: dict[str, SteeringPlan]) -> None:
             refuse_outside(plan, "a server")
         except ValueError as error:
             raise ValueError(f"plan {name}: {error}") from error
-    from moe_steer.backends import Unplanned, skeleton
+    from moe_steer.backends import Unplanned, read_config, skeleton
     from moe_steer.layers import model_shape
-    from moe_steer.loading import read_config
 
     try:
         shape = model_shape(skeleton(read_config(model), "bfloat16"))

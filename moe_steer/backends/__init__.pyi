@@ -1,15 +1,12 @@
 from moe_steer.backends.blueprint import Unplanned as Unplanned
-from moe_steer.backends.blueprint import config_of as config_of
 from moe_steer.backends.blueprint import is_gguf as is_gguf
 from moe_steer.backends.blueprint import skeleton as skeleton
 from moe_steer.backends.blueprint import torch_dtype as torch_dtype
-from moe_steer.backends.blueprint import where_it_lies as where_it_lies
 from moe_steer.backends.checkpoint import LoadRequest as LoadRequest
 from moe_steer.backends.checkpoint import cached_folder as cached_folder
 from moe_steer.backends.checkpoint import check_shards as check_shards
 from moe_steer.backends.checkpoint import refuse_unknown_quantisation as refuse_unknown_quantisation
 from moe_steer.backends.checkpoint import refuse_without_kernels as refuse_without_kernels
-from moe_steer.backends.engine import without_compiled_shared_memory as without_compiled_shared_memory
 from moe_steer.backends.layout import FEWER as FEWER
 from moe_steer.backends.layout import FITS as FITS
 from moe_steer.backends.layout import GPU_SHARE as GPU_SHARE
@@ -26,3 +23,8 @@ from moe_steer.backends.memory import plan_memory as plan_memory
 from moe_steer.backends.registry import check_name as check_name
 from moe_steer.backends.registry import loader as loader
 from moe_steer.backends.registry import refusal as refusal
+from moe_steer.backends.sources import one_line_of as one_line_of
+from moe_steer.backends.sources import read_config as read_config
+from moe_steer.backends.sources import read_tokenizer as read_tokenizer
+from moe_steer.backends.sources import resolve as resolve
+from moe_steer.backends.zero3 import without_compiled_shared_memory as without_compiled_shared_memory

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from moe_steer.backends import engine, zero3
+from moe_steer.backends import zero3
 from moe_steer.backends.blueprint import dequantised
 from moe_steer.backends.checkpoint import LoadRequest
 from moe_steer.backends.layout import Layout
@@ -32,8 +32,8 @@ def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
     with own_experts_while_reading():
         model = request.sharded_model(**dequantised(config))
     # No precision is given: DeepSpeed would create an optimizer for it, which refuses experts outside of training.
-    settings = engine.settings(**expert_section(config, layout.world_size))
-    started = engine.start(model, settings)
+    settings = zero3.settings(**expert_section(config, layout.world_size))
+    started = zero3.start(model, settings)
     return started.module, dataclasses.replace(layout, lockstep=True, engine=started)
 
 

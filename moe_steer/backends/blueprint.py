@@ -208,8 +208,8 @@ def planning(config: Any) -> Iterator[None]:
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0][:160]
         reason = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
-        name = str(config.model_type)[:40]
-        raise Unplanned(f"the memory of this {name} model cannot be planned ({reason})") from error
+        kind = str(config.model_type)[:40]
+        raise Unplanned(f"the memory of this {kind} model cannot be planned ({reason})") from error
 
 
 _MOST_LAYERS = 500
@@ -219,19 +219,15 @@ _MOST_LAYERS = 500
 def _possible(config: Any) -> Iterator[None]:
     """ValueError in place of what the library raises late for a configuration that no model can have."""
     text = config.get_text_config()
-    found: list[Any] = [getattr(text, key, None) for key in ("num_hidden_layers", "n_group", "topk_group")]
-    layers, groups, chosen = found
+    layers, experts = getattr(text, "num_hidden_layers", None), getattr(text, "n_routed_experts", None) or 0
+    groups, chosen = (getattr(text, "n_group", None) or 0), (getattr(text, "topk_group", None) or 0)
     if empty := [name for name in ("hidden_size", "num_attention_heads", "vocab_size") if getattr(text, name, 1) == 0]:
         raise ValueError(f"{empty[0]} is 0 in its configuration: no model has none")
     if isinstance(layers, int) and not 0 < layers <= _MOST_LAYERS:
         raise ValueError(f"num_hidden_layers is {layers} in its configuration: 1 to {_MOST_LAYERS} can be built")
-    experts = getattr(text, "n_routed_experts", None) or 0
-    known = isinstance(groups, int) and isinstance(chosen, int)
-    if known and (groups or chosen) and not (0 < chosen <= groups and experts % groups == 0):
-        raise ValueError(
-            f"topk_group is {chosen}, n_group {groups} and n_routed_experts {experts} in its configuration: groups are of one size, "
-            "and one to all are chosen"
-        )
+    if (groups or chosen) and not (0 < chosen <= groups and experts % groups == 0):
+        said = f"topk_group is {chosen}, n_group {groups} and n_routed_experts {experts} in its configuration"
+        raise ValueError(f"{said}: groups are of one size, and one to all are chosen")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")

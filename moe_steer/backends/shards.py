@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from moe_steer.backends.engine import KEEP_WHOLE_BELOW
 from moe_steer.backends.offload import BUFFERS, SMALLEST
 from moe_steer.backends.tp_ep import parallel_rules
+from moe_steer.backends.zero3 import KEEP_WHOLE_BELOW
 
 _COPIES = 3
 """Copies of a parameter that exist while it is read: the checkpoint's tensors, those stacked, those joined."""

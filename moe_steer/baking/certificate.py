@@ -89,9 +89,7 @@ class Certificate:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Certificate:
         """The inverse of ``to_dict``."""
-        values = {key: value for key, value in data.items() if key not in ("reversible", "overlay")}
-        if data.get("overlay"):  # steering.json of earlier versions, which asked for no loader
-            values["loader"] = "in-order"
+        values = {key: value for key, value in data.items() if key != "reversible"}
         entries = [EntryCertificate(**{**entry, "tensors": tuple(entry["tensors"])}) for entry in data["entries"]]
         lists = {
             "entries": tuple(entries),

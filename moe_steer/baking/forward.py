@@ -108,7 +108,7 @@ def _outputs(
     import torch
     from transformers import GenerationConfig
 
-    from moe_steer.audit import SteeringWarning
+    from moe_steer.entries.audit import SteeringWarning
     from moe_steer.loading import load_model
     from moe_steer.steering import steer
 

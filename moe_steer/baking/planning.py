@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from moe_steer.baking.certificate import Certificate, EntryCertificate, Family
 from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
 from moe_steer.baking.numbers import Rounding, is_power_of_two, nearest_power_of_two, shown
-from moe_steer.entries.elsewhere import refuse_outside
+from moe_steer.entries.fitting import refuse_outside
 from moe_steer.plan import SteeringPlan
 
 STEER_INSTEAD = "steer in process instead ('moe-steer generate', or steer() in Python)"

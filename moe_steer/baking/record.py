@@ -25,7 +25,7 @@ UNDO = (
     "By hand: take the tensors under 'changes' from the original checkpoint."
 )
 Patch = tuple[str, str]
-"""(old, new): a piece of a text file that occurs exactly once before, and what is there after. See safetensors/textpatch.py."""
+"""(old, new): a piece of a text file that occurs exactly once before, and what is there after. See safetensors/target.py."""
 
 
 class BakeMismatch(ValueError):

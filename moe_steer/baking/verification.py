@@ -12,10 +12,9 @@ from moe_steer.baking.edits import Change, Container, StoredTensor
 from moe_steer.baking.folder_files import INDEX_SUFFIX, first_difference, read_text, sha256_file
 from moe_steer.baking.gguf.gguf_record import gguf_record_path, read_gguf_record
 from moe_steer.baking.gguf.model import GgufModel, is_gguf, read_gguf
-from moe_steer.baking.gguf.undo_file import refuse_half_written
 from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record, RecordedFile, has_record, read_record
 from moe_steer.baking.safetensors.folder import Checkpoint, open_checkpoint
-from moe_steer.baking.safetensors.textpatch import apply_patches
+from moe_steer.baking.safetensors.target import apply_patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +31,6 @@ class Verification:
     hashed: int
     compared_bytes: int
     unhashed: tuple[str, ...]
-
-    @property
-    def compared_with_source(self) -> bool:
-        """Whether every byte was compared with the source's."""
-        return self.compared_bytes > 0
 
 
 def verify_bake(baked: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Verification:
@@ -72,7 +66,6 @@ def read_bake(path: str | os.PathLike[str]) -> tuple[Record, Container]:
     """The record of a baked model and its files; ValueError when one is missing, and where there are others that engines load."""
     if is_gguf(path):
         model = read_gguf(Path(path))
-        refuse_half_written(model.first)
         return read_gguf_record(model), model
     record = read_record(path)
     _check_names(Path(path), record)

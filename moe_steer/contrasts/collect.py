@@ -20,7 +20,7 @@ from moe_steer.contrasts.sequences import (
     tokens_of_a_forward,
     whole_pairs,
 )
-from moe_steer.directions.contrast import HASH_MODULUS, Contrast, describe_sae
+from moe_steer.directions.methods import HASH_MODULUS, Contrast, describe_sae
 from moe_steer.directions.moments import Accumulator, PairMoments
 from moe_steer.layers import decoder, evaluating, model_shape, unwrap
 from moe_steer.observe import observe_residual
@@ -199,16 +199,18 @@ def fit_notes(fits: Mapping[int, SAEFit]) -> dict[str, Any]:
     return {f"sae_fit_{layer}": fit.to_dict() for layer, fit in fits.items()}
 
 
+_FIT_TOKENS = 4096
+
+
 def measure_contrast_fit(
     model: Any,
     sequences: Sequence[MarkedSequence],
     layer: int,
     sae: SAE,
     *,
-    max_tokens: int = 4096,
     batch_tokens: int | None = None,
 ) -> SAEFit:
-    """``measure_fit`` over the marked tokens of the first sequences at one layer, about ``max_tokens`` of them.
+    """``measure_fit`` over the marked tokens of the first sequences at one layer, about 4,096 of them.
 
     ValueError for an SAE of another layer or width.
     """
@@ -217,7 +219,7 @@ def measure_contrast_fit(
     check_fits(sae, model, layer)
     chosen, number = [], 0
     for item in sequences:
-        if number < max_tokens:
+        if number < _FIT_TOKENS:
             chosen.append(item)
             number += len(item.positive) + len(item.negative)
     return measure_fit(sae, _marked_tokens(model, chosen, layer, batch_tokens))

@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from moe_steer.layers import text_config, unwrap
+from moe_steer.layers import token_limits
+from moe_steer.tokens import right_padded
 
 _TOKENS = {"cpu": 1024}
 _TOKENS_ELSEWHERE = 8192
@@ -57,10 +58,7 @@ class MarkedSequence:
 def check_sequences(model: Any, sequences: Sequence[MarkedSequence]) -> None:
     """ValueError for a repeated name, tokens outside the vocabulary, and sequences longer than the model's
     context."""
-    inner = unwrap(model)
-    embeddings = inner.get_input_embeddings()
-    num_tokens = getattr(embeddings, "num_embeddings", None) or text_config(inner).vocab_size
-    limit = getattr(text_config(inner), "max_position_embeddings", None)
+    num_tokens, limit = token_limits(model)
     seen: set[str] = set()
     for item in sequences:
         if item.name in seen:
@@ -138,10 +136,4 @@ def batches(items: Iterable[_Item], batch_tokens: int, *, keep_pairs: bool = Fal
 
 def padded(batch: Sequence[MarkedSequence], device: torch.device) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask [B, S], right-padded, each row cut after its last marked position."""
-    lengths = [item.needed for item in batch]
-    input_ids = torch.zeros((len(batch), max(lengths)), dtype=torch.int64)
-    mask = torch.zeros((len(batch), max(lengths)), dtype=torch.int64)
-    for row, (item, length) in enumerate(zip(batch, lengths, strict=True)):
-        input_ids[row, :length] = torch.tensor(item.token_ids[:length])
-        mask[row, :length] = 1
-    return {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+    return right_padded([item.token_ids[: item.needed] for item in batch], device)

@@ -3,15 +3,14 @@ from moe_steer.direction import DirectionWarning as DirectionWarning
 from moe_steer.directions.atoms import all_atoms as all_atoms
 from moe_steer.directions.atoms import report_atoms as report_atoms
 from moe_steer.directions.atoms import single_atom as single_atom
-from moe_steer.directions.contrast import Contrast as Contrast
 from moe_steer.directions.exchange import export_easyedit as export_easyedit
 from moe_steer.directions.exchange import export_gguf as export_gguf
 from moe_steer.directions.exchange import import_easyedit as import_easyedit
 from moe_steer.directions.exchange import import_gguf as import_gguf
+from moe_steer.directions.methods import Contrast as Contrast
 from moe_steer.directions.methods import caa as caa
 from moe_steer.directions.methods import pca as pca
 from moe_steer.directions.moments import Accumulator as Accumulator
-from moe_steer.directions.moments import AtomMoments as AtomMoments
 from moe_steer.directions.moments import Moments as Moments
 from moe_steer.directions.moments import PairMoments as PairMoments
 from moe_steer.directions.target_atoms import sta as sta

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_steer.direction import Direction
-from moe_steer.directions.contrast import Contrast
-from moe_steer.directions.methods import decode_weights, finish
+from moe_steer.directions.methods import Contrast, decode_weights, finish
 from moe_steer.directions.moments import Moments
 
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ def import_gguf(path: str | os.PathLike[str]) -> list[Direction]:
     ``direction.N`` belongs to the output of decoder block N. ValueError for another kind of file, and where nothing is
     left.
     """
-    from moe_steer.gguf.header import gguf_package, read_header
+    from moe_steer.gguf import gguf_package, read_header
 
     header = read_header(Path(path))
     kind = header.metadata.get("general.architecture")
@@ -93,7 +93,7 @@ def export_gguf(files: Sequence[str | os.PathLike[str]], path: str | os.PathLike
     ValueError for layer 0 (llama.cpp has no direction there), different widths or models, and a file that is there
     already.
     """
-    from moe_steer.gguf.control_vector import export_control_vector
+    from moe_steer.gguf import export_control_vector
     from moe_steer.plan import ResidualVector, SteeringPlan
 
     directions = [Direction.load(file) for file in files]

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from moe_steer.direction import Direction, DirectionWarning
 from moe_steer.directions.atoms import density_F, effect_size_F, rank_of, rate_difference_F
-from moe_steer.directions.contrast import Contrast
-from moe_steer.directions.methods import decode_weights, finish
+from moe_steer.directions.methods import Contrast, decode_weights, finish
 
 if TYPE_CHECKING:
     from moe_steer.saes import SAE

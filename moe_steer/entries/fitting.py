@@ -1,12 +1,11 @@
-"""Whether a plan fits a model: its layers, experts, vectors, sites and probes."""
+"""Whether a plan fits where it shall act: a model (its layers, experts, vectors, sites and probes), or a place that cannot do all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from moe_steer.choice.entries import check_choice
-from moe_steer.entries.expert_entry import ExpertGain
+from moe_steer.entries.expert_entry import ExpertGain, check_choice
 from moe_steer.entries.residual_entry import ResidualVector
 from moe_steer.gates.conditions import PROBED
 from moe_steer.gates.probe import Probe
@@ -66,10 +65,39 @@ def check_gates(
 
 def check_site(entry: ResidualVector, model: Any) -> None:
     """ValueError where the model has no such place, or no such head."""
-    from moe_steer.inside.layer_sites import place_of  # which needs torch, and plans of gains do not
+    from moe_steer.inside import place_of  # which needs torch, and plans of gains do not
 
     place = place_of(model, entry.layer, entry.site)
     if entry.head is not None and entry.head >= place.heads:
         raise ValueError(
             f"head {entry.head} at layer {entry.layer} does not exist: this model has heads 0-{place.heads - 1}, name one of them"
         )
+
+
+class Entries(Protocol):
+    """The part of a plan that matters here."""
+
+    @property
+    def experts(self) -> Sequence[ExpertGain]: ...
+
+    @property
+    def residual(self) -> Sequence[ResidualVector]: ...
+
+
+def refuse_outside(plan: Entries, where: str) -> None:
+    """ValueError for a plan with an entry that needs this process; ``where`` it was to go: 'a baked model', 'a server'."""
+    named: list[tuple[ExpertGain | ResidualVector, str]] = [
+        (one, f"expert {one.expert} at layer {one.layer}") for one in plan.experts
+    ]
+    named += [(one, f"{one.name} at layer {one.layer}") for one in plan.residual]
+    for entry, name in named:
+        if entry.when is not None:
+            raise ValueError(
+                f"{name} is gated (when: {entry.when}), which {where} cannot follow: take 'when' out, or steer in process "
+                "('moe-steer generate', 'moe-steer evaluate', or steer() in Python)"
+            )
+        if isinstance(entry, ResidualVector) and not entry.only_adds:
+            raise ValueError(
+                f"{name} is to {entry.do} at the site {entry.site}, and {where} only adds at outputs of layers: take it out, or steer in "
+                "process ('moe-steer generate', 'moe-steer evaluate', or steer() in Python)"
+            )

@@ -24,7 +24,8 @@ UNITS = ("vector", "residual_norm")
 DEEDS = ("add", "clamp", "set", "ablate", "rotate")
 """What is done with a vector: see ``moe_steer.entries.transform``."""
 ENTRY_SITES = ("output", "attention", "head", "mlp")
-"""Where in a layer: see ``moe_steer.inside.layer_sites``."""
+"""Output of the layer; output of its attention module (before a norm that some families put behind it); one head of it, in the input
+of the output projection; output of its MLP or mixture of experts."""
 
 
 @dataclass(frozen=True, slots=True)

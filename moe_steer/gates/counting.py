@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_steer.gates.conditions import When
-from moe_steer.tokens.cache_rows import RowName
-from moe_steer.tokens.forward_tokens import Tokens
+from moe_steer.tokens.cache_rows import RowName, Tokens
 
 _MOST_FORWARDS, _MOST_TOKENS = 256, 65536
 Names = tuple[RowName, ...]

@@ -1,4 +1,4 @@
-"""The gates of a plan in a running model: their numbers, states and factors, forward after forward."""
+"""The gates of a plan in a running model: their numbers, states and factors, forward after forward, with hysteresis and ramps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,37 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from moe_steer.gates.conditions import CONFIDENT, When
+from moe_steer.gates.conditions import CONFIDENT, Condition, When
 from moe_steer.gates.counting import GateCounts
-from moe_steer.gates.opening import holds, tokens_open
 from moe_steer.gates.probe import Probe
 from moe_steer.gates.values import Confidence, Probed, Source, State, source_of
-from moe_steer.tokens.cache_rows import Rows, rows_on
-from moe_steer.tokens.forward_tokens import Tokens
+from moe_steer.tokens.cache_rows import Rows, Tokens, rows_on
+from moe_steer.tokens.positions import carried
+
+
+def holds(condition: Condition, value_BS: Tensor, open_B1: Tensor, real_BS: Tensor | None) -> Tensor:
+    """bool [B, S]: whether the condition is open at each token; ``open_B1``: before them. Padding (None: there is none, and one token a
+    row) has what was before it."""
+    if condition.above is not None:
+        opens_BS, closes_BS = value_BS >= condition.opens, value_BS < condition.closes
+    else:
+        opens_BS, closes_BS = value_BS <= condition.opens, value_BS > condition.closes
+    if real_BS is None:
+        return opens_BS.logical_or_(open_B1 > closes_BS)  # was open and is not closed
+    return carried(open_B1[:, 0], opens_BS, (opens_BS | closes_BS) & real_BS)[:, 1:]
+
+
+def tokens_open(open_BS: Tensor, count_B1: Tensor, real_BS: Tensor | None) -> Tensor:
+    """[B, S]: the number of the token since the gate opened, from 1; 0 where it is closed. ``count_B1``: of the token before;
+    ``real_BS``: as for ``holds``."""
+    if real_BS is None:
+        return (count_B1 + 1).mul_(open_BS)
+    count_B = count_B1[:, 0].long()
+    number_BS = real_BS.long().cumsum(1)
+    # The place of the latest closed token, counted from these tokens' start; before them it was count_B tokens ago.
+    closed_BS = carried(-count_B, number_BS, ~open_BS & real_BS)[:, 1:]
+    return number_BS - closed_BS
+
 
 _NUMBERS = itertools.count()
 _SCOPES = {"spent": "thought", "paragraphs_since": "step_end:paragraph"}

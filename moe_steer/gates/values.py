@@ -27,7 +27,7 @@ from torch import Tensor
 
 from moe_steer.gates.conditions import Condition
 from moe_steer.gates.probe import Probe
-from moe_steer.tokens.forward_tokens import Tokens
+from moe_steer.tokens.cache_rows import Tokens
 from moe_steer.tokens.positions import carried
 
 State = dict[str, Tensor]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from moe_steer.backends import layout_of
-from moe_steer.layers import decoder, model_shape, text_config, unwrap
+from moe_steer.layers import decoder, model_shape, token_limits, unwrap
 from moe_steer.observe import observe_residual
+from moe_steer.tokens import right_padded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,8 +125,8 @@ def residual_of(
     device = inner.get_input_embeddings().weight.device
     stop = not layout_of(model).lockstep  # ranks in lockstep expect whole forwards of each other
     for batch in _by_length(sequences, tokens_per_forward):
-        input_ids, mask = _padded(batch)
-        real_BS = mask.bool()
+        tokens = right_padded(batch, device)
+        real_BS = tokens["attention_mask"].bool()
         real_BS[:, :skip_first] = False
         found: list[Tensor] = []
 
@@ -133,15 +134,13 @@ def residual_of(
             found.append(hidden_BSD[real_BS.to(hidden_BSD.device)])
 
         with torch.no_grad(), observe_residual(model, [layer], sink, stop=stop):
-            body(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False)
+            body(**tokens, use_cache=False)
         yield found[0]
 
 
 def check_sequences(model: Any, sequences: Sequence[Sequence[int]]) -> None:
     """ValueError for no sequences, an empty one, and tokens or lengths beyond the model's vocabulary or context."""
-    inner = unwrap(model)
-    vocabulary = getattr(inner.get_input_embeddings(), "num_embeddings", None) or text_config(inner).vocab_size
-    limit = getattr(text_config(inner), "max_position_embeddings", None)
+    vocabulary, limit = token_limits(model)
     name = model_shape(model).model_type
     if not sequences:
         raise ValueError("there are no sequences to run: give texts or traces")
@@ -165,13 +164,3 @@ def _by_length(sequences: Sequence[Sequence[int]], tokens_per_forward: int) -> I
         batch.append(item)
     if batch:
         yield batch
-
-
-def _padded(batch: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    width = max(map(len, batch))
-    input_ids = torch.zeros((len(batch), width), dtype=torch.int64)
-    mask = torch.zeros((len(batch), width), dtype=torch.int64)
-    for row, item in enumerate(batch):
-        input_ids[row, : len(item)] = torch.tensor(item)
-        mask[row, : len(item)] = 1
-    return input_ids, mask

@@ -4,27 +4,22 @@ Why not a library's trainer: sae-lens 6.54 works with transformers 5.22 and torc
 some forty further packages (wandb, pandas, plotly, nltk ...), its training state is a pickle without the position in the
 data, and its BatchTopK step took 236 ms of one CPU thread where this one takes 41 (2048 tokens, D 128, F 2048, k 24).
 dictionary-learning 0.1 pins nnsight below 0.4 and cannot resume.
-
-A progress line for a training: steps, error, dead atoms, time left. Silent off a terminal.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from moe_steer.console import Progress
 from moe_steer.saes.formats.saelens import save_sae
 from moe_steer.saes.reading import load_sae
 from moe_steer.saes.sae import SAE, SAEAbout
@@ -180,30 +175,11 @@ def _export(state: TrainingState, about: SAEAbout) -> SAE:
     )
 
 
-class TrainingProgress:
-    """A progress bar for ``train_sae(progress=...)``. shown: None draws on a terminal only; True and False force it."""
+class TrainingProgress(Progress):
+    """For ``train_sae(progress=...)``: steps, the time that is left, and how well the SAE stands for its activations."""
 
     def __init__(self, steps: int, shown: bool | None = None) -> None:
-        drawn = sys.stderr.isatty() if shown is None else shown
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("unexplained {task.fields[error]:.3f}, {task.fields[dead]} atoms dead"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not drawn,
-        )
-        self._task = self._bar.add_task("steps", total=steps, error=1.0, dead=0)
+        super().__init__(steps, shown=shown, what="training")
 
     def __call__(self, now: TrainProgress) -> None:
-        self._bar.update(self._task, completed=now.step, error=now.error, dead=now.num_dead)
-
-    def __enter__(self) -> TrainingProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        self.stored(now.step - self.done, f"unexplained {now.error:.3f}, {now.num_dead} atoms dead")

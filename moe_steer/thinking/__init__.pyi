@@ -10,7 +10,6 @@ from moe_steer.thinking.known import opening_shown as opening_shown
 from moe_steer.thinking.known import read_from_text as read_from_text
 from moe_steer.thinking.probing import thinking_format as thinking_format
 from moe_steer.thinking.probing import thinking_off as thinking_off
-from moe_steer.thinking.tag_forms import TagForm as TagForm
 from moe_steer.thinking.tag_forms import TokenTags as TokenTags
 from moe_steer.thinking.tag_forms import forms_of as forms_of
 from moe_steer.thinking.tag_forms import tag_at as tag_at

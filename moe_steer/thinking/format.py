@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 OUTSIDE, THOUGHT, ANSWER = 0, 1, 2
 """What a piece of a response is. Outside: neither, such as message headers, tool calls, the text before a thought."""
-STATES = ("closed", "truncated", "none", "empty")
 
 
 class Thought(NamedTuple):

@@ -19,5 +19,6 @@ from moe_steer.tokens.tokenizer_files import read_tokenizer_files as read_tokeni
 from moe_steer.tokens.traces import Trace as Trace
 from moe_steer.tokens.traces import check_traces as check_traces
 from moe_steer.tokens.traces import read_traces as read_traces
+from moe_steer.tokens.traces import right_padded as right_padded
 from moe_steer.tokens.traces import trace_from_ids as trace_from_ids
 from moe_steer.tokens.traces import write_traces as write_traces

@@ -30,8 +30,7 @@ import torch
 from torch import Tensor
 
 from moe_steer.thinking import THOUGHT
-from moe_steer.tokens.cache_rows import RowName, Rows, leave_rows, rows_on
-from moe_steer.tokens.forward_tokens import Follower, Tokens
+from moe_steer.tokens.cache_rows import Follower, RowName, Rows, Tokens, leave_rows, rows_on
 from moe_steer.tokens.ragged import in_scope, started_phases
 from moe_steer.tokens.scopes import (
     SpecialTokens,

@@ -24,6 +24,9 @@ def read_tokenizer_files(source: str, **options: Any) -> Any:
 
     if "gguf_file" in options:
         return AutoTokenizer.from_pretrained(source, **options)
+    for path in (Path(source, name) for name in ("tokenizer_config.json", "special_tokens_map.json")):
+        if path.is_file():  # the library's reader keeps the last of two equal keys
+            read_json(path, "fetch it again", {"model_max_length": int | float | None}, endless=True)
     if missing := _package_missing(source):
         raise ValueError(missing)
     try:

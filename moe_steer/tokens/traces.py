@@ -10,11 +10,15 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_steer.files import written_aside
 from moe_steer.json_files import NotJSON, parse_json, quoted
 from moe_steer.thinking import THOUGHT, TokenTags, tag_at
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,3 +195,15 @@ def _trace(where: str, record: Any) -> Trace:
         return Trace(**record)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def right_padded(rows: Sequence[Sequence[int]], device: torch.device, width: int | None = None) -> dict[str, Tensor]:
+    """input_ids and attention_mask [B, S] of token ids, each row padded on its right to ``width`` tokens; default that of the longest."""
+    import torch
+
+    size = (len(rows), max(map(len, rows)) if width is None else width)
+    input_ids, mask = torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
+    return {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}

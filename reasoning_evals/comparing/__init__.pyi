@@ -1,4 +1,3 @@
-from reasoning_evals.comparing.caps import AtCap as AtCap
 from reasoning_evals.comparing.caps import at_caps as at_caps
 from reasoning_evals.comparing.caps import cap_lines as cap_lines
 from reasoning_evals.comparing.compare import Tuning as Tuning
@@ -12,7 +11,6 @@ from reasoning_evals.comparing.comparison import Length as Length
 from reasoning_evals.comparing.comparison import Measure as Measure
 from reasoning_evals.comparing.comparison import PairSummary as PairSummary
 from reasoning_evals.comparing.comparison import rounded as rounded
-from reasoning_evals.comparing.part_credit import PartCredit as PartCredit
 from reasoning_evals.comparing.part_credit import part_credits as part_credits
 from reasoning_evals.comparing.power import Assumptions as Assumptions
 from reasoning_evals.comparing.power import PowerPlan as PowerPlan
@@ -30,6 +28,7 @@ from reasoning_evals.comparing.statistics import paired_difference as paired_dif
 from reasoning_evals.comparing.statistics import pass_at_k as pass_at_k
 from reasoning_evals.comparing.statistics import proportion_estimate as proportion_estimate
 from reasoning_evals.comparing.statistics import wilson_interval as wilson_interval
+from reasoning_evals.comparing.tables import cluster_names as cluster_names
 from reasoning_evals.comparing.token_use import MARGIN as MARGIN
 from reasoning_evals.comparing.token_use import Efficiency as Efficiency
 from reasoning_evals.comparing.token_use import Thoughts as Thoughts

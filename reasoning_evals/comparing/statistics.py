@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from reasoning_evals.comparing.detection import Detection, Sampling, detection
-from reasoning_evals.comparing.resampling import Interval, bootstrap_interval, sign_flip_p
+from reasoning_evals.comparing.resampling import CONFIDENCE, Interval, bootstrap_interval, sign_flip_p
 
 Clusters = Sequence[Hashable] | None
 
@@ -57,7 +57,7 @@ class PairedDifference(NamedTuple):
     """Mean difference in runs that show theirs / true difference, if that is the one found."""
 
 
-def mean_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: float = 0.95) -> Estimate:
+def mean_estimate(values_P: ArrayLike, clusters: Clusters = None) -> Estimate:
     """Mean of per-problem values [P] with a t interval; with ``clusters``, the cluster-robust standard error:
     sqrt(G/(G-1) sum_g (sum_{i in g} (x_i - mean))^2) / n, with G - 1 degrees of freedom.
 
@@ -74,21 +74,21 @@ def mean_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: fl
     if np.abs(residuals).max() < 1e-12:  # equal values up to rounding of their mean: no variance
         residuals = np.zeros(groups)
     se = math.sqrt(groups / (groups - 1) * float((residuals**2).sum())) / n
-    half = float(stats.t.ppf((1 + confidence) / 2, groups - 1)) * se
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, groups - 1)) * se
     return Estimate(mean, se, mean - half, mean + half, n, groups - 1)
 
 
-def proportion_estimate(values_P: ArrayLike, clusters: Clusters = None, confidence: float = 0.95) -> Estimate:
+def proportion_estimate(values_P: ArrayLike, clusters: Clusters = None) -> Estimate:
     """As ``mean_estimate`` for values in [0, 1], with the interval cut to [0, 1]. Where every value is 0 or 1 (one sample a
     problem, or none that varies) and no clusters are given, the interval is Wilson's; with clusters it is Wilson's over these
     where all values are 0 or all are 1."""
-    estimate = mean_estimate(values_P, clusters, confidence)
+    estimate = mean_estimate(values_P, clusters)
     values = _vector(values_P)
     if clusters is None and bool(np.isin(values, (0.0, 1.0)).all()):
-        low, high = wilson_interval(float(values.sum()), len(values), confidence)
+        low, high = wilson_interval(float(values.sum()), len(values))
     elif estimate.se == 0 and estimate.mean in (0.0, 1.0):  # the t interval would have no width
         num_clusters = estimate.df + 1
-        low, high = wilson_interval(estimate.mean * num_clusters, num_clusters, confidence)
+        low, high = wilson_interval(estimate.mean * num_clusters, num_clusters)
     else:
         low, high = max(0.0, estimate.low), min(1.0, estimate.high)
     return estimate._replace(low=low, high=high)
@@ -99,9 +99,7 @@ def paired_difference(
     b_P: ArrayLike,
     clusters: Clusters = None,
     denominator: int | None = None,
-    confidence: float = 0.95,
     num_resamples: int = 10_000,
-    seed: int = 0,
     limit: float = math.inf,
     level: float | None = None,
 ) -> PairedDifference:
@@ -119,12 +117,12 @@ def paired_difference(
         difference = (
             np.rint(difference * denominator) / denominator
         )  # 1/3 computed in two ways becomes one number, so that ties are ties
-    estimate = mean_estimate(difference, clusters, confidence)
+    estimate = mean_estimate(difference, clusters)
     sums = difference if clusters is None else _cluster_sums(difference, clusters)
-    flip = sign_flip_p(sums, denominator, seed=seed)
+    flip = sign_flip_p(sums, denominator)
     # If every problem changed by the same amount, t is 0/0 or infinite; the permutation test is still defined.
     p_value = float(2 * stats.t.sf(abs(estimate.mean) / estimate.se, estimate.df)) if estimate.se > 0 else flip
-    resampled = bootstrap_interval(difference, clusters, confidence, num_resamples, seed)
+    resampled = bootstrap_interval(difference, clusters, num_resamples)
     units = sums * (len(sums) / len(difference))  # their mean is that of the problems
     units[np.abs(units) < 1e-12] = 0.0  # gains and losses of a cluster that cancel
     found = Detection(None, None)
@@ -153,7 +151,7 @@ def paired_difference(
     )
 
 
-def loss_bound(differences_U: ArrayLike, confidence: float = 0.95) -> float:
+def loss_bound(differences_U: ArrayLike) -> float:
     """Lower end of the mean difference of units, given that a loss may sit in a few of them: with L of n units that lose c or more,
     up to U of all units may (exact bound of a binomial share, U(0) = 1 - .05^(1/n)), so the mean may be c (U - L/n) lower than
     found. The worst c, of all sizes of loss seen and of a unit that is lost outright (c = 1), counts.
@@ -164,11 +162,11 @@ def loss_bound(differences_U: ArrayLike, confidence: float = 0.95) -> float:
     num = len(units)
     sizes = np.unique(np.append(-units[units < 0], max(1.0, float(-units.min()))))
     losers = np.array([(units <= -size + 1e-12).sum() for size in sizes])
-    most = np.where(losers < num, stats.beta.ppf(confidence, losers + 1, np.maximum(num - losers, 1)), 1.0)
+    most = np.where(losers < num, stats.beta.ppf(CONFIDENCE, losers + 1, np.maximum(num - losers, 1)), 1.0)
     return float(units.mean() - (sizes * (most - losers / num)).max())
 
 
-def wilson_interval(successes: float, num: float, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: float, num: float, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval of a proportion; the numbers need not be whole (an effective number of trials)."""
     if not 0 <= successes <= num or num < 1:
         raise ValueError(f"{successes} successes of {num} trials: expected 0 <= successes <= trials and a trial")

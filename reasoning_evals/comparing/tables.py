@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,10 +68,12 @@ def tables_of(rows: Sequence[GradeRow]) -> dict[str, Table]:
 
 def clusters_of(table: Table) -> list[str] | None:
     """A cluster id per problem, or None when no two problems share one."""
-    ids = [samples[0].cluster_id for samples in table.rows.values()]
-    named = [
-        f"cluster {one}" if one is not None else f"problem {name}" for one, name in zip(ids, table.rows, strict=True)
-    ]
+    return cluster_names({name: samples[0].cluster_id for name, samples in table.rows.items()})
+
+
+def cluster_names(cluster_of: Mapping[str, str | None]) -> list[str] | None:
+    """Problem -> its cluster, None where it is on its own: a cluster's name for each, or None when no two problems share one."""
+    named = [f"problem {name}" if one is None else f"cluster {one}" for name, one in cluster_of.items()]
     return named if len(set(named)) < len(named) else None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from reasoning_evals.comparing.comparison import ArmSummary, Difference, Length, PairSummary
-from reasoning_evals.comparing.lengths import ESTIMAND
+from reasoning_evals.comparing.pairing import ESTIMAND
 from reasoning_evals.comparing.verdicts import ALPHA, FEWER_TOKENS, HURT, MORE_TOKENS, NO_INTERVAL, p_text, points
 from reasoning_evals.runs import GradeRow
 from reasoning_evals.thinking import longest_repeat, loop_at_end
@@ -46,11 +46,11 @@ class Efficiency:
     sentence: str
 
 
-def efficiency(pair: PairSummary, margin: float = MARGIN) -> Efficiency:
+def efficiency(pair: PairSummary) -> Efficiency:
     """Judge a compared arm by length and by accuracy.
 
     Shorter or longer is the verdict on length, "lost" that on accuracy, both after Holm over the pairs of the comparison. "Held"
-    means that the lower end of the accuracy difference stays above -``margin``: of the 95% interval, and of the exact bound that
+    means that the lower end of the accuracy difference stays above -`MARGIN`: of the 95% interval, and of the exact bound that
     reckons with few problems that lose much (``loss_bound``), so that 100 problems or more are needed to hold 3 points where no
     arm gains. "Not settled" is neither. ValueError for a pair whose first arm has no tokens.
     """
@@ -64,7 +64,7 @@ def efficiency(pair: PairSummary, margin: float = MARGIN) -> Efficiency:
     elif pair.verdict == HURT:
         verdict = SHORTER_LOST
     else:
-        verdict = SHORTER_HELD if accuracy.loss_bound > -margin else SHORTER_OPEN
+        verdict = SHORTER_HELD if accuracy.loss_bound > -MARGIN else SHORTER_OPEN
     between = f"{points(accuracy.low)} to {points(accuracy.high)}"
     if accuracy.low == accuracy.high:
         between = f"{NO_INTERVAL}: all problems moved alike"
@@ -76,7 +76,7 @@ def efficiency(pair: PairSummary, margin: float = MARGIN) -> Efficiency:
         word = "fewer" if length.ratio < 1 else "more"
         sentence += f" Nominally {word} tokens ({p_text(length.p_value)}), not after Holm ({p_text(length.holm_p)})."
     if verdict == SHORTER_OPEN:
-        sentence += f" Up to {points(-accuracy.loss_bound).lstrip('+')} points may be lost, {100 * margin:g} would count as held."
+        sentence += f" Up to {points(-accuracy.loss_bound).lstrip('+')} points may be lost, {100 * MARGIN:g} would count as held."
     if cut := cut_lengths(pair):
         sentence += f" {cut}"
     return Efficiency(arm=pair.b, tokens=length, accuracy=accuracy, verdict=verdict, sentence=sentence)

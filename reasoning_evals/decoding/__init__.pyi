@@ -1,11 +1,11 @@
 from reasoning_evals.decoding.budgets import Continuation as Continuation
+from reasoning_evals.decoding.budgets import Reminder as Reminder
+from reasoning_evals.decoding.budgets import SoftBudget as SoftBudget
 from reasoning_evals.decoding.budgets import ThinkingBudget as ThinkingBudget
+from reasoning_evals.decoding.exits import ProbeExit as ProbeExit
+from reasoning_evals.decoding.exits import TrialExit as TrialExit
+from reasoning_evals.decoding.exits import exit_points as exit_points
 from reasoning_evals.decoding.forms import open_thought as open_thought
-from reasoning_evals.decoding.probe_exit import ProbeExit as ProbeExit
-from reasoning_evals.decoding.probe_exit import exit_points as exit_points
-from reasoning_evals.decoding.soft_budget import Reminder as Reminder
-from reasoning_evals.decoding.soft_budget import SoftBudget as SoftBudget
-from reasoning_evals.decoding.trial_exit import TrialExit as TrialExit
 from reasoning_evals.decoding.words import NOWAIT_WORDS as NOWAIT_WORDS
 from reasoning_evals.decoding.words import Ban as Ban
 from reasoning_evals.decoding.words import SwitchPenalty as SwitchPenalty

@@ -141,7 +141,7 @@ class HttpSampler:
     def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:
         """Yield the samples as they are finished; they are asked for longest prompts first, equal prompts in the order given.
 
-        EndpointError in one line when a sample fails for good; pending requests are then cancelled, those of other threads too.
+        EndpointError in one line when a sample fails for good; pending requests are then cancelled.
         """
         bodies = [(request, self.body(request, config)) for request in requests]
         bodies.sort(key=lambda item: -(len(item[0].prompt_ids) or len(item[0].prompt)))

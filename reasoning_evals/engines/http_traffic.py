@@ -18,7 +18,7 @@ Ask = Callable[[httpx.AsyncClient], Awaitable[Any]]
 
 
 class Traffic:
-    """At most ``places`` requests under way at once, first come first served. The first that fails ends them all."""
+    """At most ``places`` requests under way at once, first come first served."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -29,7 +29,7 @@ class Traffic:
         self._loop: _Loop | None = None
 
     def ask(self, address: Address, patience: float, asks: Sequence[Ask]) -> Iterator[Any]:
-        """What each returns, as soon as it is there; raises what the first of this or of another thread has raised.
+        """What each returns, as soon as it is there; raises what the first to fail has raised.
 
         ``patience``: seconds without a byte. Requests that are pending when this is closed are cancelled.
         """
@@ -56,7 +56,7 @@ class Traffic:
             async with loop.free:
                 found.put(await ask(loop.client))
         except Exception as error:
-            self.end(error)
+            found.put(error)
 
     @contextmanager
     def _open(self, address: Address, patience: float, found: SimpleQueue[Any]) -> Iterator[_Loop]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_steer.json_files import quoted
-from reasoning_evals.comparing import mean_estimate
+from reasoning_evals.comparing import cluster_names, mean_estimate
 from reasoning_evals.problems import Problem
 from reasoning_evals.runs import (
     ArmThoughts,
@@ -95,11 +95,7 @@ class GradedRun:
     @property
     def clusters(self) -> list[str] | None:
         """One cluster per problem, or None when no two problems share one."""
-        names = [
-            f"problem {one.problem_id}" if one.cluster_id is None else f"cluster {one.cluster_id}"
-            for one in self.problems
-        ]
-        return names if len(set(names)) < len(names) else None
+        return cluster_names({one.problem_id: one.cluster_id for one in self.problems})
 
     def standard_error(self, values_P: Sequence[float]) -> float | None:
         """Standard error of the mean over problems; None for a single problem or cluster."""

@@ -1,8 +1,5 @@
 from reasoning_evals.report.build import TRACES_PAGE as TRACES_PAGE
-from reasoning_evals.report.build import Example as Example
-from reasoning_evals.report.build import ProblemOutcome as ProblemOutcome
 from reasoning_evals.report.build import Report as Report
-from reasoning_evals.report.build import Side as Side
 from reasoning_evals.report.build import Table as Table
 from reasoning_evals.report.build import build_report as build_report
 from reasoning_evals.report.figures import ArmPoint as ArmPoint

@@ -21,7 +21,6 @@ from reasoning_evals.runs import (
     arm_thoughts,
     gates_text,
     read_audit,
-    read_gates,
     read_generations,
     read_grades,
     read_run,
@@ -145,7 +144,8 @@ def build_report(
     run = read_run(folder)
     grades = read_grades(folder)
     compared = comparison or compare_arms(grades, baseline=_first_arm(run))
-    gained, lost = _examples(folder, run, compared, grades, max_examples)
+    told = read_audit(folder)
+    gained, lost = _examples(folder, run, compared, grades, told.gates, max_examples)
     measured = all(row.thinking_tokens is not None for row in grades)
     return Report(
         title=title or f"{compared.task}: {' against '.join(arm.name for arm in reversed(compared.arms[:2]))}",
@@ -163,7 +163,7 @@ def build_report(
         gained=gained,
         lost=lost,
         figures=figures or {},
-        audit=read_audit(folder) if audit is None else audit,
+        audit=told.rows if audit is None else audit,
         run=run,
         facts=facts or {},
         above=unanswered_notes(grades),
@@ -191,7 +191,12 @@ def _outcomes(arm: str, grades: Sequence[GradeRow]) -> tuple[ProblemOutcome, ...
 
 
 def _examples(
-    folder: Path, run: Mapping[str, Any], comparison: Comparison, grades: Sequence[GradeRow], max_examples: int
+    folder: Path,
+    run: Mapping[str, Any],
+    comparison: Comparison,
+    grades: Sequence[GradeRow],
+    gates: Mapping[_SampleKey, Sequence[Mapping[str, Any]]],
+    max_examples: int,
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     if not comparison.pairs:
         return (), ()
@@ -205,7 +210,6 @@ def _examples(
             texts[key] = completion
     rows = {(row.arm, row.problem_id, row.sample_idx): row for row in grades}
     problems = {problem.problem_id: problem for problem in run_problems(folder)}
-    gates = read_gates(folder)
 
     def example(flip: Flip) -> Example:
         problem: Problem = problems[flip.problem_id]

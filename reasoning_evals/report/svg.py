@@ -23,15 +23,15 @@ class Scale(NamedTuple):
         return round(self.start + share * (self.end - self.start), 2)
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers inside [low, high].
+def ticks(low: float, high: float) -> list[float]:
+    """About five round numbers inside [low, high].
 
     >>> ticks(0, 1), ticks(37, 112)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [40.0, 60.0, 80.0, 100.0])
     """
-    step = 10 ** math.floor(math.log10((high - low) / about))
+    step = 10 ** math.floor(math.log10((high - low) / 5))
     for factor in (1, 2, 5, 10):
-        if (high - low) / (step * factor) <= about:
+        if (high - low) / (step * factor) <= 5:
             step *= factor
             break
     first = math.ceil(low / step - 1e-9)

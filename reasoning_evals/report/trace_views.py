@@ -17,6 +17,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from moe_steer.console import aligned
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, quoted, read_json, short
 from reasoning_evals.report import text as form
@@ -88,11 +89,7 @@ class TraceViews:
             for name, role in self.experts.items():
                 if any(name in trace.fired for trace in traces):
                     lines.append([*key, *([] if each else [str(len(traces))]), name, role, *_summary(traces, name)])
-        lines = [[form.visible(cell) for cell in line] for line in lines]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return "\n".join(aligned([[form.visible(cell) for cell in line] for line in lines], left=len(lines[0])))
 
 
 def render_views(views: TraceViews) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe_steer.json_files import check_types, parse_json, quoted
 from reasoning_evals.runs.completions import JsonLinesWriter, complete_lines, json_line
@@ -72,35 +72,41 @@ class AuditWriter:
             self._writer.close()
 
 
-def read_audit(folder: Path | str) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> rows added up over the chunks of a run; arms whose context reported nothing are absent.
+class RunAudit(NamedTuple):
+    """What the audit files of a run say; arms whose context reported nothing are absent."""
 
-    A chunk that ran twice because the run was killed counts once.
-    """
-    chunks = {(entry["arm"], entry["chunk"]): entry["rows"] for entry in _entries(folder)}
+    rows: dict[str, list[dict[str, Any]]]
+    """Arm -> rows added up over the chunks; a chunk that ran twice because the run was killed counts once."""
+    gates: dict[tuple[str, str, int], list[dict[str, Any]]]
+    """(arm, problem, sample) -> of every gated entry of the arm's plan what it is, and what it did in that sample (``audit_line``)."""
+
+
+def read_audit(folder: Path | str) -> RunAudit:
+    """The audit of a run folder; ValueError names the line that is wrong."""
+    entries = list(_entries(folder))
     totals: dict[str, dict[str, dict[str, Any]]] = {}
-    for (arm, _), rows in sorted(chunks.items(), key=lambda item: item[0]):
-        for row in rows:
+    gates: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for entry in sorted(entries, key=lambda one: (one["arm"], one["chunk"])):
+        for row in entry["rows"]:
             about = {name: value for name, value in row.items() if name not in SUMS}
-            total = totals.setdefault(arm, {}).setdefault(digest(about), {name: row[name] for name in about})
+            total = totals.setdefault(entry["arm"], {}).setdefault(digest(about), {name: row[name] for name in about})
             for name in SUMS:
                 if name in row:
                     total[name] = total.get(name, 0) + row[name]
-    return {arm: list(rows.values()) for arm, rows in totals.items()}
-
-
-def read_gates(folder: Path | str) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
-    """(arm, problem, sample) -> of every gated entry of the arm's plan what it is, and what it did in that sample (``audit_line``)."""
-    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for entry in _entries(folder):
-        about = [
+    for entry in entries:
+        names = [
             {name: value for name, value in row.items() if name in ("kind", "layer", "expert", "file", "when")}
             for row in entry["rows"]
         ]
         for sample in entry.get("samples", ()):
-            acts = [{**about[act["row"]], **{n: v for n, v in act.items() if n != "row"}} for act in sample["gates"]]
-            found[entry["arm"], sample["problem_id"], sample["sample_idx"]] = acts
-    return found
+            acts = [{**names[act["row"]], **{n: v for n, v in act.items() if n != "row"}} for act in sample["gates"]]
+            gates[entry["arm"], sample["problem_id"], sample["sample_idx"]] = acts
+    return RunAudit({arm: list(rows.values()) for arm, rows in totals.items()}, gates)
+
+
+def read_gates(folder: Path | str) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """``read_audit(folder).gates``."""
+    return read_audit(folder).gates
 
 
 def gates_text(acts: Sequence[Mapping[str, Any]]) -> str:

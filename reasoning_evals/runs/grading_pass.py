@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
-from moe_steer.console.progress import tracked
+from moe_steer.console import tracked
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, quoted, short
 from reasoning_evals.problems import LABEL, Problem

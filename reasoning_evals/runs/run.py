@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_steer.console.progress import Progress
+from moe_steer.console import Progress
 from reasoning_evals.engines import Request, Sample, Sampler, SamplingConfig
 from reasoning_evals.problems import Problem, check_unique, write_problems
 from reasoning_evals.prompts import RenderedPrompt

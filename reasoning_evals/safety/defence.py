@@ -10,14 +10,21 @@ n-grams. It grows with the length of a text, so it compares arms of equal token 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from reasoning_evals.comparing import Difference, Measure, mean_estimate, paired_difference, wilson_interval
+from reasoning_evals.comparing import (
+    Difference,
+    Measure,
+    cluster_names,
+    mean_estimate,
+    paired_difference,
+    wilson_interval,
+)
 from reasoning_evals.runs import GradeRow
 
 _WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
@@ -52,7 +59,8 @@ def _entropy(tokens: Sequence[Hashable], n: int) -> float:
     return sum(-count / total * math.log2(count / total) for count in counts.values()) if len(counts) > 1 else 0.0
 
 
-class Defence(NamedTuple):
+@dataclass(frozen=True)
+class Defence:
     """One arm on one set of attacks; rates are between 0 and 1."""
 
     arm: str
@@ -146,17 +154,6 @@ def mean_of_tasks(measures: Sequence[Measure]) -> Measure:
     return Measure(mean, mean - below, mean + above)
 
 
-def plain(value: NamedTuple) -> dict[str, Any]:
-    """Plain JSON values of a record of this file, rounded to 6 significant digits."""
-
-    def one(item: Any) -> Any:
-        if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            return {name: one(inner) for name, inner in dataclasses.asdict(item).items()}
-        return float(f"{item:.6g}") if isinstance(item, float) else item
-
-    return {name: one(item) for name, item in value._asdict().items()}
-
-
 def _keys(rows: Sequence[GradeRow]) -> list[tuple[str, int]]:
     return sorted((row.problem_id, row.sample_idx) for row in rows)
 
@@ -174,8 +171,4 @@ def _per_problem(rows: Sequence[GradeRow], arm: str, empty: float = EMPTY) -> tu
         samples.setdefault(row.problem_id, []).append(row)
     worth = _VALUES | {"no_answer": empty}
     values = [sum(worth[row.outcome] for row in mine) / len(mine) for mine in samples.values()]
-    clusters = [
-        f"problem {name}" if mine[0].cluster_id is None else f"cluster {mine[0].cluster_id}"
-        for name, mine in samples.items()
-    ]
-    return values, clusters if len(set(clusters)) < len(clusters) else None
+    return values, cluster_names({name: mine[0].cluster_id for name, mine in samples.items()})

@@ -40,9 +40,7 @@ class Segment(NamedTuple):
     text: str
 
 
-def segment_thought(
-    thought: str, markers: Sequence[str] = SWITCH_MARKERS, min_chars: int = MIN_CHARS
-) -> tuple[Segment, ...]:
+def segment_thought(thought: str, markers: Sequence[str] = SWITCH_MARKERS) -> tuple[Segment, ...]:
     """Cut before every sentence that begins with a marker (any case, at a word's end), also after an interjection and with an adverb
     inside: "Oh wait", "Let me *just* double-check".
 
@@ -55,7 +53,7 @@ def segment_thought(
     bounds = [0]
     for cut in cuts:
         piece = thought[bounds[-1] : cut].strip()
-        if len(piece) >= min_chars or _SAYS_SOMETHING.search(piece):
+        if len(piece) >= MIN_CHARS or _SAYS_SOMETHING.search(piece):
             bounds.append(cut)
     return _between(thought, bounds)
 

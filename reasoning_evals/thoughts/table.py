@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from moe_steer.console import aligned
 from reasoning_evals.report import count, minus, percent, signed_count, signed_points
 from reasoning_evals.thoughts.summary import ArmThinking, ThinkingChange, ThinkingSummary, ThinkingValue
 from reasoning_evals.thoughts.traced import MEASURES, TracedSample
@@ -45,12 +46,7 @@ def thinking_lines(summary: ThinkingSummary) -> list[str]:
     for arm in summary.arms:
         rows.append([arm.name, *(_mean(name, arm.values[name]) for name in COLUMNS)])
         rows.append(_below(arm, arm.name == summary.baseline))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
-    return [title, *(line.rstrip() for line in lines), *LEGEND]
+    return [title, *aligned(rows, left=1), *LEGEND]
 
 
 def _below(arm: ArmThinking, is_baseline: bool) -> list[str]:

@@ -76,11 +76,10 @@ def trace_run(
     count_tokens: Callable[[str], int],
     judge: AttemptJudge | None = None,
     markers: Sequence[str] = SWITCH_MARKERS,
-    seed: int = 0,
 ) -> Iterator[TracedSample]:
     """Every sample of a run folder with its thought traced, in the order of the files.
 
-    ``rows``: the run's grades. ``count_tokens`` counts as the run's model does. ``seed`` draws the shuffled targets.
+    ``rows``: the run's grades. ``count_tokens`` counts as the run's model does.
     ValueError for a sample without a grade.
     """
     judge = judge or AttemptJudge()
@@ -91,7 +90,7 @@ def trace_run(
     judged = [problem for name, problem in problems.items() if name not in unjudged]
     places = [(problem.problem_id, sample) for problem in judged for sample in range(config["k"])]
     asked = [problem for problem in judged for _ in repeat(None, config["k"])]
-    dealt = dict(zip(places, shuffled_targets(asked, seed), strict=True))
+    dealt = dict(zip(places, shuffled_targets(asked), strict=True))
     boxed_only = {problem.problem_id for problem in judged if _in_boxes_only(problem)}
     readers = run_thoughts(config)
     for item in read_generations(Path(folder)):

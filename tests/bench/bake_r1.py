@@ -138,7 +138,7 @@ CHILD = """
 import json, resource, sys, time
 started = time.perf_counter()
 from moe_steer.baking import bake, verify_bake
-from moe_steer.presets import preset_plan
+from moe_steer.entries.presets import preset_plan
 source, target, overlay, verify = sys.argv[1:]
 if verify:
     verify_bake(target, source)

@@ -29,13 +29,14 @@ def model_targets(home: Path) -> list[Target]:
 
 
 def _numbers(home: Path) -> list[Target]:
+    from expert_stats.rivals.measures import Measures
+
     from expert_stats import RoutingCounts
     from expert_stats.causes import Causes
-    from expert_stats.rivals.measures import Measures
     from moe_steer.direction import Direction
     from moe_steer.directions import import_easyedit, import_gguf
     from moe_steer.gates import Probe
-    from moe_steer.gguf.control_vector import export_residual
+    from moe_steer.gguf import export_residual
     from moe_steer.plan import ResidualVector, SteeringPlan
     from moe_steer.saes.training_state import TrainingState, TrainRecipe, load_state, save_state
     from moe_steer.saes.training_step import Weights

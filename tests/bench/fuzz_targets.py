@@ -168,7 +168,7 @@ def _problems(home: Path) -> list[Target]:
 
 
 def _pairs(home: Path) -> list[Target]:
-    from moe_steer.contrasts.texts import read_rows
+    from moe_steer.contrasts.sites import read_rows
 
     names = ("question", "matching", "not_matching")
     rows = [{"question": "Is it?", "matching": "yes", "not_matching": "no"}] * 3
@@ -240,8 +240,8 @@ def _mutate_stream(dice: Any, data: bytes) -> bytes:
 
 def _prompts(home: Path) -> list[Target]:
     from launch.core.prompt_options import PromptOptions, ask_prompts
+    from moe_steer.backends import read_tokenizer
     from moe_steer.lab import LAB_MODEL
-    from moe_steer.loading import read_tokenizer
     from moe_steer.thinking import render
 
     template = (Path(LAB_MODEL) / "chat_template.jinja").read_bytes()

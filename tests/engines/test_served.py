@@ -14,7 +14,7 @@ import torch
 
 from fake_routers import ROUTERS, FakeRunner
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
-from moe_steer.choice.entries import TopK
+from moe_steer.entries.expert_entry import TopK
 from moe_steer_vllm.limits import refuse_config, refuse_runner, refuse_version
 from moe_steer_vllm.plugin import register
 from moe_steer_vllm.served import Asked, Served

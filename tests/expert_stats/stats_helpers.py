@@ -156,3 +156,8 @@ def changed(counts: RoutingCounts, number: int, **arrays: Any) -> RoutingCounts:
     own = {"expert_BLE": expert_BLE, "joint_MLE": joint_MLE, "marker_MB": trace.marker_MB, "total_B": trace.total_B}
     new = TraceCounts.pack(trace.trace_id, **{**own, **arrays}, digest=trace.digest, family=trace.family)
     return dataclasses.replace(counts, traces=(*counts.traces[:number], new, *counts.traces[number + 1 :]))
+
+
+def subset(counts: RoutingCounts, numbers: Iterable[int]) -> RoutingCounts:
+    """Only some of the traces, by their number; without references, which are sums over all."""
+    return dataclasses.replace(counts, traces=tuple(counts.traces[number] for number in numbers), references=None)

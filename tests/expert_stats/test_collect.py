@@ -190,7 +190,7 @@ def test_predicted_positions_are_one_earlier() -> None:
             expected[layer, routing[layer][at]] += 1
     only_first = MarkerSet(markers=MARKERS.markers, position="predicted", repeats="first")
     found = collect_counts(model, traces, only_first)
-    np.testing.assert_array_equal(found.joint_GMLE.sum(0)[1], expected)
+    np.testing.assert_array_equal(found.grouped()["joint_GMLE"].sum(0)[1], expected)
     assert before.num_tokens == sum(
         len(set(range(t.prompt_length - 1, len(t.token_ids) - 1)) | {t.prompt_length - 3}) for t in traces
     )

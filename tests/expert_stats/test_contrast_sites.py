@@ -19,7 +19,7 @@ from expert_stats import (
     thought_pairs,
     trace_from_ids,
 )
-from moe_steer.contrasts.texts import read_rows
+from moe_steer.contrasts.sites import read_rows
 from moe_steer.lab import LAB_MODEL
 from moe_steer.thinking import token_tags
 from stats_helpers import byte_tokenizer, metaspace_tokenizer

@@ -14,7 +14,7 @@ import torch
 
 from expert_stats import decision_sites, trace_from_ids
 from launch.cli.main import main
-from launch.core.levers.stable_decisions import keep_stable
+from launch.core.directions import keep_stable
 from launch.core.wiring import read_any_traces
 from moe_steer import load_model
 from moe_steer.contrasts import (

@@ -36,9 +36,11 @@ def test_a_pass_is_counted_at_its_announced_tokens() -> None:
     for index, layer in enumerate((1, 2)):
         ids = routing(layer)[0]
         rows = [1, 2, 3, 7, 8, 9]  # row 0 tokens 1-3, row 1 tokens 2-4
-        np.testing.assert_array_equal(counts.expert_GLE.sum(0)[index], np.bincount(ids[rows].flatten(), minlength=4))
-        np.testing.assert_array_equal(counts.joint_GMLE.sum(0)[0, index], np.bincount(ids[1], minlength=4))
-        np.testing.assert_array_equal(counts.joint_GMLE.sum(0)[1, index], np.bincount(ids[3], minlength=4))
+        np.testing.assert_array_equal(
+            counts.grouped()["expert_GLE"].sum(0)[index], np.bincount(ids[rows].flatten(), minlength=4)
+        )
+        np.testing.assert_array_equal(counts.grouped()["joint_GMLE"].sum(0)[0, index], np.bincount(ids[1], minlength=4))
+        np.testing.assert_array_equal(counts.grouped()["joint_GMLE"].sum(0)[1, index], np.bincount(ids[3], minlength=4))
 
 
 def test_passes_add_up_and_the_ids_stay_as_they_are() -> None:

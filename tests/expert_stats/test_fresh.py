@@ -22,7 +22,7 @@ from expert_stats.evidence import (
     measured_by_halves,
     problem_sums,
 )
-from stats_helpers import random_counts
+from stats_helpers import random_counts, subset
 from worlds import EXPERTS, LAYERS, PLANTED, counts_of_world, drawn, pool_of_world
 
 MEASURE = Measure(np.array([1.0]))
@@ -92,7 +92,7 @@ def test_each_half_chooses_by_itself_and_is_measured_in_the_other() -> None:
     counts = counts_of_world("all", 40, 0, planted=1.2)
     scores = score_experts(counts)
     for name, start in zip(HALVES, (0, 1), strict=True):
-        own, other = (score_experts(counts.subset(range(at, 40, 2))) for at in (start, 1 - start))
+        own, other = (score_experts(subset(counts, range(at, 40, 2))) for at in (start, 1 - start))
         found = [one for one in scores.fresh if one.chosen_by == name]
         assert [(one.layer, one.expert) for one in found] == [(row.layer, row.expert) for row in own.ranking()[:10]]
         assert [one.rank for one in found] == list(range(1, 11))
@@ -142,4 +142,4 @@ def test_counts_that_chose_and_counts_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be measured in counts of another kind: model.num_experts is"):
         score_experts(counts, missing_marker="skip", measured_on=renamed(other))
     with pytest.raises(ValueError, match="the counts to measure in hold no tokens"):
-        score_experts(counts, missing_marker="skip", measured_on=counts.subset([]))
+        score_experts(counts, missing_marker="skip", measured_on=subset(counts, []))

@@ -14,7 +14,7 @@ from expert_stats.causes import Reading, log_gain_gradients, outcomes_under
 from expert_stats.causes.forwards import values_of
 from families import batch, build
 from moe_steer import ExpertGain, SteeringPlan
-from moe_steer.inside.forwards import recomputed
+from moe_steer.inside import recomputed
 from moe_steer.layers import decoder_layers, moe_layers
 
 FAMILIES = {
@@ -97,7 +97,7 @@ def test_frozen_derivatives_are_what_gains_do_when_routing_is_replayed(name: str
 
 def test_a_replay_keeps_choice_and_weights_under_a_large_gain() -> None:
     """A gain of 50 in an early layer moves later choices when routers are free; replayed, ids and weights are the unsteered ones."""
-    from expert_stats.causes.exact_effects import _recorded, _replayed
+    from expert_stats.causes.log_gains import _recorded, _replayed
     from moe_steer.observe import observe_routing
     from moe_steer.steering import steer
 

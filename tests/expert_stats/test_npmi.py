@@ -105,8 +105,11 @@ def test_scores_equal_an_independent_loop(zero_joint: str, seed: int, tokens: in
             expected = naive_score(counts, layer, expert, zero_joint)
             assert scores.score_LE[layer, expert] == pytest.approx(expected, abs=1e-12, nan_ok=True)
             for marker in range(3):
-                joint = int(counts.joint_GMLE.sum(0)[marker, layer, expert])
-                fired, seen = int(counts.expert_GLE.sum(0)[layer, expert]), int(counts.occurrences_M[marker])
+                joint = int(counts.grouped()["joint_GMLE"].sum(0)[marker, layer, expert])
+                fired, seen = (
+                    int(counts.grouped()["expert_GLE"].sum(0)[layer, expert]),
+                    int(counts.occurrences_M[marker]),
+                )
                 alone = naive(joint, fired, seen, counts.num_tokens)
                 assert scores.npmi_MLE[marker, layer, expert] == pytest.approx(alone, abs=1e-12, nan_ok=True)
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from expert_stats import MarkerSet, Trace, collect_counts, score_experts
 from expert_stats.causes import ROUTERS, Causes, find_causes, log_gain_gradients, outcomes_under, token_odds
-from launch.lab.planting import plant
+from launch.lab.planted_expert import plant
 from moe_steer import ExpertGain, SteeringPlan, load_model
 from moe_steer.layers import model_shape, moe_layers
 

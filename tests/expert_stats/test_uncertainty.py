@@ -22,7 +22,7 @@ from expert_stats.evidence import (
 )
 from expert_stats.evidence.influence import draws_of
 from expert_stats.references import References
-from stats_helpers import random_counts
+from stats_helpers import random_counts, subset
 from worlds import PLANTED, WORLDS, counts_of_world, pooled_q, sums_of_world
 
 RUNS, MORE = 6, 14
@@ -168,7 +168,7 @@ def test_halves_are_every_other_problem_and_judge_support_by_themselves() -> Non
     counts = random_counts(4, num_problems=4, samples=2, tokens=60)
     scores = score_experts(counts)
     for start, (half, own) in enumerate(zip(scores.halves[:2], scores.halves[2:], strict=True)):
-        one = score_experts(counts.subset([n for n in range(8) if n // 2 % 2 == start]), missing_marker="skip")
+        one = score_experts(subset(counts, [n for n in range(8) if n // 2 % 2 == start]), missing_marker="skip")
         np.testing.assert_array_equal(half, one.score_LE)
         np.testing.assert_array_equal(own, one.supported_LE)
     nothing = [one.stability["spearman"] for one in runs("iid", 50)]
@@ -193,7 +193,7 @@ def test_families_agree_where_they_share_experts_and_the_worst_without_one_is_ke
         assert other[1] <= other[0] <= other[2] < 0.95
         assert scores.families[table][1][0][0] == pytest.approx(other[0])
     without = [
-        counts.subset([n for n, t in enumerate(counts.traces) if t.family != name])
+        subset(counts, [n for n, t in enumerate(counts.traces) if t.family != name])
         for name in ("law", "maths", "physics")
     ]
     parts = [score_experts(part) for part in without]

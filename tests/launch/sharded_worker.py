@@ -155,7 +155,7 @@ def compare(backend: str, name: str, folder: Path, ranks: Ranks) -> dict[str, An
         single = reference_counts(checkpoint)
         counts = collect_over_ranks(model, traces(), markers, ranks, tokens_per_batch=64)
         result["counts_equal"] = [one.stamp for one in counts.traces] == [one.stamp for one in single.traces]
-        result["counted"] = int(counts.expert_GLE.sum())
+        result["counted"] = int(counts.grouped()["expert_GLE"].sum())
     return result
 
 

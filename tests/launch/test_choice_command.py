@@ -9,7 +9,7 @@ import pytest
 
 from launch.cli.main import main
 from moe_steer import ExpertGain, SteeringPlan, TopK
-from moe_steer.audit import row_lines
+from moe_steer.entries.audit import row_lines
 from reasoning_evals.runs import read_audit
 
 WORDS = ["--force-in", "2:3", "--force-out", "2:0", "--logit-bias", "1:4=1.5", "--top-k", "1=3@all"]
@@ -34,7 +34,7 @@ def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     generate = ["generate", "--plan", str(plan_file), "--num", "4", "--max-new-tokens", "24", "--strict"]
     assert main([*generate, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    (rows,) = read_audit(out).values()
+    (rows,) = read_audit(out).rows.values()
     forced, forbidden, biased, number = rows
     assert forced["scoped"] == forced["selected_after"] == forced["tokens"] > forced["selected_before"]
     assert forced["weight_added"] > 0

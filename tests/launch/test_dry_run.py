@@ -12,8 +12,7 @@ from launch.dry_run import Machine, fit
 from launch.jobs.experts_options import Options
 from launch.steer_r1 import main
 from moe_steer import ExpertGain, SteeringPlan
-from moe_steer.backends import plan_memory
-from moe_steer.loading import read_config
+from moe_steer.backends import plan_memory, read_config
 
 LAB = ["--quick", "--dry-run"]
 

@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from launch.cli.main import main as command_line
 from launch.core.levers.arm_rules import step_ends
 from launch.core.levers.arm_words import parse_arm
-from launch.core.levers.exit_probe import ExitProbe
+from launch.core.levers.exit_probe import ExitProbe, exit_warnings
 from launch.core.levers.exits_tried import Tried, hidden_at
-from launch.core.levers.mis_exits import exit_warnings
 from launch.core.wiring import read_any_traces
 from launch.evaluate import main
 from moe_steer.gates import Probe
@@ -79,7 +78,7 @@ def test_a_thought_ends_at_the_first_exit_point_that_the_probe_is_sure_of(calibr
         expected = sure[0] + 1 if sure else trace.thought_end
         assert ended[trace.trace_id.split("/")[-1]].thought_end == expected
         exits += bool(sure) and expected != trace.thought_end
-    (row,) = read_audit(calibrated / "run")["exit:eager"]
+    (row,) = read_audit(calibrated / "run").rows["exit:eager"]
     assert row["exits"] >= exits > 2
     assert row["readings"] >= row["exits"]
     stated = json.loads((calibrated / "run" / "results.json").read_text())["mis_exits"]["exit:eager"]

@@ -97,7 +97,7 @@ def test_a_soft_budget_a_reminder_a_hint_and_a_trial_exit_do_what_they_say(finis
     assert all("\nI should come to the answer now.\n" in item.text for item in said["remind:8+budget:30"])
     assert all("Think for about 20 tokens, then answer." in item.prompt for item in said["hint:20"])
     plain = {item.problem_id: item.text.partition("</think>")[0] for item in said["baseline"]}
-    (row,) = [row for row in read_audit(finished)["deer:0.6,2"] if row["kind"] == "exit"]
+    (row,) = [row for row in read_audit(finished).rows["deer:0.6,2"] if row["kind"] == "exit"]
     ended = 0
     for item in said["deer:0.6,2"]:
         thought, _, _ = item.text.partition("</think>")

@@ -113,8 +113,8 @@ def counted(model: Any, tokenizer: Any) -> None:
     with collect_routing(model) as routing:
         logits(model, torch.tensor([ids]))
     for row, (ids_TK, _) in enumerate(calls[0] for calls in routing.values()):
-        here = torch.bincount(ids_TK[place], minlength=counts.joint_GMLE.shape[-1])
-        assert counts.joint_GMLE.sum(0)[0, row].tolist() == here.tolist()
+        here = torch.bincount(ids_TK[place], minlength=counts.grouped()["joint_GMLE"].shape[-1])
+        assert counts.grouped()["joint_GMLE"].sum(0)[0, row].tolist() == here.tolist()
 
 
 def sampled(name: str, model: Any, tokenizer: Any, folder: Path) -> tuple[int, ...]:

@@ -13,13 +13,13 @@ from launch.cli.main import main
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, load_model, steer
 from moe_steer.baking import bake
 from moe_steer.gates import Probe
-from moe_steer.gguf.control_vector import export_control_vector
+from moe_steer.gguf import export_control_vector
 from moe_steer.lab import LAB_MODEL
 from moe_steer_sglang import _refuse_plan
 from moe_steer_vllm.served import Served
 from reasoning_evals.engines import InProcessSampler, SamplingConfig
 from reasoning_evals.engines.sampling import Request
-from reasoning_evals.runs import read_audit, read_gates
+from reasoning_evals.runs import read_audit
 
 SMALL = ["--samples", "2", "--max-new-tokens", "60", "--batch-size", "12"]
 GATES: list[dict[str, Any]] = [
@@ -55,14 +55,14 @@ def test_a_gated_plan_runs_from_the_command_to_the_report(
     assert json.loads(Path("gated.json").read_text())["version"] == 2
     arms = ["--arms", "baseline", "plan:gated.json", "--num-problems", "6", *SMALL, "--out", "run"]
     assert main(["evaluate", *arms]) == 0
-    gain, vector = read_audit("run")["plan:gated"]
+    gain, vector = read_audit("run").rows["plan:gated"]
     assert gain["rows"] == vector["rows"] == 12
     assert vector["openings"] >= vector["opened_rows"] > 0
     assert vector["tokens"] > 0
     assert vector["norm_added"] > 0
     for page in ("report.md", "report.html"):
         assert "openings" in Path("run", page).read_text()
-    told = read_gates("run")
+    told = read_audit("run").gates
     assert len({key[1:] for key in told}) == len(told) == 12
     for place, row in enumerate((gain, vector)):
         assert row["openings"] == sum(acts[place]["openings"] for acts in told.values())

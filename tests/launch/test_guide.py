@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from launch import guide
 from launch.cli.main import main
-from launch.guide import doctor
-from moe_steer.console import progress
+from moe_steer import console
 
 
 def screen(capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
@@ -46,15 +46,15 @@ def test_what_is_missing_comes_with_its_command(
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", without)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    monkeypatch.setattr(doctor, "find_library", lambda name: None)
+    monkeypatch.setattr(guide.shutil, "which", lambda name: None)
+    monkeypatch.setattr(guide, "find_library", lambda name: None)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said = screen(capsys)
     for mend in ("'moe-steer[gguf]'", "'moe-steer[inspect]'", "'moe-steer[docs]'", "apt-get install pdsh"):
         assert mend in said
     assert "apt-get install g++ libaio-dev" in said
     assert "unset HF_HUB_OFFLINE" in said
-    assert f"PATH={os.path.dirname(doctor.sys.executable)}:$PATH" in said
+    assert f"PATH={os.path.dirname(guide.sys.executable)}:$PATH" in said
 
 
 def test_a_package_of_another_version_fails(
@@ -75,27 +75,27 @@ def test_gpus_and_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: _Card)
-    found = {one.what: one.said for one in doctor.devices()}
+    found = {one.what: one.said for one in guide.devices()}
     assert found["GPU 1"] == "Test GPU, 80 GiB, compute capability 8.0"
     assert "GPUs 0, 1 have no FP8" in found["FP8 on GPUs"]
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(guide.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert "pip install --force-reinstall torch" in doctor._why_no_gpu("2.13.0+cpu", None)
-    assert "the driver does not run CUDA 13.0" in doctor._why_no_gpu("2.13.0", "13.0")
+    assert "pip install --force-reinstall torch" in guide._why_no_gpu("2.13.0+cpu", None)
+    assert "the driver does not run CUDA 13.0" in guide._why_no_gpu("2.13.0", "13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "unset CUDA_VISIBLE_DEVICES" in doctor._why_no_gpu("2.13.0", "13.0")
+    assert "unset CUDA_VISIBLE_DEVICES" in guide._why_no_gpu("2.13.0", "13.0")
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that the test sets."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_a_log_gets_an_estimate_within_its_first_minute(clock: list[float], capsys: Any) -> None:
-    with progress.Progress(10, what="sampling", longest=100) as bar:
+    with console.Progress(10, what="sampling", longest=100) as bar:
         for second in range(60):
             clock[0] = float(second)
             bar.made(4)  # nothing is finished: at most 1000 tokens are left to make
@@ -107,8 +107,8 @@ def test_a_log_gets_an_estimate_within_its_first_minute(clock: list[float], caps
 
 
 def test_short_work_and_other_ranks_leave_no_line(clock: list[float], capsys: Any) -> None:
-    assert list(progress.tracked(range(3), "grading")) == [0, 1, 2]
-    watch = progress.follow("reading", rank=1)
+    assert list(console.tracked(range(3), "grading")) == [0, 1, 2]
+    watch = console.follow("reading", rank=1)
     for done in (1, 2):
         clock[0] += 100
         watch(done, 2)

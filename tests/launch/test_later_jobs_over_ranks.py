@@ -19,7 +19,7 @@ from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.gates import Probe
 from rank_processes import ROOT, RunningRanks
 from reasoning_evals.comparing import RiskControl
-from reasoning_evals.runs import read_audit, read_gates
+from reasoning_evals.runs import read_audit
 from reasoning_evals.runs.run_folder import read_generations
 
 
@@ -95,12 +95,12 @@ def test_two_ranks_find_what_one_finds(job: Job, tmp_path: Path) -> None:
     assert tokens_of(tmp_path / "two") == tokens
     assert (tmp_path / "two" / "results.json").read_bytes() == (job.finished / "results.json").read_bytes()
     if job.script == "launch/evaluate.py":
-        assert read_audit(tmp_path / "two") == approximately(read_audit(job.finished))
-        gates = read_gates(job.finished)
+        assert read_audit(tmp_path / "two").rows == approximately(read_audit(job.finished).rows)
+        gates = read_audit(job.finished).gates
         assert {arm for arm, _, _ in gates} == {"plan:gated+deer:0.1,2"}
         assert len(gates) == 6
-        assert any(row.get("exits") for row in read_audit(job.finished)["plan:gated+deer:0.1,2"])
-        assert read_gates(tmp_path / "two") == approximately(gates)
+        assert any(row.get("exits") for row in read_audit(job.finished).rows["plan:gated+deer:0.1,2"])
+        assert read_audit(tmp_path / "two").gates == approximately(gates)
         plain = {key[1:]: ids for (_, key), ids in tokens.items() if key[0] == "baseline"}
         changed = {key[0] for (_, key), ids in tokens.items() if ids != plain[key[1:]]}
         assert changed == {key[0] for _, key in tokens} - {"baseline"}

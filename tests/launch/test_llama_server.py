@@ -74,7 +74,7 @@ def test_a_job_on_it_gives_the_answers_of_the_model_here(files: Path, tmp_path: 
     )
     assert here == there
     assert len(here) == 8
-    assert [row["samples"] for row in read_audit(tmp_path / "there")["baseline"]] == [4]
+    assert [row["samples"] for row in read_audit(tmp_path / "there").rows["baseline"]] == [4]
 
 
 def test_steering_plans_are_refused_on_it_by_the_command_that_serves_them(

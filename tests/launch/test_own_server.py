@@ -126,7 +126,7 @@ def test_a_job_starts_its_engine_once_and_ends_it(
     assert gone_within(int(start["pid"]), 10)
     assert texts(tmp_path / "there") == texts(tmp_path / "here")
     there, here = (
-        [row["tokens"] for row in read_audit(tmp_path / name)["plan:loud"] if row["kind"] == "expert"]
+        [row["tokens"] for row in read_audit(tmp_path / name).rows["plan:loud"] if row["kind"] == "expert"]
         for name in ("there", "here")
     )
     assert there == here

@@ -47,8 +47,8 @@ def test_from_rollouts_to_a_plan(rollouts: Path, tmp_path: Path, monkeypatch: py
     recorded = tmp_path / "recorded.safetensors"
     assert main([*counted, str(recorded), "--routed", str(rollouts / "rollouts.jsonl")]) == 0
     mine, theirs = RoutingCounts.load(recorded), RoutingCounts.load(forward)
-    assert mine.marker_GM.sum(0)[0] == 12
-    np.testing.assert_array_equal(mine.joint_GMLE.sum(0)[0], theirs.joint_GMLE.sum(0)[0])
+    assert mine.grouped()["marker_GM"].sum(0)[0] == 12
+    np.testing.assert_array_equal(mine.grouped()["joint_GMLE"].sum(0)[0], theirs.grouped()["joint_GMLE"].sum(0)[0])
     assert mine.num_tokens == theirs.num_tokens - 12, "the last token of a response has no routing"
     scores, plan = tmp_path / "scores.json", tmp_path / "plan.json"
     assert main(["score", "--counts", str(recorded), "--out", str(scores)]) == 0

@@ -62,9 +62,9 @@ def test_an_evaluation_on_a_server_is_the_one_in_this_process(
         assert evaluate(there) == 0
     assert "server: the-lab, vllm 0.32.0 0.1.0, 1 steering plans" in shown
     assert texts(tmp_path / "there") == texts(tmp_path / "here")
-    rows = read_audit(tmp_path / "there")["plan:loud"]
+    rows = read_audit(tmp_path / "there").rows["plan:loud"]
     hits = {(row["layer"], row["expert"]): row["tokens"] for row in rows if row["kind"] == "expert"}
-    own = {(row["layer"], row["expert"]): row["tokens"] for row in read_audit(tmp_path / "here")["plan:loud"]}
+    own = {(row["layer"], row["expert"]): row["tokens"] for row in read_audit(tmp_path / "here").rows["plan:loud"]}
     assert hits == own
     assert min(hits.values()) > 0
     run = read_run(tmp_path / "there")
@@ -262,7 +262,7 @@ def test_one_waits_for_a_server_that_starts_and_one_that_is_away(
         done.set()
         thread.join()
     assert len(texts(tmp_path / "run")) == 4
-    retries = [row for rows in read_audit(tmp_path / "run").values() for row in rows if row["kind"] == "retry"]
+    retries = [row for rows in read_audit(tmp_path / "run").rows.values() for row in rows if row["kind"] == "retry"]
     assert {row["cause"] for row in retries} == {"connection"}
 
 

@@ -109,9 +109,9 @@ def test_four_ranks_equal_one_process(case: str, four: list[dict[str, Any]]) -> 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_rank_holds_what_the_memory_plan_says(backend: str, fast: list[dict[str, Any]], tmp_path: Path) -> None:
+    from moe_steer.backends import read_config
     from moe_steer.backends.blueprint import skeleton
     from moe_steer.backends.shards import shard_of
-    from moe_steer.loading import read_config
     from sharded_models import save_checkpoint
 
     model = skeleton(read_config(save_checkpoint("deepseek_v3", tmp_path)))
@@ -166,9 +166,9 @@ def mid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["plain", *BACKENDS])
 def test_loading_takes_what_the_memory_plan_says(backend: str, mid: Path, tmp_path: Path) -> None:
+    from moe_steer.backends import read_config
     from moe_steer.backends.blueprint import skeleton
     from moe_steer.backends.shards import shard_of
-    from moe_steer.loading import read_config
 
     (tmp_path / "out").mkdir()
     arguments = [str(tmp_path / "out"), str(mid), backend]

@@ -8,7 +8,7 @@ from launch.core.wiring import parse_coefficients, read_any_traces, traces_of
 from launch.jobs.experts import distance_from_one
 from launch.jobs.experts_findings import gain_name, num_correct
 from moe_steer import ExpertGain, SteeringPlan
-from moe_steer.audit import row_lines
+from moe_steer.entries.audit import row_lines
 from reasoning_evals import Completion
 
 

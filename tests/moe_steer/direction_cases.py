@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_steer.directions import Accumulator, Contrast
-from moe_steer.directions.contrast import describe_sae
+from moe_steer.directions.methods import describe_sae
 from moe_steer.saes import SAE
 from moe_steer.saes.sae import SAEAbout
 

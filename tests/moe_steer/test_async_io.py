@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_steer.backends import async_io
+from moe_steer.backends import offload
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def lock(tmp_path: Path) -> Path:
 
 def make_old(lock: Path) -> None:
     """Nothing has been written for longer than anybody waits."""
-    long_ago = time.time() - async_io.GIVE_UP_S - 60
+    long_ago = time.time() - offload.GIVE_UP_S - 60
     for path in (lock, lock.parent):
         os.utime(path, (long_ago, long_ago))
 
 
 def test_the_lock_of_a_killed_compile_is_deleted(lock: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make_old(lock)
-    async_io._wait_for(lock)
+    offload._wait_for(lock)
     assert not lock.exists()
     assert capfd.readouterr().err == f"deleting {lock}, which a compile that was killed has left\n"
 
@@ -42,7 +42,7 @@ def test_a_lock_that_somebody_holds_is_not(lock: Path) -> None:
         with pytest.raises(
             ValueError, match=f"process {os.getpid()} has been compiling .* async_io .*10 minutes: end it"
         ):
-            async_io._wait_for(lock)
+            offload._wait_for(lock)
     finally:
         os.close(held)
     assert lock.exists()
@@ -53,15 +53,15 @@ def test_torch_holds_its_lock_open_while_it_compiles(tmp_path: Path) -> None:
 
     baton = FileBaton(str(tmp_path / "lock"))
     assert baton.try_acquire()
-    assert async_io._holder(tmp_path / "lock") == os.getpid()
+    assert offload._holder(tmp_path / "lock") == os.getpid()
     baton.release()
     (tmp_path / "lock").touch()
-    assert async_io._holder(tmp_path / "lock") is None
+    assert offload._holder(tmp_path / "lock") is None
 
 
 def test_another_compile_is_waited_for(lock: Path, capfd: pytest.CaptureFixture[str]) -> None:
     threading.Timer(0.7, lock.unlink).start()
     started = time.monotonic()
-    async_io._wait_for(lock)
+    offload._wait_for(lock)
     assert time.monotonic() - started > 0.6
     assert capfd.readouterr().err == f"waiting for another compile of async_io; if there is none, delete {lock}\n"

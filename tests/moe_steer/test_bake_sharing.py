@@ -12,7 +12,7 @@ import pytest
 
 from bake_checkpoints import gains, qwen, snapshot
 from moe_steer.baking import bake, folder_files, unbake, verify_bake
-from moe_steer.baking.safetensors.textpatch import apply_patches, byte_edits, keeps_length
+from moe_steer.baking.safetensors.target import apply_patches, byte_edits, keeps_length
 
 PLAN = gains((1, 2, 64.0), (0, 3, 0.5))
 INDEX = "model.safetensors.index.json"

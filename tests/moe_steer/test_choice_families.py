@@ -10,7 +10,7 @@ import torch
 from families import FAMILIES, build_from_config, config_of
 from family_cases import Case, busiest, capture_routers, case, collect_routing, logits, traces_left
 from moe_steer import ExpertGain, SteeringPlan, steer
-from moe_steer.choice.entries import TopK
+from moe_steer.entries.expert_entry import TopK
 from moe_steer.layers import model_shape
 from naive_choice import biased, told
 from oracles import ORACLES

@@ -9,7 +9,7 @@ from torch import Tensor
 from families import batch
 from family_cases import busiest, case, collect_routing, logits, padded
 from moe_steer import ExpertGain, SteeringPlan, TopK, load_model, observe_routing, steer
-from moe_steer.audit import NothingFired, SteeringWarning
+from moe_steer.entries.audit import NothingFired, SteeringWarning
 from moe_steer.lab import LAB_MODEL
 from moe_steer.layers import model_shape, moe_layers
 
@@ -202,7 +202,7 @@ def test_a_forced_entry_that_never_fires_fails_like_gains_do() -> None:
 
 
 def test_the_audit_notices_a_choice_that_was_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    from moe_steer.choice import acting
+    from moe_steer.entries import acting
 
     prepared = case("qwen3_moe")
     _, _, entries = entries_of("qwen3_moe")

@@ -189,7 +189,7 @@ def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lab_config() -> Any:
-    from moe_steer.loading import read_config
+    from moe_steer.backends import read_config
 
     return read_config("lab")
 

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Traces, pairs and an SAE of the embedded model's layer 2, with random weights."""
     from expert_stats import trace_from_ids
     from launch.lab.models import prompt_text
-    from moe_steer.loading import read_tokenizer
+    from moe_steer.backends import read_tokenizer
     from moe_steer.thinking import token_tags
 
     place, tokenizer = tmp_path_factory.mktemp("direction"), read_tokenizer("lab")

@@ -14,7 +14,7 @@ from direction_cases import contrast_of, plain_sae, random_sides
 from moe_steer.direction import Direction
 from moe_steer.directions import DirectionWarning, all_atoms, caa, pca, single_atom, sta
 from moe_steer.directions.atoms import density_F, effect_size_F, rank_of, rate_difference_F
-from moe_steer.directions.contrast import Contrast
+from moe_steer.directions.methods import Contrast
 from moe_steer.directions.moments import PairMoments
 
 

@@ -13,10 +13,10 @@ import torch
 from families import FAMILIES, REFUSED, available, build
 from family_cases import traces_left
 from moe_steer import ExpertGain, SteeringPlan, load_model, observe_routing, steer
+from moe_steer.backends import read_config, read_tokenizer
 from moe_steer.backends.blueprint import skeleton
 from moe_steer.lab import LAB_MODEL
 from moe_steer.layers import model_shape, moe_layers
-from moe_steer.loading import read_config, read_tokenizer
 from moe_steer.thinking import render
 from reasoning_evals.engines.in_process import stop_ids
 from refused_models import DENSE, UNREACHABLE, build_refused

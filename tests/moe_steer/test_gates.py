@@ -18,7 +18,7 @@ import tiny
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, TopK, steer
 from moe_steer.gates import Probe
 from moe_steer.gates.conditions import Condition, When
-from moe_steer.gates.opening import holds, tokens_open
+from moe_steer.gates.following import holds, tokens_open
 from naive_gates import NaiveGate, NaiveGatedRow, WordTokenizer
 
 TEXTS = [

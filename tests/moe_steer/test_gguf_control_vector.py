@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from gguf_files import WIDTH, certificate, write_gguf
 from moe_steer.baking import bake, unbake
-from moe_steer.gguf.control_vector import export_control_vector
+from moe_steer.gguf import export_control_vector
 from moe_steer.plan import ExpertGain, ResidualVector, SteeringPlan
 
 

@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 import pytest
 
-from gguf_files import WIDTH, certificate, write_gguf
+from gguf_files import WIDTH, write_gguf
 from moe_steer.baking import bake, staging, unbake, verify_bake
 from moe_steer.plan import ExpertGain, SteeringPlan
 
@@ -221,41 +221,6 @@ def test_a_link_to_a_baked_file_is_not_replaced(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "out.gguf.steering.json", tmp_path / "link.gguf.steering.json")
     with pytest.raises(ValueError, match="is a symbolic link to .*out.gguf: give the file itself"):
         unbake(tmp_path / "link.gguf")
-
-
-def test_a_file_that_an_earlier_version_left_half_written_is_refused(tmp_path: Path) -> None:
-    model = write_gguf(tmp_path / "m.gguf", "Q8_0")
-    (tmp_path / "m.gguf.steering.journal").write_text("{}")
-    for work in (
-        partial(bake, model, PLAN, tmp_path / "out.gguf"),
-        partial(verify_bake, model),
-        partial(unbake, model),
-    ):
-        with pytest.raises(ValueError, match="m.gguf is half written, an earlier version was cut off"):
-            work()
-
-
-def test_what_an_earlier_version_rounded_in_place_comes_back(tmp_path: Path) -> None:
-    """It kept the original and the baked scale bytes of every slice in a file beside the model."""
-    source, target = write_gguf(tmp_path / "m.gguf", "Q4_0"), tmp_path / "out.gguf"
-    original = digest(source)
-    bake(source, SteeringPlan(experts=[ExpertGain(1, 2, 10.0), ExpertGain(2, 0, 0.0)]), target)
-    kept = b""
-    for item in certificate(target)["slices"]:
-        for path in (source, target):
-            data = path.read_bytes()[item["offset"] : item["offset"] + item["num_bytes"]]
-            kept += np.frombuffer(data, np.uint8).reshape(-1, 18)[:, :2].tobytes()
-    undo = tmp_path / "out.gguf.steering.undo"
-    undo.write_bytes(bytes([kept[0] ^ 1]) + kept[1:])
-    with pytest.raises(ValueError, match="undo does not hold the original of blk.1.ffn_down_exps.weight"):
-        unbake(target)
-    undo.write_bytes(kept[: len(kept) // 2])
-    with pytest.raises(ValueError, match="out.gguf.steering.undo is incomplete: fetch the original model again"):
-        unbake(target)
-    undo.write_bytes(kept)
-    unbake(target)
-    assert digest(target) == original
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "out.gguf"]
 
 
 @pytest.mark.parametrize("keep", [0, 3, 20, 100, 400, 900, 3000, 0.5, 0.999])

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gguf_files import write_gguf
-from moe_steer.gguf.header import read_header
+from moe_steer.gguf import read_header
 
 
 @pytest.mark.parametrize("type_name", ["F32", "Q4_K", "IQ1_M", "MXFP4"])

@@ -17,8 +17,8 @@ import tiny
 from gguf_files import write_gguf, write_model
 from launch.cli.main import main
 from moe_steer import load_model
+from moe_steer.backends import read_config, read_tokenizer, resolve
 from moe_steer.layers import model_shape
-from moe_steer.loading import read_config, read_tokenizer, resolve
 from reasoning_evals.engines import InProcessSampler, Request, SamplingConfig
 from stats_helpers import byte_tokenizer
 

@@ -159,7 +159,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "own list": ("problems.json", lambda path: load_own_file(str(path))),
     "completions": ("generations.jsonl", lambda path: list(read_completions(path))),
     "grades": ("grades.jsonl", lambda path: read_grades(path.parent)),
-    "audit": ("audit.jsonl", lambda path: read_audit(path.parent)),
+    "audit": ("audit.jsonl", lambda path: read_audit(path.parent).rows),
     "run": ("run.json", lambda path: read_run(path.parent)),
     "scores": ("scores.json", ExpertScores.load),
     "sae": ("cfg.json", _sae),

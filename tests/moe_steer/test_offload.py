@@ -21,8 +21,8 @@ PARTS = [300_000, 10, 500_000]
 @pytest.fixture
 def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which the operator is compiled."""
-    monkeypatch.setattr(offload.async_io, "refuse_without_compiler", lambda: None)
-    monkeypatch.setattr(offload.async_io, "compile_once", lambda: None)
+    monkeypatch.setattr(offload, "refuse_without_compiler", lambda: None)
+    monkeypatch.setattr(offload, "compile_once", lambda: None)
 
 
 def test_a_folder_that_is_not_there() -> None:
@@ -69,7 +69,7 @@ def test_a_disk_too_full(tmp_path: Path, ready: None, monkeypatch: pytest.Monkey
 
 def test_what_is_missing_for_the_compile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepspeed.ops.op_builder.AsyncIOBuilder.is_compatible", lambda self, verbose=False: False)
-    monkeypatch.setattr(offload.async_io.shutil, "which", lambda name: None if name == "g++" else f"/bin/{name}")
+    monkeypatch.setattr(offload.shutil, "which", lambda name: None if name == "g++" else f"/bin/{name}")
     with pytest.raises(ValueError, match=r"needs DeepSpeed's operator async_io.*: libaio-dev, g\+\+ missing; install"):
         offload.on_nvme(str(tmp_path), PARTS, torch.float32, 2)
 
@@ -85,8 +85,8 @@ def test_every_rank_has_a_folder_of_its_own_with_room_for_the_largest_part(tmp_p
 
 def test_the_folder_goes_with_the_process(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from moe_steer.backends import async_io, offload; async_io.compile_once = lambda: None; "
-        "async_io.refuse_without_compiler = lambda: None; "
+        "import sys, torch; from moe_steer.backends import offload; offload.compile_once = lambda: None; "
+        "offload.refuse_without_compiler = lambda: None; "
         "print(offload.on_nvme(sys.argv[1], [300_000], torch.float32, 1)['nvme_path'])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

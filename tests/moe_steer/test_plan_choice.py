@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from gguf_files import write_gguf
 from moe_steer import ExpertGain, SteeringPlan, TopK, bake
-from moe_steer.audit import Audit, row_lines
-from moe_steer.gguf.control_vector import export_control_vector
+from moe_steer.entries.audit import Audit, row_lines
+from moe_steer.gguf import export_control_vector
 
 ENTRY = {"layer": 1, "expert": 2}
 FORCES = st.sampled_from([None, "in", "out"])

@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, steer
-from moe_steer.choice.entries import TopK
+from moe_steer.entries.expert_entry import TopK
 
 PLAN = SteeringPlan(
     experts=[ExpertGain(1, 2, 64.0), ExpertGain(2, 3, 0.5, logit_bias=2.0)],

@@ -1,7 +1,7 @@
 import pytest
 
+from moe_steer.entries.presets import PRESETS, preset_plan
 from moe_steer.layers import ModelShape
-from moe_steer.presets import PRESETS, preset_plan
 
 R1 = ModelShape("deepseek_v3", 61, 256, 8, tuple(range(3, 61)), 7168)
 QWEN3 = ModelShape("qwen3_moe", 94, 128, 8, tuple(range(94)), 4096)

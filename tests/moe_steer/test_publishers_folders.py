@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launch.cli.main import main
+from moe_steer.backends import read_tokenizer
 from moe_steer.lab import LAB_MODEL
-from moe_steer.loading import read_tokenizer
 
 PROBLEM = '{"problem_id": "a", "prompt": "What is 12 * 11?", "target": "132", "answer_type": "integer"}\n'
 

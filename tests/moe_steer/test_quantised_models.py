@@ -14,10 +14,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import tiny
 from moe_steer import load_model
+from moe_steer.backends import read_config
 from moe_steer.backends.memory import choose_backend
 from moe_steer.backends.registry import refusal
 from moe_steer.layers import moe_layers
-from moe_steer.loading import read_config
 from moe_steer.selfcheck import check_backend
 from tiny_reasoners import tiny_tokenizer
 

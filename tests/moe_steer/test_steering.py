@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import tiny
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, observe_residual, observe_routing, steer
-from moe_steer.audit import NothingFired, SteeringWarning
+from moe_steer.entries.audit import NothingFired, SteeringWarning
 
 
 def routing(model: Any, ids: torch.Tensor, **kwargs: Any) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:

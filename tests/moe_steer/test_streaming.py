@@ -13,8 +13,8 @@ import torch.distributed as dist
 from transformers import core_model_loading
 from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose, WeightConverter
 
-from moe_steer.backends.engine import settings, zero3_section
 from moe_steer.backends.streaming import _among_zeros, _keep_own_experts, cut_while_reading, own_experts_while_reading
+from moe_steer.backends.zero3 import settings, zero3_section
 
 E, F, D = 6, 4, 3
 

@@ -18,8 +18,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 import moe_steer.lab
 from launch.cli.main import main
 from moe_steer import load_model
+from moe_steer.backends import read_config
 from moe_steer.backends.blueprint import config_of, model_class
-from moe_steer.loading import read_config
 
 Tensors = dict[str, torch.Tensor]
 LAB = Path(moe_steer.lab.__file__).parent / "model"

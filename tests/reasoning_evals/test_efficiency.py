@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from reasoning_evals.comparing.compare import compare_arms
-from reasoning_evals.comparing.lengths import paired_log_ratio
+from reasoning_evals.comparing.pairing import paired_log_ratio
 from reasoning_evals.comparing.statistics import paired_difference
 from reasoning_evals.comparing.token_use import efficiency, percent_change, thoughts_of
 from reasoning_evals.runs.grading_pass import GradeRow

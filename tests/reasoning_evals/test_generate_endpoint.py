@@ -84,7 +84,7 @@ def test_a_run_keeps_what_the_endpoint_did(
     sampler = run["config"]["arms"]["baseline"]["sampler"]
     assert (sampler["engine"], sampler["model"], sampler["server"]) == ("http", "lab", {"said": "a script, 1.0"})
     assert "a-secret" not in "".join(path.read_text() for path in out.iterdir())
-    assert {row["kind"] for row in read_audit(out)["baseline"]} == {"endpoint"}
+    assert {row["kind"] for row in read_audit(out).rows["baseline"]} == {"endpoint"}
     assert [json.loads(line)["rows"][1:] for line in (out / "audit.jsonl").read_text().splitlines()] == [
         [{"kind": "retry", "cause": "429", "retries": 2}, {"kind": "retry", "cause": "cut stream", "retries": 1}],
         [],

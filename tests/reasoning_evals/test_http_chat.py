@@ -253,7 +253,7 @@ def test_any_hosted_model_is_an_arm(
         else:
             assert (row.state, row.extracted) == ("closed", str(item.seed % 10))
             assert (row.thinking_tokens, row.answer_tokens, row.total_tokens) == (6, 3, 9)
-    (counts,) = read_audit(out)["a\x1b[31mred"][:1]
+    (counts,) = read_audit(out).rows["a\x1b[31mred"][:1]
     assert counts.get("filtered", 0) == sum(row.finish_reason == "content_filter" for row in grades)
     assert main(["report", str(out)]) == 0
     assert "\x1b" not in "".join(path.read_text() for path in out.glob("report.*"))

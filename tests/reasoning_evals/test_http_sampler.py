@@ -56,7 +56,7 @@ def sampler(server: Server, **options: Any) -> HttpSampler:
 def test_one_request_a_sample_with_its_own_seed(serve: Callable[[Say], Server]) -> None:
     server = serve(echo)
     http = sampler(server, api_key="secret")
-    found = list(http.sample(requests(3), CONFIG))
+    found = sorted(http.sample(requests(3), CONFIG), key=lambda sample: sample.key)
     assert found == [Sample(i, (5, 6, 7, 100 + i, 1), f"wait, </think>{100 + i}", "stop") for i in range(3)]
     assert http.stats == HttpStats(3, 0, {}, 0)
     assert sorted(body["seed"] for body in server.bodies) == [100, 101, 102]

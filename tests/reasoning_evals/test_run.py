@@ -99,8 +99,8 @@ def test_the_number_of_ranks_changes_nothing(unbroken: Path, tmp_path: Path, wor
     for rank in reversed(range(world_size)):
         run(tmp_path, rank, world_size)
     assert content(tmp_path) == content(unbroken)
-    assert read_audit(tmp_path) == read_audit(unbroken)
-    assert read_gates(tmp_path) == read_gates(unbroken)
+    assert read_audit(tmp_path).rows == read_audit(unbroken).rows
+    assert read_audit(tmp_path).gates == read_audit(unbroken).gates
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(unbroken: Path, tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(unbroken: Path, tmp_path: Pa
     run(tmp_path, 1, 2)
     run(tmp_path)
     assert content(tmp_path) == content(unbroken)
-    assert read_audit(tmp_path) == read_audit(unbroken)
-    assert read_gates(tmp_path) == read_gates(unbroken)
+    assert read_audit(tmp_path).rows == read_audit(unbroken).rows
+    assert read_audit(tmp_path).gates == read_audit(unbroken).gates
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -136,8 +136,8 @@ def test_kill_9_at_random_moments_then_resume(unbroken: Path, tmp_path: Path, wo
         assert process.returncode == 0
     assert kills >= 2
     assert content(tmp_path) == content(unbroken)
-    assert read_audit(tmp_path) == read_audit(unbroken)
-    assert read_gates(tmp_path) == read_gates(unbroken)
+    assert read_audit(tmp_path).rows == read_audit(unbroken).rows
+    assert read_audit(tmp_path).gates == read_audit(unbroken).gates
     if world_size == 1:
         assert (tmp_path / "generations.jsonl").read_bytes() == (unbroken / "generations.jsonl").read_bytes()
 
@@ -145,13 +145,13 @@ def test_kill_9_at_random_moments_then_resume(unbroken: Path, tmp_path: Path, wo
 def test_the_audit_is_added_up_over_chunks_and_a_repeated_chunk_counts_once(unbroken: Path, tmp_path: Path) -> None:
     # 36 samples in chunks of 8 are 5 chunks, 3 tokens each.
     row = {"kind": "expert", "layer": 1, "expert": 2, "gain": 64.0, "when": "x >= 1", "tokens": 15, "weight_added": 7.5}
-    assert read_audit(unbroken) == {"steered": [row]}
+    assert read_audit(unbroken).rows == {"steered": [row]}
     run(tmp_path)
     path = tmp_path / "generations.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
     run(tmp_path)
     assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == 6
-    assert read_audit(tmp_path) == {"steered": [row]}
+    assert read_audit(tmp_path).rows == {"steered": [row]}
 
 
 def test_what_gates_did_is_kept_of_every_sample_once(unbroken: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_what_gates_did_is_kept_of_every_sample_once(unbroken: Path, tmp_path: P
     ):
         (tmp_path / "audit.jsonl").write_text(lines.replace(old, new, 1))
         with pytest.raises(ValueError, match=message):
-            read_gates(tmp_path)
+            read_audit(tmp_path)
 
 
 @pytest.mark.parametrize(

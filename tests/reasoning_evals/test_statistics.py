@@ -80,13 +80,11 @@ def test_paired_difference_equals_scipys_paired_t_test() -> None:
     assert ours.num_clusters is None
 
 
-@pytest.mark.parametrize("bias_corrected", [False, True])
-def test_bootstrap_agrees_with_scipys(bias_corrected: bool) -> None:
+def test_bootstrap_agrees_with_scipys() -> None:
     values = RANDOM.exponential(1, 40)
-    ours = bootstrap_interval(values, num_resamples=40_000, bias_corrected=bias_corrected)
-    method = "BCa" if bias_corrected else "percentile"
+    ours = bootstrap_interval(values, num_resamples=40_000)
     theirs = stats.bootstrap(
-        (values,), np.mean, n_resamples=40_000, method=method, rng=np.random.default_rng(1)
+        (values,), np.mean, n_resamples=40_000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.015)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from reasoning_evals.comparing.lengths import paired_log_ratio
+from reasoning_evals.comparing.pairing import paired_log_ratio
 from reasoning_evals.comparing.statistics import PairedDifference, holm, mcnemar_p, paired_difference
 from reasoning_evals.comparing.verdicts import ALPHA, verdict_p
 

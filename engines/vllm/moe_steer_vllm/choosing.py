@@ -1,6 +1,6 @@
 """The choice of experts once more in plain tensors, with some forced in or out: a fused kernel cannot be told.
 
-What forcing means: ``moe_steer.choice.entries``. A router is repeated only where, on made-up logits, the repetition gives what the
+What forcing means: ``moe_steer.entries.expert_entry``. A router is repeated only where, on made-up logits, the repetition gives what the
 router gives (``rule_of``).
 """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moe_steer import SteeringPlan
-from moe_steer.entries.elsewhere import refuse_outside
+from moe_steer.entries.fitting import refuse_outside
 from moe_steer.json_files import quoted, short
 from moe_steer.tokens import parse_scope, tag_scopes
 

@@ -62,7 +62,7 @@ def test_the_main_job_searches_on_a_server_that_it_starts(tmp_path: Path) -> Non
     own = ["--engine", "vllm", "--engine-python", os.environ["STEER_PYTHON"]]
     run("launch.steer_r1", "--quick", *own, f"--engine-options={' '.join(EAGER)}", "--out", tmp_path)
     assert read_run(tmp_path / "test")["config"]["arm_order"] == ["baseline", "steered", "placebo"]
-    audit = read_audit(tmp_path / "test")
+    audit = read_audit(tmp_path / "test").rows
     for arm in ("steered", "placebo"):
         assert all(row["tokens"] > 0 for row in audit[arm] if row["kind"] == "expert"), arm
     assert "95% interval from 32 problems that did not choose it" in (tmp_path / "report.md").read_text()

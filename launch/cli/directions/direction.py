@@ -39,7 +39,7 @@ class MakeDirection(DirectionOptions):
 
         from expert_stats import collect_contrast
         from launch.core.session import load_asked
-        from moe_steer.console.progress import follow
+        from moe_steer.console import follow
         from moe_steer.contrasts import contrast_fits, fit_notes
         from moe_steer.directions import report_atoms
         from moe_steer.saes import fit_lines
@@ -85,7 +85,7 @@ class MakeDirection(DirectionOptions):
 
     def _stable(self, model: Any, tokenizer: Any, sequences: Any, notes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The decisions that come back when the model goes on from them anew, and the notes with their numbers."""
-        from launch.core.levers.stable_decisions import keep_stable
+        from launch.core.directions import keep_stable
 
         kept, numbers = keep_stable(
             model,

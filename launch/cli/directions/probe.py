@@ -59,7 +59,7 @@ class TrainProbe(PromptOptions, HeldModel):
         self._check()
         import numpy as np
 
-        from launch.cli.directions.reliability import reliability
+        from expert_stats.plots import reliability
         from launch.core.session import load_asked
         from moe_steer.contrasts import data_digest, marked_states
         from moe_steer.contrasts.sequences import check_sequences

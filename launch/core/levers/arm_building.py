@@ -1,20 +1,21 @@
-"""The arms of an evaluation: their words put together with a model, or with the server that holds it."""
+"""The arms of an evaluation: their words put together with a model, or with the server that holds it. And what
+rules that end thoughts early did, as audit rows of a run, beside those of a plan.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.core.arms import load_plan, steering
 from launch.core.levers.arm_rules import ArmParts, add_rule, held_by_prompt
 from launch.core.levers.arm_words import Rule, Words, arm_name, parse_arm
-from launch.core.levers.exit_audit import counted_exits
 from launch.core.levers.exit_probe import reading_of
-from moe_steer import SteeringPlan
-from moe_steer.presets import preset_plan
+from moe_steer import SteeringPlan, preset_plan
 from reasoning_evals.decoding import ProbeExit
 from reasoning_evals.engines import InProcessSampler
 from reasoning_evals.runs import Arm
@@ -97,3 +98,28 @@ def _processor_list(processors: Sequence[Any]) -> Any:
     from transformers import LogitsProcessorList
 
     return LogitsProcessorList(processors) if processors else None
+
+
+class _Counted:
+    def __init__(self, plan: Any, rules: Sequence[Any]) -> None:
+        self._plan, self._rules = plan, rules
+        self._before = [Counter(rule.counts) for rule in rules]
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The plan's rows, and one of each rule: its trials and the tokens that they cost, and the thoughts that it ended."""
+        rows = self._plan.to_rows() if hasattr(self._plan, "to_rows") else []
+        for rule, before in zip(self._rules, self._before, strict=True):
+            now = {name: number - before[name] for name, number in rule.counts.items()}
+            rows.append({"kind": "exit", "rule": rule.describe()["rule"], **dict(sorted(now.items()))})
+        return rows
+
+    def to_samples(self) -> dict[Any, list[dict[str, Any]]]:
+        """The plan's."""
+        return self._plan.to_samples() if hasattr(self._plan, "to_samples") else {}
+
+
+@contextmanager
+def counted_exits(context: Callable[[], AbstractContextManager[Any]], rules: Sequence[Any]) -> Iterator[_Counted]:
+    """The context of an arm's plan, and what its rules count while it is open."""
+    with context() as plan:
+        yield _Counted(plan, rules)

@@ -15,11 +15,10 @@ from expert_stats.causes import Causes, find_causes, loop_odds
 from launch.core.arms import arm_here
 from moe_steer import ExpertGain, SteeringPlan, steer
 from moe_steer.tokens import Trace
-from reasoning_evals import Problem, run_arms
+from reasoning_evals import Problem, loop_at_end, run_arms
 from reasoning_evals.comparing import paired_difference, wilson_interval
 from reasoning_evals.engines import SamplingConfig
 from reasoning_evals.runs import GradeRow, grade_run, read_generations
-from reasoning_evals.thinking import loop_at_end
 
 BASELINE, UNLOOPED = "baseline", "unlooped"
 MODES = ("greedy", "sampled")

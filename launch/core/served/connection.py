@@ -13,7 +13,7 @@ from typing import Any
 from launch.core.served.own_server import PLANS, OwnServer
 from launch.core.served.server_options import JobServerOptions
 from moe_steer import SteeringPlan
-from moe_steer.entries.elsewhere import refuse_outside
+from moe_steer.entries.fitting import refuse_outside
 from reasoning_evals.engines import OFF, HttpAudit, HttpSampler, Served, ServedPlan, Server
 from reasoning_evals.engines.http_reply import EndpointError
 from reasoning_evals.engines.http_traffic import Traffic

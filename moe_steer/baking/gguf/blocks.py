@@ -63,12 +63,6 @@ class BlockFormat:
             new_NB[:, at : at + WIDTHS[self.number]] = encode_scales(scales_NF[:, field], self.number)
         return new_NB
 
-    def touched_columns(self, gain: float) -> tuple[int, ...]:
-        """The byte columns of a block that this gain may change."""
-        if self.is_blanked_by(gain):
-            return tuple(range(self.num_bytes))
-        return self.nibbles or tuple(at + i for at in self.offsets for i in range(WIDTHS[self.number]))
-
     def is_blanked_by(self, gain: float) -> bool:
         """True where a gain of 0 has no scale that could hold it: then the whole block becomes zero bytes, whose values are 0."""
         return gain == 0 and self.number == "E8M0"

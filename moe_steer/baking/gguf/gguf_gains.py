@@ -14,7 +14,7 @@ from moe_steer.baking.gguf.blocks import BLOCK_FORMATS, NAMES, block_format
 from moe_steer.baking.gguf.model import GgufModel
 from moe_steer.baking.numbers import Rounding, is_power_of_two, shown
 from moe_steer.baking.planning import STEER_INSTEAD, Work, held_gain
-from moe_steer.gguf.header import architectures_of, gguf_package, letters
+from moe_steer.gguf import architectures_of, gguf_package, letters
 from moe_steer.plan import ExpertGain, SteeringPlan
 
 _DOWN = re.compile(r"^blk\.(\d+)\.ffn_down_exps\.weight$")

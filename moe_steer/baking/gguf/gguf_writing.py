@@ -16,10 +16,9 @@ from moe_steer.baking.folder_files import copy_file, hard_link, sha256_file, wri
 from moe_steer.baking.gguf.gguf_gains import plan_gains
 from moe_steer.baking.gguf.gguf_record import gguf_record_path, gguf_record_text
 from moe_steer.baking.gguf.model import GgufModel, part_names, read_gguf
-from moe_steer.baking.gguf.undo_file import refuse_half_written
 from moe_steer.baking.record import Record, RecordedFile, proven, recorded
 from moe_steer.baking.staging import staging
-from moe_steer.gguf.control_vector import export_residual
+from moe_steer.gguf import export_residual
 from moe_steer.plan import SteeringPlan
 
 
@@ -37,7 +36,6 @@ def bake_gguf(
     ``target``: the file to write; a model's parts are named after it. The record is written next to it as ``NAME.steering.json``.
     """
     model = read_gguf(Path(source))
-    refuse_half_written(model.first)
     if gguf_record_path(model.first).exists():
         raise ValueError(
             f"{model.first} already has a plan baked in ({gguf_record_path(model.first).name}): unbake it first, or bake from the original file"

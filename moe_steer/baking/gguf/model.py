@@ -14,7 +14,7 @@ from moe_steer.baking import folder_files
 from moe_steer.baking.edits import Container, StoredTensor
 from moe_steer.baking.gguf.blocks import BLOCK_FORMATS, rescale
 from moe_steer.baking.numbers import Rounding
-from moe_steer.gguf.header import Header, read_header
+from moe_steer.gguf import Header, read_header
 
 _PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _KEYS = ("block_count", "nextn_predict_layers", "expert_count", "embedding_length")

@@ -25,10 +25,17 @@ from moe_steer.baking.record import RECORD, ChangedTensor, Patch, Record, Record
 from moe_steer.baking.safetensors.folder import Checkpoint, open_checkpoint, open_shard
 from moe_steer.baking.safetensors.gains import notes, plan_experts
 from moe_steer.baking.safetensors.residual import plan_residual
-from moe_steer.baking.safetensors.target import NEW_INDEX, TargetLayout, target_layout, write_overlay
-from moe_steer.baking.safetensors.textpatch import apply_patches, byte_edits, keeps_length
+from moe_steer.baking.safetensors.target import (
+    NEW_INDEX,
+    TargetLayout,
+    apply_patches,
+    byte_edits,
+    keeps_length,
+    target_layout,
+    write_overlay,
+)
 from moe_steer.baking.staging import refuse_target, staged, staging
-from moe_steer.console.progress import tracked
+from moe_steer.console import tracked
 from moe_steer.plan import SteeringPlan
 
 HASH_LIMIT = 4 << 30

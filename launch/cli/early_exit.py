@@ -57,7 +57,7 @@ class EarlyExit(PromptOptions, HeldModel):
         from launch.core.levers.exits_tried import by_problem, hidden_at, try_exits
         from launch.core.ranks import refuse_several_ranks
         from launch.core.session import load_asked
-        from moe_steer.console.progress import tracked
+        from moe_steer.console import tracked
         from moe_steer.gates import Probe
         from moe_steer.layers import model_shape
         from reasoning_evals.comparing import control_risk

@@ -130,7 +130,7 @@ class Unloop(PromptOptions, HeldModel):
             screened_plans,
         )
         from launch.core.wiring import read_any_traces
-        from moe_steer.console.progress import tracked
+        from moe_steer.console import tracked
 
         folder = Path(self.out)
         found = making.answers(folder / "search", problems, {BASELINE: None})

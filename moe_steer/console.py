@@ -1,4 +1,5 @@
-"""Progress of long work, on stderr: a bar on a terminal; elsewhere a plain line after 45 s, and then ever less often."""
+"""What commands show: tables of text; and progress of long work, on stderr: a bar on a terminal, elsewhere a plain line after 45 s, and
+then ever less often."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 ItemT = TypeVar("ItemT")
+ProgressT = TypeVar("ProgressT", bound="Progress")
 _FIRST_LINE, _MOST_BETWEEN = 45.0, 600.0
 """Seconds until a log gets its first line, and at most between two."""
 
@@ -39,7 +41,7 @@ class Progress:
         self._total, self._done, self._new, self._what, self._longest = total, done, 0, what, longest
         self._start = time.monotonic()
         self._next_line = _FIRST_LINE
-        self._tokens = 0
+        self._tokens, self._note = 0, ""
         self._bar = RichProgress(
             TextColumn(what),
             BarColumn(),
@@ -56,18 +58,25 @@ class Progress:
         self._tokens += num_tokens
         self._say()
 
-    def stored(self, number: int = 1) -> None:
-        """So many pieces are done."""
+    @property
+    def done(self) -> int:
+        """Pieces that are done."""
+        return self._done
+
+    def stored(self, number: int = 1, note: str = "") -> None:
+        """So many more pieces are done; ``note``: what to say beside the time that is left."""
+        self._note = note
         self._done += number
         self._new += number
         self._say()
 
     def _say(self) -> None:
         passed = time.monotonic() - self._start
-        self._bar.update(self._task, completed=self._done, said=self.estimate(passed))
+        said = ", ".join(filter(None, [self._note, self.estimate(passed)]))
+        self._bar.update(self._task, completed=self._done, said=said)
         if self._writes and passed >= self._next_line and self._done < self._total:
             self._next_line = passed + min(max(self._next_line, _FIRST_LINE), _MOST_BETWEEN)
-            print(f"{self._what}: {self._done} of {self._total}, {self.estimate(passed)}", file=sys.stderr, flush=True)
+            print(f"{self._what}: {self._done} of {self._total}, {said}", file=sys.stderr, flush=True)
 
     def estimate(self, passed: float) -> str:
         """Speed and the time that is left, after so many seconds of work."""
@@ -81,7 +90,7 @@ class Progress:
             return ", ".join([*speed, f"at most {duration(most * passed / self._tokens)} left"])
         return ", ".join(speed)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self: ProgressT) -> ProgressT:
         self._bar.start()
         return self
 
@@ -115,6 +124,22 @@ def follow(what: str, rank: int = 0) -> Callable[[int, int], None]:
             bar.__exit__(None, None, None)
 
     return watch
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+    """A line for each row, its columns of one width: the first ``left`` begin below one another, the others end so.
+
+    >>> aligned([["", "score"], ["nPMI", "1"]], left=1)
+    ['      score', 'nPMI      1']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def duration(seconds: float) -> str:

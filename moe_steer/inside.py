@@ -1,16 +1,17 @@
-"""The places inside a decoder layer at which a vector can act, found by structure."""
+"""Inside a decoder layer: the places at which a vector can act, found by structure, and modules whose forward is replaced for a while."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import update_wrapper
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moe_steer.layers import decoder_layers, text_config, unwrap
 
-SITES = ("output", "attention", "head", "mlp")
-"""Output of the layer; output of its attention module (before a norm that some families put behind it); one head of it, in the input
-of the output projection; output of its MLP or mixture of experts."""
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 _NO_MLP = ("attn", "attention", "norm", "mamba", "conv", "mixer", "hc", "hyper_connection")
 
@@ -63,3 +64,42 @@ def head_of(hidden: Tensor, heads: int, width: int, number: int) -> slice:
             "the heads' own width, and run the model where attention is not split over ranks (zero3, device_map, plain)"
         )
     return slice(number * width, (number + 1) * width)
+
+
+@contextmanager
+def recomputed(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside the block each given module keeps only its input for the backward pass and runs once more there (checkpointing;
+    Chen et al., arXiv 1604.06174). In evaluation mode too, where the library's own switch does nothing.
+
+    The backward pass must be inside the block, and inside that of every hook: what the modules call is called again.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_replaced_forward(module, _run_twice(module.forward)))
+        yield
+
+
+@contextmanager
+def replaced_output(module: nn.Module, output: Any) -> Iterator[None]:
+    """Inside the block ``module`` returns ``output`` without running."""
+    with _replaced_forward(module, lambda *_, **__: output):
+        yield
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = "forward" in vars(module)  # accelerate has put one there
+    before = module.forward
+    # The signature is read by callers (the library filters arguments by it), so it stays.
+    module.forward = update_wrapper(forward, before)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own:
+            module.forward = before
+        else:
+            del module.forward
+
+
+def _run_twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -1,4 +1,4 @@
-"""``moe-steer doctor``: versions, devices, and what is missing for what, each with the command that mends it."""
+"""The commands of the first five minutes: ``moe-steer demo`` and ``moe-steer doctor``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,25 @@ from ctypes.util import find_library
 from dataclasses import dataclass
 from importlib import metadata
 from typing import NamedTuple
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """See it work: find the experts of the embedded model that think, turn them up, compare; a page to open, in about a minute."""
+
+    out: str = "runs/demo"
+    """Folder of the run; started again, it continues there."""
+    seed: int = 0
+    """Decides problems, samples and whatever else is drawn."""
+
+    def run(self) -> int:
+        """The main job in this process: no launcher, no network, no checkout."""
+        from launch.core.ranks import refuse_several_ranks
+        from launch.steer_r1 import main
+
+        refuse_several_ranks("moe-steer demo", "deepspeed launch/steer_r1.py --quick")
+        return main(["--quick", "--out", self.out, "--seed", str(self.seed)], program="moe-steer demo")
+
 
 NAME = "moe-steer"
 _SHOWN = ("torch", "transformers", "deepspeed", "accelerate", "safetensors")

@@ -16,6 +16,7 @@ from launch.core.option_checks import check_counts, check_folder, check_names, r
 from launch.core.options import HeldModel
 from launch.core.prompt_options import PromptOptions
 from launch.jobs.stats import RivalFiles, ScoringOptions
+from moe_steer.console import aligned
 from reasoning_evals.report import PlainPage, Table, minus, write_plain_page
 
 if TYPE_CHECKING:
@@ -113,11 +114,8 @@ class Rivals(RivalFiles):
         page = page_of(rankings, {name: scores for name, (scores, _) in found.items()}, missing)
         write_plain_page(page, Path(self.out), "rivals")
         table = spearman_table(rankings)
-        rows = [list(table.head), *map(list, table.rows)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         print(f"rank correlation over {len(rankings.cells)} experts, with 95% intervals over problems:")
-        for row in rows:
-            print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+        print("\n".join(aligned([table.head, *table.rows])))
         for why in missing.values():
             print(f"left out: {why}")
         print(f"page: {Path(self.out) / 'rivals.html'}")

@@ -1,1 +1,0 @@
-"""The first five minutes: a demonstration, and what this machine has and lacks."""

@@ -1,1 +1,0 @@
-"""What long work shows while it runs."""

@@ -1,1 +1,0 @@
-"""GGUF files: their header, and control vectors."""
