@@ -121,7 +121,6 @@ def test_a_job_starts_its_engine_once_and_ends_it(
     assert evaluate([*asked, "--out", str(tmp_path / "there"), *given]) == 0
     (start,) = lab.starts()
     assert (start["--served-model-name"], start["--dtype"]) == ("lab", "float32")
-    assert start["--stream-interval"] == "16"
     assert int(start["--max-model-len"]) > 16
     assert gone_within(int(start["pid"]), 10)
     assert texts(tmp_path / "there") == texts(tmp_path / "here")

@@ -29,8 +29,6 @@ OWNER = "MOE_STEER_OWNER"
 """Environment: the process that the server is for; it ends when that one is gone, killed or not."""
 _NEUTRAL = "neutral.json"
 """A plan that changes nothing: the plug-in serves plans, and answers how tokens were steered where it has one."""
-_BUFFERED = ("--stream-interval", "16")
-"""Nobody watches the tokens of a job: sent one by one they cost the server and this process more than a small model."""
 _ENDS_WITHIN = 30.0
 _ERROR = re.compile(r"^(?:\(.*?\) )?(?:.*\] )?(\w+(?:Error|Exception): \S.*)$", re.MULTILINE)
 
@@ -78,7 +76,7 @@ class OwnServer:
         own = self.options
         command = [sys.executable, "-m", "launch.cli.main", "serve", self.model, "--plan", str(plans.resolve())]
         command += ["--port", str(self.port), *(("--python", own.engine_python) if own.engine_python else ())]
-        command += ["--", *_BUFFERED, *_with_gpus([*self.given, *shlex.split(own.engine_options or "")])]
+        command += ["--", *_with_gpus([*self.given, *shlex.split(own.engine_options or "")])]
         log = self.folder / LOG
         self.say(f"starting {own.engine} with {self.model}; what it says goes to {log}")
         before = log.stat().st_size if log.exists() else 0
