@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_steer.entries.fitting import refuse_outside
 from moe_steer.files import written_aside
 from moe_steer.plan import SteeringPlan
 
@@ -187,7 +186,7 @@ def export_control_vector(plan: SteeringPlan, path: str | os.PathLike[str]) -> d
     first gap. ValueError for a plan without vectors, for other scopes, for layer 0 (llama.cpp has no direction there), for
     vectors of different widths, and for a plan that also holds gains: those are baked, and ``bake`` does both at once.
     """
-    refuse_outside(plan, "a control vector")
+    plan.refuse_outside("a control vector")
     if plan.top_k:
         raise ValueError("the plan also has top_k entries, which a control vector cannot hold: leave them out of it")
     if plan.active_experts:
@@ -199,7 +198,7 @@ def export_control_vector(plan: SteeringPlan, path: str | os.PathLike[str]) -> d
 
 def export_residual(plan: SteeringPlan, path: Path, architecture: str) -> dict[str, Any]:
     """As ``export_control_vector``, whatever else the plan holds; ``architecture`` becomes the file's model hint."""
-    refuse_outside(plan, "a control vector")
+    plan.refuse_outside("a control vector")
     directions = _directions(plan)
     package = gguf_package()
     if os.path.lexists(path):

@@ -21,7 +21,7 @@ from moe_steer.entries.entry_reading import (
     refuse_unknown,
 )
 from moe_steer.entries.expert_entry import EXPERT_KEYS, TOP_K_KEYS, ExpertGain, TopK
-from moe_steer.entries.fitting import check_fits_model
+from moe_steer.entries.fitting import check_fits_model, refuse_outside
 from moe_steer.entries.residual_entry import RESIDUAL_KEYS, UNITS, ResidualVector
 from moe_steer.files import write_whole
 from moe_steer.gates.conditions import When
@@ -283,3 +283,7 @@ class SteeringPlan:
     def check(self, model: Any) -> None:
         """Refuse a plan that does not fit ``model`` (a transformers model or a ``ModelShape``); ValueError names the entry."""
         check_fits_model(self, model)
+
+    def refuse_outside(self, where: str) -> None:
+        """ValueError for a plan with an entry that needs this process; ``where`` it was to go: 'a baked model', 'a server'."""
+        refuse_outside(self, where)

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from moe_steer import SteeringPlan
-from moe_steer.entries.fitting import refuse_outside
 from moe_steer.json_files import quoted
 
 VERSION = "0.5.23"
@@ -74,7 +73,7 @@ def hook(by_layer: Mapping[int, Mapping[int, float]], renormalize: bool = False)
 
 
 def _refuse_plan(plan: SteeringPlan, file: str) -> None:
-    refuse_outside(plan, "an engine")
+    plan.refuse_outside("an engine")
     acts = {entry.action for entry in plan.active_experts if entry.acts_on_choice}
     if plan.active_residual or plan.top_k or acts or plan.scope != "all":
         raise ValueError(

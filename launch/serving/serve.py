@@ -24,7 +24,6 @@ from launch.core.option_checks import named_files
 from launch.core.served.own_server import OWNER, steers
 from launch.serving.latent import LATENT, ROTARY, cpu_options, lacks_kernel, with_latent_sizes
 from moe_steer import SteeringPlan
-from moe_steer.entries.fitting import refuse_outside
 
 _NEEDED = """
 import importlib.metadata as found, importlib.util as there, json
@@ -136,7 +135,7 @@ def check_plans(model: str, plans: dict[str, SteeringPlan]) -> None:
     """ValueError, which names the plan, where a server cannot follow one, or it does not fit the configuration of a model."""
     for name, plan in plans.items():
         try:
-            refuse_outside(plan, "a server")
+            plan.refuse_outside("a server")
         except ValueError as error:
             raise ValueError(f"plan {name}: {error}") from error
     from moe_steer.backends import Unplanned, read_config, skeleton

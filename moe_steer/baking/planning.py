@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from moe_steer.baking.certificate import Certificate, EntryCertificate, Family
 from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
 from moe_steer.baking.numbers import Rounding, is_power_of_two, nearest_power_of_two, shown
-from moe_steer.entries.fitting import refuse_outside
 from moe_steer.plan import SteeringPlan
 
 STEER_INSTEAD = "steer in process instead ('moe-steer generate', or steer() in Python)"
@@ -55,7 +54,7 @@ class Work:
 
 def refuse_plan(plan: SteeringPlan) -> None:
     """ValueError for a plan whose effect no weights can have."""
-    refuse_outside(plan, "a baked model")
+    plan.refuse_outside("a baked model")
     if plan.active_experts and plan.renormalize:
         raise ValueError(
             f"a plan with renormalize cannot be baked: the other experts' weights change from token to token; {STEER_INSTEAD}"

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moe_steer import SteeringPlan
-from moe_steer.entries.fitting import refuse_outside
 from moe_steer.json_files import quoted, short
 from moe_steer.tokens import parse_scope, tag_scopes
 
@@ -60,7 +59,7 @@ class Served:
                 raise ValueError(f"plan {name} is {quoted(file)}: give the path of a plan file")
             plans[name] = SteeringPlan.load(file)
             try:
-                refuse_outside(plans[name], "an engine")
+                plans[name].refuse_outside("an engine")
             except ValueError as error:
                 raise ValueError(f"plan {name}: {error}") from error
             if plans[name].top_k:

@@ -13,7 +13,6 @@ from typing import Any
 from launch.core.served.own_server import PLANS, OwnServer
 from launch.core.served.server_options import JobServerOptions
 from moe_steer import SteeringPlan
-from moe_steer.entries.fitting import refuse_outside
 from reasoning_evals.engines import OFF, HttpAudit, HttpSampler, Served, ServedPlan, Server
 from reasoning_evals.engines.http_reply import EndpointError
 from reasoning_evals.engines.http_traffic import Traffic
@@ -99,7 +98,7 @@ class Connection:
         """See ``Session.require``. A server of this start is started again with the plans that it lacks."""
         needed = {name: plan for name, plan in plans.items() if plan is not None}
         for plan in needed.values():
-            refuse_outside(plan, "a server")
+            plan.refuse_outside("a server")
         fresh = self.own is not None and not self.own.runs  # its plans are read when it starts
         if not needed or not (fresh or self._missing(needed)):
             return
