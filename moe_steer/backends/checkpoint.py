@@ -184,7 +184,7 @@ def the_same_tensors(config: Any, name: str) -> Iterator[None]:
             key for key in loading_info.unexpected_keys if all_have_a_place and not _is_beside_the_model(key, config)
         }
         plain = not is_gguf(config) and not quantisation(config)
-        if problem := _difference(model, loading_info, extra, name) or (_whole_numbers(name) if plain else ""):
+        if problem := _difference(model, loading_info, extra, name) or (_whole_numbers(name, model) if plain else ""):
             raise ValueError(problem)
 
     modeling_utils.log_state_dict_report = refuse
@@ -230,11 +230,14 @@ def _difference(model: Any, found: Any, extra: Collection[str], folder: str) -> 
     return str(found.error_msgs[0])[:300] if found.error_msgs else ""
 
 
-def _whole_numbers(folder: str) -> str:
-    """A weight that is stored as whole numbers, in words: of a checkpoint that is not quantised the header was changed."""
+def _whole_numbers(folder: str, model: Any) -> str:
+    """A weight that is stored as whole numbers, in words: of a checkpoint that is not quantised the header was changed. Older
+    checkpoints hold causal masks as ``attention.bias``, which their class ignores."""
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     for path in sorted(Path(folder).glob("*.safetensors")):
         for name, place in tensor_places(path).items():
-            if re.fullmatch(r"[IU]\d+|BOOL", place.dtype) and name.endswith((".weight", ".bias")):
+            whole = re.fullmatch(r"[IU]\d+|BOOL", place.dtype) and name.endswith((".weight", ".bias"))
+            if whole and not any(pattern.search(name) for pattern in ignored):
                 return f"the checkpoint's tensor {name!r} is stored as {place.dtype}, whole numbers: fetch it again"
     return ""
 

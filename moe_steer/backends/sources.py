@@ -116,7 +116,8 @@ def one_line_of(path_or_id: str | os.PathLike[str], load: Callable[[], Any], wha
     except Exception as error:  # the library raises a dozen kinds for missing, gated, torn and unknown checkpoints
         first = _said(error)
         name = os.fspath(path_or_id)
-        if resolve(name).endswith(".gguf"):
+        folder_of_file = Path(name).name == "config.json"
+        if not folder_of_file and resolve(name).endswith(".gguf"):
             package = isinstance(error, ImportError) and "gguf" in str(error).lower()
             remedy = "pip install 'moe-steer[gguf]'" if package else "give the checkpoint that the file was made from"
             raise ValueError(

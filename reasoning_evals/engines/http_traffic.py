@@ -18,7 +18,7 @@ Ask = Callable[[httpx.AsyncClient], Awaitable[Any]]
 
 
 class Traffic:
-    """At most ``places`` requests under way at once, first come first served."""
+    """At most ``places`` requests to one server under way at once, first come first served."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -27,6 +27,7 @@ class Traffic:
         self._lock = threading.Lock()
         self._calls: list[SimpleQueue[Any]] = []
         self._loop: _Loop | None = None
+        self._server: tuple[str, dict[str, str]] | None = None
 
     def ask(self, address: Address, patience: float, asks: Sequence[Ask]) -> Iterator[Any]:
         """What each returns, as soon as it is there; raises what the first to fail has raised.
@@ -61,7 +62,11 @@ class Traffic:
     @contextmanager
     def _open(self, address: Address, patience: float, found: SimpleQueue[Any]) -> Iterator[_Loop]:
         """The loop, which is there while somebody asks."""
+        server = address.at(""), address.headers
         with self._lock:
+            if self._server not in (None, server):  # its key would go elsewhere
+                raise ValueError("a Traffic is for one server and one key: make another one for another server")
+            self._server = server
             loop = self._loop = self._loop or _Loop(open_client(address, self.places, patience), self.places)
             self._calls.append(found)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -98,7 +99,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
         ids = getattr(source, "eos_token_id", None)
         if ids is not None:
             found = set(ids) if isinstance(ids, list | tuple) else {ids}
-            size = model.get_input_embeddings().num_embeddings
+            size = getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
             if not all(type(one) is int for one in found) or (found and not any(0 <= one < size for one in found)):
                 raise ValueError(
                     f"the model {getattr(model.config, '_name_or_path', '')!r} would end its answers by eos_token_id {quoted(ids)}, and "

@@ -136,7 +136,8 @@ def _overlapping(works: Sequence[Work], config: SamplingConfig, samplers: Sequen
                 asked -= 1
             yield work, event
     finally:  # after an error of one chunk, of the disk or of the user the others are still under way
-        for sampler in samplers:
-            sampler.give_up()
-        for thread in threads:
-            thread.join()
+        while any(thread.is_alive() for thread in threads):
+            for sampler in samplers:  # again and again: a thread may not have asked yet
+                sampler.give_up()
+            for thread in threads:
+                thread.join(0.05)

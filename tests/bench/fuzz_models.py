@@ -29,10 +29,9 @@ def model_targets(home: Path) -> list[Target]:
 
 
 def _numbers(home: Path) -> list[Target]:
-    from expert_stats.rivals.measures import Measures
-
     from expert_stats import RoutingCounts
     from expert_stats.causes import Causes
+    from expert_stats.rivals import Measures
     from moe_steer.direction import Direction
     from moe_steer.directions import import_easyedit, import_gguf
     from moe_steer.gates import Probe

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from families import FAMILIES, REFUSED, available, build
 from family_cases import traces_left
@@ -106,3 +107,17 @@ def test_files_of_a_checkpoint_that_would_be_misread(tmp_path: Path) -> None:
     tokenizer.chat_template = "Answer!"
     with pytest.raises(ValueError, match="leaves out the question"):
         render(tokenizer, [{"role": "user", "content": "What is 17 + 25?"}])
+
+
+def test_masks_that_older_checkpoints_hold_are_no_weights(tmp_path: Path) -> None:
+    """Pythia's ``attention.bias`` is a causal mask of truth values, which the library leaves out."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=966, **sizes)).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(LAB_MODEL / name, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["gpt_neox.layers.0.attention.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    load_model(tmp_path, check=False)
