@@ -181,10 +181,10 @@ def test_experts_that_cannot_be_reached_are_refused_by_name() -> None:
 
 
 def test_other_versions_are_refused_by_name() -> None:
-    refuse_version("0.32.0")
+    refuse_version("0.30.0")
     refuse_version("0.32.1+cpu")
-    for version in ("0.31.9", "0.33.0", "1.0", "dev"):
-        with pytest.raises(ValueError, match=f"tested on vLLM 0.32 up to, not including, 0.33, and this is {version}"):
+    for version in ("0.29.9", "0.33.0", "1.0", "dev"):
+        with pytest.raises(ValueError, match=f"tested on vLLM 0.30 up to, not including, 0.33, and this is {version}"):
             refuse_version(version)
 
 

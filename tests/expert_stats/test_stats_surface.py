@@ -21,7 +21,7 @@ def test_public_names_are_pinned_and_all_there() -> None:
         "BASES", "BY", "CountsSignature", "DosePoint", "ExpertScores", "MAX_Q", "MISSING_MARKER", "MarkedSequence",
         "Marker", "MarkerSet", "Rollout", "RoutedTrace", "RoutingCounter", "RoutingCounts", "RoutingRecorder", "Trace",
         "TraceCounts", "TraceFiring", "Unproven", "ZERO_JOINT", "answer_pairs", "batches", "collect_contrast",
-        "collect_counts", "concise_and_verbose", "count_routed", "decision_sites", "dose_response",
+        "collect_counts", "concise_and_verbose", "count_routed", "decision_sites", "decode_array", "dose_response",
         "evidence_sentence", "family_lines", "family_matrix", "fresh_lines", "heat_map", "interval_lines", "prompt_pairs", "rank_stability", "read_rollouts", "read_traces",
         "reduce_counts", "reference_tokens", "routed_trace", "run_traces", "score_experts", "scores_and_estimate", "select_experts",
         "select_placebo", "sum_counts", "thought_pairs", "trace_from_ids", "write_traces",
