@@ -180,12 +180,9 @@ def test_compiled(model: str, folder: Path, reference: dict[str, Any]) -> None:
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("experts", [False, True], ids=["tensors", "experts"])
-def test_two_ranks(folder: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch, experts: bool) -> None:
-    """Every matrix cut in two, or the experts dealt out in whole."""
+def test_tensor_parallel(folder: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_SIM_MULTI_NUMA", "1")
-    ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp", "enable_expert_parallel": experts}
-    llm = engine(folder, "lab", reference["lab"]["plans"], **ranks)
+    llm = engine(folder, "lab", reference["lab"]["plans"], tensor_parallel_size=2, distributed_executor_backend="mp")
     assert mixed(llm, reference["lab"]) == all_equal(reference["lab"])
     first, second = counts(llm)
     assert first == second
