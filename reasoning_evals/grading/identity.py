@@ -148,10 +148,8 @@ def same_answer(target: Answer, answer: Answer) -> bool:
     kinds = {target.kind, answer.kind}
     if kinds == {"set", "sequence"} and (tuple_of := named_tuple(answer if answer.kind == "set" else target)):
         return same_answer(tuple_of, target if answer.kind == "set" else answer)
-    if kinds == {"set"} and (ours := named_tuple(target)) and (theirs := named_tuple(answer)):
-        return sorted(part.name for part in target.parts) == sorted(part.name for part in answer.parts) and same_answer(
-            ours, theirs
-        )
+    if kinds == {"set"} and (ours := named_tuple(target)) and (theirs := named_tuple(answer, target)):
+        return same_answer(ours, theirs)
     if kinds <= _REAL and kinds not in ({"set"}, {"sequence"}, {"relation"}, {"sequence", "relation"}):
         try:
             return _real_set(target) == _real_set(answer)

@@ -59,6 +59,7 @@ DENIAL = re.compile(
 )
 """Words that take an answer back, state another one, or make it a condition ("for q = 0")."""
 _MEMBER = re.compile(r"^\s*[a-zA-Z]\s*\\in(?![a-zA-Z])")
+_ARTICLE = re.compile(r"^(?:[Aa]n|[Tt]he|a(?=\s+[a-zA-Z]{2})|A(?=\s+[a-z]{2}))\s+")  # but "A C" are two letters
 _ISO = re.compile(r"([\]\[])(\s*[^\[\],;\s][^\[\],;]*[,;]\s*[^\[\],;\s][^\[\],;]*)([\]\[])")
 _TUPLE_NAME = re.compile(r"\(\s*\\?[a-zA-Z]+(?:_\w)?(?:\s*,\s*\\?[a-zA-Z]+(?:_\w)?)+\s*\)")
 _TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:\\top|\\intercal|T|\\text\s*\{\s*T\s*\})\s*\}?$")
@@ -171,7 +172,7 @@ def split_words(text: str) -> str:
 def letters(text: str) -> str:
     r"""Only letters and digits, in lower case: \\text{June 20} is June 20."""
     words = re.sub(r"\\text|[{}]", " ", text).strip()
-    return re.sub(r"[^a-zA-Z0-9]", "", re.sub(r"^(?:an?|the)\s+", "", words, flags=re.IGNORECASE)).lower()
+    return re.sub(r"[^a-zA-Z0-9]", "", _ARTICLE.sub("", words)).lower()
 
 
 def _is_words(text: str) -> bool:
@@ -260,12 +261,15 @@ def _bracketed(text: str) -> Answer | None:
     return None
 
 
-def named_tuple(values: Answer) -> Answer | None:
-    """x = 1, y = 2 as (1, 2); None where the names are not one letter each, or not different."""
+def named_tuple(values: Answer, like: Answer | None = None) -> Answer | None:
+    """x = 1, y = 2 as (1, 2): x before y before z, other names in the order of ``like``, if it has the same, or as written.
+    None where they are not one letter each, or not different."""
     names = [part.name.strip() for part in values.parts]
     if len(names) < 2 or len(set(names)) < len(names) or not all(len(name) == 1 for name in names):
         return None
-    parts = sorted(values.parts, key=lambda part: part.name.strip())
+    order = sorted(names) if set(names) <= set("xyz") else [part.name.strip() for part in (like or values).parts]
+    by_name = dict(zip(names, values.parts, strict=True))
+    parts = [by_name[name] for name in order] if set(order) == set(names) else values.parts
     return Answer("sequence", "()", tuple(Answer(part.kind, part.text, part.parts) for part in parts))
 
 
