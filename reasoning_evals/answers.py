@@ -37,7 +37,8 @@ _NUMBER = re.compile(
 )
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
 _LETTER = re.compile(
-    r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])(?!\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b)"
+    r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])"
+    r"(?!(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)*\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b)"
 )
 _STATED_LETTER = re.compile(
     r"(?:\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)|选[择项]*[ :：]*)[\s:*_(]*(?:\\text\s*\{\s*\(?)?"
@@ -50,17 +51,18 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 """Before a letter or number, what says that it is not the answer."""
-_GIVES_UP = re.compile(
-    r"(?:\b(?:cannot|can not|could not|unable to|impossible to|(?:do|did|does) not)|n't)\s+(?:be\s+)?(?:\w+\s+)?"
-    r"(?:determined?|say|answer(?:ed)?|solved?|tell|know|decided?|conclude)\b",
+_GIVING_UP = (
+    r"(?:\b(?:I|we|it|one|this|(?:answer|value|result|number)s?)\s+(?:can(?:not|\s+not|'t)|do(?:es)?(?:\s+not|n't)"
+    r"|(?:am|are|is)\s+(?:unable|impossible)\s+to)|\bimpossible\s+to)\s+(?:be\s+)?(?:\w+\s+)?"
+    r"(?:determined?|say|answer(?:ed)?|solved?|tell|know|decided?|concluded?)\b"
+)
+_GIVES_UP = re.compile(_GIVING_UP, re.IGNORECASE)
+_GAVE_UP = re.compile(
+    rf"{_GIVING_UP}(?:\s+(?:whether|if|that)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$",
     re.IGNORECASE,
 )
-_GIVES_UP_BEFORE = re.compile(
-    rf"(?:{_GIVES_UP.pattern})[^.!?;,\n]*$|(?:{_GIVES_UP.pattern})(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*$",
-    re.I,
-)
-"""In the clause of a number, or as the whole sentence before it."""
-_BOUND = re.compile(r"(?:more|less|fewer|greater|larger|smaller)\s+than[\s($*]*$", re.IGNORECASE)
+"""Before a number: in its clause, or as the whole sentence before it."""
+_BOUND = re.compile(r"(?<!no )(?<!not )(?:more|less|fewer|greater|larger|smaller)\s+than[\s($*]*$", re.IGNORECASE)
 _TRUTH = re.compile(
     r"\b(?:statement|claim|assertion|proposition|conjecture|it|this|that)\s+is\s+((?:not\s+)?(?:true|false|correct|incorrect))\b"
     r"|^\W*(yes|no|true|false)\s*[.,!:;*]",
@@ -249,7 +251,7 @@ def _is_doubted(text: str, match: re.Match[str]) -> bool:
     """Whether the text gives up around a number ("I cannot say whether it is 5"), or states only a bound."""
     before, behind = text[max(0, match.start() - TAIL // 40) : match.start()], text[match.end() :]
     sentence = behind[: end.start()] if (end := _STOP.search(behind)) else behind
-    return bool(_BOUND.search(before) or _GIVES_UP_BEFORE.search(before) or _GIVES_UP.search(sentence))
+    return bool(_BOUND.search(before) or _GAVE_UP.search(before) or _GIVES_UP.search(sentence))
 
 
 def _last_resort(tail: str, answer_type: str) -> Extraction | None:

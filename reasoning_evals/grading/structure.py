@@ -64,6 +64,7 @@ _ISO = re.compile(r"([\]\[])(\s*[^\[\],;\s][^\[\],;]*[,;]\s*[^\[\],;\s][^\[\],;]
 _TUPLE_NAME = re.compile(r"\(\s*\\?[a-zA-Z]+(?:_\w)?(?:\s*,\s*\\?[a-zA-Z]+(?:_\w)?)+\s*\)")
 _TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:\\top|\\intercal|T|\\text\s*\{\s*T\s*\})\s*\}?$")
 _UNIT_VECTOR = re.compile(r"\\hat\s*(?:\{\s*([ijkxyz])\s*\}|([ijkxyz])(?![a-zA-Z]))")
+_VECTOR = re.compile(rf"{_UNIT_VECTOR.pattern}|(?<![a-zA-Z\\])j")
 _AXES = str.maketrans("xyz", "ijk")
 _SUFFIX = r"(?:\s*_\s*(?:[\w+-]|\\[a-zA-Z]+|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\\text\s*\{[^{}]*\})|'|\s*\^\s*\{\s*(?:\\text\s*\{[^{}]*\}|\(\w+\))\s*\})*"
 _SYMBOL = rf"(?:\\(?:hat|dot|ddot|bar|tilde|overline|Delta|delta)\s*)?\{{?\s*\\?[a-zA-Z]+\s*\}}?{_SUFFIX}\s*"
@@ -115,7 +116,9 @@ def parse_answer(text: str) -> Answer:
     flat = _TRANSPOSED.sub("", text)
     if matrix := _MATRIX.match(flat):
         return _matrix(matrix[1], matrix[3], "v" in matrix[2].lower(), flat != text)
-    text = flat if re.match(r"\(.*\)$|\[.*\]$", flat) else text
+    text = (
+        flat if re.match(r"\(.*\)$|\[.*\]$", flat) and len(top_level(flat[1:-1], ",;")) > 1 else text
+    )  # not (1 + r)^T
     text = _ISO.sub(_in_brackets, text)
     if _EMPTY.fullmatch(text):
         return Answer("set", "")
@@ -262,8 +265,7 @@ def _bracketed(text: str) -> Answer | None:
 
 
 def named_tuple(values: Answer, like: Answer | None = None) -> Answer | None:
-    """x = 1, y = 2 as (1, 2): x before y before z, other names in the order of ``like``, if it has the same, or as written.
-    None where they are not one letter each, or not different."""
+    """x = 1, y = 2 as (1, 2): x, y, z in this order, other names in that of ``like`` or as written; None for longer names."""
     names = [part.name.strip() for part in values.parts]
     if len(names) < 2 or len(set(names)) < len(names) or not all(len(name) == 1 for name in names):
         return None
@@ -281,8 +283,10 @@ def in_components(vector: Answer) -> str | None:
     return " + ".join(f"({part.text}) {axis}" for part, axis in zip(parts, "ijk", strict=False))
 
 
-def along_axes(text: str) -> str:
-    r"""Unit vectors in one form, with a hat or without: 3 \hat{x} is 3 i."""
+def along_axes(text: str) -> str | None:
+    r"""Unit vectors in one form, with a hat or without: 3 \hat{x} is 3 i. None where i is the imaginary unit: no hat, no j."""
+    if not _VECTOR.search(text) and re.search(r"\\sqrt\s*\{?\s*-|i", re.sub(r"\\(?!sqrt)[a-zA-Z]+", "", text)):
+        return None
     return _UNIT_VECTOR.sub(lambda match: f" {(match[1] or match[2]).translate(_AXES)} ", text)
 
 

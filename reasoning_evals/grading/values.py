@@ -35,7 +35,7 @@ _LEAD = re.compile(
 )
 _LETTER = re.compile(r"^[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,;]|$|\s+(?=-)|(?=\s*\())|([A-J])(?=\s*=\s*[-+\d]))")
 _DENIED = re.compile(
-    r"\W*(?:\\text\W*)?(?:not|never|neither|nor)\b|\W*[^\W\d_a-zA-Z]{0,6}?(?:[不非错否]|排除|除了)", re.I
+    r"\W*(?:\\text\W*)?(?:not|never|neither|nor)\b|\W*(?:не(?!\w)|[^\W\d_a-zA-Z]{0,6}?(?:[不非错否]|排除|除了))", re.I
 )
 _VECTOR = re.compile(
     r"\W*(?:\\[a-z]+\s*\{\s*)*\\(?:(?:vec|hat|dot|bar|overrightarrow)(?![a-zA-Z])\s*\{?\s*[A-Ja-j](?![a-zA-Z])"
@@ -45,7 +45,7 @@ _VECTOR = re.compile(
 _UPPER_WORD = re.compile(r"^([A-HJ])\s+[^\s=<>^_+*/]")
 _SECOND = re.compile(
     r"^[\s)\].:]*(?:,|;|/|&|and\b|or\b|cup\b|cap\b|lor\b|land\b)\s*\(?[A-J]\s*(?:[),.;]|$)|^\s*\)?\s*(?:or|and|but|nor|&)(?![a-zA-Z])|^\s*(?:not|if|unless|[A-J]\s*$)\b"
-    r"|^[\s).,]*(?:is|was|seems|looks)\s*(?:(?:to be|clearly|definitely|the|an?)\s+)*(?:not|n't|wrong|incorrect|false|impossible|eliminated"
+    r"|^[\s).,]*(?:is|was|seems|looks)\s*(?:(?:to be|clearly|definitely|the|an?)\s+)*(?:not|n't|never|wrong|incorrect|false|impossible|eliminated"
     r"|excluded|ruled|rejected|discarded|unlikely|invalid|worst|out\b|least\s+(?:likely|plausible|correct|suitable))(?![a-z])"
     r"|^\s*(?:cannot|can't|isn't|wasn't)(?![a-z])|^\s*是?[错不非误]|^\s*被?排除|(?<!not )(?<!than )(?<!\w)\(\s*[A-J]\s*\)"
 )
