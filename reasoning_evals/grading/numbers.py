@@ -116,12 +116,10 @@ def read_amount(text: str, log_base: int | None = None, local: bool = False) -> 
     """
     surface = clean(check_size(text))
     surface = re.sub(r"^\(([^(),;]*)\)$", r"\1", unwrap(surface))
-    if (
-        local
-        and not _IN_BRACKETS.search(surface)
-        and (inter := DECIMAL_COMMA.sub(r"\1.\2", _GROUPED.sub(lambda m: re.sub(r"\D", "", m[0]), surface))) != surface
-    ):
-        return read_amount(inter, log_base)._replace(comma=bool(re.search(r"\d,\d", surface)))
+    if local and not _IN_BRACKETS.search(surface):
+        grouped = _GROUPED.sub(lambda digits: re.sub(r"\D", "", digits[0]), surface)
+        if (plain := DECIMAL_COMMA.sub(r"\1.\2", grouped)) != surface:
+            return read_amount(plain, log_base)._replace(comma=plain != grouped)
     behind = _CONDITION.search(surface)
     if behind and re.search(r"\d", surface[: behind.start()]):
         surface = surface[: behind.start()] + (behind[1].rstrip(" (") + "}" if behind[1] else "")
