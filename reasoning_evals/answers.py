@@ -31,30 +31,38 @@ _SENTENCE_END = re.compile(
     r"[。；]|です|\.(?=\s|$)|;\s|,\s+(?=so\b|which\b|because\b|since\b|and\s+(?:so|we|the)\b)|\s+(?:because|since)\b"
 )
 _NUMBER = re.compile(
-    r"(?<![A-Za-z\d.^_{/])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d+(?:(?:\.|,|\{,\})\d+)?|\.\d+)"
+    r"(?<![^\W\u3040-\u9fff\uac00-\ud7a3])(?<![.^_{/])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d+(?:(?:\.|,|\{,\})\d+)?|\.\d+)"
     r"(?:\s?(?:\\times|\\cdot|\u00d7|\*|[xX])\s?10\s?(?:(?:\^|\*\*)\s?[({]?\s?[-+\u2212]?\d+\s?[)}]?|[\u207b\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+)"
     r"|[eE][-+]?\d+)?(?:\s?/\s?\d+(?![\d.]))?"
 )
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
 _LETTER = re.compile(
-    r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])(?!\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b)"
+    r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])"
+    r"(?:(?<=but [A-J])|(?<=except [A-J])|(?!(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)*\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b))"
 )
 _STATED_LETTER = re.compile(
-    r"(?:\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)|(?<!不)选[择项]*[ :：]*)[\s:*_(]*(?:\\text\s*\{\s*\(?)?"
+    r"(?:\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)|选[择项]*[ :：]*)[\s:*_(]*(?:\\text\s*\{\s*\(?)?"
     r"([A-HJ])(?![\w'])"
     r"|(?<![\w\\'])([A-HJ])[)}*_$]*\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b"
 )
 _DENIED = re.compile(
-    r"(?:(?:\b|can)not(?:\s+(?:be|choose|pick|select))?|(?:more|less|fewer|greater|larger|smaller)\s+than|at\s+(?:least|most)|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*|nicht|pas)|n't|不是|排除)"
+    r"(?:(?:\b|can)not(?:\s+(?:be|choose|pick|select))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*|nicht|pas)|n't|不[是能会应该可以要选]*|非|排除|除了)"
     r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$",
     re.IGNORECASE,
 )
 """Before a letter or number, what says that it is not the answer."""
-_GIVES_UP = re.compile(
-    r"(?:\b(?:cannot|can not|could not|unable to|impossible to|(?:do|did|does) not)|n't)\s+(?:be\s+)?(?:\w+\s+)?"
-    r"(?:determined?|say|answer(?:ed)?|solved?|tell|know|decided?|conclude)\b",
+_GIVING_UP = (
+    r"(?:\b(?:I|we|it|one|this|(?:answer|value|result|number)s?)\s+(?:can(?:not|\s+not|'t)|do(?:es)?(?:\s+not|n't)"
+    r"|(?:am|are|is)\s+(?:unable|impossible)\s+to)|\bimpossible\s+to)\s+(?:be\s+)?(?:\w+\s+)?"
+    r"(?:determined?|say|answer(?:ed)?|solved?|tell|know|decided?|concluded?)\b"
+)
+_GIVES_UP = re.compile(_GIVING_UP, re.IGNORECASE)
+_GAVE_UP = re.compile(
+    rf"{_GIVING_UP}(?:\s+(?:whether|if|that)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$",
     re.IGNORECASE,
 )
+"""Before a number: in its clause, or as the whole sentence before it."""
+_BOUND = re.compile(r"(?<!no )(?<!not )(?:more|less|fewer|greater|larger|smaller)\s+than[\s($*]*$", re.IGNORECASE)
 _TRUTH = re.compile(
     r"\b(?:statement|claim|assertion|proposition|conjecture|it|this|that)\s+is\s+((?:not\s+)?(?:true|false|correct|incorrect))\b"
     r"|^\W*(yes|no|true|false)\s*[.,!:;*]",
@@ -76,6 +84,14 @@ _PLACEHOLDER = re.compile(
     r" ?(?:\.{2,}|\u2026|\\[lc]?dots|\?|_+)?",
     re.IGNORECASE,
 )
+_STOP = re.compile(r"[.!?;](?=\s|$)|\n|[。；]")
+"""The end of a sentence."""
+_OF_FORM = re.compile(
+    r"(?:\b(?:templates?|formats?|form|syntax|commands?|notation|latex|macro|example|placeholder|instructions?)\b[^.!?\n]*"
+    r"|\b(?:in|inside|within|with|using|use|like)\s*[`'\"$]*)$",
+    re.IGNORECASE,
+)
+"""Before a box of which the text only speaks."""
 _WORD = re.compile(
     r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|(?:is|it|so|we|of|to|in|be|an|no|if|as|at|by|on|or|do|he)(?![a-zA-Z]))", re.I
 )
@@ -184,10 +200,12 @@ def _closing_braces(text: str, start: int) -> dict[int, int]:
 
 
 def _is_cut(text: str) -> bool:
-    """Whether the last box never closes: the answer is cut off, and an earlier box is not it."""
+    """Whether the text ends inside a last box that is not the mention of one: an earlier box is not the answer."""
     last = text.rfind("\\boxed")
     match = _BOX.match(text, last) if last >= 0 else None
-    return bool(match and text.startswith("{", match.end()) and match.end() not in _closing_braces(text, last))
+    if not match or not text.startswith("{", match.end()) or match.end() in _closing_braces(text, last):
+        return False
+    return not _STOP.search(text, match.end()) and not _OF_FORM.search(text, max(0, last - TAIL // 40), last)
 
 
 def _unwrap(content: str) -> str:
@@ -229,6 +247,13 @@ def _is_stated(text: str, match: re.Match[str]) -> bool:
     return not _DENIED.search(text[max(0, match.start() - 60) : match.start()])
 
 
+def _is_doubted(text: str, match: re.Match[str]) -> bool:
+    """Whether the text gives up around a number ("I cannot say whether it is 5"), or states only a bound."""
+    before, behind = text[max(0, match.start() - TAIL // 40) : match.start()], text[match.end() :]
+    sentence = behind[: end.start()] if (end := _STOP.search(behind)) else behind
+    return bool(_BOUND.search(before) or _GAVE_UP.search(before) or _GIVES_UP.search(sentence))
+
+
 def _last_resort(tail: str, answer_type: str) -> Extraction | None:
     if answer_type in ("integer", "number", "quantity"):
         numbers = [
@@ -236,7 +261,7 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
             for match in _NUMBER.finditer(tail)
             if _is_stated(tail, match) and tail[match.end() : match.end() + 1] != "?"
         ]
-        if not numbers or _GIVES_UP.search(tail[max(0, numbers[-1].start() - TAIL // 40) :]):
+        if not numbers or _is_doubted(tail, numbers[-1]):
             return None
         text = numbers[-1].group()
         if answer_type == "quantity":
@@ -246,8 +271,8 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
             text += rest[: end.start()] if end else rest
         return Extraction(text.strip(), "last number")
     if answer_type == "choice":
-        if stated := _STATED_LETTER.findall(tail):
-            return Extraction(stated[-1][0] or stated[-1][1], "stated letter")
+        if stated := [match for match in _STATED_LETTER.finditer(tail) if _is_stated(tail, match)]:
+            return Extraction(stated[-1][1] or stated[-1][2], "stated letter")
         letters = [next(filter(None, match.groups())) for match in _LETTER.finditer(tail) if _is_stated(tail, match)]
         if letters:
             return Extraction(letters[-1], "last letter")

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import groupby
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
-_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
 _WORDS = {
     "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "÷": "/",
     "∕": "/", "⁄": "/", "≈": r"\approx ", "≃": r"\approx ", "≅": r"\approx ", "∼": r"\sim ", "≤": r"\leq ", "≥": r"\geq ",
     "≠": r"\neq ", "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "º": r"^\circ ",
-    "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∖": r"\setminus ", "∈": r"\in ", "→": r"\to ", "⇒": r"\Rightarrow ",
+    "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∖": r"\setminus ", "∈": r"\in ", "⇒": r"\Rightarrow ",
     "∴": r"\Rightarrow ", "′": "'", "’": "'", "‘": "'", "″": "''", "”": "''", "⟨": r"\langle ", "⟩": r"\rangle ",
     "ℏ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ", "。": ". ", "、": ", ", "✓": "", "✔": "", "✅": "", "∎": "", "■": "", "\ufe0f": "",
 }  # fmt: skip
@@ -23,8 +22,6 @@ _GREEK = (
 _WORDS |= {
     sign: f"\\{name} " for sign, name in zip("αβγδεϵζηθϑικλμνξπρστυφϕχψωΓΔΘΛΞΠΣΥΦΨΩ", _GREEK.split(), strict=True)
 }
-_UP_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
-_DOWN_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 _HAT = re.compile("([A-Za-z])\u0302")
 
 
@@ -33,10 +30,18 @@ def in_latex(text: str) -> str:
     Letters of other scripts stay."""
     if text.isascii():
         return text
-    text = _UP_RUN.sub(lambda run: "^{" + run.group().translate(_SUPERSCRIPTS) + "}", text)
-    text = _DOWN_RUN.sub(lambda run: "_{" + run.group().translate(_SUBSCRIPTS) + "}", text)
-    text = "".join(char if char.isascii() else _one(char) for char in text)
-    return _HAT.sub(r"\\hat{\1}", text)
+    runs = []
+    for mark, run in groupby(text, _raised):  # aₙ is not an, eⁱˣ is e^{ix}
+        inside = "".join(char if char.isascii() else _one(char) for char in run)
+        runs.append(f"{mark}{{{inside}}}" if mark else inside)
+    return _HAT.sub(r"\\hat{\1}", "".join(runs))
+
+
+def _raised(char: str) -> str:
+    """^ for a superscript, _ for a subscript, but nothing for ™, and for the ordinals ª and º."""
+    if char.isascii() or char in "ªº" or len(unicodedata.normalize("NFKC", char)) > 1:
+        return ""
+    return {"<super>": "^", "<sub>": "_"}.get(unicodedata.decomposition(char).partition(" ")[0], "")
 
 
 def _one(char: str) -> str:

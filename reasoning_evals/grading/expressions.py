@@ -37,7 +37,9 @@ from reasoning_evals.problems import Problem
 MAX_ITEMS = 200
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ROMAN = ["i", "ii", "iii", "iv", "v", "vi"]
-_PART = re.compile(r"(?:^|(?<=[\s,;.]))\(?([a-h]|i{1,3}|iv|vi?|[1-9])\)\s*")
+_LABEL = r"([a-h]|i{1,3}|iv|vi?|[1-9])\)"
+_TEXT_LABEL = re.compile(rf"\\text\s*\{{\s*(\(?{_LABEL})\s*\}}")
+_PARTS = [re.compile(rf"(?:^|(?<=[\s,;.])){opening}{_LABEL}\s*") for opening in (r"\(", r"\(?")]
 _UNCERTAIN = re.compile(r"(?=[^\\]*\.|.*\\pm[\s\d]*\.)[-+]?[\d.]+\s*\\pm\s*[\d.]+(?![\d.])")
 _CHOICE = re.compile(
     r"\(?(?:\\text\s*\{\s*)?\(?(?:true|false|yes|no)\)?\s*\}?\)?|(?:\\text\s*\{\s*)?\([A-J]\)\s*\}?", re.IGNORECASE
@@ -126,20 +128,33 @@ def _unread(target: str, why: str) -> Verdict:
 def grade_list(problem: Problem, answer: str) -> Verdict:
     """Correct when there are as many values and each target value has its own equal answer, in order if the target is ordered."""
     found, expected = len(read_list(answer[:MAX_CHARS])[0]), len(read_list(problem.target)[0])
-    for commas, instead in ((_THOUSANDS, ""), (DECIMAL_COMMA, r"\1.\2")):  # 1,000 and 2,000; 2,5 and 3,5
-        if found > expected and len(read_list(other := commas.sub(instead, answer[:MAX_CHARS]))[0]) == expected:
-            answer, found = other, expected
+    if found > expected and (other := _other_commas(answer[:MAX_CHARS], expected)):
+        answer, found = other, expected
     if found != expected and expected:
         return wrong(f"{found} values, expected {expected}")
     parts = part_verdicts(problem, answer)
     return next((part for part in parts if part.outcome != "correct"), correct(f"all {expected} values equal"))
 
 
+def _other_commas(answer: str, expected: int) -> str | None:
+    """The answer with the commas inside its numbers written otherwise, where that gives as many values as expected: 1,000 and
+    2,000; 2,5 and 3,5. Not in brackets, nor where a comma without a blank parts the values too: (1,234,5) are three."""
+    if re.search(r"[(\[]|\\\{|^\s*\{", clean(answer)):
+        return None
+    for commas, instead in ((_THOUSANDS, ""), (DECIMAL_COMMA, r"\1.\2"))[: 1 + (expected > 1)]:
+        other = commas.sub(instead, answer)
+        if not re.search(r"\d,\d", other) and len(read_list(other)[0]) == expected:
+            return other
+    return None
+
+
 def part_verdicts(problem: Problem, answer: str) -> Iterator[Verdict]:
     """One verdict for each value of the target: on the answer at its place if the target is ordered, else on its own equal
     answer wherever it stands. An answer with more values than the target earns nothing: it may be a list of guesses."""
-    targets, ordered = read_list(problem.target)
-    answers, _ = read_list(answer[:MAX_CHARS])
+    targets, ordered, names = _named_values(problem.target)
+    answers, _, others = _named_values(answer[:MAX_CHARS])
+    if names and sorted(names) == sorted(others):  # y = 2, x = 1
+        answers = [answers[others.index(name)] for name in names]
     if not 0 < len(targets) <= MAX_ITEMS:
         yield bad_target(f"{len(targets)} values, expected 1 to {MAX_ITEMS}")
         return
@@ -165,18 +180,17 @@ def read_list(text: str) -> tuple[list[str], bool]:
     >>> read_list("[1, 2]"), read_list("x = 1 or x = 2")
     ((['1', '2'], True), (['1', '2'], False))
     """
-    surface = unwrap(re.sub(r"\\text\s*\{\s*(\(?\w{1,3}\))\s*\}", r" \1 ", clean(text)))
-    _, *labelled = _PART.split(surface)  # (a) 5 (b) 7
-    parts = dict(zip(labelled[::2], (part.strip(" ,;.") for part in labelled[1::2]), strict=True))
-    for letters_of in (list("abcdefgh"), _ROMAN, list("123456789")):
-        if (
-            len(parts) > 1
-            and all(parts.values())
-            and sorted(parts) == letters_of[: len(parts)]
-            and len(labelled) == 2 * len(parts)
-        ):
-            return [parts[letter] for letter in sorted(parts)], True
-    surface = re.sub(r"^[^=]*(?:=|\\in(?![a-zA-Z]))\s*(?=\\?[\[({][^=]*$)", "", surface)
+    return _named_values(text)[:2]
+
+
+def _named_values(text: str) -> tuple[list[str], bool, list[str]]:
+    """(values, whether their order counts, the letters that name them: x and y in "x = 1, y = 2", or nothing)."""
+    if parts := _labelled(unwrap(_TEXT_LABEL.sub(r" \1 ", clean(text)))):
+        return parts, True, []
+    surface = unwrap(clean(text))
+    name = re.match(r"(.*)(?:=|\\in(?![a-zA-Z]))\s*(?=\\?[\[({][^=]*$)", surface)
+    if name and ("=" not in name[1] or len(top_level(split_words(name[1]), ",;")) == 1):  # A = B = {1, 2}
+        surface = surface[name.end() :]
     ordered = False
     for opening, closing, in_order in (
         ("\\{", "\\}", False),
@@ -191,11 +205,30 @@ def read_list(text: str) -> tuple[list[str], bool]:
     separated = split_words(surface)
     values = top_level(separated, ";")  # values that hold commas are kept apart by semicolons
     values = values if len(values) > 1 else top_level(separated, ",")
-    names = [re.match(r"([a-zA-Z])\s*=", value) for value in values]
-    if len(letters := {name[1] for name in names if name}) == len(values) > 1:  # x = 1, y = 2: each has its own place
-        values, ordered = sorted(values), len(letters) == len(names)
+    names = [name[1] for value in values if (name := re.match(r"([a-zA-Z])\s*=", value))]
     values = [re.sub(r"^(?:[a-zA-Z](?:_\{?[\w,]+\}?)?|\([a-zA-Z, ]+\))\s*=\s*", "", value) for value in values if value]
-    return [sign for value in values for sign in ([value] if _UNCERTAIN.match(value) else plus_minus(value))], ordered
+    signed = [sign for value in values for sign in ([value] if _UNCERTAIN.match(value) else plus_minus(value))]
+    if len(set(names)) == len(names) == len(signed) > 1:  # x = 1, y = 2: each has its own place
+        return signed, True, names
+    return signed, ordered, []
+
+
+def _labelled(surface: str) -> list[str]:
+    """The parts of "(a) 5 (b) 7" in the order of their labels. A label with one bracket, or a number, only where all the
+    text is such parts: in the points (5, 1), (3, 2) are none."""
+    for labels in _PARTS:
+        before, *labelled = labels.split(surface)
+        parts = dict(zip(labelled[::2], (part.strip(" ,;.") for part in labelled[1::2]), strict=True))
+        sure = labels is _PARTS[0] and not set(parts) & set("123456789")
+        if (
+            len(parts) > 1
+            and all(parts.values())
+            and any(sorted(parts) == marks[: len(parts)] for marks in (list("abcdefgh"), _ROMAN, list("123456789")))
+            and len(labelled) == 2 * len(parts)
+            and (sure or (not before.strip() and all(map(_balanced, parts.values()))))
+        ):
+            return [parts[label] for label in sorted(parts)]
+    return []
 
 
 def _balanced(text: str) -> bool:

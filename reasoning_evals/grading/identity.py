@@ -148,10 +148,8 @@ def same_answer(target: Answer, answer: Answer) -> bool:
     kinds = {target.kind, answer.kind}
     if kinds == {"set", "sequence"} and (tuple_of := named_tuple(answer if answer.kind == "set" else target)):
         return same_answer(tuple_of, target if answer.kind == "set" else answer)
-    if kinds == {"set"} and (ours := named_tuple(target)) and (theirs := named_tuple(answer)):
-        return sorted(part.name for part in target.parts) == sorted(part.name for part in answer.parts) and same_answer(
-            ours, theirs
-        )
+    if kinds == {"set"} and (ours := named_tuple(target)) and (theirs := named_tuple(answer, target)):
+        return same_answer(ours, theirs)
     if kinds <= _REAL and kinds not in ({"set"}, {"sequence"}, {"relation"}, {"sequence", "relation"}):
         try:
             return _real_set(target) == _real_set(answer)
@@ -162,7 +160,9 @@ def same_answer(target: Answer, answer: Answer) -> bool:
     if target.kind == "value":
         texts = target.text, answer.text
         along = tuple(map(along_axes, texts))
-        return same_formula(*texts) or (along != texts and same_formula(*along)) or _same_equation(target, answer)
+        if same_formula(*texts) or _same_equation(target, answer):
+            return True
+        return along != texts and all(along) and same_formula(*map(str, along))
     if target.kind == "relation":
         return _same_relation(target, answer)
     if target.kind == "ratio":
@@ -200,7 +200,7 @@ def _mixed(target: Answer, answer: Answer) -> bool:
         value, vector = (target, answer) if target.kind == "value" else (answer, target)
         axes = in_components(vector)
         return bool(axes and re.search(r"\\hat|(?<![a-zA-Z])j", value.text)) and same_formula(
-            str(axes), along_axes(value.text)
+            str(axes), str(along_axes(value.text))
         )
     if kinds == {"matrix", "sequence"}:  # a column, or rows in brackets
         matrix, sequence = (target, answer) if target.kind == "matrix" else (answer, target)

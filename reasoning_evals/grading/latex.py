@@ -38,7 +38,7 @@ _NEW_NAMES = {
     "ohm": r"\Omega", "micro": r"\mu", "textmu": r"\mu", "prime": "'", "div": "/", "overline": r"\bar", "widehat": r"\hat", "widetilde": r"\tilde",
     "imath": "i", "jmath": "j", "R": r"\mathbb{R}", "colon": ":", "mid": "|", "dots": r"\ldots",
 }  # fmt: skip
-_RENAMED = re.compile(rf"\\({'|'.join(_NEW_NAMES)})(?![a-zA-Z])")
+_RENAMED = re.compile(rf"(?:(?<!\\)|(?<=\\\\))\\({'|'.join(_NEW_NAMES)})(?![a-zA-Z])")
 _STYLE_NAMES = (
     r"\\(?:mathbf|mathit|mathsf|mathtt|boldsymbol|bm|vec|overrightarrow|operatorname\*?|pmb|bold|textbf|textit|mathcal|mathscr|bf|it|rm)"
     r"(?![a-zA-Z])\s*"

@@ -51,21 +51,22 @@ _CHANGE = re.compile(
     r"(?<![a-zA-Z\\])(?:plus|minus|factorial|twice|thrice|doubled|halved|and\s+(?:a|one|two|three)\s+(?:hal(?:f|ves)|thirds?|quarters?))(?![a-zA-Z])"
     r"|^(?:\\text\s*\{\s*)?(?:and\s+)?(?:squared|cubed|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|(?:thir|four|fif|six|seven|eigh|nine)teen"
     r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?)(?![a-zA-Z])"
-    r"|(?<![a-zA-Z])(?:mil(?:le|li?ard\w*|lion\w{2,}|lones)?|tausend|тысяч\w*|миллион\w*)(?![a-zA-Z])"
+    r"|(?<![a-zA-Z])(?:mil(?:le|li?ard\w*|lion\w{2,}|lones)|tausend|тысяч\w*|миллион\w*)(?![a-zA-Z])"
     r"|[万萬億亿千百十兆半倍零一二三四五六七八九两几]|\?|^\s*[-*/+]\s*$",
     re.IGNORECASE,
 )
 """Behind a number, what changes its value or doubts it: number words in some languages, "and a half", "squared", a question mark."""
 _BOUND = re.compile(
-    r"(?<![a-zA-Z])(?:at\s+(?:least|most)|(?:less|more|fewer|greater|larger|smaller|higher|lower)\s+than|between|up\s+to)(?![a-zA-Z])\D*$",
+    r"(?<![a-zA-Z])(?:at\s+(?:least|most)|(?:less|more|fewer|greater|larger|smaller|higher|lower)\s+than|up\s+to)(?![a-zA-Z])(?:[\s{}()$:+-]|\\(?!text)[a-zA-Z]+)*$",
     re.IGNORECASE,
 )
-"""Before a number: a bound, not a value."""
+"""Directly before a number: a bound, not a value."""
 _GROUPED = re.compile(
     r"(?<![\d.,'])(?:\d{1,3}(?:'\d{3})+|\d{1,2}(?:,\d\d)+,\d{3}|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:[. ]\d{3})+(?=,\d+(?![\d.,])))(?![\d']|[.,]\d{3})"
 )
 """1'000, 10,00,000, 1.000.000 and, before a decimal comma, 1.000 and 1 000."""
 DECIMAL_COMMA = re.compile(r"(?<![\d.,(\[{])(\d+),((?<=(?<!\d)0,)\d{3}|\d{1,2}|\d{4,})(?![\d,])")
+_IN_BRACKETS = re.compile(r"(?:[(\[]|\\\{)[^()\[\]{}]*\d,\d|^\{[^{}]*\d,\d")
 _SCALE = re.compile(
     r"(?:\\text\s*\{\s*)?(dozen|hundred|thousand|million|billion|trillion|lakh|crore)s?(?![a-zA-Z])\s*\}?",
     re.IGNORECASE,
@@ -115,11 +116,10 @@ def read_amount(text: str, log_base: int | None = None, local: bool = False) -> 
     """
     surface = clean(check_size(text))
     surface = re.sub(r"^\(([^(),;]*)\)$", r"\1", unwrap(surface))
-    if (
-        local
-        and (inter := DECIMAL_COMMA.sub(r"\1.\2", _GROUPED.sub(lambda m: re.sub(r"\D", "", m[0]), surface))) != surface
-    ):
-        return read_amount(inter, log_base)._replace(comma=bool(re.search(r"\d,\d", surface)))
+    if local and not _IN_BRACKETS.search(surface):
+        grouped = _GROUPED.sub(lambda digits: re.sub(r"\D", "", digits[0]), surface)
+        if (plain := DECIMAL_COMMA.sub(r"\1.\2", grouped)) != surface:
+            return read_amount(plain, log_base)._replace(comma=plain != grouped)
     behind = _CONDITION.search(surface)
     if behind and re.search(r"\d", surface[: behind.start()]):
         surface = surface[: behind.start()] + (behind[1].rstrip(" (") + "}" if behind[1] else "")
@@ -188,6 +188,8 @@ def scaled(value: Real, ratio: Fraction) -> Real:
 def is_remark(rest: str) -> bool:
     """Whether the text after a number does not change its value: a unit or words, not more mathematics."""
     rest = rest.strip()
+    if re.match(r"(?:\\text\s*\{\s*)?mil(?![a-zA-Z])", rest):
+        return False  # a unit of length, but also a thousand
     if not rest or _WORDS_ONLY.match(rest):
         return True
     if re.fullmatch(r"[A-Za-z]", rest) and rest not in _COMMON_LETTERS:

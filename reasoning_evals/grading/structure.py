@@ -59,10 +59,12 @@ DENIAL = re.compile(
 )
 """Words that take an answer back, state another one, or make it a condition ("for q = 0")."""
 _MEMBER = re.compile(r"^\s*[a-zA-Z]\s*\\in(?![a-zA-Z])")
+_ARTICLE = re.compile(r"^(?:[Aa]n|[Tt]he|a(?=\s+[a-zA-Z]{2})|A(?=\s+[a-z]{2}))\s+")  # but "A C" are two letters
 _ISO = re.compile(r"([\]\[])(\s*[^\[\],;\s][^\[\],;]*[,;]\s*[^\[\],;\s][^\[\],;]*)([\]\[])")
 _TUPLE_NAME = re.compile(r"\(\s*\\?[a-zA-Z]+(?:_\w)?(?:\s*,\s*\\?[a-zA-Z]+(?:_\w)?)+\s*\)")
 _TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:\\top|\\intercal|T|\\text\s*\{\s*T\s*\})\s*\}?$")
 _UNIT_VECTOR = re.compile(r"\\hat\s*(?:\{\s*([ijkxyz])\s*\}|([ijkxyz])(?![a-zA-Z]))")
+_VECTOR = re.compile(rf"{_UNIT_VECTOR.pattern}|(?<![a-zA-Z\\])j")
 _AXES = str.maketrans("xyz", "ijk")
 _SUFFIX = r"(?:\s*_\s*(?:[\w+-]|\\[a-zA-Z]+|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\\text\s*\{[^{}]*\})|'|\s*\^\s*\{\s*(?:\\text\s*\{[^{}]*\}|\(\w+\))\s*\})*"
 _SYMBOL = rf"(?:\\(?:hat|dot|ddot|bar|tilde|overline|Delta|delta)\s*)?\{{?\s*\\?[a-zA-Z]+\s*\}}?{_SUFFIX}\s*"
@@ -114,7 +116,9 @@ def parse_answer(text: str) -> Answer:
     flat = _TRANSPOSED.sub("", text)
     if matrix := _MATRIX.match(flat):
         return _matrix(matrix[1], matrix[3], "v" in matrix[2].lower(), flat != text)
-    text = flat if re.match(r"\(.*\)$|\[.*\]$", flat) else text
+    text = (
+        flat if re.match(r"\(.*\)$|\[.*\]$", flat) and len(top_level(flat[1:-1], ",;")) > 1 else text
+    )  # not (1 + r)^T
     text = _ISO.sub(_in_brackets, text)
     if _EMPTY.fullmatch(text):
         return Answer("set", "")
@@ -171,7 +175,7 @@ def split_words(text: str) -> str:
 def letters(text: str) -> str:
     r"""Only letters and digits, in lower case: \\text{June 20} is June 20."""
     words = re.sub(r"\\text|[{}]", " ", text).strip()
-    return re.sub(r"[^a-zA-Z0-9]", "", re.sub(r"^(?:an?|the)\s+", "", words, flags=re.IGNORECASE)).lower()
+    return re.sub(r"[^a-zA-Z0-9]", "", _ARTICLE.sub("", words)).lower()
 
 
 def _is_words(text: str) -> bool:
@@ -237,7 +241,7 @@ def _relation(text: str) -> Answer | None:
             or _TUPLE_NAME.fullmatch(sides[0])
         ):
             value = parse_answer(sides[-1])
-            return Answer(value.kind, value.text, value.parts, name=sides[0])
+            return Answer(value.kind, value.text, value.parts, name="" if "\\to" in text else sides[0])
         if NAME.fullmatch(sides[1]) and not NAME.fullmatch(sides[0]) and re.fullmatch(r"[-\d./\\a-z{}]+", sides[0]):
             return Answer("value", sides[0], name=sides[1])
     return Answer("relation", " ".join(operators), tuple(Answer("value", side) for side in sides))
@@ -260,12 +264,14 @@ def _bracketed(text: str) -> Answer | None:
     return None
 
 
-def named_tuple(values: Answer) -> Answer | None:
-    """x = 1, y = 2 as (1, 2); None where the names are not one letter each, or not different."""
+def named_tuple(values: Answer, like: Answer | None = None) -> Answer | None:
+    """x = 1, y = 2 as (1, 2): x, y, z in this order, other names in that of ``like`` or as written; None for longer names."""
     names = [part.name.strip() for part in values.parts]
     if len(names) < 2 or len(set(names)) < len(names) or not all(len(name) == 1 for name in names):
         return None
-    parts = sorted(values.parts, key=lambda part: part.name.strip())
+    order = sorted(names) if set(names) <= set("xyz") else [part.name.strip() for part in (like or values).parts]
+    by_name = dict(zip(names, values.parts, strict=True))
+    parts = [by_name[name] for name in order] if set(order) == set(names) else values.parts
     return Answer("sequence", "()", tuple(Answer(part.kind, part.text, part.parts) for part in parts))
 
 
@@ -277,8 +283,10 @@ def in_components(vector: Answer) -> str | None:
     return " + ".join(f"({part.text}) {axis}" for part, axis in zip(parts, "ijk", strict=False))
 
 
-def along_axes(text: str) -> str:
-    r"""Unit vectors in one form, with a hat or without: 3 \hat{x} is 3 i."""
+def along_axes(text: str) -> str | None:
+    r"""Unit vectors in one form, with a hat or without: 3 \hat{x} is 3 i. None where i is the imaginary unit: no hat, no j."""
+    if not _VECTOR.search(text) and re.search(r"\\sqrt\s*\{?\s*-|i", re.sub(r"\\(?!sqrt)[a-zA-Z]+", "", text)):
+        return None
     return _UNIT_VECTOR.sub(lambda match: f" {(match[1] or match[2]).translate(_AXES)} ", text)
 
 

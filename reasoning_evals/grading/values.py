@@ -34,13 +34,20 @@ _LEAD = re.compile(
     re.I,
 )
 _LETTER = re.compile(r"^[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,;]|$|\s+(?=-)|(?=\s*\())|([A-J])(?=\s*=\s*[-+\d]))")
-_DENIED = re.compile(r"\W*(?:\\text\W*)?(?:not|never|neither|nor)\b|\W*[不非]", re.I)
-_VECTOR = re.compile(r"\\(?:vec|hat|dot|bar|overrightarrow|boldsymbol)(?![a-zA-Z])")
+_DENIED = re.compile(
+    r"\W*(?:\\text\W*)?(?:not|never|neither|nor)\b|\W*(?:не(?!\w)|[^\W\d_a-zA-Z]{0,6}?(?:[不非错否]|排除|除了))", re.I
+)
+_VECTOR = re.compile(
+    r"\W*(?:\\[a-z]+\s*\{\s*)*\\(?:(?:vec|hat|dot|bar|overrightarrow)(?![a-zA-Z])\s*\{?\s*[A-Ja-j](?![a-zA-Z])"
+    r"|boldsymbol\s*\{?\s*[A-Ja-j]\s*\}?\s*=)"
+)
+"""The letter is a vector, not an option."""
 _UPPER_WORD = re.compile(r"^([A-HJ])\s+[^\s=<>^_+*/]")
 _SECOND = re.compile(
     r"^[\s)\].:]*(?:,|;|/|&|and\b|or\b|cup\b|cap\b|lor\b|land\b)\s*\(?[A-J]\s*(?:[),.;]|$)|^\s*\)?\s*(?:or|and|but|nor|&)(?![a-zA-Z])|^\s*(?:not|if|unless|[A-J]\s*$)\b"
-    r"|^[\s).,]*(?:is|was)\s*(?:not|n't|wrong|incorrect|false|impossible)\b|^\s*(?:cannot|can't|isn't|(?:is|was|seems|looks)\b"
-    r"(?!\s+(?:(?:the|a|most|likely|clearly|definitely)\s+)*(?:correct|right|true|answer|best|valid|option|choice|only)\b))|^\s*是?[错不非误]|(?<!not )(?<!than )(?<!\w)\(\s*[A-J]\s*\)"
+    r"|^[\s).,]*(?:is|was|seems|looks)\s*(?:(?:to be|clearly|definitely|the|an?)\s+)*(?:not|n't|never|wrong|incorrect|false|impossible|eliminated"
+    r"|excluded|ruled|rejected|discarded|unlikely|invalid|worst|out\b|least\s+(?:likely|plausible|correct|suitable))(?![a-z])"
+    r"|^\s*(?:cannot|can't|isn't|wasn't)(?![a-z])|^\s*是?[错不非误]|^\s*被?排除|(?<!not )(?<!than )(?<!\w)\(\s*[A-J]\s*\)"
 )
 """Behind a letter: another letter, an alternative or a denial."""
 MAX_INEXACT = 10**30
@@ -62,7 +69,7 @@ def grade_choice(problem: Problem, answer: str) -> Verdict:
 
 def read_choice(text: str) -> str | None:
     """The capital letter, "True" or "False" that a text states; None for none, for several, and for one that is denied."""
-    if _VECTOR.search(text) or _DENIED.match(text):
+    if _VECTOR.match(text) or _DENIED.match(text):
         return None
     surface = _LEAD.sub("", _MARKS.sub("", clean(text[:MAX_CHARS])).strip())
     word = surface.strip(" .!()").lower()
@@ -81,7 +88,7 @@ def grade_integer(problem: Problem, answer: str) -> Verdict:
         amount = read_amount(answer, local=True).as_asked(problem)
     except Unreadable as error:
         return wrong(f"not an integer: {error}")
-    if "\\pm" in clean(answer):
+    if amount.comma or "\\pm" in clean(answer):
         return wrong("not an integer: two values, or one that is uncertain")
     if _is_percent(amount) and not asks_percent(problem):
         return wrong("a percentage, which the question does not ask for")
