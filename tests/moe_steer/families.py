@@ -113,9 +113,13 @@ def batch(num_rows: int = 2, length: int = 12, seed: int = SEED) -> Tensor:
     return torch.randint(TEXT_IDS.start, TEXT_IDS.stop, (num_rows, length), generator=generator)
 
 
+_DRAWN = torch.float32
+"""Named once: a test that computes in float64 gives torch.float32 another meaning, and models are shared."""
+
+
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:
     def normal(tensor: Tensor, std: float) -> Tensor:
-        return torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.dtype) * std
+        return torch.randn(tensor.shape, generator=generator, dtype=_DRAWN).to(tensor.dtype) * std
 
     other_towers = ("vision", "visual", "audio", "sam_encoder")
     for name, parameter in model.named_parameters():
