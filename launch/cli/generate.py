@@ -108,8 +108,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
 
             if line := task_line(self):
                 print(line)
-            together = self.batch_size or asked_together(Path(self.out))
-            asked, arm = dataclasses.replace(self, batch_size=together), self._endpoint_arm(plan)
+            asked, arm = asked_together(self), self._endpoint_arm(plan)
         else:
             asked, arm = self._settled(problems, plan)
         config = SamplingConfig(

@@ -140,8 +140,8 @@ def settle(
         ranks.say(line)
     context = longest + options.token_limit
     if options.held_by:  # the server batches; these are asked for together
-        rows = options.batch_size or asked_together(Path(options.folder))
-        return dataclasses.replace(options, batch_size=rows), Room(rows=rows, context=context)
+        options = asked_together(options)
+        return options, Room(rows=options.rows, context=context)
     dry = getattr(options, "dry_run", False)
     if dry:
         machine = machine or Machine.of_options(options, ranks.world_size)
@@ -168,9 +168,10 @@ def settle(
     return dataclasses.replace(options, batch_size=places), room
 
 
-def asked_together(folder: Path) -> int:
-    """Samples of a chunk on a server; a run that continues keeps its number."""
-    return _stored_batch(folder) or ASKED_TOGETHER
+def asked_together(options: OptionsT) -> OptionsT:
+    """The options with the samples of a chunk on a server; a run that continues keeps its number."""
+    rows = options.batch_size or _stored_batch(Path(options.folder)) or ASKED_TOGETHER
+    return dataclasses.replace(options, batch_size=rows)
 
 
 def _within_context(options: OptionsT, known: Known, longest: int, ranks: Ranks) -> OptionsT:

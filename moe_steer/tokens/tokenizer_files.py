@@ -35,7 +35,7 @@ def read_tokenizer_files(source: str, **options: Any) -> Any:
         if Path(source).is_dir() and not any(Path(source, name).is_file() for name in _VOCABULARIES):
             raise ValueError(_no_words(source)) from error
         raise
-    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
         raise ValueError(_no_words(source))
     if not tokenizer.chat_template and (template := _template_of_processor(source, options.get("revision"))):
         tokenizer.chat_template = template

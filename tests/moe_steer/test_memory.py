@@ -12,9 +12,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from launch.cli.main import main
 from moe_steer.backends import checkpoint, memory, shards
+from moe_steer.backends.allocations import Allocations
 from moe_steer.backends.blueprint import skeleton
 from moe_steer.backends.memory import choose_backend, plan_memory
-from moe_steer.backends.meta.allocations import Allocations
 from moe_steer.backends.rehearsal import Rehearsed, rehearse, rehearse_step
 from moe_steer.backends.zero3 import KEEP_WHOLE_BELOW
 

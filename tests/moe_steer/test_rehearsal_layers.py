@@ -9,9 +9,8 @@ import torch
 
 from families import config_of
 from launch.recipes import load_recipe
-from moe_steer.backends import rehearsal
+from moe_steer.backends import allocations, rehearsal
 from moe_steer.backends.blueprint import skeleton
-from moe_steer.backends.meta import allocations
 
 REACHED = ["deepseek_v3", "qwen3_moe", "gpt_oss", "mixtral", "olmoe", "cohere2_moe", "glm4_moe"]
 """Families of the library's own caches: full, sliding and latent attention, dense layers before those with experts."""
