@@ -7,16 +7,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from moe_steer.saes.formats import (
-    dictionary_learning,
-    gemma_scope,
-    linear_pair,
-    llama_scope,
-    qwen_scope,
-    saelens,
-    sparsify,
+from moe_steer.saes.libraries import (
+    DICTIONARY,
+    SPARSIFY,
+    is_torch_file,
+    read_dictionary,
+    read_linear_pair,
+    read_sparsify,
+)
+from moe_steer.saes.published import (
+    GEMMA,
+    GEMMA_2,
+    LLAMA,
+    LLAMA_R1,
+    is_qwen,
+    qwen_layers,
+    read_gemma,
+    read_gemma_2,
+    read_llama,
+    read_llama_r1,
+    read_qwen,
 )
 from moe_steer.saes.sae import SAE
+from moe_steer.saes.saelens import SAELENS, read_saelens
 from moe_steer.saes.weights import Given
 
 
@@ -27,17 +40,21 @@ class Format(NamedTuple):
     read: Callable[[Path, Given], SAE]
 
 
+def _folder_with(names: tuple[str, ...]) -> Callable[[Path], bool]:
+    return lambda path: all((path / name).is_file() for name in names)
+
+
 # The order matters: Llama Scope R1 uses SAELens' file name, and any torch file may hold a pair of linear layers.
 FORMATS = {
-    "saelens": Format(saelens.recognises, saelens.read),
-    "sparsify": Format(sparsify.recognises, sparsify.read),
-    "gemma-scope": Format(gemma_scope.recognises, gemma_scope.read),
-    "gemma-scope-2": Format(gemma_scope.recognises_2, gemma_scope.read_2),
-    "llama-scope": Format(llama_scope.recognises, llama_scope.read),
-    "llama-scope-r1": Format(llama_scope.recognises_r1, llama_scope.read_r1),
-    "dictionary-learning": Format(dictionary_learning.recognises, dictionary_learning.read),
-    "qwen-scope": Format(qwen_scope.recognises, qwen_scope.read),
-    "linear-pair": Format(linear_pair.recognises, linear_pair.read),
+    "saelens": Format(_folder_with(SAELENS), read_saelens),
+    "sparsify": Format(_folder_with(SPARSIFY), read_sparsify),
+    "gemma-scope": Format(_folder_with(GEMMA), read_gemma),
+    "gemma-scope-2": Format(_folder_with(GEMMA_2), read_gemma_2),
+    "llama-scope": Format(_folder_with(LLAMA), read_llama),
+    "llama-scope-r1": Format(_folder_with(LLAMA_R1), read_llama_r1),
+    "dictionary-learning": Format(_folder_with(DICTIONARY), read_dictionary),
+    "qwen-scope": Format(is_qwen, read_qwen),
+    "linear-pair": Format(is_torch_file, read_linear_pair),
 }
 
 
@@ -70,7 +87,7 @@ def load_sae(
 
 def layers_among(path: str | os.PathLike[str]) -> list[int]:
     """The layers of a folder that holds several SAEs (Qwen-Scope), from which ``load_sae`` needs a choice; otherwise empty."""
-    layers = qwen_scope.layers_in(Path(path))
+    layers = qwen_layers(Path(path))
     return layers if len(layers) > 1 else []
 
 
