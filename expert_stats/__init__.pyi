@@ -8,6 +8,7 @@ from expert_stats.counter import BASES as BASES
 from expert_stats.counter import RoutingCounter as RoutingCounter
 from expert_stats.counts import RoutingCounts as RoutingCounts
 from expert_stats.counts import sum_counts as sum_counts
+from expert_stats.counts_files import CountsSignature as CountsSignature
 from expert_stats.evidence import ZERO_JOINT as ZERO_JOINT
 from expert_stats.npmi import BY as BY
 from expert_stats.npmi import MISSING_MARKER as MISSING_MARKER
@@ -30,7 +31,6 @@ from expert_stats.select import MAX_Q as MAX_Q
 from expert_stats.select import Unproven as Unproven
 from expert_stats.select import select_experts as select_experts
 from expert_stats.select import select_placebo as select_placebo
-from expert_stats.signature import CountsSignature as CountsSignature
 from expert_stats.trace_counts import TraceCounts as TraceCounts
 from expert_stats.wording import evidence_sentence as evidence_sentence
 from expert_stats.wording import family_lines as family_lines

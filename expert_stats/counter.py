@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from expert_stats.counts import RoutingCounts
+from expert_stats.counts_files import CountsSignature
 from expert_stats.references import References
-from expert_stats.signature import CountsSignature
 from expert_stats.trace_counts import NUM_BINS, TraceCounts, bins_of
 from moe_steer.layers import ModelShape
 from moe_steer.tokens import MarkerSet, Trace

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from expert_stats.counts_files import CountsParts, load_counts, save_counts
+from expert_stats.counts_files import CountsParts, CountsSignature, load_counts, save_counts
 from expert_stats.references import References
-from expert_stats.signature import CountsSignature
 from expert_stats.trace_counts import TraceCounts, problem_of
 
 Array = np.ndarray[Any, Any]

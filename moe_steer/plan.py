@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_steer.direction import VectorFile
-from moe_steer.entries.entry_reading import (
+from moe_steer.entries.expert_entry import EXPERT_KEYS, TOP_K_KEYS, ExpertGain, TopK
+from moe_steer.entries.fitting import (
     by_content,
+    check_fits_model,
     free_name,
     listed,
     read_entry,
+    refuse_outside,
     refuse_twice,
     refuse_unknown,
 )
-from moe_steer.entries.expert_entry import EXPERT_KEYS, TOP_K_KEYS, ExpertGain, TopK
-from moe_steer.entries.fitting import check_fits_model, refuse_outside
 from moe_steer.entries.residual_entry import RESIDUAL_KEYS, UNITS, ResidualVector
 from moe_steer.files import write_whole
 from moe_steer.gates.conditions import When
@@ -32,7 +33,7 @@ from moe_steer.tokens import SCOPES, parse_scope
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from moe_steer.entries.transform import Transform
+    from moe_steer.entries.residual_entry import Transform
 
 __all__ = ["PLAN_VERSION", "SCOPES", "UNITS", "ExpertGain", "ResidualVector", "SteeringPlan", "TopK"]
 PLAN_VERSION = 1

@@ -1,4 +1,4 @@
-"""What was baked, how to check it and how to take it back: steering.json of a checkpoint (gguf/record.py has that of a GGUF file)."""
+"""What was baked, how to check it and how to take it back: steering.json of a checkpoint (gguf_record.py has that of a GGUF file)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_steer.baking.certificate import Certificate
 from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
 from moe_steer.baking.folder_files import sha256_file
 from moe_steer.baking.numbers import Rounding
+from moe_steer.baking.planning import Certificate
 from moe_steer.json_files import quoted, read_json
 from moe_steer.plan import SteeringPlan
 

@@ -33,6 +33,8 @@ _DICTIONARY_TYPES = {
     "submodule_name": str | None,
 }
 _SITES = {"resid_post": "residual", "mlp_out": "mlp_out", "attn_out": "attention_out"}
+SPARSIFY = ("cfg.json", "sae.safetensors")
+_LAYER = re.compile(r"[-_]l(?:ayer)?[-_]?(\d+)(?=[-_.]|$)")
 
 
 def read_dictionary(path: Path, given: Given) -> SAE:
@@ -92,9 +94,6 @@ def _site(submodule: str | None) -> str:
     return next((site for name, site in _SITES.items() if submodule.startswith(name)), submodule)
 
 
-SPARSIFY = ("cfg.json", "sae.safetensors")
-
-
 def read_sparsify(path: Path, given: Given) -> SAE:
     """EleutherAI's sparsify, a folder named like the module it reads. TopK on x - b_dec; the rows of W_dec are atoms. ValueError for transcoders and for other activations."""
     config_path, weights_path = (path / name for name in SPARSIFY)
@@ -121,9 +120,6 @@ def read_sparsify(path: Path, given: Given) -> SAE:
         about=given.about("sparsify", weights_path, source=path, model_name=model_name, layer=layer, site=site),
     )
     return check_sizes(sae, config_path, config)
-
-
-_LAYER = re.compile(r"[-_]l(?:ayer)?[-_]?(\d+)(?=[-_.]|$)")
 
 
 def is_torch_file(path: Path) -> bool:

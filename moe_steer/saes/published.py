@@ -39,6 +39,18 @@ GEMMA, GEMMA_2 = ("params.npz",), ("config.json", "params.safetensors")
 # The attention SAEs read the concatenated heads before the output projection, which is not the attention's output.
 _GEMMA_SITES = {"res": "residual", "mlp": "mlp_out", "att": "blocks.{}.attn.hook_z"}
 _GEMMA_REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-([\w-]+)")
+LLAMA = ("hyperparams.json", "checkpoints/final.safetensors")
+LLAMA_R1 = ("config.json", "sae_weights.safetensors")
+_NORM = "dataset_average_activation_norm."
+_LLAMA_TYPES: dict[str, Any] = {
+    "d_model": int,
+    "use_glu_encoder": bool | None,
+    "apply_decoder_bias_to_pre_encoder": bool | None,
+    "sparsity_include_decoder_norm": bool,
+    "hook_point_in": str | None,
+}
+_QWEN_FILE = re.compile(r"layer(\d+)\.sae\.pt$")
+_QWEN_REPOSITORY = re.compile(r"([A-Za-z]+-[A-Za-z]+)-([^/]+?)-W\d+K-L0_(\d+)")
 
 
 def read_gemma(path: Path, given: Given) -> SAE:
@@ -105,18 +117,6 @@ def _gemma(
         apply_b_dec_to_input=False,
         about=given.about(format, where, source=path, model_name=model_name, layer=layer, site=site),
     )
-
-
-LLAMA = ("hyperparams.json", "checkpoints/final.safetensors")
-LLAMA_R1 = ("config.json", "sae_weights.safetensors")
-_NORM = "dataset_average_activation_norm."
-_LLAMA_TYPES: dict[str, Any] = {
-    "d_model": int,
-    "use_glu_encoder": bool | None,
-    "apply_decoder_bias_to_pre_encoder": bool | None,
-    "sparsity_include_decoder_norm": bool,
-    "hook_point_in": str | None,
-}
 
 
 def read_llama(path: Path, given: Given) -> SAE:
@@ -205,10 +205,6 @@ def _llama(
         about=given.about(format, weights_path, source=path, model_name=model_name, layer=layer, site=site),
     )
     return check_sizes(sae, path, config)
-
-
-_QWEN_FILE = re.compile(r"layer(\d+)\.sae\.pt$")
-_QWEN_REPOSITORY = re.compile(r"([A-Za-z]+-[A-Za-z]+)-([^/]+?)-W\d+K-L0_(\d+)")
 
 
 def is_qwen(path: Path) -> bool:

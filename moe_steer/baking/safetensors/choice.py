@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_steer.baking.certificate import EntryCertificate
 from moe_steer.baking.edits import Edit, StoredTensor
 from moe_steer.baking.numbers import ROUNDOFF, Rounding, add_floats, decode, encode
-from moe_steer.baking.planning import STEER_INSTEAD, Work
+from moe_steer.baking.planning import STEER_INSTEAD, EntryCertificate, Work
 from moe_steer.baking.safetensors.families import CheckpointShape, text_section
 from moe_steer.baking.safetensors.folder import Checkpoint
 from moe_steer.plan import ExpertGain, SteeringPlan

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_steer.baking.certificate import LOADERS, EntryCertificate
 from moe_steer.baking.edits import Edit, StoredTensor, measure
 from moe_steer.baking.numbers import ROUNDOFF, Rounding, is_power_of_two
-from moe_steer.baking.planning import STEER_INSTEAD, Work, held_gain
+from moe_steer.baking.planning import LOADERS, STEER_INSTEAD, EntryCertificate, Work, held_gain
 from moe_steer.baking.safetensors.choice import plan_choice
 from moe_steer.baking.safetensors.families import CheckpointShape, checkpoint_shape, refuse_family, text_section
 from moe_steer.baking.safetensors.folder import Checkpoint
-from moe_steer.baking.safetensors.formats import Placement, placement
-from moe_steer.baking.safetensors.layouts import LayerPlaces, Parts, find_places, ranges
+from moe_steer.baking.safetensors.layouts import LayerPlaces, Parts, Placement, find_places, placement, ranges
 from moe_steer.plan import ExpertGain, SteeringPlan
 
 NEGLIGIBLE = 2.0**-20

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_steer.baking.certificate import EntryCertificate
 from moe_steer.baking.edits import Edit, NewTensor
 from moe_steer.baking.numbers import ROUNDOFF, Rounding, add_floats
-from moe_steer.baking.planning import Work
+from moe_steer.baking.planning import EntryCertificate, Work
 from moe_steer.baking.safetensors.families import CheckpointShape
 from moe_steer.baking.safetensors.folder import Checkpoint
 from moe_steer.plan import ResidualVector, SteeringPlan

@@ -9,13 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moe_steer.baking.certificate import Certificate, EntryCertificate
 from moe_steer.baking.edits import Edit
-from moe_steer.baking.gguf.blocks import BLOCK_FORMATS
-from moe_steer.baking.gguf.gguf_gains import certify, is_exact
-from moe_steer.baking.gguf.model import GgufModel
+from moe_steer.baking.gguf_gains import certify, is_exact
+from moe_steer.baking.gguf_model import BLOCK_FORMATS, GgufModel
 from moe_steer.baking.numbers import Rounding
-from moe_steer.baking.planning import Work
+from moe_steer.baking.planning import Certificate, EntryCertificate, Work
 from moe_steer.baking.record import ChangedTensor, Record, RecordedFile, sealed, unsealed
 from moe_steer.json_files import read_json, short
 from moe_steer.plan import SteeringPlan
