@@ -133,7 +133,7 @@ class RoutingCounter:
         for trace in traces:
             if (trace.trace_id, trace_digest(trace)) in held:
                 raise ValueError(
-                    f"trace {trace.trace_id!r} is in the counts to add to, with the same text: leave it out, or them"
+                    f"trace {trace.trace_id!r} would be there twice, with the same text: leave it out, or the counts to add to"
                 )
 
     def expect(self, traces: Sequence[Trace], width: int) -> None:
