@@ -76,7 +76,7 @@ def write_solution(
 
     `check_rate` is the chance of one more check while the value on the sheet is right.
     """
-    target, unit = family.answer(params), family.unit_of(params)
+    target, unit = family.answer(params), family.unit
     sheet, value = _first_attempt(family, params, rng, habits.slip_rate)
     first_value = value
     parts = [rng.choice(habits.openings) + sheet.text(), f"So it is {show(value, unit)}."]
