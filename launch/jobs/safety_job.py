@@ -69,7 +69,6 @@ def read(folder: Path) -> Findings:
     Capability tasks are graded again; the verdicts on attacks are kept, because only their classifiers could give others.
     """
     config = read_run(folder)["config"]
-    config.setdefault("greedy", config.get("samples") is None)  # before --greedy, answers were drawn with --samples
     options = options_from(config, SafetyOptions, ["pairs_sha256", "sae_sha256"])
     told = read_results(folder, NAME)["tasks"]
     made = read_made(folder / FOLDER)
@@ -111,7 +110,7 @@ def _stored_task(name: str, told: Mapping[str, Any], folder: Path) -> SafetyTask
         source=told["source"],
         max_new_tokens=told["max_new_tokens"],
         chat=told["asked"] == "chat template",
-        asked_with=told.get("asked_with", "the task's own words"),  # folders of an earlier version had no others
+        asked_with=told["asked_with"],
     )
 
 
