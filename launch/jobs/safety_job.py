@@ -13,11 +13,20 @@ from launch.core.findings import Findings, read_results
 from launch.core.options import options_from
 from launch.core.ranks import Ranks
 from launch.core.session import Session
-from launch.jobs.safety_arms import SafetyArm, new_directions, pairs_digest, read_pairs, safety_arms
+from launch.jobs.safety_arms import (
+    SafetyArm,
+    SafetyTask,
+    judge,
+    longest_prompt,
+    new_directions,
+    pairs_digest,
+    read_pairs,
+    safety_arms,
+    safety_tasks,
+)
 from launch.jobs.safety_findings import Outcome
 from launch.jobs.safety_options import VECTOR_ARMS, SafetyOptions
 from launch.jobs.safety_report import findings_of
-from launch.jobs.safety_tasks import SafetyTask, judge, longest_prompt, safety_tasks
 from moe_steer import Direction
 from reasoning_evals.problems import read_problems
 from reasoning_evals.runs import PROBLEMS_FILE, GradeRow, read_grades, read_run
