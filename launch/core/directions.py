@@ -158,8 +158,6 @@ def read_made(home: Path) -> JobDirections:
     if not (home / INDEX).is_file():
         return JobDirections({}, {}, [])
     index = read_json(home / INDEX, "remove the folder of directions, and start the job again")
-    if "files" not in index:
-        return _read_version_0(home, index)
     try:
         check_types(index, "", {"files": dict, "fits": dict, "warnings": list[str]})
         check_types(index["files"], "files", dict.fromkeys(index["files"], list[list]))
@@ -177,23 +175,6 @@ def _entry(layer: int, name: str) -> tuple[int, str]:
     if type(layer) is not int or not isinstance(name, str) or Path(name).name != name:
         raise ValueError(f"{quoted([layer, name])} is no layer and file of the same folder")
     return layer, name
-
-
-def _read_version_0(home: Path, index: Mapping[str, Any]) -> JobDirections:
-    """Before the index had names for its parts: the overthinking job listed its files, the safety job its arms."""
-    if "arms" in index:
-        named = {arm: [f"{arm}.safetensors"] for arm in index["arms"]}
-    else:
-        named = {method: [name for _, name in entries] for method, entries in index.items()}
-    loaded = {method: [(name, Direction.load(home / name)) for name in names] for method, names in named.items()}
-    fits = {}
-    for entries in loaded.values():
-        for _, direction in entries:
-            sae = direction.header.get("sae")
-            if sae and (noted := direction.header.get("notes", {}).get(f"sae_fit_{sae['layer']}")):
-                fits[sae["layer"]] = SAEFit(**noted)
-    files = {method: [(direction.layer, name) for name, direction in entries] for method, entries in loaded.items()}
-    return JobDirections(files, fits, list(index.get("warnings", [])))
 
 
 def _say(session: Session, fits: Mapping[int, SAEFit]) -> None:

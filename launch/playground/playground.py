@@ -179,7 +179,7 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
         from launch.core.session import load_room
         from launch.playground.asked import Offer
         from launch.playground.running import Here
-        from launch.serving.serve import named_plans
+        from launch.serve import named_plans
         from moe_steer import SteeringPlan
         from moe_steer.direction import VectorFile
         from moe_steer.layers import model_shape

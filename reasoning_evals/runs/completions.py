@@ -239,6 +239,4 @@ def arm_thoughts(arm: Mapping[str, Any]) -> ArmThoughts:
     said = arm.get("details", {}).get("prompt_opens_thought")
     fmt = ThinkingFormat.from_dict(sampler["thinking"]) if sampler.get("thinking") else None
     tags = sampler.get("thinking_tokens")
-    if tags is None and sampler.get("tag_ids"):  # folders of versions that knew <think> alone
-        return ArmThoughts(fmt, TokenTags.of_pair(*sampler["tag_ids"]), None if said is None else bool(said))
     return ArmThoughts(fmt, TokenTags.from_dict(tags) if tags else None, None if said is None else bool(said))
