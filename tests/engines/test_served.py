@@ -130,7 +130,7 @@ def test_another_number_of_experts_is_refused(tmp_path: Path) -> None:
 def config(model: dict[str, Any] | None = None, **parallel: Any) -> SimpleNamespace:
     """A vLLM configuration that plans can be served with, changed."""
     usual = {"pipeline_parallel_size": 1, "prefill_context_parallel_size": 1, "use_ubatching": False}
-    usual |= {"use_sequence_parallel_moe": False, **parallel}
+    usual |= {"use_sequence_parallel_moe": False, "enable_elastic_ep": False, **parallel}
     return SimpleNamespace(
         speculative_config=None,
         kv_transfer_config=None,
@@ -151,6 +151,7 @@ def test_a_usual_configuration_is_served() -> None:
         (config(prefill_context_parallel_size=2), "prefill context parallelism"),
         (config(use_ubatching=True), "microbatches"),
         (config(use_sequence_parallel_moe=True), "sequence parallelism of experts"),
+        (config(enable_elastic_ep=True), "elastic expert parallelism"),
         (config({"runner_type": "pooling"}), "a model that does not write text (runner pooling)"),
         (config({"dtype": torch.float16}), "residual vectors in float16"),
         (SimpleNamespace(**{**vars(config()), "speculative_config": object()}), "speculative decoding"),
