@@ -145,6 +145,12 @@ class RoutingCounts:
     def check(self) -> RoutingCounts:
         """Verify every law of counting, of every trace, and return the counts; ValueError names the law and both numbers."""
         top_k, sizes = self.signature.model["top_k"], (len(self.moe_layers), self.num_experts)
+        if sorted(set(self.moe_layers)) != list(self.moe_layers) or not set(self.moe_layers) <= set(
+            range(self.signature.model["num_layers"])
+        ):
+            raise ValueError(
+                f"moe_layers is {list(self.moe_layers)}: ascending layers of a model of {self.signature.model['num_layers']} are expected"
+            )
         for trace in self.traces:
             if trace.total_B.ndim != 1 or trace.marker_MB.shape != (len(self.marker_names), len(trace.total_B)):
                 raise ValueError(

@@ -19,6 +19,7 @@ from moe_steer.entries.fitting import (
     free_name,
     listed,
     read_entry,
+    refuse_contradiction,
     refuse_outside,
     refuse_twice,
     refuse_unknown,
@@ -172,6 +173,7 @@ class SteeringPlan:
             raise ValueError(
                 f"an entry has 'when', 'do' or 'site' and the plan says version {PLAN_VERSION}, which has no such keys: say \"version\": {GATED_VERSION}"
             )
+        refuse_contradiction(plan)
         return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
 from moe_steer.baking.numbers import Rounding, is_power_of_two, nearest_power_of_two, shown
+from moe_steer.json_files import check_types, record_of
 from moe_steer.plan import SteeringPlan
 
 Verdict = Literal["exact", "rounded"]
@@ -97,13 +98,12 @@ class Certificate:
     def from_dict(cls, data: Mapping[str, Any]) -> Certificate:
         """The inverse of ``to_dict``."""
         values = {key: value for key, value in data.items() if key != "reversible"}
-        entries = [EntryCertificate(**{**entry, "tensors": tuple(entry["tensors"])}) for entry in data["entries"]]
-        lists = {
-            "entries": tuple(entries),
-            "notes": tuple(data["notes"]),
-            "files_written": tuple(data["files_written"]),
-        }
-        return cls(**{**values, **lists})
+        texts = ("notes", "files_written", "parts")
+        check_types(values, "certificate", {"entries": list[dict], **dict.fromkeys(texts, list[str])})
+        entries = tuple(_entry(entry) for entry in data["entries"])
+        lists = {key: tuple(values[key]) for key in texts if key in values}
+        certificate: Certificate = record_of(cls, values, "certificate", entries=entries, **lists)
+        return certificate
 
     def summary(self) -> str:
         """A few lines for people."""
@@ -127,6 +127,12 @@ class Certificate:
         if self.verdict == "exact":
             return f"{self.verdict_words}: the baked model computes what the steered one does"
         return f"{self.verdict_words}: no stored number is off by more than {self.bound:.1e} of itself"
+
+
+def _entry(data: dict[str, Any]) -> EntryCertificate:
+    check_types(data, "entries", {"tensors": list[str]})
+    entry: EntryCertificate = record_of(EntryCertificate, data, "entries", tensors=tuple(data["tensors"]))
+    return entry
 
 
 @dataclass

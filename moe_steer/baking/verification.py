@@ -121,6 +121,8 @@ def stored(model: Container, change: ChangedTensor) -> StoredTensor:
     tensor = model.tensors.get(change.name)
     if tensor is None or (tensor.shard, tensor.dtype, tensor.shape) != (change.shard, change.dtype, change.shape):
         raise BakeMismatch(f"{change.name} is not where the record says, in {change.shard}: bake again")
+    if change.span is None and any(edit.end > tensor.num_bytes for edit in change.edits):
+        raise BakeMismatch(f"{change.name} has {tensor.num_bytes} bytes, and its record says more: bake again")
     return _spanned(tensor, change)
 
 

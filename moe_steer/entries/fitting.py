@@ -74,6 +74,18 @@ def refuse_twice(experts: Sequence[ExpertGain], top_k: Sequence[Any]) -> None:
         raise ValueError("top_k names a layer twice: keep one k for each layer")
 
 
+def refuse_contradiction(plan: Any) -> None:
+    """ValueError for an entry that the model which the plan itself names does not have."""
+    model = plan.model or {}
+    for entry in (*plan.experts, *plan.residual, *plan.top_k):
+        for key, size in (("layer", "num_layers"), ("expert", "num_experts"), ("k", "num_experts")):
+            number, most = getattr(entry, key, None), model.get(size)
+            if number is not None and most is not None and number >= most + (key == "k"):
+                raise ValueError(
+                    f"the plan names {key} {quoted(number)} of a model with {most} {size.removeprefix('num_')}: correct one of them"
+                )
+
+
 def free_name(stem: str, taken: Collection[str]) -> str:
     """The name of a new file beside those that are taken."""
     endings = ("", *(f"-{number}" for number in range(2, len(taken) + 2)))

@@ -173,10 +173,19 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def pick(tensors: Mapping[str, Tensor], path: Path, *names: str) -> Tensor:
-    """The first of these tensors that exists, in 32 bits if it was stored in 16; ValueError names missing ones."""
+    """The first of these tensors that exists, in 32 bits if it was stored in 16; ValueError names missing ones, and one that holds
+    whole numbers, NaN or infinities."""
     for name in names:
         if name in tensors:
-            return widen(tensors[name])
+            found = tensors[name]
+            if not found.is_floating_point():
+                raise ValueError(
+                    f"{path} holds {name} as {found.dtype}: numbers with a point are expected, download it again"
+                )
+            found = widen(found)
+            if found.numel() and not all(map(torch.isfinite, torch.aminmax(found))):
+                raise ValueError(f"{path} holds numbers that are NaN or infinite in {name}: download it again")
+            return found
     raise ValueError(
         f"{path} has no tensor {' or '.join(names)}, it has {short(', '.join(sorted(tensors)))}: another format?"
     )

@@ -114,4 +114,8 @@ def _by_index(
                 raise ValueError(
                     f"{shard} holds {short(name)}, which {index} does not list: the index is wrong; fetch the checkpoint again"
                 )
+            if weight_map[name] < shard:  # most engines read the shards in order and keep the last, as an overlay wants
+                raise ValueError(
+                    f"{shard} holds {short(name)} again, which {index} takes from {weight_map[name]}: the index is wrong; fetch the checkpoint again"
+                )
     return tensors

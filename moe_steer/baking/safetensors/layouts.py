@@ -10,7 +10,7 @@ loaders in transformers and vLLM read them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -113,17 +113,6 @@ def count_experts(places: LayerPlaces) -> int | None:
         return max(places.per_expert) + 1
     lengths = {tensor.shape[0] for tensor in places.fused.values() if len(tensor.shape) >= 3}
     return lengths.pop() if len(lengths) == 1 else None
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """'0-3, 5' for 0, 1, 2, 3, 5."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ", ".join("-".join(map(str, part)) for part in parts)
 
 
 class Format(NamedTuple):
