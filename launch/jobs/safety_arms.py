@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.core.directions import FOLDER, NewDirections, fits_of
+from launch.core.directions import FOLDER, NewDirections, from_contrast
 from launch.core.prompt_options import asked_with, own_wording
 from launch.core.session import Session
 from launch.jobs.safety_options import ATTACKS, VECTOR_ARMS, SafetyOptions
 from moe_steer import ResidualVector, SteeringPlan
-from moe_steer.console import follow
-from moe_steer.contrasts import answer_pairs, collect_contrast, fit_notes
-from moe_steer.directions import all_atoms, caa, report_atoms, sta
+from moe_steer.contrasts import answer_pairs
 from moe_steer.saes import SAE
 from moe_steer.thinking import Thought
-from moe_steer.tokens import text_notes
 from reasoning_evals import Problem, load_task
 from reasoning_evals.engines import FirstLetterSampler, InProcessSampler, Sampler
 from reasoning_evals.grading import grade_thought
@@ -266,29 +263,10 @@ def new_directions(
     session: Session, options: SafetyOptions, pairs: Sequence[SafetyPair], sae: SAE | None
 ) -> NewDirections:
     """The directions of the vector arms, from the answers of the pairs. ValueError as the directions raise it."""
-    layer = options.layer
     chat = is_chat(options.prompt_style, session.tokenizer)
     sequences = answer_pairs(pairs, session.tokenizer, chat=chat)
-    saes = {} if sae is None else {layer: sae}
-    fits = fits_of(session, sequences, saes)
-    notes = {"contrast": "answers", "chat": chat, **text_notes(session.tokenizer), **fit_notes(fits)}
-    contrast = collect_contrast(
-        session.model,
-        sequences,
-        [layer],
-        saes=saes,
-        notes=notes,
-        progress=follow("reading answers", session.ranks.rank),
-    )[layer]
-    made, reports = [], []
-    for arm in (arm for arm in options.arms if arm in VECTOR_ARMS):
-        if arm == "caa":
-            made.append((arm, caa(contrast)))
-            continue
-        one = saes[layer]
-        direction = (
-            all_atoms(contrast, one) if arm == "sae" else sta(contrast, one, keep=options.keep, parity=options.parity)
-        )
-        made.append((arm, direction))
-        reports.append(report_atoms(direction, contrast, one))
-    return NewDirections(made, reports, fits)
+    saes = {} if sae is None else {options.layer: sae}
+    methods = [arm for arm in options.arms if arm in VECTOR_ARMS]
+    notes = {"contrast": "answers", "chat": chat}
+    how = {"keep": options.keep, "parity": options.parity}
+    return from_contrast(session, sequences, methods, [options.layer], saes, notes, **how)

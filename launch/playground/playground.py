@@ -173,8 +173,7 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
 
     def _here(self) -> tuple[Offer, Here, str]:
         """The model in this process, and what the page may choose from."""
-        from launch.core.beforehand import look, settle
-        from launch.core.options import USUAL_PROMPT
+        from launch.core.beforehand import USUAL_PROMPT, look, settle
         from launch.core.ranks import Ranks
         from launch.core.session import load_room
         from launch.playground.asked import Offer

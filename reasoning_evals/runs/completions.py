@@ -106,6 +106,11 @@ def json_line(row: Mapping[str, Any]) -> str:
     return line
 
 
+def sample_name(one: Any) -> str:
+    """What a sample of a run, by its completion or its grade, is called among traces."""
+    return f"{one.arm}/{one.task}/{one.problem_id}#{one.sample_idx}"
+
+
 def read_completions(path: Path) -> Iterator[Completion]:
     """The completions of one file, in order.
 

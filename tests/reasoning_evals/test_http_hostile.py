@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from local_endpoint import Handler, serving
+from reasoning_evals.engines.http_audit import Tally
 from reasoning_evals.engines.http_client import Address, wait_of
 from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, events, whole_text
 from reasoning_evals.engines.http_sampler import HttpSampler
@@ -205,7 +206,7 @@ def test_refused_after_one_request(name: str) -> None:
     assert (text[:6], number) == ("ERROR ", 1)
 
 
-def test_a_filtered_completion_says_so() -> None:
+def test_a_filtered_completion_says_so(tally: Tally) -> None:
     def say(handler: Handler, body: dict[str, Any]) -> None:
         handler.start()
         handler.event("I will", token_ids=[5, 6])
@@ -215,7 +216,7 @@ def test_a_filtered_completion_says_so() -> None:
         http = HttpSampler(server.url, "m")
         samples = list(http.sample([Request((1,), seed, seed, "q") for seed in range(4)], CONFIG))
     assert [(sample.text, sample.finish_reason) for sample in samples] == [("I will", "content_filter")] * 4
-    assert http.stats.num_filtered == 4
+    assert tally.counts["filtered"] == 4
 
 
 @pytest.mark.parametrize("finish", ["stop", "length", "content_filter"])
@@ -323,7 +324,7 @@ def test_the_pause_that_is_asked_for(headers: dict[str, str], seconds: float) ->
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 503])
-def test_a_pause_holds_back_all_requests(status: int) -> None:
+def test_a_pause_holds_back_all_requests(status: int, tally: Tally) -> None:
     times: list[float] = []
 
     def say(handler: Handler, body: dict[str, Any]) -> None:
@@ -338,7 +339,7 @@ def test_a_pause_holds_back_all_requests(status: int) -> None:
         http = HttpSampler(server.url, "m", backoff=0.001, concurrency=1)
         assert len(list(http.sample([Request((1,), seed, seed, "q") for seed in range(3)], CONFIG))) == 3
     assert times[1] - times[0] >= 0.55
-    assert http.stats.reasons == {str(status): 1}
+    assert tally.reasons == {str(status): 1}
 
 
 KEY = "sk-abcdefgh-0123456789"

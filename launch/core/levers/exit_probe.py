@@ -23,7 +23,7 @@ from reasoning_evals.comparing import RiskControl, lost_answers
 from reasoning_evals.decoding import ProbeExit, exit_points
 from reasoning_evals.engines import InProcessSampler, Request, SamplingConfig
 from reasoning_evals.grading import grade_thought
-from reasoning_evals.runs import GradeRow, grade_run, run_problems, sample_seed
+from reasoning_evals.runs import GradeRow, grade_run, run_problems, sample_name, sample_seed
 
 _KEY = "early_exit"
 
@@ -189,7 +189,7 @@ def try_exits(
     if tags is None:
         raise ValueError(f"an exit ends a thought, and {fmt.describe()}: name the tags with --thinking")
     problems = {problem.problem_id: problem for problem in run_problems(Path(folder))}
-    rows = {f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}": row for row in grade_run(folder)}
+    rows = {sample_name(row): row for row in grade_run(folder)}
     traces = [trace for trace in read if trace.thought_start is not None]
     points = {trace.trace_id: _points(trace, step_ends, every) for trace in traces}
     asked = [
