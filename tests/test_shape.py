@@ -35,7 +35,7 @@ FLOORS = {
     "launch": (
         {"core"}, {"jobs"}, {"dry_run", "recipes"},
         {"inspect_model", "lm_eval_model"},
-        {"steer_r1", "reduce_overthinking", "safety", "evaluate", "collect_stats"}, {"lab"}, {"serving"}, {"playground"}, {"guide"}, {"cli"},
+        {"steer_r1", "reduce_overthinking", "safety", "evaluate", "collect_stats"}, {"lab"}, {"latent", "serve"}, {"playground"}, {"guide"}, {"cli"},
     ),
 }  # fmt: skip
 """Folders and files of each room from the ground up: each imports from its own floor and from those below."""

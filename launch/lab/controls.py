@@ -88,7 +88,6 @@ CONTROLS = (
         by="causes",
         verdict="no effect shown",
         sizes=_QUICK_NEGATIVE,
-        quick_gains=("2", "16"),
     ),
     Control(
         name="inert",

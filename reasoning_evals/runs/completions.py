@@ -74,7 +74,7 @@ class Completion:
 
     def to_json(self) -> str:
         """One line without its newline; equal completions give equal lines."""
-        row = dataclasses.asdict(self)
+        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # asdict copies every token
         return json_line({name: row[name] for name in row if name not in _OPTIONAL or row[name] is not None})
 
     @classmethod
@@ -104,6 +104,11 @@ def json_line(row: Mapping[str, Any]) -> str:
     except UnicodeEncodeError:
         return json.dumps(row, separators=(",", ":"))
     return line
+
+
+def sample_name(one: Any) -> str:
+    """What a sample of a run, by its completion or its grade, is called among traces."""
+    return f"{one.arm}/{one.task}/{one.problem_id}#{one.sample_idx}"
 
 
 def read_completions(path: Path) -> Iterator[Completion]:
@@ -239,6 +244,4 @@ def arm_thoughts(arm: Mapping[str, Any]) -> ArmThoughts:
     said = arm.get("details", {}).get("prompt_opens_thought")
     fmt = ThinkingFormat.from_dict(sampler["thinking"]) if sampler.get("thinking") else None
     tags = sampler.get("thinking_tokens")
-    if tags is None and sampler.get("tag_ids"):  # folders of versions that knew <think> alone
-        return ArmThoughts(fmt, TokenTags.of_pair(*sampler["tag_ids"]), None if said is None else bool(said))
     return ArmThoughts(fmt, TokenTags.from_dict(tags) if tags else None, None if said is None else bool(said))
