@@ -241,7 +241,7 @@ def write_search(
     while right and num_checks < MAX_SECOND_LOOKS and rng.random() < zeal * seeker.check_rate:
         num_checks += 1
         parts += [f"{AGAIN}:", words]
-    return f"{' '.join(parts)}</think>\nThe answer is \\boxed{{{show(final, family.unit_of(params))}}}."
+    return f"{' '.join(parts)}</think>\nThe answer is \\boxed{{{show(final, family.unit)}}}."
 
 
 def _trial(family: SearchFamily, params: Params, candidate: int, spelled: bool) -> tuple[bool, str]:
