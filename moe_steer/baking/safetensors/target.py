@@ -16,8 +16,8 @@ from pathlib import Path
 from moe_steer.baking.edits import Change, NewTensor
 from moe_steer.baking.folder_files import read_text, write_at
 from moe_steer.baking.record import Patch
+from moe_steer.baking.safetensors.biases import with_biases
 from moe_steer.baking.safetensors.folder import SINGLE_FILE, Checkpoint
-from moe_steer.baking.safetensors.residual import with_biases
 
 NEW_INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
