@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from moe_steer.saes.formats import (
     dictionary_learning,
     gemma_scope,
@@ -65,7 +67,17 @@ def load_sae(
     chosen = format if format != "auto" else _recognise(place)
     if not FORMATS[chosen].recognises(place) and FORMATS[chosen].recognises(place.parent):
         place = place.parent  # the path was a file of the folder
-    return FORMATS[chosen].read(place, Given(layer=layer, site=site, k=k, model_name=model_name))
+    return _finite(FORMATS[chosen].read(place, Given(layer=layer, site=site, k=k, model_name=model_name)))
+
+
+def _finite(sae: SAE) -> SAE:
+    """The SAE itself; ValueError for a number that is none. A threshold without a limit is that of an atom that never acts."""
+    for name, tensor in sae.tensors().items():
+        low, high = torch.aminmax(tensor)  # a mask would be as large as the matrix
+        never_acts = name == "threshold_F" and high > 0
+        if not (low.isfinite() and high.isfinite()) and not (never_acts and low > -torch.inf):
+            raise ValueError(f"{sae.about.source}: {name} holds numbers that are not finite: download it again")
+    return sae
 
 
 def layers_among(path: str | os.PathLike[str]) -> list[int]:
