@@ -13,7 +13,7 @@ from torch import nn
 
 from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
-from expert_stats.references import reference_tokens
+from expert_stats.trace_counts import reference_tokens
 from moe_steer.console import tracked
 from moe_steer.layers import decoder, evaluating, model_shape, moe_layers, token_limits, unwrap, weights_in_memory
 from moe_steer.observe import observe_routing

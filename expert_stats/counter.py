@@ -15,8 +15,7 @@ from torch import Tensor
 
 from expert_stats.counts import RoutingCounts, sum_counts
 from expert_stats.counts_files import CountsSignature
-from expert_stats.references import References
-from expert_stats.trace_counts import NUM_BINS, TraceCounts, bins_of
+from expert_stats.trace_counts import NUM_BINS, References, TraceCounts, bins_of
 from moe_steer.layers import ModelShape
 from moe_steer.tokens import MarkerSet, Trace
 

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from expert_stats.counts_files import CountsParts, CountsSignature, load_counts, save_counts
-from expert_stats.references import References
-from expert_stats.trace_counts import TraceCounts, problem_of
+from expert_stats.trace_counts import References, TraceCounts, problem_of
 
 Array = np.ndarray[Any, Any]
 NUM_GROUPS = 16
@@ -35,7 +34,7 @@ class RoutingCounts:
     signature: CountsSignature
     traces: tuple[TraceCounts, ...] = ()
     references: References | None = None
-    """Counts at reference tokens (`expert_stats.references`); None without traces."""
+    """Counts at reference tokens (`expert_stats.trace_counts`); None without traces."""
     versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Versions of the libraries that computed the routing: selection rules change between versions."""
 

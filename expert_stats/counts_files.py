@@ -19,8 +19,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 from safetensors.numpy import save
 
-from expert_stats.references import References
-from expert_stats.trace_counts import NUM_BINS, TraceCounts
+from expert_stats.trace_counts import NUM_BINS, References, TraceCounts
 from moe_steer.files import HeadedKind, load_headed, read_headed, write_whole
 from moe_steer.json_files import check_types
 

@@ -34,7 +34,7 @@ from moe_steer.tokens import SCOPES, parse_scope
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from moe_steer.entries.residual_entry import Transform
+    from moe_steer.entries.transform import Transform
 
 __all__ = ["PLAN_VERSION", "SCOPES", "UNITS", "ExpertGain", "ResidualVector", "SteeringPlan", "TopK"]
 PLAN_VERSION = 1

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expert_stats.causes.readings import Reading, reading_batches, values_of
+from expert_stats.causes.forwards import reading_batches, values_of
+from expert_stats.causes.readings import Reading
 from moe_steer.hooks import RoutingFn, routing_hooks
 from moe_steer.layers import MoELayer, moe_layers
 from moe_steer.plan import SteeringPlan

@@ -11,11 +11,11 @@ from expert_stats.evidence.fresh import measured as measured
 from expert_stats.evidence.fresh import measured_by_halves as measured_by_halves
 from expert_stats.evidence.fresh import measured_elsewhere as measured_elsewhere
 from expert_stats.evidence.fresh import read_fresh as read_fresh
-from expert_stats.evidence.identity import Identity as Identity
-from expert_stats.evidence.identity import identity_of as identity_of
 from expert_stats.evidence.measure import SHRINK as SHRINK
 from expert_stats.evidence.measure import ZERO_JOINT as ZERO_JOINT
+from expert_stats.evidence.measure import Identity as Identity
 from expert_stats.evidence.measure import Measure as Measure
+from expert_stats.evidence.measure import identity_of as identity_of
 from expert_stats.evidence.measure import least_support as least_support
 from expert_stats.evidence.measure import npmi as npmi
 from expert_stats.evidence.reliability import Halves as Halves

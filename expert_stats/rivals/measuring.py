@@ -19,7 +19,8 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
-from expert_stats.causes.readings import Reading, decoded, divergences, reading_batches
+from expert_stats.causes.forwards import decoded, divergences, reading_batches
+from expert_stats.causes.readings import Reading
 from expert_stats.collect import run_traces
 from expert_stats.trace_counts import problem_of
 from moe_steer.backends import layout_of

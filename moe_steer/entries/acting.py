@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moe_steer.entries.audit import Audit
 from moe_steer.entries.rerouting import Choice, Routed, as_routed, merge, rerouted
-from moe_steer.entries.residual_entry import Transform
+from moe_steer.entries.transform import Transform
 from moe_steer.gates.conditions import Factors
 from moe_steer.inside import head_of, place_of
 from moe_steer.layers import MoELayer

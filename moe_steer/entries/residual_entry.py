@@ -1,17 +1,4 @@
-"""An entry on the residual stream: a vector, what is done with it, and whether it fits a model.
-
-What it does to a vector x at a place, u being its direction of length 1 and c = x . u the component of x along it.
-
-- add       x + strength * v, the vector v in the entry's unit
-- clamp     c is moved into low..high, in the entry's unit (either may be left out); ``strength`` is the share of the way (1: all)
-- set       c becomes ``to``, in the entry's unit; ``strength`` as for clamp
-- ablate    c becomes 0: the component is projected out; ``strength`` as for clamp
-- rotate    x is turned towards u by ``strength`` degrees in the plane of both, its norm kept; it stops at u (below 0: away from it, up
-  to -u)
-
-A gate on a ramp leaves its part of the change, of a rotation its part of the angle. A strength of 0 changes nothing; an x whose
-component is already where it should be stays as it is, to the bit.
-"""
+"""An entry on the residual stream: a vector, and what is done with it. And whether it fits a model."""
 
 from __future__ import annotations
 
@@ -20,9 +7,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
 
 from moe_steer.direction import SITE, Direction, VectorFile
 from moe_steer.entries.expert_entry import check_finite, check_index
@@ -33,54 +17,15 @@ from moe_steer.tokens import parse_scope
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from moe_steer.entries.transform import Transform
     from moe_steer.layers import ModelShape
+
 UNITS = ("vector", "residual_norm")
 DEEDS = ("add", "clamp", "set", "ablate", "rotate")
-"""What is done with a vector: see ``moe_steer.entries.residual_entry``."""
+"""What is done with a vector: see ``moe_steer.entries.transform``."""
 ENTRY_SITES = ("output", "attention", "head", "mlp")
 """Output of the layer; output of its attention module (before a norm that some families put behind it); one head of it, in the input
 of the output projection; output of its MLP or mixture of experts."""
-RESIDUAL_KEYS = ("layer", "file", "strength", "scope", "unit", "when", "do", "low", "high", "to", "site", "head")
-"""What an entry may hold in a plan file."""
-
-
-@dataclass(frozen=True, eq=False)
-class Transform:
-    """``unit_D``: of length 1. ``low`` and ``high``: of the component, in the units of x. ``strength``: a share, or degrees."""
-
-    kind: str
-    unit_D: Tensor
-    strength: float
-    low: float = -math.inf
-    high: float = math.inf
-
-    def to(self, like: Tensor) -> Transform:
-        """On the device of a tensor, in its precision, or float32 where that is less."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return Transform(self.kind, self.unit_D.to(like.device, dtype), self.strength, self.low, self.high)
-
-    def __call__(self, x: Tensor, part: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x [..., D] after the transform, and the norm [...] of the change; ``part`` [..., 1]: of a gate."""
-        wide = x.to(self.unit_D.dtype)
-        component = (wide @ self.unit_D)[..., None]
-        share = self.strength if part is None else self.strength * part.to(wide.dtype)
-        if self.kind == "rotate":
-            change = self._turned(wide, component, share) - wide
-        else:
-            change = share * (component.clamp(self.low, self.high) - component) * self.unit_D
-        norm = change.norm(dim=-1)
-        return torch.where(norm[..., None] > 0, (wide + change).to(x.dtype), x), norm
-
-    def _turned(self, wide: Tensor, component: Tensor, degrees: Tensor | float) -> Tensor:
-        rest = wide - component * self.unit_D
-        across = rest.norm(dim=-1, keepdim=True)
-        angle = torch.atan2(across, component)
-        turned = (angle - degrees * (math.pi / 180)).clamp(0.0, math.pi)
-        norm = wide.norm(dim=-1, keepdim=True)
-        new = norm * (turned.cos() * self.unit_D + turned.sin() * rest / across.clamp(min=torch.finfo(wide.dtype).tiny))
-        # What lies along the direction already has no plane to turn in.
-        still = (across == 0) | (turned == angle)
-        return torch.where(still, wide, new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +39,7 @@ class ResidualVector:
     ``residual_norm`` adds strength x residual_norm x vector / |vector|, where residual_norm is the mean norm of the residual
     stream at that layer, which the header of the file or of the ``Direction`` must hold. ``when``: at which tokens of the scope the
     entry acts, on a ramp with a part of what it adds (``moe_steer.gates.conditions``). ``do``, with ``low``, ``high`` and ``to``: what is
-    done with the vector (``moe_steer.entries.residual_entry``). ``site``: ``output`` of the layer, ``attention`` (the output of its attention),
+    done with the vector (``moe_steer.entries.transform``). ``site``: ``output`` of the layer, ``attention`` (the output of its attention),
     ``head`` (of that, number ``head``, in the input of the output projection; the vector has the head's width) or ``mlp`` (the output of
     its MLP or experts).
     """
@@ -250,7 +195,7 @@ class ResidualVector:
 
     def transform_of(self, found: VectorFile, where: str) -> Transform:
         """What an entry that does not add does. ValueError as for ``shift_of``."""
-        from moe_steer.entries.residual_entry import Transform  # which needs torch, and plans of gains do not
+        from moe_steer.entries.transform import Transform  # which needs torch, and plans of gains do not
 
         length = self._length(found, where)
         low, high = {"set": (self.to, self.to), "ablate": (0.0, 0.0)}.get(self.do, (self.low, self.high))
@@ -279,6 +224,10 @@ class ResidualVector:
                 f"{where} says residual_norm is {quoted(norm)}, which is not a length: use unit 'vector', or make the direction again"
             )
         return float(norm)
+
+
+RESIDUAL_KEYS = ("layer", "file", "strength", "scope", "unit", "when", "do", "low", "high", "to", "site", "head")
+"""What an entry may hold in a plan file."""
 
 
 def read_vector(path: Path, entry: ResidualVector) -> VectorFile:

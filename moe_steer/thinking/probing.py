@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe_steer.thinking.format import ANSWER, ThinkingFormat
-from moe_steer.thinking.known import FORMATS, NONE, named
+from moe_steer.thinking.known import FORMATS, NONE, Turn, named, read_turn, with_answer_marks
 from moe_steer.thinking.templates import (
     Messages,
     PromptSettings,
@@ -24,7 +24,6 @@ from moe_steer.thinking.templates import (
     template_text,
     variables,
 )
-from moe_steer.thinking.turns import Turn, read_turn, with_answer_marks
 
 _USER = {"role": "user", "content": "Qzqz?"}
 _RR, _AA = "Rxrx", "Axax"

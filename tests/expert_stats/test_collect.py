@@ -14,8 +14,7 @@ import torch
 from expert_stats import MarkerSet, Trace, collect_counts, score_experts, select_experts
 from expert_stats.collect import batches, router_digest
 from expert_stats.counts import sum_counts
-from expert_stats.references import reference_tokens
-from expert_stats.trace_counts import NUM_BINS
+from expert_stats.trace_counts import NUM_BINS, reference_tokens
 from stats_helpers import MARKERS, random_traces
 from tiny import VOCAB, deepseek_v3, qwen2, qwen3_moe
 

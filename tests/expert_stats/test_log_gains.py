@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from expert_stats.causes import Reading, log_gain_gradients, outcomes_under
-from expert_stats.causes.readings import values_of
+from expert_stats.causes.forwards import values_of
 from families import batch, build
 from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.inside import recomputed
@@ -135,7 +135,7 @@ def test_nothing_depends_on_the_batches_or_on_what_shares_a_pass_through_the_hea
 ) -> None:
     model = build("deepseek_v3")
     whole = log_gain_gradients(model, readings())
-    monkeypatch.setattr("expert_stats.causes.readings.HEAD_TOKENS", 3)
+    monkeypatch.setattr("expert_stats.causes.forwards.HEAD_TOKENS", 3)
     single = log_gain_gradients(model, readings(), tokens_per_batch=1)
     np.testing.assert_allclose(single.gradient_PLE, whole.gradient_PLE, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(single.selected_LE, whole.selected_LE)

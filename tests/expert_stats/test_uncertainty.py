@@ -21,7 +21,7 @@ from expert_stats.evidence import (
     top_overlap,
 )
 from expert_stats.evidence.reliability import draws_of
-from expert_stats.references import References
+from expert_stats.trace_counts import References
 from stats_helpers import random_counts, subset
 from worlds import PLANTED, WORLDS, counts_of_world, pooled_q, sums_of_world
 

@@ -10,9 +10,14 @@ from typing import Any
 from moe_steer.baking.edits import Edit, StoredTensor, measure
 from moe_steer.baking.numbers import ROUNDOFF, Rounding, is_power_of_two
 from moe_steer.baking.planning import LOADERS, STEER_INSTEAD, EntryCertificate, Work, held_gain
-from moe_steer.baking.safetensors.choice import plan_choice
-from moe_steer.baking.safetensors.families import CheckpointShape, checkpoint_shape, refuse_family, text_section
-from moe_steer.baking.safetensors.folder import Checkpoint
+from moe_steer.baking.safetensors.biases import plan_choice
+from moe_steer.baking.safetensors.folder import (
+    Checkpoint,
+    CheckpointShape,
+    checkpoint_shape,
+    refuse_family,
+    text_section,
+)
 from moe_steer.baking.safetensors.layouts import LayerPlaces, Parts, Placement, find_places, placement
 from moe_steer.entries.expert_entry import ranges
 from moe_steer.plan import ExpertGain, SteeringPlan

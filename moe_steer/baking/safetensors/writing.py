@@ -22,9 +22,9 @@ from moe_steer.baking.folder_files import (
 )
 from moe_steer.baking.planning import Certificate, Family
 from moe_steer.baking.record import RECORD, ChangedTensor, Patch, Record, RecordedFile, has_record, proven, recorded
+from moe_steer.baking.safetensors.biases import plan_residual
 from moe_steer.baking.safetensors.folder import Checkpoint, open_checkpoint, open_shard
 from moe_steer.baking.safetensors.gains import notes, plan_experts
-from moe_steer.baking.safetensors.residual import plan_residual
 from moe_steer.baking.safetensors.target import (
     NEW_INDEX,
     TargetLayout,
