@@ -179,10 +179,17 @@ def test_compiled(model: str, folder: Path, reference: dict[str, Any]) -> None:
     assert hits(llm) == expected_hits(reference[model])
 
 
+EXPERT_PARALLEL = {"enable_expert_parallel": True, "worker_extension_cls": "cpu_parallel.Extension"}
+
+
 @pytest.mark.parallel
-def test_tensor_parallel(folder: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [{}, EXPERT_PARALLEL], ids=["tensors cut in two", "experts on one rank each"])
+def test_two_ranks(
+    more: dict[str, Any], folder: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VLLM_CPU_SIM_MULTI_NUMA", "1")
-    llm = engine(folder, "lab", reference["lab"]["plans"], tensor_parallel_size=2, distributed_executor_backend="mp")
+    ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    llm = engine(folder, "lab", reference["lab"]["plans"], **ranks, **more)
     assert mixed(llm, reference["lab"]) == all_equal(reference["lab"])
     first, second = counts(llm)
     assert first == second
