@@ -7,6 +7,7 @@ dense model and on a small Qwen3-MoE.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -39,6 +40,12 @@ def qwen(folder: Path, reference: dict[str, Any]) -> Any:
 
 def hits(llm: Any) -> dict[str, list[int]]:
     return {name: plan["hits"] for name, plan in counts(llm)[0].items()}
+
+
+def test_the_model_runner_is_the_one_that_was_asked_for(qwen: Any) -> None:
+    runner = qwen.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    second = any(kind.__module__ == "vllm.v1.worker.gpu.model_runner" for kind in type(runner).__mro__)
+    assert second == (os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1")
 
 
 @pytest.mark.parametrize("model", ["lab", "search", "dense", "qwen"])
