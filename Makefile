@@ -95,8 +95,11 @@ engines: $(ENGINES)/venv/.installed $(ENGINES)/reference/reference.json
 	for kind in "not compiled and not parallel and not cost" compiled parallel cost; do \
 		STEER_REFERENCE=$(ENGINES)/reference $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_engine.py -s -m "$$kind" $(ARGS) || [ $$? = 5 ] || exit 1; \
 	done
+	for version in "" $(ENGINES)/vllm-0.30; do \
+		PYTHONPATH=$$version $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_routers.py $(ARGS) || [ $$? = 5 ] || exit 1; \
+	done
 	STEER_REFERENCE=$(ENGINES)/reference STEER_PYTHON=$(CURDIR)/$(ENGINE_PYTHON) PYTHONPATH=. \
-		$(BIN)/python -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_http.py $(ARGS)
+		$(BIN)/python -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_http.py engines/vllm/tests/test_data_parallel.py $(ARGS)
 	STEER_REFERENCE=$(ENGINES)/reference PYTHONPATH=$(ENGINES)/vllm-0.30 $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini \
 		engines/vllm/tests/test_engine.py -s -m "not compiled and not parallel and not cost" $(ARGS)
 	STEER_REFERENCE=$(ENGINES)/reference STEER_PYTHON=$(CURDIR)/$(ENGINE_PYTHON) PYTHONPATH=.:$(CURDIR)/$(ENGINES)/vllm-0.30 \

@@ -7,6 +7,7 @@ dense model and on a small Qwen3-MoE.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -39,6 +40,12 @@ def qwen(folder: Path, reference: dict[str, Any]) -> Any:
 
 def hits(llm: Any) -> dict[str, list[int]]:
     return {name: plan["hits"] for name, plan in counts(llm)[0].items()}
+
+
+def test_the_model_runner_is_the_one_that_was_asked_for(qwen: Any) -> None:
+    runner = qwen.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    second = any(kind.__module__ == "vllm.v1.worker.gpu.model_runner" for kind in type(runner).__mro__)
+    assert second == (os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1")
 
 
 @pytest.mark.parametrize("model", ["lab", "search", "dense", "qwen"])
@@ -179,10 +186,17 @@ def test_compiled(model: str, folder: Path, reference: dict[str, Any]) -> None:
     assert hits(llm) == expected_hits(reference[model])
 
 
+EXPERT_PARALLEL = {"enable_expert_parallel": True, "worker_extension_cls": "cpu_parallel.Extension"}
+
+
 @pytest.mark.parallel
-def test_tensor_parallel(folder: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [{}, EXPERT_PARALLEL], ids=["tensors cut in two", "experts on one rank each"])
+def test_two_ranks(
+    more: dict[str, Any], folder: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VLLM_CPU_SIM_MULTI_NUMA", "1")
-    llm = engine(folder, "lab", reference["lab"]["plans"], tensor_parallel_size=2, distributed_executor_backend="mp")
+    ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    llm = engine(folder, "lab", reference["lab"]["plans"], **ranks, **more)
     assert mixed(llm, reference["lab"]) == all_equal(reference["lab"])
     first, second = counts(llm)
     assert first == second
