@@ -6,10 +6,7 @@ dense model and on a small Qwen3-MoE.
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -201,32 +198,3 @@ def test_two_ranks(
     first, second = counts(llm)
     assert first == second
     assert hits(llm) == expected_hits(reference["lab"])
-
-
-@pytest.mark.cost
-def test_cpu_time(folder: Path, reference: dict[str, Any]) -> None:
-    """An engine without plans, one whose requests ask for none, and one plan: 32 sequences of 48 tokens each, four times in turn a
-    round, nine rounds. (Turns are short, so that what else the machine does falls on all three.)"""
-    stock, ours = engine(folder, "lab", []), engine(folder, "lab", ["g2", "g64"])
-    prompts = reference["lab"]["prompts"] * 4
-    turns = [(stock, None), (ours, None), (ours, "g2")]
-
-    def seconds(llm: Any, asked: str | None) -> float:
-        start = time.process_time()
-        ask(llm, prompts, [asked] * len(prompts), max_tokens=48, ignore_eos=True)
-        return time.process_time() - start
-
-    def one_round(number: int) -> list[float]:
-        spent = [0.0, 0.0, 0.0]
-        for turn in range(4):
-            for at in (0, 1, 2) if (number + turn) % 2 else (2, 1, 0):
-                spent[at] += seconds(*turns[at])
-        return spent
-
-    for llm, asked in turns:
-        seconds(llm, asked)
-    rounds = [one_round(number) for number in range(9)]
-    idle, active = (statistics.median(row[i] / row[0] for row in rounds) for i in (1, 2))
-    print(json.dumps({"idle": round(idle, 3), "one plan": round(active, 3), "rounds": rounds}))
-    assert idle <= 1.02
-    assert active <= 1.04
