@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.core.beforehand import Machine, look, settle
+from launch.core.beforehand import USUAL_PROMPT, Machine, look, settle
 from launch.core.failure import in_own_words
-from launch.core.options import USUAL_PROMPT, RunOptions
+from launch.core.options import RunOptions
 from launch.core.ranks import Ranks
 from launch.jobs.experts_options import Options
 from moe_steer import SteeringPlan

@@ -12,24 +12,14 @@ Exit code 0: done; 1: the work failed, one line says why; 2: wrong usage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
-from launch.core.ranks import Ranks, leave
+from launch.core.ranks import leave
 from launch.core.start import start
-from launch.jobs.evaluation import EvaluateOptions
+from launch.jobs.evaluation import EvaluateOptions, run
 
-
-def run(options: EvaluateOptions, ranks: Ranks) -> None:
-    """The job, in the folder of the options. Its libraries are loaded only now: --help is quick."""
-    from launch.jobs import evaluation
-
-    evaluation.run(options, ranks)
-
-
-def main(argv: Sequence[str] | None = None, program: str = "evaluate.py") -> int:
-    """Parse, run, report; returns the exit code."""
-    return start(EvaluateOptions, run, argv, program, __doc__)
-
+main = partial(start, EvaluateOptions, run, program="evaluate.py", description=__doc__)
+"""Parse the arguments, run, report; returns the exit code."""
 
 if __name__ == "__main__":
     leave(main())

@@ -13,7 +13,7 @@ Exit code 0: done; 1: the work failed, one line says why; 2: wrong usage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from launch.core.ranks import Ranks, leave
 from launch.core.start import start
@@ -27,10 +27,8 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     overthinking.run(options, ranks)
 
 
-def main(argv: Sequence[str] | None = None, program: str = "reduce_overthinking.py") -> int:
-    """Parse, run, report; returns the exit code."""
-    return start(OverthinkingOptions, run, argv, program, __doc__)
-
+main = partial(start, OverthinkingOptions, run, program="reduce_overthinking.py", description=__doc__)
+"""Parse the arguments, run, report; returns the exit code."""
 
 if __name__ == "__main__":
     leave(main())

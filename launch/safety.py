@@ -12,7 +12,7 @@ Exit code 0: done; 1: the work failed, one line says why; 2: wrong usage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from launch.core.ranks import Ranks, leave
 from launch.core.start import start
@@ -26,10 +26,8 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
     safety_job.run(options, ranks)
 
 
-def main(argv: Sequence[str] | None = None, program: str = "safety.py") -> int:
-    """Parse, run, report; returns the exit code."""
-    return start(SafetyOptions, run, argv, program, __doc__)
-
+main = partial(start, SafetyOptions, run, program="safety.py", description=__doc__)
+"""Parse the arguments, run, report; returns the exit code."""
 
 if __name__ == "__main__":
     leave(main())

@@ -10,7 +10,7 @@ Exit code 0: done; 1: the work failed, one line says why; 2: wrong usage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from launch.core.ranks import Ranks, leave
 from launch.core.start import start
@@ -29,10 +29,8 @@ def run(options: Options, ranks: Ranks) -> None:
     experts.run(options, ranks)
 
 
-def main(argv: Sequence[str] | None = None, program: str = "steer_r1.py") -> int:
-    """Parse, run, report; returns the exit code."""
-    return start(Options, run, argv, program, __doc__)
-
+main = partial(start, Options, run, program="steer_r1.py", description=__doc__)
+"""Parse the arguments, run, report; returns the exit code."""
 
 if __name__ == "__main__":
     leave(main())

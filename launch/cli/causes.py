@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from launch.core.option_checks import check_counts, refuse_idle
-from launch.core.options import HeldModel
+from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _WORDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindCauses(PromptOptions, HeldModel):
+class FindCauses(TraceOptions, PromptOptions, HeldModel):
     """Measure what turning each expert up or down does to an outcome: derivatives of all, exact effects of the best.
 
     The weights stay as they are. One backward pass a batch gives d outcome / d log gain of every expert of every layer.
@@ -42,8 +42,6 @@ class FindCauses(PromptOptions, HeldModel):
     """For right-wrong: the wrong traces, where --traces are not folders of graded runs."""
     texts: tuple[str, ...] = ()
     """For loss: text files, one text a line."""
-    arm: str | None = None
-    """Of runs of several arms, the one whose answers are read."""
     tokens: tuple[str, ...] = ()
     """For tokens: the next tokens, as words or tags, for example Wait; default the tag that ends a thought."""
     at: str = "step_end"

@@ -13,7 +13,7 @@ from launch.core.options import HeldModel
 from launch.core.prompt_options import PromptOptions
 
 if TYPE_CHECKING:
-    from launch.core.levers.exits_tried import Tried
+    from launch.core.levers.exit_probe import Tried
     from moe_steer.gates import Probe
 
 
@@ -53,10 +53,10 @@ class EarlyExit(PromptOptions, HeldModel):
         if self.probe and self.layer is not None:
             raise ValueError("--layer is the layer of a new probe, and --probe reads its own: leave --layer out")
         from launch.core.levers.arm_rules import step_ends
-        from launch.core.levers.exit_probe import ExitProbe
-        from launch.core.levers.exits_tried import by_problem, hidden_at, try_exits
+        from launch.core.levers.exit_probe import ExitProbe, by_problem, hidden_at, try_exits
         from launch.core.ranks import refuse_several_ranks
         from launch.core.session import load_asked
+        from launch.core.wiring import read_any_traces
         from moe_steer.console import tracked
         from moe_steer.gates import Probe
         from moe_steer.layers import model_shape
@@ -76,7 +76,7 @@ class EarlyExit(PromptOptions, HeldModel):
             given.check(model_shape(model))
         tried = try_exits(
             self.run_folder,
-            arm,
+            read_any_traces([self.run_folder], tokenizer, arm),
             model,
             tokenizer,
             sampling,
@@ -109,7 +109,7 @@ class EarlyExit(PromptOptions, HeldModel):
         import numpy as np
         import torch
 
-        from launch.core.levers.exits_tried import hidden_at
+        from launch.core.levers.exit_probe import hidden_at
         from moe_steer.gates import Probe, fit_probe
         from moe_steer.layers import model_shape
 

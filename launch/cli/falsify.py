@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from launch.core.option_checks import check_counts, refuse_idle
-from launch.core.options import HeldModel
+from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Falsify(PromptOptions, HeldModel):
+class Falsify(TraceOptions, PromptOptions, HeldModel):
     """Try experts and SAE atoms where their marker is not a thought: does each answer to the thought or to the token?
 
     The marker in thoughts is compared with the marker elsewhere, with the marker put into neutral texts, and with other tokens of
@@ -25,8 +25,6 @@ class Falsify(PromptOptions, HeldModel):
 
     model: Annotated[str, tyro.conf.Positional] = "lab"
     """Model folder, GGUF file, hub id, or 'lab', 'lab-dense' or 'lab-search' for an embedded model."""
-    traces: tuple[str, ...]
-    """Trace files, generations*.jsonl files, or folders of runs."""
     texts: tuple[str, ...]
     """Files of neutral texts, one text a line: what is no thought, and of the kind that the model reads otherwise."""
     marker: str = "<think>"
@@ -41,8 +39,6 @@ class Falsify(PromptOptions, HeldModel):
     """Atoms to try, as LAYER:ATOM; they need --sae."""
     sae: tuple[str, ...] = ()
     """SAEs of the atoms' layers: files or folders."""
-    arm: str | None = None
-    """Of runs of several arms, the one whose answers are read."""
     seed: int = 0
     """Decides where in the texts the marker is put."""
     tokens_per_batch: int = 8192

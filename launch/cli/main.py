@@ -33,7 +33,7 @@ COMMANDS = {
     "convert-direction": "launch.cli.directions.convert_direction:ConvertDirection",
     "probe": "launch.cli.directions.probe:TrainProbe",
     "generate": "launch.cli.generate:Generate",
-    "serve": "launch.serving.serve:Serve",
+    "serve": "launch.serve:Serve",
     "compare": "launch.cli.comparing:Compare",
     "thinking": "launch.cli.reading:Thinking",
     "report": "launch.cli.reading:Report",

@@ -13,7 +13,7 @@ from expert_stats import ExpertScores, heat_map
 from expert_stats.rivals import METHODS, Rankings, agreement_matrix, compare_rankings, lacking, one_against_another
 from launch.cli.counting import summed
 from launch.core.option_checks import check_counts, check_folder, check_names, refuse_idle
-from launch.core.options import HeldModel
+from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
 from launch.jobs.stats import RivalFiles, ScoringOptions
 from moe_steer.console import aligned
@@ -27,7 +27,7 @@ _EACH = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(PromptOptions, HeldModel):
+class Measure(TraceOptions, PromptOptions, HeldModel):
     """Measure every expert of a model over traces: its gate weight, the size of what it adds, what leaving it out does.
 
     For 'moe-steer score --by mass, norm or influence'. The divergence takes one forward pass an expert and batch: give few traces.
@@ -35,10 +35,6 @@ class Measure(PromptOptions, HeldModel):
 
     model: Annotated[str, tyro.conf.Positional] = "lab"
     """Model folder, GGUF file, hub id, or 'lab' for the embedded model."""
-    traces: tuple[str, ...]
-    """Trace files, generations*.jsonl files, or folders of runs."""
-    arm: str | None = None
-    """Of runs of several arms, the one whose answers are read."""
     of: tuple[Literal["weights", "outputs", "divergence"], ...] = ("weights", "outputs", "divergence")
     """Gate weights; norms of what experts add to their layer's output; KL divergence of the next token without each expert."""
     out: str

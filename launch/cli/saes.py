@@ -10,25 +10,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launch.core.options import HeldModel
+from launch.core.options import HeldModel, TraceOptions
 from moe_steer.layers import token_limits
 
 
-def token_sequences(
-    traces: Sequence[str], texts: Sequence[str], model: Any, tokenizer: Any, arm: str | None = None
-) -> list[list[int]]:
-    """All of them, cut at the model's context; ``arm``: of traces, see ``read_any_traces``. ValueError when there are none."""
-    from launch.core.wiring import read_any_traces, text_lines
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions(TraceOptions, HeldModel):
+    """What is run through the model, and how."""
 
-    if not traces and not texts:
-        raise ValueError("there is nothing to run through the model: give --traces or --texts")
-    if arm is not None and not traces:
-        raise ValueError(f"--arm {arm} is of runs, and only --texts are given: leave it out")
-    found = [list(trace.token_ids) for trace in read_any_traces(traces, tokenizer, arm)] if traces else []
-    for name in texts:
-        found += [list(tokenizer(line)["input_ids"]) for line in text_lines(name)]
-    limit = token_limits(model)[1]
-    return [item[:limit] for item in found]
+    traces: tuple[str, ...] = ()
+    """Trace files, generations*.jsonl files, or folders of runs."""
+    texts: tuple[str, ...] = ()
+    """Plain text files, one text a line."""
+    skip_first: int = 1
+    """Positions at the start of each text that are left out."""
+    tokens_per_forward: int = 8192
+    """Padded tokens of one forward pass."""
+
+    def token_sequences(self, model: Any, tokenizer: Any) -> list[list[int]]:
+        """The token ids of traces and texts, cut at the model's context. ValueError when there are none."""
+        from launch.core.wiring import read_any_traces, text_lines
+
+        if not self.traces and not self.texts:
+            raise ValueError("there is nothing to run through the model: give --traces or --texts")
+        if self.arm is not None and not self.traces:
+            raise ValueError(f"--arm {self.arm} is of runs, and only --texts are given: leave it out")
+        traces = read_any_traces(self.traces, tokenizer, self.arm) if self.traces else []
+        found = [list(trace.token_ids) for trace in traces]
+        for name in self.texts:
+            found += [list(tokenizer(line)["input_ids"]) for line in text_lines(name)]
+        limit = token_limits(model)[1]
+        return [item[:limit] for item in found]
+
+    @property
+    def how_read(self) -> dict[str, int]:
+        """For ``residual_of``."""
+        return {"skip_first": self.skip_first, "tokens_per_forward": self.tokens_per_forward}
 
 
 def hold_out(sequences: Sequence[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
@@ -55,7 +72,7 @@ def at_most(sequences: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSAE(HeldModel):
+class TrainSAE(ReadOptions):
     """Train a sparse autoencoder on a model's activations at one layer; stopped and started again, it continues."""
 
     layer: int
@@ -68,12 +85,6 @@ class TrainSAE(HeldModel):
     """Active atoms a token, on average."""
     tokens: int
     """Activations to train on; where there are fewer, they are passed over again, in another order."""
-    traces: tuple[str, ...] = ()
-    """Trace files, generations*.jsonl files, or folders of runs."""
-    arm: str | None = None
-    """Of runs of several arms, the one whose answers are read."""
-    texts: tuple[str, ...] = ()
-    """Plain text files, one text a line."""
     seed: int = 0
     """Decides the first weights and the order of the activations."""
     batch_size: int = 2048
@@ -82,10 +93,6 @@ class TrainSAE(HeldModel):
     """Peak of the rate; default 0.1 / sqrt(model width)."""
     buffer_tokens: int = 524_288
     """Activations held and mixed at once."""
-    skip_first: int = 1
-    """Positions at the start of each text that are left out."""
-    tokens_per_forward: int = 8192
-    """Padded tokens of one forward pass."""
     save_every: int = 500
     """Steps between two saved states."""
 
@@ -121,16 +128,15 @@ class TrainSAE(HeldModel):
         model, tokenizer = load_asked(self)
         shape = model_shape(model)
         check_layer(shape, self.layer)
-        kept, held_out = hold_out(token_sequences(self.traces, self.texts, model, tokenizer, self.arm))
+        kept, held_out = hold_out(self.token_sequences(model, tokenizer))
         batches = ActivationBatches(
             model=model,
             sequences=kept,
             layer=self.layer,
             batch_size=self.batch_size,
             buffer_tokens=self.buffer_tokens,
-            skip_first=self.skip_first,
-            tokens_per_forward=self.tokens_per_forward,
             seed=self.seed,
+            **self.how_read,
         )
         recipe = TrainRecipe(
             width=self.width,
@@ -148,8 +154,7 @@ class TrainSAE(HeldModel):
             sae = train_sae(
                 batches, shape.hidden_size, recipe, work, about=about, save_every=self.save_every, progress=shown
             )
-        how = {"skip_first": self.skip_first, "tokens_per_forward": self.tokens_per_forward}
-        fit = measure_fit(sae, residual_of(model, held_out, self.layer, **how))
+        fit = measure_fit(sae, residual_of(model, held_out, self.layer, **self.how_read))
         save_sae(sae, self.out)
         (Path(self.out) / "fit.json").write_text(json.dumps(fit.to_dict(), indent=2) + "\n", encoding="utf-8")
         print(f"{self.width} atoms on layer {self.layer}, held-out texts: {fit}")
@@ -160,17 +165,11 @@ class TrainSAE(HeldModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSAE(HeldModel):
+class FitSAE(ReadOptions):
     """Say what part of a model's activations an SAE leaves unexplained, and refuse one that belongs elsewhere."""
 
     sae: str
     """Folder or file of the SAE, in any published format."""
-    traces: tuple[str, ...] = ()
-    """Trace files, generations*.jsonl files, or folders of runs."""
-    arm: str | None = None
-    """Of runs of several arms, the one whose answers are read."""
-    texts: tuple[str, ...] = ()
-    """Plain text files, one text a line."""
     layer: int | None = None
     """Decoder layer it belongs to, where its files do not say."""
     site: str | None = None
@@ -181,10 +180,6 @@ class FitSAE(HeldModel):
     """Format of the files, where they do not tell."""
     max_tokens: int = 200_000
     """Activations to measure on, at most."""
-    skip_first: int = 1
-    """Positions at the start of each text that are left out."""
-    tokens_per_forward: int = 8192
-    """Padded tokens of one forward pass."""
     json: str | None = None
     """File to write the numbers to."""
 
@@ -213,11 +208,10 @@ class FitSAE(HeldModel):
         except ValueError as error:
             made_for = f"; the SAE is of {sae.about.model_name}" if sae.about.model_name else ""
             raise ValueError(f"{error}; --model is {self.model}{made_for}") from error
-        sequences = at_most(token_sequences(self.traces, self.texts, model, tokenizer, self.arm), self.max_tokens)
+        sequences = at_most(self.token_sequences(model, tokenizer), self.max_tokens)
         check_sequences(model, sequences)
         sae = sae.to(device=unwrap(model).get_input_embeddings().weight.device)
-        how = {"skip_first": self.skip_first, "tokens_per_forward": self.tokens_per_forward}
-        fit = measure_fit(sae, residual_of(model, sequences, layer, **how))
+        fit = measure_fit(sae, residual_of(model, sequences, layer, **self.how_read))
         about = sae.about
         print(
             f"{about.format} SAE, {sae.kind}, {sae.width} atoms, layer {about.layer}, of {about.model_name or 'unknown model'}"

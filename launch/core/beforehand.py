@@ -31,6 +31,8 @@ from reasoning_evals.runs import RUN_FILE, read_run
 
 OptionsT = TypeVar("OptionsT", bound=Any)
 
+USUAL_PROMPT = 1024
+"""Tokens of a prompt, where memory must be planned before the prompts are known."""
 BATCHES = (64, 32, 16, 8, 4, 2, 1)
 """Rows decoded together that are tried where the user names no number."""
 ASKED_TOGETHER = 32

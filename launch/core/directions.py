@@ -1,5 +1,5 @@
 """The directions of a job: made once in its folder, read again on a later start, the same on every rank. Some are made of decisions that
-come back when they are sampled anew (``moe_steer.contrasts.stability``)."""
+come back when they are sampled anew (``moe_steer.contrasts.refining``)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,32 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.core.session import Session, unclaimed_when_refused
 from moe_steer import Direction
 from moe_steer.backends import layout_of, lockstep
-from moe_steer.console import tracked
-from moe_steer.contrasts import Behaviour, MarkedSequence, Stability, contrast_fits, shown_by, sites_of, stable_sites
+from moe_steer.console import follow, tracked
+from moe_steer.contrasts import (
+    Behaviour,
+    MarkedSequence,
+    Stability,
+    collect_contrast,
+    contrast_fits,
+    fit_notes,
+    shown_by,
+    sites_of,
+    stable_sites,
+)
+from moe_steer.directions import all_atoms, caa, report_atoms, single_atom, sta
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, quoted, read_json, short
 from moe_steer.layers import unwrap
 from moe_steer.saes import SAE, SAEFit, check_fits, fit_lines, layers_among, load_sae
 from moe_steer.thinking import token_tags
+from moe_steer.tokens import text_notes
 from reasoning_evals.engines import InProcessSampler, Request, SamplingConfig
 from reasoning_evals.runs import sample_seed
 
@@ -67,11 +80,42 @@ def read_sae(path: str, model: Any, layer: int | None, layer_option: str) -> SAE
     return sae.to(device=unwrap(model).get_input_embeddings().weight.device)
 
 
-def fits_of(session: Session, sequences: Sequence[MarkedSequence], saes: Mapping[int, SAE]) -> dict[int, SAEFit]:
-    """How well the SAEs reproduce the residual stream on the contrasted texts, printed; ValueError for one that explains nothing."""
+def from_contrast(
+    session: Session,
+    sequences: Sequence[MarkedSequence],
+    methods: Sequence[str],
+    layers: Sequence[int],
+    saes: Mapping[int, SAE],
+    notes: Mapping[str, Any],
+    **of_sta: Any,
+) -> NewDirections:
+    """The directions from two sides of texts by these methods, in their order: ``caa`` at every one of ``layers``, ``sta`` (with the options
+    ``of_sta``), ``sae`` and ``atom`` at the layers of the ``saes``. ``notes``: what their headers say of the texts. ValueError for an SAE
+    that explains nothing."""
     fits = contrast_fits(session.model, sequences, saes)
     _say(session, fits)
-    return dict(fits)
+    contrasts = collect_contrast(
+        session.model,
+        sequences,
+        sorted({*saes, *(layers if "caa" in methods else ())}),
+        saes=saes,
+        notes={**notes, **text_notes(session.tokenizer), **fit_notes(fits)},
+        progress=follow("reading answers", session.ranks.rank),
+    )
+    by_atoms: dict[str, Callable[[Any, SAE], Direction]] = {
+        "sta": partial(sta, **of_sta),
+        "sae": all_atoms,
+        "atom": single_atom,
+    }
+    made: list[tuple[str, Direction]] = []
+    reports = []
+    for method in methods:
+        if method == "caa":
+            made += [(method, caa(contrasts[layer])) for layer in layers]
+        for layer, one in saes.items() if method in by_atoms else ():
+            made.append((method, by_atoms[method](contrasts[layer], one)))
+            reports.append(report_atoms(made[-1][1], contrasts[layer], one))
+    return NewDirections(made, reports, dict(fits))
 
 
 def make_once(session: Session, make: Callable[[], NewDirections]) -> JobDirections:
@@ -158,8 +202,6 @@ def read_made(home: Path) -> JobDirections:
     if not (home / INDEX).is_file():
         return JobDirections({}, {}, [])
     index = read_json(home / INDEX, "remove the folder of directions, and start the job again")
-    if "files" not in index:
-        return _read_version_0(home, index)
     try:
         check_types(index, "", {"files": dict, "fits": dict, "warnings": list[str]})
         check_types(index["files"], "files", dict.fromkeys(index["files"], list[list]))
@@ -177,23 +219,6 @@ def _entry(layer: int, name: str) -> tuple[int, str]:
     if type(layer) is not int or not isinstance(name, str) or Path(name).name != name:
         raise ValueError(f"{quoted([layer, name])} is no layer and file of the same folder")
     return layer, name
-
-
-def _read_version_0(home: Path, index: Mapping[str, Any]) -> JobDirections:
-    """Before the index had names for its parts: the overthinking job listed its files, the safety job its arms."""
-    if "arms" in index:
-        named = {arm: [f"{arm}.safetensors"] for arm in index["arms"]}
-    else:
-        named = {method: [name for _, name in entries] for method, entries in index.items()}
-    loaded = {method: [(name, Direction.load(home / name)) for name in names] for method, names in named.items()}
-    fits = {}
-    for entries in loaded.values():
-        for _, direction in entries:
-            sae = direction.header.get("sae")
-            if sae and (noted := direction.header.get("notes", {}).get(f"sae_fit_{sae['layer']}")):
-                fits[sae["layer"]] = SAEFit(**noted)
-    files = {method: [(direction.layer, name) for name, direction in entries] for method, entries in loaded.items()}
-    return JobDirections(files, fits, list(index.get("warnings", [])))
 
 
 def _say(session: Session, fits: Mapping[int, SAEFit]) -> None:

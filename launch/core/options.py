@@ -19,8 +19,6 @@ OptionsT = TypeVar("OptionsT")
 BASELINE = "baseline"
 """The arm without any change, in every job."""
 PARTS = ("identification", "tuning", "test")
-USUAL_PROMPT = 1024
-"""Tokens of a prompt, where memory must be planned before the prompts are known."""
 MIN_SUPPORT = 5
 """Times that an expert must have been selected at a marker to be taken into a plan by 'moe-steer plan'."""
 ELSEWHERE = frozenset(
@@ -77,6 +75,16 @@ class HeldModel:
     def model_name(self) -> str:
         """The last part of the model's path or hub id."""
         return self.model.rstrip("/").split("/")[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions:
+    """The traces that a command reads, where they can be answers of a run."""
+
+    traces: tuple[str, ...]
+    """Trace files, generations*.jsonl files, or folders of runs."""
+    arm: str | None = None
+    """Of runs of several arms, the one whose answers are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,11 +241,9 @@ class SplitOptions(ProblemOptions):
     quick: bool = False
     """Every step on few problems, in about a minute on an embedded model."""
     num_identification: int | None = None
-    """Problems that experts or directions are found on."""
     num_tuning: int | None = None
-    """Problems that the setting is chosen on."""
     num_test: int | None = None
-    """Problems of the comparison; default all of a file or task."""
+    """Problems of each set; every job says what for."""
 
     lab_sizes: ClassVar[Mapping[str, int]]
     """Problems of each set on the lab."""
@@ -264,8 +270,7 @@ class SplitOptions(ProblemOptions):
 
     def size(self, part: str) -> int | None:
         """Problems wanted of a set; None for as many as there are."""
-        sizes = {"identification": self.num_identification, "tuning": self.num_tuning, "test": self.num_test}
-        asked = sizes[part]
+        asked = dict(zip(PARTS, (self.num_identification, self.num_tuning, self.num_test), strict=True))[part]
         if asked is not None:
             return asked
         if self.quick:

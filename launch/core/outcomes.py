@@ -13,20 +13,24 @@ from moe_steer.backends import layout_of
 from moe_steer.thinking import thinking_format
 from moe_steer.tokens import MarkerSet, Trace, scoped_positions
 from reasoning_evals import loop_at_end
-from reasoning_evals.runs import grade_run
+from reasoning_evals.runs import RUN_FILE, grade_run, sample_name
 
 DECISIONS = "decisions"
 """Places of thoughts at which one of the named tokens, or the tag that ends a thought, came next."""
+
+
+def is_run(path: str) -> bool:
+    """Whether a path is the folder of a run, whose answers can be graded."""
+    return Path(path, RUN_FILE).is_file()
 
 
 def graded_answers(paths: Sequence[str]) -> dict[str, bool]:
     """trace_id -> whether the answer is right, of all samples of runs. ValueError for what is no folder of a run."""
     found: dict[str, bool] = {}
     for path in paths:
-        if not Path(path, "run.json").is_file():
+        if not is_run(path):
             raise ValueError(f"{path} is no folder of a run, so nobody knows which answers are right: give one")
-        rows = grade_run(path)
-        found |= {f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}": bool(row.correct) for row in rows}
+        found |= {sample_name(row): row.correct for row in grade_run(path)}
     return found
 
 
@@ -35,7 +39,7 @@ def split_by_grade(paths: Sequence[str], tokenizer: Any, arm: str | None) -> tup
     right: list[Trace] = []
     wrong: list[Trace] = []
     for path in paths:
-        if not Path(path, "run.json").is_file():
+        if not is_run(path):
             raise ValueError(
                 f"{path} is no folder of a run, so nobody knows which answers are right: give the wrong ones with --against"
             )

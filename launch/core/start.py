@@ -28,9 +28,10 @@ _FIRST_SPEAKS = 2.0
 def start(
     options_type: type[OptionsT],
     run: Callable[[OptionsT, Ranks], None],
-    argv: Sequence[str] | None,
+    argv: Sequence[str] | None = None,
+    *,
     program: str,
-    description: str | None,
+    description: str | None = None,
 ) -> int:
     """Parse the options (wrong usage exits with 2), join the ranks, run; returns the exit code. Of several ranks, one speaks."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

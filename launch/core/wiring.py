@@ -35,7 +35,7 @@ from moe_steer.json_files import not_utf8
 from moe_steer.layers import ModelShape
 from moe_steer.thinking import thinking_format, token_tags
 from reasoning_evals import Completion
-from reasoning_evals.runs import read_completions
+from reasoning_evals.runs import read_completions, sample_name
 
 _FOLDERS: list[
     tempfile.TemporaryDirectory[str]
@@ -51,8 +51,7 @@ def traces_of(completions: Iterable[Completion], tokenizer: Any) -> list[Trace]:
     for item in completions:
         if item.prompt not in prompt_ids:
             prompt_ids[item.prompt] = tokenizer(item.prompt, add_special_tokens=False)["input_ids"]
-        name = f"{item.arm}/{item.task}/{item.problem_id}#{item.sample_idx}"
-        trace = trace_from_ids(name, prompt_ids[item.prompt], item.token_ids, tags)
+        trace = trace_from_ids(sample_name(item), prompt_ids[item.prompt], item.token_ids, tags)
         traces.append(dataclasses.replace(trace, family=item.task))
     return traces
 

@@ -31,7 +31,6 @@ NAME = "evaluate"
 LAB_PROBLEMS = 240
 OPTIONS = "options"
 """Where run.json keeps the options. They are not part of its config: that belongs to the run in the same folder."""
-_OLD_OPTIONS = "evaluate_options"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +127,12 @@ def read(folder: Path) -> Findings:
     """A finished evaluation; ValueError for one that is not finished, or that does not say its options."""
     run = read_run(folder)
     results = read_results(folder, NAME)
-    stored = run.get(OPTIONS, run.get(_OLD_OPTIONS))
-    if stored is None:
+    if OPTIONS not in run:
         raise ValueError(
-            f"{folder} does not say which options it was made with, an older launch/evaluate.py made it: "
-            "start that again with the same options, it samples nothing twice and writes the pages"
+            f"{folder / 'run.json'} does not say which options it was made with: start launch/evaluate.py again with the same "
+            "options, it samples nothing twice and writes the pages"
         )
-    return _findings(options_from(stored, EvaluateOptions), grade_run(folder), results["warnings"], folder)
+    return _findings(options_from(run[OPTIONS], EvaluateOptions), grade_run(folder), results["warnings"], folder)
 
 
 def _problems(options: EvaluateOptions) -> list[Problem]:

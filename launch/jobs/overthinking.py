@@ -15,7 +15,7 @@ from launch.core.beforehand import Known, look, settle
 from launch.core.directions import (
     FOLDER,
     NewDirections,
-    fits_of,
+    from_contrast,
     given_files,
     make_once,
     read_made,
@@ -40,8 +40,8 @@ from launch.jobs.overthinking_options import (
 from launch.jobs.overthinking_settings import BASELINE, UNTUNED, Setting, all_settings, build, choices_of
 from moe_steer import Direction
 from moe_steer.console import follow
-from moe_steer.contrasts import MarkedSequence, collect_contrast, fit_notes
-from moe_steer.directions import all_atoms, caa, report_atoms, single_atom, sta
+from moe_steer.contrasts import MarkedSequence, collect_contrast
+from moe_steer.directions import caa
 from moe_steer.lab import LAB_SAE
 from moe_steer.saes import SAE
 from moe_steer.thinking import thinking_format
@@ -233,40 +233,11 @@ def _from_pairs(
         sequences,
         f"no problem has two right thoughts of which one is {LENGTH_RATIO:g} times as long: raise --samples-identification",
     )
-    wanted = set(layers) if "caa" in methods else set()
     saes: dict[int, SAE] = {}
     if sae is not None:
         assert sae.about.layer is not None
         saes[sae.about.layer] = sae
-        wanted.add(sae.about.layer)
-    fits = fits_of(session, sequences, saes)
-    notes = {"contrast": "thoughts", **text_notes(session.tokenizer), **fit_notes(fits)}
-    contrasts = collect_contrast(
-        session.model,
-        sequences,
-        sorted(wanted),
-        saes=saes,
-        notes=notes,
-        progress=follow("reading answers", session.ranks.rank),
-    )
-    made = [("caa", caa(contrasts[layer])) for layer in layers] if "caa" in methods else []
-    reports = []
-    for layer, one in saes.items():
-        contrast = contrasts[layer]
-        for method, make in _of_atoms(options).items():
-            if method in methods:
-                made.append((method, make(contrast, one)))
-                reports.append(report_atoms(made[-1][1], contrast, one))
-    return NewDirections(made, reports, fits)
-
-
-def _of_atoms(options: OverthinkingOptions) -> dict[str, Any]:
-    """Method -> (contrast, SAE) to direction, for the methods that read by an SAE."""
-    return {
-        "sta": lambda contrast, sae: sta(contrast, sae, keep=options.kept),
-        "sae": all_atoms,
-        "atom": single_atom,
-    }
+    return from_contrast(session, sequences, methods, layers, saes, {"contrast": "thoughts"}, keep=options.kept)
 
 
 def _right_traces(session: Session, rows: Sequence[GradeRow]) -> list[Trace]:

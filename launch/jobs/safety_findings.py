@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.core.findings import silent_arms
-from launch.jobs.safety_arms import SafetyArm
+from launch.jobs.safety_arms import SafetyArm, SafetyTask
 from launch.jobs.safety_options import SafetyOptions
-from launch.jobs.safety_tasks import SafetyTask
 from moe_steer.saes import SAEFit
 from reasoning_evals import compare_arms
 from reasoning_evals.comparing import (

@@ -13,11 +13,20 @@ from launch.core.findings import Findings, read_results
 from launch.core.options import options_from
 from launch.core.ranks import Ranks
 from launch.core.session import Session
-from launch.jobs.safety_arms import SafetyArm, new_directions, pairs_digest, read_pairs, safety_arms
+from launch.jobs.safety_arms import (
+    SafetyArm,
+    SafetyTask,
+    judge,
+    longest_prompt,
+    new_directions,
+    pairs_digest,
+    read_pairs,
+    safety_arms,
+    safety_tasks,
+)
 from launch.jobs.safety_findings import Outcome
 from launch.jobs.safety_options import VECTOR_ARMS, SafetyOptions
 from launch.jobs.safety_report import findings_of
-from launch.jobs.safety_tasks import SafetyTask, judge, longest_prompt, safety_tasks
 from moe_steer import Direction
 from reasoning_evals.problems import read_problems
 from reasoning_evals.runs import PROBLEMS_FILE, GradeRow, read_grades, read_run
@@ -69,7 +78,6 @@ def read(folder: Path) -> Findings:
     Capability tasks are graded again; the verdicts on attacks are kept, because only their classifiers could give others.
     """
     config = read_run(folder)["config"]
-    config.setdefault("greedy", config.get("samples") is None)  # before --greedy, answers were drawn with --samples
     options = options_from(config, SafetyOptions, ["pairs_sha256", "sae_sha256"])
     told = read_results(folder, NAME)["tasks"]
     made = read_made(folder / FOLDER)
@@ -111,7 +119,7 @@ def _stored_task(name: str, told: Mapping[str, Any], folder: Path) -> SafetyTask
         source=told["source"],
         max_new_tokens=told["max_new_tokens"],
         chat=told["asked"] == "chat template",
-        asked_with=told.get("asked_with", "the task's own words"),  # folders of an earlier version had no others
+        asked_with=told["asked_with"],
     )
 
 

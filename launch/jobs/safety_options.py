@@ -13,8 +13,6 @@ from launch.core.option_checks import DRAWING, ReadBy, check_counts, check_names
 from launch.core.options import BASELINE, ELSEWHERE, RunOptions, config_of
 from launch.core.prompt_options import own_wording, text_or_file, wordings_of
 
-_OLD_BASELINE = "vanilla"
-"""In folders of an earlier version."""
 PROMPT_ARMS = ("hand-prompt", "auto-prompt")
 VECTOR_ARMS = ("caa", "sae", "sta")
 ARMS = (BASELINE, *PROMPT_ARMS, *VECTOR_ARMS)
@@ -122,7 +120,7 @@ class SafetyOptions(RunOptions):
                 f"--samples {self.samples} is for drawn answers, and the safety experiment is greedy: add --no-greedy, or leave it out"
             )
         super().__post_init__()
-        check_names("arms", [arm for arm in self.arms if arm != _OLD_BASELINE], ARMS)
+        check_names("arms", self.arms, ARMS)
         check_names("tasks", self.tasks, TASKS)
         if len(self.arms) < 2:
             raise ValueError(f"arms are {list(self.arms)}: give at least two, a comparison needs them")

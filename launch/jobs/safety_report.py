@@ -8,9 +8,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from launch.core.findings import Findings
+from launch.jobs.safety_arms import SafetyTask
 from launch.jobs.safety_findings import Change, Outcome
 from launch.jobs.safety_options import AUTOMATIC_PROMPT, HAND_PROMPT
-from launch.jobs.safety_tasks import SafetyTask
 from reasoning_evals.comparing import (
     Measure,
     detectable_text,

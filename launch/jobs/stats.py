@@ -24,7 +24,7 @@ from expert_stats import (
 from expert_stats.evidence import Estimate
 from expert_stats.rivals import Measures, Sources, rival_of
 from launch.core.option_checks import check_counts
-from launch.core.options import ELSEWHERE, MIN_SUPPORT, ModelOptions, config_of
+from launch.core.options import ELSEWHERE, MIN_SUPPORT, ModelOptions, TraceOptions, config_of
 from launch.core.ranks import Ranks
 from launch.core.wiring import counted, parse_coefficients
 from moe_steer.tokens import POSITIONS, RICE_COEFFICIENTS
@@ -39,13 +39,9 @@ MARKERS = ("<think>", "</think>", "Alternatively", "Wait")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountingOptions:
+class CountingOptions(TraceOptions):
     """Which traces are counted, and how."""
 
-    traces: tuple[str, ...]
-    """Trace files, generations*.jsonl files, or folders of runs."""
-    arm: str | None = None
-    """Of runs of several arms, the one whose answers are read."""
     markers: tuple[str, ...] = MARKERS
     """Tags and words whose routing is counted, in all their token forms."""
     base: str = "generated"

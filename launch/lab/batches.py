@@ -20,8 +20,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from launch.lab.models import EOS, prompt_text
-from launch.lab.searches import draw_seeker, write_search
-from launch.lab.solutions import CHECK_RATE, write_overthought, write_solution
+from launch.lab.solutions import CHECK_RATE, draw_seeker, write_overthought, write_search, write_solution
 from moe_steer import observe_routing
 from moe_steer.lab.problems import FAMILIES, SEARCH_FAMILIES, draw_params
 from moe_steer.layers import model_shape, moe_layers

@@ -173,13 +173,12 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
 
     def _here(self) -> tuple[Offer, Here, str]:
         """The model in this process, and what the page may choose from."""
-        from launch.core.beforehand import look, settle
-        from launch.core.options import USUAL_PROMPT
+        from launch.core.beforehand import USUAL_PROMPT, look, settle
         from launch.core.ranks import Ranks
         from launch.core.session import load_room
         from launch.playground.asked import Offer
         from launch.playground.running import Here
-        from launch.serving.serve import named_plans
+        from launch.serve import named_plans
         from moe_steer import SteeringPlan
         from moe_steer.direction import VectorFile
         from moe_steer.layers import model_shape

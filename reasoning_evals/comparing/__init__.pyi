@@ -1,5 +1,3 @@
-from reasoning_evals.comparing.caps import at_caps as at_caps
-from reasoning_evals.comparing.caps import cap_lines as cap_lines
 from reasoning_evals.comparing.compare import Tuning as Tuning
 from reasoning_evals.comparing.compare import compare_arms as compare_arms
 from reasoning_evals.comparing.comparison import ArmSummary as ArmSummary
@@ -11,12 +9,14 @@ from reasoning_evals.comparing.comparison import Length as Length
 from reasoning_evals.comparing.comparison import Measure as Measure
 from reasoning_evals.comparing.comparison import PairSummary as PairSummary
 from reasoning_evals.comparing.comparison import rounded as rounded
-from reasoning_evals.comparing.part_credit import part_credits as part_credits
 from reasoning_evals.comparing.power import Assumptions as Assumptions
 from reasoning_evals.comparing.power import PowerPlan as PowerPlan
 from reasoning_evals.comparing.power import assume_from_baseline as assume_from_baseline
 from reasoning_evals.comparing.power import assume_from_pair as assume_from_pair
 from reasoning_evals.comparing.power import plan_power as plan_power
+from reasoning_evals.comparing.read_again import at_caps as at_caps
+from reasoning_evals.comparing.read_again import cap_lines as cap_lines
+from reasoning_evals.comparing.read_again import part_credits as part_credits
 from reasoning_evals.comparing.risk_control import ExitPoint as ExitPoint
 from reasoning_evals.comparing.risk_control import RiskControl as RiskControl
 from reasoning_evals.comparing.risk_control import control_risk as control_risk

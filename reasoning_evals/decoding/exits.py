@@ -1,4 +1,4 @@
-"""Rules that end a thought early: where a trial answer is sure (DEER), or where a probe's reading of the model's state says that the answer is there. What they are shown of the decode loop is ``Drawn`` (``reasoning_evals.engines.interjections``)."""
+"""Rules that end a thought early: where a trial answer is sure (DEER), or where a probe's reading of the model's state says that the answer is there. What they are shown of the decode loop is ``Drawn`` (``reasoning_evals.engines.decoder``)."""
 
 from __future__ import annotations
 

@@ -15,8 +15,7 @@ from reasoning_evals.engines.cache_rows import (
     name_rows,
     select_rows,
 )
-from reasoning_evals.engines.decoder import Decoder
-from reasoning_evals.engines.interjections import Dictation, Step
+from reasoning_evals.engines.decoder import Decoder, Dictation, Step
 from reasoning_evals.engines.sampling import Request, UniformStreams, draw, take_most_likely
 
 _ENOUGH_PADDING = 16

@@ -5,53 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar, Token
-from typing import Any, NamedTuple, Protocol
-
-
-class HttpStats(NamedTuple):
-    """Counts of requests so far. Failures need not be random (a long completion has more time to fail), so retries can bias
-    what is sampled."""
-
-    num_samples: int
-    num_retried_samples: int
-    reasons: dict[str, int]
-    """Retries by cause: an HTTP status, "connection", or "cut stream"."""
-    num_retokenized: int
-    """Samples whose ids the server did not send, so that the text was tokenized again here."""
-    num_counted: int = 0
-    """Samples without ids whose tokens the server counted."""
-    num_filtered: int = 0
-    """Samples that a content filter of the server ended."""
-    num_unaudited: int = 0
-    """Steered samples of which the server no longer knew what the plan did."""
-    hits: tuple[int, ...] = ()
-    """Tokens at which each entry of the plan acted."""
+from typing import Any, Protocol
 
 
 class Tally:
-    """Counts what happens to requests; only the event loop's thread adds to it."""
+    """Counts what happens to requests; only the event loop's thread adds to it. Failures need not be random (a long completion has more
+    time to fail), so retries can bias what is sampled."""
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
+        """Retries by cause: an HTTP status, "connection", or "cut stream"."""
         self.counts: Counter[str] = Counter()
+        """samples; retried, those of them that were asked for again; retokenized, whose ids the server did not send, so that the text was
+        tokenized here; counted, whose tokens the server counted; filtered, that a content filter ended; unaudited, of which the server no
+        longer knew what the plan did."""
         self.hits: Counter[int] = Counter()
-
-    def stats(self, num_entries: int) -> HttpStats:
-        """The counts so far, for a plan of so many entries."""
-        return HttpStats(
-            num_samples=self.counts["samples"],
-            num_retried_samples=self.counts["retried"],
-            reasons=dict(sorted(self.reasons.items())),
-            num_retokenized=self.counts["retokenized"],
-            num_counted=self.counts["counted"],
-            num_filtered=self.counts["filtered"],
-            num_unaudited=self.counts["unaudited"],
-            hits=tuple(self.hits[index] for index in range(num_entries)),
-        )
+        """Tokens at which each entry of the plan acted."""
 
 
 AUDITED: ContextVar[Tally | None] = ContextVar("audited", default=None)
-"""Where what this thread asks for is counted as well: chunks of one arm may be under way at the same time."""
+"""Where what this thread asks for is counted: chunks of one arm may be under way at the same time."""
 
 
 class Planned(Protocol):
@@ -71,11 +44,11 @@ class HttpAudit:
 
     def __init__(self, sampler: Planned) -> None:
         self._entries = sampler.plan_entries
-        self._tally = Tally()
+        self.tally = Tally()
         self._token: Token[Tally | None] | None = None
 
     def __enter__(self) -> HttpAudit:
-        self._token = AUDITED.set(self._tally)
+        self._token = AUDITED.set(self.tally)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -85,18 +58,20 @@ class HttpAudit:
     def to_rows(self) -> list[dict[str, Any]]:
         """One row with the counts, one for each cause of retries, and one for each entry of the plan, as ``steer``'s audit has
         them; the weight that a gain added is not known."""
-        found = self._tally.stats(len(self._entries))
-        rare = {"counted": found.num_counted, "filtered": found.num_filtered, "unaudited": found.num_unaudited}
+        counts = self.tally.counts
         return [
             {
                 "kind": "endpoint",
-                "samples": found.num_samples,
-                "retried_samples": found.num_retried_samples,
-                "retokenized": found.num_retokenized,
-                **{name: number for name, number in rare.items() if number},
+                "samples": counts["samples"],
+                "retried_samples": counts["retried"],
+                "retokenized": counts["retokenized"],
+                **{name: counts[name] for name in ("counted", "filtered", "unaudited") if counts[name]},
             },
-            *({"kind": "retry", "cause": name, "retries": number} for name, number in found.reasons.items()),
-            *({**entry, "tokens": number} for entry, number in zip(self._entries, found.hits, strict=True)),
+            *(
+                {"kind": "retry", "cause": name, "retries": number}
+                for name, number in sorted(self.tally.reasons.items())
+            ),
+            *({**entry, "tokens": self.tally.hits[index]} for index, entry in enumerate(self._entries)),
         ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from moe_steer.thinking import token_tags
-from reasoning_evals.engines.http_audit import AUDITED, HttpStats, Tally
+from reasoning_evals.engines.http_audit import AUDITED, Tally
 from reasoning_evals.engines.http_chat import Chat, ChatReply
 from reasoning_evals.engines.http_client import Address, ask
 from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, sample_of, short
@@ -22,7 +22,7 @@ from reasoning_evals.engines.http_traffic import Traffic
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, thinking_notes
 from reasoning_evals.prompts import RenderedPrompt, render_prompt
 
-__all__ = ["EndpointError", "HttpSampler", "HttpStats"]
+__all__ = ["EndpointError", "HttpSampler"]
 _NEW_LIMIT = "max_completion_tokens"
 _LONGEST_WAIT = 600.0
 """Seconds that a server may ask for before a retry; one that wants more is asked again by the user."""
@@ -97,16 +97,10 @@ class HttpSampler:
         self._extensions = extensions
         self._prompt_as_ids = prompt_as_ids
         self._engine = dict(engine or {})
-        self._tally = Tally()
         self._plan = plan
         self._outage = outage
         self.on_reply: Callable[[Reply], None] | None = None
         """Called with the reply at each event of it; what it raises ends the sampling."""
-
-    @property
-    def stats(self) -> HttpStats:
-        """Counts since this sampler was made; not part of ``describe``, which must be the same when a run is resumed."""
-        return self._tally.stats(len(self.plan_entries))
 
     @property
     def plan_entries(self) -> Sequence[Mapping[str, Any]]:
@@ -145,8 +139,8 @@ class HttpSampler:
         """
         bodies = [(request, self.body(request, config)) for request in requests]
         bodies.sort(key=lambda item: -(len(item[0].prompt_ids) or len(item[0].prompt)))
-        tallies = [tally for tally in (self._tally, AUDITED.get()) if tally is not None]
-        asks = [partial(self._sample_one, request, body, tallies) for request, body in bodies]
+        tally = AUDITED.get() or Tally()
+        asks = [partial(self._sample_one, request, body, tally) for request, body in bodies]
         yield from self._traffic.ask(self._address, self._patience, asks)
 
     def give_up(self) -> None:
@@ -187,7 +181,7 @@ class HttpSampler:
         }
 
     async def _sample_one(
-        self, request: Request, body: dict[str, Any], tallies: Sequence[Tally], client: httpx.AsyncClient
+        self, request: Request, body: dict[str, Any], tally: Tally, client: httpx.AsyncClient
     ) -> Sample:
         jitter = random.Random(request.seed)
         shown = self._address.shown
@@ -196,7 +190,7 @@ class HttpSampler:
             while (left := self._traffic.resume_at - time.monotonic()) > 0:  # a pause that the server asked of anyone
                 await asyncio.sleep(left + jitter.uniform(0.0, self._backoff))
             try:
-                sample = await self._attempt(client, request, body, tallies)
+                sample = await self._attempt(client, request, body, tally)
             except PassingFailure as failure:
                 if attempt >= self._max_retries and time.monotonic() >= until:
                     raise EndpointError(
@@ -208,9 +202,8 @@ class HttpSampler:
                         f"{shown}: {failure}; it asks for a pause of {failure.wait:.0f} s: start the run again then, it "
                         "continues where it was"
                     ) from failure
-                for tally in tallies:
-                    tally.reasons[failure.kind] += 1
-                    tally.counts["retried"] += attempt == 0
+                tally.reasons[failure.kind] += 1
+                tally.counts["retried"] += attempt == 0
                 self._traffic.resume_at = max(
                     self._traffic.resume_at, time.monotonic() + failure.wait if failure.wait else 0.0
                 )
@@ -223,15 +216,12 @@ class HttpSampler:
                 said = short(self._address.hide(str(error)), 600) or type(error).__name__
                 raise EndpointError(f"{shown}: {said}") from None
             else:
-                for tally in tallies:
-                    tally.counts["samples"] += 1
-                    tally.counts["filtered"] += sample.finish_reason == "content_filter"
+                tally.counts["samples"] += 1
+                tally.counts["filtered"] += sample.finish_reason == "content_filter"
                 return sample
         raise AssertionError("the last attempt returns or raises")
 
-    async def _attempt(
-        self, client: httpx.AsyncClient, request: Request, body: dict[str, Any], tallies: Sequence[Tally]
-    ) -> Sample:
+    async def _attempt(self, client: httpx.AsyncClient, request: Request, body: dict[str, Any], tally: Tally) -> Sample:
         most_tokens = body.get("max_tokens") or body[_NEW_LIMIT]
         limits: dict[str, Any] = {"most_tokens": most_tokens, "vocabulary": self._vocabulary}
         reply = (
@@ -255,11 +245,10 @@ class HttpSampler:
         hits: Sequence[int] | None = ()
         if self._plan is not None and self._plan.entries:
             hits = await fired(client, self._address, self._plan, reply.request_id)
-        for tally in tallies:
-            tally.counts["unaudited"] += hits is None
-            tally.hits.update(dict(enumerate(hits or ())))
-            if how:
-                tally.counts[how] += 1
+        tally.counts["unaudited"] += hits is None
+        tally.hits.update(dict(enumerate(hits or ())))
+        if how:
+            tally.counts[how] += 1
         return sample
 
 

@@ -8,6 +8,7 @@ from reasoning_evals.runs.completions import arm_thoughts as arm_thoughts
 from reasoning_evals.runs.completions import json_line as json_line
 from reasoning_evals.runs.completions import read_completions as read_completions
 from reasoning_evals.runs.completions import run_thoughts as run_thoughts
+from reasoning_evals.runs.completions import sample_name as sample_name
 from reasoning_evals.runs.grading_pass import GradeRow as GradeRow
 from reasoning_evals.runs.grading_pass import Judgement as Judgement
 from reasoning_evals.runs.grading_pass import grade_run as grade_run

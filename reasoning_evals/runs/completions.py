@@ -106,6 +106,11 @@ def json_line(row: Mapping[str, Any]) -> str:
     return line
 
 
+def sample_name(one: Any) -> str:
+    """What a sample of a run, by its completion or its grade, is called among traces."""
+    return f"{one.arm}/{one.task}/{one.problem_id}#{one.sample_idx}"
+
+
 def read_completions(path: Path) -> Iterator[Completion]:
     """The completions of one file, in order.
 
@@ -239,6 +244,4 @@ def arm_thoughts(arm: Mapping[str, Any]) -> ArmThoughts:
     said = arm.get("details", {}).get("prompt_opens_thought")
     fmt = ThinkingFormat.from_dict(sampler["thinking"]) if sampler.get("thinking") else None
     tags = sampler.get("thinking_tokens")
-    if tags is None and sampler.get("tag_ids"):  # folders of versions that knew <think> alone
-        return ArmThoughts(fmt, TokenTags.of_pair(*sampler["tag_ids"]), None if said is None else bool(said))
     return ArmThoughts(fmt, TokenTags.from_dict(tags) if tags else None, None if said is None else bool(said))

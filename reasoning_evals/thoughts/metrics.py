@@ -18,8 +18,14 @@ from typing import NamedTuple
 
 from reasoning_evals.grading import grade_answer, read_amount
 from reasoning_evals.problems import Problem
-from reasoning_evals.thoughts.segments import SWITCH_MARKERS, Segment, cut_second_solutions, segment_thought
-from reasoning_evals.thoughts.stated import candidates, concludes, placed_candidates
+from reasoning_evals.thoughts.segments import (
+    SWITCH_MARKERS,
+    Segment,
+    candidates,
+    cut_second_solutions,
+    placed_candidates,
+    segment_thought,
+)
 
 Judge = Callable[[Problem, str], bool]
 """Whether an answer to the problem is right."""
@@ -113,7 +119,6 @@ def trace_thought(
         lambda text: [
             (at, _canonical(answer, problem.answer_type)) for at, answer in placed_candidates(text, problem.answer_type)
         ],
-        concludes,
     )
     attempts = tuple(_attempt(problem, segment, count_tokens, judge) for segment in segments)
     strategies = _by_answer(attempts) if cluster is None else tuple(cluster([segment.text for segment in segments]))

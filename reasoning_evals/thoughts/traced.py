@@ -32,8 +32,7 @@ from reasoning_evals.thoughts.metrics import (
     trace_thought,
     ut_rule,
 )
-from reasoning_evals.thoughts.segments import SWITCH_MARKERS
-from reasoning_evals.thoughts.stated import candidates
+from reasoning_evals.thoughts.segments import SWITCH_MARKERS, candidates
 
 LABELS = "problems that ask for a label, which no thought states"
 UNREADABLE = "problems with a target that no grader can read"

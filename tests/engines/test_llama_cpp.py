@@ -10,7 +10,7 @@ import torch
 
 from lab_gguf import write_lab_gguf
 from launch.cli.main import main
-from launch.serving.latent import with_latent_sizes
+from launch.latent import with_latent_sizes
 from moe_steer import ExpertGain, SteeringPlan, load_model, steer
 from moe_steer.lab import LAB_MODEL
 from moe_steer.lab.problems import generate_problems

@@ -58,4 +58,4 @@ def run(options: Options, ranks: Ranks) -> None:
 
 
 if __name__ == "__main__":
-    leave(start(Options, run, None, "job", None))
+    leave(start(Options, run, program="job"))

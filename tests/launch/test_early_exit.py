@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from launch.cli.main import main as command_line
 from launch.core.levers.arm_rules import step_ends
 from launch.core.levers.arm_words import parse_arm
-from launch.core.levers.exit_probe import ExitProbe, exit_warnings
-from launch.core.levers.exits_tried import Tried, hidden_at
+from launch.core.levers.exit_probe import ExitProbe, Tried, exit_warnings, hidden_at
 from launch.core.wiring import read_any_traces
 from launch.evaluate import main
 from moe_steer.gates import Probe

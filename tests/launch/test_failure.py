@@ -108,7 +108,7 @@ def test_one_process_says_what_to_do_when_memory_is_short(
     def run(_: EvaluateOptions, __: Ranks) -> None:
         raise error
 
-    assert start(EvaluateOptions, run, [], "evaluate.py", None) == 1
+    assert start(EvaluateOptions, run, [], program="evaluate.py") == 1
     assert capsys.readouterr().err.startswith(said)
 
 

@@ -11,9 +11,8 @@ import torch
 import safety_files
 from launch.cli.main import main as moe_steer
 from launch.core.option_checks import refuse_idle
-from launch.jobs.safety_arms import read_pairs
+from launch.jobs.safety_arms import WORKED_EXAMPLES, own_answer, plain_prompt, read_pairs, renderer
 from launch.jobs.safety_options import ARMS, SafetyOptions
-from launch.jobs.safety_tasks import WORKED_EXAMPLES, own_answer, plain_prompt, renderer
 from launch.safety import main
 from moe_steer.directions import Direction
 from moe_steer.saes import load_sae, save_sae

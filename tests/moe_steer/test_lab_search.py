@@ -17,7 +17,7 @@ from launch.lab.batches import corpus, search_text
 from launch.lab.card import count_parameters
 from launch.lab.models import train_tokenizer
 from launch.lab.scoring import ROUTER_KEYS, export_model, is_correct
-from launch.lab.searches import AGAIN, MAX_CHECKS, SEEKERS, compared, draw_seeker, write_search
+from launch.lab.solutions import AGAIN, MAX_SECOND_LOOKS, SEEKERS, compared, draw_seeker, write_search
 from launch.lab.train import Recipe, train
 from launch.lab.train_search import BARE_LAB, BARE_RECIPE, SEARCH_LAB
 from moe_steer.lab import LAB_SEARCH
@@ -110,7 +110,7 @@ def test_written_solutions_try_in_order_and_are_graded_right_when_they_end_at_th
         verdicts = re.findall(r"We want (\d+) and get (\d+) \([^)]+\): (right|wrong)\.", text)
         assert all((wanted == found) == (verdict == "right") for wanted, found, verdict in verdicts)
         assert len(verdicts) == len(tried) + looks(text)
-        assert looks(text) <= MAX_CHECKS
+        assert looks(text) <= MAX_SECOND_LOOKS
         (final,) = (int(number) for number in re.findall(r"boxed\{(\d+)", text))
         assert is_correct(make_problem(family, params), text) == (final == family.answer(params))
         if verdicts[-1][2] == "right":

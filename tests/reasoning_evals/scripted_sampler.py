@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from moe_steer.thinking import TokenTags
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig
 from reasoning_evals.problems import Problem
 from reasoning_evals.prompts import RenderedPrompt
@@ -31,7 +32,8 @@ class ScriptedSampler:
         return RenderedPrompt(text, tuple(text.encode()))
 
     def describe(self) -> dict[str, Any]:
-        return {"engine": "script", "skill": self.skill, "tag_ids": [[OPEN_ID], [CLOSE_ID]]}
+        tags = TokenTags.of_pair([OPEN_ID], [CLOSE_ID])
+        return {"engine": "script", "skill": self.skill, "thinking_tokens": tags._asdict()}
 
     def sample(self, requests: Sequence[Request], config: SamplingConfig) -> Iterator[Sample]:
         self.batches.append([request.key for request in requests])

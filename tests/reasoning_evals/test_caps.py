@@ -11,9 +11,9 @@ import pytest
 
 from graded_rows import row, simulated
 from launch.cli.main import main
-from reasoning_evals.comparing.caps import at_caps, cap_lines, cut_rows, finished
 from reasoning_evals.comparing.compare import compare_arms
 from reasoning_evals.comparing.comparison import Comparison
+from reasoning_evals.comparing.read_again import at_caps, cap_lines, cut_rows, finished
 from reasoning_evals.engines.sampling import SamplingConfig
 from reasoning_evals.runs.grading_pass import GradeRow
 from reasoning_evals.runs.run import run_arms

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from local_endpoint import Handler, Say, Server, serving
+from reasoning_evals.engines.http_audit import Tally
 from reasoning_evals.engines.http_reply import Reply, short
-from reasoning_evals.engines.http_sampler import EndpointError, HttpSampler, HttpStats
+from reasoning_evals.engines.http_sampler import EndpointError, HttpSampler
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig
 from reasoning_evals.problems import Problem
 from reasoning_evals.runs.grading_pass import grade_run
@@ -53,12 +54,12 @@ def sampler(server: Server, **options: Any) -> HttpSampler:
     return HttpSampler(server.url, "m", **{"backoff": 0.01, "max_retries": 3, **options})
 
 
-def test_one_request_a_sample_with_its_own_seed(serve: Callable[[Say], Server]) -> None:
+def test_one_request_a_sample_with_its_own_seed(serve: Callable[[Say], Server], tally: Tally) -> None:
     server = serve(echo)
     http = sampler(server, api_key="secret")
     found = sorted(http.sample(requests(3), CONFIG), key=lambda sample: sample.key)
     assert found == [Sample(i, (5, 6, 7, 100 + i, 1), f"wait, </think>{100 + i}", "stop") for i in range(3)]
-    assert http.stats == HttpStats(3, 0, {}, 0)
+    assert (dict(+tally.counts), tally.reasons) == ({"samples": 3}, {})
     assert sorted(body["seed"] for body in server.bodies) == [100, 101, 102]
     assert {body["prompt"] for body in server.bodies} == {"question 0", "question 1", "question 2"}
     assert server.headers_seen[0]["authorization"] == "Bearer secret"
@@ -135,7 +136,7 @@ def test_a_long_answer_is_put_together_in_linear_time() -> None:
     assert time.monotonic() - begin < 3
 
 
-def test_429_then_ok_is_counted(serve: Callable[[Say], Server]) -> None:
+def test_429_then_ok_is_counted(serve: Callable[[Say], Server], tally: Tally) -> None:
     seen: set[int] = set()
 
     def say(handler: Handler, body: dict[str, Any]) -> None:
@@ -151,11 +152,11 @@ def test_429_then_ok_is_counted(serve: Callable[[Say], Server]) -> None:
     begin = time.monotonic()
     assert len(list(http.sample(requests(2), CONFIG))) == 2
     assert time.monotonic() - begin >= 1
-    assert http.stats == HttpStats(2, 2, {"429": 2}, 0)
+    assert (dict(+tally.counts), tally.reasons) == ({"samples": 2, "retried": 2}, {"429": 2})
     assert len(server.bodies) == 4
 
 
-def test_500_forever_ends_in_one_line(serve: Callable[[Say], Server]) -> None:
+def test_500_forever_ends_in_one_line(serve: Callable[[Say], Server], tally: Tally) -> None:
     def say(handler: Handler, body: dict[str, Any]) -> None:
         handler.start(500, "text/plain")
         handler.write(b"out of\nmemory")
@@ -169,11 +170,13 @@ def test_500_forever_ends_in_one_line(serve: Callable[[Say], Server]) -> None:
     assert "out of memory; given up after 3 attempts" in message
     assert "\n" not in message
     assert len(server.bodies) == 3
-    assert http.stats.reasons == {"500": 2}
+    assert tally.reasons == {"500": 2}
 
 
 @pytest.mark.parametrize("tail", [b"", b'data: {"choices": [{"te'])
-def test_a_cut_stream_is_asked_again_with_the_same_seed(serve: Callable[[Say], Server], tail: bytes) -> None:
+def test_a_cut_stream_is_asked_again_with_the_same_seed(
+    serve: Callable[[Say], Server], tail: bytes, tally: Tally
+) -> None:
     def say(handler: Handler, body: dict[str, Any]) -> None:
         if len(server.bodies) == 1:
             handler.start()
@@ -185,16 +188,16 @@ def test_a_cut_stream_is_asked_again_with_the_same_seed(serve: Callable[[Say], S
     server = serve(say)
     http = sampler(server)
     assert [sample.text for sample in http.sample(requests(1), CONFIG)] == ["wait, </think>100"]
-    assert http.stats.reasons == {"cut stream": 1}
+    assert tally.reasons == {"cut stream": 1}
     assert server.bodies[0] == server.bodies[1]
 
 
-def test_a_connection_that_is_refused_or_broken_is_asked_again(serve: Callable[[Say], Server]) -> None:
+def test_a_connection_that_is_refused_or_broken_is_asked_again(serve: Callable[[Say], Server], tally: Tally) -> None:
     server = serve(lambda handler, body: None)  # hangs up without an answer
     http = sampler(server, max_retries=1)
     with pytest.raises(EndpointError, match="given up after 2 attempts"):
         list(http.sample(requests(1), CONFIG))
-    assert http.stats.reasons == {"connection": 1}
+    assert tally.reasons == {"connection": 1}
     nobody = HttpSampler("http://127.0.0.1:1/v1", "m", max_retries=1, backoff=0)
     with pytest.raises(EndpointError, match="given up after 2 attempts"):
         list(nobody.sample(requests(1), CONFIG))
@@ -236,7 +239,7 @@ def test_what_cannot_pass_is_not_asked_again(
     assert len(server.bodies) == 1
 
 
-def test_trouble_inside_a_stream_may_pass(serve: Callable[[Say], Server]) -> None:
+def test_trouble_inside_a_stream_may_pass(serve: Callable[[Say], Server], tally: Tally) -> None:
     def say(handler: Handler, body: dict[str, Any]) -> None:
         if len(server.bodies) == 1:
             handler.start()
@@ -247,7 +250,7 @@ def test_trouble_inside_a_stream_may_pass(serve: Callable[[Say], Server]) -> Non
     server = serve(say)
     http = sampler(server)
     assert len(list(http.sample(requests(1), CONFIG))) == 1
-    assert http.stats.reasons == {"503": 1}
+    assert tally.reasons == {"503": 1}
 
 
 def test_a_silent_stream_is_given_up_but_a_slow_one_is_not(serve: Callable[[Say], Server]) -> None:
@@ -301,7 +304,7 @@ def test_a_reader_that_stops_early_leaves_nothing_behind(serve: Callable[[Say], 
     assert not any(thread.name == "http-sampler" for thread in threading.enumerate())
 
 
-def test_ids_are_made_from_the_text_where_the_server_sends_none(serve: Callable[[Say], Server]) -> None:
+def test_ids_are_made_from_the_text_where_the_server_sends_none(serve: Callable[[Say], Server], tally: Tally) -> None:
     tokenizer = tiny_tokenizer()
     text = "</think>"
 
@@ -315,7 +318,7 @@ def test_ids_are_made_from_the_text_where_the_server_sends_none(serve: Callable[
     found = next(http.sample(requests(1), CONFIG))
     assert found.text == text
     assert found.token_ids == (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
-    assert http.stats.num_retokenized == 1
+    assert tally.counts["retokenized"] == 1
     with pytest.raises(EndpointError, match="it sends no token ids: give the model's tokenizer"):
         next(sampler(server).sample(requests(1), CONFIG))
 

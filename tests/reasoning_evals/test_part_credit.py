@@ -12,7 +12,7 @@ import pytest
 from graded_rows import row
 from launch.cli.main import main
 from reasoning_evals import Problem, grade
-from reasoning_evals.comparing.part_credit import credit, part_credits
+from reasoning_evals.comparing.read_again import credit, part_credits
 from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig
 from reasoning_evals.grading import grade_parts
 from reasoning_evals.runs.run import Arm, run_arms

@@ -15,8 +15,7 @@ from reasoning_evals.thoughts.metrics import (
     trace_thought,
     ut_rule,
 )
-from reasoning_evals.thoughts.segments import segment_thought
-from reasoning_evals.thoughts.stated import candidates
+from reasoning_evals.thoughts.segments import candidates, segment_thought
 
 SEVEN = Problem("seven", "3+4?", "7", "integer")
 THOUGHT = (

@@ -231,19 +231,15 @@ class MakeDirection(DirectionOptions):
 @lru_cache(maxsize=1)
 def _right_traces(paths: tuple[str, ...], arm: str | None, tokenizer: Any) -> list[Any]:
     """Traces; of the folder of a run only the right ones."""
-    from pathlib import Path
-
+    from launch.core.outcomes import graded_answers, is_run
     from launch.core.wiring import read_any_traces
-    from reasoning_evals.runs import grade_run
 
     found = []
     for path in paths:
         traces = read_any_traces([path], tokenizer, arm)
-        if Path(path, "run.json").is_file():
-            right = {
-                f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}" for row in grade_run(path) if row.correct
-            }
-            kept = [trace for trace in traces if trace.trace_id in right]
+        if is_run(path):
+            right = graded_answers([path])
+            kept = [trace for trace in traces if right.get(trace.trace_id)]
             print(f"{path}: {len(kept)} of {len(traces)} answers are right, the others are left out")
             traces = kept
         found += traces

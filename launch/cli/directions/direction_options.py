@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from launch.core.option_checks import check_folder, refuse_idle
-from launch.core.options import HeldModel
+from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
 
 NEED_SAE = ("sta", "sae", "atom")
@@ -15,7 +15,7 @@ _OF_STA = ("keep", "trim", "num_atoms", "parity", "by", "sides", "rate", "max_de
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectionOptions(PromptOptions, HeldModel):
+class DirectionOptions(TraceOptions, PromptOptions, HeldModel):
     """Find directions in the residual stream that separate wanted from unwanted text."""
 
     out: str
@@ -26,8 +26,6 @@ class DirectionOptions(PromptOptions, HeldModel):
     both from --pairs."""
     traces: tuple[str, ...] = ()
     """Trace files, generations*.jsonl files, or folders of runs; of a run's folder only right answers are used."""
-    arm: str | None = None
-    """Of runs of several arms, the one whose answers are read."""
     pairs: str | None = None
     """CSV or JSON lines: question, matching, not_matching; for prompts: question, answer."""
     prompt: str | None = None

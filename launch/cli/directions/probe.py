@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from launch.core.option_checks import check_counts, check_folder, refuse_idle
-from launch.core.options import HeldModel
+from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
 
 BUILT_IN = {
@@ -24,19 +24,15 @@ BUILT_IN = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainProbe(PromptOptions, HeldModel):
+class TrainProbe(TraceOptions, PromptOptions, HeldModel):
     """Train linear probes on positions of traces: what gates of plans and early exits read."""
 
     out: str
     """Folder to write to: probe-LLAYER.safetensors and its reliability plot for each layer."""
-    traces: tuple[str, ...]
-    """Trace files, generations*.jsonl files, or folders of runs."""
     labels: str
     """check, right or solved (the last two need graded runs), or a file of JSON lines with trace, position (0-based, prompt counted) and label (0 or 1)."""
     layers: tuple[int, ...]
     """Decoder layers, counted from 0; all from one pass."""
-    arm: str | None = None
-    """Of runs of several arms, the one whose answers are read."""
     switch_words: tuple[str, ...] = ("Wait", "Alternatively", "Hmm")
     """check: words at the start of a step that show that a check follows."""
     held_out: float = 0.3
@@ -144,6 +140,7 @@ class TrainProbe(PromptOptions, HeldModel):
 
     def _sequences(self, tokenizer: Any) -> list[Any]:
         """The traces with their positions: positive where the label is 1."""
+        from launch.core.outcomes import graded_answers, is_run
         from launch.core.wiring import read_any_traces
         from moe_steer.contrasts import MarkedSequence, decision_sites
         from moe_steer.tokens import scoped_positions
@@ -160,7 +157,7 @@ class TrainProbe(PromptOptions, HeldModel):
                 checks = set(before.get(trace.trace_id, ()))
                 marked[trace.trace_id] = checks, set(ends(trace.token_ids, trace.prompt_length)) - checks
         elif self.labels in BUILT_IN:
-            right = self._right()
+            right = graded_answers([path for path in self.traces if is_run(path)])
             for trace in traces:
                 if trace.trace_id not in right:
                     raise ValueError(
@@ -187,16 +184,6 @@ class TrainProbe(PromptOptions, HeldModel):
         if not found:
             raise ValueError(f"the labels {self.labels} mark no position of these traces: give other traces or labels")
         return found
-
-    def _right(self) -> dict[str, bool]:
-        from reasoning_evals.runs import grade_run
-
-        return {
-            f"{row.arm}/{row.task}/{row.problem_id}#{row.sample_idx}": row.correct
-            for path in self.traces
-            if Path(path, "run.json").is_file()
-            for row in grade_run(path)
-        }
 
     def _drawn(self, sequences: list[Any]) -> list[Any]:
         """At most ``max_positions`` of all positions."""

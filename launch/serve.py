@@ -22,7 +22,7 @@ import tyro
 
 from launch.core.option_checks import named_files
 from launch.core.served.own_server import OWNER, steers
-from launch.serving.latent import LATENT, ROTARY, cpu_options, lacks_kernel, with_latent_sizes
+from launch.latent import LATENT, ROTARY, cpu_options, lacks_kernel, with_latent_sizes
 from moe_steer import SteeringPlan
 
 _NEEDED = """
