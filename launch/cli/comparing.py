@@ -208,6 +208,8 @@ class Power:
         if self.arm is None:
             return assume_from_baseline(list(table.values()), self.effect_sd), size
         other = _table(grade_run(self.arm_folder) if self.arm_folder else rows, self.arm)
+        for note in sampling_notes([self.baseline, self.arm_folder] if self.arm_folder else ()):
+            print(note)
         if other.keys() != table.keys():
             raise ValueError(
                 f"arms {self.baseline_arm!r} and {self.arm!r} have different problems: sample the same in both"
