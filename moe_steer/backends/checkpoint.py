@@ -35,6 +35,7 @@ from moe_steer.backends.layout import failing_together
 from moe_steer.backends.streaming import whole_blocks
 from moe_steer.files import read_weight_map, tensor_places
 
+_SINGLE = "model.safetensors"
 _LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
 
@@ -96,7 +97,8 @@ def cached_folder(name: str, revision: str | None) -> str | None:
 
 def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> None:
     """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, or
-    without a tensor that the index promises.
+    without a tensor that the index promises; and for weights in one file beside others in shards, of which transformers takes
+    the file and engines the shards.
 
     ``partial``: a missing file is not an error, it will be downloaded. Reads headers only, so a terabyte takes a second; a
     rank that fails later, while loading, would leave the other ranks waiting, and its error names no file.
@@ -106,6 +108,10 @@ def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> No
     if index.is_file():
         for tensor, name in read_weight_map(index).items():
             promised.setdefault(name, set()).add(tensor)
+        if _SINGLE not in promised and Path(folder, _SINGLE).is_file():
+            raise ValueError(
+                f"{os.fspath(folder)!r} holds two checkpoints ({_SINGLE}, {index.name}): leave one, so that all engines load the same"
+            )
     else:
         promised = {path.name: set() for path in Path(folder).glob("*.safetensors")}
     for name, tensors in sorted(promised.items()):
