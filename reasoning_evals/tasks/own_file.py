@@ -124,7 +124,7 @@ def _from_cells(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What the cells of a CSV row say: all are texts, and an optional one that is empty says nothing."""
     found = {name: None if value == "" and name in _OPTIONAL else value for name, value in fields.items()}
     with suppress(TypeError, ValueError):
-        found |= {"tolerance": float(found["tolerance"])} if "tolerance" in found else {}
+        found |= {"tolerance": float(str(found["tolerance"]))} if "tolerance" in found else {}
     return found
 
 
