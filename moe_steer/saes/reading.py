@@ -76,15 +76,20 @@ def read_dictionary(path: Path, given: Given) -> SAE:
     matrices = "W_enc" in tensors  # the Matryoshka class stores plain matrices, the others linear layers
     encoder = pick(tensors, weights_path, "W_enc") if matrices else pick(tensors, weights_path, "encoder.weight").T
     decoder = pick(tensors, weights_path, "W_dec") if matrices else pick(tensors, weights_path, "decoder.weight").T
+    threshold_F = None
+    if kind == "jumprelu":
+        threshold_F = bias.new_zeros(len(bias)) + pick(tensors, weights_path, "threshold")
+        if bool((threshold_F < 0).any()):  # the library's sign for a threshold that training has not measured yet
+            raise ValueError(
+                f"{weights_path} has a threshold below 0, as before it is learned: take a later checkpoint"
+            )
     sae = SAE(
         kind=kind,
         W_enc_DF=encoder.contiguous(),
         b_enc_F=bias,
         W_dec_FD=decoder.contiguous(),
         b_dec_D=pick(tensors, weights_path, "b_dec", "bias"),
-        threshold_F=bias.new_zeros(len(bias)) + pick(tensors, weights_path, "threshold")
-        if kind == "jumprelu"
-        else None,
+        threshold_F=threshold_F,
         k=(given.k or _k(tensors, trainer, config_path)) if kind == "topk" else None,
         apply_b_dec_to_input=True,
         about=given.about(
@@ -92,11 +97,24 @@ def read_dictionary(path: Path, given: Given) -> SAE:
             weights_path,
             source=path,
             model_name=trainer.get("lm_name"),
-            layer=trainer.get("layer"),
+            layer=_layer(trainer, config_path),
             site=_site(trainer.get("submodule_name")),
         ),
     )
     return check_sizes(sae, config_path, trainer)
+
+
+def _layer(trainer: Mapping[str, Any], config_path: Path) -> int | None:
+    """The layer by its number and by the name of the module, such as resid_post_layer_11."""
+    layer, named = trainer.get("layer"), re.search(r"layer_(\d+)", trainer.get("submodule_name") or "")
+    if layer is None:
+        return int(named[1]) if named else None
+    if layer < 0 or (named and int(named[1]) != layer):
+        raise ValueError(
+            f"{config_path} gives layer as {layer}, and the module as {quoted(trainer.get('submodule_name'))}: "
+            "take the one that is right"
+        )
+    return int(layer)
 
 
 def _k(tensors: Mapping[str, Tensor], trainer: Mapping[str, Any], config_path: Path) -> int:

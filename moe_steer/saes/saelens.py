@@ -65,6 +65,10 @@ def read_saelens(path: Path, given: Given) -> SAE:
     if kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
         encoder, bias, decoder = fold_decoder_norm(encoder, bias, decoder)
     finetuned = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
+    if finetuned is None and config.get("finetuning_scaling_factor"):
+        raise ValueError(
+            f"{path / CONFIG} has finetuning_scaling_factor set, and {WEIGHTS} has none: download both again"
+        )
     if finetuned is not None and not torch.equal(finetuned, torch.ones_like(finetuned)):
         decoder = decoder * finetuned.to(decoder.dtype)[:, None]  # a factor applied to activations just before decoding
     hook = _metadata(path, config, "hook_name", "hook_point")

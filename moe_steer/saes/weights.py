@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import zipfile
 from collections.abc import Mapping
@@ -183,7 +184,9 @@ def pick(tensors: Mapping[str, Tensor], path: Path, *names: str) -> Tensor:
                     f"{path} holds {name} as {found.dtype}: numbers with a point are expected, download it again"
                 )
             found = widen(found)
-            if found.numel() and not all(map(torch.isfinite, torch.aminmax(found))):
+            low, high = map(float, torch.aminmax(found)) if found.numel() else (0.0, 0.0)  # NaN where a number is
+            # A threshold without a limit is that of an atom that never acts.
+            if not (low > -math.inf and (high < math.inf or "threshold" in name)):
                 raise ValueError(f"{path} holds numbers that are NaN or infinite in {name}: download it again")
             return found
     raise ValueError(

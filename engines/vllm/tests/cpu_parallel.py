@@ -1,8 +1,8 @@
 """What vLLM's CPU build lacks for experts on several ranks, as ``worker_extension_cls`` of an engine: imported in each of its workers.
 
-Its kernel for experts is handed the map of experts to ranks and does not look at it: ids of experts that lie elsewhere are read behind
-the weights (SIGSEGV). And its collectives have no ``all_gatherv`` and ``reduce_scatterv``, by which data-parallel ranks exchange tokens.
-Everything else, the router and what this project puts into it included, is vLLM's own code.
+Its layer hands the map of experts to ranks to the experts of a CPU, which do not look at it: their kernel takes the ids of experts that
+lie elsewhere for places of its own tables, and sums up something else or dies (SIGSEGV). And its collectives have no ``all_gatherv`` and
+``reduce_scatterv``, by which data-parallel ranks exchange tokens (NotImplementedError). Everything else is as vLLM has it.
 """
 
 from __future__ import annotations

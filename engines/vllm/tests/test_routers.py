@@ -8,14 +8,14 @@ model's experts to their replicas is vLLM's, in Triton's interpreter.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+import interpreted  # noqa: F401 - before vLLM is imported
 
+# isort: split
 import numpy as np
 import pytest
 import torch
@@ -23,7 +23,6 @@ import triton
 import vllm.platforms
 import vllm.triton_utils
 from torch import Tensor, nn
-from triton.runtime import interpreter
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 from vllm.distributed.eplb.eplb_state import EplbLayerState, EplbState, compute_logical_maps
@@ -93,8 +92,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """What runs on a GPU alone, made to run here."""
     monkeypatch.setattr("vllm._custom_ops.topk_softmax", top_k(lambda logits: logits.softmax(-1)))
     monkeypatch.setattr("vllm._custom_ops.topk_sigmoid", top_k(torch.sigmoid))
-    add = interpreter._interpreter.atomic_rmw  # wants a mask of bools, and is given one of numbers
-    monkeypatch.setattr(interpreter._interpreter, "atomic_rmw", lambda o, p, v, mask, s: add(o, p, v, mask.astype(bool), s))  # fmt: skip
     with pytest.MonkeyPatch.context() as there:
         there.setattr(vllm.platforms, "current_platform", SimpleNamespace(is_cuda_alike=lambda: True))
         there.setattr(vllm.triton_utils, "triton", triton)
