@@ -134,7 +134,7 @@ def _problem(path: Path, promised: set[str], listed: Mapping[str, str]) -> str:
     if odd := sorted(tensor for tensor in held if listed and tensor not in listed and not tensor.endswith(UNREAD)):
         return f"the index does not list its tensor {odd[0]}"
     # The library reads the files in the order of their names and keeps the last: an overlay comes last, and the index names it.
-    if again := sorted(tensor for tensor in held if listed and listed[tensor] < path.name):
+    if again := sorted(tensor for tensor in held if listed.get(tensor, path.name) < path.name):
         return f"it holds {again[0]} again, which the index takes from {listed[again[0]]}"
     return ""
 
