@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from moe_steer.console import aligned
@@ -37,7 +38,6 @@ class Compare:
     def run(self) -> int:
         """Print the arms and the verdicts."""
         import json
-        from pathlib import Path
 
         from moe_steer.files import write_whole
         from reasoning_evals import compare_arms
@@ -73,8 +73,6 @@ def rows_of_folders(folders: Sequence[str]) -> list[GradeRow]:
 
     ValueError where that does not tell them apart: one folder given twice, or two folders of one name.
     """
-    from pathlib import Path
-
     from reasoning_evals.runs import grade_run
 
     places = [Path(folder).resolve() for folder in folders]
@@ -95,7 +93,25 @@ def rows_of_folders(folders: Sequence[str]) -> list[GradeRow]:
                 f"two runs call an arm {arm!r}: that of {folder} is named {new!r} here (generate names one with --arm-name)"
             )
         found += [dataclasses.replace(row, arm=names.get(row.arm, row.arm)) for row in rows]
+    for note in sampling_notes(folders):
+        print(note)
     return found
+
+
+def sampling_notes(folders: Sequence[str | Path]) -> list[str]:
+    """A sentence for every run that was sampled in another way than the first: what is compared is that difference too."""
+    from reasoning_evals.runs import read_run
+
+    rules = [read_run(Path(folder))["config"]["sampling"] for folder in folders]
+    notes = []
+    for folder, rule in zip(folders[1:], rules[1:], strict=True):
+        drawn = not (rule["greedy"] and rules[0]["greedy"])
+        names = ("greedy", *(("temperature", "top_p", "top_k") if drawn else ()), "max_new_tokens")
+        if other := [f"{name} {rule[name]} and not {rules[0][name]}" for name in names if rule[name] != rules[0][name]]:
+            notes.append(
+                f"NOTE: {folder} was sampled with {', '.join(other)} as {folders[0]}: a difference may come from that"
+            )
+    return notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +148,6 @@ class Power:
     def run(self) -> int:
         """Print the tables."""
         import json
-        from pathlib import Path
 
         from moe_steer.files import write_whole
         from reasoning_evals.comparing import plan_power
@@ -193,6 +208,8 @@ class Power:
         if self.arm is None:
             return assume_from_baseline(list(table.values()), self.effect_sd), size
         other = _table(grade_run(self.arm_folder) if self.arm_folder else rows, self.arm)
+        for note in sampling_notes([self.baseline, self.arm_folder] if self.arm_folder else ()):
+            print(note)
         if other.keys() != table.keys():
             raise ValueError(
                 f"arms {self.baseline_arm!r} and {self.arm!r} have different problems: sample the same in both"

@@ -66,8 +66,9 @@ class Falsify(TraceOptions, PromptOptions, HeldModel):
 
         from expert_stats import MarkerSet
         from expert_stats.causes import falsify, probes_of
+        from launch.core.option_checks import layer_and_number
         from launch.core.session import load_asked
-        from launch.core.wiring import layer_and_number, read_any_traces, text_lines
+        from launch.core.wiring import read_any_traces, text_lines
 
         experts = [layer_and_number(word, "experts") for word in self.experts] + self._best()
         atoms = [layer_and_number(word, "atoms") for word in self.atoms]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,8 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         summary = run_arms(
             [arm], problems, self.out, self.num_samples, config, self.seed, task=Path(self.problems).stem
         )
+        if plan is not None:  # for moe-steer inspect, which steers the answers again
+            plan.with_files(lambda path: os.path.relpath(path, self.out), self.out).save(Path(self.out, "plan.json"))
         rows = grade_run(self.out, problems)
         speed = f", {summary.num_new_tokens / summary.seconds:.0f} tokens/s" if summary.num_new else ""
         print(f"{len(rows)} samples of {len(problems)} problems, {summary.num_new} of them new{speed}")

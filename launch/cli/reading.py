@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from launch.cli.comparing import sampling_notes
+
 if TYPE_CHECKING:
     from reasoning_evals.thoughts import AttemptJudge, TracedSample
 
@@ -156,6 +158,7 @@ class Thinking:
         folders = [_run_folder(Path(given)) for given in (self.folder, *self.arm_folder)]
         configs = [read_run(folder)["config"] for folder in folders]
         names = _arm_names(folders, configs)
+        print("".join(f"{note}\n" for note in sampling_notes(folders)), end="")
         baseline = self.baseline_arm or names[0]
         if baseline not in names:
             raise ValueError(f"--baseline-arm {baseline} is not an arm of {folders[0]}: it has {', '.join(names)}")

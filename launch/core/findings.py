@@ -118,7 +118,10 @@ def write_results(folder: Path, values: Mapping[str, Any]) -> None:
 def read_results(folder: Path, job: str) -> dict[str, Any]:
     """What ``write_results`` wrote; ValueError, with what to do, for a job that is not finished."""
     again = f"start launch/{job}.py again, it continues where it was"
-    return read_json(folder / RESULTS_FILE, again, missing=f"{folder} holds an unfinished job: {again}")
+    values = read_json(folder / RESULTS_FILE, again, missing=f"{folder} holds an unfinished job: {again}")
+    if not isinstance(values.get("warnings"), list):
+        raise ValueError(f"{folder / RESULTS_FILE} is not what a job wrote, it lists no warnings: {again}")
+    return values
 
 
 def nothing_fired(plan: SteeringPlan, rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -71,6 +71,14 @@ def named_files(given: Iterable[str], noun: str) -> dict[str, str]:
     return found
 
 
+def layer_and_number(word: str, option: str) -> tuple[int, int]:
+    """What ``LAYER:NUMBER`` names: an expert, or an atom. ValueError for anything else."""
+    layer, colon, number = word.partition(":")
+    if not colon or not layer.isdigit() or not number.isdigit():
+        raise ValueError(f"--{option} {word!r}: write LAYER:{option[:-1].upper()}, for example 3:17")
+    return int(layer), int(number)
+
+
 def check_counts(options: Any, names: Collection[str]) -> None:
     """ValueError for a number below 1 among the named options; None means that it is not given."""
     for name in names:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expert_stats import ExpertScores, MarkerSet, RoutingRecorder, Trace, TraceFiring, run_traces
+from launch.core.option_checks import layer_and_number
 from launch.core.options import ELSEWHERE, ModelOptions, options_from
-from launch.core.wiring import layer_and_number, markers_for, traces_of
+from launch.core.wiring import markers_for, traces_of
 from moe_steer import SteeringPlan, steer
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.layers import model_shape
@@ -73,14 +74,14 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
 
     step = folder / "test" if (folder / "test").is_dir() else folder
     completions = list(read_generations(step))
-    plans = _plans_of(folder, {item.arm for item in completions})
+    plans = _plans_of(folder, step)
     scores = ExpertScores.load(folder / "scores.json") if (folder / "scores.json").is_file() else None
     experts = {layer_and_number(word, "experts"): "named" for word in named} or experts_to_show(plans, scores)
     if not experts:
         raise ValueError(f"{folder} names no experts: give some as --experts LAYER:EXPERT")
-    config = read_run(folder)["config"]
-    if model_name:
-        config = config | {"model": model_name}
+    config = dict(read_run(folder)["config"])
+    if model := model_name or config.get("model") or _model_of(step):
+        config["model"] = model
     asked = _model_options(config, backend)
     model, tokenizer = load_asked(asked, batch=1, context=None)
     chosen = first_answers(completions, list(plans), num)
@@ -91,17 +92,27 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
     )
 
 
-def _plans_of(folder: Path, arms: Collection[str]) -> dict[str, SteeringPlan | None]:
-    """Arm -> its plan, of the arms of which the folder says it: the main job's own."""
-    files = {"steered": folder / "plan.json", "placebo": folder / "placebo.json"}
-    found: dict[str, SteeringPlan | None] = {"baseline": None} if "baseline" in arms else {}
-    found |= {arm: SteeringPlan.load(file) for arm, file in files.items() if arm in arms and file.is_file()}
+def _plans_of(folder: Path, step: Path) -> dict[str, SteeringPlan | None]:
+    """Arm -> its plan, of the arms whose plan is none or lies in the folder; of others it is said that they are left out."""
+    files = [folder / "plan.json", folder / "placebo.json", *sorted((folder / "plans").glob("*.json"))]
+    there = {plan.digest(): plan for plan in (SteeringPlan.load(file) for file in files if file.is_file())}
+    arms = read_run(step)["config"]["arms"]
+    asked = {name: arm["details"].get("plan") for name, arm in arms.items()}
+    found = {name: there.get(digest) for name, digest in asked.items() if digest is None or digest in there}
+    left = ", ".join(name for name in asked if name not in found)
     if not found:
         raise ValueError(
-            f"{folder} does not say how its arms ({', '.join(sorted(arms)[:8])}) were steered: give a folder of the main job, "
-            "or of unsteered answers"
+            f"{folder} does not hold the plans of its arms ({left}): put each beside run.json, as plan.json or into a folder plans"
         )
+    if left:
+        print(f"left out, as their plans are not in {folder}: {left}")
     return found
+
+
+def _model_of(step: Path) -> str | None:
+    """The model that the samplers of a run name."""
+    models = [arm["sampler"].get("model") for arm in read_run(step)["config"]["arms"].values()]
+    return models[0] if models else None
 
 
 def _model_options(config: Mapping[str, Any], backend: str) -> ModelOptions:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,11 +37,10 @@ from moe_steer.json_files import not_utf8
 from moe_steer.layers import ModelShape
 from moe_steer.thinking import thinking_format, token_tags
 from reasoning_evals import Completion
-from reasoning_evals.runs import read_completions, sample_name
+from reasoning_evals.runs import RUN_FILE, read_completions, read_generations, read_run, sample_name
 
-_FOLDERS: list[
-    tempfile.TemporaryDirectory[str]
-] = []  # they live as long as the process, like the plans that read from them
+# They live as long as the process, like the plans that read from them.
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 _ANOTHER = "they were made with another tokenizer; give that model, or sample again with this one"
 
 
@@ -65,36 +66,38 @@ def read_any_traces(paths: Sequence[str], tokenizer: Any, arm: str | None = None
     found: list[Trace] = []
     for name in paths:
         path = Path(name)
-        files = sorted(path.rglob("generations*.jsonl")) if path.is_dir() else [path]
-        if not files or not files[0].exists():
+        folders = sorted({file.parent for file in path.rglob("generations*.jsonl")}) if path.is_dir() else []
+        if not folders and not path.is_file():
             raise ValueError(f"no traces at {name!r}: give trace files, generations*.jsonl, or the folder of a run")
-        arms = sorted(
-            {item.arm for file in files if file.name.startswith("generations") for item in read_completions(file)}
-        )
+        if not folders and not path.name.startswith("generations"):
+            traces = read_traces(path, strict=True)
+            _check_traces(path, traces, tokenizer)
+            found += traces
+            continue
+        sampled = {folder: list(read_generations(folder)) for folder in folders} or {path: list(read_completions(path))}
+        arms = sorted({item.arm for completions in sampled.values() for item in completions})
         if len(arms) > 1 and arm is None:
             raise ValueError(
                 f"{name} holds the answers of {len(arms)} arms ({', '.join(arms[:8])}): name one with --arm, or give a folder of one"
             )
-        for file in files:
-            if file.name.startswith("generations"):
-                completions = _of_arm(file, list(read_completions(file)), arm)
-                _check_completions(file, completions, tokenizer)
-                found += traces_of(completions, tokenizer)
-            else:
-                traces = read_traces(file, strict=True)
-                _check_traces(file, traces, tokenizer)
-                found += traces
+        for source, completions in sampled.items():
+            _say_unfinished(source, completions)
+            wanted = _of_arm(source, completions, arm)
+            _check_completions(source, wanted, tokenizer)
+            found += traces_of(wanted, tokenizer)
     if not found:
         raise ValueError(f"{', '.join(paths)} hold no traces: there is nothing to count")
     return found
 
 
-def layer_and_number(word: str, option: str) -> tuple[int, int]:
-    """What ``LAYER:NUMBER`` names: an expert, or an atom. ValueError for anything else."""
-    layer, colon, number = word.partition(":")
-    if not colon or not layer.isdigit() or not number.isdigit():
-        raise ValueError(f"--{option} {word!r}: write LAYER:{option[:-1].upper()}, for example 3:17")
-    return int(layer), int(number)
+def _say_unfinished(source: Path, completions: Sequence[Completion]) -> None:
+    config = read_run(source)["config"] if (source / RUN_FILE).is_file() else {}
+    if "arm_order" in config and os.environ.get("RANK", "0") == "0":
+        asked = len(config["arm_order"]) * config["num_problems"] * config["k"]
+        if len(completions) < asked:
+            print(
+                f"NOTE: {source} is not finished, {len(completions)} of its {asked} answers are read", file=sys.stderr
+            )
 
 
 def text_lines(name: str) -> list[str]:
@@ -127,10 +130,6 @@ def read_routed(paths: Sequence[str], tokenizer: Any, shape: ModelShape) -> Iter
         yield item
 
 
-ROUTED = "--enable-return-routed-experts"
-"""The option of vLLM's server that sends routing."""
-
-
 def count_served(
     connection: Connection, traces: Sequence[Trace], shape: ModelShape, markers: MarkerSet, **options: Any
 ) -> RoutingCounts:
@@ -152,7 +151,7 @@ def served_routing(connection: Connection, traces: Sequence[Trace], shape: Model
         (choice,) = reply["choices"] if len(reply["choices"]) == 1 else ({},)
         if choice.get("routed_experts") is None:
             raise ValueError(
-                f"the server at {connection.server.base_url} sends no routed_experts: start vLLM with {ROUTED}, "
+                f"the server at {connection.server.base_url} sends no routed_experts: start vLLM with --enable-return-routed-experts, "
                 "or count with the model loaded ('moe-steer collect') and give the file (steer_r1.py --counts)"
             )
         read = choice.get("prompt_token_ids", reply.get("prompt_token_ids"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def rebuild(folder: Path, asked: Rereading = NOTHING_MORE) -> str | None:
     try:
         findings: Findings = import_module(JOBS[name]).read(folder)
     except ValueError as error:
-        raise error if str(folder) in str(error) else ValueError(f"{folder / 'run.json'}: {error}") from error
+        named = any(word == str(folder) or word.startswith(f"{folder}/") for word in re.split(r"[\s:]+", str(error)))
+        raise error if named else ValueError(f"{folder / 'run.json'}: {error}") from error
     except (
         LookupError,
         TypeError,

@@ -130,12 +130,18 @@ def read(folder: Path) -> Findings:
     """A finished evaluation; ValueError for one that is not finished, or that does not say its options."""
     run = read_run(folder)
     results = read_results(folder, NAME)
-    if OPTIONS not in run:
+    if not isinstance(run.get(OPTIONS), dict):
         raise ValueError(
             f"{folder / 'run.json'} does not say which options it was made with: start launch/evaluate.py again with the same "
             "options, it samples nothing twice and writes the pages"
         )
-    return _findings(options_from(run[OPTIONS], EvaluateOptions), grade_run(folder), results["warnings"], folder)
+    options = options_from(run[OPTIONS], EvaluateOptions)
+    if (asked := [arm_name(parse_arm(word)) for word in options.arms]) != run["config"]["arm_order"]:
+        raise ValueError(
+            f"{folder / 'run.json'} has options for the arms {', '.join(asked)} and samples of {', '.join(run['config']['arm_order'])}: "
+            "restore it"
+        )
+    return _findings(options, grade_run(folder), results["warnings"], folder)
 
 
 def _problems(options: EvaluateOptions) -> list[Problem]:

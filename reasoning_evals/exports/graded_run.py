@@ -123,15 +123,6 @@ def open_graded_run(folder: Path | str, private: bool = False) -> GradedRun:
             f"the questions of {name} are not to be published, and an export holds them: set private if it stays with you"
         )
     rows = grade_run(path, problems)
-    if missing := sorted(
-        {"greedy", "max_new_tokens", "batch_size", "temperature", "top_p", "top_k"} - set(run["config"]["sampling"])
-    ):
-        raise ValueError(f"{path / 'run.json'} does not say the {missing[0]} of its sampling: restore the file")
-    for name, arm in run["config"]["arms"].items():
-        if missing := sorted({"details", "sampler"} - set(arm)):
-            raise ValueError(
-                f"{path / 'run.json'} does not say the {missing[0]} of arm {quoted(name)}: restore the file"
-            )
     try:
         created = datetime.fromisoformat(run["created"]).astimezone(timezone.utc)
     except (KeyError, TypeError, ValueError, OverflowError):

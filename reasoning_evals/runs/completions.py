@@ -84,6 +84,8 @@ class Completion:
         if not names.difference(_OPTIONAL) <= set(row) <= names:
             raise ValueError(f"a completion has the keys {sorted(names)}, got {quoted(sorted(row))}")
         check_types(row, "", _TYPES)
+        if min(row["token_ids"], default=0) < 0:
+            raise ValueError(f"token_ids hold {min(row['token_ids'])}: a token's number is 0 or more")
         return cls(**{**row, "token_ids": tuple(row["token_ids"])})
 
 

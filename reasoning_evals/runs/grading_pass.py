@@ -112,18 +112,17 @@ def grade_run(
             raise ValueError(
                 f"{folder} holds a sample of problem {completion.problem_id!r}, which is not among the problems"
             )
-        if completion.arm not in readers:
-            raise ValueError(
-                f"{folder} holds a sample of arm {completion.arm!r}, which is not of this run: {sorted(readers)} are"
-            )
         row = judge_one(completion, problem, judge, readers[completion.arm])
         rows[row.arm, row.problem_id, row.sample_idx] = row
     expected = [(arm, name, j) for arm in config["arm_order"] for name in by_id for j in range(config["k"])]
-    missing = [key for key in expected if key not in rows]
-    if missing or len(rows) != len(expected):
+    if extra := sorted(set(rows) - set(expected)):
         raise ValueError(
-            f"{folder} has {len(rows)} of {len(expected)} samples, {len(missing)} are missing "
-            f"(first: {missing[0] if missing else 'none'}): run it again, it continues where it was"
+            f"{folder} holds samples that are not of this run, which has {config['k']} a problem (first: {extra[0]}): take them out"
+        )
+    if missing := [key for key in expected if key not in rows]:
+        raise ValueError(
+            f"{folder} has {len(rows)} of {len(expected)} samples, {len(missing)} are missing (first: {missing[0]}): run it again, it "
+            "continues where it was"
         )
     ordered = [rows[key] for key in expected]
     if os.access(folder, os.W_OK):  # the folder may be on a read-only disk: its results can still be read

@@ -48,6 +48,7 @@ from reasoning_evals.runs.completions import Completion, CompletionKey, JsonLine
 from reasoning_evals.runs.grading_pass import GradeRow, grade_run, read_grades
 from reasoning_evals.runs.run_folder import (
     PROBLEMS_FILE,
+    config_hash,
     content_digest,
     digest,
     generation_file,
@@ -188,11 +189,9 @@ def _work_of(
         "details": dict(arm.details),
         "prompts": digest([prompt.text for prompt in prompts]),
     }
-    config_hash = digest(
-        {"task": task, "k": k, "seed": seed, "sampling": config.to_dict(), "arm": arm.name, **identity}
-    )
-    keys = [CompletionKey(arm.name, task, problem.problem_id, 0, config_hash) for problem in problems]
-    return _ArmWork(arm, identity, config_hash, plan_chunks(keys, prompts, k, seed, config.batch_size))
+    made = config_hash({"task": task, "k": k, "seed": seed, "sampling": config.to_dict()}, arm.name, identity)
+    keys = [CompletionKey(arm.name, task, problem.problem_id, 0, made) for problem in problems]
+    return _ArmWork(arm, identity, made, plan_chunks(keys, prompts, k, seed, config.batch_size))
 
 
 class _Book:

@@ -76,10 +76,22 @@ _CONFIG_TYPES = {
     "arms": dict,
     "k": int,
     "num_problems": int,
+    "problems": str,
     "sampling": dict,
     "seed": int,
     "task": str,
 }
+
+
+_SAMPLING_TYPES = {
+    "greedy": bool,
+    "max_new_tokens": int,
+    "batch_size": int,
+    "top_k": int,
+    "temperature": float,
+    "top_p": float,
+}
+_ARM_TYPES = {"sampler": dict, "details": dict, "prompts": str, "config_hash": str}
 
 
 def digest(value: Any) -> str:
@@ -87,12 +99,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
+def config_hash(config: Mapping[str, Any], name: str, arm: Mapping[str, Any]) -> str:
+    """Over all that decides an arm's samples but the choice of problems. ``config``: of the run; ``arm``: its own entry."""
+    about = {key: config[key] for key in ("task", "k", "seed", "sampling")}
+    return digest({**about, "arm": name, **{key: arm[key] for key in ("sampler", "details", "prompts")}})
+
+
 def run_problems(folder: Path) -> list[Problem]:
     """The problems of a run. ValueError where problems.jsonl is not the one that the run was made with: an edited target would
     change every accuracy without a word."""
     problems = read_problems(folder / PROBLEMS_FILE)
-    wanted = read_run(folder)["config"].get("problems")
-    if wanted is not None and digest([problem.to_dict() for problem in problems]) != wanted:
+    if digest([problem.to_dict() for problem in problems]) != read_run(folder)["config"].get("problems"):
         raise ValueError(
             f"{folder / PROBLEMS_FILE} does not hold the problems of this run, whose digest is in {RUN_FILE}: restore the file "
             "(from Python, grade_run takes corrected targets as its problems)"
@@ -139,36 +156,39 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def _check_arms(path: Path, config: Mapping[str, Any]) -> None:
-    """ValueError for entries of arms that no run wrote, such as a thinking format that is none."""
-    types = {
-        "greedy": bool,
-        "max_new_tokens": int,
-        "batch_size": int,
-        "top_k": int,
-        "temperature": float,
-        "top_p": float,
-    }
-    check_types(config.get("sampling", {}), f"{path}, sampling", types)
-    for name, arm in config.get("arms", {}).items():
+    """ValueError for entries of arms that no run wrote, such as a thinking format that is none, and for settings that were changed since."""
+    if absent := sorted(set(_SAMPLING_TYPES) - set(config["sampling"])):
+        raise ValueError(f"{path} does not say the {absent[0]} of its sampling: restore the file")
+    check_types(config["sampling"], f"{path}, sampling", _SAMPLING_TYPES)
+    if not config["arms"] or sorted(config["arm_order"]) != sorted(config["arms"]):
+        raise ValueError(
+            f"{path} orders the arms {quoted(config['arm_order'])} and describes {quoted(sorted(config['arms']))}: restore the file"
+        )
+    for name, arm in config["arms"].items():
         where = f"{path}, arm {quoted(name)}"
         if not isinstance(arm, dict):
             raise ValueError(f"{where} is {quoted(arm)}: restore the file, or take another folder")
-        check_types(arm, where, {"sampler": dict, "details": dict, "config_hash": str})
-        check_types(arm.get("sampler", {}), where, {"model": str | None})
+        if absent := sorted(set(_ARM_TYPES) - set(arm)):
+            raise ValueError(f"{path} does not say the {absent[0]} of arm {quoted(name)}: restore the file")
+        check_types(arm, where, _ARM_TYPES)
+        check_types(arm["sampler"], where, {"model": str | None})
         try:
             arm_thoughts(arm)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{where} does not say how its texts are split ({short(error)}): restore the file"
             ) from error
+        if config_hash(config, name, arm) != arm["config_hash"]:
+            raise ValueError(
+                f"{where}: its settings are not those that its samples were made with (they do not give its config_hash): restore the file"
+            )
 
 
 def refuse_job(folder: Path) -> None:
     """ValueError for the folder of a job with several steps: its samples are in the folders of the steps."""
-    if not (folder / PROBLEMS_FILE).exists() and (folder / "test" / RUN_FILE).exists():
-        raise ValueError(
-            f"{folder} is the folder of a job and holds no samples itself: give one of its steps, {folder}/test"
-        )
+    if "arm_order" not in read_run(folder)["config"]:
+        step = f", {folder}/test" if (folder / "test" / RUN_FILE).exists() else ""
+        raise ValueError(f"{folder} is the folder of a job and holds no samples itself: give one of its steps{step}")
 
 
 def generation_file(folder: Path, rank: int, world_size: int) -> Path:
@@ -179,11 +199,23 @@ def generation_file(folder: Path, rank: int, world_size: int) -> Path:
 def read_generations(folder: Path) -> Iterator[Completion]:
     """Every completion of a run once, in the order of the files, for any number of ranks.
 
-    ValueError when a sample is there twice with different content. Keeps one digest per sample in memory.
+    ValueError when a sample is there twice with different content, and for one of another arm, or made with other settings, than run.json
+    has (where there is one). Keeps one digest per sample in memory.
     """
+    config = read_run(folder)["config"] if (folder / RUN_FILE).is_file() else {}
+    arms = config["arms"] if "arm_order" in config else None
     seen: dict[tuple[Any, ...], bytes] = {}
     for path in sorted(folder.glob("generations*.jsonl")):
         for completion in read_completions(path):
+            if arms is not None and completion.arm not in arms:
+                raise ValueError(
+                    f"{path} holds a sample of arm {completion.arm!r}, which is not of this run: {sorted(arms)} are"
+                )
+            if arms is not None and completion.config_hash != arms[completion.arm]["config_hash"]:
+                raise ValueError(
+                    f"{path} holds a sample that is not of this run (sample {completion.sample_idx} of problem {completion.problem_id!r}, arm "
+                    f"{completion.arm!r}, was made with other settings than {RUN_FILE} has): take it out, or take another folder"
+                )
             content = content_digest(completion)
             if completion.key not in seen:
                 seen[completion.key] = content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from reasoning_evals.tasks.spec import ask
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
+_OPTIONAL = ("unit", "cluster_id", "domain", "tolerance")
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -28,7 +30,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif name.endswith(".parquet"):
         import pyarrow.parquet
 
-        for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist()):
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(f"{path} is no parquet file ({short(error)}): make or download it again") from error
+        for number, row in enumerate(rows):
             yield f"{path}: row {number}", row
     else:
         raise ValueError(f"{path} is not a data file: expected a name that ends in {', '.join(SUFFIXES)}")
@@ -97,6 +103,8 @@ def load_own_file(
     problems = []
     for number, (where, row) in enumerate(read_rows(source)):
         fields = dict(row) if columns is None else _pick(row, columns, where)
+        if source.name.endswith((".csv", ".csv.gz")):
+            fields = _from_cells(fields)
         fields.setdefault("problem_id", f"{source.name.removesuffix('.gz').rpartition('.')[0]}-{number}")
         for name, value in given.items():
             if fields.get(name) is None:
@@ -110,6 +118,14 @@ def load_own_file(
         except (ValueError, KeyError) as error:
             raise ValueError(f"{where}: {error}") from error
     return _some(problems, path)
+
+
+def _from_cells(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the cells of a CSV row say: all are texts, and an optional one that is empty says nothing."""
+    found = {name: None if value == "" and name in _OPTIONAL else value for name, value in fields.items()}
+    with suppress(TypeError, ValueError):
+        found |= {"tolerance": float(str(found["tolerance"]))} if "tolerance" in found else {}
+    return found
 
 
 def _some(problems: list[Problem], path: str) -> list[Problem]:

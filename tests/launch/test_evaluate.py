@@ -177,11 +177,22 @@ def test_the_page_of_a_folder_that_says_less_is_not_replaced_by_a_poorer_one(
     command = [*SMALL, "--arms", "baseline", "nowait", "--out", str(folder)]
     assert main(command) == 0
     run = json.loads((folder / "run.json").read_text())
-    page = (folder / "report.html").read_bytes()
+    page, results = ((folder / name).read_bytes() for name in ("report.html", "results.json"))
     for job in ("of later", ["evaluate"]):
         (folder / "run.json").write_text(json.dumps(run | {"job": job}))
         assert command_line(["report", str(folder)]) == 1
         assert f"the job {job!r}, which this version does not know" in capsys.readouterr().err
+    options = run["options"] | {"arms": ["baseline", "tip"]}
+    (folder / "run.json").write_text(json.dumps(run | {"job": "evaluate", "options": options}))
+    assert command_line(["report", str(folder)]) == 1
+    assert "run.json has options for the arms baseline, tip and samples of baseline, nowait" in capsys.readouterr().err
+    (folder / "results.json").write_text("{}")
+    assert command_line(["report", str(folder)]) == 1
+    assert (
+        "results.json is not what a job wrote, it lists no warnings: start launch/evaluate.py"
+        in capsys.readouterr().err
+    )
+    (folder / "results.json").write_bytes(results)
     del run["options"]
     (folder / "run.json").write_text(json.dumps(run))
     capsys.readouterr()

@@ -1,0 +1,45 @@
+"""Problems in a user's own file, from the command to the run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.cli.main import main
+
+
+def generate(file: Path, out: Path) -> int:
+    limits = ["--greedy", "--max-new-tokens", "4"]
+    return main(["generate", "--model", "lab", "--problems", str(file), *limits, "--out", str(out)])
+
+
+def test_a_csv_may_leave_optional_cells_empty_and_state_a_tolerance(tmp_path: Path) -> None:
+    head = "problem_id,prompt,target,answer_type,unit,tolerance,domain\n"
+    (tmp_path / "mine.csv").write_text(f"{head}a,What is 1 + 1?,2,integer,,,\nb,How far?,3.5,quantity,m,0.1,physics\n")
+    assert generate(tmp_path / "mine.csv", tmp_path / "run") == 0
+    first, second = map(json.loads, (tmp_path / "run" / "problems.jsonl").read_text().splitlines())
+    assert [first.get(name) for name in ("target", "unit", "tolerance", "domain")] == ["2", None, None, None]
+    assert [second.get(name) for name in ("target", "unit", "tolerance", "domain")] == ["3.5", "m", 0.1, "physics"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("mine.parquet", b"hello", "mine.parquet is no parquet file (.*): make or download it again"),
+        ("mine.csv", b"problem_id,prompt,target,answer_type,tolerance\na,Q?,2,number,wide\n", "mine.csv:2: .*tolerance is 'wide'"),
+        ("mine.csv", b"problem_id,prompt,target,answer_type\na,Q?,,number\n", "mine.csv:2: problem 'a': target is ''"),
+    ],
+)  # fmt: skip
+def test_what_is_no_set_of_problems_is_refused_in_one_line(
+    name: str, content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    (tmp_path / name).write_bytes(content)
+    assert generate(tmp_path / name, tmp_path / "run") == 1
+    error = capsys.readouterr().err
+    assert re.search(said.replace("(.*)", r"\(.*\)"), error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
