@@ -163,8 +163,8 @@ def check_types(values: dict[str, Any], where: str, expect: Mapping[str, Any]) -
 
 
 def record_of(kind: Any, data: Mapping[str, Any], where: str, **built: Any) -> Any:
-    """A dataclass from its JSON object. ``built``: the fields that are more than plain JSON values, made by the caller. ValueError for a
-    value of another type, and for a key that is missing or unknown."""
+    """A dataclass from its JSON object, lists as the tuples that its fields are. ``built``: the fields that are more than plain JSON values,
+    made by the caller. ValueError for a value of another type, and for a key that is missing or unknown."""
     plain = {key: value for key, value in data.items() if key not in built}
     fields = {field.name: field.default for field in dataclasses.fields(kind) if field.default_factory is MISSING}
     if odd := sorted(set(plain) - {field.name for field in dataclasses.fields(kind)}):
@@ -172,7 +172,8 @@ def record_of(kind: Any, data: Mapping[str, Any], where: str, **built: Any) -> A
     if lacking := [name for name, default in fields.items() if default is MISSING and name not in {*plain, *built}]:
         raise ValueError(f"{where}: {lacking[0]!r} is missing")
     hints = get_type_hints(kind)
-    return kind(**check_types(plain, where, {key: hints[key] for key in plain}), **built)
+    check_types(plain, where, {key: hints[key] for key in plain})
+    return kind(**{key: _as_tuples(value, hints[key]) for key, value in plain.items()}, **built)
 
 
 def is_number(value: object) -> bool:
@@ -262,16 +263,20 @@ def _encodes(text: str) -> bool:
     return True
 
 
+def _as_tuples(value: Any, kind: Any) -> Any:
+    return tuple(_as_tuples(one, get_args(kind)[0]) for one in value) if get_origin(kind) is tuple else value
+
+
 def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) in (Union, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind) and type(value) in map(type, get_args(kind))
     if get_origin(kind) in (list, tuple):
-        inner = get_args(kind)[0]
-        return isinstance(value, list) and (
-            set(map(type, value)) <= {inner} if inner in (int, str) else all(_fits(one, inner) for one in value)
-        )
+        inner, *others = get_args(kind)
+        if not isinstance(value, list) or (others and ... not in others and len(value) != 1 + len(others)):
+            return False
+        return set(map(type, value)) <= {inner} if inner in (int, str) else all(_fits(one, inner) for one in value)
     if kind is float:
         return is_number(value)
     return type(value) is kind

@@ -39,7 +39,7 @@ FLOORS = {
     ),
 }  # fmt: skip
 """Folders and files of each room from the ground up: each imports from its own floor and from those below."""
-JSON_RECORDS = {"PairSummary", "PowerPlan", "RankedExpert"}
+JSON_RECORDS = {"ExactEffect", "PairSummary", "PowerPlan", "RankedExpert"}
 """Records that are written whole into results: their readers are outside."""
 TESTED_RECORDS = {"Solution", "BlockFormat", "Certificate"}
 """Records with fields for callers of the Python API, or for the tests that hold what they say."""

@@ -18,7 +18,7 @@ from expert_stats.evidence.json_tables import listed
 from expert_stats.evidence.sums import false_discovery_rate
 from expert_stats.scores import ExpertScores
 from moe_steer.files import write_whole
-from moe_steer.json_files import check_types, quoted, read_json
+from moe_steer.json_files import check_types, quoted, read_json, record_of
 from moe_steer.plan import ExpertGain, SteeringPlan
 
 Array = np.ndarray[Any, Any]
@@ -30,10 +30,6 @@ _TYPES: dict[str, Any] = {
     "kind": str, "version": int, "model": dict, "outcome": dict, "wanted": str, "problems": list[str],
     "value": list[float], "gradient": str, "selected": list[list[int]], "effects": list[dict], "coalition": list[dict], "tested_on": list[str],
     "tables": dict,
-}  # fmt: skip
-_EFFECT: dict[str, Any] = {
-    "experts": list[list[int]], "gains": list[float], "router": str, "by_problem": list[float],
-    **dict.fromkeys(("effect", "low", "high", "p", "q"), float),
 }  # fmt: skip
 
 
@@ -177,8 +173,8 @@ class Causes:
                 value_P=np.array(data["value"], dtype=np.float64).reshape(shape[0]),
                 gradient_PLE=flat.astype(np.float64).reshape(shape),
                 selected_LE=selected_LE,
-                effects=tuple(map(_effect, data["effects"])),
-                coalition=tuple(map(_effect, data["coalition"])),
+                effects=tuple(record_of(ExactEffect, one, "an effect") for one in data["effects"]),
+                coalition=tuple(record_of(ExactEffect, one, "an effect") for one in data["coalition"]),
             )
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{name} holds no causes ({error!r}): {_REMEDY}") from error
@@ -254,14 +250,6 @@ def _verdict(gradient: float, low: float, high: float, q: float, max_q: float, l
 def _surely(row: RankedCause) -> float:
     """The end of the interval nearer to 0, with its sign; 0 where the interval holds 0."""
     return max(row.low, 0.0) + min(row.high, 0.0) if np.isfinite(row.low) else 0.0
-
-
-def _effect(data: Mapping[str, Any]) -> ExactEffect:
-    check_types(dict(data), "an effect", _EFFECT)
-    pairs = tuple((layer, expert) for layer, expert in data["experts"])
-    return ExactEffect(
-        **{**data, "experts": pairs, "gains": tuple(data["gains"]), "by_problem": tuple(data["by_problem"])}
-    )
 
 
 def _plain(value: Any) -> Any:

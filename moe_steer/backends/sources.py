@@ -125,11 +125,7 @@ def one_line_of(path_or_id: str | os.PathLike[str], load: Callable[[], Any], wha
         folder_of_file = Path(name).name == "config.json"
         if not folder_of_file and resolve(name).endswith(".gguf"):
             package = isinstance(error, ImportError) and "gguf" in str(error).lower()
-            remedy = (
-                "pip install 'moe-steer[gguf]'"
-                if package
-                else "fetch it again, or give the checkpoint that the file was made from"
-            )
+            remedy = "pip install 'moe-steer[gguf]'" if package else "give the checkpoint that the file was made from"
             raise ValueError(
                 f"{what}the GGUF file {name!r} cannot be read by transformers ({first[0].rstrip('.')}): {remedy}"
             ) from error

@@ -98,11 +98,9 @@ class Certificate:
     def from_dict(cls, data: Mapping[str, Any]) -> Certificate:
         """The inverse of ``to_dict``."""
         values = {key: value for key, value in data.items() if key != "reversible"}
-        texts = ("notes", "files_written", "parts")
-        check_types(values, "certificate", {"entries": list[dict], **dict.fromkeys(texts, list[str])})
-        entries = tuple(_entry(entry) for entry in data["entries"])
-        lists = {key: tuple(values[key]) for key in texts if key in values}
-        certificate: Certificate = record_of(cls, values, "certificate", entries=entries, **lists)
+        check_types(values, "certificate", {"entries": list[dict]})
+        entries = tuple(record_of(EntryCertificate, entry, "entries") for entry in data["entries"])
+        certificate: Certificate = record_of(cls, values, "certificate", entries=entries)
         return certificate
 
     def summary(self) -> str:
@@ -127,12 +125,6 @@ class Certificate:
         if self.verdict == "exact":
             return f"{self.verdict_words}: the baked model computes what the steered one does"
         return f"{self.verdict_words}: no stored number is off by more than {self.bound:.1e} of itself"
-
-
-def _entry(data: dict[str, Any]) -> EntryCertificate:
-    check_types(data, "entries", {"tensors": list[str]})
-    entry: EntryCertificate = record_of(EntryCertificate, data, "entries", tensors=tuple(data["tensors"]))
-    return entry
 
 
 @dataclass

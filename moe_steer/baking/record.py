@@ -185,8 +185,7 @@ def _checked(body: Mapping[str, Any], folder: str | os.PathLike[str]) -> Record:
 
 def _changed(data: dict[str, Any]) -> ChangedTensor:
     edits = tuple(map(Edit.from_dict, data["edits"]))
-    check_types(data, "changes", {"shape": list[int]})
-    return record_of(ChangedTensor, data, "changes", shape=tuple(data["shape"]), edits=edits, span=None, lost=None)
+    return record_of(ChangedTensor, data, "changes", edits=edits, span=None, lost=None)
 
 
 def _patch(pair: Any) -> Patch:

@@ -6,7 +6,9 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -26,6 +28,7 @@ from moe_steer.json_files import (
     parse_json,
     quoted,
     read_json_lines,
+    record_of,
     short,
 )
 from moe_steer.saes.reading import load_sae
@@ -291,3 +294,30 @@ def test_what_a_library_says_is_shortened() -> None:
     assert short(ValueError("a\n b  c")) == "a b c"
     assert short(KeyError()) == "KeyError"
     assert len(short(ValueError("x" * 10_000))) == 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """For the test below."""
+
+    name: str
+    corners: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...] = ()
+    area: float | None = None
+
+
+def test_a_record_is_made_of_its_json_object_strictly() -> None:
+    data = {"name": "a", "corners": [[0, 1], [2, 3]], "weights": [1, 0.5]}
+    assert record_of(Shape, data, "x") == Shape(name="a", corners=((0, 1), (2, 3)), weights=(1, 0.5))
+    assert record_of(Shape, {"name": "a"}, "x", corners=()) == Shape(name="a", corners=())
+    for change, said in (
+        ({"corners": [[0, 1, 2]]}, "x: 'corners' is"),
+        ({"corners": [[0, "1"]]}, "x: 'corners' is"),
+        ({"weights": "1"}, "x: 'weights' is '1': give a list, each item a number"),
+        ({"area": "1"}, "x: 'area' is '1': give a number or null"),
+        ({"colour": 1}, "x: unknown key 'colour'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            record_of(Shape, {**data, **change}, "x")
+    with pytest.raises(ValueError, match="x: 'name' is missing"):
+        record_of(Shape, {"corners": []}, "x")
