@@ -92,15 +92,19 @@ $(ENGINES)/reference/reference.json: engines/vllm/tests/reference.py $(STAMP)
 
 # vLLM itself, on this machine's CPU: each kind of engine in a process of its own. make engines ARGS="-k prefix"
 engines: $(ENGINES)/venv/.installed $(ENGINES)/reference/reference.json
-	for kind in "not compiled and not parallel and not cost" compiled parallel cost; do \
+	for kind in "not compiled and not parallel" compiled parallel; do \
 		STEER_REFERENCE=$(ENGINES)/reference $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_engine.py -s -m "$$kind" $(ARGS) || [ $$? = 5 ] || exit 1; \
 	done
+	for version in "" $(ENGINES)/vllm-0.30; do \
+		PYTHONPATH=$$version $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_routers.py $(ARGS) || [ $$? = 5 ] || exit 1; \
+	done
 	STEER_REFERENCE=$(ENGINES)/reference STEER_PYTHON=$(CURDIR)/$(ENGINE_PYTHON) PYTHONPATH=. \
-		$(BIN)/python -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_http.py $(ARGS)
+		$(BIN)/python -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_http.py engines/vllm/tests/test_data_parallel.py $(ARGS)
 	STEER_REFERENCE=$(ENGINES)/reference PYTHONPATH=$(ENGINES)/vllm-0.30 $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini \
-		engines/vllm/tests/test_engine.py -s -m "not compiled and not parallel and not cost" $(ARGS)
+		engines/vllm/tests/test_engine.py -s -m "not compiled and not parallel" $(ARGS)
 	STEER_REFERENCE=$(ENGINES)/reference STEER_PYTHON=$(CURDIR)/$(ENGINE_PYTHON) PYTHONPATH=.:$(CURDIR)/$(ENGINES)/vllm-0.30 \
 		$(BIN)/python -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_routed.py $(ARGS)
+	STEER_REFERENCE=$(ENGINES)/reference $(ENGINE_PYTHON) engines/vllm/tests/cpu_time.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

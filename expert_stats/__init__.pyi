@@ -8,6 +8,7 @@ from expert_stats.counter import BASES as BASES
 from expert_stats.counter import RoutingCounter as RoutingCounter
 from expert_stats.counts import RoutingCounts as RoutingCounts
 from expert_stats.counts import sum_counts as sum_counts
+from expert_stats.counts_files import CountsSignature as CountsSignature
 from expert_stats.evidence import ZERO_JOINT as ZERO_JOINT
 from expert_stats.npmi import BY as BY
 from expert_stats.npmi import MISSING_MARKER as MISSING_MARKER
@@ -16,7 +17,6 @@ from expert_stats.npmi import scores_and_estimate as scores_and_estimate
 from expert_stats.plots import DosePoint as DosePoint
 from expert_stats.plots import dose_response as dose_response
 from expert_stats.plots import heat_map as heat_map
-from expert_stats.references import reference_tokens as reference_tokens
 from expert_stats.rivals.pictures import family_matrix as family_matrix
 from expert_stats.rivals.pictures import rank_stability as rank_stability
 from expert_stats.rollouts import Rollout as Rollout
@@ -30,8 +30,8 @@ from expert_stats.select import MAX_Q as MAX_Q
 from expert_stats.select import Unproven as Unproven
 from expert_stats.select import select_experts as select_experts
 from expert_stats.select import select_placebo as select_placebo
-from expert_stats.signature import CountsSignature as CountsSignature
 from expert_stats.trace_counts import TraceCounts as TraceCounts
+from expert_stats.trace_counts import reference_tokens as reference_tokens
 from expert_stats.wording import evidence_sentence as evidence_sentence
 from expert_stats.wording import family_lines as family_lines
 from expert_stats.wording import fresh_lines as fresh_lines

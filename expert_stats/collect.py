@@ -13,7 +13,7 @@ from torch import nn
 
 from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
-from expert_stats.references import reference_tokens
+from expert_stats.trace_counts import reference_tokens
 from moe_steer.console import tracked
 from moe_steer.layers import decoder, evaluating, model_shape, moe_layers, token_limits, unwrap, weights_in_memory
 from moe_steer.observe import observe_routing
@@ -35,6 +35,7 @@ def collect_counts(
     references: Mapping[int, str] | None = None,
     progress: bool | None = False,
     allow_empty: bool = False,
+    add_to: Sequence[RoutingCounts] = (),
 ) -> RoutingCounts:
     """Count the routing of traces, each run once through the model with its own tokens as input.
 
@@ -42,11 +43,12 @@ def collect_counts(
     of one forward pass; ``batch_size``: maximum traces in one. ``references``: token id -> text of the tokens that markers are
     compared with; default those of these traces (`reference_tokens`). Parts that will be added need the same ones: the sum
     keeps those that all have. ``allow_empty``: without traces return zero counts (for a process without a share) instead of an error.
+    ``add_to``: counts to which the caller will add the result.
     ``progress``: a bar (True), none (False), or a bar on a terminal and a line now and then elsewhere (None).
 
     Only the decoder runs, not the language-model head; counting happens on the device. The result does not depend on the
     order of the traces. ValueError, before anything runs, for a dense model, no traces, a trace_id that occurs twice, a
-    token id outside the vocabulary, or a trace longer than the model's context.
+    token id outside the vocabulary, a trace longer than the model's context, or ``add_to`` of another kind or with the same traces.
     """
     shape = model_shape(model)
     if not shape.moe_layers:
@@ -65,6 +67,7 @@ def collect_counts(
         routers=router_digest(model),
         versions={"torch": (torch.__version__,), "transformers": (version("transformers"),)},
     )
+    counter.refuse_addition(add_to, traces)
     run_traces(model, traces, counter, tokens_per_batch=tokens_per_batch, batch_size=batch_size, progress=progress)
     return counter.finish()
 

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expert_stats.counts import RoutingCounts
-from expert_stats.references import References
-from expert_stats.signature import CountsSignature
-from expert_stats.trace_counts import NUM_BINS, TraceCounts, bins_of
+from expert_stats.counts import RoutingCounts, sum_counts
+from expert_stats.counts_files import CountsSignature
+from expert_stats.trace_counts import NUM_BINS, References, TraceCounts, bins_of
 from moe_steer.layers import ModelShape
 from moe_steer.tokens import MarkerSet, Trace
 
@@ -125,6 +124,16 @@ class RoutingCounter:
         self._forward: _Forward | None = None
         self._on_device: dict[torch.device, _Forward] = {}
         self._waiting: set[int] = set()
+
+    def refuse_addition(self, earlier: Sequence[RoutingCounts], traces: Sequence[Trace]) -> None:
+        """ValueError where what will be counted of these traces could not be added to earlier counts."""
+        sum_counts([RoutingCounts.zeros(self._signature), *earlier])
+        held = {trace.key for counts in earlier for trace in counts.traces}
+        for trace in traces:
+            if (trace.trace_id, trace_digest(trace)) in held:
+                raise ValueError(
+                    f"trace {trace.trace_id!r} would be there twice, with the same text: leave it out, or the counts to add to"
+                )
 
     def expect(self, traces: Sequence[Trace], width: int) -> None:
         """Announce the next forward pass: one row per trace, right-padded to ``width`` tokens."""

@@ -16,10 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from expert_stats.counts_files import CountsParts, load_counts, save_counts
-from expert_stats.references import References
-from expert_stats.signature import CountsSignature
-from expert_stats.trace_counts import TraceCounts, problem_of
+from expert_stats.counts_files import CountsParts, CountsSignature, load_counts, save_counts
+from expert_stats.trace_counts import References, TraceCounts, problem_of
 
 Array = np.ndarray[Any, Any]
 NUM_GROUPS = 16
@@ -36,7 +34,7 @@ class RoutingCounts:
     signature: CountsSignature
     traces: tuple[TraceCounts, ...] = ()
     references: References | None = None
-    """Counts at reference tokens (`expert_stats.references`); None without traces."""
+    """Counts at reference tokens (`expert_stats.trace_counts`); None without traces."""
     versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Versions of the libraries that computed the routing: selection rules change between versions."""
 
@@ -146,6 +144,12 @@ class RoutingCounts:
     def check(self) -> RoutingCounts:
         """Verify every law of counting, of every trace, and return the counts; ValueError names the law and both numbers."""
         top_k, sizes = self.signature.model["top_k"], (len(self.moe_layers), self.num_experts)
+        if sorted(set(self.moe_layers)) != list(self.moe_layers) or not set(self.moe_layers) <= set(
+            range(self.signature.model["num_layers"])
+        ):
+            raise ValueError(
+                f"moe_layers is {list(self.moe_layers)}: ascending layers of a model of {self.signature.model['num_layers']} are expected"
+            )
         for trace in self.traces:
             if trace.total_B.ndim != 1 or trace.marker_MB.shape != (len(self.marker_names), len(trace.total_B)):
                 raise ValueError(

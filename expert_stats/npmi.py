@@ -34,7 +34,7 @@ from expert_stats.evidence import (
     uncertainty_of,
     without_each_family,
 )
-from expert_stats.evidence.identity import FIXED
+from expert_stats.evidence.measure import FIXED
 from expert_stats.scores import ExpertScores
 
 Array = np.ndarray[Any, Any]

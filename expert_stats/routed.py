@@ -18,7 +18,7 @@ import torch
 
 from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts
-from expert_stats.references import reference_tokens
+from expert_stats.trace_counts import reference_tokens
 from moe_steer.layers import ModelShape
 from moe_steer.observe import RoutingSink
 from moe_steer.tokens import MarkerSet, Trace

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from expert_stats.evidence import EVERY, Fresh, Halves, fresh_record, read_fresh
-from expert_stats.evidence.influence import TOPS
 from expert_stats.evidence.json_tables import listed, read_table
+from expert_stats.evidence.reliability import TOPS
 from moe_steer.console import aligned
 from moe_steer.files import write_whole
 from moe_steer.json_files import check_types, parse_json, short

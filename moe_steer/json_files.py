@@ -6,6 +6,7 @@ The standard library's reader keeps the last of two equal keys, accepts NaN and 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -15,9 +16,10 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 MAX_DEPTH = 100
 """Deepest nesting that is read: far below where the standard library runs out of stack."""
@@ -158,6 +160,19 @@ def check_types(values: dict[str, Any], where: str, expect: Mapping[str, Any]) -
             at = f"{where}: " if where else ""
             raise ValueError(f"{at}{quoted(key)} is {quoted(values[key])}: give {_words(kind)}")
     return values
+
+
+def record_of(kind: Any, data: Mapping[str, Any], where: str, **built: Any) -> Any:
+    """A dataclass from its JSON object. ``built``: the fields that are more than plain JSON values, made by the caller. ValueError for a
+    value of another type, and for a key that is missing or unknown."""
+    plain = {key: value for key, value in data.items() if key not in built}
+    fields = {field.name: field.default for field in dataclasses.fields(kind) if field.default_factory is MISSING}
+    if odd := sorted(set(plain) - {field.name for field in dataclasses.fields(kind)}):
+        raise ValueError(f"{where}: unknown key {quoted(odd[0])}")
+    if lacking := [name for name, default in fields.items() if default is MISSING and name not in {*plain, *built}]:
+        raise ValueError(f"{where}: {lacking[0]!r} is missing")
+    hints = get_type_hints(kind)
+    return kind(**check_types(plain, where, {key: hints[key] for key in plain}), **built)
 
 
 def is_number(value: object) -> bool:

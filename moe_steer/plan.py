@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_steer.direction import VectorFile
-from moe_steer.entries.entry_reading import (
+from moe_steer.entries.expert_entry import EXPERT_KEYS, TOP_K_KEYS, ExpertGain, TopK
+from moe_steer.entries.fitting import (
     by_content,
+    check_fits_model,
     free_name,
     listed,
     read_entry,
+    refuse_contradiction,
+    refuse_outside,
     refuse_twice,
     refuse_unknown,
 )
-from moe_steer.entries.expert_entry import EXPERT_KEYS, TOP_K_KEYS, ExpertGain, TopK
-from moe_steer.entries.fitting import check_fits_model, refuse_outside
 from moe_steer.entries.residual_entry import RESIDUAL_KEYS, UNITS, ResidualVector
 from moe_steer.files import write_whole
 from moe_steer.gates.conditions import When
@@ -171,6 +173,7 @@ class SteeringPlan:
             raise ValueError(
                 f"an entry has 'when', 'do' or 'site' and the plan says version {PLAN_VERSION}, which has no such keys: say \"version\": {GATED_VERSION}"
             )
+        refuse_contradiction(plan)
         return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -133,13 +134,16 @@ def prompt_without_thinking(tokenizer: Any) -> Callable[[str], RenderedPrompt]:
 
 def prompt_with_effort(tokenizer: Any, word: str) -> Callable[[str], RenderedPrompt]:
     """Renders a question with the model's own word for how hard to think. ValueError where the template reads none, or takes no
-    notice of this one."""
-    asked = copy.copy(tokenizer)  # prompt settings belong to a tokenizer
+    notice of this one: templates take unknown words without a complaint, as their default."""
+    asked, plain = copy.copy(tokenizer), copy.copy(tokenizer)  # prompt settings belong to a tokenizer
     use_prompt_settings(asked, dataclasses.replace(prompt_settings(tokenizer), effort=word))
-    if (
-        prompt_settings(tokenizer).effort != word
-        and render_prompt(asked, "?").text == render_prompt(tokenizer, "?").text
-    ):
+    use_prompt_settings(plain, dataclasses.replace(prompt_settings(tokenizer), effort=None))
+    text = render_prompt(asked, "?").text
+    # The default changes nothing: it is named in the prompt (gpt-oss: "Reasoning: medium"), or asked for here to have any thought.
+    default = (
+        re.search(rf"\b{re.escape(word)}\b", text, re.I) or word in dict(thinking_format(plain).arguments).values()
+    )
+    if not default and text == render_prompt(plain, "?").text:
         raise ValueError(f"the chat template takes no notice of the effort {word!r}: give a word that it knows")
     return lambda question: render_prompt(asked, question)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from expert_stats.evidence.agreement import rank_agreement
+from expert_stats.evidence.reliability import rank_agreement
 
 Array = np.ndarray[Any, Any]
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from expert_stats.evidence.agreement import HALF_ROWS, Halves
 from expert_stats.evidence.estimates import Estimate
+from expert_stats.evidence.reliability import HALF_ROWS, Halves
 from moe_steer.json_files import check_types
 
 Array = np.ndarray[Any, Any]

@@ -96,7 +96,7 @@ class Bake:
 
     def _say_gguf(self, plan: SteeringPlan, certificate: Certificate, first: Path) -> None:
         """``first``: the file to load, whose name differs from --out where the model is in several parts."""
-        from moe_steer.baking.gguf.gguf_record import BOUND_OF, undo_words
+        from moe_steer.baking.gguf_record import BOUND_OF, undo_words
 
         parts = len(certificate.parts)
         print(

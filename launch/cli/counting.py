@@ -71,6 +71,7 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
             base=self.base,
             references=references,
             tokens_per_batch=self.tokens_per_batch,
+            add_to=earlier,
         )
         if ranks.is_main:
             self._finish(counts, earlier)

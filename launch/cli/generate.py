@@ -251,7 +251,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
     def _report_firing(self, plan: object) -> None:
         from launch.core.findings import nothing_fired
         from moe_steer import SteeringPlan
-        from moe_steer.entries.audit_lines import row_lines
+        from moe_steer.entries.audit_rows import row_lines
         from reasoning_evals.runs import gates_text, read_audit
 
         assert isinstance(plan, SteeringPlan)

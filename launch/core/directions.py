@@ -1,5 +1,5 @@
 """The directions of a job: made once in its folder, read again on a later start, the same on every rank. Some are made of decisions that
-come back when they are sampled anew (``moe_steer.contrasts.stability``)."""
+come back when they are sampled anew (``moe_steer.contrasts.refining``)."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ def ask_prompts(tokenizer: Any, options: PromptOptions, *, quiet: bool = False) 
     """Render this tokenizer's prompts as asked from now on, and say how the model thinks. ValueError in one line for
     what its template would not follow."""
     from moe_steer.thinking import PromptSettings, thinking_format, use_prompt_settings
+    from reasoning_evals.prompts import prompt_with_effort
 
     asked = PromptSettings(
         thinking=options.thinking,
@@ -54,6 +55,8 @@ def ask_prompts(tokenizer: Any, options: PromptOptions, *, quiet: bool = False) 
         system=options.system,
     )
     use_prompt_settings(tokenizer, asked)
+    if options.effort is not None:
+        prompt_with_effort(tokenizer, options.effort)  # refuses a word of which the template takes no notice
     fmt = thinking_format(tokenizer)
     if not quiet and (fmt.thinks or asked != PromptSettings()):
         print(fmt.describe(), flush=True)

@@ -79,7 +79,7 @@ def write_solution(
 
     `check_rate` is the chance of one more check while the value on the sheet is right.
     """
-    target, unit = family.answer(params), family.unit_of(params)
+    target, unit = family.answer(params), family.unit
     sheet, value = _first_attempt(family, params, rng, habits.slip_rate)
     first_value = value
     parts = [rng.choice(habits.openings) + sheet.text(), f"So it is {show(value, unit)}."]
@@ -241,7 +241,7 @@ def write_search(
     while right and num_checks < MAX_SECOND_LOOKS and rng.random() < zeal * seeker.check_rate:
         num_checks += 1
         parts += [f"{AGAIN}:", words]
-    return f"{' '.join(parts)}</think>\nThe answer is \\boxed{{{show(final, family.unit_of(params))}}}."
+    return f"{' '.join(parts)}</think>\nThe answer is \\boxed{{{show(final, family.unit)}}}."
 
 
 def _trial(family: SearchFamily, params: Params, candidate: int, spelled: bool) -> tuple[bool, str]:

@@ -95,36 +95,42 @@ def cached_folder(name: str, revision: str | None) -> str | None:
 
 
 def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> None:
-    """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, or
-    without a tensor that the index promises.
+    """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, without
+    a tensor that the index promises, or with one that the index does not list or takes from a file that is read earlier.
 
     ``partial``: a missing file is not an error, it will be downloaded. Reads headers only, so a terabyte takes a second; a
     rank that fails later, while loading, would leave the other ranks waiting, and its error names no file.
     """
     index = Path(folder, "model.safetensors.index.json")
-    promised: dict[str, set[str]] = {}
-    if index.is_file():
-        for tensor, name in read_weight_map(index).items():
-            promised.setdefault(name, set()).add(tensor)
-    else:
-        promised = {path.name: set() for path in Path(folder).glob("*.safetensors")}
+    listed = read_weight_map(index) if index.is_file() else {}
+    promised: dict[str, set[str]] = {} if listed else {path.name: set() for path in Path(folder).glob("*.safetensors")}
+    for tensor, name in listed.items():
+        promised.setdefault(name, set()).add(tensor)
     for name, tensors in sorted(promised.items()):
         path = Path(folder, name)
         if not path.is_file() and partial:
             continue
         if not path.is_file():
             raise ValueError(f"the weight file {name} is missing in {os.fspath(folder)!r}: fetch the checkpoint again")
-        problem = _problem(path, tensors)
+        problem = _problem(path, tensors, listed)
         if problem:
             raise ValueError(f"the weight file {name} in {os.fspath(folder)!r} is damaged ({problem}): fetch it again")
 
 
-def _problem(path: Path, promised: set[str]) -> str:
+def _problem(path: Path, promised: set[str], listed: Mapping[str, str]) -> str:
+    """What is wrong with a file, in words. ``promised``: its tensors by the index; ``listed``: tensor -> file of the whole index."""
     try:
-        absent = sorted(promised.difference(tensor_places(path)))
+        held = tensor_places(path)
     except (ValueError, OSError) as error:
         return str(error)
-    return f"the tensor {absent[0]} is not in it" if absent else ""
+    if absent := sorted(promised.difference(held)):
+        return f"the tensor {absent[0]} is not in it"
+    if odd := sorted(tensor for tensor in held if listed and tensor not in listed):
+        return f"the index does not list its tensor {odd[0]}"
+    # The library reads the files in the order of their names and keeps the last: an overlay comes last, and the index names it.
+    if again := sorted(tensor for tensor in held if listed and listed[tensor] < path.name):
+        return f"it holds {again[0]} again, which the index takes from {listed[again[0]]}"
+    return ""
 
 
 def has_fp8_hardware(on_gpu: bool) -> bool:
@@ -184,7 +190,8 @@ def the_same_tensors(config: Any, name: str) -> Iterator[None]:
             key for key in loading_info.unexpected_keys if all_have_a_place and not _is_beside_the_model(key, config)
         }
         plain = not is_gguf(config) and not quantisation(config)
-        if problem := _difference(model, loading_info, extra, name) or (_whole_numbers(name, model) if plain else ""):
+        problem = _difference(model, loading_info, extra, name) or (_whole_numbers(name, model) if plain else "")
+        if problem := problem or _not_finite(model):
             raise ValueError(problem)
 
     modeling_utils.log_state_dict_report = refuse
@@ -239,6 +246,18 @@ def _whole_numbers(folder: str, model: Any) -> str:
             whole = re.fullmatch(r"[IU]\d+|BOOL", place.dtype) and name.endswith((".weight", ".bias"))
             if whole and not any(pattern.search(name) for pattern in ignored):
                 return f"the checkpoint's tensor {name!r} is stored as {place.dtype}, whole numbers: fetch it again"
+    return ""
+
+
+def _not_finite(model: Any) -> str:
+    """A weight with numbers that are NaN or infinite, in words: whatever is computed with them says nothing. The smallest and the
+    largest number tell, and take no memory, as a table of truth values would."""
+    for name, parameter in model.named_parameters():
+        held = getattr(parameter, "ds_tensor", parameter)
+        if held.is_meta or not held.numel() or not held.is_floating_point() or held.element_size() == 1:
+            continue
+        if not all(map(torch.isfinite, torch.aminmax(held.detach()))):
+            return f"the checkpoint's {_some([name])} holds numbers that are NaN or infinite: fetch it again"
     return ""
 
 

@@ -25,8 +25,8 @@ _LOADERS = {
     "plain": ("registry", "load_plain"),
     "device_map": ("device_map", "load"),
     "tp_ep": ("tp_ep", "load"),
-    "autoep": ("autoep", "load"),
-    "autoep_zero3": ("autoep", "load_zero3"),
+    "autoep": ("zero3", "load_autoep"),
+    "autoep_zero3": ("zero3", "load_autoep_zero3"),
     "zero3": ("zero3", "load"),
 }
 """Backend -> (module of this package, function). A module is imported when its backend is used: most need DeepSpeed."""
@@ -56,7 +56,9 @@ def refusal(backend: str, config: Any, world_size: int) -> str:
         return "a GGUF file is dequantised by one process: use plain or device_map"
     if (method := quantisation(config)) not in ("", *BLOCKS):
         return f"{method} weights are held whole by the classes of their own package: use plain or device_map"
-    return _old_transformers() or str(_module(backend).refusal(config, world_size))
+    if (why := _old_transformers()) or backend == "zero3":  # which can shard any model
+        return why
+    return str(_module(backend).refusal(config, world_size))
 
 
 def check_name(backend: str) -> None:

@@ -34,7 +34,7 @@ def shard_of(model: nn.Module, backend: str, world_size: int, offload: str = "")
     if backend == "tp_ep":
         weights = _tp_ep(model, world_size)
         return Shard(weights, loading=weights + _largest(model))
-    experts = _expert_parameters(model)
+    experts = {name for name, _ in model.named_parameters() if ".experts." in name}
     if backend == "autoep":
         rest = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in experts)
         held = sum(
@@ -116,10 +116,6 @@ def _bytes(model: nn.Module) -> int:
 
 def _buffers(model: nn.Module) -> int:
     return sum(b.numel() * b.element_size() for b in model.buffers())
-
-
-def _expert_parameters(model: nn.Module) -> set[str]:
-    return {name for name, _ in model.named_parameters() if ".experts." in name}
 
 
 def _own(module: nn.Module, prefix: str, left_out: set[str]) -> int:

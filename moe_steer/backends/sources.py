@@ -1,4 +1,7 @@
-"""What the name of a model leads to: a folder, a GGUF file or the hub; its configuration and its tokenizer, without its weights."""
+"""What the name of a model leads to: a folder, a GGUF file or the hub; its configuration and its tokenizer, without its weights.
+
+Of a tokenizer: what the library leaves out when it reads one from a folder, and what it reads wrongly.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,20 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from moe_steer.backends.blueprint import config_of, where_it_lies
-from moe_steer.json_files import short
+from moe_steer.json_files import read_json, short
 from moe_steer.lab import EMBEDDED
-from moe_steer.tokens import read_tokenizer_files
 
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+_SLOW = {"tokenizer.model": "sentencepiece", "spiece.model": "sentencepiece", "tiktoken.model": "tiktoken"}
+"""Files of vocabularies, and the packages that read them."""
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", *_SLOW)
 
 
 def read_config(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
@@ -119,7 +125,11 @@ def one_line_of(path_or_id: str | os.PathLike[str], load: Callable[[], Any], wha
         folder_of_file = Path(name).name == "config.json"
         if not folder_of_file and resolve(name).endswith(".gguf"):
             package = isinstance(error, ImportError) and "gguf" in str(error).lower()
-            remedy = "pip install 'moe-steer[gguf]'" if package else "give the checkpoint that the file was made from"
+            remedy = (
+                "pip install 'moe-steer[gguf]'"
+                if package
+                else "fetch it again, or give the checkpoint that the file was made from"
+            )
             raise ValueError(
                 f"{what}the GGUF file {name!r} cannot be read by transformers ({first[0].rstrip('.')}): {remedy}"
             ) from error
@@ -127,3 +137,66 @@ def one_line_of(path_or_id: str | os.PathLike[str], load: Callable[[], Any], wha
             first[0] += f": pip install {error.name.partition('.')[0]}"
         known = "" if "/" in name else f" (the embedded models are {' and '.join(EMBEDDED)})"
         raise ValueError(f"{what}the model {name!r} cannot be loaded: {first[0]}{known}") from error
+
+
+def read_tokenizer_files(source: str, **options: Any) -> Any:
+    """The tokenizer of a folder or hub id, with the chat template of ``chat_template.json``, which the library reads for
+    processors alone.
+
+    ValueError for one that knows no words (in a folder without the files of its class the library builds it empty), and where
+    a package is missing that its vocabulary needs; as the library's own for the rest.
+    """
+    from transformers import AutoTokenizer
+
+    if "gguf_file" in options:
+        return AutoTokenizer.from_pretrained(source, **options)
+    for path in (Path(source, name) for name in ("tokenizer_config.json", "special_tokens_map.json")):
+        if path.is_file():  # the library's reader keeps the last of two equal keys
+            read_json(path, "fetch it again", {"model_max_length": int | float | None}, endless=True)
+    if missing := _package_missing(source):
+        raise ValueError(missing)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:
+        if Path(source).is_dir() and not any(Path(source, name).is_file() for name in _VOCABULARIES):
+            raise ValueError(_no_words(source)) from error
+        raise
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
+        raise ValueError(_no_words(source))
+    if not tokenizer.chat_template and (template := _template_of_processor(source, options.get("revision"))):
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _no_words(source: str) -> str:
+    other = " (tekken.json is none of them)" if Path(source, "tekken.json").is_file() else ""
+    return (
+        f"it has no words: tokenizer.json or the other files of its class are missing{other}; fetch the checkpoint again, "
+        "or copy them from the model it was made from"
+    )
+
+
+def _template_of_processor(source: str, revision: str | None) -> str | None:
+    from transformers.utils import cached_file
+
+    quiet: dict[str, Any] = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+        "_raise_exceptions_for_gated_repo": False,
+    }
+    file = cached_file(source, "chat_template.json", revision=revision, **quiet)
+    if file is None:
+        return None
+    template = read_json(file, "fetch it again, or give a template with --chat-template FILE").get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _package_missing(source: str) -> str | None:
+    """What to install for a vocabulary in a file that needs a package which is not there: the library may name another one."""
+    if any(Path(source, name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
+        return None
+    for name, package in _SLOW.items():
+        if Path(source, name).is_file() and find_spec(package) is None:
+            protobuf = " protobuf" if package == "sentencepiece" else ""
+            return f"its vocabulary is {name}: pip install {package}{protobuf}"
+    return None

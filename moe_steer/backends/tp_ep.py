@@ -104,15 +104,22 @@ def _groups_of_torn_blocks(model: Any, tp_plan: dict[str, str], world_size: int)
 def refusal(config: Any, world_size: int) -> str:
     """Why this backend cannot hold a model of ``config``; empty when it can."""
     text = config.get_text_config()
-    num_experts = next(
-        (n for key in ("n_routed_experts", "num_local_experts", "num_experts") if (n := getattr(text, key, None))), 0
-    )
-    has_plan = bool(getattr(text, "base_model_ep_plan", None) or getattr(text, "base_model_tp_plan", None))
-    if not has_plan and world_size > 1:
+    has_expert_plan = bool(getattr(text, "base_model_ep_plan", None))
+    if world_size > 1 and not (has_expert_plan or getattr(text, "base_model_tp_plan", None)):
         return f"transformers has no parallel plan for {config.model_type}: use zero3"
-    if num_experts and world_size > 1:
-        if not getattr(text, "base_model_ep_plan", None):
-            return f"transformers has no expert-parallel plan for {config.model_type}: use zero3"
-        if num_experts % world_size:
-            return f"{num_experts} experts cannot be shared evenly by {world_size} ranks: use a divisor, or zero3"
+    if world_size > 1 and _num_experts(config) and not has_expert_plan:
+        return f"transformers has no expert-parallel plan for {config.model_type}: use zero3"
+    return uneven_experts(config, world_size)
+
+
+def uneven_experts(config: Any, world_size: int) -> str:
+    """Why so many ranks cannot hold whole experts, the same number each; empty when they can."""
+    if _num_experts(config) % world_size:
+        return f"{_num_experts(config)} experts cannot be shared evenly by {world_size} ranks: use a divisor, or zero3"
     return ""
+
+
+def _num_experts(config: Any) -> int:
+    text = config.get_text_config()
+    keys = ("n_routed_experts", "num_local_experts", "num_experts")
+    return next((n for key in keys if (n := getattr(text, key, None))), 0)

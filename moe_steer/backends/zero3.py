@@ -3,7 +3,9 @@
 Exact (the same arithmetic as one process), and the only way to run a model larger than all GPUs together: shards may be
 stored in CPU memory or on NVMe. Every rank has its own tokens, but all must run the same number of forwards.
 
-Also the DeepSpeed engine that ``autoep`` starts as well.
+And DeepSpeed's expert shards (``autoep``): each rank keeps whole experts and sends tokens to their owners. DeepSpeed replaces the
+mixture-of-experts block by its own, with its own router. The preset that describes the block follows from the model's type:
+DeepSpeed does not notice a wrong one, and the logits are wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +21,22 @@ from moe_steer.backends import offload
 from moe_steer.backends.blueprint import dequantised, skeleton, stored_dtype, torch_dtype
 from moe_steer.backends.checkpoint import LoadRequest
 from moe_steer.backends.layout import Layout, local_ranks, lockstep_is_on
-from moe_steer.backends.streaming import cut_while_reading
+from moe_steer.backends.streaming import cut_while_reading, own_experts_while_reading
+from moe_steer.backends.tp_ep import uneven_experts
+
+GATHER_AHEAD = 0
+"""Elements of later layers that ZeRO-3 prefetches. 0: a rank then needs memory for its shard and one layer only."""
+KEEP_WHOLE_BELOW = 100_000
+"""Parameters of fewer elements stay whole on every rank (norms, biases, routers of small models): gathering them would cost
+more."""
+PRESETS = {
+    "deepseek_v2": "deepseek_v2",
+    "deepseek_v3": "deepseek_v3",
+    "mixtral": "mixtral",
+    "qwen2_moe": "qwen3_moe",
+    "qwen3_moe": "qwen3_moe",
+}
+"""Model type -> DeepSpeed's preset, for the families whose logits were compared with one unsharded process."""
 
 
 def load(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
@@ -60,18 +77,6 @@ def _rest(request: LoadRequest, config: Any, dtype: torch.dtype, world_size: int
         return offload.in_cpu_memory()
     parts = [-(-parameter.numel() // world_size) for parameter in skeleton(config, "bfloat16").parameters()]
     return offload.on_nvme(request.offload, parts, dtype, local_ranks(world_size))
-
-
-def refusal(config: Any, world_size: int) -> str:
-    """Empty: any transformers model can be sharded."""
-    return ""
-
-
-GATHER_AHEAD = 0
-"""Elements of later layers that ZeRO-3 prefetches. 0: a rank then needs memory for its shard and one layer only."""
-KEEP_WHOLE_BELOW = 100_000
-"""Parameters of fewer elements stay whole on every rank (norms, biases, routers of small models): gathering them would cost
-more."""
 
 
 def zero3_section(offload_param: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -119,3 +124,33 @@ def start(model: Any, config: dict[str, Any]) -> Any:
 
     inner.generate = in_lockstep
     return engine
+
+
+def load_autoep(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
+    """Experts sharded, everything else replicated. Each rank reads its own experts only; DeepSpeed then takes over layer by
+    layer."""
+    config = request.config()
+    with own_experts_while_reading():
+        model = request.sharded_model(**dequantised(config))
+    # No precision is given: DeepSpeed would create an optimizer for it, which refuses experts outside of training.
+    section = settings(**expert_section(config, layout.world_size))
+    started = start(model, section)
+    return started.module, dataclasses.replace(layout, lockstep=True, engine=started)
+
+
+def load_autoep_zero3(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:
+    """Experts sharded by expert, the rest by ZeRO-3; for loading see ``load``."""
+    return load_with(request, layout, expert_section(request.config(), layout.world_size))
+
+
+def expert_section(config: Any, world_size: int) -> dict[str, Any]:
+    """The ``expert_parallel`` section for a model type; KeyError for types that ``refusal`` refuses."""
+    return {"expert_parallel": {"enabled": True, "autoep_size": world_size, "preset_model": PRESETS[config.model_type]}}
+
+
+def refusal(config: Any, world_size: int) -> str:
+    """Why DeepSpeed's expert shards cannot hold a model of ``config``; empty when they can."""
+    if config.model_type not in PRESETS:
+        known = ", ".join(PRESETS)
+        return f"DeepSpeed's AutoEP has no preset for {config.model_type} (it has {known}): use tp_ep or zero3"
+    return uneven_experts(config, world_size)

@@ -7,13 +7,12 @@ import hashlib
 import os
 from pathlib import Path
 
-from moe_steer.baking.certificate import Certificate, check_overlay
 from moe_steer.baking.edits import Change, Container, write_changed
 from moe_steer.baking.folder_files import copy_file, data_size, placing, read_text, refuse_full_disk, write_text
-from moe_steer.baking.gguf.gguf_record import gguf_record_path
-from moe_steer.baking.gguf.gguf_writing import bake_gguf, restore_gguf
-from moe_steer.baking.gguf.model import GgufModel, is_gguf
-from moe_steer.baking.planning import refuse_plan
+from moe_steer.baking.gguf_model import GgufModel, is_gguf
+from moe_steer.baking.gguf_record import gguf_record_path
+from moe_steer.baking.gguf_writing import bake_gguf, restore_gguf
+from moe_steer.baking.planning import Certificate, check_overlay, refuse_plan
 from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record
 from moe_steer.baking.safetensors.folder import open_shard
 from moe_steer.baking.safetensors.target import apply_patches, reverse_patches

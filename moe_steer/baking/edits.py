@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from moe_steer.baking import folder_files
 from moe_steer.baking.folder_files import copy_file, write_at
 from moe_steer.baking.numbers import Rounding, exponent_of, shift_exponents
+from moe_steer.json_files import record_of
 
 Operation = Literal["multiply", "divide", "exponent", "replace"]
 
@@ -126,11 +128,11 @@ class Edit:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Edit:
         """The inverse of ``to_dict``."""
-        values = dict(data)
-        for key in ("old", "new"):
-            if key in values:
-                values[key] = base64.b64decode(values[key])
-        return cls(**values)
+        raw = {key: base64.b64decode(data[key]) for key in ("old", "new") if key in data}
+        edit: Edit = record_of(cls, data, "edits", **raw)
+        if not 0 <= edit.begin <= edit.end or not math.isfinite(edit.factor):
+            raise ValueError(f"edits: bytes {edit.begin} to {edit.end} times {edit.factor}: no bake writes that")
+        return edit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moe_steer.baking.certificate import Certificate
+from moe_steer.baking.planning import Certificate
 from moe_steer.baking.record import BakeMismatch
 from moe_steer.plan import SteeringPlan
 

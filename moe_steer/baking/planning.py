@@ -1,16 +1,138 @@
-"""What a bake will do, and what no bake can do: whatever can be refused is refused before a byte is written."""
+"""What a bake will do, what it promises about the numbers, entry by entry, and what no bake can do: whatever can be refused is refused
+before a byte is written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from moe_steer.baking.certificate import Certificate, EntryCertificate, Family
 from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
 from moe_steer.baking.numbers import Rounding, is_power_of_two, nearest_power_of_two, shown
+from moe_steer.json_files import check_types, record_of
 from moe_steer.plan import SteeringPlan
 
+Verdict = Literal["exact", "rounded"]
+Family = Literal["verified", "by structure", "GGUF"]
+
+LOADERS = {
+    "in-order": "reads the shards one after another in order of name, so that the last copy of a tensor stays",
+    "by-index": "takes every tensor from the shard that the index names",
+}
+"""How engines read a folder with two tensors of one name, where they find the changed one."""
 STEER_INSTEAD = "steer in process instead ('moe-steer generate', or steer() in Python)"
+
+
+def check_overlay(loader: str | None) -> None:
+    """ValueError for an overlay (``loader`` not None) without a word on how the engine will read it."""
+    if loader is not None and loader not in LOADERS:
+        known = "; ".join(f"{name}, it {what}" for name, what in LOADERS.items())
+        raise ValueError(
+            "an overlay leaves the old tensors in the folder under the same names, and an engine that reads shards in an order "
+            "of its own (vLLM with enable_multithread_load) serves the plain model without a word: leave --overlay out, or say "
+            f"with --loader how your engine reads: {known}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryCertificate:
+    """One entry of the plan (``expert`` None: a residual vector).
+
+    exact: the baked model computes bit for bit what the steered model does, while nothing overflows. rounded: no stored number
+    is off by more than ``bound`` (relative); ``worst`` and ``rms`` are what was measured. ``applied`` is the gain that was
+    baked: the asked one, or the nearest power of two. ``reversible``: the original can be computed from the baked numbers.
+    ``rms`` is None for GGUF files.
+    """
+
+    layer: int
+    expert: int | None
+    gain: float
+    applied: float
+    verdict: Verdict
+    bound: float
+    worst: float
+    rms: float | None
+    format: str
+    tensors: tuple[str, ...]
+    reversible: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """The verdict over a whole plan and checkpoint. A plan that cannot be baked has none: ``bake`` raises instead.
+
+    ``family``: how the layout was recognised, 'verified' (the family is compared with the hooked model in the tests) or
+    'by structure' (by tensor names alone); GGUF files have fixed names. ``bytes_written``: data written for ``files_written``; where the file
+    system lets a copy share its source's blocks, only what differs counts (the record of a GGUF file does not keep it).
+    steering.json, which holds this, comes on top.
+    """
+
+    verdict: Verdict
+    bound: float
+    model_type: str
+    family: Family
+    entries: tuple[EntryCertificate, ...]
+    notes: tuple[str, ...] = ()
+    loader: str | None = None
+    """Of an overlay: how an engine must read the folder (LOADERS); None where every engine reads the same."""
+    changed_tensors: int = 0
+    changed_bytes: int = 0
+    files_written: tuple[str, ...] = ()
+    bytes_written: int = 0
+    parts: tuple[str, ...] = ()
+    """GGUF: the files of the baked model. The first is the one to load."""
+
+    @property
+    def reversible(self) -> bool:
+        """Whether ``unbake`` gets the original back without the source."""
+        return self.loader is not None or all(entry.reversible for entry in self.entries)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {**dataclasses.asdict(self), "reversible": self.reversible}
+        return values if self.parts else {key: value for key, value in values.items() if key != "parts"}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Certificate:
+        """The inverse of ``to_dict``."""
+        values = {key: value for key, value in data.items() if key != "reversible"}
+        texts = ("notes", "files_written", "parts")
+        check_types(values, "certificate", {"entries": list[dict], **dict.fromkeys(texts, list[str])})
+        entries = tuple(_entry(entry) for entry in data["entries"])
+        lists = {key: tuple(values[key]) for key in texts if key in values}
+        certificate: Certificate = record_of(cls, values, "certificate", entries=entries, **lists)
+        return certificate
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        lines = [f"{self.verdict_line()} ({self.model_type}, {self.family})"]
+        for entry in self.entries:
+            what = f"layer {entry.layer:3d} " + ("residual" if entry.expert is None else f"expert {entry.expert:3d}")
+            gain = f"gain {entry.gain:g}" + (f" baked as {entry.applied:g}" if entry.applied != entry.gain else "")
+            gain = "" if entry.expert is not None and entry.gain == 1 else f" {gain}"  # forced out, say: see the format
+            rms = "" if entry.rms is None else f", rms {entry.rms:.1e}"
+            error = "bit-exact" if entry.verdict == "exact" else f"rounded, worst {entry.worst:.1e}{rms}"
+            lines.append(f"  {what}{gain}: {error}; {entry.format}")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    @property
+    def verdict_words(self) -> str:
+        """The verdict in short."""
+        return "bit-exact" if self.verdict == "exact" else "exact to rounding"
+
+    def verdict_line(self) -> str:
+        """The verdict in a sentence."""
+        if self.verdict == "exact":
+            return f"{self.verdict_words}: the baked model computes what the steered one does"
+        return f"{self.verdict_words}: no stored number is off by more than {self.bound:.1e} of itself"
+
+
+def _entry(data: dict[str, Any]) -> EntryCertificate:
+    check_types(data, "entries", {"tensors": list[str]})
+    entry: EntryCertificate = record_of(EntryCertificate, data, "entries", tensors=tuple(data["tensors"]))
+    return entry
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What was baked, how to check it and how to take it back: steering.json of a checkpoint (gguf/record.py has that of a GGUF file)."""
+"""What was baked, how to check it and how to take it back: steering.json of a checkpoint (gguf_record.py has that of a GGUF file)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_steer.baking.certificate import Certificate
 from moe_steer.baking.edits import Change, Container, Edit, NewTensor, StoredTensor
 from moe_steer.baking.folder_files import sha256_file
 from moe_steer.baking.numbers import Rounding
-from moe_steer.json_files import quoted, read_json
+from moe_steer.baking.planning import Certificate
+from moe_steer.json_files import check_types, quoted, read_json, record_of, short
 from moe_steer.plan import SteeringPlan
 
 RECORD = "steering.json"
@@ -147,22 +147,52 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
         raise ValueError(
             f"{path} is of version {quoted(body.get('version'))}: this program reads version {RECORD_VERSION}"
         )
+    try:
+        return _checked(check_types(body, "", _BODY), folder)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used ({short(error)}): bake again") from error
+
+
+_BODY = {
+    **{"plan": dict, "plan_digest": str, "certificate": dict, "changes": list[dict], "source": dict},
+    **{"files": dict, "patches": dict, "left_out": list[str]},
+}
+
+
+def _checked(body: Mapping[str, Any], folder: str | os.PathLike[str]) -> Record:
+    """The record in a body; an error for whatever no bake writes, as a baked folder may come from anywhere."""
+    check_types(body["source"], "source", {"name": str, "sha256": dict})
+    files = {name: record_of(RecordedFile, file, name) for name, file in body["files"].items()}
+    for name in (*files, *(file.source for file in files.values() if file.source is not None)):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"it names {quoted(name)}, which is outside of the folder")
+    changes = tuple(map(_changed, body["changes"]))
+    for name in (*(change.shard for change in changes), *body["patches"]):
+        if name not in files:
+            raise ValueError(f"{quoted(name)} is changed and not among its files")
     return Record(
         plan=SteeringPlan.from_dict(body["plan"], base_dir=folder),
         plan_digest=body["plan_digest"],
         certificate=Certificate.from_dict(body["certificate"]),
-        changes=tuple(_changed(change) for change in body["changes"]),
-        files={name: RecordedFile(**file) for name, file in body["files"].items()},
-        patches={name: tuple((old, new) for old, new in patches) for name, patches in body["patches"].items()},
+        changes=changes,
+        files=files,
+        patches={name: tuple(map(_patch, patches)) for name, patches in body["patches"].items()},
         source_name=body["source"]["name"],
         source_sha256=body["source"]["sha256"],
         left_out=tuple(body["left_out"]),
     )
 
 
-def _changed(data: Mapping[str, Any]) -> ChangedTensor:
-    edits = tuple(Edit.from_dict(edit) for edit in data["edits"])
-    return ChangedTensor(**{**data, "shape": tuple(data["shape"]), "edits": edits})
+def _changed(data: dict[str, Any]) -> ChangedTensor:
+    edits = tuple(map(Edit.from_dict, data["edits"]))
+    check_types(data, "changes", {"shape": list[int]})
+    return record_of(ChangedTensor, data, "changes", shape=tuple(data["shape"]), edits=edits, span=None, lost=None)
+
+
+def _patch(pair: Any) -> Patch:
+    check_types({"patch": pair}, "patches", {"patch": list[str]})
+    old, new = pair
+    return old, new
 
 
 def recorded(path: Path, made: str, source: str | None, hashed: bool, written: int) -> RecordedFile:

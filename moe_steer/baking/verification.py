@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_steer.baking.certificate import Certificate
 from moe_steer.baking.edits import Change, Container, StoredTensor
 from moe_steer.baking.folder_files import INDEX_SUFFIX, first_difference, read_text, sha256_file
-from moe_steer.baking.gguf.gguf_record import gguf_record_path, read_gguf_record
-from moe_steer.baking.gguf.model import GgufModel, is_gguf, read_gguf
+from moe_steer.baking.gguf_model import GgufModel, is_gguf, read_gguf
+from moe_steer.baking.gguf_record import gguf_record_path, read_gguf_record
+from moe_steer.baking.planning import Certificate
 from moe_steer.baking.record import BakeMismatch, ChangedTensor, Record, RecordedFile, has_record, read_record
 from moe_steer.baking.safetensors.folder import Checkpoint, open_checkpoint
 from moe_steer.baking.safetensors.target import apply_patches
@@ -121,6 +121,8 @@ def stored(model: Container, change: ChangedTensor) -> StoredTensor:
     tensor = model.tensors.get(change.name)
     if tensor is None or (tensor.shard, tensor.dtype, tensor.shape) != (change.shard, change.dtype, change.shape):
         raise BakeMismatch(f"{change.name} is not where the record says, in {change.shard}: bake again")
+    if change.span is None and any(edit.end > tensor.num_bytes for edit in change.edits):
+        raise BakeMismatch(f"{change.name} has {tensor.num_bytes} bytes, and its record says more: bake again")
     return _spanned(tensor, change)
 
 

@@ -3,9 +3,14 @@ from moe_steer.contrasts.collect import contrast_fits as contrast_fits
 from moe_steer.contrasts.collect import data_digest as data_digest
 from moe_steer.contrasts.collect import fit_notes as fit_notes
 from moe_steer.contrasts.collect import marked_states as marked_states
-from moe_steer.contrasts.content import content_subspace as content_subspace
-from moe_steer.contrasts.content import prompt_states as prompt_states
-from moe_steer.contrasts.content import without_content as without_content
+from moe_steer.contrasts.refining import Behaviour as Behaviour
+from moe_steer.contrasts.refining import Stability as Stability
+from moe_steer.contrasts.refining import content_subspace as content_subspace
+from moe_steer.contrasts.refining import prompt_states as prompt_states
+from moe_steer.contrasts.refining import shown_by as shown_by
+from moe_steer.contrasts.refining import sites_of as sites_of
+from moe_steer.contrasts.refining import stable_sites as stable_sites
+from moe_steer.contrasts.refining import without_content as without_content
 from moe_steer.contrasts.sequences import MarkedSequence as MarkedSequence
 from moe_steer.contrasts.sites import answer_pairs as answer_pairs
 from moe_steer.contrasts.sites import concise_and_verbose as concise_and_verbose
@@ -13,8 +18,3 @@ from moe_steer.contrasts.sites import decision_sites as decision_sites
 from moe_steer.contrasts.sites import prompt_pairs as prompt_pairs
 from moe_steer.contrasts.sites import read_rows as read_rows
 from moe_steer.contrasts.sites import thought_pairs as thought_pairs
-from moe_steer.contrasts.stability import Behaviour as Behaviour
-from moe_steer.contrasts.stability import Stability as Stability
-from moe_steer.contrasts.stability import shown_by as shown_by
-from moe_steer.contrasts.stability import sites_of as sites_of
-from moe_steer.contrasts.stability import stable_sites as stable_sites

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moe_steer.entries.audit_lines import row_lines
+from moe_steer.entries.audit_rows import GatedActs, row_lines
 from moe_steer.entries.expert_entry import ExpertGain, TopK
-from moe_steer.entries.gated_acts import GatedActs
 from moe_steer.entries.residual_entry import ResidualVector
 from moe_steer.gates.conditions import When
 from moe_steer.gates.counting import GateCounts

@@ -37,6 +37,7 @@ FORCES = ("in", "out")
 EXPERT_KEYS = ("layer", "expert", "gain", "force", "logit_bias", "when")
 """What an expert's entry may hold in a plan file; of gain, force and logit_bias at least one."""
 _NO_GAIN = float("nan")
+_FLOAT32_MAX = 2.0**128 - 2.0**104
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,10 @@ class ExpertGain:
         where = f"layer {self.layer} expert {self.expert}"
         if self.force is not None and (not isinstance(self.force, str) or self.force not in FORCES):
             raise ValueError(f"force of {where} is {quoted(self.force)}: give 'in' or 'out'")
-        if not is_number(self.logit_bias):
-            raise ValueError(f"logit_bias of {where} is {quoted(self.logit_bias)}: give a finite number")
+        check_finite(f"logit_bias of {where}", self.logit_bias)
         if self.gain is _NO_GAIN and (self.force or self.logit_bias):
             object.__setattr__(self, "gain", 1.0)
-        if not is_number(self.gain) or self.gain < 0:
-            raise ValueError(f"gain of {where} is {quoted(self.gain)}: give a finite number >= 0")
+        check_finite(f"gain of {where}", self.gain, " >= 0")
         if self.force == "out" and (self.gain != 1.0 or self.logit_bias):
             raise ValueError(f"{where} is forced out and has a gain or logit_bias, which would act nowhere: keep one")
         if self.when is not None:
@@ -133,7 +132,7 @@ def check_moe_layer(layer: int, what: str, shape: ModelShape) -> None:
         )
     if layer not in shape.moe_layers:
         raise ValueError(
-            f"layer {layer} ({what}) has no experts in this model: layers with experts are {_ranges(shape.moe_layers)}, name one of them"
+            f"layer {layer} ({what}) has no experts in this model: layers with experts are {ranges(shape.moe_layers)}, name one of them"
         )
 
 
@@ -143,7 +142,17 @@ def check_index(name: str, value: object, owner: object) -> None:
         raise ValueError(f"{name} of {type(owner).__name__} is {quoted(value)}: give a whole number >= 0")
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def check_finite(what: str, value: Any, at_least: str = "") -> None:
+    """ValueError for what is no finite number, below 0 where that is the least (`` >= 0``), or beyond the float32 in which models compute."""
+    if not is_number(value) or (at_least and value < 0):
+        raise ValueError(f"{what} is {quoted(value)}: give a finite number{at_least}")
+    if abs(value) > _FLOAT32_MAX:
+        raise ValueError(
+            f"{what} is {value:g}, beyond float32, in which models compute: give at most {_FLOAT32_MAX:.2g}"
+        )
+
+
+def ranges(numbers: Sequence[int]) -> str:
     """'1-3, 5' for (1, 2, 3, 5)."""
     parts: list[str] = []
     start = previous = numbers[0]

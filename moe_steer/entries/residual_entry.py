@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_steer.direction import SITE, Direction, VectorFile
-from moe_steer.entries.expert_entry import check_index
+from moe_steer.entries.expert_entry import check_finite, check_index
 from moe_steer.gates.conditions import When
 from moe_steer.json_files import is_number, quoted
 from moe_steer.tokens import parse_scope
@@ -64,10 +64,7 @@ class ResidualVector:
             raise ValueError(
                 f"file of the residual vector at layer {self.layer} is {quoted(self.file)}: give the path of a safetensors file, or a vector"
             )
-        if not is_number(self.strength):
-            raise ValueError(
-                f"strength of the residual vector at layer {self.layer} is {quoted(self.strength)}: give a finite number"
-            )
+        check_finite(f"strength of the residual vector at layer {self.layer}", self.strength)
         parse_scope(self.scope)
         if self.when is not None:
             object.__setattr__(self, "when", When.of(self.when))
@@ -93,8 +90,7 @@ class ResidualVector:
         wanted = {"clamp": ("low", "high"), "set": ("to",)}.get(self.do, ())
         given = [key for key in ("low", "high", "to") if getattr(self, key) is not None]
         for key in given:
-            if not is_number(getattr(self, key)):
-                raise ValueError(f"{key} of {where} is {quoted(getattr(self, key))}: give a finite number")
+            check_finite(f"{key} of {where}", getattr(self, key))
             if key not in wanted:
                 raise ValueError(f"{where} is to {self.do} and has {key!r}, which nothing reads: leave it out")
         if wanted and not given:

@@ -6,8 +6,17 @@ import math
 import random
 from fractions import Fraction
 
-from moe_steer.lab.family import Check, Family, NotWholeError, Params, Scratch, Value, second_method
-from moe_steer.lab.maths import ALTERNATIVELY, HMM, LET_ME_CHECK
+from moe_steer.lab.family import (
+    LET_ME_CHECK,
+    Check,
+    Family,
+    NotWholeError,
+    Params,
+    Scratch,
+    Value,
+    another_way,
+    doubted,
+)
 
 
 def _modular_solve(sheet: Scratch, params: Params) -> Value:
@@ -27,8 +36,6 @@ def _modular_alternative(sheet: Scratch, params: Params) -> Value:
 
 MODULAR = Family(
     name="modular_arithmetic",
-    domain="maths",
-    answer_type="integer",
     draw=lambda rng: (*sorted((rng.randint(10, 40), rng.randint(10, 40))), rng.randint(3, 9)),
     answer=lambda p: (p[0] + p[1]) % p[2],
     wordings=lambda p: [
@@ -37,7 +44,7 @@ MODULAR = Family(
         f"{p[0]} red and {p[1]} blue cards are dealt evenly to {p[2]} players. How many cards are left over?",
     ],
     solve=_modular_solve,
-    checks=(Check(opening=ALTERNATIVELY, run=second_method(_modular_alternative)),),
+    checks=another_way(_modular_alternative),
 )
 
 
@@ -63,8 +70,7 @@ def _simplify_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value
 
 FRACTION_SIMPLIFY = Family(
     name="fraction_simplify",
-    domain="maths",
-    answer_type="expression",
+    pure="expression",
     draw=_draw_ratio,
     answer=lambda p: str(Fraction(p[0], p[1])),
     wordings=lambda p: [
@@ -73,7 +79,7 @@ FRACTION_SIMPLIFY = Family(
         f"{p[0] * p[2]} of {p[1] * p[2]} apples are red. What fraction is that in lowest terms?",
     ],
     solve=_simplify_solve,
-    checks=(Check(opening=LET_ME_CHECK, run=_simplify_check), Check(opening=HMM, run=_simplify_check)),
+    checks=doubted(_simplify_check),
 )
 
 
@@ -104,8 +110,7 @@ def _fractions_check(sheet: Scratch, params: Params, value: Value) -> tuple[Valu
 
 FRACTION_ADD = Family(
     name="fraction_add",
-    domain="maths",
-    answer_type="expression",
+    pure="expression",
     draw=_draw_fractions,
     answer=lambda p: str(Fraction(p[0], p[1]) + Fraction(p[2], p[3])),
     wordings=lambda p: [
@@ -136,8 +141,7 @@ def _percent_alternative(sheet: Scratch, params: Params) -> Value:
 
 PERCENT = Family(
     name="percent",
-    domain="maths",
-    answer_type="number",
+    pure="number",
     draw=lambda rng: (5 * rng.randint(1, 19), 20 * rng.randint(2, 40)),
     answer=lambda p: p[0] * p[1] // 100,
     wordings=lambda p: [
@@ -146,7 +150,7 @@ PERCENT = Family(
         f"A coat costs {p[1]} dollars. The price drops by {p[0]}%. How many dollars does it drop?",
     ],
     solve=_percent_solve,
-    checks=(Check(opening=ALTERNATIVELY, run=second_method(_percent_alternative)),),
+    checks=another_way(_percent_alternative),
 )
 
 
@@ -181,8 +185,6 @@ def _gcd_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value, Val
 
 GCD = Family(
     name="gcd",
-    domain="maths",
-    answer_type="integer",
     draw=_draw_gcd,
     answer=lambda p: math.gcd(*p),
     wordings=lambda p: [
@@ -191,7 +193,7 @@ GCD = Family(
         f"{p[0]} apples and {p[1]} pears are packed into equal bags with none left. What is the largest number of bags?",
     ],
     solve=_gcd_solve,
-    checks=(Check(opening=LET_ME_CHECK, run=_gcd_check), Check(opening=HMM, run=_gcd_check)),
+    checks=doubted(_gcd_check),
 )
 
 
@@ -215,8 +217,7 @@ def _average_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value,
 
 AVERAGE = Family(
     name="average",
-    domain="maths",
-    answer_type="number",
+    pure="number",
     draw=_draw_average,
     answer=lambda p: sum(p) // 3,
     wordings=lambda p: [
@@ -225,7 +226,7 @@ AVERAGE = Family(
         f"Three friends have {p[0]}, {p[1]} and {p[2]} dollars and share evenly. How many dollars does each get?",
     ],
     solve=_average_solve,
-    checks=(Check(opening=LET_ME_CHECK, run=_average_check), Check(opening=HMM, run=_average_check)),
+    checks=doubted(_average_check),
 )
 
 FAMILIES = (MODULAR, FRACTION_SIMPLIFY, FRACTION_ADD, PERCENT, GCD, AVERAGE)

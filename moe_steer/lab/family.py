@@ -6,6 +6,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+LET_ME_CHECK = "Wait, let me check."
+HMM = "Hmm, is that right?"
+ALTERNATIVELY = "Alternatively, another way."
 OTHER_OPERATION = {"*": "+", "+": "-", "-": "+"}
 
 Params = tuple[int, ...]
@@ -113,10 +116,8 @@ class Family:
     """A family of problems that differ only in their numbers and wording."""
 
     name: str
-    domain: str
+    domain: str = "maths"
     """maths or physics."""
-    answer_type: str
-    """integer, number, quantity or expression."""
     draw: Callable[[random.Random], Params]
     """Draws the numbers of one problem, in a canonical order (equal problems have equal tuples)."""
     answer: Callable[[Params], Value]
@@ -126,11 +127,15 @@ class Family:
     solve: Callable[[Scratch, Params], Value]
     """Computes the answer on the sheet."""
     checks: tuple[Check, ...]
-    unit: Callable[[Params], str] | None = None
-    """Unit of a quantity, None for pure numbers."""
+    unit: str | None = None
+    """Of a quantity; None for pure numbers."""
+    pure: str = "integer"
+    """What kind of pure number: integer, number or expression."""
 
-    def unit_of(self, params: Params) -> str | None:
-        return None if self.unit is None else self.unit(params)
+    @property
+    def answer_type(self) -> str:
+        """As graders name it."""
+        return self.pure if self.unit is None else "quantity"
 
 
 def show(value: Value, unit: str | None = None) -> str:
@@ -145,3 +150,13 @@ def second_method(work: Callable[[Scratch, Params], Value]) -> Callable[[Scratch
         return work(sheet, params), candidate
 
     return run
+
+
+def another_way(work: Callable[[Scratch, Params], Value]) -> tuple[Check, ...]:
+    """The one check by a second method."""
+    return (Check(opening=ALTERNATIVELY, run=second_method(work)),)
+
+
+def doubted(run: Callable[[Scratch, Params, Value], CheckResult]) -> tuple[Check, ...]:
+    """The same check, as two ways of doubting introduce it."""
+    return tuple(Check(opening=opening, run=run) for opening in (LET_ME_CHECK, HMM))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from moe_steer.lab.family import Check, Family, Params, Scratch, Value, second_method
-
-LET_ME_CHECK = "Wait, let me check."
-HMM = "Hmm, is that right?"
-ALTERNATIVELY = "Alternatively, another way."
+from moe_steer.lab.family import LET_ME_CHECK, Check, Family, Params, Scratch, Value, another_way, doubted
 
 
 def _chain_alternative(sheet: Scratch, params: Params) -> Value:
@@ -25,8 +21,6 @@ def _chain_back(sheet: Scratch, params: Params, value: Value) -> tuple[Value, Va
 
 TWO_STEP_CHAIN = Family(
     name="two_step_chain",
-    domain="maths",
-    answer_type="integer",
     draw=lambda rng: (rng.randint(3, 40), rng.randint(2, 40), rng.randint(2, 6)),
     answer=lambda p: (p[0] + p[1]) * p[2],
     wordings=lambda p: [
@@ -36,10 +30,7 @@ TWO_STEP_CHAIN = Family(
         f"Each of {p[2]} boxes holds {p[0]} red and {p[1]} blue balls. How many balls are there in all?",
     ],
     solve=lambda sheet, p: sheet.multiply(sheet.add(p[0], p[1]), p[2]),
-    checks=(
-        Check(opening=ALTERNATIVELY, run=second_method(_chain_alternative)),
-        Check(opening=LET_ME_CHECK, run=_chain_back),
-    ),
+    checks=(*another_way(_chain_alternative), Check(opening=LET_ME_CHECK, run=_chain_back)),
 )
 
 
@@ -54,8 +45,6 @@ def _product_alternative(sheet: Scratch, params: Params) -> Value:
 
 PRODUCT = Family(
     name="product",
-    domain="maths",
-    answer_type="integer",
     draw=lambda rng: (rng.randint(11, 99), rng.randint(3, 9)),
     answer=lambda p: p[0] * p[1],
     wordings=lambda p: [
@@ -65,7 +54,7 @@ PRODUCT = Family(
         f"Find the product of {p[0]} and {p[1]}.",
     ],
     solve=lambda sheet, p: sheet.multiply(p[0], p[1]),
-    checks=(Check(opening=ALTERNATIVELY, run=second_method(_product_alternative)),),
+    checks=another_way(_product_alternative),
 )
 
 
@@ -82,8 +71,6 @@ def _equation_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value
 
 LINEAR_EQUATION = Family(
     name="linear_equation",
-    domain="maths",
-    answer_type="integer",
     draw=lambda rng: (rng.randint(2, 9), rng.randint(2, 15), rng.randint(1, 30)),
     answer=lambda p: p[1],
     wordings=lambda p: [
@@ -93,7 +80,7 @@ LINEAR_EQUATION = Family(
         f"A taxi costs {p[2]} dollars plus {p[0]} dollars per km. A ride cost {p[0] * p[1] + p[2]} dollars. How many km was it?",
     ],
     solve=_equation_solve,
-    checks=(Check(opening=LET_ME_CHECK, run=_equation_check), Check(opening=HMM, run=_equation_check)),
+    checks=doubted(_equation_check),
 )
 
 
@@ -111,8 +98,6 @@ def _sequence_alternative(sheet: Scratch, params: Params) -> Value:
 
 SEQUENCE = Family(
     name="sequence",
-    domain="maths",
-    answer_type="integer",
     draw=lambda rng: (lambda d: (rng.randint(d, d + 20), d, rng.randint(5, 20)))(rng.randint(2, 9)),
     answer=lambda p: p[0] + (p[2] - 1) * p[1],
     wordings=lambda p: [
@@ -121,7 +106,7 @@ SEQUENCE = Family(
         f"The first row has {p[0]} seats and each row has {p[1]} more than the row before. How many seats are in row {p[2]}?",
     ],
     solve=_sequence_solve,
-    checks=(Check(opening=ALTERNATIVELY, run=second_method(_sequence_alternative)),),
+    checks=another_way(_sequence_alternative),
 )
 
 
@@ -133,8 +118,6 @@ def _squares_alternative(sheet: Scratch, params: Params) -> Value:
 
 SQUARES = Family(
     name="difference_of_squares",
-    domain="maths",
-    answer_type="integer",
     draw=lambda rng: (lambda gap, small: (small + gap, small))(rng.randint(1, 9), rng.randint(2, 60)),
     answer=lambda p: p[0] ** 2 - p[1] ** 2,
     wordings=lambda p: [
@@ -143,16 +126,8 @@ SQUARES = Family(
         f"A square of side {p[0]} has a square hole of side {p[1]}. What area is left?",
     ],
     solve=_squares_alternative,
-    checks=(
-        Check(
-            opening=ALTERNATIVELY,
-            run=second_method(
-                lambda sheet, p: sheet.add(
-                    sheet.multiply(p[0], p[0] - p[1]),
-                    sheet.multiply(p[1], p[0] - p[1]),
-                )
-            ),
-        ),
+    checks=another_way(
+        lambda sheet, p: sheet.add(sheet.multiply(p[0], p[0] - p[1]), sheet.multiply(p[1], p[0] - p[1]))
     ),
 )
 
@@ -164,8 +139,6 @@ def _change_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value, 
 
 CHANGE = Family(
     name="change",
-    domain="maths",
-    answer_type="integer",
     draw=lambda rng: (rng.randint(2, 9), rng.randint(11, 49), rng.choice((500, 600, 800))),
     answer=lambda p: p[2] - p[0] * p[1],
     wordings=lambda p: [
@@ -174,7 +147,7 @@ CHANGE = Family(
         f"A tank holds {p[2]} litres. {p[0]} buckets of {p[1]} litres are taken out. How many litres are left?",
     ],
     solve=lambda sheet, p: sheet.subtract(p[2], sheet.multiply(p[1], p[0])),
-    checks=(Check(opening=LET_ME_CHECK, run=_change_check), Check(opening=HMM, run=_change_check)),
+    checks=doubted(_change_check),
 )
 
 
@@ -185,8 +158,6 @@ def _perimeter_alternative(sheet: Scratch, params: Params) -> Value:
 
 PERIMETER = Family(
     name="rectangle_perimeter",
-    domain="maths",
-    answer_type="quantity",
     draw=lambda rng: (lambda width: (width + rng.randint(1, 40), width))(rng.randint(5, 60)),
     answer=lambda p: 2 * (p[0] + p[1]),
     wordings=lambda p: [
@@ -195,8 +166,8 @@ PERIMETER = Family(
         f"Find the perimeter in m of a rectangle with sides {p[0]} m and {p[1]} m.",
     ],
     solve=lambda sheet, p: sheet.multiply(2, sheet.add(p[0], p[1])),
-    checks=(Check(opening=ALTERNATIVELY, run=second_method(_perimeter_alternative)),),
-    unit=lambda p: "m",
+    checks=another_way(_perimeter_alternative),
+    unit="m",
 )
 
 FAMILIES = (TWO_STEP_CHAIN, PRODUCT, LINEAR_EQUATION, SEQUENCE, SQUARES, CHANGE, PERIMETER)

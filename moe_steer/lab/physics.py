@@ -3,8 +3,7 @@ unit."""
 
 from __future__ import annotations
 
-from moe_steer.lab.family import Check, Family, Params, Scratch, Value, second_method
-from moe_steer.lab.maths import ALTERNATIVELY, HMM, LET_ME_CHECK
+from moe_steer.lab.family import Family, Params, Scratch, Value, another_way, doubted
 
 
 def _motion_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value, Value]:
@@ -16,7 +15,6 @@ def _motion_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value, 
 VELOCITY = Family(
     name="velocity",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (rng.randint(2, 40), rng.randint(2, 9), rng.randint(2, 15)),
     answer=lambda p: p[0] + p[1] * p[2],
     wordings=lambda p: [
@@ -25,14 +23,13 @@ VELOCITY = Family(
         f"A train at {p[0]} m/s accelerates at {p[1]} m/s^2. How fast is it in m/s after {p[2]} s?",
     ],
     solve=lambda sheet, p: sheet.add(p[0], sheet.multiply(p[1], p[2])),
-    checks=(Check(opening=LET_ME_CHECK, run=_motion_check), Check(opening=HMM, run=_motion_check)),
-    unit=lambda p: "m/s",
+    checks=doubted(_motion_check),
+    unit="m/s",
 )
 
 DISTANCE = Family(
     name="distance",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (rng.randint(3, 25), rng.randint(2, 9), rng.randint(3, 25)),
     answer=lambda p: p[0] * p[1] + p[2] * p[1],
     wordings=lambda p: [
@@ -41,13 +38,8 @@ DISTANCE = Family(
         f"A bike rides {p[1]} s at {p[0]} m/s and {p[1]} s at {p[2]} m/s. What distance in m is covered?",
     ],
     solve=lambda sheet, p: sheet.add(sheet.multiply(p[0], p[1]), sheet.multiply(p[2], p[1])),
-    checks=(
-        Check(
-            opening=ALTERNATIVELY,
-            run=second_method(lambda sheet, p: sheet.multiply(sheet.add(p[0], p[2]), p[1])),
-        ),
-    ),
-    unit=lambda p: "m",
+    checks=another_way(lambda sheet, p: sheet.multiply(sheet.add(p[0], p[2]), p[1])),
+    unit="m",
 )
 
 
@@ -59,7 +51,6 @@ def _newton_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value, 
 NEWTON = Family(
     name="newton",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (rng.randint(2, 9), rng.randint(2, 12), rng.randint(2, 20)),
     answer=lambda p: p[1],
     wordings=lambda p: [
@@ -68,14 +59,13 @@ NEWTON = Family(
         f"The friction on a {p[0]} kg sled is {p[2]} N and the pull is {p[0] * p[1] + p[2]} N. At how many m/s^2 does it speed up?",
     ],
     solve=lambda sheet, p: sheet.divide(sheet.subtract(p[0] * p[1] + p[2], p[2]), p[0]),
-    checks=(Check(opening=LET_ME_CHECK, run=_newton_check), Check(opening=HMM, run=_newton_check)),
-    unit=lambda p: "m/s^2",
+    checks=doubted(_newton_check),
+    unit="m/s^2",
 )
 
 KINETIC_ENERGY = Family(
     name="kinetic_energy",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (2 * rng.randint(2, 40), rng.randint(2, 9)),
     answer=lambda p: p[0] * p[1] ** 2 // 2,
     wordings=lambda p: [
@@ -84,21 +74,15 @@ KINETIC_ENERGY = Family(
         f"How many J of kinetic energy has a {p[0]} kg cart with a speed of {p[1]} m/s?",
     ],
     solve=lambda sheet, p: sheet.multiply(sheet.multiply(sheet.divide(p[0], 2), p[1]), p[1]),
-    checks=(
-        Check(
-            opening=ALTERNATIVELY,
-            run=second_method(
-                lambda sheet, p: sheet.divide(sheet.multiply(sheet.multiply(p[0], p[1]), p[1]), 2),
-            ),
-        ),
+    checks=another_way(
+        lambda sheet, p: sheet.divide(sheet.multiply(sheet.multiply(p[0], p[1]), p[1]), 2),
     ),
-    unit=lambda p: "J",
+    unit="J",
 )
 
 POTENTIAL_ENERGY = Family(
     name="potential_energy",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (rng.randint(2, 60), rng.randint(2, 9)),
     answer=lambda p: p[0] * p[1] * 10,
     wordings=lambda p: [
@@ -107,13 +91,8 @@ POTENTIAL_ENERGY = Family(
         f"How many J does it take to raise {p[0]} kg by {p[1]} m if g = 10 m/s^2?",
     ],
     solve=lambda sheet, p: sheet.multiply(sheet.multiply(p[0], p[1]), 10),
-    checks=(
-        Check(
-            opening=ALTERNATIVELY,
-            run=second_method(lambda sheet, p: sheet.multiply(sheet.multiply(p[0], 10), p[1])),
-        ),
-    ),
-    unit=lambda p: "J",
+    checks=another_way(lambda sheet, p: sheet.multiply(sheet.multiply(p[0], 10), p[1])),
+    unit="J",
 )
 
 
@@ -127,7 +106,6 @@ def _ohm_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value, Val
 OHM = Family(
     name="ohm",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (*sorted((rng.randint(2, 30), rng.randint(2, 30))), rng.randint(2, 9)),
     answer=lambda p: (p[0] + p[1]) * p[2],
     wordings=lambda p: [
@@ -136,14 +114,13 @@ OHM = Family(
         f"How many V drive {p[2]} A through a series of {p[0]} ohm and {p[1]} ohm?",
     ],
     solve=lambda sheet, p: sheet.multiply(sheet.add(p[0], p[1]), p[2]),
-    checks=(Check(opening=LET_ME_CHECK, run=_ohm_check), Check(opening=HMM, run=_ohm_check)),
-    unit=lambda p: "V",
+    checks=doubted(_ohm_check),
+    unit="V",
 )
 
 WORK = Family(
     name="work",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (lambda f: (f + rng.randint(5, 60), f, rng.randint(2, 9)))(rng.randint(2, 30)),
     answer=lambda p: (p[0] - p[1]) * p[2],
     wordings=lambda p: [
@@ -152,15 +129,10 @@ WORK = Family(
         f"Friction of {p[1]} N acts on a sled pulled with {p[0]} N for {p[2]} m. How many J of net work are done?",
     ],
     solve=lambda sheet, p: sheet.multiply(sheet.subtract(p[0], p[1]), p[2]),
-    checks=(
-        Check(
-            opening=ALTERNATIVELY,
-            run=second_method(
-                lambda sheet, p: sheet.subtract(sheet.multiply(p[0], p[2]), sheet.multiply(p[1], p[2])),
-            ),
-        ),
+    checks=another_way(
+        lambda sheet, p: sheet.subtract(sheet.multiply(p[0], p[2]), sheet.multiply(p[1], p[2])),
     ),
-    unit=lambda p: "J",
+    unit="J",
 )
 
 
@@ -172,7 +144,6 @@ def _quotient_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value
 DENSITY = Family(
     name="density",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (rng.randint(2, 9), rng.randint(3, 45)),
     answer=lambda p: p[1],
     wordings=lambda p: [
@@ -181,8 +152,8 @@ DENSITY = Family(
         f"A block of {p[0]} m^3 has a mass of {p[0] * p[1]} kg. How many kg/m^3 is its density?",
     ],
     solve=lambda sheet, p: sheet.divide(p[0] * p[1], p[0]),
-    checks=(Check(opening=LET_ME_CHECK, run=_quotient_check), Check(opening=HMM, run=_quotient_check)),
-    unit=lambda p: "kg/m^3",
+    checks=doubted(_quotient_check),
+    unit="kg/m^3",
 )
 
 
@@ -194,7 +165,6 @@ def _power_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value, V
 POWER = Family(
     name="power",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (rng.randint(2, 9), rng.randint(3, 30), rng.randint(2, 20)),
     answer=lambda p: p[1],
     wordings=lambda p: [
@@ -203,8 +173,8 @@ POWER = Family(
         f"A lift gets {p[0] * p[1] + p[2]} J, wastes {p[2]} J and works for {p[0]} s. How many W of power is useful?",
     ],
     solve=lambda sheet, p: sheet.divide(sheet.subtract(p[0] * p[1] + p[2], p[2]), p[0]),
-    checks=(Check(opening=LET_ME_CHECK, run=_power_check), Check(opening=HMM, run=_power_check)),
-    unit=lambda p: "W",
+    checks=doubted(_power_check),
+    unit="W",
 )
 
 
@@ -217,7 +187,6 @@ def _momentum_check(sheet: Scratch, params: Params, value: Value) -> tuple[Value
 MOMENTUM = Family(
     name="momentum",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (rng.randint(2, 9), rng.randint(2, 12), rng.randint(2, 9), rng.randint(2, 12)),
     answer=lambda p: p[0] * p[1] + p[2] * p[3],
     wordings=lambda p: [
@@ -226,8 +195,8 @@ MOMENTUM = Family(
         f"Two balls roll east: {p[0]} kg with {p[1]} m/s and {p[2]} kg with {p[3]} m/s. How many kg*m/s of momentum is that?",
     ],
     solve=lambda sheet, p: sheet.add(sheet.multiply(p[0], p[1]), sheet.multiply(p[2], p[3])),
-    checks=(Check(opening=LET_ME_CHECK, run=_momentum_check), Check(opening=HMM, run=_momentum_check)),
-    unit=lambda p: "kg*m/s",
+    checks=doubted(_momentum_check),
+    unit="kg*m/s",
 )
 
 
@@ -241,7 +210,6 @@ def _wave_alternative(sheet: Scratch, params: Params) -> Value:
 WAVE_SPEED = Family(
     name="wave_speed",
     domain="physics",
-    answer_type="quantity",
     draw=lambda rng: (rng.randint(11, 99), rng.randint(2, 9)),
     answer=lambda p: p[0] * p[1],
     wordings=lambda p: [
@@ -250,8 +218,8 @@ WAVE_SPEED = Family(
         f"Waves of length {p[1]} m come {p[0]} times each second. How many m/s do they travel?",
     ],
     solve=lambda sheet, p: sheet.multiply(p[0], p[1]),
-    checks=(Check(opening=ALTERNATIVELY, run=second_method(_wave_alternative)),),
-    unit=lambda p: "m/s",
+    checks=another_way(_wave_alternative),
+    unit="m/s",
 )
 
 FAMILIES = (

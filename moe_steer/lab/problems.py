@@ -72,7 +72,7 @@ def make_problem(family: Family, params: Params) -> LabProblem:
         prompt=wordings[int(digest[12:20], 16) % len(wordings)],
         target=show(family.answer(params)),
         answer_type=family.answer_type,
-        unit=family.unit_of(params),
+        unit=family.unit,
         domain=f"{family.domain}/{family.name}",
     )
 

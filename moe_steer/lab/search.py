@@ -38,12 +38,12 @@ def candidates_of(params: Params) -> Params:
 
 def _family(
     name: str,
-    domain: str,
     value: Callable[[int, int], int],
     attempt: Callable[[Scratch, int, int], int],
     wordings: tuple[str, ...],
     given: range = range(0, 1),
     pool: range = TWO_DIGITS,
+    domain: str = "maths",
     unit: str | None = None,
 ) -> SearchFamily:
     """``value``: (given, candidate) -> what it comes to, by a formula. ``wordings`` name {given}, {goal} and {candidates}."""
@@ -68,20 +68,18 @@ def _family(
     return SearchFamily(
         name=name,
         domain=domain,
-        answer_type="integer" if unit is None else "quantity",
         draw=draw,
         answer=answer,
         wordings=words,
         solve=solve,
         checks=(),
-        unit=None if unit is None else lambda _: unit,
+        unit=unit,
         attempt=attempt,
     )
 
 
 SUM = _family(
     name="which_summand",
-    domain="maths",
     value=lambda given, number: number + given,
     attempt=lambda sheet, given, number: sheet.add(number, given),
     given=range(11, 40),
@@ -93,7 +91,6 @@ SUM = _family(
 
 DIFFERENCE = _family(
     name="which_minuend",
-    domain="maths",
     value=lambda given, number: number - given,
     attempt=lambda sheet, given, number: sheet.subtract(number, given),
     given=range(11, 30),
@@ -106,7 +103,6 @@ DIFFERENCE = _family(
 
 DIGIT_SUM = _family(
     name="which_with_digits",
-    domain="maths",
     value=lambda _, number: number + number // 10 + number % 10,
     attempt=lambda sheet, _, number: sheet.add(sheet.add(number, number // 10), number % 10),
     wordings=(
@@ -117,7 +113,6 @@ DIGIT_SUM = _family(
 
 SQUARE = _family(
     name="which_square",
-    domain="maths",
     value=lambda given, number: number**2 + given,
     attempt=lambda sheet, given, number: sheet.add(sheet.multiply(number, number), given),
     given=range(11, 50),

@@ -7,12 +7,12 @@ from moe_steer.saes.fit import check_layer as check_layer
 from moe_steer.saes.fit import fit_lines as fit_lines
 from moe_steer.saes.fit import measure_fit as measure_fit
 from moe_steer.saes.fit import refuse_unexplained as refuse_unexplained
-from moe_steer.saes.formats.saelens import WEIGHTS as WEIGHTS
-from moe_steer.saes.formats.saelens import save_sae as save_sae
 from moe_steer.saes.reading import layers_among as layers_among
 from moe_steer.saes.reading import load_sae as load_sae
 from moe_steer.saes.sae import SAE as SAE
 from moe_steer.saes.sae import SAEAbout as SAEAbout
+from moe_steer.saes.saelens import WEIGHTS as WEIGHTS
+from moe_steer.saes.saelens import save_sae as save_sae
 from moe_steer.saes.training import TrainingProgress as TrainingProgress
 from moe_steer.saes.training import train_sae as train_sae
 from moe_steer.saes.training_state import TrainRecipe as TrainRecipe

@@ -32,6 +32,7 @@ _SITES = {
     "post_feedforward_layernorm.output": "mlp_out",
     "self_attn": "attention_out",
     "attn": "attention_out",
+    "attention": "attention_out",
     "self_attn.output": "attention_out",
 }
 _HOOKS = {"residual": "hook_resid_post", "mlp_out": "hook_mlp_out", "attention_out": "hook_attn_out"}

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from moe_steer.console import Progress
-from moe_steer.saes.formats.saelens import save_sae
 from moe_steer.saes.reading import load_sae
 from moe_steer.saes.sae import SAE, SAEAbout
+from moe_steer.saes.saelens import save_sae
 from moe_steer.saes.training_state import TrainingState, TrainRecipe, load_state, save_state
 from moe_steer.saes.training_step import Weights, train_step
 

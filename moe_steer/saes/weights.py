@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import zipfile
 from collections.abc import Mapping
@@ -173,10 +174,21 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def pick(tensors: Mapping[str, Tensor], path: Path, *names: str) -> Tensor:
-    """The first of these tensors that exists, in 32 bits if it was stored in 16; ValueError names missing ones."""
+    """The first of these tensors that exists, in 32 bits if it was stored in 16; ValueError names missing ones, and one that holds
+    whole numbers, NaN or infinities."""
     for name in names:
         if name in tensors:
-            return widen(tensors[name])
+            found = tensors[name]
+            if not found.is_floating_point():
+                raise ValueError(
+                    f"{path} holds {name} as {found.dtype}: numbers with a point are expected, download it again"
+                )
+            found = widen(found)
+            low, high = map(float, torch.aminmax(found)) if found.numel() else (0.0, 0.0)  # NaN where a number is
+            # A threshold without a limit is that of an atom that never acts.
+            if not (low > -math.inf and (high < math.inf or "threshold" in name)):
+                raise ValueError(f"{path} holds numbers that are NaN or infinite in {name}: download it again")
+            return found
     raise ValueError(
         f"{path} has no tensor {' or '.join(names)}, it has {short(', '.join(sorted(tensors)))}: another format?"
     )

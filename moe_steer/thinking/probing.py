@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe_steer.thinking.format import ANSWER, ThinkingFormat
-from moe_steer.thinking.known import FORMATS, NONE, named
+from moe_steer.thinking.known import FORMATS, NONE, Turn, named, read_turn, with_answer_marks
 from moe_steer.thinking.templates import (
     Messages,
     PromptSettings,
@@ -24,7 +24,6 @@ from moe_steer.thinking.templates import (
     template_text,
     variables,
 )
-from moe_steer.thinking.turns import Turn, read_turn, with_answer_marks
 
 _USER = {"role": "user", "content": "Qzqz?"}
 _RR, _AA = "Rxrx", "Axax"
@@ -33,7 +32,12 @@ _NO_SWITCHES = re.compile(
     r"effort|strength|budget|content|parts|text|past|history|clear|keep|preserve|drop", re.IGNORECASE
 )
 _TURNS_OFF = re.compile(r"(?:skip|no|disable)_", re.IGNORECASE)
-_SWITCH_VALUES: tuple[tuple[bool | str, bool | str], ...] = ((True, False), ("enabled", "disabled"), ("on", "off"))
+_SWITCH_VALUES: tuple[tuple[bool | str, bool | str], ...] = (
+    (True, False),
+    ("enabled", "disabled"),
+    ("on", "off"),
+    ("thinking", "chat"),
+)
 _EFFORTS_ON, _EFFORTS_OFF = ("high", "medium", "low"), ("none", "no_think", "minimal", "low")
 _TAG_AT_END = re.compile(r"([<\[][^<>\[\]\s/][^<>\[\]\n]{0,60}[>\]])(\s*)\Z")
 _MARKS = re.compile(r"<\|[^|<>]*\|?>|<[^<>]*>|\[[^\[\]]*\]|\u25c1[^\u25b7]*\u25b7")

@@ -15,7 +15,6 @@ from moe_steer.tokens.ragged import RaggedScopes as RaggedScopes
 from moe_steer.tokens.ragged import RowState as RowState
 from moe_steer.tokens.scopes import SCOPES as SCOPES
 from moe_steer.tokens.scopes import parse_scope as parse_scope
-from moe_steer.tokens.tokenizer_files import read_tokenizer_files as read_tokenizer_files
 from moe_steer.tokens.traces import Trace as Trace
 from moe_steer.tokens.traces import check_traces as check_traces
 from moe_steer.tokens.traces import read_traces as read_traces

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_steer.thinking import forms_of, text_spans, thinking_format, token_tags, token_texts
-from moe_steer.tokens.words import WordEdges, inside_a_word, word_edges
+from moe_steer.tokens.steps import WordEdges, inside_a_word, word_edges
 
 _BEFORE = ("", " ", "\n", "\n\n", "(", ". ")
 _AFTER = ("", ",", " ", "\n")

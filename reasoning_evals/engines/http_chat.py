@@ -15,6 +15,7 @@ from reasoning_evals.prompts import RenderedPrompt
 
 _THOUGHTS = ("reasoning_content", "reasoning")
 """Where servers put a thought that they have separated from the answer; those that send both send it twice."""
+_PARTS = ("thinking", "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +118,40 @@ class ChatReply(Reply):
                 "/v1/chat/completions, or ask it for completions (without --chat-endpoint)"
             )
         moved = self._keep(
-            next((message[name] for name in _THOUGHTS if message.get(name)), None), self._thoughts, "reasoning"
+            next((message[name] for name in _THOUGHTS if message.get(name)), None) or _in_details(message),
+            self._thoughts,
+            "reasoning",
         )
-        for name in ("content", "refusal"):
-            moved |= self._keep(message.get(name), self._pieces, name)
+        thought, content = _in_parts(message.get("content"))
+        for piece, pieces, name in (
+            (thought, self._thoughts, "thinking"),
+            (content, self._pieces, "content"),
+            (message.get("refusal"), self._pieces, "refusal"),
+        ):
+            moved |= self._keep(piece, pieces, name)
         return moved
+
+
+def _in_details(message: Mapping[str, Any]) -> str | None:
+    """The thought in ``reasoning_details`` (MiniMax, and OpenRouter beside its other field); encrypted ones have no text."""
+    details = message.get("reasoning_details")
+    if not isinstance(details, list):
+        return None
+    texts = [item.get("text") or item.get("summary") for item in details if isinstance(item, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _in_parts(content: Any) -> tuple[Any, Any]:
+    """Thought and answer of a content in parts, as Mistral sends it; any other content is the answer, as it is."""
+    if not isinstance(content, list) or not all(
+        isinstance(part, dict) and part.get("type") in _PARTS for part in content
+    ):
+        return None, content
+    found: dict[str, str] = {"thinking": "", "text": ""}
+    for part in content:
+        inner = part.get(part["type"])
+        inner = _in_parts(inner)[1] if isinstance(inner, list) else inner
+        if not isinstance(inner, str):
+            return None, content
+        found[part["type"]] += inner
+    return found["thinking"], found["text"]

@@ -16,12 +16,12 @@ import math
 import re
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, NoReturn
 
 import httpx
 
-from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, events, raise_status, short
+from reasoning_evals.engines.http_reply import PASSING, EndpointError, PassingFailure, Reply, events, short
 
 _LONG = 8
 """A secret of so many characters is no word that a text might hold by chance."""
@@ -69,6 +69,8 @@ class Address:
         self._base = re.sub(r"(/chat)?/completions$", "", str(url).rstrip("/"))
         self.url = self.at(path)
         self.shown = _without_secrets(self.url)
+        self.is_near = url.scheme == "http" and bool(re.fullmatch(r"localhost|127(\.\d+){3}|::1", url.host))
+        """Whether the server is on this machine."""
 
     def at(self, path: str) -> str:
         """Another place of the same server."""
@@ -88,16 +90,26 @@ class Address:
 
 
 def open_client(address: Address, connections: int, patience: float) -> httpx.AsyncClient:
-    """A client for so many connections; ``patience``: seconds without a byte."""
+    """A client for so many connections; ``patience``: seconds without a byte. A proxy of the environment is not asked for a
+    server on this machine, which it could not reach."""
     try:
         return httpx.AsyncClient(
+            trust_env=not address.is_near,
             timeout=httpx.Timeout(patience, connect=min(30.0, patience), pool=None),
             headers=address.headers,
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
     except (httpx.InvalidURL, ValueError):
         raise ValueError(
-            "the address of a proxy in the environment (HTTPS_PROXY, ...) is not a URL: correct it"
+            "the address of a proxy in the environment (HTTPS_PROXY, NO_PROXY, ...) is not a URL: correct it"
+        ) from None
+    except ImportError:
+        raise ValueError(
+            "the environment names a SOCKS proxy (ALL_PROXY, ...): install httpx[socks], or name an HTTP proxy"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"the certificates of the environment (SSL_CERT_FILE) cannot be read: {error.strerror}: correct it"
         ) from None
 
 
@@ -194,6 +206,21 @@ def wait_of(headers: Mapping[str, str]) -> float:
         return max(0.0, until.timestamp() - time.time())
     except (ValueError, TypeError, IndexError, OverflowError):
         return 0.0
+
+
+def raise_status(status: int, phrase: str, said: str, wait: float = 0.0, hide: Callable[[str], str] = str) -> NoReturn:
+    """A status other than 200: some, and all from 500 on, are temporary."""
+    message = f"answers {status} {short(hide(phrase), 60)}" + (f": {short(hide(said))}" if said else "")
+    if status in PASSING or status >= 500:
+        raise PassingFailure(str(status), message, wait)
+    hint = {
+        401: "give the right api_key",
+        403: "give an api_key that may use the model",
+        404: "give a base_url up to /v1, and a model that it serves",
+    }
+    if 300 <= status < 400:
+        raise EndpointError(f"{message}: it sends requests elsewhere, give the address that answers itself")
+    raise EndpointError(message + (f": {hint[status]}" if status in hint else ""))
 
 
 def _checked_key(api_key: str) -> str:

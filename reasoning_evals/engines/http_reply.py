@@ -14,10 +14,14 @@ from typing import Any, NoReturn
 from moe_steer.json_files import short
 from reasoning_evals.engines.sampling import Request, Sample
 
-STOPPED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call")
-"""A call of a tool that nobody offered ends a completion like any other text."""
-CUT = ("length", "max_tokens")
-FILTERED = ("content_filter", "safety", "recitation", "refusal")
+_ENDS = {
+    "stop": {"stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete", "tool_calls", "tool_use", "function_call"},
+    "length": {"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded", "repetition", "repetition_truncation"},
+    "content_filter": {"content_filter", "safety", "recitation", "refusal", "sensitive", "prohibited_content", "blocklist", "spii", "guardrail_intervened"},
+    "": {"", "abort", "error", "cancelled", "canceled", "timeout", "network_error", "insufficient_system_resource"},
+}  # fmt: skip
+"""What servers call an end, by what it is here; nothing is a completion that broke off. A call of a tool that nobody offered ends
+one like any other text; a loop that a server saw and ended is a cut."""
 PASSING = (408, 409, 425, 429)
 """Statuses below 500 after which the same request may succeed."""
 _SERVER_TROUBLE = re.compile(
@@ -77,10 +81,16 @@ class Reply:
         except (ValueError, RecursionError) as error:
             raise EndpointError(f"it answers what is not JSON: {self._quoted(event)}") from error
         choices = values.get("choices") if isinstance(values, dict) else None
-        if isinstance(values, dict) and (values.get("error") or (choices is None and "message" in values)):
+        if isinstance(values, dict) and (
+            values.get("error") or (choices is None and {"message", "detail"} & {*values})
+        ):
             raise_reported(values.get("error") or values, self._began, self.hide)
+        if choices is None and _says_nothing(values):
+            choices = []
         if not isinstance(choices, list):
             raise EndpointError(f"it answers without choices: {self._quoted(event)}")
+        if values is None:  # keeps the connection alive
+            return False
         self._take_usage(values.get("usage"))
         if isinstance(named := values.get("id"), str):
             self.request_id = named[:_LONGEST_ID]
@@ -106,14 +116,11 @@ class Reply:
         """stop, length or content_filter, after the last event. A stream without a finish reason was cut."""
         self.text = whole_text(self._pieces)
         reason = (self.finish_reason or "").lower()
-        if reason in STOPPED:
-            return "stop"
-        if reason in CUT:
-            return "length"
-        if reason in FILTERED:
-            return "content_filter"
-        if reason in ("", "abort", "error"):
-            raise PassingFailure("cut stream", "the stream ended before the completion did")
+        for end, names in _ENDS.items():
+            if reason in names and end:
+                return end
+            if reason in names:
+                raise PassingFailure("cut stream", "the stream ended before the completion did")
         raise EndpointError(f"it ended a completion for the reason {self._quoted(reason)!r}, neither stop nor length")
 
     @property
@@ -183,6 +190,13 @@ class Reply:
     def _quoted(self, value: Any) -> str:
         text = value.decode(errors="replace") if isinstance(value, bytes) else value
         return short(self.hide(text if isinstance(text, str) else json.dumps(text)))
+
+
+def _says_nothing(values: Any) -> bool:
+    """Whether an event without choices only counts tokens or keeps the connection alive."""
+    if not isinstance(values, dict):
+        return values is None
+    return not values or "choices" in values or isinstance(values.get("usage"), dict) or values.get("type") == "ping"
 
 
 def sample_of(reply: Reply, request: Request, tokenizer: Any, *, counts: bool) -> tuple[Sample, str]:
@@ -280,18 +294,3 @@ def raise_reported(error: Any, began: bool, hide: Callable[[str], str] = str) ->
     if code in PASSING or (code or 0) >= 500 or (code is None and (began or _SERVER_TROUBLE.search(words))):
         raise PassingFailure(str(code or "server error"), f"it reports {message}")
     raise EndpointError(f"it reports {message}")
-
-
-def raise_status(status: int, phrase: str, said: str, wait: float = 0.0, hide: Callable[[str], str] = str) -> NoReturn:
-    """A status other than 200: some, and all from 500 on, are temporary."""
-    message = f"answers {status} {short(hide(phrase), 60)}" + (f": {short(hide(said))}" if said else "")
-    if status in PASSING or status >= 500:
-        raise PassingFailure(str(status), message, wait)
-    hint = {
-        401: "give the right api_key",
-        403: "give an api_key that may use the model",
-        404: "give a base_url up to /v1, and a model that it serves",
-    }
-    if 300 <= status < 400:
-        raise EndpointError(f"{message}: it sends requests elsewhere, give the address that answers itself")
-    raise EndpointError(message + (f": {hint[status]}" if status in hint else ""))

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 import httpx
 
 from moe_steer.json_files import check_types, parse_json, quoted
-from reasoning_evals.engines.http_client import Address, fetch, open_client
-from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, raise_status, short
+from reasoning_evals.engines.http_client import Address, fetch, open_client, raise_status
+from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, short
 
 T = TypeVar("T")
 _MOST = 1 << 24

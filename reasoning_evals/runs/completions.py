@@ -74,7 +74,7 @@ class Completion:
 
     def to_json(self) -> str:
         """One line without its newline; equal completions give equal lines."""
-        row = dataclasses.asdict(self)
+        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # asdict copies every token
         return json_line({name: row[name] for name in row if name not in _OPTIONAL or row[name] is not None})
 
     @classmethod

@@ -213,7 +213,7 @@ _NULLS: dict[str, tuple[type, ...]] = dict.fromkeys(
 
 def _baked(home: Path) -> list[Target]:
     from moe_steer.baking import bake, verify_bake
-    from moe_steer.baking.gguf.model import read_gguf
+    from moe_steer.baking.gguf_model import read_gguf
 
     source, gguf, plain = qwen(home / "qwen"), home / "gguf", home / "plain gguf"
     plan = gains((1, 2, 64.0), (1, 3, 3.0))

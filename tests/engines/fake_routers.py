@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import routing_rules
+from moe_steer import SteeringPlan
+from naive_choice import told
 from routing_rules import best, sigmoid, softmax
 
 
@@ -109,6 +112,22 @@ class FakeRunner(nn.Module):
     do_naive_dispatch_combine = False
     _quant_method = object()
 
-    def __init__(self, router: FakeRouter) -> None:
+    def __init__(self, router: FakeRouter, replicas: int = 0) -> None:
         super().__init__()
         self.router = router
+        self.moe_config = SimpleNamespace(num_logical_experts=router.global_num_experts)
+        router.global_num_experts += replicas
+
+
+def by_hand(router: FakeRouter, plan: SteeringPlan | None, layer: int, logits_E: Any) -> dict[int, float]:
+    """Expert -> weight of one token in a layer under a plan, in float64. Changes ``logits_E``."""
+    mine = [entry for entry in (plan.experts if plan else ()) if entry.layer == layer]
+    for entry in mine:
+        logits_E[entry.expert] += entry.logit_bias
+    forces = {way: [entry.expert for entry in mine if entry.force == way] for way in ("in", "out")}
+    with told(8, forced=forces["in"], forbidden=forces["out"]):
+        found = dict(zip(*router.one(logits_E), strict=True))
+    gains = {entry.expert: entry.gain for entry in mine}
+    new = {expert: weight * gains.get(expert, 1.0) for expert, weight in found.items()}
+    share = sum(found.values()) / sum(new.values()) if plan and plan.renormalize and sum(new.values()) else 1.0
+    return {expert: weight * share for expert, weight in new.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
@@ -15,6 +16,7 @@ import torch
 from fake_routers import ROUTERS, FakeRunner
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
 from moe_steer.entries.expert_entry import TopK
+from moe_steer_vllm.endpoint import of_engines, summed
 from moe_steer_vllm.limits import refuse_config, refuse_runner, refuse_version
 from moe_steer_vllm.plugin import register
 from moe_steer_vllm.served import Asked, Served
@@ -130,7 +132,7 @@ def test_another_number_of_experts_is_refused(tmp_path: Path) -> None:
 def config(model: dict[str, Any] | None = None, **parallel: Any) -> SimpleNamespace:
     """A vLLM configuration that plans can be served with, changed."""
     usual = {"pipeline_parallel_size": 1, "prefill_context_parallel_size": 1, "use_ubatching": False}
-    usual |= {"use_sequence_parallel_moe": False, **parallel}
+    usual |= {"use_sequence_parallel_moe": False, "enable_elastic_ep": False, **parallel}
     return SimpleNamespace(
         speculative_config=None,
         kv_transfer_config=None,
@@ -151,6 +153,7 @@ def test_a_usual_configuration_is_served() -> None:
         (config(prefill_context_parallel_size=2), "prefill context parallelism"),
         (config(use_ubatching=True), "microbatches"),
         (config(use_sequence_parallel_moe=True), "sequence parallelism of experts"),
+        (config(enable_elastic_ep=True), "elastic expert parallelism"),
         (config({"runner_type": "pooling"}), "a model that does not write text (runner pooling)"),
         (config({"dtype": torch.float16}), "residual vectors in float16"),
         (SimpleNamespace(**{**vars(config()), "speculative_config": object()}), "speculative decoding"),
@@ -204,3 +207,20 @@ def test_an_untested_vllm_runs_without_plans_and_not_with_them(monkeypatch: pyte
     assert EngineArgs().create_engine_config({}).additional_config == {}
     with pytest.raises(ValueError, match=r"and this is 0\.41\.0: install one of those"):
         EngineArgs().create_engine_config({"moe_steer": json.loads("{}")})
+
+
+def test_what_fired_is_asked_of_every_data_parallel_engine() -> None:
+    """vLLM's own call hands on what the first says; and requests go to all of them."""
+    said = {
+        b"0": {"routers": {"1": "FusedTopKRouter"}, "counts": {"a": {"hits": [1, 0], "tokens": 5}}},
+        b"1": {"routers": {"1": "FusedTopKRouter"}, "counts": {"a": {"hits": [2, 7], "tokens": 9}}},
+    }
+
+    async def call(kind: str, method: str, timeout: None, args: tuple[Any, ...], named: None, *, engine: bytes) -> Any:
+        assert (kind, method, args) == ("collective_rpc", "steer_status", ())
+        return [json.dumps(said[engine]), "what the second worker says"]
+
+    client = SimpleNamespace(engine_core=SimpleNamespace(core_engines=list(said), _call_utility_async=call))
+    workers = asyncio.run(of_engines(client, "steer_status"))
+    assert workers == list(said.values())
+    assert summed(workers) == {"routers": said[b"0"]["routers"], "counts": {"a": {"hits": [3, 7], "tokens": 14}}}

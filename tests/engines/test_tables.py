@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fake_routers import ROUTERS, CustomRoutingRouter, FakeRouter, FakeRunner, LyingRouter
+from fake_routers import ROUTERS, CustomRoutingRouter, FakeRouter, FakeRunner, LyingRouter, by_hand
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan
 from moe_steer_vllm.choosing import rule_of
 from moe_steer_vllm.tables import TokenRows, steer_layer, steer_router
-from naive_choice import told
 
 LAYER, TOKENS = 3, 40
 LOGITS_TE = torch.randn(TOKENS, 8, generator=torch.Generator().manual_seed(1))
@@ -30,42 +29,32 @@ FORCING = SteeringPlan(
 )
 
 
-def steered(router: FakeRouter, plans: list[SteeringPlan], dose: float = 1.0) -> tuple[Tensor, Tensor, TokenRows]:
+def steered(
+    router: FakeRouter, plans: list[SteeringPlan], dose: float = 1.0, replicas: int = 0
+) -> tuple[Tensor, Tensor, TokenRows]:
     """The weights and ids [T, K] of tokens under no plan, plan 1, 2 ... in turn."""
     tokens = TokenRows.of(plans, TOKENS + 3, slots=2, device="cpu")
     tokens.rows_CN[0, :TOKENS] = torch.arange(TOKENS) % (len(plans) + 1)
     tokens.base_N[:TOKENS] = tokens.width
     tokens.dose_N[:TOKENS] = dose
-    runner = FakeRunner(router)
-    steer_router(runner, router, LAYER, plans, tokens, lambda: rule_of(router, 4, "cpu"))
+    runner = FakeRunner(router, replicas)
+    steer_router(runner, router, LAYER, plans, tokens, lambda: rule_of(router, 8, 4, "cpu"))
     return *router._compute_routing(torch.zeros(TOKENS, 4), LOGITS_TE, None), tokens
-
-
-def by_hand(router: FakeRouter, plan: SteeringPlan | None, logits_E: Any) -> dict[int, float]:
-    """Expert -> weight of one token."""
-    mine = [entry for entry in (plan.experts if plan else ()) if entry.layer == LAYER]
-    for entry in mine:
-        logits_E[entry.expert] += entry.logit_bias
-    forces = {way: [entry.expert for entry in mine if entry.force == way] for way in ("in", "out")}
-    with told(8, forced=forces["in"], forbidden=forces["out"]):
-        found = dict(zip(*router.one(logits_E), strict=True))
-    gains = {entry.expert: entry.gain for entry in mine}
-    new = {expert: weight * gains.get(expert, 1.0) for expert, weight in found.items()}
-    share = sum(found.values()) / sum(new.values()) if plan and plan.renormalize and sum(new.values()) else 1.0
-    return {expert: weight * share for expert, weight in new.items()}
 
 
 @pytest.mark.parametrize("kind", ROUTERS)
 @pytest.mark.parametrize("forcing", [False, True])
-def test_every_token_is_routed_as_its_own_plan_says(kind: str, forcing: bool) -> None:
+@pytest.mark.parametrize("replicas", [0, 4])
+def test_every_token_is_routed_as_its_own_plan_says(kind: str, forcing: bool, replicas: int) -> None:
+    """Also where the router counts the replicas of a load balancer as experts."""
     router, plain = ROUTERS[kind](), ROUTERS[kind]()
     plans = [*PLANS, FORCING] if forcing else PLANS
-    weights_TK, ids_TK, tokens = steered(router, plans)
+    weights_TK, ids_TK, tokens = steered(router, plans, replicas=replicas)
     hits = dict.fromkeys(range(1, tokens.width), 0)
     for t in range(TOKENS):
         row = t % (len(plans) + 1)
         plan = plans[row - 1] if row else None
-        expected = by_hand(plain, plan, LOGITS_TE[t].double().numpy().copy())
+        expected = by_hand(plain, plan, LAYER, LOGITS_TE[t].double().numpy().copy())
         found = dict(zip(ids_TK[t].tolist(), weights_TK[t].tolist(), strict=True))
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-7), (kind, t)
         column = 1 + sum(len(other.active_experts) for other in plans[: row - 1]) if row else 0
@@ -112,12 +101,20 @@ def test_a_choice_that_is_not_known_is_refused_by_name_and_gains_are_not(router:
         steered(router, [FORCING])
 
 
+def test_weights_of_fused_shared_experts_are_not_rescaled() -> None:
+    router = ROUTERS["groups"]()
+    router.num_fused_shared_experts = 1
+    steered(router, PLANS[:1])
+    with pytest.raises(ValueError, match="layer 3 hold those of its fused shared experts, .*: leave renormalize out"):
+        steered(router, PLANS)
+
+
 def test_padding_of_the_engine_counts_for_nobody() -> None:
     router = ROUTERS["softmax"]()
     tokens = TokenRows.of(PLANS, TOKENS, slots=2, device="cpu")
     compute = router._compute_routing
     router._compute_routing = lambda *a, **k: (compute(*a, **k)[0], torch.full((TOKENS, 2), -1, dtype=torch.int32))  # type: ignore[method-assign]
-    steer_router(FakeRunner(router), router, LAYER, PLANS, tokens, lambda: rule_of(router, 4, "cpu"))
+    steer_router(FakeRunner(router), router, LAYER, PLANS, tokens, lambda: rule_of(router, 8, 4, "cpu"))
     router._compute_routing(torch.zeros(TOKENS, 4), LOGITS_TE, None)
     assert not tokens.counts()[:, 1:].any()
 

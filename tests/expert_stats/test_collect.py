@@ -14,8 +14,7 @@ import torch
 from expert_stats import MarkerSet, Trace, collect_counts, score_experts, select_experts
 from expert_stats.collect import batches, router_digest
 from expert_stats.counts import sum_counts
-from expert_stats.references import reference_tokens
-from expert_stats.trace_counts import NUM_BINS
+from expert_stats.trace_counts import NUM_BINS, reference_tokens
 from stats_helpers import MARKERS, random_traces
 from tiny import VOCAB, deepseek_v3, qwen2, qwen3_moe
 
@@ -262,3 +261,20 @@ def test_two_checkpoints_of_one_shape_do_not_add_up() -> None:
         other.model.layers[1].mlp.gate.weight += 0.1
     with pytest.raises(ValueError, match="these counts cannot be added: routers is"):
         _ = collect_counts(model, random_traces(2), MARKERS) + collect_counts(other, random_traces(2), MARKERS)
+
+
+def test_counts_that_cannot_be_added_are_refused_before_a_trace_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection takes hours: what it is to be added to is looked at first."""
+    traces = random_traces(4)
+    earlier = collect_counts(deepseek_v3(), traces[:2], MARKERS)
+    whole = collect_counts(deepseek_v3(), traces[2:], MARKERS, references={}, add_to=[earlier]) + earlier
+    assert whole.num_traces == 4
+    monkeypatch.setattr("expert_stats.collect.run_traces", lambda *_, **__: pytest.fail("a trace was run"))
+    with pytest.raises(ValueError, match=r"cannot be added: model\.\w+ is .* here and .* there"):
+        collect_counts(qwen3_moe(), traces[2:], MARKERS, add_to=[earlier])
+    with pytest.raises(ValueError, match="cannot be added: base is 'all' here and 'generated' there"):
+        collect_counts(deepseek_v3(), traces[2:], MARKERS, base="all", add_to=[earlier])
+    with pytest.raises(
+        ValueError, match="would be there twice, with the same text: leave it out, or the counts to add to"
+    ):
+        collect_counts(deepseek_v3(), traces[1:], MARKERS, add_to=[earlier])

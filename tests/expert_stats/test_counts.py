@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from expert_stats import MarkerSet, RoutingCounts, TraceCounts
 from expert_stats.counts import group_of, sum_counts
@@ -308,3 +309,17 @@ def test_a_sum_needs_something_to_add() -> None:
     assert sum_counts([random_counts(1)]) == random_counts(1)
     with pytest.raises(ValueError, match="there are no counts to add"):
         sum_counts([])
+
+
+@pytest.mark.parametrize("layers", [[0, 0], [1, 0], [0, 9]])
+def test_layers_of_no_model_are_refused(layers: list[int], tmp_path: Path) -> None:
+    counts, path = random_counts(1), tmp_path / "counts.safetensors"
+    counts.save(path)
+    with safe_open(path, "np") as file:
+        head = json.loads(file.metadata()["routing_counts"])
+    head["signature"]["model"]["moe_layers"] = layers
+    save_file(load_file(path), path, {"routing_counts": json.dumps(head)})
+    with pytest.raises(
+        ValueError, match=r"counts\.safetensors .*moe_layers is \[.*\]: ascending layers of a model of 3"
+    ):
+        RoutingCounts.load(path)

@@ -20,8 +20,8 @@ from expert_stats.evidence import (
     robust_p,
     top_overlap,
 )
-from expert_stats.evidence.influence import draws_of
-from expert_stats.references import References
+from expert_stats.evidence.reliability import draws_of
+from expert_stats.trace_counts import References
 from stats_helpers import random_counts, subset
 from worlds import PLANTED, WORLDS, counts_of_world, pooled_q, sums_of_world
 

@@ -17,7 +17,7 @@ from expert_stats import (
     score_experts,
     select_experts,
 )
-from expert_stats.references import References
+from expert_stats.trace_counts import References
 from stats_helpers import changed, random_counts
 from test_counts import old_file
 from worlds import PLANTED, counts_of_world

@@ -87,7 +87,7 @@ def compute(model: Any, plan: SteeringPlan, share: tuple[int, int]) -> Computed:
             steered = model(ids, attention_mask=mask).logits
         with steer(model, dataclasses.replace(plan, experts=()), quiet=True):
             moved = model(ids, attention_mask=mask).logits
-        generated = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+        generated = model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
     return Computed(plain, steered, moved, {place: fired.tokens for place, fired in audit.fired.items()}, generated)
 
 
@@ -145,7 +145,7 @@ def compare(backend: str, name: str, folder: Path, ranks: Ranks) -> dict[str, An
     result["generate_equal"] = torch.equal(one.generated, many.generated)
     if name.endswith("_bf16"):  # the roundings of logits alone are looked at
         return result
-    length = 4 if layout.same_tokens else 4 + 3 * ranks.rank
+    length = 3 if layout.same_tokens else 3 + ranks.rank
     config = SamplingConfig(greedy=True, max_new_tokens=length, batch_size=2)
     for key, change in (("greedy", SteeringPlan()), ("steered_greedy", plan)):
         got = samples(model, tokenizer, change, layout.share, config)

@@ -162,7 +162,7 @@ def test_what_would_not_be_followed_is_wrong_usage(
 @pytest.mark.slow
 def test_two_ranks_choose_the_same_by_causes(tmp_path: Path) -> None:
     few = ["--model", "lab-search", "--by", "causes", "--top", "1", "--gains", "4", "--greedy", "--batch-size", "64"]
-    few += ["--num-identification", "8", "--num-tuning", "1", "--num-test", "2", "--max-new-tokens", "110"]
+    few += ["--num-identification", "8", "--num-tuning", "1", "--num-test", "2", "--max-new-tokens", "72"]
     assert main_job([*few, "--out", str(tmp_path / "one")]) == 0
     done = run_ranks(ROOT / "launch" / "steer_r1.py", 2, [*few, "--out", str(tmp_path / "two")], 240)
     assert done.codes == [0, 0], done.text[-3000:]

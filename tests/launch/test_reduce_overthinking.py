@@ -34,7 +34,7 @@ SMALL = [
     "--samples-tuning",
     "1",
 ]
-SIZES = [*SMALL, "--batch-size", "64"]
+SIZES = [*SMALL, "--batch-size", "96"]
 SMALL = [
     *SIZES,
     "--strengths",
@@ -45,9 +45,9 @@ SMALL = [
     "0.5",
 ]
 PAGES = ("results.json", "report.md", "report.html")
-DENSE = [*SMALL, "--samples-identification", "2", "--max-new-tokens", "240"]
+DENSE = [*SMALL, "--samples-identification", "4", "--max-new-tokens", "128"]
 MOE = [*SMALL, "--model", "lab", "--layers", "2", "--methods", "caa", "decision", "budget", "--max-new-tokens", "80"]
-SAE_ALONE = [*SIZES, "--samples-identification", "2", "--methods", "sta", "--max-new-tokens", "240"]
+SAE_ALONE = [*SIZES, "--samples-identification", "4", "--max-new-tokens", "128", "--methods", "sta"]
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,16 @@ def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Pa
     [
         (["--layers", "9"], "layer 9 does not exist: this model has layers 0-3"),
         pytest.param(
-            ["--switch-words", "Zebra", "--methods", "decision", "--samples-identification", "2"],
+            [
+                "--switch-words",
+                "Zebra",
+                "--methods",
+                "decision",
+                "--samples-identification",
+                "2",
+                "--max-new-tokens",
+                "80",
+            ],
             "no thought stops and goes on at Zebra: name its words",
             marks=pytest.mark.slow,
         ),
@@ -284,6 +293,7 @@ def test_options_that_nothing_would_follow_are_wrong_usage(
 
 def test_what_needs_no_answers_samples_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--num-test", "4", "--samples", "1", "--batch-size", "32", "--methods", "nowait", "concise-prompt"]
+    options += ["--max-new-tokens", "48"]
     folder = tmp_path / "run"
     assert main([*options, "--out", str(folder)]) == 0
     shown = capsys.readouterr().out

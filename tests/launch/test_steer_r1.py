@@ -18,7 +18,8 @@ from rank_processes import ROOT, RunningRanks, launch, run_ranks
 from reasoning_evals.runs.run_folder import read_generations
 
 SMALL = ["--num-identification", "24", "--num-tuning", "8", "--num-test", "16", "--gains", "4", "16", "--samples", "2"]
-SMALL += ["--batch-size", "64", "--max-new-tokens", "220"]
+SMALL += ["--batch-size", "64", "--max-new-tokens", "64", "--model", "lab-plain"]
+"""Two of three answers of lab-plain end within 64 tokens; those of lab-search take three times as many."""
 GIVEN = ["--num-test", "16", "--samples", "2", "--batch-size", "64"]
 """With a given plan there is nothing to search."""
 DENSE_WIDTH = 128  # of lab-dense
@@ -26,7 +27,7 @@ DENSE_WIDTH = 128  # of lab-dense
 
 SCRIPT = ROOT / "launch" / "steer_r1.py"
 FEW = [*SMALL, "--samples", "1", "--greedy", "--num-identification", "12", "--num-tuning", "4", "--num-test", "6"]
-FEW += ["--max-new-tokens", "40"]
+FEW += ["--max-new-tokens", "24"]
 """Greedy refuses two samples; on several ranks its tokens must be the same."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from moe_steer.baking.gguf.blocks import BLOCK_FORMATS
+from moe_steer.baking.gguf_model import BLOCK_FORMATS
 
 TYPES = gguf.GGMLQuantizationType.__members__
 NUM_LAYERS, NUM_EXPERTS, WIDTH, INNER = 3, 4, 8, 512  # the first layer is dense

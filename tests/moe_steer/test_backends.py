@@ -14,7 +14,6 @@ from transformers import CONFIG_MAPPING
 
 import tiny
 from moe_steer import load_model
-from moe_steer.backends.autoep import PRESETS
 from moe_steer.backends.blueprint import skeleton
 from moe_steer.backends.checkpoint import cached_folder, check_shards
 from moe_steer.backends.layout import Layout, layout_of, lockstep, remember_layout
@@ -23,7 +22,7 @@ from moe_steer.backends.offload import in_cpu_memory
 from moe_steer.backends.registry import BACKENDS, refusal
 from moe_steer.backends.streaming import whole_blocks
 from moe_steer.backends.tp_ep import _left_as_loaded, parallel_rules
-from moe_steer.backends.zero3 import settings, zero3_section
+from moe_steer.backends.zero3 import PRESETS, settings, zero3_section
 from rank_processes import run_ranks
 
 

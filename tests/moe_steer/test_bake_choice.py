@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from families import FAMILIES, build_from_config, config_of
 from family_cases import Case, busiest, case, collect_routing, logits
 from moe_steer import ExpertGain, SteeringPlan, TopK, bake, steer, unbake, verify_bake
-from moe_steer.baking.safetensors.choice import _GROUPED
+from moe_steer.baking.safetensors.biases import _GROUPED
 from moe_steer.lab import LAB_MODEL
 from test_bake_families import BAKED, quick_or_slow
 

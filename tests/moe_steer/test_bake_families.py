@@ -17,7 +17,7 @@ from families import REFUSED as NOT_STEERABLE
 from family_cases import Case, case, logits
 from moe_steer import SteeringPlan, steer
 from moe_steer.baking import Certificate, bake
-from moe_steer.baking.safetensors.families import REFUSED, VERIFIED
+from moe_steer.baking.safetensors.folder import REFUSED, VERIFIED
 from moe_steer.layers import moe_layers
 
 CORE = [

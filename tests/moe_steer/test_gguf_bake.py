@@ -14,9 +14,8 @@ import pytest
 
 from gguf_files import INNER, NUM_EXPERTS, WIDTH, certificate, dequantised, tensors, write_gguf
 from moe_steer.baking import bake, folder_files, unbake, verify_bake
-from moe_steer.baking.gguf.blocks import BLOCK_FORMATS
-from moe_steer.baking.gguf.gguf_record import read_gguf_record
-from moe_steer.baking.gguf.model import read_gguf
+from moe_steer.baking.gguf_model import BLOCK_FORMATS, read_gguf
+from moe_steer.baking.gguf_record import read_gguf_record
 from moe_steer.baking.record import sealed
 from moe_steer.plan import ExpertGain, SteeringPlan
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_files import INNER, TYPES, dequantised, quantised
-from moe_steer.baking.gguf.blocks import (
+from moe_steer.baking.gguf_model import (
     BLOCK_FORMATS,
     WIDTHS,
     BlockFormat,

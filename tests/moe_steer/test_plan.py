@@ -2,6 +2,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -299,3 +301,11 @@ def test_zeros_are_no_direction_in_any_unit(tmp_path) -> None:
     plan = SteeringPlan(residual=[ResidualVector(5, "v.safetensors")], base_dir=str(tmp_path))
     with pytest.raises(ValueError, match="holds a vector of zeros, which has no direction"):
         plan.check(dataclasses.replace(SHAPE, hidden_size=3))
+
+
+def test_a_plan_is_read_without_torch() -> None:
+    """Commands that only read plans, and their help, start in a fraction of a second."""
+    heavy = "{'torch', 'numpy', 'scipy', 'transformers'}"
+    code = f"import sys, moe_steer.entries.presets, launch.cli.bake; assert not {heavy} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", f"import numpy; {code}"], check=False, capture_output=True).returncode

@@ -74,7 +74,7 @@ def test_what_cannot_be_read_is_refused_with_what_to_do(
 ) -> None:
     change, words = REFUSED[name]
     change(model := of_lab(tmp_path / "model"))
-    monkeypatch.setattr("moe_steer.tokens.tokenizer_files.find_spec", lambda package: None)
+    monkeypatch.setattr("moe_steer.backends.sources.find_spec", lambda package: None)
     (tmp_path / "p.jsonl").write_text(PROBLEM)
     argv = ["generate", "--model", str(model), "--problems", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "out")]
     assert main(argv) == 1

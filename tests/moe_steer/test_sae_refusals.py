@@ -168,6 +168,15 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "dictionary_learning, size": (learned(trainer={"dict_size": 7}), "gives dict_size as 7, the weights have 20"),
     "dictionary_learning, both sides": (learned(buffer={"io": "in_and_out"}), "of the side 'in_and_out'"),
     "dictionary_learning, a transcoder": (learned(trainer={"dict_class": "SkipTranscoder"}), "SkipTranscoder"),
+    "dictionary_learning, two layers": (learned(trainer={"layer": 3}), "gives layer as 3, and the module as 'resid_post_layer_11'"),
+    "dictionary_learning, a layer from behind": (learned(trainer={"layer": -1, "submodule_name": None}), "gives layer as -1"),
+    "dictionary_learning, no threshold yet": (holding(learned(), "threshold", torch.tensor(-1.0)), "before it is learned"),
+    "saelens, no finetuned scale": (lambda root: saelens(root, finetuning_scaling_factor=True), "has none"),
+    **{
+        f"{name}, {number}": (holding(READERS[name], tensor, torch.full(shape, number)), "NaN or infinite")
+        for number in (float("nan"), float("inf"))
+        for name, tensor, shape in (("saelens", "W_dec", (F, D)), ("gemma scope", "b_dec", (D,)), ("qwen scope", "b_enc", (F,)))
+    },
     "qwen scope, another repository": (qwen("SAE-MLP-Qwen3-1.7B-Base-W32K-L0_3"), r"\(SAE-Res\) are read"),
     "qwen scope, a transcoder": (qwen(model_type="transcoder"), "holds a 'transcoder'"),
     "qwen scope, width": (qwen(d_sae=7), "gives d_sae as 7"),
@@ -215,6 +224,7 @@ def test_the_embedding_is_no_layer(tmp_path: Path) -> None:
 
 ACCEPTED: dict[str, Write] = {
     **READERS,
+    "an atom that never acts": holding(READERS["gemma scope"], "threshold", torch.full((F,), float("inf"))),
     "scaling_factor of ones": holding(saelens, "scaling_factor", torch.ones(F)),
     "an input scale of one": holding(saelens, "input_scale", torch.ones(1)),
     "the same place out": lambda root: saelens(

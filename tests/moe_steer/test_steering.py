@@ -396,3 +396,23 @@ def test_hidden_states_show_the_steered_stream_also_after_an_unsteered_look(
     assert torch.allclose(steered[layer + 1] - plain[layer + 1], (strength * vector).expand_as(plain[0]), atol=1e-5)
     assert torch.equal(seen[0], steered[layer + 1])
     assert torch.equal(steered[layer], plain[layer])
+
+
+@pytest.mark.parametrize("compiled_before", [False, True])
+def test_a_compiled_model_is_steered_by_the_plan_of_the_moment(compiled_before: bool, ids: torch.Tensor) -> None:
+    """What a plan finds compiled, or leaves compiled, keeps neither its hooks nor its numbers."""
+    model = tiny.deepseek_v3()
+    vector = torch.linspace(-1, 1, model.config.hidden_size)
+    plans = [SteeringPlan(residual=[ResidualVector(1, vector=vector, strength=strength)]) for strength in (1.0, 2.0)]
+    with torch.no_grad():
+        plain = model(ids).logits
+        compiled = torch.compile(model, backend="eager")
+        if compiled_before:
+            compiled(ids)
+        for plan in plans:
+            with steer(model, plan):
+                expected = model(ids).logits
+            with steer(compiled, plan, strict=True):
+                assert torch.allclose(compiled(ids).logits, expected, atol=1e-6)
+            assert torch.allclose(compiled(ids).logits, plain, atol=1e-6)
+            assert not torch.allclose(expected, plain, atol=1e-3)

@@ -98,6 +98,14 @@ KINDS = {
         thought="Rxrx\n</think>\n\n<response>\nAxax\n</response>\n",
         plain="\n</think>\n\n<response>\nAxax\n</response>\n",
     ),
+    "the mode is a word, and chat by default (DeepSeek-V3.2's own encoder)": Kind(
+        template="{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|Assistant|>"
+        "{% if thinking_mode == 'thinking' %}<think>{% else %}</think>{% endif %}{% endif %}",
+        on={"thinking_mode": "thinking"},
+        opened=True,
+        thought="Rxrx</think>Axax",
+        plain="</think>Axax",
+    ),
     "thinking is switched on by a word for the effort (Hunyuan 3)": Kind(
         template="{% set effort = reasoning_effort or 'no_think' %}{% if effort not in ['high', 'low', 'no_think'] %}{{ raise_exception('effort') }}"
         "{% endif %}{% set tag = 'think{}'.format(':opensource') %}{% for m in messages %}<|{{ m.role }}|>"

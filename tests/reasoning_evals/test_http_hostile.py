@@ -78,6 +78,18 @@ KEPT: dict[str, list[Any]] = {
     "counts of null": [choice("42", "stop"), 'data: {"choices": [], "usage": null}'],
     "an error of null": ['data: {"error": null, "choices": [{"text": "42", "finish_reason": "stop"}]}'],
     "another word for stop": [choice("42", "EOS")],
+    "null alone": ["data: null", choice("42", "stop")],
+    "choices of null": [choice("4"), 'data: {"id": "x", "choices": null}', choice("2", "stop")],
+    "counts without choices": [choice("42", "stop"), 'data: {"usage": {"completion_tokens": 5}}'],
+    "counts beside choices of null": [
+        choice("42", "stop"),
+        'data: {"choices": null, "usage": {"completion_tokens": 5}}',
+    ],
+    "a named ping": ['event: ping\ndata: {"type": "ping"}', "event: ping\ndata: {}", choice("42", "stop")],
+    "the window is full, Mistral": [choice("42", "model_length")],
+    "the window is full, Anthropic": [choice("42", "model_context_window_exceeded")],
+    "a loop that vLLM saw": [choice("42", "repetition")],
+    "a tool, Anthropic": [choice("42", "tool_use")],
     "ids of null": [choice("42", "stop", token_ids=None, prompt_token_ids=None)],
 }
 
@@ -117,7 +129,12 @@ PASSING: dict[str, tuple[Answer, str]] = {
     "nothing at all": ((200, STREAM, []), "cut stream"),
     "comments alone": ((200, STREAM, [": ping", ": ping"]), "cut stream"),
     "aborted": ((200, STREAM, [choice("4", "abort")]), "cut stream"),
-    "an error as the reason": ((200, STREAM, [choice("4", "error")]), "cut stream"),
+    **{
+        f"broken by {reason}": ((200, STREAM, [choice("4", reason)]), "cut stream")
+        for reason in ("error", "insufficient_system_resource", "network_error", "timeout", "cancelled")
+    },
+    "a detail alone": ((200, STREAM, [choice("4"), 'event: error\ndata: {"detail": "engine dead"}']), "server error"),
+    "choices of null alone": ((200, "application/json", ['{"choices": null}']), "cut stream"),
 }  # fmt: skip
 
 
@@ -193,7 +210,7 @@ def test_a_filtered_completion_says_so(tally: Tally) -> None:
     def say(handler: Handler, body: dict[str, Any]) -> None:
         handler.start()
         handler.event("I will", token_ids=[5, 6])
-        handler.event("", ["content_filter", "SAFETY", "recitation", "refusal"][body["seed"]])
+        handler.event("", ["content_filter", "SAFETY", "refusal", "sensitive"][body["seed"]])
 
     with serving(say) as server:
         http = HttpSampler(server.url, "m")
@@ -418,6 +435,34 @@ def test_an_odd_proxy_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="the address of a proxy in the environment") as caught:
         next(HttpSampler("http://h/v1", "m").sample([Request((1,), 5, "k", "why?")], CONFIG))
     assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ALL_PROXY", "socks5://proxy:1", "a SOCKS proxy"),
+        ("NO_PROXY", "localhost,[::1]", "NO_PROXY"),
+        ("SSL_CERT_FILE", "/nowhere/ca.pem", "SSL_CERT_FILE"),
+    ],
+)
+def test_an_environment_that_no_client_can_use_is_one_line(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        next(HttpSampler("http://h/v1", "m").sample([Request((1,), 5, "k", "why?")], CONFIG))
+    assert attempts(GOOD) == ("42", 1)  # a server on this machine needs none of it
+
+
+def test_a_server_on_this_machine_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert attempts(GOOD) == ("42", 1)
+    assert [Address(f"http://{host}:1/v1", "", None).is_near for host in ("localhost", "[::1]", "127.0.1.1")] == [
+        True
+    ] * 3
+    assert not Address("http://127.0.0.1.example/v1", "", None).is_near
 
 
 @pytest.mark.parametrize("seed", range(60))

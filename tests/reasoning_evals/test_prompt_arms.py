@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from launch.core.prompt_options import PromptOptions, ask_prompts
 from moe_steer.thinking import thinking_format, thinking_off
 from moe_steer.thinking.templates import effort_name, render
-from published_templates import NAMES, published
+from published_templates import NAMES, byte_tokenizer, published
 from reasoning_evals.prompts import (
     FINISHED,
     prompt_with_effort,
@@ -59,3 +60,24 @@ def test_each_template_is_followed_or_refused(name: str) -> None:
         else:
             assert prompt_with_effort(tokenizer, "low")(QUESTION).text == render(tokenizer, TURN, **asked) + fmt.append
     assert render_prompt(tokenizer, QUESTION).text == plain, "the other arms are asked as before"
+
+
+GLM = (
+    "{% set effort = reasoning_effort if reasoning_effort in ['low', 'high'] else 'max' %}Reasoning effort: {{ effort }}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+)
+"""As in GLM-5.3: any other word is the default, without a complaint."""
+
+
+def test_an_effort_is_followed_or_is_the_default_by_name_or_is_refused() -> None:
+    tokenizer = byte_tokenizer(template=GLM)
+    plain = render_prompt(tokenizer, QUESTION).text
+    assert "effort: low" in prompt_with_effort(tokenizer, "low")(QUESTION).text
+    assert prompt_with_effort(tokenizer, "max")(QUESTION).text == plain
+    with pytest.raises(ValueError, match="takes no notice of the effort 'hihg'"):
+        prompt_with_effort(tokenizer, "hihg")
+    ask_prompts(tokenizer, PromptOptions(effort="high"), quiet=True)
+    assert "effort: high" in render_prompt(tokenizer, QUESTION).text
+    assert "effort: high" in prompt_with_effort(tokenizer, "high")(QUESTION).text
+    with pytest.raises(ValueError, match="takes no notice of the effort 'hihg'"):
+        ask_prompts(byte_tokenizer(template=GLM), PromptOptions(effort="hihg"), quiet=True)

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from rank_processes import RunningRanks
 from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.sampling import Sample, SamplingConfig
 from reasoning_evals.runs.audits import gates_text, read_audit, read_gates
@@ -114,26 +113,37 @@ def test_a_run_goes_on_with_another_number_of_ranks(unbroken: Path, tmp_path: Pa
     assert read_audit(tmp_path).gates == read_audit(unbroken).gates
 
 
+def is_running(ranks: RunningRanks) -> bool:
+    """Whether the one rank has not ended."""
+    try:
+        os.kill(ranks.pids[0], 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_kill_9_at_random_moments_then_resume(unbroken: Path, tmp_path: Path, world_size: int) -> None:
     dice = random.Random(world_size)
     kills, tries = 0, 4 // world_size
     for rank in range(world_size):
-        command = [sys.executable, str(HERE / "scripted_sampler.py"), str(tmp_path), str(rank), str(world_size)]
         for attempt in range(30):
             # Later attempts are quicker, so that the loop ends; the content does not depend on the speed.
-            process = subprocess.Popen([*command, "0.03" if attempt < tries else "0"], cwd=HERE.parents[1])
+            more = [str(tmp_path), str(rank), str(world_size), "0.03" if attempt < tries else "0"]
             path = tmp_path / ("generations.jsonl" if world_size == 1 else f"generations.rank{rank}.jsonl")
             before = path.stat().st_size if path.exists() else 0
-            while attempt < tries and process.poll() is None and not (path.exists() and path.stat().st_size > before):
+            running = RunningRanks(HERE / "scripted_sampler.py", 1, more)
+            while attempt < tries and is_running(running) and not (path.exists() and path.stat().st_size > before):
                 time.sleep(0.005)
             if attempt < tries:
                 time.sleep(dice.random() * 0.25)
-                process.send_signal(signal.SIGKILL)
-            if process.wait() == 0:
+                done = running.kill()
+            else:
+                done = running.wait(60)
+            if done.codes == [0]:
                 break
             kills += 1
-        assert process.returncode == 0
+        assert done.codes == [0], done.text
     assert kills >= 2
     assert content(tmp_path) == content(unbroken)
     assert read_audit(tmp_path).rows == read_audit(unbroken).rows

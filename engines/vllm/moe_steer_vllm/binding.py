@@ -28,7 +28,8 @@ def bind(model: Any, config: Any, device: Any) -> Following:
     shape = ModelShape(
         model_type=config.model_config.hf_config.model_type,
         num_layers=len(layers),
-        num_experts=next((runner.router.global_num_experts for runner in runners.values()), 0),
+        # The router's own number counts the replicas of EPLB too, and ids are those of the model.
+        num_experts=next((runner.moe_config.num_logical_experts for runner in runners.values()), 0),
         top_k=next((runner.router.top_k for runner in runners.values()), 0),
         moe_layers=tuple(sorted(runners)),
         hidden_size=text.hidden_size,
@@ -52,7 +53,7 @@ def bind(model: Any, config: Any, device: Any) -> Following:
     for layer in sorted({entry.layer for plan in plans for entry in plan.active_experts}):
         runner = runners[layer]
         refuse_runner(runner, layer)
-        rule = functools.partial(rule_of, runner.router, text.hidden_size, device)
+        rule = functools.partial(rule_of, runner.router, shape.num_experts, text.hidden_size, device)
         steer_router(runner, runner.router, layer, plans, following.tokens, rule)
         following.routers[layer] = type(runner.router).__name__
     for layer in sorted({entry.layer for plan in plans for entry in plan.active_residual}):

@@ -30,8 +30,9 @@ class Rule(NamedTuple):
     bias_E: Tensor | None = None
 
 
-def rule_of(router: Any, hidden_size: int, device: torch.device | str) -> Rule:
-    """The rule of a vLLM router; ValueError, which names the router, where its choice is not made by a known one."""
+def rule_of(router: Any, num_experts: int, hidden_size: int, device: torch.device | str) -> Rule:
+    """The rule of a vLLM router; ValueError, which names the router, where its choice is not made by a known one. ``num_experts``: of
+    the model, without replicas."""
     name = type(router).__name__
     refusal = f"the choice of experts of {name} cannot be reached, so experts cannot be forced: use gains or logit_bias"
     odd = (
@@ -56,7 +57,7 @@ def rule_of(router: Any, hidden_size: int, device: torch.device | str) -> Rule:
     if rule.scoring not in ("softmax", "sigmoid"):
         raise ValueError(refusal)
     generator = torch.Generator().manual_seed(0)
-    logits_TE = torch.randn(_TRIES, router.global_num_experts, generator=generator).to(device)
+    logits_TE = torch.randn(_TRIES, num_experts, generator=generator).to(device)
     theirs = router._compute_routing(torch.zeros(_TRIES, hidden_size, device=device), logits_TE, None)
     ours = choose(rule, logits_TE, torch.zeros_like(logits_TE))
     one, other = (torch.zeros_like(logits_TE).scatter_(1, i.long(), w.float()) for w, i in (theirs, ours))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from moe_steer_vllm.plugin import state_of
@@ -22,12 +24,15 @@ class SteeringEndpoint:
             client = app.state.steer_client
             import vllm
 
-            worker = json.loads((await client.collective_rpc("steer_status"))[0])
+            worker = summed(await of_engines(client, "steer_status"))
             return JSONResponse(state_of(client.input_processor.steer_served, vllm.__version__, worker))
 
         async def steering_request(reply: str) -> Any:
-            samples = json.loads((await app.state.steer_client.collective_rpc("steer_request", args=(reply,)))[0])
+            samples = [
+                one for found in await of_engines(app.state.steer_client, "steer_request", reply) for one in found
+            ]
             if samples:
+                samples.sort(key=lambda one: (one["prompt"], one["sample"]))
                 return JSONResponse({"version": 1, "id": reply, "samples": samples})
             message = (
                 "no steered request of that id is known: it was not steered, is of another server, or was long ago"
@@ -40,3 +45,25 @@ class SteeringEndpoint:
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the engine's client for the routes."""
         state.steer_client = engine_client
+
+
+async def of_engines(client: Any, method: str, *args: Any) -> list[Any]:
+    """What the first worker of each data-parallel engine answers. (vLLM's own ``collective_rpc`` asks all of them, and hands on what
+    the first one says.)"""
+    core = client.engine_core
+    asked = (
+        core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
+        for engine in core.core_engines
+    )
+    return [json.loads(workers[0]) for workers in await asyncio.gather(*asked)]
+
+
+def summed(workers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The state of several engines, each of which answered requests of its own, as that of one."""
+    first = workers[0]
+    counts = {}
+    for name in first["counts"]:
+        said = [worker["counts"][name] for worker in workers]
+        hits = [sum(column) for column in zip(*(one["hits"] for one in said), strict=True)]
+        counts[name] = {"hits": hits, "tokens": sum(one["tokens"] for one in said)}
+    return {**first, "counts": counts}

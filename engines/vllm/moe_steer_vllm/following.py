@@ -181,7 +181,7 @@ class Following:
                 live.tokens += count
 
     def _up(self, values: Tensor) -> Tensor:
-        return values.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else values
+        return (values.pin_memory() if self._device.type == "cuda" else values).to(self._device, non_blocking=True)
 
     def _place(self, live: _Live, here: set[str]) -> None:
         if not self._free:

@@ -30,6 +30,7 @@ def refuse_config(config: Any, served: Served) -> None:
         "prefill context parallelism (prefill_context_parallel_size)": parallel.prefill_context_parallel_size > 1,
         "microbatches (enable_dbo, ubatch_size), which cut a batch in two": parallel.use_ubatching,
         "sequence parallelism of experts over data-parallel ranks": parallel.use_sequence_parallel_moe,
+        "elastic expert parallelism (enable_elastic_ep), whose ranks come and go": parallel.enable_elastic_ep,
         "a key-value connector (kv_transfer_config), whose caches may not keep plans apart": config.kv_transfer_config
         is not None,
         f"a model that does not write text (runner {config.model_config.runner_type})": config.model_config.runner_type

@@ -240,7 +240,7 @@ def _worker_request(worker: Any, reply: str) -> list[dict[str, Any]]:
 
 
 def state_of(served: Served, version: str, worker: dict[str, Any]) -> dict[str, Any]:
-    """What ``GET /v1/steering`` answers. ``worker``: ``steer_status`` of the first."""
+    """What ``GET /v1/steering`` answers. ``worker``: ``steer_status``, of all engines together."""
     plans = {}
     for name, plan in served.plans.items():
         layers = sorted({entry.layer for entry in plan.active_experts})

@@ -77,7 +77,7 @@ def first_columns(plans: Sequence[SteeringPlan]) -> list[int]:
 
 
 def steer_router(
-    runner: nn.Module,
+    runner: Any,
     router: Any,
     layer: int,
     plans: Sequence[SteeringPlan],
@@ -85,8 +85,10 @@ def steer_router(
     rule: Callable[[], Rule],
 ) -> None:
     """Let the entries of one layer act in its router. ``rule``: asked where experts are forced; its ValueError is let through."""
-    num_experts = router.global_num_experts + int(getattr(router, "num_fused_shared_experts", 0) or 0)
-    shape, device = (len(plans) + 1, num_experts), tokens.hits.device
+    num_experts = runner.moe_config.num_logical_experts
+    # The ids of fused shared experts come behind those of all replicas (EPLB), which are no ids of a router.
+    num_ids = router.global_num_experts + int(getattr(router, "num_fused_shared_experts", 0) or 0)
+    shape, device = (len(plans) + 1, num_ids), tokens.hits.device
     gain, bias, force = torch.ones(shape), torch.zeros(shape), torch.zeros(shape)
     after, before = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     scoped: dict[int, list[int]] = {}
@@ -102,11 +104,15 @@ def steer_router(
                     scoped.setdefault(row, []).append(column)
                 else:
                     (before if entry.force == "out" else after)[at] = column
+    if rescales.any() and num_ids > router.global_num_experts:
+        raise ValueError(
+            f"the weights of layer {layer} hold those of its fused shared experts, which no plan may rescale: leave renormalize out, or serve without fused shared experts"
+        )
     tokens.give(runner)
     forced = bool(force.any())
     tables = {"gain": gain, "after": after}
-    tables |= {"bias": bias[:, : router.global_num_experts], "scoped": _marks(scoped, shape[0])} if scoped else {}
-    tables |= {"force": force[:, : router.global_num_experts], "before": before} if forced else {}
+    tables |= {"bias": bias[:, :num_experts], "scoped": _marks(scoped, shape[0])} if scoped else {}
+    tables |= {"force": force[:, :num_experts], "before": before} if forced else {}
     tables |= {"rescales": rescales} if rescales.any() else {}
     for name, table in tables.items():
         runner.register_buffer(f"steer_{name}", table.to(device), persistent=False)

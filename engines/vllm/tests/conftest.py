@@ -14,6 +14,10 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":  # it is made of Triton kernels
+    from interpreted import as_backend_for_cpus
+
+    as_backend_for_cpus()
 
 FOLDER = Path(os.environ.get("STEER_REFERENCE", "build/engines/reference")).resolve()
 

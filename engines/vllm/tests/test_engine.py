@@ -6,9 +6,7 @@ dense model and on a small Qwen3-MoE.
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,12 @@ def qwen(folder: Path, reference: dict[str, Any]) -> Any:
 
 def hits(llm: Any) -> dict[str, list[int]]:
     return {name: plan["hits"] for name, plan in counts(llm)[0].items()}
+
+
+def test_the_model_runner_is_the_one_that_was_asked_for(qwen: Any) -> None:
+    runner = qwen.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    second = any(kind.__module__ == "vllm.v1.worker.gpu.model_runner" for kind in type(runner).__mro__)
+    assert second == (os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1")
 
 
 @pytest.mark.parametrize("model", ["lab", "search", "dense", "qwen"])
@@ -179,40 +183,18 @@ def test_compiled(model: str, folder: Path, reference: dict[str, Any]) -> None:
     assert hits(llm) == expected_hits(reference[model])
 
 
+EXPERT_PARALLEL = {"enable_expert_parallel": True, "worker_extension_cls": "cpu_parallel.Extension"}
+
+
 @pytest.mark.parallel
-def test_tensor_parallel(folder: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [{}, EXPERT_PARALLEL], ids=["tensors cut in two", "experts on one rank each"])
+def test_two_ranks(
+    more: dict[str, Any], folder: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VLLM_CPU_SIM_MULTI_NUMA", "1")
-    llm = engine(folder, "lab", reference["lab"]["plans"], tensor_parallel_size=2, distributed_executor_backend="mp")
+    ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    llm = engine(folder, "lab", reference["lab"]["plans"], **ranks, **more)
     assert mixed(llm, reference["lab"]) == all_equal(reference["lab"])
     first, second = counts(llm)
     assert first == second
     assert hits(llm) == expected_hits(reference["lab"])
-
-
-@pytest.mark.cost
-def test_cpu_time(folder: Path, reference: dict[str, Any]) -> None:
-    """An engine without plans, one whose requests ask for none, and one plan: 32 sequences of 48 tokens each, four times in turn a
-    round, nine rounds. (Turns are short, so that what else the machine does falls on all three.)"""
-    stock, ours = engine(folder, "lab", []), engine(folder, "lab", ["g2", "g64"])
-    prompts = reference["lab"]["prompts"] * 4
-    turns = [(stock, None), (ours, None), (ours, "g2")]
-
-    def seconds(llm: Any, asked: str | None) -> float:
-        start = time.process_time()
-        ask(llm, prompts, [asked] * len(prompts), max_tokens=48, ignore_eos=True)
-        return time.process_time() - start
-
-    def one_round(number: int) -> list[float]:
-        spent = [0.0, 0.0, 0.0]
-        for turn in range(4):
-            for at in (0, 1, 2) if (number + turn) % 2 else (2, 1, 0):
-                spent[at] += seconds(*turns[at])
-        return spent
-
-    for llm, asked in turns:
-        seconds(llm, asked)
-    rounds = [one_round(number) for number in range(9)]
-    idle, active = (statistics.median(row[i] / row[0] for row in rounds) for i in (1, 2))
-    print(json.dumps({"idle": round(idle, 3), "one plan": round(active, 3), "rounds": rounds}))
-    assert idle <= 1.02
-    assert active <= 1.04

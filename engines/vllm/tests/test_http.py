@@ -28,14 +28,22 @@ def free_port() -> int:
 
 
 class Server:
-    """``moe-steer serve lab`` with the plans of the reference."""
+    """``moe-steer serve MODEL`` with plans of the reference."""
 
-    def __init__(self, folder: Path, log: Path, port: int | None = None, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        log: Path,
+        port: int | None = None,
+        options: Sequence[str] = (),
+        model: str = "lab",
+        names: Sequence[str] = NAMES,
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = log
-        plans = [part for name in NAMES for part in ("--plan", str(folder / f"{name}.json"))]
-        command = [sys.executable, "-m", "launch.cli.main", "serve", "lab", *plans, "--port", str(self.port)]
+        self.log, self.model = log, model
+        plans = [part for name in names for part in ("--plan", str(folder / f"{name}.json"))]
+        command = [sys.executable, "-m", "launch.cli.main", "serve", model, *plans, "--port", str(self.port)]
         command += [
             "--python",
             os.environ["STEER_PYTHON"],
@@ -59,7 +67,7 @@ class Server:
             time.sleep(0.5)
 
     def post(self, **body: Any) -> httpx.Response:
-        body = {"model": "lab", "max_tokens": 5, "temperature": 0, "prompt": [1, 5, 6, 7], **body}
+        body = {"model": self.model, "max_tokens": 5, "temperature": 0, "prompt": [1, 5, 6, 7], **body}
         return httpx.post(f"{self.url}/v1/completions", json=body, timeout=300)
 
     def get(self, path: str) -> httpx.Response:

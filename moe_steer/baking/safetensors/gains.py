@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_steer.baking.certificate import LOADERS, EntryCertificate
 from moe_steer.baking.edits import Edit, StoredTensor, measure
 from moe_steer.baking.numbers import ROUNDOFF, Rounding, is_power_of_two
-from moe_steer.baking.planning import STEER_INSTEAD, Work, held_gain
-from moe_steer.baking.safetensors.choice import plan_choice
-from moe_steer.baking.safetensors.families import CheckpointShape, checkpoint_shape, refuse_family, text_section
-from moe_steer.baking.safetensors.folder import Checkpoint
-from moe_steer.baking.safetensors.formats import Placement, placement
-from moe_steer.baking.safetensors.layouts import LayerPlaces, Parts, find_places, ranges
+from moe_steer.baking.planning import LOADERS, STEER_INSTEAD, EntryCertificate, Work, held_gain
+from moe_steer.baking.safetensors.biases import plan_choice
+from moe_steer.baking.safetensors.folder import (
+    Checkpoint,
+    CheckpointShape,
+    checkpoint_shape,
+    refuse_family,
+    text_section,
+)
+from moe_steer.baking.safetensors.layouts import LayerPlaces, Parts, Placement, find_places, placement
+from moe_steer.entries.expert_entry import ranges
 from moe_steer.plan import ExpertGain, SteeringPlan
 
 NEGLIGIBLE = 2.0**-20
@@ -119,6 +123,10 @@ def _plan_gain(
         other = _candidate(source, parts, num_rows, projection, entry, applied)
         chosen = other if chosen is None or other.lost.rms < chosen.lost.rms else chosen
     for tensor, edit, lost in chosen.edits:
+        if lost.not_finite:
+            raise ValueError(
+                f"{tensor.name} holds {lost.not_finite} numbers that are NaN or infinite: fetch the checkpoint again"
+            )
         if lost.overflowed:
             raise ValueError(
                 f"gain {chosen.applied:g} takes {lost.overflowed} numbers of {tensor.name} out of the range of {tensor.dtype}: give a gain nearer to 1, or bake a checkpoint in a wider type"
@@ -143,7 +151,9 @@ def _parts(places: LayerPlaces, entry: ExpertGain, shape: CheckpointShape, where
     if not places.per_expert:
         return places.fused, shape.num_experts - shape.zero_experts
     if entry.expert not in places.per_expert:
-        raise ValueError(f"{where} has no tensors in this checkpoint, which has experts {ranges(places.per_expert)}")
+        raise ValueError(
+            f"{where} has no tensors in this checkpoint, which has experts {ranges(sorted(places.per_expert))}"
+        )
     return places.per_expert[entry.expert], 1
 
 

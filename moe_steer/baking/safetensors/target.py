@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_steer.baking.edits import Change, NewTensor
 from moe_steer.baking.folder_files import read_text, write_at
 from moe_steer.baking.record import Patch
+from moe_steer.baking.safetensors.biases import with_biases
 from moe_steer.baking.safetensors.folder import SINGLE_FILE, Checkpoint
-from moe_steer.baking.safetensors.residual import with_biases
 
 NEW_INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
@@ -77,7 +77,9 @@ def target_layout(
 
 def _index_patches(text: str, extra: str, changes: Sequence[Change], created: Sequence[NewTensor]) -> list[Patch]:
     moves = {change.tensor.name: (change.tensor.shard, extra) for change in changes}
-    patches = moved_entries(text, moves) + added_entries(text, extra, (tensor.name for tensor in created))
+    patches = [_moved(text, name, *shards) for name, shards in moves.items()] + added_entries(
+        text, extra, (tensor.name for tensor in created)
+    )
     sizes = re.findall(r'"total_size"\s*:\s*\d+', text)
     if created and len(sizes) == 1:
         number = int(sizes[0].rpartition(":")[2])
@@ -93,7 +95,9 @@ def _index_text(
     weight_map.update({change.tensor.name: extra for change in changes})
     weight_map.update({tensor.name: extra for tensor in created})
     size = sum(tensor.num_bytes for tensor in source.tensors.values()) + sum(len(tensor.data) for tensor in created)
-    return new_index(weight_map, size)
+    return (
+        json.dumps({"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}, indent=2) + "\n"
+    )
 
 
 def overlay_name(source: Checkpoint, replaced: Collection[str] = ()) -> str:
@@ -202,12 +206,8 @@ def reverse_patches(patches: Iterable[Patch]) -> list[Patch]:
     return [(new, old) for old, new in reversed(list(patches))]
 
 
-def moved_entries(index_text: str, moves: Mapping[str, tuple[str, str]]) -> list[Patch]:
-    """Patches that move tensors in an index: name -> (old shard, new shard)."""
-    return [_moved(index_text, name, old, new) for name, (old, new) in moves.items()]
-
-
 def _moved(index_text: str, name: str, old: str, new: str) -> Patch:
+    """What moves a tensor from one shard to another in the text of an index."""
     pattern = re.escape(json.dumps(name)) + r"\s*:\s*" + re.escape(json.dumps(old))
     found = re.findall(pattern, index_text)
     if len(found) != 1:
@@ -222,9 +222,3 @@ def added_entries(index_text: str, shard: str, names: Iterable[str]) -> list[Pat
         raise ValueError("the index has no readable weight_map: save the checkpoint again")
     lines = "".join(f"\n    {json.dumps(name)}: {json.dumps(shard)}," for name in names)
     return [(match[0], match[0] + lines)] if lines else []
-
-
-def new_index(weight_map: Mapping[str, str], total_size: int) -> str:
-    """The text of an index."""
-    content = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-    return json.dumps(content, indent=2) + "\n"

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moe_steer.baking.certificate import Certificate, Family
 from moe_steer.baking.edits import Change, NewTensor, write_changed
 from moe_steer.baking.folder_files import (
     Place,
@@ -21,10 +20,11 @@ from moe_steer.baking.folder_files import (
     side_files,
     write_text,
 )
+from moe_steer.baking.planning import Certificate, Family
 from moe_steer.baking.record import RECORD, ChangedTensor, Patch, Record, RecordedFile, has_record, proven, recorded
+from moe_steer.baking.safetensors.biases import plan_residual
 from moe_steer.baking.safetensors.folder import Checkpoint, open_checkpoint, open_shard
 from moe_steer.baking.safetensors.gains import notes, plan_experts
-from moe_steer.baking.safetensors.residual import plan_residual
 from moe_steer.baking.safetensors.target import (
     NEW_INDEX,
     TargetLayout,

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_steer.baking.certificate import Certificate
 from moe_steer.baking.edits import Change, write_changed
 from moe_steer.baking.folder_files import copy_file, hard_link, sha256_file, write_text
-from moe_steer.baking.gguf.gguf_gains import plan_gains
-from moe_steer.baking.gguf.gguf_record import gguf_record_path, gguf_record_text
-from moe_steer.baking.gguf.model import GgufModel, part_names, read_gguf
+from moe_steer.baking.gguf_gains import plan_gains
+from moe_steer.baking.gguf_model import GgufModel, part_names, read_gguf
+from moe_steer.baking.gguf_record import gguf_record_path, gguf_record_text
+from moe_steer.baking.planning import Certificate
 from moe_steer.baking.record import Record, RecordedFile, proven, recorded
 from moe_steer.baking.staging import staging
 from moe_steer.gguf import export_residual

@@ -9,15 +9,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moe_steer.baking.certificate import Certificate, EntryCertificate
 from moe_steer.baking.edits import Edit
-from moe_steer.baking.gguf.blocks import BLOCK_FORMATS
-from moe_steer.baking.gguf.gguf_gains import certify, is_exact
-from moe_steer.baking.gguf.model import GgufModel
+from moe_steer.baking.gguf_gains import certify, is_exact
+from moe_steer.baking.gguf_model import BLOCK_FORMATS, GgufModel
 from moe_steer.baking.numbers import Rounding
-from moe_steer.baking.planning import Work
+from moe_steer.baking.planning import Certificate, EntryCertificate, Work
 from moe_steer.baking.record import ChangedTensor, Record, RecordedFile, sealed, unsealed
-from moe_steer.json_files import read_json, short
+from moe_steer.json_files import check_types, read_json, short
 from moe_steer.plan import SteeringPlan
 
 RECORD_VERSION = 2
@@ -117,7 +115,17 @@ def read_gguf_record(model: GgufModel) -> Record:
         raise ValueError(f"{path} cannot be used: {short(error)}") from error
 
 
-def _checked(data: Mapping[str, Any], model: GgufModel) -> Record:
+_SLICE = {
+    **dict.fromkeys(("layer", "expert", "part", "offset", "num_bytes", "num_scales", "num_rounded"), int),
+    **dict.fromkeys(("asked", "gain", "max_relative_error"), float),
+    **dict.fromkeys(("tensor", "type", "sha256_before", "sha256_after"), str),
+}
+
+
+def _checked(data: dict[str, Any], model: GgufModel) -> Record:
+    check_types(data, "", {"slices": list[dict], "files": list[dict], "model": dict, "plan": dict})
+    for entry in data["slices"]:
+        check_types(entry, "slices", _SLICE)
     if len(data["files"]) != len(model.paths):
         raise ValueError(
             f"{model.first} has {len(model.paths)} parts and the certificate lists {len(data['files'])}: they do not belong together"

@@ -8,12 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moe_steer.baking.certificate import EntryCertificate
 from moe_steer.baking.edits import Edit, StoredTensor, measure
-from moe_steer.baking.gguf.blocks import BLOCK_FORMATS, NAMES, block_format
-from moe_steer.baking.gguf.model import GgufModel
+from moe_steer.baking.gguf_model import BLOCK_FORMATS, NAMES, GgufModel, block_format
 from moe_steer.baking.numbers import Rounding, is_power_of_two, shown
-from moe_steer.baking.planning import STEER_INSTEAD, Work, held_gain
+from moe_steer.baking.planning import STEER_INSTEAD, EntryCertificate, Work, held_gain
 from moe_steer.gguf import architectures_of, gguf_package, letters
 from moe_steer.plan import ExpertGain, SteeringPlan
 

@@ -16,7 +16,7 @@ from moe_steer.json_files import quoted
 from moe_steer.saes.sae import SAE, fold_decoder_norm, hook_of_place, place_of_hook
 from moe_steer.saes.weights import Given, check_sizes, pick, read_config, read_safetensors, refuse_unknown
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS = SAELENS = ("cfg.json", "sae_weights.safetensors")
 _KINDS = {"standard": "relu", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
 
 _ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "gated": "gated"}
@@ -31,12 +31,7 @@ _KEYS = {
 }
 
 
-def recognises(path: Path) -> bool:
-    """A folder with both files."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
-
-
-def read(path: Path, given: Given) -> SAE:
+def read_saelens(path: Path, given: Given) -> SAE:
     """ValueError for architectures and for normalisations that a file of weights alone cannot carry."""
     config = read_config(
         path / CONFIG,
@@ -70,6 +65,10 @@ def read(path: Path, given: Given) -> SAE:
     if kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
         encoder, bias, decoder = fold_decoder_norm(encoder, bias, decoder)
     finetuned = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
+    if finetuned is None and config.get("finetuning_scaling_factor"):
+        raise ValueError(
+            f"{path / CONFIG} has finetuning_scaling_factor set, and {WEIGHTS} has none: download both again"
+        )
     if finetuned is not None and not torch.equal(finetuned, torch.ones_like(finetuned)):
         decoder = decoder * finetuned.to(decoder.dtype)[:, None]  # a factor applied to activations just before decoding
     hook = _metadata(path, config, "hook_name", "hook_point")
