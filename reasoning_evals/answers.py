@@ -20,15 +20,15 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[^\s${}\\,;]+|\\[a-zA-Z]+[^\s$]*")
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
-    r"(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え)(?:[ \t]+to[^.\n]{0,80}?)?[ \t]*(?:\([^()\n]{0,40}\))?"
-    r"[*_ \t]*(?:\b(?:is|are|equals|est|ist|es|é|è)\b|[:：=是为は])[ \t]*[:：]?[*_\s]*(?=([^\n]+))",
+    r"(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え|정답|답)(?:[ \t]+to[^.\n]{0,80}?)?[ \t]*(?:\([^()\n]{0,40}\))?"
+    r"[*_ \t]*(?:\b(?:is|are|equals|est|ist|es|é|è)\b|[:：=是为は은])[ \t]*[:：]?[*_\s]*(?=([^\n]+))",
     re.IGNORECASE,
 )
 _LEAD_WORDS = re.compile(
     r"(?:(?:therefore|thus|simply|then|that|about|approximately|indeed|option|choice)\b[\s,:]*)+", re.I
 )
 _SENTENCE_END = re.compile(
-    r"[。；]|です|\.(?=\s|$)|;\s|,\s+(?=so\b|which\b|because\b|since\b|and\s+(?:so|we|the)\b)|\s+(?:because|since)\b"
+    r"[。；]|です|입니다|이다|\.(?=\s|$)|;\s|,\s+(?=so\b|which\b|because\b|since\b|and\s+(?:so|we|the)\b)|\s+(?:because|since)\b"
 )
 _NUMBER = re.compile(
     r"(?<![^\W\u3040-\u9fff\uac00-\ud7a3])(?<![.^_{/])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d+(?:(?:\.|,|\{,\})\d+)?|\.\d+)"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from expert_stats.causes.over_problems import mean_and_error
@@ -128,7 +128,7 @@ def _against(thought: Rate, other: Rate, level: float) -> str:
     units = min(thought.units, other.units)
     if units < 2:
         return "open"
-    quantile = float(stats.t.ppf(1 - level / 2, units - 1))
+    quantile = float(scipy.stats.t.ppf(1 - level / 2, units - 1))
     reach = quantile * float(np.hypot(thought.error, other.error))
     # A rate of 0 or 1 in every unit has no spread; what its units could have hidden is left by the rule of three.
     reach = max(reach, 3 / units if thought.error == 0 and other.error == 0 else 0.0)

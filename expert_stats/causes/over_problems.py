@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from expert_stats.evidence.reliability import rank_agreement
 
@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 def interval(value: Array, error: Array, num_problems: int) -> tuple[Array, Array]:
     """Two-sided 95% interval from Student's t with one degree of freedom less than problems."""
-    reach = error * stats.t.ppf(0.975, max(num_problems - 1, 1))
+    reach = error * scipy.stats.t.ppf(0.975, max(num_problems - 1, 1))
     return value - reach, value + reach
 
 
@@ -39,14 +39,14 @@ def t_test(mean: Array, error: Array, num_problems: int) -> Array:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where((mean == 0) & (error == 0), 0.0, np.abs(mean) / error)
-    return np.asarray(np.where(np.isnan(error), np.nan, 2 * stats.t.sf(ratio, max(num_problems - 1, 1))))
+    return np.asarray(np.where(np.isnan(error), np.nan, 2 * scipy.stats.t.sf(ratio, max(num_problems - 1, 1))))
 
 
 def sign_flip(difference_P: Array) -> float:
     """Two-sided sign-flip p of a mean of 0: all patterns up to 13 problems, else 9,999 random ones under a fixed seed."""
     if len(difference_P) < 2 or not np.any(difference_P):
         return 1.0
-    found = stats.permutation_test(
+    found = scipy.stats.permutation_test(
         (difference_P,), np.mean, permutation_type="samples", n_resamples=9999, vectorized=True, axis=0, rng=0
     )
     return float(found.pvalue)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from expert_stats.evidence.measure import Measure, supported_cells
 from expert_stats.evidence.sums import ProblemSums, robust_p
@@ -133,7 +133,7 @@ class MarkerEstimate:
         by_log_C = np.asarray((totals[0] * slopes_MC)[self.measure.weights_M > 0].sum(0))
         with np.errstate(divide="ignore", invalid="ignore"):
             count_C = np.clip((by_log_C / error_C) ** 2, 1e-3, 1e9)
-            share_C = stats.gamma.ppf(stats.norm.sf(deviations), count_C) / count_C
+            share_C = scipy.stats.gamma.ppf(scipy.stats.norm.sf(deviations), count_C) / count_C
             down_C = -np.log(np.maximum(share_C, 1e-12)) * np.maximum(by_log_C, 0.0)
         return np.fmax(deviations * error_C, down_C)
 
@@ -234,7 +234,7 @@ class RatioEstimate:
         error_C = np.sqrt((influence_PC**2).sum(0) * num / (num - 1))
         with np.errstate(divide="ignore", invalid="ignore"):
             t_C = np.where((score_C == 0) & (error_C == 0), 0.0, score_C / error_C)
-        return np.asarray(2 * stats.t.sf(np.abs(t_C), num - 1) if self.signed else stats.t.sf(t_C, num - 1))
+        return np.asarray(2 * scipy.stats.t.sf(np.abs(t_C), num - 1) if self.signed else scipy.stats.t.sf(t_C, num - 1))
 
     def _beyond_layer(self, table: Array) -> Array:
         """Minus the mean over the experts of the layer whose score is defined."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from expert_stats.evidence.estimates import Estimate
 from expert_stats.evidence.reliability import HALF_ROWS, Halves
@@ -91,7 +91,7 @@ def _measured(estimate: Estimate, rows: Array | slice, cells: Array) -> tuple[Ar
         error_C = np.sqrt(np.maximum(square_C / (num * (num - 1)), estimate.unseen(rows)[cells]))
         kurtosis_C = np.where(square_C > 0, num * (moved_PC**4).sum(0) / square_C**2, 3.0)
         freedom_C = (num - 1) * np.minimum(3 / kurtosis_C, 1) ** 2
-        reach_C = error_C * stats.t.ppf(0.975, np.minimum(np.maximum(freedom_C, _FREEDOM), num - 1))
+        reach_C = error_C * scipy.stats.t.ppf(0.975, np.minimum(np.maximum(freedom_C, _FREEDOM), num - 1))
         centre_C = num * score_C - (num - 1) * mean_C
         low_C, high_C = centre_C - reach_C, centre_C + reach_C
     defined = np.isfinite(low_C) & np.isfinite(high_C)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from expert_stats.evidence.estimates import Estimate, family_names
 
@@ -61,12 +61,12 @@ def uncertainty_of(estimate: Estimate, candidates_C: Array, supported_C: Array) 
             largest_R = np.maximum(largest_R, (signs_RP @ scaled_PC).max(1))
     error_C = np.sqrt(square_C * num / (num - 1) + estimate.unseen())
     error_C = np.where(np.isfinite(score_C), error_C, np.nan)
-    reach = float(stats.t.ppf(0.5 + LEVEL / 2, num - 1))
+    reach = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, num - 1))
     bound_C = missing
     if np.isfinite(largest_R).all():
         normal = float(np.quantile(largest_R, LEVEL))
         # Signs have lighter tails than means of few problems over their own deviation: the t of the same level.
-        bound_C = score_C - estimate.lowest(float(stats.t.isf(stats.norm.sf(normal), num - 1)), error_C)
+        bound_C = score_C - estimate.lowest(float(scipy.stats.t.isf(scipy.stats.norm.sf(normal), num - 1)), error_C)
     chosen = np.flatnonzero(supported_C & np.isfinite(score_C))
     if len(chosen):
         chance_TC[:, chosen] = _chances(estimate, chosen, rng)
@@ -174,7 +174,7 @@ def agreement_of_families(estimate: Estimate) -> dict[str, Any]:
 
 def standardised(score_RC: Array) -> Array:
     """Ranks of every row about their mean, with length 1: the inner product of two is Spearman's correlation; NaN without spread."""
-    rank_RC = stats.rankdata(score_RC, axis=1) if score_RC.shape[1] > 2 else np.zeros(score_RC.shape)
+    rank_RC = scipy.stats.rankdata(score_RC, axis=1) if score_RC.shape[1] > 2 else np.zeros(score_RC.shape)
     rank_RC = rank_RC - rank_RC.mean(1, keepdims=True) if rank_RC.size else rank_RC
     with np.errstate(invalid="ignore"):
         return np.asarray(rank_RC / np.sqrt((rank_RC**2).sum(1, keepdims=True)))
@@ -193,7 +193,7 @@ def rank_agreement(first: Array, second: Array) -> float:
     a, b = first[both], second[both]
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    return float(stats.spearmanr(a, b).statistic)
+    return float(scipy.stats.spearmanr(a, b).statistic)
 
 
 def top_overlap(first: Array, second: Array, size: int) -> float:

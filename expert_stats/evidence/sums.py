@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from expert_stats.counts import RoutingCounts
 
@@ -147,7 +147,7 @@ def robust_p(excess: Excess | None, num_cells: int) -> tuple[Array, Array]:
     spread_C = np.sqrt(np.maximum(between_C, excess.variance_C))
     with np.errstate(divide="ignore", invalid="ignore"):
         z_C = np.where(spread_C > 1e-9, excess.sum_C / spread_C, np.nan)
-    return z_C, stats.t.sf(z_C, num - 1)
+    return z_C, scipy.stats.t.sf(z_C, num - 1)
 
 
 def false_discovery_rate(p: Array) -> Array:
@@ -155,5 +155,5 @@ def false_discovery_rate(p: Array) -> Array:
     defined = np.isfinite(p)
     q = np.full(p.shape, np.nan)
     if defined.any():
-        q[defined] = stats.false_discovery_control(p[defined])
+        q[defined] = scipy.stats.false_discovery_control(p[defined])
     return q

@@ -6,26 +6,26 @@ import dataclasses
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from launch.core.arms import check_fits
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
-from launch.core.levers.arm_building import BuiltArm, arm_of, load_plans
 from launch.core.levers.arm_words import HINT, REMINDER, TRIAL, Words, arm_name, check_arms, parse_arm
-from launch.core.levers.exit_probe import exit_warnings, mis_exits
 from launch.core.option_checks import ReadBy, check_num_problems
 from launch.core.options import BASELINE, ProblemOptions, options_from
 from launch.core.prompt_options import own_wording
 from launch.core.ranks import Ranks
 from launch.core.served.server_options import EngineOptions
-from launch.core.session import Session
 from moe_steer.lab import is_made_up
 from reasoning_evals import Problem, compare_arms, load_task
 from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.prompts import FINISHED, THINKING_PROMPT
 from reasoning_evals.runs import GradeRow, grade_run, read_run
 from reasoning_evals.thoughts import cut_line, cut_table, cut_thoughts
+
+if TYPE_CHECKING:
+    from launch.core.levers.arm_building import BuiltArm
 
 NAME = "evaluate"
 LAB_PROBLEMS = 240
@@ -86,7 +86,10 @@ class EvaluateOptions(EngineOptions, ProblemOptions):
 
 
 def run(options: EvaluateOptions, ranks: Ranks) -> None:
-    """Sample every arm, grade, compare, report, in the folder of the options."""
+    """Sample every arm, grade, compare, report, in the folder of the options. What loads models is imported only now: --help is quick."""
+    from launch.core.levers.arm_building import arm_of, load_plans
+    from launch.core.session import Session
+
     plans = load_plans(options.arms)
     problems = _problems(options)
     known = look(options, quiet=not ranks.is_main)
@@ -156,6 +159,8 @@ def _problems(options: EvaluateOptions) -> list[Problem]:
 
 
 def _findings(options: EvaluateOptions, rows: Sequence[GradeRow], silent: Sequence[str], folder: Path) -> Findings:
+    from launch.core.levers.exit_probe import exit_warnings, mis_exits
+
     names = [arm_name(parse_arm(word)) for word in options.arms]
     comparison = compare_arms(rows, baseline=options.baseline)
     sentences = [pair.sentence for pair in comparison.pairs]

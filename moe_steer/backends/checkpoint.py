@@ -33,8 +33,9 @@ from moe_steer.backends.blueprint import (
 )
 from moe_steer.backends.layout import failing_together
 from moe_steer.backends.streaming import whole_blocks
-from moe_steer.files import read_weight_map, tensor_places
+from moe_steer.files import UNREAD, read_weight_map, tensor_places
 
+_SINGLE = "model.safetensors"
 _LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
 
@@ -96,7 +97,8 @@ def cached_folder(name: str, revision: str | None) -> str | None:
 
 def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> None:
     """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, without
-    a tensor that the index promises, or with one that the index does not list or takes from a file that is read earlier.
+    a tensor that the index promises, or with one that the index does not list or takes from a file that is read earlier; and for
+    weights in one file beside others in shards, of which transformers takes the file and engines the shards.
 
     ``partial``: a missing file is not an error, it will be downloaded. Reads headers only, so a terabyte takes a second; a
     rank that fails later, while loading, would leave the other ranks waiting, and its error names no file.
@@ -106,6 +108,10 @@ def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> No
     promised: dict[str, set[str]] = {} if listed else {path.name: set() for path in Path(folder).glob("*.safetensors")}
     for tensor, name in listed.items():
         promised.setdefault(name, set()).add(tensor)
+    if _SINGLE not in promised and Path(folder, _SINGLE).is_file():
+        raise ValueError(
+            f"{os.fspath(folder)!r} holds two checkpoints ({_SINGLE}, {index.name}): leave one, so that all engines load the same"
+        )
     for name, tensors in sorted(promised.items()):
         path = Path(folder, name)
         if not path.is_file() and partial:
@@ -125,10 +131,10 @@ def _problem(path: Path, promised: set[str], listed: Mapping[str, str]) -> str:
         return str(error)
     if absent := sorted(promised.difference(held)):
         return f"the tensor {absent[0]} is not in it"
-    if odd := sorted(tensor for tensor in held if listed and tensor not in listed):
+    if odd := sorted(tensor for tensor in held if listed and tensor not in listed and not tensor.endswith(UNREAD)):
         return f"the index does not list its tensor {odd[0]}"
     # The library reads the files in the order of their names and keeps the last: an overlay comes last, and the index names it.
-    if again := sorted(tensor for tensor in held if listed and listed[tensor] < path.name):
+    if again := sorted(tensor for tensor in held if listed.get(tensor, path.name) < path.name):
         return f"it holds {again[0]} again, which the index takes from {listed[again[0]]}"
     return ""
 

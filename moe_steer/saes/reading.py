@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from moe_steer.json_files import check_types, quoted
+from moe_steer.json_files import check_types, quoted, short
 from moe_steer.saes.published import (
     GEMMA,
     GEMMA_2,
@@ -238,7 +238,10 @@ def load_sae(
     chosen = format if format != "auto" else _recognise(place)
     if not FORMATS[chosen].recognises(place) and FORMATS[chosen].recognises(place.parent):
         place = place.parent  # the path was a file of the folder
-    return FORMATS[chosen].read(place, Given(layer=layer, site=site, k=k, model_name=model_name))
+    try:
+        return FORMATS[chosen].read(place, Given(layer=layer, site=site, k=k, model_name=model_name))
+    except RuntimeError as error:  # of torch, where scales are folded into tensors before the SAE checks its shapes
+        raise ValueError(f"{place}: its tensors do not fit together ({short(error)}): check the format") from error
 
 
 def layers_among(path: str | os.PathLike[str]) -> list[int]:

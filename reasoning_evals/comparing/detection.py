@@ -19,9 +19,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-from scipy.special import ndtr
 
 ENUMERATED = 12
 """Units that changed up to which the sign-flip test goes through every pattern of signs."""
@@ -84,7 +83,7 @@ def spread(accuracy: float, noise: float) -> Array:
     if noise >= 0.999 * most:
         return np.full(200, accuracy)
     size = max(noise, 1e-3 * most) / (most - noise)
-    return np.asarray(stats.beta.ppf((np.arange(200) + 0.5) / 200, accuracy * size, (1 - accuracy) * size))
+    return np.asarray(scipy.stats.beta.ppf((np.arange(200) + 0.5) / 200, accuracy * size, (1 - accuracy) * size))
 
 
 def moved(rates: Array, effect: float) -> Array:
@@ -108,12 +107,12 @@ def _mcnemar(num_units: int, share: float, effect: float, alpha: float) -> tuple
     numbers = np.arange(
         max(0, math.floor(centre - 9 * spread - 9)), min(num_units, math.ceil(centre + 9 * spread + 9)) + 1
     )
-    chance_N = stats.binom.pmf(numbers, num_units, share)
-    needed_N = stats.binom.isf(alpha / 2, numbers, 0.5) + 1  # the least number of gains that is significant
+    chance_N = scipy.stats.binom.pmf(numbers, num_units, share)
+    needed_N = scipy.stats.binom.isf(alpha / 2, numbers, 0.5) + 1  # the least number of gains that is significant
     gain = (share + effect) / (2 * share)
-    hit_N = stats.binom.sf(needed_N - 1, numbers, gain)
+    hit_N = scipy.stats.binom.sf(needed_N - 1, numbers, gain)
     # E[gains; gains >= c] = N gain P(Bin(N - 1, gain) >= c - 1)
-    gains_N = numbers * gain * stats.binom.sf(needed_N - 2, np.maximum(numbers - 1, 0), gain)
+    gains_N = numbers * gain * scipy.stats.binom.sf(needed_N - 2, np.maximum(numbers - 1, 0), gain)
     gains_N = np.where(numbers > 0, gains_N, 0.0)
     return float(chance_N @ hit_N), float(chance_N @ (2 * gains_N - numbers * hit_N)) / num_units
 
@@ -169,7 +168,7 @@ def many_samples(
     # The draws have the run's own standard error: their spread in all units is se * sqrt(units).
     spread = math.sqrt(float(shape.var()) * changed)
     drawn_RU *= se * math.sqrt(num_units) / spread if spread > 0 else 0.0
-    border = float(stats.t.ppf(1 - alpha / 2, num_units - 1))
+    border = float(scipy.stats.t.ppf(1 - alpha / 2, num_units - 1))
 
     def decide(effect: float) -> Decision:
         share = min(1.0, changed + effect / most)
@@ -189,7 +188,7 @@ def many_samples(
 
 def _normal(num_units: int, changed: float, se: float, alpha: float, noise: Sampling, sign: int) -> Decide:
     """The t test with many units, effects up to 1. One that sits in a share of the units adds to their spread."""
-    border = float(stats.t.ppf(1 - alpha / 2, num_units - 1))
+    border = float(scipy.stats.t.ppf(1 - alpha / 2, num_units - 1))
 
     def decide(effect: float) -> Decision:
         share = min(1.0, changed + effect) if changed < 1 else 1.0
@@ -197,8 +196,8 @@ def _normal(num_units: int, changed: float, se: float, alpha: float, noise: Samp
         if own == 0:
             return Decision(1.0, 1.0)
         z = border - effect / own
-        power = float(stats.norm.sf(z))
-        return Decision(power, 1 + own * float(stats.norm.pdf(z)) / max(power, 1e-12) / effect)
+        power = float(scipy.stats.norm.sf(z))
+        return Decision(power, 1 + own * float(scipy.stats.norm.pdf(z)) / max(power, 1e-12) / effect)
 
     return decide
 
@@ -230,7 +229,7 @@ def standard_effect(num_units: int, changed: float, alpha: float, target_power: 
 @lru_cache(maxsize=64)
 def standard_decision(num_units: int, changed: float, alpha: float) -> Decide:
     """The decision for normal differences with a standard deviation of 1."""
-    shape = stats.norm.ppf((np.arange(200) + 0.5) / 200)
+    shape = scipy.stats.norm.ppf((np.arange(200) + 0.5) / 200)
     return many_samples(num_units, shape, changed, 1 / math.sqrt(num_units), alpha, most=math.inf)
 
 
@@ -248,7 +247,9 @@ def flip_p(values_RU: Array) -> Array:
         sums_RX = _signed_sums(sizes_RU[~few_R, :_LARGEST])
         rest_R1 = np.sqrt((sizes_RU[~few_R, _LARGEST:] ** 2).sum(1, keepdims=True))
         seen_R1 = seen_R[~few_R, None]
-        p_R[~few_R] = (ndtr((sums_RX - seen_R1) / rest_R1) + ndtr((-sums_RX - seen_R1) / rest_R1)).mean(1)
+        p_R[~few_R] = (
+            scipy.special.ndtr((sums_RX - seen_R1) / rest_R1) + scipy.special.ndtr((-sums_RX - seen_R1) / rest_R1)
+        ).mean(1)
     return p_R
 
 
@@ -292,7 +293,7 @@ def detection(
         rate = single_accuracy if mean >= 0 else 1 - single_accuracy
         without = min(1.0, max(0.0, changed - abs(mean) * changed_more(rate, changed)))
         # The run knows this share from its own problems alone: its posterior, at equally likely places (Jeffreys' prior).
-        shares = stats.beta.ppf((np.arange(5) + 0.5) / 5, num * without + 0.5, num * (1 - without) + 0.5)
+        shares = scipy.stats.beta.ppf((np.arange(5) + 0.5) / 5, num * without + 0.5, num * (1 - without) + 0.5)
         found = single_samples(num, shares, rate, alpha)
         expected = found if mean >= 0 or mean < -se else single_samples(num, shares, single_accuracy, alpha)
     smallest = smallest_effect(expected, start=max(3 * se, 1 / num))

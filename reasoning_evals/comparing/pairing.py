@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from reasoning_evals.comparing.comparison import Difference, Flip, Length, PairSummary
 from reasoning_evals.comparing.power import variance_parts
@@ -69,8 +69,8 @@ def paired_log_ratio(
         return LogRatio(ratio, ratio, ratio, sign_flip_p(b_G - a_G))
     share_G = (a_G / a_G.sum() + b_G / b_G.sum()) / 2
     df = max(1.0, 1 / float((share_G**2).sum()) - 1)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
-    p_value = float(2 * stats.t.sf(abs(math.log(ratio)) / se, df))
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
+    p_value = float(2 * scipy.stats.t.sf(abs(math.log(ratio)) / se, df))
     return LogRatio(ratio, ratio * math.exp(-half), ratio * math.exp(half), p_value)
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from reasoning_evals.comparing.detection import (
     LARGE,
@@ -158,7 +158,7 @@ class Planned(NamedTuple):
 
     def problems_needed(self, effect: float) -> int:
         """Least number of problems with the target power."""
-        quantiles = stats.norm.ppf([1 - self.alpha / 2, self.target_power])
+        quantiles = scipy.stats.norm.ppf([1 - self.alpha / 2, self.target_power])
         about = (
             float(quantiles.sum()) ** 2 * self.assumptions.variance(self.k) / effect**2
         )  # where both tests were normal ones

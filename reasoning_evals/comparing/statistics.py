@@ -8,8 +8,8 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from reasoning_evals.comparing.detection import Detection, Sampling, detection
 from reasoning_evals.comparing.resampling import CONFIDENCE, Interval, bootstrap_interval, sign_flip_p
@@ -74,7 +74,7 @@ def mean_estimate(values_P: ArrayLike, clusters: Clusters = None) -> Estimate:
     if np.abs(residuals).max() < 1e-12:  # equal values up to rounding of their mean: no variance
         residuals = np.zeros(groups)
     se = math.sqrt(groups / (groups - 1) * float((residuals**2).sum())) / n
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, groups - 1)) * se
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, groups - 1)) * se
     return Estimate(mean, se, mean - half, mean + half, n, groups - 1)
 
 
@@ -121,7 +121,7 @@ def paired_difference(
     sums = difference if clusters is None else _cluster_sums(difference, clusters)
     flip = sign_flip_p(sums, denominator)
     # If every problem changed by the same amount, t is 0/0 or infinite; the permutation test is still defined.
-    p_value = float(2 * stats.t.sf(abs(estimate.mean) / estimate.se, estimate.df)) if estimate.se > 0 else flip
+    p_value = float(2 * scipy.stats.t.sf(abs(estimate.mean) / estimate.se, estimate.df)) if estimate.se > 0 else flip
     resampled = bootstrap_interval(difference, clusters, num_resamples)
     units = sums * (len(sums) / len(difference))  # their mean is that of the problems
     units[np.abs(units) < 1e-12] = 0.0  # gains and losses of a cluster that cancel
@@ -162,7 +162,7 @@ def loss_bound(differences_U: ArrayLike) -> float:
     num = len(units)
     sizes = np.unique(np.append(-units[units < 0], max(1.0, float(-units.min()))))
     losers = np.array([(units <= -size + 1e-12).sum() for size in sizes])
-    most = np.where(losers < num, stats.beta.ppf(CONFIDENCE, losers + 1, np.maximum(num - losers, 1)), 1.0)
+    most = np.where(losers < num, scipy.stats.beta.ppf(CONFIDENCE, losers + 1, np.maximum(num - losers, 1)), 1.0)
     return float(units.mean() - (sizes * (most - losers / num)).max())
 
 
@@ -170,7 +170,7 @@ def wilson_interval(successes: float, num: float, confidence: float = CONFIDENCE
     """Wilson's score interval of a proportion; the numbers need not be whole (an effective number of trials)."""
     if not 0 <= successes <= num or num < 1:
         raise ValueError(f"{successes} successes of {num} trials: expected 0 <= successes <= trials and a trial")
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
     share = successes / num
     centre = (share + z * z / (2 * num)) / (1 + z * z / num)
     half = z / (1 + z * z / num) * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
@@ -180,7 +180,7 @@ def wilson_interval(successes: float, num: float, confidence: float = CONFIDENCE
 
 def mcnemar_p(gained: int, lost: int) -> float:
     """Exact McNemar test for one sample a problem: problems that only b solved against those that only a solved."""
-    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+    return float(scipy.stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

@@ -66,7 +66,19 @@ def _one(char: str) -> str:
 
 
 def separators(text: str) -> str:
-    r"""1{,}000 is 1000, and 3{,}14 is 3.14: TeX needs the braces in neither list nor tuple."""
+    r"""1{,}000 is 1000, and 3{,}14 is 3.14: TeX needs the braces in neither list nor tuple. A tie behind something is a blank."""
+    text = re.sub(r"(?<=[\w)}\].])~|(?<=\d)\{ \}(?=\d)", " ", text)
     text = re.sub(r"(?<![\d.])0\{,\}(?=\d)", "0.", re.sub(r"\{\s*([-+:])\s*\}", r"\1", text))
     text = re.sub(r"(?<=\d)\{,\}(?=\d{3}(?!\d)|\d\d\{,\})", "", text)
     return re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text).replace("{,}", ",")
+
+
+_SIGN_IN_WORDS = re.compile(
+    r"^\s*(?:\\text\s*\{\s*(?:negative|minus)\s*\}|(\\text\s*\{\s*)?(?:negative|minus)(?=\s))\s*(?=[\d.]|\\(?:frac|sqrt|pi)(?![a-zA-Z]))",
+    re.IGNORECASE,
+)
+
+
+def sign_in_words(text: str) -> str:
+    r"""``\text{negative } 3`` is -3."""
+    return _SIGN_IN_WORDS.sub(lambda match: f"{match[1] or ''}-", text)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 
+from reasoning_evals.grading.formula import free_constant
 from reasoning_evals.grading.identity import same_answer
 from reasoning_evals.grading.latex import clean, unwrap
 from reasoning_evals.grading.numbers import DECIMAL_COMMA, changes, read_amount
@@ -53,7 +54,8 @@ def grade_expression(problem: Problem, answer: str) -> Verdict:
     """The verdict on one expression."""
     if len(answer) > MAX_CHARS:
         return wrong(f"answer of {len(answer)} characters is longer than {MAX_CHARS}")
-    target, given = clean(problem.target), clean(answer)
+    target = clean(problem.target)
+    given = free_constant(target, clean(answer))
     if "%" not in target and not asks_percent(problem):
         given = re.sub(r"\\?%", " /100 ", given).strip()
     if _letters_of(target) == _letters_of(given):

@@ -12,6 +12,7 @@ binds tighter than a slash in handwriting but not in calculators, so ``1/2x`` ke
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -221,3 +222,12 @@ class _Reader(Commands):
         if not self.take("|"):
             raise Unreadable("'|' is missing")
         return ("call", "abs", tree)
+
+
+def free_constant(target: str, given: str) -> str:
+    """The answer with its constant of integration, the last term, under the target's name for it: + C, + c, + C_1."""
+    found = re.fullmatch(r"([^C]*[xytuz][^C]*\+\s*)(?:([ck])|C_\s*\{?\s*\d\s*\}?)", given)
+    if not found or not re.fullmatch(r"[^C]*\+\s*C", target):
+        return given
+    elsewhere = found[2] and found[2] in re.sub(r"\\[a-zA-Z]+|[a-zA-Z]{3,}", "", found[1] + target)
+    return given if elsewhere else f"{found[1]}C"

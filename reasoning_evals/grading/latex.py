@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from functools import lru_cache
 
-from reasoning_evals.grading.characters import in_latex, separators
+from reasoning_evals.grading.characters import in_latex, separators, sign_in_words
 from reasoning_evals.grading.records import MINUS_ONE, Tree, Unreadable, signed
 from reasoning_evals.grading.scanner import DECORATIONS, FUNCTIONS, GREEK, OF_SEVERAL, Scanner, plain
 
@@ -23,7 +23,8 @@ _SPACES = re.compile(
 _NOTHING = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|displaystyle|textstyle|scriptstyle"
     r"|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge|hfill|noindent|nonumber|mathstrut|checkmark|qed"
-    r"|blacksquare)(?![a-zA-Z])|\\!|\\(?:hspace\*?|label|tag|(?:text|page)?color|colorbox)\s*\{[^{}]*\}"
+    r"|blacksquare|pounds|euro|texteuro|textdollar|textsterling)(?![a-zA-Z])|\\!"
+    r"|\\(?:hspace\*?|label|tag|(?:text|page)?color|colorbox|[hv]?phantom)\s*\{[^{}]*\}"
     r"|\\underline\s*(?=\{[^{}]*\d)"
 )
 _ROWS = re.compile(
@@ -40,7 +41,7 @@ _NEW_NAMES = {
 }  # fmt: skip
 _RENAMED = re.compile(rf"(?:(?<!\\)|(?<=\\\\))\\({'|'.join(_NEW_NAMES)})(?![a-zA-Z])")
 _STYLE_NAMES = (
-    r"\\(?:mathbf|mathit|mathsf|mathtt|boldsymbol|bm|vec|overrightarrow|operatorname\*?|pmb|bold|textbf|textit|mathcal|mathscr|bf|it|rm)"
+    r"\\(?:mathbf|mathit|mathsf|mathtt|boldsymbol|bm|vec|overrightarrow|operatorname\*?|pmb|bold|textbf|textit|texttt|emph|mathcal|mathscr|bf|it|rm)"
     r"(?![a-zA-Z])\s*"
 )
 _STYLE = re.compile(_STYLE_NAMES)
@@ -98,13 +99,13 @@ def clean(text: str) -> str:
     text = _MATH_MARKS.sub(" ", text)
     if "\\" in text:
         text = _clean_commands(text)
-    text = _INFINITY.sub(r"\\infty ", _TEN.sub(r" \\times ", separators(text)))
+    text = _INFINITY.sub(r"\\infty ", _TEN.sub(r" \\times ", sign_in_words(separators(text))))
     text = re.sub(r"(?<![a-zA-Z\\])abs\(([^()]*)\)", r"|\1|", text)
     if "_" in text:
         text = _BASE.sub(lambda match: match[1] + _BASES.get(match[2] or match[3], match[2] or ""), text)
         text = _NUMERAL_IN_BASE.sub(lambda match: match[1] or match[2] or "", text)
         text = re.sub(r"(?<=\d)\s*_\s*(?:10|\{\s*10\s*\})(?!\d)", "", text)
-    return _BLANKS.sub(" ", text).strip().strip(";,").rstrip(".").strip()
+    return _BLANKS.sub(" ", text).strip().strip(";,").rstrip(".\\").strip()
 
 
 def unwrap(text: str) -> str:

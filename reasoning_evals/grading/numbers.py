@@ -62,11 +62,16 @@ _BOUND = re.compile(
 )
 """Directly before a number: a bound, not a value."""
 _GROUPED = re.compile(
-    r"(?<![\d.,'])(?:\d{1,3}(?:'\d{3})+|\d{1,2}(?:,\d\d)+,\d{3}|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:[. ]\d{3})+(?=,\d+(?![\d.,])))(?![\d']|[.,]\d{3})"
+    r"(?<![\d.,'])(?:\d{1,3}(?:'\d{3})+|\d{1,2}(?:,\d\d)+,\d{3}|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:[. ]\d{3})+(?=,\d+(?![\d.,]))|\d{1,3}(?: \d{3})+(?=\.\d+(?![\d.,])))"
+    r"(?![\d']|[.,]\d{3})"
 )
 """1'000, 10,00,000, 1.000.000 and, before a decimal comma, 1.000 and 1 000."""
 DECIMAL_COMMA = re.compile(r"(?<![\d.,(\[{])(\d+),((?<=(?<!\d)0,)\d{3}|\d{1,2}|\d{4,})(?![\d,])")
 _IN_BRACKETS = re.compile(r"(?:[(\[]|\\\{)[^()\[\]{}]*\d,\d|^\{[^{}]*\d,\d")
+_RESIDUE = re.compile(
+    r"(?<=[\d}])\s*(?:\\p?mod(?![a-zA-Z])\s*(?:\{\s*\d+\s*\}|\d+)|\(?\s*\\text\s*\{\s*mod\s*\}\s*\d+\s*\)?|\(\s*\\?mod\s*\d+\s*\))$"
+)
+"""Behind a number, of what it is the residue."""
 _SCALE = re.compile(
     r"(?:\\text\s*\{\s*)?(dozen|hundred|thousand|million|billion|trillion|lakh|crore)s?(?![a-zA-Z])\s*\}?",
     re.IGNORECASE,
@@ -120,6 +125,7 @@ def read_amount(text: str, log_base: int | None = None, local: bool = False) -> 
         grouped = _GROUPED.sub(lambda digits: re.sub(r"\D", "", digits[0]), surface)
         if (plain := DECIMAL_COMMA.sub(r"\1.\2", grouped)) != surface:
             return read_amount(plain, log_base)._replace(comma=plain != grouped)
+    surface = _RESIDUE.sub("", surface)
     behind = _CONDITION.search(surface)
     if behind and re.search(r"\d", surface[: behind.start()]):
         surface = surface[: behind.start()] + (behind[1].rstrip(" (") + "}" if behind[1] else "")

@@ -88,7 +88,7 @@ def grade_integer(problem: Problem, answer: str) -> Verdict:
         amount = read_amount(answer, local=True).as_asked(problem)
     except Unreadable as error:
         return wrong(f"not an integer: {error}")
-    if amount.comma or "\\pm" in clean(answer):
+    if amount.comma or re.search(r"\\pm(?![a-zA-Z])", clean(answer)):
         return wrong("not an integer: two values, or one that is uncertain")
     if _is_percent(amount) and not asks_percent(problem):
         return wrong("a percentage, which the question does not ask for")

@@ -20,6 +20,7 @@ from typing import Any
 PRELOADED = (
     "deepspeed",
     "matplotlib.pyplot",
+    "scipy.stats",
     "tyro.conf",
     "transformers.models.deepseek_v3.modeling_deepseek_v3",
     "transformers.models.qwen3_moe.modeling_qwen3_moe",
@@ -29,6 +30,7 @@ PRELOADED = (
     "launch.reduce_overthinking",
     "launch.safety",
     "launch.steer_r1",
+    "launch.core.levers.arm_building",
     "launch.jobs.evaluation",
     "launch.jobs.experts",
     "launch.jobs.overthinking",

@@ -30,7 +30,7 @@ from reasoning_evals.runs import Arm, grade_run, read_generations, run_arms
 ROWS, CONTEXT = 2, 96
 """Longer than every window."""
 SIZES: dict[str, int] = {"context": CONTEXT, "batch": ROWS}
-NEW_TOKENS, SAMPLES = 16, 2
+NEW_TOKENS, SAMPLES = 12, 2
 PROBLEMS = [
     Problem(question, question, "42", "integer")
     for question in ("2+40?", "Wait, what is 40+2?", "40+2?", "5+37 is what?", "So: 42?")

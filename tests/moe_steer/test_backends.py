@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 
 import tiny
@@ -161,6 +162,24 @@ def test_a_damaged_or_missing_weight_file_is_named(tmp_path: Path) -> None:
     (tmp_path / names[1]).unlink()
     with pytest.raises(ValueError, match=re.escape(f"the weight file {names[1]} is missing")):
         check_shards(tmp_path)
+
+
+def test_one_file_beside_shards_is_two_checkpoints(tmp_path: Path) -> None:
+    """transformers loads model.safetensors, engines what the index names: a stray file is other weights, without a word."""
+    model = tiny.qwen3_moe()
+    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    model.save_pretrained(tmp_path / "whole")
+    check_shards(tmp_path / "shards")
+    check_shards(tmp_path / "whole")
+    shutil.copy(tmp_path / "whole" / "model.safetensors", tmp_path / "shards")
+    for partial in (False, True):
+        with pytest.raises(ValueError, match="holds two checkpoints"):
+            check_shards(tmp_path / "shards", partial=partial)
+    with pytest.raises(ValueError, match="leave one, so that all engines load the same"):
+        load_model(tmp_path / "shards")
+    single = {"weight_map": dict.fromkeys(load_file(tmp_path / "whole" / "model.safetensors"), "model.safetensors")}
+    (tmp_path / "whole" / "model.safetensors.index.json").write_text(json.dumps(single))
+    check_shards(tmp_path / "whole")
 
 
 def test_auto_takes_plain_where_it_fits_and_says_so() -> None:

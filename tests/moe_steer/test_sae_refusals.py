@@ -293,3 +293,60 @@ def test_sizes_and_counts_that_are_missing_are_named(tmp_path: Path) -> None:
     torch.save({name: value for name, value in tensors.items() if name not in ("k", "threshold")}, path / "ae.pt")
     with pytest.raises(ValueError, match="gives k as None"):
         load_sae(path)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The same file of tensors with other content."""
+    inside = (
+        [path]
+        if path.is_file()
+        else [file for file in path.rglob("*") if file.suffix in (".safetensors", ".npz", ".pt")]
+    )
+    file = Path(inside[0]).resolve()
+    if file.suffix == ".safetensors":
+        save_file({name: tensor.contiguous() for name, tensor in change(load_file(file)).items()}, file)
+    elif file.suffix == ".npz":
+        tensors = change({name: torch.from_numpy(array) for name, array in np.load(file).items()})
+        np.savez(file, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    else:
+        content = torch.load(file)
+        inner = content.get("state_dict", content)
+        torch.save({"state_dict": change(inner)} if "state_dict" in content else change(inner), file)
+
+
+DAMAGES: dict[str, tuple[Callable[[str, torch.Tensor], torch.Tensor | None], str]] = {
+    "no decoder": (
+        lambda name, tensor: None if "dec" in name.lower() and tensor.ndim == 2 else tensor,
+        "has no tensor",
+    ),
+    "not numbers": (lambda _, tensor: tensor * float("nan") if tensor.ndim == 2 else tensor, "NaN or infinite in"),
+    "whole numbers": (lambda _, tensor: tensor.int() if tensor.ndim == 2 else tensor, "as torch.int32"),
+    "transposed": (lambda _, tensor: tensor.T if tensor.ndim == 2 else tensor, "check the format"),
+    "another width": (lambda _, tensor: tensor[:-1] if tensor.ndim == 2 else tensor, "check the format"),
+}
+
+
+WRITERS = (
+    *("saelens", "gemma_scope", "gemma_scope_2", "llama_scope", "llama_scope_r1", "qwen_scope"),
+    *("dictionary_learning", "sparsify", "goodfire", "qresearch"),
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", WRITERS)
+def test_damaged_tensors_of_every_format_are_refused_by_their_file(name: str, damage: str, tmp_path: Path) -> None:
+    path = getattr(files, name)(tmp_path).path
+    change, said = DAMAGES[damage]
+    load_sae(path)
+    rewritten(
+        path,
+        lambda tensors: {
+            key: new
+            for key, tensor in tensors.items()
+            if (new := change(key, tensor) if isinstance(tensor, torch.Tensor) else tensor) is not None
+        },
+    )
+    with pytest.raises(ValueError, match=said) as caught:
+        load_sae(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

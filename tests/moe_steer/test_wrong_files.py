@@ -117,6 +117,20 @@ def test_a_checkpoint_that_contradicts_itself_is_neither_run_nor_baked(
     assert baked in refusal(capsys, "bake", "--model", "model", "--plan", "plan.json", "--out", "out")
 
 
+def test_a_constant_that_nobody_reads_may_be_missing_in_the_index(here: Path) -> None:
+    """Older libraries stored the frequencies of the rotary embedding in every layer."""
+    in_two_shards(here / "model")
+    tensors = read_shard(here / "model" / FIRST)
+    stored = {**tensors, "model.layers.2.self_attn.rotary_emb.inv_freq": ("F32", [8], bytes(32))}
+    write_shard(here / "model" / FIRST, stored)
+    gains((2, 5, 2.0)).save("plan.json")
+    assert main(["bake", "--model", "model", "--plan", "plan.json", "--out", "baked"]) == 0
+    assert set(read_shard(here / "baked" / FIRST)) == set(stored)
+    assert main(["verify", "--baked", "baked", "--model", "model"]) == 0
+    assert main(generated("model")) == 0
+    assert main((*generated("baked")[:-1], "out-baked")) == 0
+
+
 def test_an_overlay_is_held_twice_and_read(here: Path) -> None:
     """The other side of the refusal: an overlay's tensors come last, and the index names them."""
     in_two_shards(here / "model")

@@ -15,7 +15,7 @@ from moe_steer.baking.edits import Container, StoredTensor
 from moe_steer.baking.folder_files import INDEX_SUFFIX
 from moe_steer.baking.numbers import Rounding, scale_floats
 from moe_steer.baking.safetensors.layouts import LayerPlaces, count_experts
-from moe_steer.files import read_weight_map, tensor_places
+from moe_steer.files import UNREAD, read_weight_map, tensor_places
 from moe_steer.json_files import quoted, read_json, short
 
 SINGLE_FILE = "model.safetensors"
@@ -144,6 +144,8 @@ def _by_index(
         tensors[name] = tensor
     for shard, header in headers.items():
         for name in header:
+            if name not in tensors and name.endswith(UNREAD):
+                continue
             if name not in tensors:
                 raise ValueError(
                     f"{shard} holds {short(name)}, which {index} does not list: the index is wrong; fetch the checkpoint again"
