@@ -3,7 +3,7 @@
     deepspeed launch/safety.py --model google/gemma-2-9b-it --layer 20 --sae SAE_FOLDER --pairs SafeEdit_train.json \\
         --classifier zjunlp/SafeEdit-Safety-Classifier --data-dir DATA --out runs/safety
 
-Arms: vanilla, a prompt by hand, an automatic prompt, CAA, all SAE atoms, STA. Attacks: SafeEdit and the challenging
+Arms: baseline, a prompt by hand, an automatic prompt, CAA, all SAE atoms, STA. Attacks: SafeEdit and the challenging
 RealToxicityPrompts, judged by classifiers. Capability: GSM8K by this project's grader, MMLU by the letter of largest probability.
 Recipes for published models: launch/configs/safety-*.json.
 

@@ -99,7 +99,7 @@ def test_overview_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
             ["generate", "--out", "g", "--problems", "latin.jsonl"],
             "latin.jsonl:1 is not UTF-8 text (invalid continuation",
         ),
-        (["generate", "--out", "torn.jsonl", "--num", "2"], "'torn.jsonl"),
+        (["generate", "--out", "torn.jsonl", "--num", "2"], "torn.jsonl is a file: name a folder for the run"),
         (["compare", "--baseline", "empty_folder"], "is not a run folder"),
         (["report", "empty_folder"], "is not a run folder"),
     ],

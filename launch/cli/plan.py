@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.cli.plan_gates import gate_words, with_gate
-from launch.core.arms import with_choice
+from launch.cli.plan_words import gate_words, with_choice, with_gate
 from launch.core.options import MIN_SUPPORT
 from moe_steer import PRESETS, ExpertGain, ResidualVector, SteeringPlan, preset_plan
 from moe_steer.entries.residual_entry import read_vector

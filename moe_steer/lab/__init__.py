@@ -6,6 +6,10 @@ from typing import NamedTuple
 LAB_MODEL: Path = Path(__file__).parent / "model"
 """Folder of the mixture-of-experts checkpoint "lab", loadable by `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer`."""
 
+LAB_SERVED: Path = Path(__file__).parent / "served"
+"""Folder of the same model with its latents filled up with zeros, in the sizes that engines have kernels for: vLLM, SGLang and
+llama.cpp serve it as it is. Here the other one is taken, which is faster without such kernels."""
+
 LAB_DENSE: Path = Path(__file__).parent / "dense"
 """Folder of the dense checkpoint "lab-dense" (Qwen2), whose thoughts repeat themselves."""
 
@@ -54,6 +58,7 @@ __all__ = [
     "LAB_MODEL",
     "LAB_SAE",
     "LAB_SEARCH",
+    "LAB_SERVED",
     "OWN_PROBLEMS",
     "Embedded",
     "is_made_up",

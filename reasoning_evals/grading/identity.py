@@ -160,9 +160,10 @@ def same_answer(target: Answer, answer: Answer) -> bool:
     if target.kind == "value":
         texts = target.text, answer.text
         along = tuple(map(along_axes, texts))
-        if same_formula(*texts) or _same_equation(target, answer):
+        axes = {target.name.strip(), answer.name.strip()} & set("xyz")  # x = 5 is another line than y = 5
+        if _same_equation(target, answer) or (len(axes) < 2 and same_formula(*texts)):
             return True
-        return along != texts and all(along) and same_formula(*map(str, along))
+        return len(axes) < 2 and along != texts and all(along) and same_formula(*map(str, along))
     if target.kind == "relation":
         return _same_relation(target, answer)
     if target.kind == "ratio":

@@ -241,7 +241,8 @@ def _relation(text: str) -> Answer | None:
             or _TUPLE_NAME.fullmatch(sides[0])
         ):
             value = parse_answer(sides[-1])
-            return Answer(value.kind, value.text, value.parts, name="" if "\\to" in text else sides[0])
+            shared = "\\to" in text or (len(sides) > 2 and NAME.fullmatch(sides[1]))  # x = y = 5 names both
+            return Answer(value.kind, value.text, value.parts, name="" if shared else sides[0])
         if NAME.fullmatch(sides[1]) and not NAME.fullmatch(sides[0]) and re.fullmatch(r"[-\d./\\a-z{}]+", sides[0]):
             return Answer("value", sides[0], name=sides[1])
     return Answer("relation", " ".join(operators), tuple(Answer("value", side) for side in sides))

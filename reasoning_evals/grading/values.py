@@ -61,10 +61,20 @@ def grade_choice(problem: Problem, answer: str) -> Verdict:
     wanted = read_choice(problem.target)
     if wanted is None:
         return bad_target(f"{short(problem.target)!r} is neither an option letter nor True or False")
-    given = read_choice(answer)
+    given = _article(problem.prompt, answer) or read_choice(answer)
     if given is None:
         return wrong(f"no single option in {short(answer)!r}")
     return correct("the same option") if given == wanted else wrong(f"{given} is not {wanted}")
+
+
+def _article(prompt: str, answer: str) -> str | None:
+    """The letter of the option given word for word, where its text begins with the article A: "A larger mass" may be option C."""
+    words = _MARKS.sub("", clean(answer[:MAX_CHARS])).strip(" .").split()
+    if len(words) < 2 or words[0] != "A":
+        return None
+    text = r"\s+".join(map(re.escape, words))
+    letters = set(re.findall(rf"^\W*([A-J])\W*[).:\]]\W*{text}\W*$", prompt, re.M))
+    return letters.pop() if len(letters) == 1 else None
 
 
 def read_choice(text: str) -> str | None:

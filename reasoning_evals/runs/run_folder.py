@@ -122,6 +122,8 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> None:
 
     Several ranks may do this at once; one of them writes. ValueError in one line when the configs differ.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder for the run")
     folder.mkdir(parents=True, exist_ok=True)
     wanted = json.loads(json.dumps(config))
     path = folder / RUN_FILE
@@ -147,6 +149,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     run = read_json(path, "restore it, or take another folder", missing=missing)
     if type(run.get("version")) is not int or run["version"] != 1 or not isinstance(run.get("config"), dict):
         raise ValueError(f"{path} is not the run.json of an evaluation, version 1: take another folder")
+    check_types(run, str(path), {"history": list[dict]})
     if {"arm_order", "sampling"} & set(run["config"]):  # else the folder is a job's, whose config is its options
         if absent := sorted(set(_CONFIG_TYPES) - set(run["config"])):
             raise ValueError(f"{path} does not say {absent[0]!r} in its config: restore it, or take another folder")

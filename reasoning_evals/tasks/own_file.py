@@ -123,8 +123,9 @@ def load_own_file(
 def _from_cells(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What the cells of a CSV row say: all are texts, and an optional one that is empty says nothing."""
     found = {name: None if value == "" and name in _OPTIONAL else value for name, value in fields.items()}
-    with suppress(TypeError, ValueError):
-        found |= {"tolerance": float(str(found["tolerance"]))} if "tolerance" in found else {}
+    with suppress(ValueError):  # a text that is no number is refused as one
+        if found.get("tolerance") is not None:
+            found["tolerance"] = float(str(found["tolerance"]))
     return found
 
 

@@ -107,7 +107,9 @@ def thinking_notes(samples: Sequence[TracedSample], summary: ThinkingSummary) ->
 def _alone(summary: ThinkingSummary) -> list[str]:
     if len(summary.arms) > 1:
         return []
-    return [f"{summary.baseline} is the only arm: nothing is compared; give the folder of another one with --arm"]
+    return [
+        f"{summary.baseline} is the only arm: nothing is compared; give the folder of another one with --arm-folder"
+    ]
 
 
 def _thoughtless(summary: ThinkingSummary) -> list[str]:

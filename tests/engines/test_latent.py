@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from launch.latent import lacks_kernel, with_latent_sizes
-from moe_steer.lab import LAB_DENSE, LAB_MODEL
+from moe_steer.lab import LAB_DENSE, LAB_MODEL, LAB_SERVED
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +18,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("latent") / "lab"
     with_latent_sizes(LAB_MODEL, folder)
     return folder
+
+
+def test_the_lab_that_is_shipped_for_engines_is_this_copy(served: Path) -> None:
+    for path in served.iterdir():
+        assert (LAB_SERVED / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_the_function_is_the_same(served: Path) -> None:

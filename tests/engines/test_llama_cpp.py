@@ -10,9 +10,8 @@ import torch
 
 from lab_gguf import write_lab_gguf
 from launch.cli.main import main
-from launch.latent import with_latent_sizes
 from moe_steer import ExpertGain, SteeringPlan, load_model, steer
-from moe_steer.lab import LAB_MODEL
+from moe_steer.lab import LAB_SERVED
 from moe_steer.lab.problems import generate_problems
 
 xllamacpp = pytest.importorskip("xllamacpp")
@@ -69,8 +68,7 @@ def test_the_lab_as_it_is_and_with_its_latents_filled_up(
 ) -> None:
     plain = hooked(lab, prompts, SteeringPlan())
     assert served(file, prompts) == plain
-    with_latent_sizes(LAB_MODEL, tmp_path / "served")
-    larger = write_lab_gguf(tmp_path / "served.gguf", tmp_path / "served")
+    larger = write_lab_gguf(tmp_path / "served.gguf", LAB_SERVED)
     assert served(larger, prompts) == plain
 
 

@@ -14,7 +14,7 @@ from launch.cli.main import main
 from launch.latent import cpu_options
 from launch.serve import named_plans
 from moe_steer import ExpertGain, SteeringPlan
-from moe_steer.lab import LAB_MODEL
+from moe_steer.lab import LAB_MODEL, LAB_SERVED
 
 STAND_IN = """#!{python}
 import json, os, sys
@@ -63,22 +63,32 @@ def test_a_server_is_started_with_the_plans_and_says_how_to_ask(
 ) -> None:
     options = ["--plan", plans[0], "--plan", f"other={plans[0]}", "--default", "other*0.5", "--port", port()]
     assert (
-        main(["serve", "lab", *options, "--python", stand_in(tmp_path), "--", "--dtype", "float32", "--seed", "7"]) == 0
+        main(
+            ["serve", "lab-search", *options, "--python", stand_in(tmp_path), "--", "--dtype", "float32", "--seed", "7"]
+        )
+        == 0
     )
     said = json.loads((tmp_path / "said").read_text())
     settings = json.loads(said["--additional-config"])["moe_steer"]
     assert settings == {"plans": {"good": plans[0], "other": plans[0]}, "default": "other*0.5"}
     assert (said["--host"], said["--dtype"], said["--seed"]) == ("127.0.0.1", "float32", "7")
-    assert said["--served-model-name"] == "lab"
+    assert said["--served-model-name"] == "lab-search"
     assert said["plugins"] == "another,moe_steer"
-    assert said["latent"] == 512, "no kernel takes the lab's own size"
+    assert said["latent"] == 512, "no kernel takes its own size"
     assert not Path(said["--model"]).exists(), "the copy was a temporary one"
     shown = capfd.readouterr().out
     assert "latent attention filled up with zeros to 512 + 64, the same function" in shown
     assert (
-        f'serving lab at http://127.0.0.1:{said["--port"]}/v1 with good, other; ask with "vllm_xargs": {{"moe_steer": "good"}}'
+        f'serving lab-search at http://127.0.0.1:{said["--port"]}/v1 with good, other; ask with "vllm_xargs": {{"moe_steer": "good"}}'
         in shown
     )
+
+
+def test_the_lab_is_served_as_it_is_shipped_for_engines(plans: list[str], tmp_path: Path) -> None:
+    options = ["--plan", plans[0], "--port", port(), "--python", stand_in(tmp_path)]
+    assert main(["serve", "lab", *options]) == 0
+    said = json.loads((tmp_path / "said").read_text())
+    assert (said["--model"], said["latent"], said["--served-model-name"]) == (str(LAB_SERVED), 512, "lab")
 
 
 EAGER = ["--compilation-config", '{"custom_ops":["none"]}']

@@ -75,6 +75,7 @@ def of_sample(change: Change, *, added: bool = False) -> Callable[[Path], None]:
         (of_sample(lambda row: row.update(arm="other")), "holds a sample of arm 'other', which is not of this run", "all"),
         (of_sample(lambda row: row.update(token_ids=[5, -1])), "generations.jsonl:6: not a completion (token_ids hold -1", "all"),
         (of_sample(lambda row: row.update(sample_idx=7), added=True), "which has 2 a problem (first: ", "graded"),
+        (of_run(lambda run: run.update(history="x")), "run.json: 'history' is 'x': give a list, each item an object", "all"),
         (of_run(lambda run: run.update(job="steer_r1")), "run.json: the run has the setting 'arm_order'", "report"),
     ],
 )  # fmt: skip
@@ -122,6 +123,13 @@ def test_the_folder_of_a_job_is_no_run(tmp_path: Path, capsys: pytest.CaptureFix
         assert capsys.readouterr().err == (
             f"moe-steer: {folder} is the folder of a job and holds no samples itself: give one of its steps\n"
         )
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").write_text("mine")
+    assert main(["generate", *SMALL, "4", "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err == f"moe-steer: {tmp_path / 'run'} is a file: name a folder for the run\n"
+    assert (tmp_path / "run").read_text() == "mine"
 
 
 def test_runs_that_were_sampled_in_two_ways_are_compared_with_a_word(

@@ -37,7 +37,7 @@ from reasoning_evals.problems import read_problems
 from reasoning_evals.runs.audits import read_audit
 from reasoning_evals.runs.completions import read_completions
 from reasoning_evals.runs.grading_pass import read_grades
-from reasoning_evals.runs.run_folder import read_run
+from reasoning_evals.runs.run_folder import config_hash, read_run
 from reasoning_evals.tasks.own_file import load_own_file
 
 VALUES = st.recursive(
@@ -201,7 +201,12 @@ GRADE = {
     "arm": "a", "task": "t", "problem_id": "p", "sample_idx": 0, "outcome": "correct", "extracted": None, "reason": "",
     "method": "", "state": "none", "finish_reason": "stop", "thinking_tokens": None, "answer_tokens": 1, "total_tokens": 1,
 }  # fmt: skip
-CONFIG = {"arm_order": ["a"], "arms": {}, "k": 2, "num_problems": 1, "sampling": {}, "seed": 0, "task": "t"}
+ARM = {"sampler": {}, "details": {}, "prompts": "q"}
+CONFIG: dict[str, Any] = {
+    "arm_order": ["a"], "k": 2, "num_problems": 1, "problems": "p", "seed": 0, "task": "t",
+    "sampling": {"greedy": False, "max_new_tokens": 1, "batch_size": 1, "top_k": 0, "temperature": 1.0, "top_p": 1.0},
+}  # fmt: skip
+CONFIG["arms"] = {"a": {**ARM, "config_hash": config_hash(CONFIG, "a", ARM)}}
 PLAN = {"version": 1, "experts": [{"layer": 1, "expert": 2, "gain": 2}]}
 
 

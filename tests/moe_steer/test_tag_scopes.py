@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -22,8 +23,9 @@ NAMES = [
 SCOPES = ("thought", "answer", "step_end:line")
 
 
+@functools.cache
 def tokenizer_of(name: str, tags: tuple[str, ...]) -> Any:
-    """A tokenizer whose model writes its thoughts so."""
+    """A tokenizer whose model writes its thoughts so; the same for all examples, since its tags are found by hundreds of trials."""
     tokenizer = byte_tokenizer(list(tags))
     use_prompt_settings(tokenizer, PromptSettings(thinking=name))
     return tokenizer

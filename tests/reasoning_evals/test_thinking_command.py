@@ -93,7 +93,7 @@ def test_arms_in_folders_of_their_own(run: Path, tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out == together
     assert main(["thinking", str(long)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[-1] == "baseline is the only arm: nothing is compared; give the folder of another one with --arm"
+    assert said[-1] == "baseline is the only arm: nothing is compared; give the folder of another one with --arm-folder"
     assert not any("change" in line for line in said)
 
 

@@ -291,7 +291,9 @@ def test_what_cannot_be_said_is_said(tmp_path: Path, samples: list[TracedSample]
 
     assert notes(samples) == ["samples without a thought, from attempts on left out: 1 of 4 of short"]
     one = samples[:4]
-    assert notes(one) == ["baseline is the only arm: nothing is compared; give the folder of another one with --arm"]
+    assert notes(one) == [
+        "baseline is the only arm: nothing is compared; give the folder of another one with --arm-folder"
+    ]
     unjudged = [dataclasses.replace(s, unjudged=UNREADABLE, states_shuffled_target=None) for s in one]
     values = summarise_thinking(unjudged).arms[0].values
     assert {name for name, value in values.items() if value} == {

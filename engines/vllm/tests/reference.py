@@ -20,7 +20,7 @@ from torch import Tensor
 
 from launch.latent import with_latent_sizes
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, bake, load_model, steer
-from moe_steer.lab import LAB_DENSE, LAB_MODEL, LAB_SEARCH, OWN_PROBLEMS, problems_of
+from moe_steer.lab import LAB_DENSE, LAB_MODEL, LAB_SEARCH, LAB_SERVED, OWN_PROBLEMS, problems_of
 from reasoning_evals import load_task
 
 NUM_PROMPTS = 8
@@ -124,7 +124,7 @@ def write_qwen(folder: Path) -> None:
 def main(folder: Path) -> None:
     """Write everything."""
     folder.mkdir(parents=True, exist_ok=True)
-    with_latent_sizes(LAB_MODEL, folder / "lab")
+    shutil.copytree(LAB_SERVED, folder / "lab")
     with_latent_sizes(LAB_SEARCH, folder / "search")
     shutil.copytree(LAB_DENSE, folder / "dense")
     write_qwen(folder / "qwen")

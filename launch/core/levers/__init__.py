@@ -1,1 +1,1 @@
-"""The words of an arm, and what each makes of prompts and decoding (``launch.core.arms`` puts them together)."""
+"""The words of an arm, and what each makes of prompts and decoding (``arm_building`` puts them together)."""
