@@ -20,7 +20,7 @@ from reasoning_evals.prompts import RenderedPrompt, render_prompt
 class InProcessSampler:
     """Samples from a decoder in this process.
 
-    Decoding follows ``SamplingConfig`` alone: only the stop ids of the model's generation_config are used. Every forward
+    Decoding follows ``SamplingConfig`` alone: of the model's generation_config only the stop ids are used. Every forward
     has a 2-D attention mask, and the cache is told when rows leave and join (``cache_rows``), so code that tracks the rows
     of a cache (a steering plan with a scope) stays correct.
 
@@ -92,21 +92,22 @@ class InProcessSampler:
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a completion: the generation config's, else the model config's, else the tokenizer's. ValueError where no
-    token of the model is among them: no completion would end."""
-    generation = getattr(model, "generation_config", None)
-    for source in (generation, model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        if ids is not None:
-            found = set(ids) if isinstance(ids, list | tuple) else {ids}
-            size = getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
-            if not all(type(one) is int for one in found) or (found and not any(0 <= one < size for one in found)):
-                raise ValueError(
-                    f"the model {getattr(model.config, '_name_or_path', '')!r} would end its answers by eos_token_id {quoted(ids)}, and "
-                    f"has the tokens 0 to {size - 1}: mend it in generation_config.json or config.json"
-                )
-            return tuple(sorted(found))
-    return ()
+    """The ids that end a completion: the generation config's, else the model config's; and the tokenizer's, as vLLM takes it too.
+    Checkpoints that were tuned on another template often name its end in the tokenizer alone, and would go on to the token limit.
+    ValueError where a configuration names no token of the model: no completion would end."""
+    size = getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
+    named = (
+        getattr(source, "eos_token_id", None) for source in (getattr(model, "generation_config", None), model.config)
+    )
+    ids = next((one for one in named if one is not None), ())
+    found = set(ids) if isinstance(ids, list | tuple) else {ids}
+    if not all(type(one) is int for one in found) or (found and not any(0 <= one < size for one in found)):
+        raise ValueError(
+            f"the model {getattr(model.config, '_name_or_path', '')!r} would end its answers by eos_token_id {quoted(ids)}, and "
+            f"has the tokens 0 to {size - 1}: mend it in generation_config.json or config.json"
+        )
+    end = getattr(tokenizer, "eos_token_id", None)
+    return tuple(sorted(found | ({end} if isinstance(end, int) and 0 <= end < size else set())))
 
 
 class CacheRoom:

@@ -69,15 +69,17 @@ def test_stop_token_ends_the_sample_and_stays_in_its_ids_only() -> None:
         assert sample.text == tokenizer.decode(shown)
 
 
-def test_stop_ids_come_from_generation_config_then_config_then_tokenizer() -> None:
+def test_stop_ids_come_from_generation_config_or_config_and_from_the_tokenizer() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     model.generation_config.eos_token_id = [7, 3]
-    assert stop_ids(model, tokenizer) == (3, 7)
+    assert stop_ids(model, tokenizer) == (1, 3, 7)
     model.generation_config.eos_token_id = None
     model.config.eos_token_id = 9
-    assert stop_ids(model, tokenizer) == (9,)
+    assert stop_ids(model, tokenizer) == (1, 9)
     model.config.eos_token_id = None
     assert stop_ids(model, tokenizer) == (1,)
+    tokenizer.eos_token = None
+    assert stop_ids(model, tokenizer) == ()
 
 
 class _Ban(LogitsProcessor):
