@@ -97,11 +97,14 @@ def count_routed(
     prompt_tail: int = 4,
     references: Mapping[int, str] | None = None,
     engine: str = "recorded",
+    add_to: Sequence[RoutingCounts] = (),
+    coming: Sequence[Trace] | None = None,
 ) -> RoutingCounts:
     """The counts that `collect_counts` takes of the same tokens, from recorded routing: no model runs.
 
     ``references``: as of `collect_counts`; by default those of these traces where they come as a sequence, none where they come
-    one by one. ``engine``: who recorded it, kept among the versions. ValueError for no traces, or a trace_id that occurs twice.
+    one by one. ``engine``: who recorded it, kept among the versions. ``add_to``: earlier counts that these must fit; ``coming``: the traces, where ``routed`` comes
+    one by one. ValueError for no traces, a trace_id that occurs twice, or counts that could not be added: before any is read.
     """
     if references is None and isinstance(routed, Sequence):
         references = reference_tokens([item.trace for item in routed], markers)
@@ -113,6 +116,9 @@ def count_routed(
         references=references,
         versions={"routing": (engine,)},
     )
+    if coming is None:
+        coming = [item.trace for item in routed] if isinstance(routed, Sequence) else ()
+    counter.refuse_addition(add_to, coming)
     seen: set[str] = set()
     for item in routed:
         if item.trace.trace_id in seen:

@@ -155,10 +155,6 @@ def tensor_places(path: str | os.PathLike[str]) -> dict[str, Placed]:
     return found
 
 
-UNREAD = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
-"""Ends of names of constants that older libraries stored beside the weights: nobody reads them, and an index may leave them out."""
-
-
 def read_weight_map(path: str | os.PathLike[str]) -> dict[str, str]:
     """Tensor -> file of a checkpoint's index; ValueError, in one line, for anything that is no index, and for files that are not
     in its own folder."""

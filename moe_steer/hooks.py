@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from moe_steer.inside import uncompiled
 from moe_steer.layers import MoELayer
 
 _RECORDERS = "transformers.utils.output_capturing"
@@ -38,28 +38,6 @@ _CHOSEN: WeakKeyDictionary[nn.Module, NewRouting | None] = WeakKeyDictionary()
 """Router under ``choice_hooks`` -> its last choice: what its output does not say (Llama-4's ids, places without a selection)."""
 
 
-class _Uncompiled:
-    """Inside, compiled modules run as they are written: what was compiled before keeps the hooks of its time and sees no others.
-    One for all hooks, since the setting is the process's."""
-
-    lock, users, stack = threading.Lock(), 0, ExitStack()
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if not self.users:
-                self.stack.enter_context(torch.compiler.set_stance("force_eager"))
-            self.users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.users -= 1
-            if not self.users:
-                self.stack.close()
-
-
-_UNCOMPILED = _Uncompiled()
-
-
 @contextmanager
 def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
     """Call a function with the routing of each given layer, once per forward, and replace the weights by its result.
@@ -68,7 +46,7 @@ def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
     ids >= num_experts may mean "not on this rank", or that a token has fewer experts than others of its forward. A result may
     carry a gradient, which reaches what made it. A function that replaces the ids as well must give distinct ids a token.
     """
-    with _UNCOMPILED, ExitStack() as stack:
+    with uncompiled(layer.block for layer in functions), ExitStack() as stack:
         for layer, function in functions.items():
             if layer.input_scaled:
                 assert layer.router is not None
@@ -86,7 +64,7 @@ def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
 def choice_hooks(functions: Mapping[MoELayer, ChoiceFn]) -> Iterator[None]:
     """Let a function say what the router of each given layer returns, once per forward. It acts before every function of
     ``routing_hooks``, those that were there before included: they see the choice as it is made."""
-    with _UNCOMPILED, ExitStack() as stack:
+    with uncompiled(layer.block for layer in functions), ExitStack() as stack:
         for layer, function in functions.items():
             assert layer.router is not None
             if layer.router in _CHOSEN:
@@ -103,7 +81,7 @@ def choice_hooks(functions: Mapping[MoELayer, ChoiceFn]) -> Iterator[None]:
 def output_hooks(functions: Mapping[nn.Module, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     """Call a function with the hidden states [B, S, D] that each given module returns; its result replaces them, and is what
     ``output_hidden_states=True`` records, also where the model was looked at before."""
-    with _UNCOMPILED, ExitStack() as stack:
+    with uncompiled(functions), ExitStack() as stack:
         for module, function in functions.items():
             stack.callback(module.register_forward_hook(_hidden_states_hook(function)).remove)
             _record_last(module)
@@ -117,7 +95,7 @@ def input_hooks(functions: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> It
     def hook(function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
         return lambda _, args: (function(args[0]), *args[1:])
 
-    with _UNCOMPILED, ExitStack() as stack:
+    with uncompiled(functions), ExitStack() as stack:
         for module, function in functions.items():
             stack.callback(module.register_forward_pre_hook(hook(function)).remove)
         yield
@@ -152,7 +130,7 @@ def call_hooks(
     def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         after(named(args, kwargs), output)
 
-    with _UNCOMPILED, ExitStack() as stack:
+    with uncompiled([module]), ExitStack() as stack:
         if before is not None:
             stack.callback(module.register_forward_pre_hook(pre, with_kwargs=True, prepend=first).remove)
         stack.callback(module.register_forward_hook(post, with_kwargs=True).remove)
@@ -170,7 +148,7 @@ def stop_after(module: nn.Module) -> Iterator[None]:
     def stop(_: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
         raise reached
 
-    with _UNCOMPILED, ExitStack() as stack:
+    with uncompiled([module]), ExitStack() as stack:
         stack.callback(module.register_forward_hook(stop).remove)
         try:
             yield

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import update_wrapper
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -103,3 +105,34 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
 
 def _run_twice(forward: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+class _Uncompiled:
+    """Inside, compiled modules run as they are written: what was compiled before keeps the hooks of its time and sees no others.
+    One for all hooks, since the setting is the process's."""
+
+    lock, users, stack = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.stack.enter_context(torch.compiler.set_stance("force_eager"))
+            self.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                self.stack.close()
+
+
+_UNCOMPILED = _Uncompiled()
+
+
+def uncompiled(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
+    """A block in which compiled code runs as it is written. Not where the modules' model attends by flex attention, which is made to be
+    compiled (as written it holds every score at once): there, steer first and compile afterwards."""
+    hooked = list(modules)
+    configs = (getattr(part, "config", None) for module in hooked for part in module.modules())
+    flex = any(getattr(config, "_attn_implementation", None) == "flex_attention" for config in configs)
+    return _UNCOMPILED if hooked and not flex else nullcontext()

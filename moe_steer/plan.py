@@ -90,6 +90,7 @@ class SteeringPlan:
         if self.model is not None:
             refuse_unknown("plan.model", self.model, set(_MODEL_TYPES))
             check_types(dict(self.model), "plan.model", _MODEL_TYPES)
+        refuse_contradiction(self)
 
     @property
     def is_neutral(self) -> bool:
@@ -173,7 +174,6 @@ class SteeringPlan:
             raise ValueError(
                 f"an entry has 'when', 'do' or 'site' and the plan says version {PLAN_VERSION}, which has no such keys: say \"version\": {GATED_VERSION}"
             )
-        refuse_contradiction(plan)
         return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:

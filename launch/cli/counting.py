@@ -109,7 +109,9 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
         references = _known(earlier) or references_for(known.tokenizer, traces, markers)
         connection = Connection.to(self)
         print(connection.line)
-        return count_served(connection, traces, known.shape, markers, base=self.base, references=references)
+        return count_served(
+            connection, traces, known.shape, markers, base=self.base, references=references, add_to=earlier
+        )
 
     def _recorded(self, earlier: Sequence[RoutingCounts]) -> RoutingCounts:
         """The counts of --routed, from the model's configuration and tokenizer alone."""
@@ -129,7 +131,9 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
         references = _known(earlier) or references_for(
             known.tokenizer, (item.trace for item in read_routed(*source)), markers
         )
-        return count_routed(read_routed(*source), known.shape, markers, base=self.base, references=references)
+        return count_routed(
+            read_routed(*source), known.shape, markers, base=self.base, references=references, add_to=earlier
+        )
 
     def _finish(self, counts: RoutingCounts, earlier: Sequence[RoutingCounts]) -> None:
         from launch.core.wiring import counted

@@ -137,7 +137,9 @@ def count_served(
 
     ValueError for a server that records none.
     """
-    return count_routed(served_routing(connection, traces, shape), shape, markers, engine="endpoint", **options)
+    return count_routed(
+        served_routing(connection, traces, shape), shape, markers, engine="endpoint", coming=traces, **options
+    )
 
 
 def served_routing(connection: Connection, traces: Sequence[Trace], shape: ModelShape) -> Iterator[RoutedTrace]:

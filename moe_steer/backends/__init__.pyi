@@ -4,7 +4,6 @@ from moe_steer.backends.blueprint import skeleton as skeleton
 from moe_steer.backends.blueprint import torch_dtype as torch_dtype
 from moe_steer.backends.checkpoint import LoadRequest as LoadRequest
 from moe_steer.backends.checkpoint import cached_folder as cached_folder
-from moe_steer.backends.checkpoint import check_shards as check_shards
 from moe_steer.backends.checkpoint import refuse_unknown_quantisation as refuse_unknown_quantisation
 from moe_steer.backends.checkpoint import refuse_without_kernels as refuse_without_kernels
 from moe_steer.backends.layout import FEWER as FEWER
@@ -23,6 +22,7 @@ from moe_steer.backends.memory import plan_memory as plan_memory
 from moe_steer.backends.registry import check_name as check_name
 from moe_steer.backends.registry import loader as loader
 from moe_steer.backends.registry import refusal as refusal
+from moe_steer.backends.shard_index import check_shards as check_shards
 from moe_steer.backends.sources import one_line_of as one_line_of
 from moe_steer.backends.sources import read_config as read_config
 from moe_steer.backends.sources import read_tokenizer as read_tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from torch import Tensor, nn
 
 from moe_steer.backends.blueprint import (
     BLOCKS,
@@ -33,9 +35,8 @@ from moe_steer.backends.blueprint import (
 )
 from moe_steer.backends.layout import failing_together
 from moe_steer.backends.streaming import whole_blocks
-from moe_steer.files import UNREAD, read_weight_map, tensor_places
+from moe_steer.files import tensor_places
 
-_SINGLE = "model.safetensors"
 _LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability; below it, and on a CPU, transformers expands FP8 to bfloat16."""
 
@@ -93,50 +94,6 @@ def cached_folder(name: str, revision: str | None) -> str | None:
 
     found = try_to_load_from_cache(name, "config.json", revision=revision) if name.count("/") <= 1 else None
     return os.path.dirname(found) if isinstance(found, str) else None
-
-
-def check_shards(folder: str | os.PathLike[str], *, partial: bool = False) -> None:
-    """ValueError that names the first weight file of a local checkpoint that is missing, cut short, no safetensors file, without
-    a tensor that the index promises, or with one that the index does not list or takes from a file that is read earlier; and for
-    weights in one file beside others in shards, of which transformers takes the file and engines the shards.
-
-    ``partial``: a missing file is not an error, it will be downloaded. Reads headers only, so a terabyte takes a second; a
-    rank that fails later, while loading, would leave the other ranks waiting, and its error names no file.
-    """
-    index = Path(folder, "model.safetensors.index.json")
-    listed = read_weight_map(index) if index.is_file() else {}
-    promised: dict[str, set[str]] = {} if listed else {path.name: set() for path in Path(folder).glob("*.safetensors")}
-    for tensor, name in listed.items():
-        promised.setdefault(name, set()).add(tensor)
-    if _SINGLE not in promised and Path(folder, _SINGLE).is_file():
-        raise ValueError(
-            f"{os.fspath(folder)!r} holds two checkpoints ({_SINGLE}, {index.name}): leave one, so that all engines load the same"
-        )
-    for name, tensors in sorted(promised.items()):
-        path = Path(folder, name)
-        if not path.is_file() and partial:
-            continue
-        if not path.is_file():
-            raise ValueError(f"the weight file {name} is missing in {os.fspath(folder)!r}: fetch the checkpoint again")
-        problem = _problem(path, tensors, listed)
-        if problem:
-            raise ValueError(f"the weight file {name} in {os.fspath(folder)!r} is damaged ({problem}): fetch it again")
-
-
-def _problem(path: Path, promised: set[str], listed: Mapping[str, str]) -> str:
-    """What is wrong with a file, in words. ``promised``: its tensors by the index; ``listed``: tensor -> file of the whole index."""
-    try:
-        held = tensor_places(path)
-    except (ValueError, OSError) as error:
-        return str(error)
-    if absent := sorted(promised.difference(held)):
-        return f"the tensor {absent[0]} is not in it"
-    if odd := sorted(tensor for tensor in held if listed and tensor not in listed and not tensor.endswith(UNREAD)):
-        return f"the index does not list its tensor {odd[0]}"
-    # The library reads the files in the order of their names and keeps the last: an overlay comes last, and the index names it.
-    if again := sorted(tensor for tensor in held if listed.get(tensor, path.name) < path.name):
-        return f"it holds {again[0]} again, which the index takes from {listed[again[0]]}"
-    return ""
 
 
 def has_fp8_hardware(on_gpu: bool) -> bool:
@@ -260,9 +217,15 @@ def _not_finite(model: Any) -> str:
     largest number tell, and take no memory, as a table of truth values would."""
     for name, parameter in model.named_parameters():
         held = getattr(parameter, "ds_tensor", parameter)
-        if held.is_meta or not held.numel() or not held.is_floating_point() or held.element_size() == 1:
+        held = held.to_local() if hasattr(held, "to_local") else held  # this rank's part, without a word to the others
+        # A class of its own (torchao), or bits packed into numbers (bitsandbytes), is for its package to read.
+        if type(held) not in (Tensor, nn.Parameter) or held.is_meta or not held.numel() or not held.is_floating_point():
             continue
-        if not all(map(torch.isfinite, torch.aminmax(held.detach()))):
+        if held.element_size() == 1:
+            continue
+        low, high = map(float, torch.aminmax(held.detach()))
+        # What is beyond float16 became infinite by being read so, and may mean nothing but "very small", as the bias of an expert.
+        if math.isnan(low) or (held.dtype != torch.float16 and not (math.isfinite(low) and math.isfinite(high))):
             return f"the checkpoint's {_some([name])} holds numbers that are NaN or infinite: fetch it again"
     return ""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from moe_steer.json_files import check_types, quoted, short
@@ -106,13 +107,14 @@ def read_dictionary(path: Path, given: Given) -> SAE:
 
 def _layer(trainer: Mapping[str, Any], config_path: Path) -> int | None:
     """The layer by its number and by the name of the module, such as resid_post_layer_11."""
-    layer, named = trainer.get("layer"), re.search(r"layer_(\d+)", trainer.get("submodule_name") or "")
+    layer, named = trainer.get("layer"), re.findall(r"layer_(\d+)", trainer.get("submodule_name") or "")
     if layer is None:
-        return int(named[1]) if named else None
-    if layer < 0 or (named and int(named[1]) != layer):
+        return int(named[0]) if named else None
+    if layer < 0:
+        raise ValueError(f"{config_path} gives layer as {layer}: layers are counted from 0, correct it")
+    if named and str(layer) not in named:
         raise ValueError(
-            f"{config_path} gives layer as {layer}, and the module as {quoted(trainer.get('submodule_name'))}: "
-            "take the one that is right"
+            f"{config_path} gives layer as {layer}, and the module as {quoted(trainer['submodule_name'])}: correct the one that is wrong"
         )
     return int(layer)
 
@@ -240,6 +242,8 @@ def load_sae(
         place = place.parent  # the path was a file of the folder
     try:
         return FORMATS[chosen].read(place, Given(layer=layer, site=site, k=k, model_name=model_name))
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # of torch, where scales are folded into tensors before the SAE checks its shapes
         raise ValueError(f"{place}: its tensors do not fit together ({short(error)}): check the format") from error
 

@@ -173,6 +173,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
 
 
+_MAY_BE_LEAST = ("b_enc", "encoder.bias", "encoder_linear.bias", "log_jumprelu_threshold")
+
+
 def pick(tensors: Mapping[str, Tensor], path: Path, *names: str) -> Tensor:
     """The first of these tensors that exists, in 32 bits if it was stored in 16; ValueError names missing ones, and one that holds
     whole numbers, NaN or infinities."""
@@ -185,8 +188,9 @@ def pick(tensors: Mapping[str, Tensor], path: Path, *names: str) -> Tensor:
                 )
             found = widen(found)
             low, high = map(float, torch.aminmax(found)) if found.numel() else (0.0, 0.0)  # NaN where a number is
-            # A threshold without a limit is that of an atom that never acts.
-            if not (low > -math.inf and (high < math.inf or "threshold" in name)):
+            # A threshold without a limit, or such a bias, is that of an atom that never acts; the logarithm of 0 has none either.
+            least = low == -math.inf and name.endswith(_MAY_BE_LEAST)
+            if not ((low > -math.inf or least) and (high < math.inf or "threshold" in name)):
                 raise ValueError(f"{path} holds numbers that are NaN or infinite in {name}: download it again")
             return found
     raise ValueError(

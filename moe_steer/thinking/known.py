@@ -15,7 +15,7 @@ from typing import NamedTuple
 from moe_steer.thinking.format import ANSWER, OUTSIDE, THOUGHT, Switch, ThinkingFormat
 
 _MARK = r"(?:<\|[^|<>]*\|?>|<[^<>\s][^<>]{0,60}>|\[[^\[\]\n]{1,60}\])"
-_TAG_AT_END = re.compile(r"([<\[][^<>\[\]\s/][^<>\[\]\n]{0,60}[>\]])(\s*)\Z")
+TAG_AT_END = re.compile(r"([<\[][^<>\[\]\s/][^<>\[\]\n]{0,60}[>\]])(\s*)\Z")
 _TAG_AT_START = re.compile(r"\A(\s*)([<\[][^<>\[\]\n]{1,60}[>\]]\s*)")
 _MARKS_ALONE = re.compile(rf"\s*{_MARK}\s*(?:{_MARK}\s*)*\Z")
 _FIRST_MARK = re.compile(rf"\s*({_MARK})")
@@ -218,7 +218,7 @@ def common_start(one: str, other: str) -> str:
 
 def _opening(begun: str, user: str, openings: Iterable[str]) -> str | None:
     """What opens a thought: one tag, or, where that tag stands before every message, all that this turn has beyond a prompt."""
-    tag = _TAG_AT_END.search(begun)
+    tag = TAG_AT_END.search(begun)
     if tag and tag[1] not in user:
         return tag[1] + tag[2]
     rests = [begun.removeprefix(common_start(begun, opening)) for opening in openings]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe_steer.thinking.format import ANSWER, ThinkingFormat
-from moe_steer.thinking.known import FORMATS, NONE, Turn, named, read_turn, with_answer_marks
+from moe_steer.thinking.known import FORMATS, NONE, TAG_AT_END, Turn, named, read_turn, with_answer_marks
 from moe_steer.thinking.templates import (
     Messages,
     PromptSettings,
@@ -39,7 +39,6 @@ _SWITCH_VALUES: tuple[tuple[bool | str, bool | str], ...] = (
     ("thinking", "chat"),
 )
 _EFFORTS_ON, _EFFORTS_OFF = ("high", "medium", "low"), ("none", "no_think", "minimal", "low")
-_TAG_AT_END = re.compile(r"([<\[][^<>\[\]\s/][^<>\[\]\n]{0,60}[>\]])(\s*)\Z")
 _MARKS = re.compile(r"<\|[^|<>]*\|?>|<[^<>]*>|\[[^\[\]]*\]|\u25c1[^\u25b7]*\u25b7")
 _REPRESENTED = re.compile(r"['\"]type['\"]: ")
 """Blocks of content that a template wrote as the list they are."""
@@ -179,7 +178,7 @@ class _Probe:
             close = next((s.text for s in item.switches if s.closes), None)
             if item.opens(prompt) or any(close and text.rstrip().endswith(close) for text in (prompt, base)):
                 return self._with_white_space(item, prompt)
-        opening = _TAG_AT_END.search(prompt)
+        opening = TAG_AT_END.search(prompt)
         word = opening and re.match(r"[<\[]([^\s<>\[\]]+)", opening[1])
         if not opening or not word:
             return None

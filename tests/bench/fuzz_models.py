@@ -126,7 +126,7 @@ def _numbers(home: Path) -> list[Target]:
 
 
 def _checkpoints(home: Path) -> list[Target]:
-    from moe_steer.backends.checkpoint import check_shards
+    from moe_steer.backends.shard_index import check_shards
     from moe_steer.baking import bake
     from moe_steer.baking.safetensors.folder import open_checkpoint
     from moe_steer.lab import LAB_MODEL

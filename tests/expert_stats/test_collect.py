@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from expert_stats import MarkerSet, Trace, collect_counts, score_experts, select_experts
+from expert_stats import MarkerSet, Trace, collect_counts, count_routed, score_experts, select_experts
 from expert_stats.collect import batches, router_digest
 from expert_stats.counts import sum_counts
 from expert_stats.trace_counts import NUM_BINS, reference_tokens
+from moe_steer.layers import model_shape
 from stats_helpers import MARKERS, random_traces
 from tiny import VOCAB, deepseek_v3, qwen2, qwen3_moe
 
@@ -268,6 +269,16 @@ def test_counts_that_cannot_be_added_are_refused_before_a_trace_is_run(monkeypat
     traces = random_traces(4)
     earlier = collect_counts(deepseek_v3(), traces[:2], MARKERS)
     whole = collect_counts(deepseek_v3(), traces[2:], MARKERS, references={}, add_to=[earlier]) + earlier
+
+    def never() -> Iterator[Any]:
+        yield pytest.fail("a trace was asked for")
+
+    recorded: dict[str, Any] = {"engine": "endpoint", "references": {}, "add_to": [earlier]}
+    shape = model_shape(deepseek_v3())
+    with pytest.raises(ValueError, match="would be there twice"):
+        count_routed(never(), shape, MARKERS, coming=traces[1:], **recorded)
+    with pytest.raises(ValueError, match=r"cannot be added: model\.\w+ is"):
+        count_routed(never(), model_shape(qwen3_moe()), MARKERS, coming=traces[2:], **recorded)
     assert whole.num_traces == 4
     monkeypatch.setattr("expert_stats.collect.run_traces", lambda *_, **__: pytest.fail("a trace was run"))
     with pytest.raises(ValueError, match=r"cannot be added: model\.\w+ is .* here and .* there"):

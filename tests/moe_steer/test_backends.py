@@ -16,11 +16,12 @@ from transformers import CONFIG_MAPPING
 import tiny
 from moe_steer import load_model
 from moe_steer.backends.blueprint import skeleton
-from moe_steer.backends.checkpoint import cached_folder, check_shards
+from moe_steer.backends.checkpoint import cached_folder
 from moe_steer.backends.layout import Layout, layout_of, lockstep, remember_layout
 from moe_steer.backends.memory import choose_backend
 from moe_steer.backends.offload import in_cpu_memory
 from moe_steer.backends.registry import BACKENDS, refusal
+from moe_steer.backends.shard_index import check_shards
 from moe_steer.backends.streaming import whole_blocks
 from moe_steer.backends.tp_ep import _left_as_loaded, parallel_rules
 from moe_steer.backends.zero3 import PRESETS, settings, zero3_section

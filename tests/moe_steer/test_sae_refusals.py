@@ -225,6 +225,13 @@ def test_the_embedding_is_no_layer(tmp_path: Path) -> None:
 ACCEPTED: dict[str, Write] = {
     **READERS,
     "an atom that never acts": holding(READERS["gemma scope"], "threshold", torch.full((F,), float("inf"))),
+    "an atom whose bias never lets it act": holding(READERS["qwen scope"], "b_enc", torch.full((F,), -float("inf"))),
+    "a threshold of 0, as a logarithm": holding(
+        READERS["llama scope r1"], "log_jumprelu_threshold", torch.full((F,), -float("inf"))
+    ),
+    "the layer in a module's longer name": learned(
+        trainer={"submodule_name": "resid_post_of_layer_1_and_layer_11", "layer": 11}
+    ),
     "scaling_factor of ones": holding(saelens, "scaling_factor", torch.ones(F)),
     "an input scale of one": holding(saelens, "input_scale", torch.ones(1)),
     "the same place out": lambda root: saelens(

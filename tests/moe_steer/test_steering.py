@@ -398,6 +398,21 @@ def test_hidden_states_show_the_steered_stream_also_after_an_unsteered_look(
     assert torch.equal(steered[layer], plain[layer])
 
 
+@pytest.mark.parametrize(("attention", "stance"), [("sdpa", "force_eager"), ("flex_attention", "default")])
+def test_flex_attention_stays_compiled(attention: str, stance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As written it holds every score at once."""
+    model = tiny.deepseek_v3()
+    monkeypatch.setattr(model.config, "_attn_implementation", attention)
+    plans = (
+        SteeringPlan(residual=[ResidualVector(1, vector=torch.ones(model.config.hidden_size))]),
+        SteeringPlan(experts=[ExpertGain(1, 0, 2.0)]),
+    )
+    for plan in plans:
+        with steer(model, plan, quiet=True):
+            assert torch._dynamo.eval_frame._stance.stance == stance
+        assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
 @pytest.mark.parametrize("compiled_before", [False, True])
 def test_a_compiled_model_is_steered_by_the_plan_of_the_moment(compiled_before: bool, ids: torch.Tensor) -> None:
     """What a plan finds compiled, or leaves compiled, keeps neither its hooks nor its numbers."""

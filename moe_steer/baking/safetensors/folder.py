@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_steer.backends.shard_index import SINGLE_FILE, contradiction
 from moe_steer.baking.edits import Container, StoredTensor
 from moe_steer.baking.folder_files import INDEX_SUFFIX
 from moe_steer.baking.numbers import Rounding, scale_floats
 from moe_steer.baking.safetensors.layouts import LayerPlaces, count_experts
-from moe_steer.files import UNREAD, read_weight_map, tensor_places
-from moe_steer.json_files import quoted, read_json, short
+from moe_steer.files import read_weight_map, tensor_places
+from moe_steer.json_files import quoted, read_json
 
-SINGLE_FILE = "model.safetensors"
 _VERIFIED = """
     afmoe aria aria_text axk1 axk2 bailing_hybrid beam cohere2_moe dbrx deepseek_ocr2 deepseek_v2 deepseek_v3 deepseek_v32
     deepseek_v4 dots1 ernie4_5_moe exaone_moe flex_olmo flint gemma4 gemma4_text glm4_moe glm4_moe_lite glm4v_moe glm5_next
@@ -86,7 +86,9 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     index, weight_map = _weight_map(path)
     shards = tuple(sorted(set(weight_map.values()))) if index else (SINGLE_FILE,)
     headers = {shard: read_header(path / shard) for shard in shards}
-    tensors = _by_index(weight_map, headers, index) if index else headers[SINGLE_FILE]
+    if index and (found := contradiction(path, weight_map, headers)):
+        raise ValueError(f"{path / found[0]} is not what {index} says ({found[1]}): fetch the checkpoint again")
+    tensors = {name: headers[shard][name] for name, shard in weight_map.items()} if index else headers[SINGLE_FILE]
     repeated: frozenset[str] = frozenset()
     if sum(map(len, headers.values())) > len(tensors):
         counts = Counter(name for header in headers.values() for name in header)
@@ -127,34 +129,6 @@ def _weight_map(folder: Path) -> tuple[str | None, dict[str, str]]:
             f"{folder} holds neither {SINGLE_FILE} nor *{INDEX_SUFFIX}: convert the weights to safetensors"
         )
     return indices[0], read_weight_map(folder / indices[0])
-
-
-def _by_index(
-    weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, StoredTensor]], index: str | None
-) -> dict[str, StoredTensor]:
-    tensors = {}
-    for name, shard in weight_map.items():
-        tensor = headers[shard].get(name)
-        if tensor is None:
-            where = next((other for other in headers if name in headers[other]), None)
-            found = f"it is in {where}" if where else "no shard has it"
-            raise ValueError(
-                f"{index} puts {short(name)} into {shard}, and {found}: the index is wrong; fetch the checkpoint again"
-            )
-        tensors[name] = tensor
-    for shard, header in headers.items():
-        for name in header:
-            if name not in tensors and name.endswith(UNREAD):
-                continue
-            if name not in tensors:
-                raise ValueError(
-                    f"{shard} holds {short(name)}, which {index} does not list: the index is wrong; fetch the checkpoint again"
-                )
-            if weight_map[name] < shard:  # most engines read the shards in order and keep the last, as an overlay wants
-                raise ValueError(
-                    f"{shard} holds {short(name)} again, which {index} takes from {weight_map[name]}: the index is wrong; fetch the checkpoint again"
-                )
-    return tensors
 
 
 @dataclass(frozen=True, kw_only=True)
