@@ -74,7 +74,8 @@ def contradiction(
     """
     for tensor, name in sorted(listed.items()):
         if name in held and tensor not in held[name]:
-            return name, f"the tensor {short(tensor)} is not in it"
+            other = next((file for file, tensors in held.items() if tensor in tensors), None)
+            return name, f"the tensor {short(tensor)} is not in it" + (f" and is in {other}" if other else "")
     for name, tensors in sorted(held.items()):
         for tensor, place in sorted(tensors.items()):
             if tensor.endswith(_UNREAD):

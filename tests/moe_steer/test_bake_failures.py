@@ -97,15 +97,15 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "header with moved data": (lambda s: edit_header(s / SHARD, shifted), "does not follow its neighbour's"),
     "index with a wrong shard": (
         lambda s: edit_index(s, lambda m: m.update({EMBED: SHARD})),
-        f"puts {EMBED} into {SHARD}, and it is in model-00001-of-00003.safetensors: the index is wrong",
+        rf"{SHARD} is not what {INDEX} says \(the tensor {EMBED} is not in it and is in model-00001-of-00003.safetensors\)",
     ),
     "index with an invented tensor": (
         lambda s: edit_index(s, lambda m: m.update({"model.more": SHARD})),
-        f"puts model.more into {SHARD}, and no shard has it: the index is wrong",
+        rf"{SHARD} is not what {INDEX} says \(the tensor model.more is not in it\): fetch",
     ),
     "index without a tensor": (
         lambda s: edit_index(s, lambda m: m.pop(EMBED)),
-        f"model-00001-of-00003.safetensors holds {EMBED}, which .* does not list: the index is wrong",
+        rf"model-00001-of-00003.safetensors is not what {INDEX} says \(the index does not list its tensor {EMBED}\)",
     ),
     "index that leads outside": (
         lambda s: edit_index(s, lambda m: m.update({EMBED: "../x.safetensors"})),
