@@ -18,7 +18,7 @@ from moe_steer.thinking import thinking_format
 from moe_steer.tokens import scoped_positions
 from reasoning_evals import Completion
 from reasoning_evals.report import VIEWS_FILE, TraceView, TraceViews
-from reasoning_evals.runs import read_generations, read_grades, read_run
+from reasoning_evals.runs import read_generations, read_grades, read_run, refuse_job
 
 if TYPE_CHECKING:
     from launch.core.session import Session
@@ -73,6 +73,7 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
     from launch.core.session import load_asked
 
     step = folder / "test" if (folder / "test").is_dir() else folder
+    refuse_job(step)
     completions = list(read_generations(step))
     plans = _plans_of(folder, step)
     scores = ExpertScores.load(folder / "scores.json") if (folder / "scores.json").is_file() else None

@@ -190,8 +190,10 @@ def _check_arms(path: Path, config: Mapping[str, Any]) -> None:
 def refuse_job(folder: Path) -> None:
     """ValueError for the folder of a job with several steps: its samples are in the folders of the steps."""
     if "arm_order" not in read_run(folder)["config"]:
-        step = f", {folder}/test" if (folder / "test" / RUN_FILE).exists() else ""
-        raise ValueError(f"{folder} is the folder of a job and holds no samples itself: give one of its steps{step}")
+        inner = sorted(path.parent for path in folder.glob(f"*/{RUN_FILE}"))
+        steps = [str(step) for step in inner if "arm_order" in read_run(step)["config"]]
+        remedy = f": give one of its steps, {', '.join(steps)}" if steps else ""
+        raise ValueError(f"{folder} is the folder of a job and holds no samples itself{remedy}")
 
 
 def generation_file(folder: Path, rank: int, world_size: int) -> Path:
