@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from launch.core.option_checks import DRAWING, ENDPOINT, HERE, check_counts, refuse_idle
-from launch.core.options import HeldModel, Room
+from launch.core.options import HeldModel, Room, config_of
 from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, chat_of, usual_of
 from launch.core.served.server_options import ServerOptions
 from moe_steer.lab import OWN_PROBLEMS, is_made_up, problems_of
@@ -90,7 +90,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         from reasoning_evals import load_task, run_arms
         from reasoning_evals.comparing import unanswered_notes
         from reasoning_evals.engines import SamplingConfig
-        from reasoning_evals.runs import RUN_FILE, grade_run
+        from reasoning_evals.runs import OPTIONS, RUN_FILE, add_to_run, grade_run, read_run
 
         refuse_several_ranks("moe-steer generate", "deepspeed launch/evaluate.py")
         self._check_options()
@@ -124,6 +124,8 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
             [arm], problems, self.out, self.num_samples, config, self.seed, task=Path(self.problems).stem
         )
         self._keep_plan(plan)
+        if OPTIONS not in read_run(Path(self.out)):  # of a run that goes on, those of its first start to end
+            add_to_run(Path(self.out), options=config_of(self))
         rows = grade_run(self.out, problems)
         speed = f", {summary.num_new_tokens / summary.seconds:.0f} tokens/s" if summary.num_new else ""
         print(f"{len(rows)} samples of {len(problems)} problems, {summary.num_new} of them new{speed}")

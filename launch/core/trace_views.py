@@ -18,7 +18,7 @@ from moe_steer.thinking import thinking_format
 from moe_steer.tokens import scoped_positions
 from reasoning_evals import Completion
 from reasoning_evals.report import VIEWS_FILE, TraceView, TraceViews
-from reasoning_evals.runs import read_generations, read_grades, read_run, refuse_job
+from reasoning_evals.runs import OPTIONS, read_generations, read_grades, read_run, refuse_job
 
 if TYPE_CHECKING:
     from launch.core.session import Session
@@ -80,7 +80,8 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
     experts = {layer_and_number(word, "experts"): "named" for word in named} or experts_to_show(plans, scores)
     if not experts:
         raise ValueError(f"{folder} names no experts: give some as --experts LAYER:EXPERT")
-    config = dict(read_run(folder)["config"])
+    run = read_run(folder)
+    config = run["config"] | run.get(OPTIONS, {})
     if model := model_name or config.get("model") or _model_of(step):
         config["model"] = model
     asked = _model_options(config, backend)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_steer.files import create_whole
+from moe_steer.files import create_whole, write_whole
 from moe_steer.json_files import check_types, quoted, read_json, short
 from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.runs.completions import (
@@ -29,6 +29,8 @@ _PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "mpmath", "
 RUN_FILE = "run.json"
 PROBLEMS_FILE = "problems.jsonl"
 GRADES_FILE = "grades.jsonl"
+OPTIONS = "options"
+"""Where run.json keeps what a command was asked, beside the config that decides the samples: a run is resumed under other options too."""
 _HASHES = ("config_hash", "prompts", "problems")
 
 
@@ -149,13 +151,18 @@ def read_run(folder: Path) -> dict[str, Any]:
     run = read_json(path, "restore it, or take another folder", missing=missing)
     if type(run.get("version")) is not int or run["version"] != 1 or not isinstance(run.get("config"), dict):
         raise ValueError(f"{path} is not the run.json of an evaluation, version 1: take another folder")
-    check_types(run, str(path), {"history": list[dict]})
+    check_types(run, str(path), {"history": list[dict], OPTIONS: dict})
     if {"arm_order", "sampling"} & set(run["config"]):  # else the folder is a job's, whose config is its options
         if absent := sorted(set(_CONFIG_TYPES) - set(run["config"])):
             raise ValueError(f"{path} does not say {absent[0]!r} in its config: restore it, or take another folder")
         check_types(run["config"], f"{path}, config", _CONFIG_TYPES)
         _check_arms(path, run["config"])
     return run
+
+
+def add_to_run(folder: Path, **more: Any) -> None:
+    """Put these into run.json, beside its config."""
+    write_whole(folder / RUN_FILE, json.dumps(read_run(folder) | more, indent=1, sort_keys=True) + "\n")
 
 
 def _check_arms(path: Path, config: Mapping[str, Any]) -> None:
