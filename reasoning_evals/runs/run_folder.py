@@ -104,7 +104,8 @@ def digest(value: Any) -> str:
 def config_hash(config: Mapping[str, Any], name: str, arm: Mapping[str, Any]) -> str:
     """Over all that decides an arm's samples but the choice of problems. ``config``: of the run; ``arm``: its own entry."""
     about = {key: config[key] for key in ("task", "k", "seed", "sampling")}
-    return digest({**about, "arm": name, **{key: arm[key] for key in ("sampler", "details", "prompts")}})
+    about |= {"arm": name, **{key: arm[key] for key in ("sampler", "details", "prompts")}}
+    return digest(json.loads(json.dumps(about)))  # as run.json has it: there every key is a text, and sorted as one
 
 
 def run_problems(folder: Path) -> list[Problem]:
@@ -211,8 +212,8 @@ def generation_file(folder: Path, rank: int, world_size: int) -> Path:
 def read_generations(folder: Path) -> Iterator[Completion]:
     """Every completion of a run once, in the order of the files, for any number of ranks.
 
-    ValueError when a sample is there twice with different content, and for one of another arm, or made with other settings, than run.json
-    has (where there is one). Keeps one digest per sample in memory.
+    ValueError when a sample is there twice with different content, and for one of another arm or number, or made with other settings, than
+    run.json has (where there is one). Keeps one digest per sample in memory.
     """
     config = read_run(folder)["config"] if (folder / RUN_FILE).is_file() else {}
     arms = config["arms"] if "arm_order" in config else None
@@ -227,6 +228,11 @@ def read_generations(folder: Path) -> Iterator[Completion]:
                 raise ValueError(
                     f"{path} holds a sample that is not of this run (sample {completion.sample_idx} of problem {completion.problem_id!r}, arm "
                     f"{completion.arm!r}, was made with other settings than {RUN_FILE} has): take it out, or take another folder"
+                )
+            if arms is not None and not 0 <= completion.sample_idx < config["k"]:
+                raise ValueError(
+                    f"{path} holds a sample that is not of this run (sample {completion.sample_idx} of problem {completion.problem_id!r}, arm "
+                    f"{completion.arm!r}, where samples count from 0 to {config['k'] - 1}): take it out, or take another folder"
                 )
             content = content_digest(completion)
             if completion.key not in seen:

@@ -74,7 +74,7 @@ def of_sample(change: Change, *, added: bool = False) -> Callable[[Path], None]:
         (of_sample(lambda row: row.update(config_hash="0" * 16)), "generations.jsonl holds a sample that is not of this run", "all"),
         (of_sample(lambda row: row.update(arm="other")), "holds a sample of arm 'other', which is not of this run", "all"),
         (of_sample(lambda row: row.update(token_ids=[5, -1])), "generations.jsonl:6: not a completion (token_ids hold -1", "all"),
-        (of_sample(lambda row: row.update(sample_idx=7), added=True), "which has 2 a problem (first: ", "graded"),
+        (of_sample(lambda row: row.update(sample_idx=7), added=True), "arm 'steered', where samples count from 0 to 1): take it out", "all"),
         (of_run(lambda run: run.update(history="x")), "run.json: 'history' is 'x': give a list, each item an object", "all"),
         (of_run(lambda run: run.update(job="steer_r1")), "run.json: the run has the setting 'arm_order'", "report"),
     ],
@@ -86,7 +86,7 @@ def test_a_spoilt_folder_is_refused_by_every_command_that_reads_it(
     shutil.copytree(run, folder)
     spoil(folder)
     before = contents(folder)
-    which = {"all": None, "graded": ("compare", "thinking", "report", "export"), "report": ("report",)}[asked]
+    which = {"all": None, "report": ("report",)}[asked]
     for name, words in commands(folder, out).items():
         if which is None or name in which:
             capsys.readouterr()
