@@ -26,6 +26,7 @@ __all__ = [
     "FINISHED",
     "THINKING_PROMPT",
     "RenderedPrompt",
+    "follows_effort",
     "prompt_before_thought",
     "prompt_inside_thought",
     "prompt_with_effort",
@@ -135,17 +136,27 @@ def prompt_without_thinking(tokenizer: Any) -> Callable[[str], RenderedPrompt]:
 def prompt_with_effort(tokenizer: Any, word: str) -> Callable[[str], RenderedPrompt]:
     """Renders a question with the model's own word for how hard to think. ValueError where the template reads none, or takes no
     notice of this one: templates take unknown words without a complaint, as their default."""
-    asked, plain = copy.copy(tokenizer), copy.copy(tokenizer)  # prompt settings belong to a tokenizer
-    use_prompt_settings(asked, dataclasses.replace(prompt_settings(tokenizer), effort=word))
-    use_prompt_settings(plain, dataclasses.replace(prompt_settings(tokenizer), effort=None))
-    text = render_prompt(asked, "?").text
+    if not follows_effort(tokenizer, word):
+        raise ValueError(f"the chat template takes no notice of the effort {word!r}: give a word that it knows")
+    asked = _with_effort(tokenizer, word)
+    return lambda question: render_prompt(asked, question)
+
+
+def follows_effort(tokenizer: Any, word: str) -> bool:
+    """Whether the prompt says this word for how hard to think, or is another without it. A default that a template writes nothing
+    for looks like a word that it does not know. ValueError where the template reads none."""
+    text, plain = render_prompt(_with_effort(tokenizer, word), "?").text, _with_effort(tokenizer, None)
     # The default changes nothing: it is named in the prompt (gpt-oss: "Reasoning: medium"), or asked for here to have any thought.
     default = (
         re.search(rf"\b{re.escape(word)}\b", text, re.I) or word in dict(thinking_format(plain).arguments).values()
     )
-    if not default and text == render_prompt(plain, "?").text:
-        raise ValueError(f"the chat template takes no notice of the effort {word!r}: give a word that it knows")
-    return lambda question: render_prompt(asked, question)
+    return bool(default) or text != render_prompt(plain, "?").text
+
+
+def _with_effort(tokenizer: Any, word: str | None) -> Any:
+    asked = copy.copy(tokenizer)  # prompt settings belong to a tokenizer
+    use_prompt_settings(asked, dataclasses.replace(prompt_settings(tokenizer), effort=word))
+    return asked
 
 
 def prompt_with_request(tokenizer: Any, text: str) -> Callable[[str], RenderedPrompt]:

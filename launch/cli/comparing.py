@@ -107,9 +107,10 @@ def sampling_notes(folders: Sequence[str | Path]) -> list[str]:
     for folder, rule in zip(folders[1:], rules[1:], strict=True):
         drawn = not (rule["greedy"] and rules[0]["greedy"])
         names = ("greedy", *(("temperature", "top_p", "top_k") if drawn else ()), "max_new_tokens")
-        if other := [f"{name} {rule[name]} and not {rules[0][name]}" for name in names if rule[name] != rules[0][name]]:
+        if others := [name for name in names if rule[name] != rules[0][name]]:
+            this, first = (", ".join(f"{name} {one[name]}" for name in others) for one in (rule, rules[0]))
             notes.append(
-                f"NOTE: {folder} was sampled with {', '.join(other)} as {folders[0]}: a difference may come from that"
+                f"NOTE: {folder} was sampled with {this}, and {folders[0]} with {first}: a difference may come from that"
             )
     return notes
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from launch.core.option_checks import DRAWING, ENDPOINT, HERE, check_counts, refuse_idle
-from launch.core.options import HeldModel, Room
+from launch.core.options import HeldModel, Room, config_of
 from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, chat_of, usual_of
 from launch.core.served.server_options import ServerOptions
 from moe_steer.lab import OWN_PROBLEMS, is_made_up, problems_of
@@ -90,7 +90,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         from reasoning_evals import load_task, run_arms
         from reasoning_evals.comparing import unanswered_notes
         from reasoning_evals.engines import SamplingConfig
-        from reasoning_evals.runs import grade_run
+        from reasoning_evals.runs import OPTIONS, RUN_FILE, add_to_run, grade_run, read_run
 
         refuse_several_ranks("moe-steer generate", "deepspeed launch/evaluate.py")
         self._check_options()
@@ -119,11 +119,13 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
             greedy=asked.takes_most_likely,
             batch_size=asked.rows,
         )
+        self._keep_plan(plan, begun=Path(self.out, RUN_FILE).exists())
         summary = run_arms(
             [arm], problems, self.out, self.num_samples, config, self.seed, task=Path(self.problems).stem
         )
-        if plan is not None:  # for moe-steer inspect, which steers the answers again
-            plan.with_files(lambda path: os.path.relpath(path, self.out), self.out).save(Path(self.out, "plan.json"))
+        self._keep_plan(plan)
+        if OPTIONS not in read_run(Path(self.out)):  # of a run that goes on, those of its first start to end
+            add_to_run(Path(self.out), options=config_of(self))
         rows = grade_run(self.out, problems)
         speed = f", {summary.num_new_tokens / summary.seconds:.0f} tokens/s" if summary.num_new else ""
         print(f"{len(rows)} samples of {len(problems)} problems, {summary.num_new} of them new{speed}")
@@ -138,6 +140,21 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
             self._report_endpoint(arm.name)
         print(f"wrote {self.out}; next: moe-steer compare --baseline RUN --arm-folder RUN --out comparison.json")
         return 0
+
+    def _keep_plan(self, plan: SteeringPlan | None, *, begun: bool = False) -> None:
+        """Leave the plan in the folder, for moe-steer inspect, which steers the answers again. ``begun``: the folder has a run, which
+        may be of other settings, so nothing is written. ValueError where another plan lies there."""
+        from moe_steer import SteeringPlan
+
+        kept = Path(self.out, "plan.json")
+        if plan is None or Path(self.out).is_file():  # a file is no folder for a run: run_arms says so
+            return
+        if kept.exists():
+            if SteeringPlan.load(kept).digest() != plan.digest():
+                raise ValueError(f"{kept} is another plan than {self.plan}, and is not replaced: give another --out")
+        elif not begun:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            plan.with_files(lambda path: os.path.relpath(path, self.out), self.out).save(kept)
 
     def _check_options(self) -> None:
         """ValueError for options that would not be followed."""

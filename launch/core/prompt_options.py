@@ -4,6 +4,7 @@ set's own protocol, or the usual one)."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def ask_prompts(tokenizer: Any, options: PromptOptions, *, quiet: bool = False) 
     """Render this tokenizer's prompts as asked from now on, and say how the model thinks. ValueError in one line for
     what its template would not follow."""
     from moe_steer.thinking import PromptSettings, thinking_format, use_prompt_settings
-    from reasoning_evals.prompts import prompt_with_effort
+    from reasoning_evals.prompts import follows_effort
 
     asked = PromptSettings(
         thinking=options.thinking,
@@ -55,8 +56,11 @@ def ask_prompts(tokenizer: Any, options: PromptOptions, *, quiet: bool = False) 
         system=options.system,
     )
     use_prompt_settings(tokenizer, asked)
-    if options.effort is not None:
-        prompt_with_effort(tokenizer, options.effort)  # refuses a word of which the template takes no notice
+    if options.effort is not None and not follows_effort(tokenizer, options.effort) and not quiet:
+        print(  # it may be the template's default: nobody can tell
+            f"NOTE: the chat template takes no notice of the effort {options.effort!r}: the prompt is the one without it",
+            file=sys.stderr,
+        )
     fmt = thinking_format(tokenizer)
     if not quiet and (fmt.thinks or asked != PromptSettings()):
         print(fmt.describe(), flush=True)

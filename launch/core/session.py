@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +22,10 @@ from launch.core.served.own_server import OwnServer
 from launch.core.served.server_options import EngineOptions
 from moe_steer import SteeringPlan, load_model
 from moe_steer.backends import layout_of, lockstep
-from moe_steer.files import write_whole
 from moe_steer.layers import ModelShape, model_shape
 from reasoning_evals import Problem, run_arms
 from reasoning_evals.engines import InProcessSampler, SamplingConfig
-from reasoning_evals.runs import RUN_FILE, Arm, GradeRow, grade_run, open_run, read_run
+from reasoning_evals.runs import RUN_FILE, Arm, GradeRow, add_to_run, grade_run, open_run, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +106,12 @@ class Session:
         """
         if not self.ranks.is_main:
             return
-        run = read_run(self.folder)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         entry = {"backend": layout_of(self.model).backend, "ranks": self.ranks.world_size, "started": now}
         if self.connection is not None:
             entry |= {"backend": "endpoint", "server": self.connection.engine}
-        run |= {"job": job, "history": [*run.get("history", []), entry], **more}
-        write_whole(self.folder / RUN_FILE, json.dumps(run, indent=1, sort_keys=True) + "\n")
+        history = [*read_run(self.folder).get("history", []), entry]
+        add_to_run(self.folder, job=job, history=history, **more)
 
     def arm(self, name: str, plan: SteeringPlan | None = None) -> Arm:
         """The model under a plan, or as it is; ValueError for a plan that does not fit."""

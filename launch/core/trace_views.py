@@ -18,7 +18,7 @@ from moe_steer.thinking import thinking_format
 from moe_steer.tokens import scoped_positions
 from reasoning_evals import Completion
 from reasoning_evals.report import VIEWS_FILE, TraceView, TraceViews
-from reasoning_evals.runs import read_generations, read_grades, read_run
+from reasoning_evals.runs import OPTIONS, read_generations, read_grades, read_run, refuse_job
 
 if TYPE_CHECKING:
     from launch.core.session import Session
@@ -73,13 +73,15 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
     from launch.core.session import load_asked
 
     step = folder / "test" if (folder / "test").is_dir() else folder
+    refuse_job(step)
     completions = list(read_generations(step))
     plans = _plans_of(folder, step)
     scores = ExpertScores.load(folder / "scores.json") if (folder / "scores.json").is_file() else None
     experts = {layer_and_number(word, "experts"): "named" for word in named} or experts_to_show(plans, scores)
     if not experts:
         raise ValueError(f"{folder} names no experts: give some as --experts LAYER:EXPERT")
-    config = dict(read_run(folder)["config"])
+    run = read_run(folder)
+    config = run["config"] | run.get(OPTIONS, {})
     if model := model_name or config.get("model") or _model_of(step):
         config["model"] = model
     asked = _model_options(config, backend)

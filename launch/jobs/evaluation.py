@@ -21,7 +21,7 @@ from moe_steer.lab import is_made_up
 from reasoning_evals import Problem, compare_arms, load_task
 from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.prompts import FINISHED, THINKING_PROMPT
-from reasoning_evals.runs import GradeRow, grade_run, read_run
+from reasoning_evals.runs import OPTIONS, GradeRow, grade_run, read_run
 from reasoning_evals.thoughts import cut_line, cut_table, cut_thoughts
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 NAME = "evaluate"
 LAB_PROBLEMS = 240
-OPTIONS = "options"
-"""Where run.json keeps the options. They are not part of its config: that belongs to the run in the same folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,5 @@
-"""Characters beyond ASCII as LaTeX: by what Unicode says of each, and by a table where LaTeX has a word of its own;
-and how TeX writes what separates digits."""
+"""Characters beyond ASCII as LaTeX: by what Unicode says of each, and by a table where LaTeX has a word of its own; how TeX writes what
+separates digits, and the modulus behind a residue."""
 
 from __future__ import annotations
 
@@ -82,3 +82,18 @@ _SIGN_IN_WORDS = re.compile(
 def sign_in_words(text: str) -> str:
     r"""``\text{negative } 3`` is -3."""
     return _SIGN_IN_WORDS.sub(lambda match: f"{match[1] or ''}-", text)
+
+
+_RESIDUE = re.compile(
+    r"(?<=[\d}])\s*(?:\\p?mod(?![a-zA-Z])\s*(?:\{\s*\d+\s*\}|\d+)|\(?\s*\\text\s*\{\s*mod\s*\}\s*\d+\s*\)?|\(\s*\\?mod\s*\d+\s*\))$"
+)
+"""Behind a number, of what it is the residue (or to be reduced by: 12 mod 7)."""
+
+
+def without_modulus(text: str) -> str:
+    """A residue alone: 5 of 5 mod 7. A number that is not below its modulus is none, and keeps it: 3 mod 2 is not the number 3."""
+    if not (found := _RESIDUE.search(text)):
+        return text
+    *_, number = "", *(digits.lstrip("0") for digits in re.findall(r"\d+", text[: found.start()]))
+    *_, modulus = (digits.lstrip("0") for digits in re.findall(r"\d+", found[0]))
+    return text[: found.start()] if (len(number), number) < (len(modulus), modulus) else text

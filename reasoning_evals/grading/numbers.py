@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from reasoning_evals.grading.characters import without_modulus
 from reasoning_evals.grading.evaluate import context, number
 from reasoning_evals.grading.formula import read_number
 from reasoning_evals.grading.latex import clean, unwrap
@@ -68,10 +69,6 @@ _GROUPED = re.compile(
 """1'000, 10,00,000, 1.000.000 and, before a decimal comma, 1.000 and 1 000."""
 DECIMAL_COMMA = re.compile(r"(?<![\d.,(\[{])(\d+),((?<=(?<!\d)0,)\d{3}|\d{1,2}|\d{4,})(?![\d,])")
 _IN_BRACKETS = re.compile(r"(?:[(\[]|\\\{)[^()\[\]{}]*\d,\d|^\{[^{}]*\d,\d")
-_RESIDUE = re.compile(
-    r"(?<=[\d}])\s*(?:\\p?mod(?![a-zA-Z])\s*(?:\{\s*\d+\s*\}|\d+)|\(?\s*\\text\s*\{\s*mod\s*\}\s*\d+\s*\)?|\(\s*\\?mod\s*\d+\s*\))$"
-)
-"""Behind a number, of what it is the residue."""
 _SCALE = re.compile(
     r"(?:\\text\s*\{\s*)?(dozen|hundred|thousand|million|billion|trillion|lakh|crore)s?(?![a-zA-Z])\s*\}?",
     re.IGNORECASE,
@@ -125,7 +122,7 @@ def read_amount(text: str, log_base: int | None = None, local: bool = False) -> 
         grouped = _GROUPED.sub(lambda digits: re.sub(r"\D", "", digits[0]), surface)
         if (plain := DECIMAL_COMMA.sub(r"\1.\2", grouped)) != surface:
             return read_amount(plain, log_base)._replace(comma=plain != grouped)
-    surface = _RESIDUE.sub("", surface)
+    surface = without_modulus(surface)
     behind = _CONDITION.search(surface)
     if behind and re.search(r"\d", surface[: behind.start()]):
         surface = surface[: behind.start()] + (behind[1].rstrip(" (") + "}" if behind[1] else "")

@@ -16,8 +16,10 @@ from reasoning_evals.runs.grading_pass import judge_one as judge_one
 from reasoning_evals.runs.grading_pass import read_grades as read_grades
 from reasoning_evals.runs.run import Arm as Arm
 from reasoning_evals.runs.run import run_arms as run_arms
+from reasoning_evals.runs.run_folder import OPTIONS as OPTIONS
 from reasoning_evals.runs.run_folder import PROBLEMS_FILE as PROBLEMS_FILE
 from reasoning_evals.runs.run_folder import RUN_FILE as RUN_FILE
+from reasoning_evals.runs.run_folder import add_to_run as add_to_run
 from reasoning_evals.runs.run_folder import digest as digest
 from reasoning_evals.runs.run_folder import open_run as open_run
 from reasoning_evals.runs.run_folder import read_generations as read_generations

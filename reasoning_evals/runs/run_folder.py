@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_steer.files import create_whole
+from moe_steer.files import create_whole, write_whole
 from moe_steer.json_files import check_types, quoted, read_json, short
 from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.runs.completions import (
@@ -29,6 +29,8 @@ _PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "scipy", "mpmath", "
 RUN_FILE = "run.json"
 PROBLEMS_FILE = "problems.jsonl"
 GRADES_FILE = "grades.jsonl"
+OPTIONS = "options"
+"""Where run.json keeps what a command was asked, beside the config that decides the samples: a run is resumed under other options too."""
 _HASHES = ("config_hash", "prompts", "problems")
 
 
@@ -102,7 +104,8 @@ def digest(value: Any) -> str:
 def config_hash(config: Mapping[str, Any], name: str, arm: Mapping[str, Any]) -> str:
     """Over all that decides an arm's samples but the choice of problems. ``config``: of the run; ``arm``: its own entry."""
     about = {key: config[key] for key in ("task", "k", "seed", "sampling")}
-    return digest({**about, "arm": name, **{key: arm[key] for key in ("sampler", "details", "prompts")}})
+    about |= {"arm": name, **{key: arm[key] for key in ("sampler", "details", "prompts")}}
+    return digest(json.loads(json.dumps(about)))  # as run.json has it: there every key is a text, and sorted as one
 
 
 def run_problems(folder: Path) -> list[Problem]:
@@ -149,13 +152,18 @@ def read_run(folder: Path) -> dict[str, Any]:
     run = read_json(path, "restore it, or take another folder", missing=missing)
     if type(run.get("version")) is not int or run["version"] != 1 or not isinstance(run.get("config"), dict):
         raise ValueError(f"{path} is not the run.json of an evaluation, version 1: take another folder")
-    check_types(run, str(path), {"history": list[dict]})
+    check_types(run, str(path), {"history": list[dict], OPTIONS: dict})
     if {"arm_order", "sampling"} & set(run["config"]):  # else the folder is a job's, whose config is its options
         if absent := sorted(set(_CONFIG_TYPES) - set(run["config"])):
             raise ValueError(f"{path} does not say {absent[0]!r} in its config: restore it, or take another folder")
         check_types(run["config"], f"{path}, config", _CONFIG_TYPES)
         _check_arms(path, run["config"])
     return run
+
+
+def add_to_run(folder: Path, **more: Any) -> None:
+    """Put these into run.json, beside its config."""
+    write_whole(folder / RUN_FILE, json.dumps(read_run(folder) | more, indent=1, sort_keys=True) + "\n")
 
 
 def _check_arms(path: Path, config: Mapping[str, Any]) -> None:
@@ -190,8 +198,10 @@ def _check_arms(path: Path, config: Mapping[str, Any]) -> None:
 def refuse_job(folder: Path) -> None:
     """ValueError for the folder of a job with several steps: its samples are in the folders of the steps."""
     if "arm_order" not in read_run(folder)["config"]:
-        step = f", {folder}/test" if (folder / "test" / RUN_FILE).exists() else ""
-        raise ValueError(f"{folder} is the folder of a job and holds no samples itself: give one of its steps{step}")
+        inner = sorted(path.parent for path in folder.glob(f"*/{RUN_FILE}"))
+        steps = [str(step) for step in inner if "arm_order" in read_run(step)["config"]]
+        remedy = f": give one of its steps, {', '.join(steps)}" if steps else ""
+        raise ValueError(f"{folder} is the folder of a job and holds no samples itself{remedy}")
 
 
 def generation_file(folder: Path, rank: int, world_size: int) -> Path:
@@ -202,8 +212,8 @@ def generation_file(folder: Path, rank: int, world_size: int) -> Path:
 def read_generations(folder: Path) -> Iterator[Completion]:
     """Every completion of a run once, in the order of the files, for any number of ranks.
 
-    ValueError when a sample is there twice with different content, and for one of another arm, or made with other settings, than run.json
-    has (where there is one). Keeps one digest per sample in memory.
+    ValueError when a sample is there twice with different content, and for one of another arm or number, or made with other settings, than
+    run.json has (where there is one). Keeps one digest per sample in memory.
     """
     config = read_run(folder)["config"] if (folder / RUN_FILE).is_file() else {}
     arms = config["arms"] if "arm_order" in config else None
@@ -218,6 +228,11 @@ def read_generations(folder: Path) -> Iterator[Completion]:
                 raise ValueError(
                     f"{path} holds a sample that is not of this run (sample {completion.sample_idx} of problem {completion.problem_id!r}, arm "
                     f"{completion.arm!r}, was made with other settings than {RUN_FILE} has): take it out, or take another folder"
+                )
+            if arms is not None and not 0 <= completion.sample_idx < config["k"]:
+                raise ValueError(
+                    f"{path} holds a sample that is not of this run (sample {completion.sample_idx} of problem {completion.problem_id!r}, arm "
+                    f"{completion.arm!r}, where samples count from 0 to {config['k'] - 1}): take it out, or take another folder"
                 )
             content = content_digest(completion)
             if completion.key not in seen:

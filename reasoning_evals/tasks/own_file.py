@@ -15,7 +15,7 @@ from reasoning_evals.tasks.spec import ask
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
-_OPTIONAL = ("unit", "cluster_id", "domain", "tolerance")
+_OPTIONAL = ("answer_type", "unit", "cluster_id", "domain", "tolerance")
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -122,7 +122,7 @@ def load_own_file(
 
 def _from_cells(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What the cells of a CSV row say: all are texts, and an optional one that is empty says nothing."""
-    found = {name: None if value == "" and name in _OPTIONAL else value for name, value in fields.items()}
+    found = {name: None if name in _OPTIONAL and not str(value).strip() else value for name, value in fields.items()}
     with suppress(ValueError):  # a text that is no number is refused as one
         if found.get("tolerance") is not None:
             found["tolerance"] = float(str(found["tolerance"]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from launch.cli.main import main
+from launch.core.options import ModelOptions
 from launch.core.trace_views import texts_of
 from moe_steer import load_model
 from moe_steer.layers import moe_layers
@@ -72,6 +74,32 @@ def test_wrong_input_is_one_line(
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_model_is_asked_for_as_the_run_asked(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, asked = tmp_path / "run", []
+    words = ["--dtype", "bfloat16", "--revision", "main", "--system", "Be brief.", "--thinking", "<think>...</think>"]
+    start = ["generate", "--num", "1", "--max-new-tokens", "4", "--out", str(folder)]
+    assert main([*start, *words]) == 0
+    assert main([*start[:-2], "--out", str(tmp_path / "usual")]) == 0
+    run, usual = (json.loads((one / "run.json").read_text()) for one in (folder, tmp_path / "usual"))
+    assert run["config"].keys() == usual["config"].keys(), "the config is as it was"
+    if not kept:  # as in older runs
+        del run["options"]
+        (folder / "run.json").write_text(json.dumps(run))
+
+    def stop(options: ModelOptions, **_: object) -> None:
+        asked.append(options)
+        raise ValueError("asked")
+
+    monkeypatch.setattr("launch.core.session.load_asked", stop)
+    assert main(["inspect", str(folder), "--experts", "1:3"]) == 1
+    assert capsys.readouterr().err.endswith("moe-steer: asked\n")
+    wanted = {"dtype": "bfloat16", "revision": "main", "system": "Be brief.", "thinking": "<think>...</think>"}
+    assert asked == [ModelOptions(model="lab", **(wanted if kept else {}))]  # type: ignore[arg-type]
 
 
 def test_characters_of_several_tokens_are_whole() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli.main import main
+from reasoning_evals.tasks.own_file import load_own_file
 
 
 def generate(file: Path, out: Path) -> int:
@@ -22,6 +23,14 @@ def test_a_csv_may_leave_optional_cells_empty_and_state_a_tolerance(tmp_path: Pa
     first, second = map(json.loads, (tmp_path / "run" / "problems.jsonl").read_text().splitlines())
     assert [first.get(name) for name in ("target", "unit", "tolerance", "domain")] == ["2", None, None, None]
     assert [second.get(name) for name in ("target", "unit", "tolerance", "domain")] == ["3.5", "m", 0.1, "physics"]
+
+
+def test_a_blank_cell_says_nothing_and_takes_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt,target,answer_type,unit,tolerance\nQ?,2,, ,\t\nR?,x,expression,,\n")
+    first, second = load_own_file(str(path), answer_type="number", tolerance=0.5)
+    assert (first.answer_type, first.unit, first.tolerance) == ("number", None, 0.5)
+    assert second.answer_type == "expression"
 
 
 @pytest.mark.parametrize(

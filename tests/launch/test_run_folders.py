@@ -74,7 +74,7 @@ def of_sample(change: Change, *, added: bool = False) -> Callable[[Path], None]:
         (of_sample(lambda row: row.update(config_hash="0" * 16)), "generations.jsonl holds a sample that is not of this run", "all"),
         (of_sample(lambda row: row.update(arm="other")), "holds a sample of arm 'other', which is not of this run", "all"),
         (of_sample(lambda row: row.update(token_ids=[5, -1])), "generations.jsonl:6: not a completion (token_ids hold -1", "all"),
-        (of_sample(lambda row: row.update(sample_idx=7), added=True), "which has 2 a problem (first: ", "graded"),
+        (of_sample(lambda row: row.update(sample_idx=7), added=True), "arm 'steered', where samples count from 0 to 1): take it out", "all"),
         (of_run(lambda run: run.update(history="x")), "run.json: 'history' is 'x': give a list, each item an object", "all"),
         (of_run(lambda run: run.update(job="steer_r1")), "run.json: the run has the setting 'arm_order'", "report"),
     ],
@@ -86,7 +86,7 @@ def test_a_spoilt_folder_is_refused_by_every_command_that_reads_it(
     shutil.copytree(run, folder)
     spoil(folder)
     before = contents(folder)
-    which = {"all": None, "graded": ("compare", "thinking", "report", "export"), "report": ("report",)}[asked]
+    which = {"all": None, "report": ("report",)}[asked]
     for name, words in commands(folder, out).items():
         if which is None or name in which:
             capsys.readouterr()
@@ -110,19 +110,71 @@ def test_an_unfinished_run_is_counted_with_a_word(
     assert "5 traces," in said.out
 
 
-def test_the_folder_of_a_job_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        ({"model": "lab", "tasks": ["harm"], "arms": ["baseline", "steered"]}, ("harm",)),  # launch/safety.py
+        ({"model": "lab", "collect_stats": {}}, ()),  # launch/collect_stats.py, and launch/steer_r1.py before its test
+    ],
+)
+def test_the_folder_of_a_job_is_no_run(
+    config: dict[str, Any], steps: tuple[str, ...], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "job"
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"version": 1, "config": {"collect_stats": {}}}))
+    (folder / "classified").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"version": 1, "config": config}))
+    shutil.copy(folder / "run.json", folder / "classified")  # another job's, with no samples
+    for step in steps:
+        shutil.copytree(run, folder / step)
+    remedy = "".join(f": give one of its steps, {folder / step}" for step in steps)
     for words in (
         ["compare", "--baseline", str(folder)],
         ["report", str(folder)],
         ["export", str(folder), "--out", "x"],
+        ["inspect", str(folder)],
     ):
         assert main(words) == 1
         assert capsys.readouterr().err == (
-            f"moe-steer: {folder} is the folder of a job and holds no samples itself: give one of its steps\n"
+            f"moe-steer: {folder} is the folder of a job and holds no samples itself{remedy}\n"
         )
+
+
+def test_a_plan_that_lies_in_the_folder_is_not_replaced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plan = tmp_path / "out", tmp_path / "plan.json"
+    shutil.copy(run / "plan.json", plan)
+    words = ["generate", *SMALL, "4", "--plan", str(plan), "--out", str(out)]
+    out.mkdir()
+    foreign = json.dumps({"version": 1, "experts": [{"layer": 1, "expert": 3, "gain": 9.0}]})
+    (out / "plan.json").write_text(foreign)
+    assert main(words) == 1
+    assert capsys.readouterr().err == (
+        f"moe-steer: {out / 'plan.json'} is another plan than {plan}, and is not replaced: give another --out\n"
+    )
+    assert contents(out) == {"plan.json": foreign.encode()}, "before anything is sampled"
+    own = json.dumps({**json.loads(plan.read_text()), "provenance": {"by": "me"}})
+    (out / "plan.json").write_text(own)
+    assert main(words) == 0
+    assert (out / "plan.json").read_text() == own, "the same plan is left as it is"
+    other = tmp_path / "other"
+    assert main(["generate", *SMALL, "4", "--out", str(other)]) == 0
+    before = contents(other)
+    assert main([*words[:-1], str(other)]) == 1
+    assert contents(other) == before, "a plan is not put beside a run of other settings"
+
+
+def test_the_plan_is_kept_before_anything_is_sampled(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        assert (tmp_path / "out" / "plan.json").is_file()
+        raise ValueError("stopped")
+
+    monkeypatch.setattr("reasoning_evals.run_arms", stop)
+    words = ["generate", *SMALL, "4", "--plan", str(run / "plan.json"), "--out", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert (tmp_path / "out" / "plan.json").is_file()
 
 
 def test_a_file_is_no_folder_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +189,10 @@ def test_runs_that_were_sampled_in_two_ways_are_compared_with_a_word(
 ) -> None:
     hot = str(tmp_path / "hot")
     assert main(["generate", *SMALL, "40", "--temperature", "1", "--arm-name", "hot", "--out", hot]) == 0
-    note = f"NOTE: {hot} was sampled with temperature 1.0 and not 0.6, max_new_tokens 40 and not 48 as {run}: a difference may"
+    note = (
+        f"NOTE: {hot} was sampled with temperature 1.0, max_new_tokens 40, and {run} with temperature 0.6, max_new_tokens 48: "
+        "a difference may come from that\n"
+    )
     for words in (["compare", "--baseline", str(run), "--baseline-arm", "steered"], ["thinking", str(run)]):
         capsys.readouterr()
         assert main([*words, "--arm-folder", hot]) == 0

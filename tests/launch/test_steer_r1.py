@@ -27,7 +27,6 @@ DENSE_WIDTH = 128  # of lab-dense
 
 SCRIPT = ROOT / "launch" / "steer_r1.py"
 FEW = [*SMALL, "--samples", "1", "--greedy", "--num-identification", "12", "--num-tuning", "4", "--num-test", "6"]
-FEW += ["--max-new-tokens", "24"]
 """Greedy refuses two samples; on several ranks its tokens must be the same."""
 
 
@@ -46,6 +45,8 @@ def greedy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A smaller one, greedy, on one rank."""
     folder = tmp_path_factory.mktemp("job") / "greedy"
     assert main([*FEW, "--out", str(folder)]) == 0
+    closed = sum("</think>" in answer.text for answer in read_generations(folder / "test"))
+    assert closed > 0, "else no answer is graded, and two runs cannot differ by a grade"
     return folder
 
 

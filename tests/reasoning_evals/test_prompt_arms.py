@@ -69,7 +69,7 @@ GLM = (
 """As in GLM-5.3: any other word is the default, without a complaint."""
 
 
-def test_an_effort_is_followed_or_is_the_default_by_name_or_is_refused() -> None:
+def test_an_effort_is_followed_or_is_the_default_by_name_or_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = byte_tokenizer(template=GLM)
     plain = render_prompt(tokenizer, QUESTION).text
     assert "effort: low" in prompt_with_effort(tokenizer, "low")(QUESTION).text
@@ -79,5 +79,32 @@ def test_an_effort_is_followed_or_is_the_default_by_name_or_is_refused() -> None
     ask_prompts(tokenizer, PromptOptions(effort="high"), quiet=True)
     assert "effort: high" in render_prompt(tokenizer, QUESTION).text
     assert "effort: high" in prompt_with_effort(tokenizer, "high")(QUESTION).text
-    with pytest.raises(ValueError, match="takes no notice of the effort 'hihg'"):
-        ask_prompts(byte_tokenizer(template=GLM), PromptOptions(effort="hihg"), quiet=True)
+    assert capsys.readouterr().err == ""
+    other = byte_tokenizer(template=GLM)
+    ask_prompts(other, PromptOptions(effort="hihg"))
+    assert render_prompt(other, QUESTION).text == plain
+    note = "NOTE: the chat template takes no notice of the effort 'hihg': the prompt is the one without it\n"
+    assert capsys.readouterr().err == note
+    ask_prompts(other, PromptOptions(effort="hihg"), quiet=True)
+    with pytest.raises(ValueError, match="reads none of"):
+        ask_prompts(byte_tokenizer(template=BARE), PromptOptions(effort="high"))
+    assert capsys.readouterr().err == ""
+
+
+SILENT = (
+    "{% if reasoning_effort is defined and reasoning_effort == 'max' %}Think hard.{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+)
+"""As in DeepSeek-V4: nothing is written for its own default, which is high."""
+BARE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+
+
+def test_a_default_that_is_written_nowhere_is_taken_and_is_no_arm(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = byte_tokenizer(template=SILENT)
+    plain = render_prompt(tokenizer, QUESTION).text
+    with pytest.raises(ValueError, match="takes no notice of the effort 'high'"):
+        prompt_with_effort(tokenizer, "high")
+    assert "Think hard." in prompt_with_effort(tokenizer, "max")(QUESTION).text
+    ask_prompts(tokenizer, PromptOptions(effort="high"))
+    assert render_prompt(tokenizer, QUESTION).text == plain
+    assert capsys.readouterr().err.startswith("NOTE: the chat template takes no notice of the effort 'high': ")

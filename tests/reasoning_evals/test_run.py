@@ -52,6 +52,16 @@ def test_every_sample_once_with_the_same_seed_in_every_arm(unbroken: Path) -> No
     assert len(set.union(*seeds.values())) == 36
 
 
+def test_an_arm_is_described_by_whole_numbers_too(tmp_path: Path) -> None:
+    """JSON has texts as keys, which sort otherwise: "10" before "9"."""
+    described = [Arm("biased", ScriptedSampler(), details={"bias": {9: 1.0, 10: 2.0}})]
+    run(tmp_path, arms=described)
+    before = content(tmp_path)
+    assert len(before) == 36
+    run(tmp_path, arms=described)
+    assert content(tmp_path) == before
+
+
 @pytest.mark.parametrize(("num", "batch", "batches"), [(12, 8, 1), (24, 4, 2), (40, 2, 4), (60, 2, 4)])
 def test_chunks_hold_several_batches_where_enough_are_left_for_the_ranks(
     tmp_path: Path, num: int, batch: int, batches: int
