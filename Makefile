@@ -96,7 +96,7 @@ engines: $(ENGINES)/venv/.installed $(ENGINES)/reference/reference.json
 		STEER_REFERENCE=$(ENGINES)/reference $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_engine.py -s -m "$$kind" $(ARGS) || [ $$? = 5 ] || exit 1; \
 	done
 	VLLM_USE_V2_MODEL_RUNNER=1 STEER_REFERENCE=$(ENGINES)/reference $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini \
-		engines/vllm/tests/test_engine.py -s -k "asked_for or all_plans and (dense or qwen) or pieces and qwen or cached and steps" -m "not compiled and not parallel and not cost" $(ARGS) || [ $$? = 5 ]
+		engines/vllm/tests/test_engine.py -s -k "asked_for or all_plans and (dense or qwen) or pieces and qwen or cached and steps" -m "not compiled and not parallel" $(ARGS) || [ $$? = 5 ]
 	for version in "" $(ENGINES)/vllm-0.30; do \
 		PYTHONPATH=$$version $(ENGINE_PYTHON) -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_routers.py $(ARGS) || [ $$? = 5 ] || exit 1; \
 	done
