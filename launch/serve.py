@@ -181,11 +181,10 @@ def _config(model: str) -> dict[str, Any]:
 @contextmanager
 def _servable(model: str, copy: str | None) -> Iterator[str]:
     """The folder or hub id that vLLM is given; a copy where the model's latents need zeros behind them."""
-    from moe_steer.lab import EMBEDDED, LAB_MODEL, LAB_SERVED
+    from moe_steer.lab import EMBEDDED
 
-    folder = EMBEDDED[model].folder if model in EMBEDDED else Path(model)
-    if model in EMBEDDED and folder == LAB_MODEL:
-        folder = LAB_SERVED
+    own = EMBEDDED.get(model)
+    folder = (own.served or own.folder) if own else Path(model)
     if not lacks_kernel(_config(str(folder))):
         if copy is not None:
             raise ValueError(

@@ -85,15 +85,21 @@ def create_whole(path: str | os.PathLike[str], text: str) -> None:
         with naming_full_disk(target):
             aside.write_bytes(text.encode())
             _sync(aside)
-        try:
-            os.link(aside, target)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            os.replace(aside, target)
+        with suppress(FileExistsError):
+            name_new(aside, target)
     finally:
         aside.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def name_new(made: Path, target: Path) -> None:
+    """Give a whole file its name; FileExistsError where another process was first, which a rename would not see. Its old name may stay."""
+    try:
+        os.link(made, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.replace(made, target)
 
 
 def _aside(target: Path) -> Path:

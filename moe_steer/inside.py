@@ -134,5 +134,6 @@ def uncompiled(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
     compiled (as written it holds every score at once): there, steer first and compile afterwards."""
     hooked = list(modules)
     configs = (getattr(part, "config", None) for module in hooked for part in module.modules())
-    flex = any(getattr(config, "_attn_implementation", None) == "flex_attention" for config in configs)
-    return _UNCOMPILED if hooked and not flex else nullcontext()
+    # The first that says it: the modules of a model share their configuration, and its experts may be thousands.
+    attention = next((name for config in configs if (name := getattr(config, "_attn_implementation", None))), None)
+    return _UNCOMPILED if hooked and attention != "flex_attention" else nullcontext()

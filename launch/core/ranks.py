@@ -174,6 +174,11 @@ def refuse_several_ranks(program: str, instead: str) -> None:
         )
 
 
+def speaks() -> bool:
+    """Whether this process says what all of them would say; known before the ranks have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def leave(code: int) -> NoReturn:
     """End this process. Where ranks have met, at once: gloo's threads now and then abort the interpreter's own way out
     ("terminate called without an active exception"), and the launcher would take that for a failure of a run that is

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from launch.core.failure import in_own_words
 from launch.core.findings import Findings, publish
 from launch.core.options import HeldModel, Room, RunOptions
 from launch.core.prompt_options import PromptOptions, ask_prompts
-from launch.core.ranks import Ranks
+from launch.core.ranks import Ranks, speaks
 from launch.core.served.connection import Connection
 from launch.core.served.own_server import OwnServer
 from launch.core.served.server_options import EngineOptions
@@ -203,7 +202,7 @@ def load_asked(options: HeldModel, *, quiet: bool = False, **memory: Any) -> tup
         **memory,
     )
     if isinstance(options, PromptOptions):
-        ask_prompts(tokenizer, options, quiet=quiet or os.environ.get("RANK", "0") != "0")
+        ask_prompts(tokenizer, options, quiet=quiet or not speaks())
     return model, tokenizer
 
 

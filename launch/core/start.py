@@ -16,7 +16,7 @@ import tyro
 
 from launch.core.failure import MEMORY_ERRORS, DryRun, in_words
 from launch.core.option_checks import refuse_idle, refuse_misread
-from launch.core.ranks import Ranks, ranks_of_this_run
+from launch.core.ranks import Ranks, ranks_of_this_run, speaks
 from moe_steer.errors import exit_code, one_line, readers_may_leave, safe_console_for
 
 OptionsT = TypeVar("OptionsT")
@@ -70,7 +70,7 @@ def start(
 
 def _parsed_once(parse: Callable[[], OptionsT]) -> OptionsT:
     """The options; of several ranks only the first prints what is wrong with them, and the others wait for it to do so."""
-    if os.environ.get("RANK", "0") == "0":
+    if speaks():
         return parse()
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

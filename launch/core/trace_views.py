@@ -75,14 +75,15 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
     step = folder / "test" if (folder / "test").is_dir() else folder
     refuse_job(step)
     completions = list(read_generations(step))
-    plans = _plans_of(folder, step)
+    arms = read_run(step)["config"]["arms"]
+    plans = _plans_of(folder, arms)
     scores = ExpertScores.load(folder / "scores.json") if (folder / "scores.json").is_file() else None
     experts = {layer_and_number(word, "experts"): "named" for word in named} or experts_to_show(plans, scores)
     if not experts:
         raise ValueError(f"{folder} names no experts: give some as --experts LAYER:EXPERT")
     run = read_run(folder)
     config = run["config"] | run.get(OPTIONS, {})
-    if model := model_name or config.get("model") or _model_of(step):
+    if model := model_name or config.get("model") or _model_of(arms):
         config["model"] = model
     asked = _model_options(config, backend)
     model, tokenizer = load_asked(asked, batch=1, context=None)
@@ -94,11 +95,10 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
     )
 
 
-def _plans_of(folder: Path, step: Path) -> dict[str, SteeringPlan | None]:
+def _plans_of(folder: Path, arms: Mapping[str, Any]) -> dict[str, SteeringPlan | None]:
     """Arm -> its plan, of the arms whose plan is none or lies in the folder; of others it is said that they are left out."""
     files = [folder / "plan.json", folder / "placebo.json", *sorted((folder / "plans").glob("*.json"))]
     there = {plan.digest(): plan for plan in (SteeringPlan.load(file) for file in files if file.is_file())}
-    arms = read_run(step)["config"]["arms"]
     asked = {name: arm["details"].get("plan") for name, arm in arms.items()}
     found = {name: there.get(digest) for name, digest in asked.items() if digest is None or digest in there}
     left = ", ".join(name for name in asked if name not in found)
@@ -111,10 +111,9 @@ def _plans_of(folder: Path, step: Path) -> dict[str, SteeringPlan | None]:
     return found
 
 
-def _model_of(step: Path) -> str | None:
-    """The model that the samplers of a run name."""
-    models = [arm["sampler"].get("model") for arm in read_run(step)["config"]["arms"].values()]
-    return models[0] if models else None
+def _model_of(arms: Mapping[str, Any]) -> str | None:
+    """The model that the sampler of the first arm names."""
+    return next((arm["sampler"].get("model") for arm in arms.values()), None)
 
 
 def _model_options(config: Mapping[str, Any], backend: str) -> ModelOptions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import tempfile
 from collections import Counter
@@ -29,7 +28,7 @@ from expert_stats import (
     routed_trace,
     trace_from_ids,
 )
-from launch.core.ranks import Ranks
+from launch.core.ranks import Ranks, speaks
 from launch.core.served.connection import Connection
 from moe_steer import SteeringPlan
 from moe_steer.backends import layout_of, lockstep
@@ -92,7 +91,7 @@ def read_any_traces(paths: Sequence[str], tokenizer: Any, arm: str | None = None
 
 def _say_unfinished(source: Path, completions: Sequence[Completion]) -> None:
     config = read_run(source)["config"] if (source / RUN_FILE).is_file() else {}
-    if "arm_order" in config and os.environ.get("RANK", "0") == "0":
+    if "arm_order" in config and speaks():
         asked = len(config["arm_order"]) * config["num_problems"] * config["k"]
         if len(completions) < asked:
             print(

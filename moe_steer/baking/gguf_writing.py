@@ -18,6 +18,7 @@ from moe_steer.baking.gguf_record import gguf_record_path, gguf_record_text
 from moe_steer.baking.planning import Certificate
 from moe_steer.baking.record import Record, RecordedFile, proven, recorded
 from moe_steer.baking.staging import staging
+from moe_steer.files import name_new
 from moe_steer.gguf import export_residual
 from moe_steer.plan import SteeringPlan
 
@@ -132,18 +133,9 @@ def _publish(folder: Path, target: Path, names: Sequence[str]) -> None:
     with ExitStack() as undo:
         for name in names:
             path = target.with_name(name)
-            _named(folder / name, path)
+            name_new(folder / name, path)
             undo.callback(path.unlink, missing_ok=True)
         undo.pop_all()
-
-
-def _named(staged: Path, path: Path) -> None:
-    try:
-        os.link(staged, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        os.rename(staged, path)
 
 
 def restore_gguf(model: GgufModel, changes: Sequence[Change]) -> None:

@@ -28,9 +28,11 @@ class Embedded(NamedTuple):
     """The task that it was trained on."""
     longest_answer: int
     """In tokens, thought included, with room to spare."""
+    served: Path | None = None
+    """Folder that engines are given, where it is another one."""
 
 
-_LAB = Embedded(LAB_MODEL, "lab", 256)
+_LAB = Embedded(LAB_MODEL, "lab", 256, served=LAB_SERVED)
 EMBEDDED: dict[str, Embedded] = {
     "lab": _LAB,
     "lab-plain": _LAB,

@@ -183,6 +183,17 @@ def test_an_overlay_is_held_twice_and_read(here: Path) -> None:
     assert main(generated("baked")) == 0
 
 
+def baked_and_resealed(here: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """A baked folder whose record was changed, and has the hash of what it says now."""
+    qwen(here / "model")
+    gains((0, 1, 2.0)).save("plan.json")
+    assert main(["bake", "--model", "model", "--plan", "plan.json", "--out", "baked", "--copy"]) == 0
+    record = here / "baked" / "steering.json"
+    body = {key: value for key, value in json.loads(record.read_text()).items() if key != "sha256"}
+    change(body)
+    record.write_text(sealed(body, 1))
+
+
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
     """Of the first edit of the first changed tensor."""
     return lambda body: change(body["changes"][0]["edits"][0])
@@ -211,13 +222,7 @@ def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, An
 def test_a_record_whose_hash_fits_and_whose_content_does_not(
     here: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], object], said: str
 ) -> None:
-    qwen(here / "model")
-    gains((0, 1, 2.0)).save("plan.json")
-    assert main(["bake", "--model", "model", "--plan", "plan.json", "--out", "baked", "--copy"]) == 0
-    record = here / "baked" / "steering.json"
-    body = {key: value for key, value in json.loads(record.read_text()).items() if key != "sha256"}
-    change(body)
-    record.write_text(sealed(body, 1))
+    baked_and_resealed(here, change)
     assert said in refusal(capsys, "verify", "--baked", "baked")
     assert said in refusal(capsys, "unbake", "--baked", "baked", "--out", "back")
 
@@ -227,13 +232,7 @@ def test_a_record_names_no_file_outside_of_its_folder(
     here: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """A baked folder comes from anywhere: taking it back writes where it says, and must not write there."""
-    qwen(here / "model")
-    gains((0, 1, 2.0)).save("plan.json")
-    assert main(["bake", "--model", "model", "--plan", "plan.json", "--out", "baked", "--copy"]) == 0
-    record = here / "baked" / "steering.json"
-    body = {key: value for key, value in json.loads(record.read_text()).items() if key != "sha256"}
-    body["files"]["config.json"]["source"] = name
-    record.write_text(sealed(body, 1))
+    baked_and_resealed(here, lambda body: body["files"]["config.json"].update(source=name))
     for command in (["verify", "--baked", "baked"], ["unbake", "--baked", "baked", "--out", "back"]):
         assert f"it names '{name}', which is outside of the folder" in refusal(capsys, *command)
 
