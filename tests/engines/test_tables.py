@@ -119,6 +119,26 @@ def test_padding_of_the_engine_counts_for_nobody() -> None:
     assert not tokens.counts()[:, 1:].any()
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_nothing_is_read_where_nothing_is_steered_and_no_graph_is_replayed(eager: bool) -> None:
+    """Tables of NaN say who reads them; a recorded forward has to, as its next batch may be steered."""
+    plans = [SteeringPlan(experts=PLANS[0].experts, residual=[ResidualVector(LAYER, vector=torch.ones(4))])]
+    router, layer = ROUTERS["softmax"](), Layer("stream")
+    tokens = TokenRows.of(plans, TOKENS, slots=2, device="cpu", eager=eager)
+    runner, plain = FakeRunner(router), router._compute_routing(torch.zeros(TOKENS, 4), LOGITS_TE, None)
+    steer_router(runner, router, LAYER, plans, tokens, lambda: rule_of(router, 8, 4, "cpu"))
+    steer_layer(layer, LAYER, plans, tokens)
+    runner.steer_gain.fill_(torch.nan)
+    layer.steer_shift_0.fill_(torch.nan)
+    for written in (0, TOKENS, 0):
+        tokens.written = written
+        weights_TK = router._compute_routing(torch.zeros(TOKENS, 4), LOGITS_TE, None)[0]
+        hidden_TD = layer(torch.zeros(TOKENS, 4))
+        read = written > 0 or not eager
+        assert bool(weights_TK.isnan().all()) == bool(hidden_TD.isnan().all()) == read
+        assert read or torch.equal(weights_TK, plain[0])
+
+
 class Layer(nn.Module):
     """A decoder layer in one of the shapes that vLLM's have."""
 
@@ -166,9 +186,10 @@ def test_vectors_are_added_in_their_scopes_and_doses(shape: str) -> None:
     assert tokens.counts()[1:, 1:].tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 2]]
 
 
-def test_a_layer_of_another_shape_is_refused_when_it_first_runs() -> None:
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_layer_of_another_shape_is_refused_when_it_first_runs(eager: bool) -> None:
     layer = Layer("streams")
     plans = [SteeringPlan(residual=[ResidualVector(LAYER, vector=torch.ones(4))])]
-    steer_layer(layer, LAYER, plans, TokenRows.of(plans, 6, slots=2, device="cpu"))
+    steer_layer(layer, LAYER, plans, TokenRows.of(plans, 6, slots=2, device="cpu", eager=eager))
     with pytest.raises(RuntimeError, match="Layer does not return the residual stream as"):
         layer(torch.zeros(2, 4))

@@ -48,7 +48,8 @@ def bind(model: Any, config: Any, device: Any) -> Following:
     limits = config.scheduler_config
     # Padded batches are longer than the longest that is scheduled: a graph's size is the next one upwards.
     longest = max([limits.max_num_batched_tokens, *(config.compilation_config.cudagraph_capture_sizes or [])])
-    following = Following(served, special, longest + limits.max_num_seqs + 512, limits.max_num_seqs, device)
+    places, eager = longest + limits.max_num_seqs + 512, bool(config.model_config.enforce_eager)
+    following = Following(served, special, places, limits.max_num_seqs, device, eager)
     plans = list(served.plans.values())
     for layer in sorted({entry.layer for plan in plans for entry in plan.active_experts}):
         runner = runners[layer]

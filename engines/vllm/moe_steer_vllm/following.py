@@ -57,6 +57,7 @@ class Following:
         num_tokens: int,
         num_requests: int,
         device: torch.device | str,
+        eager: bool = False,
     ) -> None:
         self.served = served
         self.routers: dict[int, str] = {}
@@ -64,7 +65,7 @@ class Following:
         self._plans = list(served.plans.values())
         self._names = list(served.plans)
         self._device = torch.device(device)
-        self.tokens = TokenRows.of(self._plans, num_tokens, num_requests + 1, device)
+        self.tokens = TokenRows.of(self._plans, num_tokens, num_requests + 1, device, eager)
         scopes = sorted(served.scopes)
         self._scopes = RaggedScopes(scopes, special, device)
         self._state = RowState.of_new_rows(num_requests + 1, special, device)
@@ -77,7 +78,6 @@ class Following:
         self._scope_CP = table.to(device)
         self._free = list(range(num_requests, 0, -1))
         self._live: dict[str, _Live] = {}
-        self._written = 0  # places of the rows that are not neutral
         self._before: tuple[list[str], bytes] | None = None  # a batch whose rows are those of the next one like it
         self._everywhere = {name: channels(plan) == ["all"] for name, plan in served.plans.items()}
         size = max(1, min(REMEMBERED, _MOST_CELLS // self.tokens.width))
@@ -117,9 +117,9 @@ class Following:
 
     def neutral(self) -> None:
         """Let the rows say that no token is steered."""
-        if self._written:
-            self.tokens.clear(0, self._written)
-            self._written = 0
+        if self.tokens.written:
+            self.tokens.clear(0, self.tokens.written)
+            self.tokens.written = 0
         self._before = None
 
     def step(self, step: Step, ids: Callable[[], Tensor]) -> None:
@@ -155,13 +155,13 @@ class Following:
         masks_ST = torch.cat([masks_ST, torch.zeros_like(masks_ST[:1])])
         row_T = row_R[batch.row_T]
         inside_CT = masks_ST.gather(0, self._scope_CP[:, row_T])
-        if self._written > num_tokens:
-            self.tokens.clear(num_tokens, self._written)
+        if self.tokens.written > num_tokens:
+            self.tokens.clear(num_tokens, self.tokens.written)
         self.tokens.rows_CN[:, :num_tokens] = row_T * inside_CT
         self.tokens.dose_N[:num_tokens] = dose_R[batch.row_T]
         base_T = torch.where(row_T > 0, slot_R[batch.row_T] * self.tokens.width, self.tokens.spare_N[:num_tokens])
         self.tokens.base_N[:num_tokens] = base_T
-        self._written = num_tokens
+        self.tokens.written = num_tokens
         if all(live is None or self._everywhere[live.asked.name] for live in found):
             self._before = (list(step.requests), step.count_R.tobytes())
 

@@ -1,7 +1,9 @@
 """Plans as tables on the device, and the two functions that read them in a forward: of a router and of a decoder layer.
 
 Every tensor is a buffer of the module that reads it, with one address and shape for the life of the server: a captured or compiled
-graph reads whatever the batch in hand has written there. Row 0 of each table is the plan that changes nothing.
+graph reads whatever the batch in hand has written there. Row 0 of each table is the plan that changes nothing. What is read by row and
+expert lies flat, one operation a lookup, with one more cell at its end that changes nothing: there an id of -1 in row 0 ends up, which
+is the engine's padding.
 """
 
 from __future__ import annotations
@@ -33,9 +35,15 @@ class TokenRows:
     spare_N: Tensor
     width: int
     """Entries of all plans, and column 0."""
+    eager: bool = False
+    """Every forward runs this code: nothing is compiled, captured or replayed."""
+    written: int = 0
+    """Places that may not be neutral."""
 
     @classmethod
-    def of(cls, plans: Sequence[SteeringPlan], num_tokens: int, slots: int, device: torch.device | str) -> TokenRows:
+    def of(
+        cls, plans: Sequence[SteeringPlan], num_tokens: int, slots: int, device: torch.device | str, eager: bool = False
+    ) -> TokenRows:
         """Neutral, for batches of ``num_tokens`` at most."""
         num_channels = max((len(channels(plan)) for plan in plans), default=1)
         width = 1 + sum(len(entries(plan)) for plan in plans)
@@ -48,12 +56,24 @@ class TokenRows:
             hits=numbers(slots * width + num_tokens),
             spare_N=spare_N,
             width=width,
+            eager=eager,
         )
+
+    @property
+    def idle(self) -> bool:
+        """Nothing needs to be read: no token of the batch is steered, and this is asked anew in each forward."""
+        return self.eager and not self.written
 
     def give(self, module: nn.Module) -> None:
         """Make them buffers of a module."""
-        for name in ("rows_CN", "dose_N", "base_N", "hits"):
-            module.register_buffer(f"steer_{name}", getattr(self, name), persistent=False)
+        read = {
+            "rows_CN": self.rows_CN,
+            "dose_N1": self.dose_N[:, None],
+            "base_N1": self.base_N[:, None],
+            "hits": self.hits,
+        }
+        for name, tensor in read.items():
+            module.register_buffer(f"steer_{name}", tensor, persistent=False)
         for name, one in (("one", self.hits), ("whole", self.dose_N)):
             module.register_buffer(f"steer_{name}", torch.ones_like(one[:1]), persistent=False)
 
@@ -110,40 +130,50 @@ def steer_router(
         )
     tokens.give(runner)
     forced = bool(force.any())
-    tables = {"gain": gain, "after": after}
+    tables = {"gain": _flat(gain, 1.0), "after": _flat(after, 0)}
     tables |= {"bias": bias[:, :num_experts], "scoped": _marks(scoped, shape[0])} if scoped else {}
-    tables |= {"force": force[:, :num_experts], "before": before} if forced else {}
+    tables |= {"force": force[:, :num_experts], "before": _flat(before, 0)} if forced else {}
     tables |= {"rescales": rescales} if rescales.any() else {}
     for name, table in tables.items():
         runner.register_buffer(f"steer_{name}", table.to(device), persistent=False)
-    router._compute_routing = _steered(runner, router._compute_routing, tables, rule() if forced else None)
+    router._compute_routing = _steered(
+        runner, router._compute_routing, tokens, num_ids, tables, rule() if forced else None
+    )
 
 
-def _steered(runner: Any, compute: Routing, tables: dict[str, Tensor], rule: Rule | None) -> Routing:
+def _flat(table_PE: Tensor, neutral: float) -> Tensor:
+    return torch.cat([table_PE.flatten(), torch.full_like(table_PE[0, :1], neutral)])
+
+
+def _steered(
+    runner: Any, compute: Routing, tokens: TokenRows, num_ids: int, tables: dict[str, Tensor], rule: Rule | None
+) -> Routing:
     """What takes the place of a router's ``_compute_routing``."""
     biased, rescaled = "bias" in tables, "rescales" in tables
 
     def compute_routing(
         hidden_states: Tensor, router_logits: Tensor, indices_type: Any, **more: Any
     ) -> tuple[Tensor, Tensor]:
+        if tokens.idle:
+            return compute(hidden_states, router_logits, indices_type, **more)
         num_tokens = router_logits.shape[0]
         rows_T = runner.steer_rows_CN[0, :num_tokens]
-        dose_T1 = runner.steer_dose_N[:num_tokens, None]
+        dose_T1 = runner.steer_dose_N1[:num_tokens]
         if biased:
             router_logits = router_logits + (runner.steer_bias[rows_T] * dose_T1).to(router_logits.dtype)
             _count(runner, runner.steer_scoped[rows_T])
         weights_TK, ids_TK = compute(hidden_states, router_logits, indices_type, **more)
         rows_T1 = rows_T[:, None]
         if rule is not None:
-            _count(runner, runner.steer_before[rows_T1, ids_TK])
+            _count(runner, runner.steer_before.take(torch.add(ids_TK, rows_T1, alpha=num_ids)))
             force_TE = runner.steer_force[rows_T]
             told_weights, told_ids = choose(rule, router_logits, force_TE)
             told_T1 = (force_TE != 0).any(-1, keepdim=True)
             weights_TK = torch.where(told_T1, told_weights.to(weights_TK.dtype), weights_TK)
             ids_TK = torch.where(told_T1, told_ids.to(ids_TK.dtype), ids_TK)
-        # An id of -1 is the engine's padding: that of the last expert, in row 0, where all are the same.
-        _count(runner, runner.steer_after[rows_T1, ids_TK])
-        gain_TK = torch.lerp(runner.steer_whole, runner.steer_gain[rows_T1, ids_TK], dose_T1)
+        at_TK = torch.add(ids_TK, rows_T1, alpha=num_ids)
+        _count(runner, runner.steer_after.take(at_TK))
+        gain_TK = torch.lerp(runner.steer_whole, runner.steer_gain.take(at_TK), dose_T1)
         new_TK = weights_TK * gain_TK.to(weights_TK.dtype)
         if rescaled:
             sums = new_TK.sum(-1, keepdim=True)
@@ -164,7 +194,7 @@ def _marks(columns: dict[int, list[int]], num_rows: int) -> Tensor:
 
 def _count(module: Any, columns_TN: Tensor) -> None:
     """One hit for every token in each of its columns; 0 counts for nobody."""
-    at = (module.steer_base_N[: len(columns_TN), None] + columns_TN).flatten()
+    at = (module.steer_base_N1[: len(columns_TN)] + columns_TN).flatten()
     module.steer_hits.scatter_add_(0, at, module.steer_one.expand_as(at))
 
 
@@ -190,10 +220,10 @@ def steer_layer(layer: nn.Module, index: int, plans: Sequence[SteeringPlan], tok
         marks = _marks(columns[channel], len(plans) + 1).to(device)
         layer.register_buffer(f"steer_marks_{channel}", marks, persistent=False)
         reads.append(channel)
-    layer.forward = _shifted(layer, layer.forward, reads)  # type: ignore[method-assign]
+    layer.forward = _shifted(layer, layer.forward, tokens, reads)  # type: ignore[method-assign]
 
 
-def _shifted(layer: Any, forward: Callable[..., Any], reads: list[int]) -> Callable[..., Any]:
+def _shifted(layer: Any, forward: Callable[..., Any], tokens: TokenRows, reads: list[int]) -> Callable[..., Any]:
     def steered(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         # vLLM's layers hand on (what this layer adds, the stream before it), whose sum is the residual stream, or the stream.
@@ -202,8 +232,10 @@ def _shifted(layer: Any, forward: Callable[..., Any], reads: list[int]) -> Calla
             raise RuntimeError(
                 f"{type(layer).__name__} does not return the residual stream as [tokens, width]: plans with residual vectors cannot be served on it"
             )
+        if tokens.idle:  # after what has to be found out where the server starts
+            return output
         num_tokens = hidden_TD.shape[0]
-        dose_T1 = layer.steer_dose_N[:num_tokens, None]
+        dose_T1 = layer.steer_dose_N1[:num_tokens]
         for channel in reads:
             rows_T = layer.steer_rows_CN[channel, :num_tokens]
             shift_TD = getattr(layer, f"steer_shift_{channel}")[rows_T] * dose_T1
