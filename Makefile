@@ -106,7 +106,7 @@ engines: $(ENGINES)/venv/.installed $(ENGINES)/reference/reference.json
 		engines/vllm/tests/test_engine.py -s -m "not compiled and not parallel" $(ARGS)
 	STEER_REFERENCE=$(ENGINES)/reference STEER_PYTHON=$(CURDIR)/$(ENGINE_PYTHON) PYTHONPATH=.:$(CURDIR)/$(ENGINES)/vllm-0.30 \
 		$(BIN)/python -m pytest -c engines/vllm/tests/pytest.ini engines/vllm/tests/test_routed.py $(ARGS)
-	STEER_REFERENCE=$(ENGINES)/reference $(ENGINE_PYTHON) engines/vllm/tests/cpu_time.py
+	for kind in eager compiled; do STEER_REFERENCE=$(ENGINES)/reference $(ENGINE_PYTHON) engines/vllm/tests/cpu_time.py $$kind || exit 1; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """What steering costs inside vLLM: CPU time of an engine whose requests ask for no plan, and of one plan, over that of a stock engine.
 
-    STEER_REFERENCE=build/engines/reference build/engines/venv/bin/python engines/vllm/tests/cpu_time.py
+    STEER_REFERENCE=build/engines/reference build/engines/venv/bin/python engines/vllm/tests/cpu_time.py [compiled]
 
 32 sequences of 48 tokens on the lab, four times in turn a round, nine rounds: turns are short, so that what else the machine does falls on
 all three. The ratios are medians over rounds, with quartiles. To be at most 1.02 and 1.04 on a machine that does nothing else.
@@ -12,6 +12,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ def main() -> None:
 
     reference = json.loads((FOLDER / "reference.json").read_text())
     prompts = reference["lab"]["prompts"] * COPIES
-    stock, ours = engine(FOLDER, "lab", []), engine(FOLDER, "lab", ["g2", "g64"])
+    kind = "compiled" if sys.argv[1:] == ["compiled"] else "eager"
+    options = {"enforce_eager": kind == "eager"}
+    stock, ours = engine(FOLDER, "lab", [], **options), engine(FOLDER, "lab", ["g2", "g64"], **options)
     variants = [(stock, None), (ours, None), (ours, "g2")]
 
     def seconds(llm: Any, asked: str | None) -> float:
@@ -46,7 +49,7 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
-    print(f"vLLM {vllm.__version__}, {platform.machine()}, commit {commit.stdout.strip()}, {ROUNDS} rounds")
+    print(f"vLLM {vllm.__version__}, {kind}, {platform.machine()}, commit {commit.stdout.strip()}, {ROUNDS} rounds")
     print(f"{'':20}median  quartiles     CPU seconds a round")
     for at, name in enumerate(("stock", "no plan asked for", "one plan")):
         ratios = [row[at] / row[0] for row in spent]
