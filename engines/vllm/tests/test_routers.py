@@ -150,7 +150,9 @@ class Rank:
         hf = SimpleNamespace(model_type="tiny", num_hidden_layers=1, hidden_size=WIDTH)
         return SimpleNamespace(
             additional_config={"moe_steer": {"plans": {name: str(folder / f"{name}.json") for name in PLANS}}},
-            model_config=SimpleNamespace(hf_config=hf, hf_text_config=hf, runner_type="generate", dtype=torch.float32),
+            model_config=SimpleNamespace(
+                hf_config=hf, hf_text_config=hf, runner_type="generate", dtype=torch.float32, enforce_eager=False
+            ),
             parallel_config=self.config.parallel_config,
             scheduler_config=self.config.scheduler_config,
             compilation_config=self.config.compilation_config,
