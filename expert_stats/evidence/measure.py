@@ -45,12 +45,17 @@ def npmi(joint: Array, expert: Array, marker: Array, total: Array) -> Array:
     """
     joint, expert, marker, total = np.broadcast_arrays(joint, expert, marker, total)
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_joint, log_expert, log_marker, log_total = (
-            np.log2(x.astype(np.float64)) for x in (joint, expert, marker, total)
-        )
-        value = np.clip(((log_joint - log_marker) + (log_total - log_expert)) / (log_total - log_joint), -1.0, 1.0)
+        bound = _log2_ratio(joint, marker) + _log2_ratio(total, expert)
+        value = np.clip(bound / _log2_ratio(total, joint), -1.0, 1.0)
     value = np.where(joint == 0, -1.0, value)
     return np.where((expert == 0) | (marker == 0) | (joint == total), np.nan, value)
+
+
+def _log2_ratio(over: Array, under: Array) -> Array:
+    """log2(over / under). The difference of two logarithms loses the digits of a ratio close to 1: all of them at 2^49 tokens."""
+    over, under = over.astype(np.float64), under.astype(np.float64)
+    plain, excess = np.log2(over) - np.log2(under), (over - under) / under
+    return np.where(np.abs(excess) < 1e-3, np.log1p(excess) / math.log(2), plain)
 
 
 class Slopes(NamedTuple):

@@ -114,6 +114,12 @@ def test_scores_equal_an_independent_loop(zero_joint: str, seed: int, tokens: in
                 assert scores.npmi_MLE[marker, layer, expert] == pytest.approx(alone, abs=1e-12, nan_ok=True)
 
 
+@pytest.mark.parametrize(("expert", "expected"), [(2**49 - 1, 1.0), (2**49, 0.0)])
+def test_npmi_keeps_its_digits_where_almost_every_token_is_counted(expert: int, expected: float) -> None:
+    marker = 2**49 - 1
+    assert float(npmi(*map(np.array, (marker, expert, marker, 2**49)))) == pytest.approx(expected, abs=1e-9)
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_npmi_lies_between_minus_one_and_one(data: st.DataObject) -> None:
