@@ -103,6 +103,8 @@ def name_new(made: Path, target: Path) -> None:
 
 
 def _aside(target: Path) -> Path:
+    if target.is_dir():  # a rename to it would complain of the name that the file has until then
+        raise IsADirectoryError(errno.EISDIR, "is a folder: name a file", os.fspath(target))
     with naming_full_disk(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     # Random rather than this process's number: ranks on several machines may write into one folder. Cut, because the name of
@@ -242,13 +244,7 @@ def read_headed(
             asked = [one for one in names if wanted is None or one in wanted]
             text = (reader.metadata() or {}).get(key)
             tensors = {one: reader.get_tensor(one) for one in asked}
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        OverflowError,
-    ) as error:  # the last for sizes of no array
+    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as error:  # the last: sizes of no array
         raise ValueError(f"{name} is not a whole safetensors file ({short(error)}): {again}") from error
     header = None if text is None else parse_json(text, f"{name} has a header that", again)
     if header is not None and not isinstance(header, dict):

@@ -210,7 +210,9 @@ def test_options_that_may_be_empty(tmp_path: Path) -> None:
     assert main(["generate", *given[4:], "--template-arg=mood="]) == 1, "an argument with an empty value is one"
 
 
-@pytest.mark.parametrize("command", [POWER, ["plan", "--experts", "1:2=8"], ["score", "--counts", "none"]])
+@pytest.mark.parametrize(
+    "command", [POWER, ["plan", "--experts", "1:2=8"], ["score", "--counts", "none"], ["export", "none"]]
+)
 def test_a_place_where_no_file_can_be(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +225,8 @@ def test_a_place_where_no_file_can_be(
     ]:
         assert main([*command, "--out", out]) == 1
         assert capsys.readouterr() == ("", f"moe-steer: {said}\n")
+    assert main(["export", "none", "--format", "lm-eval", "--out", "file"]) == 1
+    assert capsys.readouterr().err == "moe-steer: --out file is a file: name a folder\n"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
