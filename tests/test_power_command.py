@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -228,3 +229,15 @@ def test_export_from_the_command_line(run_folder: Path, tmp_path: Path, capsys: 
     assert capsys.readouterr().out.count("wrote ") == 5
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "x")]) == 1
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_problems_that_share_a_cluster_are_not_counted_as_a_run_of_this_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, of in {"own": 1, "shared": 5}.items():
+        asked = [dataclasses.replace(one, cluster_id=f"c{place // of}") for place, one in enumerate(problems(20))]
+        run_arms(arms(), asked, tmp_path / name, 2, SamplingConfig(), seed=7, task="demo")
+        assert main(["power", "--baseline", str(tmp_path / name)]) == 0
+        shown = capsys.readouterr().out
+        assert ("a comparison of this run's size" in shown) == (name == "own")
+        assert ("NOTE: the 20 problems lie in 4 clusters" in shown) == (name == "shared")

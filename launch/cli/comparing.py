@@ -153,7 +153,7 @@ class Power:
         from moe_steer.files import write_whole
         from reasoning_evals.comparing import plan_power
 
-        assumptions, size = self._assumptions()
+        assumptions, size, clustered = self._assumptions()
         plan = plan_power(
             assumptions,
             effects=[points / 100 for points in self.points],
@@ -164,7 +164,7 @@ class Power:
             num_arms=self.num_arms,
         )
         self._print(plan)
-        if size:
+        if size and not clustered:
             self._print_run(assumptions, *size)
         if self.out:
             target = Path(self.out)
@@ -173,9 +173,9 @@ class Power:
             print(f"wrote {self.out}")
         return 0
 
-    def _assumptions(self) -> tuple[Assumptions, tuple[int, int] | None]:
-        """And problems and samples of the baseline, where there is one."""
-        from reasoning_evals.comparing import Assumptions, assume_from_baseline, assume_from_pair
+    def _assumptions(self) -> tuple[Assumptions, tuple[int, int] | None, bool]:
+        """And problems and samples of the baseline, where there is one, and whether some of them share a cluster."""
+        from reasoning_evals.comparing import Assumptions, assume_from_baseline, assume_from_pair, cluster_names
         from reasoning_evals.runs import grade_run
 
         if (self.baseline is None) == (self.noise is None):
@@ -196,7 +196,7 @@ class Power:
                 noise_source="as given",
                 effect_source="assumed",
             )
-            return given, None
+            return given, None, False
         if self.arm_folder and not self.arm:
             raise ValueError("--arm-folder needs --arm, the name of the arm to measure")
         rows = grade_run(self.baseline)
@@ -204,10 +204,13 @@ class Power:
         size = (len(table), len(next(iter(table.values()))))
         rate = sum(sum(values) for values in table.values()) / (size[0] * size[1])
         print(f"{self.baseline_arm}: {size[0]} problems x {size[1]} samples, {100 * rate:.1f}% correct")
-        if len({row.cluster_id for row in rows if row.cluster_id} | {None}) > 1:
-            print("note: problems that share a cluster count for less than these tables say")
+        if shared := cluster_names({row.problem_id: row.cluster_id for row in rows}):
+            print(
+                f"NOTE: the {size[0]} problems lie in {len(set(shared))} clusters, and those that share one count for less than these "
+                "tables say: what this run could show, moe-steer compare says"
+            )
         if self.arm is None:
-            return assume_from_baseline(list(table.values()), self.effect_sd), size
+            return assume_from_baseline(list(table.values()), self.effect_sd), size, bool(shared)
         other = _table(grade_run(self.arm_folder) if self.arm_folder else rows, self.arm)
         for note in sampling_notes([self.baseline, self.arm_folder] if self.arm_folder else ()):
             print(note)
@@ -215,7 +218,7 @@ class Power:
             raise ValueError(
                 f"arms {self.baseline_arm!r} and {self.arm!r} have different problems: sample the same in both"
             )
-        return assume_from_pair(list(table.values()), [other[name] for name in table]), size
+        return assume_from_pair(list(table.values()), [other[name] for name in table]), size, bool(shared)
 
     def _print(self, plan: PowerPlan) -> None:
         assumed = plan.assumptions
