@@ -96,15 +96,18 @@ def safe_console_for(arguments: Iterable[str]) -> AbstractContextManager[None]:
     return safe_console() if any(visible(item) != item for item in arguments) else nullcontext()
 
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error as one line; its type if it has no message; file name and reason for an OSError, and what to do
     about a full disk. torch's advice to run the code in a pickle is not passed on."""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
-        where = f"{os.fsdecode(error.filename)!r} was not written, the disk is full" if error.filename else str(error)
-        return f"{visible(' '.join(where.split()))}: free some space, then the same command continues"
+        why, first = "the disk is full", "free some space"
+        if error.errno == errno.EFBIG:
+            why, first = "no file may be larger here", "raise the limit (ulimit -f), or write to another disk"
+        where = f"{os.fsdecode(error.filename)!r} was not written, {why}" if error.filename else str(error)
+        return f"{visible(' '.join(where.split()))}: {first}, then the same command continues"
     if "weights_only" in str(error):
         return "a file of weights holds other things than tensors, and other pickles are not opened: give safetensors"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

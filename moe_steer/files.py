@@ -49,19 +49,22 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
             _sync(aside)
             os.replace(aside, target)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing to remove, or no way to, which is not what failed
+            aside.unlink()
     _sync_folder(target.parent)
 
 
 @contextmanager
 def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
     """Inside the block, the error of a full disk is an OSError with this file's name, whatever library met it and in whatever
-    words (safetensors: "os error 28"; torch: "PytorchStreamWriter failed writing file")."""
+    words (safetensors: "os error 28"; torch: "PytorchStreamWriter failed writing file"); so is any error that names the file
+    which becomes it."""
     try:
         yield
     except Exception as error:
-        code = getattr(error, "errno", None)
-        if code not in FULL_DISK:
+        code: Any = getattr(error, "errno", None)
+        aside = Path(str(getattr(error, "filename", None)))
+        if code not in FULL_DISK and not (aside.suffix == ".tmp" and aside.parent == Path(path).parent):
             torn = re.search(
                 r"errno 28|os error (?:28|122)|No space left|PytorchStreamWriter|unexpected pos", str(error)
             )
@@ -88,7 +91,8 @@ def create_whole(path: str | os.PathLike[str], text: str) -> None:
         with suppress(FileExistsError):
             name_new(aside, target)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing to remove, or no way to, which is not what failed
+            aside.unlink()
     _sync_folder(target.parent)
 
 
