@@ -241,3 +241,37 @@ def test_problems_that_share_a_cluster_are_not_counted_as_a_run_of_this_size(
         shown = capsys.readouterr().out
         assert ("a comparison of this run's size" in shown) == (name == "own")
         assert ("NOTE: the 20 problems lie in 4 clusters" in shown) == (name == "shared")
+
+
+@pytest.mark.parametrize(
+    ("noise", "effect_sd", "effect"),
+    [
+        (0.0, 0.02, 0.01),
+        (0.0, 0.02, 0.05),
+        (0.001, 0.0, 0.02),
+        (0.001, 0.0, 0.1),
+        (0.005, 0.01, 0.05),
+        (0.1, 0.1, 0.05),
+    ],
+)
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_problems_needed_have_the_power_that_was_asked_for(
+    noise: float, effect_sd: float, effect: float, k: int
+) -> None:
+    given = Assumptions(noise=2 * noise, effect_variance=effect_sd**2, noise_source="", effect_source="")
+    planned = Planned(given, k, 0.05, 0.8)
+    needed = planned.problems_needed(effect)
+    assert planned.power(effect, needed) >= 0.79
+    if needed > 6:
+        assert planned.power(effect, round(0.9 * needed)) < 0.83
+
+
+def test_the_words_of_a_plan_follow_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--noise", "0.1", "--problems", "4", "7", "--samples", "4"]
+    for arms_at_once, least in [("1", 6), ("3", 7), ("20", 10)]:
+        assert main(["power", *small, "--num-arms", arms_at_once]) == 0
+        assert f"none: too few problems change for any verdict, {least} are the least" in capsys.readouterr().out
+    assert main(["power", "--noise", "0", "--effect-sd", "0"]) == 1
+    assert capsys.readouterr().err == (
+        "moe-steer: --noise 0 and --effect-sd 0 leave nothing that varies: give one of them above 0\n"
+    )

@@ -188,6 +188,8 @@ class Power:
                 raise ValueError(
                     f"--effect-sd must be in [0, 1], got {self.effect_sd:g}: it is a spread of shares, 0.1 is 10 points"
                 )
+            if self.noise == self.effect_sd == 0:
+                raise ValueError("--noise 0 and --effect-sd 0 leave nothing that varies: give one of them above 0")
             if self.arm or self.arm_folder:
                 raise ValueError("--arm and --arm-folder need --baseline: give the baseline run instead of --noise")
             given = Assumptions(
@@ -245,8 +247,10 @@ class Power:
                 for k, row in zip(plan.samples, plan.detectable, strict=True)
             ],
         )
+        from reasoning_evals.comparing import least_units
+
         if any(effect is None for row in plan.detectable for effect in row):
-            print("none: too few problems change for any verdict, six are the least")
+            print(f"none: too few problems change for any verdict, {least_units(plan.alpha)} are the least")
         print("\nsamples a problem needed")
         _table_lines(
             "effect",
@@ -260,13 +264,13 @@ class Power:
             print("never: the effect varies too much over so few problems; only more problems help")
 
     def _print_run(self, assumptions: Assumptions, num_problems: int, k: int) -> None:
-        from reasoning_evals.comparing import plan_power
+        from reasoning_evals.comparing import least_units, plan_power
 
         size = f"a comparison of this run's size ({num_problems} problems x {k})"
         plan = plan_power(assumptions, [0.05], [k], [num_problems], self.power, self.alpha, self.num_arms)
         found = plan.detectable[0][0]
         if found is None:
-            print(f"\n{size} can show nothing: too few problems change, six are the least")
+            print(f"\n{size} can show nothing: too few problems change, {least_units(plan.alpha)} are the least")
         else:
             print(f"\n{size} shows an effect of {100 * found:.1f} points with {self.power:.0%} power")
 

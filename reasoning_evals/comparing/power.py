@@ -165,6 +165,8 @@ class Planned(NamedTuple):
         if self.k > 1 and about > LARGE:
             return math.ceil(about)
         low, high = least_units(self.alpha) - 1, math.ceil(2 * about) + 60
+        while not self._suffices(effect, high):  # the exact test of few changes needs many more than a normal one
+            low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self._suffices(effect, middle) else (middle, high)
@@ -175,7 +177,7 @@ class Planned(NamedTuple):
         return single_samples(num_problems, min(1.0, given.variance(1)), given.accuracy, self.alpha)
 
     def _suffices(self, effect: float, num_problems: int) -> bool:
-        if self.k == 1:
+        if self.k == 1 or self.assumptions.variance(self.k) == 0:
             return self.power(effect, num_problems) >= self.target_power
         found = self.detectable(num_problems)
         return found is not None and found <= abs(effect)
