@@ -74,13 +74,13 @@ class Reply:
     def add(self, event: bytes) -> bool:
         """Take one event; whether it brought the completion further. EndpointError if it is no part of one, PassingFailure if the
         server reports an error of its own, or breaks an event of a completion that had begun."""
-        if not event.strip():  # a body that held no more than what keeps a connection alive
-            return False
         try:
-            values = json.loads(event)
+            values = json.loads(event) if event.strip() else None
         except (ValueError, RecursionError) as error:
             said = f"it answers what is not JSON: {self._quoted(event)}"
             raise PassingFailure("cut stream", said) if self._began else EndpointError(said) from error
+        if values is None:  # keeps the connection alive
+            return False
         if isinstance(values, list) and len(values) == 1:  # Gemini's errors
             values = values[0]
         choices = values.get("choices") if isinstance(values, dict) else None
@@ -92,8 +92,6 @@ class Reply:
             choices = []
         if not isinstance(choices, list):
             raise EndpointError(f"it answers without choices: {self._quoted(event)}")
-        if values is None:  # keeps the connection alive
-            return False
         for place in (values.get("x_groq"), values, choices[0] if choices else None):
             if isinstance(place, dict) and isinstance(usage := place.get("usage"), dict):
                 self._take_usage(usage)
@@ -164,10 +162,11 @@ class Reply:
         details = usage.get("completion_tokens_details")
         thinking = self._count((details if isinstance(details, dict) else usage).get("reasoning_tokens"))
         whole, prompt, total = (self._count(usage.get(f"{name}_tokens")) for name in ("completion", "prompt", "total"))
-        self.num_thinking = self.num_thinking if thinking is None else thinking
         if whole is not None:
             beside = thinking if thinking and thinking > whole else 0
             self.num_tokens = max(whole + beside, (total or 0) - (prompt or total or 0))
+            thinking = thinking or (self.num_tokens - whole) or thinking
+        self.num_thinking = self.num_thinking if thinking is None else thinking
 
     def _count(self, value: Any) -> int | None:
         if value is None or (type(value) is int and 0 <= value < 1 << 31):
@@ -200,7 +199,7 @@ class Reply:
 def _says_nothing(values: Any) -> bool:
     """Whether an event without choices only counts tokens or keeps the connection alive."""
     if not isinstance(values, dict):
-        return values is None
+        return False
     return not values or "choices" in values or isinstance(values.get("usage"), dict) or values.get("type") == "ping"
 
 
