@@ -151,13 +151,14 @@ def refuse_misread(program: str, options: type[Any], arguments: Sequence[str]) -
     names = _other_names(options)
     seen: set[str] = set()
     given: dict[str, str] = {}
-    may_be_empty = {field.name for field in dataclasses.fields(options) if field.default == ""} | {"system"}
+    unset = {field.name for field in dataclasses.fields(options) if field.default in (None, dataclasses.MISSING)}
+    unset -= {"system"}  # which may be empty
     for token, value in itertools.zip_longest(before_values, before_values[1:]):
         name = token.partition("=")[0].removeprefix("--").replace("-", "_")
         if not token.startswith("--"):
             continue
         option = f"--{name.replace('_', '-')}"
-        if (value == "" or token.partition("=")[1:] == ("=", "")) and name not in may_be_empty:
+        if (value == "" or token.partition("=")[1:] == ("=", "")) and name in unset:
             _refuse(program, f"{option} has nothing behind it, as a variable that is not set leaves it: name something")
         other = given.setdefault(names.get(option, name), option)
         if other != option:
