@@ -210,9 +210,7 @@ def test_options_that_may_be_empty(tmp_path: Path) -> None:
     assert main(["generate", *given[4:], "--template-arg=mood="]) == 1, "an argument with an empty value is one"
 
 
-@pytest.mark.parametrize(
-    "command", [POWER, ["plan", "--experts", "1:2=8"], ["score", "--counts", "none"], ["export", "none"]]
-)
+@pytest.mark.parametrize("command", [POWER, ["thinking", "none"], ["score", "--counts", "none"], ["export", "none"]])
 def test_a_place_where_no_file_can_be(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,10 +58,8 @@ JOBS = {
     ),
 }
 """Scripts of launch/ that also go by a name here: module, and what they do."""
-_ONE_FILE = {
-    *("causes", "collect", "compare", "early-exit", "falsify", "measure", "plan", "power", "score", "thinking")
-}
-"""Commands whose --out is a file."""
+_ONE_FILE = {*("causes", "collect", "compare", "early-exit", "falsify", "measure", "power", "score", "thinking")}
+"""Commands whose --out is a file; plan says so itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
