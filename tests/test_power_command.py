@@ -275,3 +275,19 @@ def test_the_words_of_a_plan_follow_its_numbers(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == (
         "moe-steer: --noise 0 and --effect-sd 0 leave nothing that varies: give one of them above 0\n"
     )
+
+
+@pytest.mark.parametrize("num_problems", [2, 3, 5, 6])
+def test_few_problems_of_two_arms_that_differ_by_no_more_than_noise(
+    num_problems: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(3)
+    shift = np.where(random.random((num_problems, 64)) < 0.5, 1, 0)
+    given = assume_from_pair(shift, np.roll(shift, 1, axis=1))  # equal rates: a spread estimated below 0
+    assert given.effect_variance < 0
+    plan = plan_power(given, [0.02, 0.3], [1, 64], [num_problems])
+    if num_problems < 6:
+        assert plan.samples_needed == ((None,), (None,))
+    run_arms(arms(), problems(num_problems), tmp_path / "run", 16, SamplingConfig(), seed=7, task="demo")
+    assert main(["power", "--baseline", str(tmp_path / "run"), "--arm", "steered"]) in (0, 1)
+    assert capsys.readouterr().err.count("\n") <= 1

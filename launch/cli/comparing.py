@@ -235,7 +235,10 @@ class Power:
         _table_lines(
             "samples a problem",
             [f"{points:g} points" for points in self.points],
-            [(str(k), [str(n) for n in row]) for k, row in zip(plan.samples, plan.needed, strict=True)],
+            [
+                (str(k), ["unknown" if n is None else str(n) for n in row])
+                for k, row in zip(plan.samples, plan.needed, strict=True)
+            ],
         )
         heads = [f"{n} problems" for n in plan.problems]
         print(f"\nsmallest effect shown with {plan.target_power:.0%} power, in points")
