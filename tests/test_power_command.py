@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -266,7 +267,18 @@ def test_the_problems_needed_have_the_power_that_was_asked_for(
         assert planned.power(effect, round(0.9 * needed)) < 0.83
 
 
-def test_the_words_of_a_plan_follow_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_words_of_a_plan_follow_its_numbers(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ["power", "--baseline", str(run_folder), "--arm", "baseline"]
+    assert main(pair) == 1
+    assert capsys.readouterr().err == "moe-steer: --arm baseline is the baseline itself: name another arm\n"
+    shutil.copytree(run_folder, tmp_path / "again")
+    assert main([*pair, "--arm-folder", str(tmp_path / "again")]) == 0
+    shown = capsys.readouterr().out
+    assert "unknown" in shown
+    assert "never: not one of the measured problems changed between the arms" in shown
+    assert "varies too much" not in shown
     small = ["--noise", "0.1", "--problems", "4", "7", "--samples", "4"]
     for arms_at_once, least in [("1", 6), ("3", 7), ("20", 10)]:
         assert main(["power", *small, "--num-arms", arms_at_once]) == 0

@@ -201,6 +201,8 @@ class Power:
             return given, None, False
         if self.arm_folder and not self.arm:
             raise ValueError("--arm-folder needs --arm, the name of the arm to measure")
+        if self.arm == self.baseline_arm and not self.arm_folder:
+            raise ValueError(f"--arm {self.arm} is the baseline itself: name another arm")
         rows = grade_run(self.baseline)
         table = _table(rows, self.baseline_arm)
         size = (len(table), len(next(iter(table.values()))))
@@ -264,7 +266,8 @@ class Power:
             ],
         )
         if any(k is None for row in plan.samples_needed for k in row):
-            print("never: the effect varies too much over so few problems; only more problems help")
+            varies = "the effect varies too much over so few problems; only more problems help"
+            print("never:", varies if assumed.changed else "not one of the measured problems changed between the arms")
 
     def _print_run(self, assumptions: Assumptions, num_problems: int, k: int) -> None:
         from reasoning_evals.comparing import least_units, plan_power
