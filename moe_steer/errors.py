@@ -31,8 +31,18 @@ class _Console:
         """Write it, with what the stream's encoding does not have as question marks."""
         shown = "\r".join(map(visible, text.split("\r"))) if self.isatty() else visible(text)
         encoding = self.rich_proxied_file.encoding or "utf-8"
-        self.rich_proxied_file.write(shown.encode(encoding, "replace").decode(encoding))
+        try:
+            self.rich_proxied_file.write(shown.encode(encoding, "replace").decode(encoding))
+        except BrokenPipeError:  # the reader of a pipe (``| head``) has read enough, which ends no work
+            _let_go(self.rich_proxied_file)
         return len(text)
+
+    def flush(self) -> None:
+        """As of the stream."""
+        try:
+            self.rich_proxied_file.flush()
+        except BrokenPipeError:
+            _let_go(self.rich_proxied_file)
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write each."""
@@ -41,6 +51,21 @@ class _Console:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
+
+
+def _let_go(stream: TextIO) -> None:
+    """What is written from now on goes nowhere, at the interpreter's end too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def begin_program() -> None:
+    """What every program does first. A process may be started with stdout or stderr closed; libraries' bars are silent when piped."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @contextmanager
@@ -59,9 +84,11 @@ def readers_may_leave() -> Iterator[None]:
             yield
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
-        raise SystemExit(0) from None
+    except OSError as error:
+        _let_go(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            print(f"moe-steer: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(0 if isinstance(error, BrokenPipeError) else 1) from None
 
 
 def safe_console_for(arguments: Iterable[str]) -> AbstractContextManager[None]:
@@ -69,15 +96,18 @@ def safe_console_for(arguments: Iterable[str]) -> AbstractContextManager[None]:
     return safe_console() if any(visible(item) != item for item in arguments) else nullcontext()
 
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error as one line; its type if it has no message; file name and reason for an OSError, and what to do
     about a full disk. torch's advice to run the code in a pickle is not passed on."""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
-        where = f"{os.fsdecode(error.filename)!r} was not written, the disk is full" if error.filename else str(error)
-        return f"{visible(' '.join(where.split()))}: free some space, then the same command continues"
+        why, first = "the disk is full", "free some space"
+        if error.errno == errno.EFBIG:
+            why, first = "no file may be larger here", "raise the limit (ulimit -f), or write to another disk"
+        where = f"{os.fsdecode(error.filename)!r} was not written, {why}" if error.filename else str(error)
+        return f"{visible(' '.join(where.split()))}: {first}, then the same command continues"
     if "weights_only" in str(error):
         return "a file of weights holds other things than tensors, and other pickles are not opened: give safetensors"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
@@ -93,7 +123,9 @@ def exit_code(program: str, work: Callable[[], int | None], again: str = "starte
     """
     with safe_console():
         try:
-            return work() or 0
+            code = work() or 0
+            sys.stdout.flush()
+            return code
         except KeyboardInterrupt:
             print(f"{program}: stopped; {again}, it continues where it was", file=sys.stderr)
             return 1
@@ -102,3 +134,8 @@ def exit_code(program: str, work: Callable[[], int | None], again: str = "starte
                 raise
             print(f"{program}: {one_line(error)}", file=sys.stderr)
             return 1
+        finally:
+            try:
+                sys.stdout.flush()
+            except OSError:  # said above
+                _let_go(sys.stdout)

@@ -49,19 +49,22 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
             _sync(aside)
             os.replace(aside, target)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing to remove, or no way to, which is not what failed
+            aside.unlink()
     _sync_folder(target.parent)
 
 
 @contextmanager
 def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
     """Inside the block, the error of a full disk is an OSError with this file's name, whatever library met it and in whatever
-    words (safetensors: "os error 28"; torch: "PytorchStreamWriter failed writing file")."""
+    words (safetensors: "os error 28"; torch: "PytorchStreamWriter failed writing file"); so is any error that names the file
+    which becomes it."""
     try:
         yield
     except Exception as error:
-        code = getattr(error, "errno", None)
-        if code not in FULL_DISK:
+        code: Any = getattr(error, "errno", None)
+        aside = Path(str(getattr(error, "filename", None)))
+        if code not in FULL_DISK and not (aside.suffix == ".tmp" and aside.parent == Path(path).parent):
             torn = re.search(
                 r"errno 28|os error (?:28|122)|No space left|PytorchStreamWriter|unexpected pos", str(error)
             )
@@ -88,7 +91,8 @@ def create_whole(path: str | os.PathLike[str], text: str) -> None:
         with suppress(FileExistsError):
             name_new(aside, target)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing to remove, or no way to, which is not what failed
+            aside.unlink()
     _sync_folder(target.parent)
 
 
@@ -103,6 +107,8 @@ def name_new(made: Path, target: Path) -> None:
 
 
 def _aside(target: Path) -> Path:
+    if target.is_dir():  # a rename to it would complain of the name that the file has until then
+        raise IsADirectoryError(errno.EISDIR, "is a folder: name a file", os.fspath(target))
     with naming_full_disk(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     # Random rather than this process's number: ranks on several machines may write into one folder. Cut, because the name of
@@ -242,13 +248,7 @@ def read_headed(
             asked = [one for one in names if wanted is None or one in wanted]
             text = (reader.metadata() or {}).get(key)
             tensors = {one: reader.get_tensor(one) for one in asked}
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        OverflowError,
-    ) as error:  # the last for sizes of no array
+    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as error:  # the last: sizes of no array
         raise ValueError(f"{name} is not a whole safetensors file ({short(error)}): {again}") from error
     header = None if text is None else parse_json(text, f"{name} has a header that", again)
     if header is not None and not isinstance(header, dict):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +136,11 @@ def _target_text(target: object, problem_id: str) -> str:
 
 
 def _integer_text(target: str, problem_id: str) -> str:
-    digits = target.replace(",", "")
-    if not digits.lstrip("+-").isdecimal() or not digits.isascii() or len(digits) > 1000:
+    grouped = re.fullmatch(
+        r"[+-]?\d{1,3}(,\d{2,3})*,\d{3}", target
+    )  # by thousands, or as in India; 1,2,3 are three numbers
+    digits = target.replace(",", "") if grouped else target
+    if not re.fullmatch(r"[+-]*\d+", digits, re.ASCII) or len(digits) > 1000:
         raise ValueError(
             f"problem {quoted(problem_id)}: target is {quoted(target)}, an integer has digits and a sign alone; "
             f"for other numbers set answer_type to number"

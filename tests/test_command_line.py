@@ -63,6 +63,9 @@ def test_overview_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in COMMANDS)
+    said = [line for line in shown.splitlines() if line.startswith("  ")]
+    assert len(said) >= len(COMMANDS)
+    assert all(line[-1] in ".?" for line in said), "whole sentences, however long"
     assert main([]) == 2
     assert main(["steer"]) == 2
     assert (
@@ -99,6 +102,11 @@ def test_overview_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
             ["generate", "--out", "g", "--problems", "latin.jsonl"],
             "latin.jsonl:1 is not UTF-8 text (invalid continuation",
         ),
+        (
+            ["generate", "--out", "g", "--temperature", "-1", "--model", "empty_folder"],
+            "temperature must be a positive",
+        ),
+        (["generate", "--out", "g", "--top-p", "0", "--model", "empty_folder"], "top_p must be in (0, 1]"),
         (["generate", "--out", "torn.jsonl", "--num", "2"], "torn.jsonl is a file: name a folder for the run"),
         (["compare", "--baseline", "empty_folder"], "is not a run folder"),
         (["report", "empty_folder"], "is not a run folder"),
@@ -148,16 +156,76 @@ def test_a_dense_model_is_refused_for_experts(tmp_path: Path, capsys: pytest.Cap
     assert "qwen2 is a dense model" in capsys.readouterr().err
 
 
-def test_help_whose_reader_has_read_enough() -> None:
-    script = "import os, sys; os.close(1); os.dup2(int(sys.argv[1]), 1); from launch.cli.main import main; sys.exit(main(['direction', '--help']))"
+POWER = ["power", "--noise", "0.1", "--problems", "30"]
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("arguments", [["direction", "--help"], ["--help"], POWER])
+def test_a_reader_that_has_read_enough_ends_no_work(arguments: list[str], buffered: bool, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "p.json")] if arguments is POWER else []
+    script = "import os, sys; os.close(1); os.dup2(int(sys.argv[1]), 1); from launch.cli.main import main; sys.exit(main(sys.argv[2:]))"
     reader, writer = os.pipe()
     os.close(reader)  # nobody reads
     done = subprocess.run(
-        [sys.executable, "-c", script, str(writer)], pass_fds=[writer], stderr=subprocess.PIPE, text=True, check=False
-    )
+        [sys.executable, *([] if buffered else ["-u"]), "-c", script, str(writer), *arguments, *out],
+        pass_fds=[writer], stderr=subprocess.PIPE, text=True, check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )  # fmt: skip
     os.close(writer)
-    assert done.returncode == 0
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not out or Path(out[1]).is_file()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["power", "--help"], POWER])
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"), [(">&-", 0, ""), (">&- 2>&-", 0, ""), (">/dev/full", 1, "No space left on device: free some")]
+)  # fmt: skip
+def test_a_stdout_that_is_closed_or_full(arguments: list[str], redirection: str, code: int, said: str) -> None:
+    command = ["bash", "-c", f'"$@" {redirection}', "-", sys.executable, "-m", "launch.cli.main", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert done.returncode == code
+    assert done.stderr.count("\n") == (1 if said else 0)
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--plan", ""], ["--plan="], ["--out", "", "--num", "2"], ["--arm-name", ""]])
+def test_an_option_with_nothing_behind_it_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", *words, *([] if words[0] == "--out" else ["--out", "run"])])
+    assert caught.value.code == 2
+    option = words[0].removesuffix("=")
+    assert capsys.readouterr().err == (
+        f"moe-steer generate: {option} has nothing behind it, as a variable that is not set leaves it: name something\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_that_may_be_empty(tmp_path: Path) -> None:
+    given = ["--system", "", "--offload", "", "--num", "1", "--max-new-tokens", "2", "--out", str(tmp_path / "run")]
+    assert main(["generate", *given]) == 0
+    assert main(["generate", *given[4:], "--template-arg=mood="]) == 1, "an argument with an empty value is one"
+
+
+@pytest.mark.parametrize("command", [POWER, ["thinking", "none"], ["score", "--counts", "none"], ["export", "none"]])
+def test_a_place_where_no_file_can_be(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").write_text("mine")
+    for out, said in [
+        ("folder", "--out folder is a folder: name a file"),
+        ("file/new/p.json", "--out file/new/p.json lies in file, which is a file: name a place in a folder"),
+    ]:
+        assert main([*command, "--out", out]) == 1
+        assert capsys.readouterr() == ("", f"moe-steer: {said}\n")
+    assert main(["export", "none", "--format", "lm-eval", "--out", "file"]) == 1
+    assert capsys.readouterr().err == "moe-steer: --out file is a file: name a folder\n"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
 @pytest.mark.parametrize(

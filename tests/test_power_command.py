@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +230,76 @@ def test_export_from_the_command_line(run_folder: Path, tmp_path: Path, capsys: 
     assert capsys.readouterr().out.count("wrote ") == 5
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "x")]) == 1
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_problems_that_share_a_cluster_are_not_counted_as_a_run_of_this_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, of in {"own": 1, "shared": 5}.items():
+        asked = [dataclasses.replace(one, cluster_id=f"c{place // of}") for place, one in enumerate(problems(20))]
+        run_arms(arms(), asked, tmp_path / name, 2, SamplingConfig(), seed=7, task="demo")
+        assert main(["power", "--baseline", str(tmp_path / name)]) == 0
+        shown = capsys.readouterr().out
+        assert ("a comparison of this run's size" in shown) == (name == "own")
+        assert ("NOTE: the 20 problems lie in 4 clusters" in shown) == (name == "shared")
+
+
+@pytest.mark.parametrize(
+    ("noise", "effect_sd", "effect"),
+    [
+        (0.0, 0.02, 0.01),
+        (0.0, 0.02, 0.05),
+        (0.001, 0.0, 0.02),
+        (0.001, 0.0, 0.1),
+        (0.005, 0.01, 0.05),
+        (0.1, 0.1, 0.05),
+    ],
+)
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_problems_needed_have_the_power_that_was_asked_for(
+    noise: float, effect_sd: float, effect: float, k: int
+) -> None:
+    given = Assumptions(noise=2 * noise, effect_variance=effect_sd**2, noise_source="", effect_source="")
+    planned = Planned(given, k, 0.05, 0.8)
+    needed = planned.problems_needed(effect)
+    assert planned.power(effect, needed) >= 0.79
+    if needed > 6:
+        assert planned.power(effect, round(0.9 * needed)) < 0.83
+
+
+def test_the_words_of_a_plan_follow_its_numbers(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ["power", "--baseline", str(run_folder), "--arm", "baseline"]
+    assert main(pair) == 1
+    assert capsys.readouterr().err == "moe-steer: --arm baseline is the baseline itself: name another arm\n"
+    shutil.copytree(run_folder, tmp_path / "again")
+    assert main([*pair, "--arm-folder", str(tmp_path / "again")]) == 0
+    shown = capsys.readouterr().out
+    assert "unknown" in shown
+    assert "never: not one of the measured problems changed between the arms" in shown
+    assert "varies too much" not in shown
+    small = ["--noise", "0.1", "--problems", "4", "7", "--samples", "4"]
+    for arms_at_once, least in [("1", 6), ("3", 7), ("20", 10)]:
+        assert main(["power", *small, "--num-arms", arms_at_once]) == 0
+        assert f"none: too few problems change for any verdict, {least} are the least" in capsys.readouterr().out
+    assert main(["power", "--noise", "0", "--effect-sd", "0"]) == 1
+    assert capsys.readouterr().err == (
+        "moe-steer: --noise 0 and --effect-sd 0 leave nothing that varies: give one of them above 0\n"
+    )
+
+
+@pytest.mark.parametrize("num_problems", [2, 3, 5, 6])
+def test_few_problems_of_two_arms_that_differ_by_no_more_than_noise(
+    num_problems: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(3)
+    shift = np.where(random.random((num_problems, 64)) < 0.5, 1, 0)
+    given = assume_from_pair(shift, np.roll(shift, 1, axis=1))  # equal rates: a spread estimated below 0
+    assert given.effect_variance < 0
+    plan = plan_power(given, [0.02, 0.3], [1, 64], [num_problems])
+    if num_problems < 6:
+        assert plan.samples_needed == ((None,), (None,))
+    run_arms(arms(), problems(num_problems), tmp_path / "run", 16, SamplingConfig(), seed=7, task="demo")
+    assert main(["power", "--baseline", str(tmp_path / "run"), "--arm", "steered"]) in (0, 1)
+    assert capsys.readouterr().err.count("\n") <= 1

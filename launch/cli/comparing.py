@@ -153,7 +153,7 @@ class Power:
         from moe_steer.files import write_whole
         from reasoning_evals.comparing import plan_power
 
-        assumptions, size = self._assumptions()
+        assumptions, size, clustered = self._assumptions()
         plan = plan_power(
             assumptions,
             effects=[points / 100 for points in self.points],
@@ -164,7 +164,7 @@ class Power:
             num_arms=self.num_arms,
         )
         self._print(plan)
-        if size:
+        if size and not clustered:
             self._print_run(assumptions, *size)
         if self.out:
             target = Path(self.out)
@@ -173,9 +173,9 @@ class Power:
             print(f"wrote {self.out}")
         return 0
 
-    def _assumptions(self) -> tuple[Assumptions, tuple[int, int] | None]:
-        """And problems and samples of the baseline, where there is one."""
-        from reasoning_evals.comparing import Assumptions, assume_from_baseline, assume_from_pair
+    def _assumptions(self) -> tuple[Assumptions, tuple[int, int] | None, bool]:
+        """And problems and samples of the baseline, where there is one, and whether some of them share a cluster."""
+        from reasoning_evals.comparing import Assumptions, assume_from_baseline, assume_from_pair, cluster_names
         from reasoning_evals.runs import grade_run
 
         if (self.baseline is None) == (self.noise is None):
@@ -188,6 +188,8 @@ class Power:
                 raise ValueError(
                     f"--effect-sd must be in [0, 1], got {self.effect_sd:g}: it is a spread of shares, 0.1 is 10 points"
                 )
+            if self.noise == self.effect_sd == 0:
+                raise ValueError("--noise 0 and --effect-sd 0 leave nothing that varies: give one of them above 0")
             if self.arm or self.arm_folder:
                 raise ValueError("--arm and --arm-folder need --baseline: give the baseline run instead of --noise")
             given = Assumptions(
@@ -196,18 +198,23 @@ class Power:
                 noise_source="as given",
                 effect_source="assumed",
             )
-            return given, None
+            return given, None, False
         if self.arm_folder and not self.arm:
             raise ValueError("--arm-folder needs --arm, the name of the arm to measure")
+        if self.arm == self.baseline_arm and not self.arm_folder:
+            raise ValueError(f"--arm {self.arm} is the baseline itself: name another arm")
         rows = grade_run(self.baseline)
         table = _table(rows, self.baseline_arm)
         size = (len(table), len(next(iter(table.values()))))
         rate = sum(sum(values) for values in table.values()) / (size[0] * size[1])
         print(f"{self.baseline_arm}: {size[0]} problems x {size[1]} samples, {100 * rate:.1f}% correct")
-        if len({row.cluster_id for row in rows if row.cluster_id} | {None}) > 1:
-            print("note: problems that share a cluster count for less than these tables say")
+        if shared := cluster_names({row.problem_id: row.cluster_id for row in rows}):
+            print(
+                f"NOTE: the {size[0]} problems lie in {len(set(shared))} clusters, and those that share one count for less than these "
+                "tables say: what this run could show, moe-steer compare says"
+            )
         if self.arm is None:
-            return assume_from_baseline(list(table.values()), self.effect_sd), size
+            return assume_from_baseline(list(table.values()), self.effect_sd), size, bool(shared)
         other = _table(grade_run(self.arm_folder) if self.arm_folder else rows, self.arm)
         for note in sampling_notes([self.baseline, self.arm_folder] if self.arm_folder else ()):
             print(note)
@@ -215,7 +222,7 @@ class Power:
             raise ValueError(
                 f"arms {self.baseline_arm!r} and {self.arm!r} have different problems: sample the same in both"
             )
-        return assume_from_pair(list(table.values()), [other[name] for name in table]), size
+        return assume_from_pair(list(table.values()), [other[name] for name in table]), size, bool(shared)
 
     def _print(self, plan: PowerPlan) -> None:
         assumed = plan.assumptions
@@ -230,7 +237,10 @@ class Power:
         _table_lines(
             "samples a problem",
             [f"{points:g} points" for points in self.points],
-            [(str(k), [str(n) for n in row]) for k, row in zip(plan.samples, plan.needed, strict=True)],
+            [
+                (str(k), ["unknown" if n is None else str(n) for n in row])
+                for k, row in zip(plan.samples, plan.needed, strict=True)
+            ],
         )
         heads = [f"{n} problems" for n in plan.problems]
         print(f"\nsmallest effect shown with {plan.target_power:.0%} power, in points")
@@ -242,8 +252,10 @@ class Power:
                 for k, row in zip(plan.samples, plan.detectable, strict=True)
             ],
         )
+        from reasoning_evals.comparing import least_units
+
         if any(effect is None for row in plan.detectable for effect in row):
-            print("none: too few problems change for any verdict, six are the least")
+            print(f"none: too few problems change for any verdict, {least_units(plan.alpha)} are the least")
         print("\nsamples a problem needed")
         _table_lines(
             "effect",
@@ -254,16 +266,17 @@ class Power:
             ],
         )
         if any(k is None for row in plan.samples_needed for k in row):
-            print("never: the effect varies too much over so few problems; only more problems help")
+            varies = "the effect varies too much over so few problems; only more problems help"
+            print("never:", varies if assumed.changed else "not one of the measured problems changed between the arms")
 
     def _print_run(self, assumptions: Assumptions, num_problems: int, k: int) -> None:
-        from reasoning_evals.comparing import plan_power
+        from reasoning_evals.comparing import least_units, plan_power
 
         size = f"a comparison of this run's size ({num_problems} problems x {k})"
         plan = plan_power(assumptions, [0.05], [k], [num_problems], self.power, self.alpha, self.num_arms)
         found = plan.detectable[0][0]
         if found is None:
-            print(f"\n{size} can show nothing: too few problems change, six are the least")
+            print(f"\n{size} can show nothing: too few problems change, {least_units(plan.alpha)} are the least")
         else:
             print(f"\n{size} shows an effect of {100 * found:.1f} points with {self.power:.0%} power")
 

@@ -158,8 +158,11 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
 
     def _check_options(self) -> None:
         """ValueError for options that would not be followed."""
+        from reasoning_evals.engines import SamplingConfig
+
         check_counts(self, ("num", "samples", "max_new_tokens", "batch_size", "concurrency"))
         self.check_samples()
+        SamplingConfig(temperature=self.heat, top_p=self.nucleus)  # refuses what no token can be drawn by
         if self.plan and self.plain_endpoint:
             raise ValueError(
                 "--plan is named in a field beyond OpenAI's own, and --plain-endpoint sends none: leave one out"

@@ -13,8 +13,8 @@ from typing import Any
 
 import tyro
 
-from launch.core.option_checks import refuse_misread
-from moe_steer.errors import exit_code, readers_may_leave, safe_console_for
+from launch.core.option_checks import check_out, refuse_misread
+from moe_steer.errors import begin_program, exit_code, readers_may_leave, safe_console_for
 
 COMMANDS = {
     "demo": "launch.guide:Demo",
@@ -58,13 +58,13 @@ JOBS = {
     ),
 }
 """Scripts of launch/ that also go by a name here: module, and what they do."""
+_ONE_FILE = {*("causes", "collect", "compare", "early-exit", "falsify", "measure", "power", "score", "thinking")}
+"""Commands whose --out is a file; plan says so itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 when it is done, 1 when the work failed, 2 for wrong usage (option errors exit with 2)."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: silent when piped
+    begin_program()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         with readers_may_leave():
@@ -86,7 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = tyro.cli(
             chosen, args=arguments[1:], prog=f"moe-steer {arguments[0]}", config=(tyro.conf.OmitArgPrefixes,)
         )
-    return exit_code("moe-steer", lambda: command.run(*rest), "started again")
+
+    def work() -> int:
+        if isinstance(out := getattr(command, "out", None), str):
+            check_out(out, one_file=arguments[0] in _ONE_FILE)
+        return int(command.run(*rest))
+
+    return exit_code("moe-steer", work, "started again")
 
 
 def program() -> None:
@@ -101,7 +107,7 @@ def program() -> None:
 
 def _overview() -> str:
     width = max(map(len, (*COMMANDS, *JOBS)))
-    does = {name: _first_line(name) for name in COMMANDS}
+    does = {name: _first_sentence(name) for name in COMMANDS}
     does |= {name: line for name, (_, line) in JOBS.items()}
     lines = [f"  {name:{width}}  {line}" for name, line in does.items()]
     return "\n".join(
@@ -115,15 +121,15 @@ def _overview() -> str:
     )
 
 
-def _first_line(name: str) -> str:
-    """The first line of what a command says of itself, read from its file: importing all commands takes seconds."""
+def _first_sentence(name: str) -> str:
+    """The first sentence of what a command says of itself, read from its file: importing all commands takes seconds."""
     module, _, attribute = COMMANDS[name].partition(":")
     spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     (command,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute)
-    return (ast.get_docstring(command) or "").partition("\n")[0]
+    return " ".join((ast.get_docstring(command) or "").partition("\n\n")[0].split())
 
 
 def _command(name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from launch.cli.comparing import sampling_notes
+from launch.core.option_checks import check_folder, check_out
 
 if TYPE_CHECKING:
     from reasoning_evals.thoughts import AttemptJudge, TracedSample
@@ -106,6 +107,10 @@ class Export:
         """Grade, write, and say what was written."""
         from reasoning_evals.exports import export_inspect, export_lm_eval, export_parquet
 
+        if self.format == "parquet":
+            check_out(self.out, one_file=True)
+        else:
+            check_folder(self.out)
         if self.format == "parquet":
             paths = [export_parquet(self.folder, self.out, private=self.private)]
         elif self.format == "lm-eval":

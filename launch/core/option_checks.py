@@ -8,6 +8,7 @@ everywhere.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -129,6 +130,15 @@ def check_folder(out: str) -> None:
         raise ValueError(f"--out {out} is a file: name a folder")
 
 
+def check_out(out: str, *, one_file: bool) -> None:
+    """ValueError for a place to write to that lies in a file, or that is a folder where ``one_file`` is written."""
+    if one_file and Path(out).is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file")
+    inside = next((place for place in Path(out).parents if place.exists()), Path())
+    if not inside.is_dir():
+        raise ValueError(f"--out {out} lies in {inside}, which is a file: name a place in a folder")
+
+
 def refuse_misread(program: str, options: type[Any], arguments: Sequence[str]) -> None:
     """Exit with 2, and one line on stderr, for arguments that the parser of the dataclass ``options`` would misread.
 
@@ -141,11 +151,15 @@ def refuse_misread(program: str, options: type[Any], arguments: Sequence[str]) -
     names = _other_names(options)
     seen: set[str] = set()
     given: dict[str, str] = {}
-    for token in before_values:
+    unset = {field.name for field in dataclasses.fields(options) if field.default in (None, dataclasses.MISSING)}
+    unset -= {"system", "scope"}  # the first may be empty, the other says what it takes
+    for token, value in itertools.zip_longest(before_values, before_values[1:]):
         name = token.partition("=")[0].removeprefix("--").replace("-", "_")
         if not token.startswith("--"):
             continue
         option = f"--{name.replace('_', '-')}"
+        if (value == "" or token.partition("=")[1:] == ("=", "")) and name in unset:
+            _refuse(program, f"{option} has nothing behind it, as a variable that is not set leaves it: name something")
         other = given.setdefault(names.get(option, name), option)
         if other != option:
             _refuse(program, f"{other} and {option} are two names of one option: give one")

@@ -17,7 +17,7 @@ import tyro
 from launch.core.failure import MEMORY_ERRORS, DryRun, in_words
 from launch.core.option_checks import refuse_idle, refuse_misread
 from launch.core.ranks import Ranks, ranks_of_this_run, speaks
-from moe_steer.errors import exit_code, one_line, readers_may_leave, safe_console_for
+from moe_steer.errors import begin_program, exit_code, one_line, readers_may_leave, safe_console_for
 
 OptionsT = TypeVar("OptionsT")
 
@@ -34,9 +34,7 @@ def start(
     description: str | None = None,
 ) -> int:
     """Parse the options (wrong usage exits with 2), join the ranks, run; returns the exit code. Of several ranks, one speaks."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: silent when piped
+    begin_program()
     warnings.filterwarnings("ignore", message=".*NVML.*")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns in every process that it had to find this out

@@ -9,6 +9,7 @@ from reasoning_evals.comparing.comparison import Length as Length
 from reasoning_evals.comparing.comparison import Measure as Measure
 from reasoning_evals.comparing.comparison import PairSummary as PairSummary
 from reasoning_evals.comparing.comparison import rounded as rounded
+from reasoning_evals.comparing.detection import least_units as least_units
 from reasoning_evals.comparing.power import Assumptions as Assumptions
 from reasoning_evals.comparing.power import PowerPlan as PowerPlan
 from reasoning_evals.comparing.power import assume_from_baseline as assume_from_baseline

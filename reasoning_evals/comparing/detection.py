@@ -265,7 +265,7 @@ class Detection(NamedTuple):
     """What one run's verdict could show."""
 
     smallest: float | None
-    """Smallest true effect that is shown with 80% power; above 1 where none is; None where too few units changed."""
+    """Smallest true effect that is shown with 80% power; above 1 where none is; None where too few units changed, or all alike."""
     at_mean: Decision | None
     """If the true effect is the one found; None without a difference."""
 
@@ -283,7 +283,7 @@ def detection(
     loss by more than its standard error."""
     moved = differences_U[differences_U != 0]
     num = len(differences_U)
-    if len(moved) < least_units(alpha):
+    if len(moved) < least_units(alpha) or (se == 0 and single_accuracy is None):
         return Detection(None, None)
     changed = len(moved) / num
     if single_accuracy is None:

@@ -113,7 +113,7 @@ class Assumptions:
     def samples_for(self, variance: float) -> int | None:
         """The least k with at most this variance; None where none is."""
         room = variance - self.effect_variance
-        if room <= 0:
+        if room <= 0 or variance <= 0:  # the second: too few problems for any verdict
             return None
         k = max(1, math.ceil(self.noise / room - 1e-9))
         if self.effect_variance < 0 and self.measured_k is not None and k > self.measured_k:
@@ -156,8 +156,10 @@ class Planned(NamedTuple):
             found = units * math.sqrt(variance)
         return found if 0 < found <= 1 else None
 
-    def problems_needed(self, effect: float) -> int:
-        """Least number of problems with the target power."""
+    def problems_needed(self, effect: float) -> int | None:
+        """Least number of problems with the target power; None where no problem of the pair that was measured changed."""
+        if self.k > 1 and self.assumptions.changed == 0:
+            return None
         quantiles = scipy.stats.norm.ppf([1 - self.alpha / 2, self.target_power])
         about = (
             float(quantiles.sum()) ** 2 * self.assumptions.variance(self.k) / effect**2
@@ -165,6 +167,8 @@ class Planned(NamedTuple):
         if self.k > 1 and about > LARGE:
             return math.ceil(about)
         low, high = least_units(self.alpha) - 1, math.ceil(2 * about) + 60
+        while not self._suffices(effect, high):  # the exact test of few changes needs many more than a normal one
+            low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self._suffices(effect, middle) else (middle, high)
@@ -175,7 +179,7 @@ class Planned(NamedTuple):
         return single_samples(num_problems, min(1.0, given.variance(1)), given.accuracy, self.alpha)
 
     def _suffices(self, effect: float, num_problems: int) -> bool:
-        if self.k == 1:
+        if self.k == 1 or self.assumptions.variance(self.k) == 0:
             return self.power(effect, num_problems) >= self.target_power
         found = self.detectable(num_problems)
         return found is not None and found <= abs(effect)
@@ -201,8 +205,8 @@ class PowerPlan:
     effects: tuple[float, ...]
     samples: tuple[int, ...]
     problems: tuple[int, ...]
-    needed: tuple[tuple[int, ...], ...]
-    """Problems needed, [samples][effects]."""
+    needed: tuple[tuple[int | None, ...], ...]
+    """Problems needed, [samples][effects]; None where it is not known how many would change."""
     detectable: tuple[tuple[float | None, ...], ...]
     """Smallest effect with the target power, [samples][problems]; None where nothing can be shown."""
     power: tuple[tuple[tuple[float, ...], ...], ...]

@@ -79,18 +79,20 @@ def mean_estimate(values_P: ArrayLike, clusters: Clusters = None) -> Estimate:
 
 
 def proportion_estimate(values_P: ArrayLike, clusters: Clusters = None) -> Estimate:
-    """As ``mean_estimate`` for values in [0, 1], with the interval cut to [0, 1]. Where every value is 0 or 1 (one sample a
-    problem, or none that varies) and no clusters are given, the interval is Wilson's; with clusters it is Wilson's over these
-    where all values are 0 or all are 1."""
+    """As ``mean_estimate`` for values in [0, 1], with Wilson's interval. Of problems where every value is 0 or 1 (one sample a
+    problem, or none that varies); else, and with clusters, of as many trials as would have this standard error, with the
+    quantile of t: a t interval around a share near 1 covers it in 86% to 90% of runs of 10 to 100 problems, this one in 93% or
+    more (Korn and Graubard 1998)."""
     estimate = mean_estimate(values_P, clusters)
     values = _vector(values_P)
     if clusters is None and bool(np.isin(values, (0.0, 1.0)).all()):
         low, high = wilson_interval(float(values.sum()), len(values))
-    elif estimate.se == 0 and estimate.mean in (0.0, 1.0):  # the t interval would have no width
+    elif estimate.se == 0:  # the t interval would have no width
         num_clusters = estimate.df + 1
         low, high = wilson_interval(estimate.mean * num_clusters, num_clusters)
     else:
-        low, high = max(0.0, estimate.low), min(1.0, estimate.high)
+        trials = estimate.mean * (1 - estimate.mean) / estimate.se**2
+        low, high = wilson_interval(estimate.mean * trials, trials, df=estimate.df)
     return estimate._replace(low=low, high=high)
 
 
@@ -166,11 +168,12 @@ def loss_bound(differences_U: ArrayLike) -> float:
     return float(units.mean() - (sizes * (most - losers / num)).max())
 
 
-def wilson_interval(successes: float, num: float, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a proportion; the numbers need not be whole (an effective number of trials)."""
-    if not 0 <= successes <= num or num < 1:
+def wilson_interval(successes: float, num: float, confidence: float = CONFIDENCE, df: float = math.inf) -> Interval:
+    """Wilson's score interval of a proportion; the numbers need not be whole (an effective number of trials, whose ``df`` the
+    quantile of t is taken at)."""
+    if not 0 <= successes <= num or num <= 0:
         raise ValueError(f"{successes} successes of {num} trials: expected 0 <= successes <= trials and a trial")
-    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
+    z = float(scipy.stats.t.ppf((1 + confidence) / 2, df))
     share = successes / num
     centre = (share + z * z / (2 * num)) / (1 + z * z / num)
     half = z / (1 + z * z / num) * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))

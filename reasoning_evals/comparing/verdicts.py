@@ -145,8 +145,8 @@ def _deciding_test(accuracy: Difference, mcnemar_p: float | None) -> str:
 
 def _exaggeration(accuracy: Difference) -> str:
     """The winner's curse: runs that show an effect are those that happened to find it large."""
-    if accuracy.power is None or accuracy.exaggeration is None:
-        return ""
+    if accuracy.power is None or accuracy.exaggeration is None or round(accuracy.exaggeration, 2) <= 1:
+        return ""  # of an effect as large as an effect can be, or as good as sure to be shown
     return (
         f"Effects that are shown are too large on average: if the true one were {points(accuracy.mean)} points, such a run would "
         f"show it with {100 * accuracy.power:.0f}% power, and then {accuracy.exaggeration:.2f} times its size."

@@ -45,7 +45,7 @@ class Address:
             url = httpx.URL(base_url.strip())
         except (httpx.InvalidURL, UnicodeError):
             url = httpx.URL()
-        if not url.host:
+        if not url.host or (url.port or 0) > 65535:
             raise ValueError(f"base_url {shown!r} is not a URL: give one such as http://HOST:8000/v1")
         if "?" in base_url or "#" in base_url:
             raise ValueError(
@@ -69,7 +69,7 @@ class Address:
         self._base = re.sub(r"(/chat)?/completions$", "", str(url).rstrip("/"))
         self.url = self.at(path)
         self.shown = _without_secrets(self.url)
-        self.is_near = url.scheme == "http" and bool(re.fullmatch(r"localhost|127(\.\d+){3}|::1", url.host))
+        self.is_near = url.scheme == "http" and bool(re.fullmatch(r"localhost|127(\.\d+){3}|0\.0\.0\.0|::1?", url.host))
         """Whether the server is on this machine."""
 
     def at(self, path: str) -> str:

@@ -15,15 +15,15 @@ from moe_steer.json_files import short
 from reasoning_evals.engines.sampling import Request, Sample
 
 _ENDS = {
-    "stop": {"stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete", "tool_calls", "tool_use", "function_call"},
-    "length": {"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded", "repetition", "repetition_truncation"},
-    "content_filter": {"content_filter", "safety", "recitation", "refusal", "sensitive", "prohibited_content", "blocklist", "spii", "guardrail_intervened"},
-    "": {"", "abort", "error", "cancelled", "canceled", "timeout", "network_error", "insufficient_system_resource"},
+    "stop": {"stop", "eos", "eos_token", "stop_sequence", "end", "end_turn", "complete", "completed", "normal", "endoftext", "tool_calls", "tool_use", "function_call"},
+    "length": {"length", "max_tokens", "max_output_tokens", "token_limit", "model_length", "model_context_window_exceeded", "repetition", "repetition_truncation"},
+    "content_filter": {"content_filter", "content_filtered", "safety", "recitation", "refusal", "sensitive", "prohibited_content", "blocklist", "spii", "guardrail_intervened", "error_toxic"},
+    "": {"", "abort", "error", "cancelled", "canceled", "cancel", "timeout", "time_limit", "not_finished", "network_error", "insufficient_system_resource"},
 }  # fmt: skip
 """What servers call an end, by what it is here; nothing is a completion that broke off. A call of a tool that nobody offered ends
 one like any other text; a loop that a server saw and ended is a cut."""
-PASSING = (408, 409, 425, 429)
-"""Statuses below 500 after which the same request may succeed."""
+PASSING = (408, 409, 424, 425, 429, 498)
+"""Statuses below 500 after which the same request may succeed; 424 is TGI's failed generation, 498 Groq's lack of capacity."""
 _SERVER_TROUBLE = re.compile(
     r"internal|server.?error|overload|unavailable|rate.?limit|too many requests|time.?out|timed out|engine|try again|retry",
     re.IGNORECASE,
@@ -72,14 +72,17 @@ class Reply:
     _pieces: list[str] = field(default_factory=list)
 
     def add(self, event: bytes) -> bool:
-        """Take one event; whether it brought the completion further.
-
-        EndpointError if it is not part of a completion, PassingFailure if the server reports an error of its own.
-        """
+        """Take one event; whether it brought the completion further. EndpointError if it is no part of one, PassingFailure if the
+        server reports an error of its own, or breaks an event of a completion that had begun."""
         try:
-            values = json.loads(event)
+            values = json.loads(event) if event.strip() else None
         except (ValueError, RecursionError) as error:
-            raise EndpointError(f"it answers what is not JSON: {self._quoted(event)}") from error
+            said = f"it answers what is not JSON: {self._quoted(event)}"
+            raise PassingFailure("cut stream", said) if self._began else EndpointError(said) from error
+        if values is None:  # keeps the connection alive
+            return False
+        if isinstance(values, list) and len(values) == 1:  # Gemini's errors
+            values = values[0]
         choices = values.get("choices") if isinstance(values, dict) else None
         if isinstance(values, dict) and (
             values.get("error") or (choices is None and {"message", "detail"} & {*values})
@@ -89,9 +92,9 @@ class Reply:
             choices = []
         if not isinstance(choices, list):
             raise EndpointError(f"it answers without choices: {self._quoted(event)}")
-        if values is None:  # keeps the connection alive
-            return False
-        self._take_usage(values.get("usage"))
+        for place in (values.get("x_groq"), values, choices[0] if choices else None):
+            if isinstance(place, dict) and isinstance(usage := place.get("usage"), dict):
+                self._take_usage(usage)
         if isinstance(named := values.get("id"), str):
             self.request_id = named[:_LONGEST_ID]
         if not choices:  # an event that only counts tokens
@@ -115,7 +118,7 @@ class Reply:
     def finish(self) -> str:
         """stop, length or content_filter, after the last event. A stream without a finish reason was cut."""
         self.text = whole_text(self._pieces)
-        reason = (self.finish_reason or "").lower()
+        reason = (self.finish_reason or "").lower().replace("-", "_").removeprefix("finish_reason_")
         for end, names in _ENDS.items():
             if reason in names and end:
                 return end
@@ -152,22 +155,23 @@ class Reply:
     def _take_reason(self, reason: Any) -> None:
         if reason is not None and not isinstance(reason, str):
             raise EndpointError(f"its finish_reason is not a text: {self._quoted(reason)}")
-        self.finish_reason = reason or self.finish_reason
+        self.finish_reason = (reason if reason != "null" else None) or self.finish_reason  # a text on DashScope
 
-    def _take_usage(self, usage: Any) -> None:
-        if not isinstance(usage, dict):
-            return
-        self.num_tokens = self._count(usage.get("completion_tokens"), self.num_tokens)
+    def _take_usage(self, usage: Mapping[str, Any]) -> None:
+        """The server's counts. xAI and Gemini leave the thought out of ``completion_tokens``, and the total holds it."""
         details = usage.get("completion_tokens_details")
-        if isinstance(details, dict):
-            self.num_thinking = self._count(details.get("reasoning_tokens"), self.num_thinking)
+        thinking = self._count((details if isinstance(details, dict) else usage).get("reasoning_tokens"))
+        whole, prompt, total = (self._count(usage.get(f"{name}_tokens")) for name in ("completion", "prompt", "total"))
+        if whole is not None:
+            beside = thinking if thinking and thinking > whole else 0
+            self.num_tokens = max(whole + beside, (total or 0) - (prompt or total or 0))
+            thinking = thinking or (self.num_tokens - whole) or thinking
+        self.num_thinking = self.num_thinking if thinking is None else thinking
 
-    def _count(self, value: Any, before: int | None) -> int | None:
-        if value is None:
-            return before
-        if type(value) is not int or not 0 <= value < 1 << 31:
-            raise EndpointError(f"it counts {self._quoted(value)} tokens: a whole number is expected")
-        return value
+    def _count(self, value: Any) -> int | None:
+        if value is None or (type(value) is int and 0 <= value < 1 << 31):
+            return value
+        raise EndpointError(f"it counts {self._quoted(value)} tokens: a whole number is expected")
 
     def _ids(self, place: Mapping[str, Any], name: str) -> list[int] | None:
         ids = place.get(name)
@@ -195,7 +199,7 @@ class Reply:
 def _says_nothing(values: Any) -> bool:
     """Whether an event without choices only counts tokens or keeps the connection alive."""
     if not isinstance(values, dict):
-        return values is None
+        return False
     return not values or "choices" in values or isinstance(values.get("usage"), dict) or values.get("type") == "ping"
 
 
@@ -240,8 +244,7 @@ def whole_text(pieces: list[str]) -> str:
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The payloads of a server-sent event stream, up to ``[DONE]``; of a body that is no such stream, its beginning.
 
-    Lines end at the byte newline only: JSON may contain U+2028 and similar characters, where ``str.splitlines`` would split
-    too.
+    Lines end at the byte newline only: JSON may contain U+2028 and the like, where ``str.splitlines`` would split too.
     """
     strays, seen = b"", False
     async for line in _lines(chunks):

@@ -179,8 +179,11 @@ def _counts(completion: Completion, thought: Thought, reader: ArmThoughts) -> To
         counts = reader.count_tokens(completion.token_ids, completion.prompt, completion.text, stopped)
         if counts is not None:
             return counts
-    total = completion.total_tokens
-    thinking = 0 if thought.state == "none" and not completion.token_ids else completion.num_thinking
+    total, thinking = completion.total_tokens, completion.num_thinking
+    if thought.state == "none" and not completion.token_ids:
+        thinking = thinking or 0  # more than 0: a thought that the endpoint counts and does not show
+    elif thinking == 0 and thought.thought.strip():
+        thinking = None  # a thought has tokens: the endpoint says 0 because it does not count them
     return None if thinking is None else TokenCounts(thinking, max(0, total - thinking), total)
 
 

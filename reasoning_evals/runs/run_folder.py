@@ -111,6 +111,8 @@ def config_hash(config: Mapping[str, Any], name: str, arm: Mapping[str, Any]) ->
 def run_problems(folder: Path) -> list[Problem]:
     """The problems of a run. ValueError where problems.jsonl is not the one that the run was made with: an edited target would
     change every accuracy without a word."""
+    if not (folder / PROBLEMS_FILE).is_file():
+        raise ValueError(f"{folder} has lost its {PROBLEMS_FILE}: run it again with the same options, which writes it")
     problems = read_problems(folder / PROBLEMS_FILE)
     if digest([problem.to_dict() for problem in problems]) != read_run(folder)["config"].get("problems"):
         raise ValueError(

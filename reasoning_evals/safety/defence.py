@@ -102,21 +102,16 @@ def rate_measure(
     values_P: Sequence[float], clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
 ) -> Measure:
     """A rate with Wilson's interval over the effective number of problems, p (1 - p) / se^2 with the (cluster-robust)
-    standard error, at most the number of problems; the number of clusters where nothing varies.
+    standard error, at most the number of problems, with the quantile of t; the number of clusters where nothing varies.
 
     A t interval would shrink to a point if every attack failed. ValueError with fewer than two problems or clusters.
     """
     estimate = mean_estimate(values_P, clusters)
     p, se = min(1.0, max(0.0, estimate.mean)), estimate.se
-    independent = clusters is None and all(value in (0.0, 1.0) for value in values_P)
-    num = (
-        float(len(values_P))
-        if independent
-        else min(len(values_P), p * (1 - p) / se**2)
-        if se > 0
-        else estimate.df + 1.0
-    )
-    return Measure(p, *wilson_interval(num if p == 1 else p * num, num, confidence))
+    num, df = float(len(values_P)), math.inf
+    if clusters is not None or not all(value in (0.0, 1.0) for value in values_P):
+        num, df = (min(num, p * (1 - p) / se**2), estimate.df) if se > 0 else (estimate.df + 1.0, df)
+    return Measure(p, *wilson_interval(num if p == 1 else p * num, num, confidence, df))
 
 
 def compare_defence(rows: Sequence[GradeRow], baseline: str, level: float = 0.05) -> list[DefencePair]:

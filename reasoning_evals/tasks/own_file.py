@@ -109,7 +109,7 @@ def load_own_file(
         for name, value in given.items():
             if fields.get(name) is None:
                 fields[name] = value
-        if isinstance(fields.get("problem_id"), int):
+        if type(fields.get("problem_id")) is int:
             fields["problem_id"] = str(fields["problem_id"])
         try:
             if isinstance(fields.get("prompt"), str) and prompt != "{problem}":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from moe_steer.json_files import quoted
 from reasoning_evals.problems import Problem
 
 Row = Mapping[str, Any]
@@ -75,8 +76,16 @@ def content_id(name: str, text: str) -> str:
 
 
 def ask(template: str, problem: str, **values: str) -> str:
-    """The user turn of a problem."""
-    return template.format(problem=problem.strip().lstrip("\ufeff").strip(), **values)
+    """The user turn of a problem; ValueError for a template that has no place for it, or other single braces."""
+    try:
+        asked = template.format(problem=problem.strip().lstrip("\ufeff").strip(), **values)
+    except (LookupError, ValueError, AttributeError):
+        asked = ""
+    if not asked or "{problem" not in template:
+        raise ValueError(
+            f"the prompt {quoted(template)} is no template: write {{problem}} where the question goes, and other braces twice"
+        )
+    return asked
 
 
 def listed(answers: Sequence[str]) -> str:

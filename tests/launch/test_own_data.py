@@ -34,6 +34,21 @@ def test_a_blank_cell_says_nothing_and_takes_the_default(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "template", ["{problem} in \\boxed{}", "{problem} {x", "{problem} }", "{unit} {problem}", "{problem.x}", "Think."]
+)
+def test_a_template_that_is_none_is_refused(template: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text(
+        '{"problem_id": "a", "prompt": "{Q}?", "target": "2", "answer_type": "integer"}\n'
+    )
+    with pytest.raises(
+        ValueError, match="is no template: write {problem} where the question goes, and other braces twice"
+    ):
+        load_own_file(str(tmp_path / "mine.jsonl"), prompt=template)
+    (problem,) = load_own_file(str(tmp_path / "mine.jsonl"), prompt="{problem} In \\boxed{{}}.")
+    assert problem.prompt == "{Q}? In \\boxed{}."
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("mine.parquet", b"hello", "mine.parquet is no parquet file (.*): make or download it again"),

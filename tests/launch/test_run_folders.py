@@ -139,6 +139,21 @@ def test_the_folder_of_a_job_is_no_run(
         )
 
 
+def test_problems_that_are_gone_come_back_with_the_same_command(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "r"
+    shutil.copytree(run, folder)
+    kept = (folder / "problems.jsonl").read_bytes()
+    (folder / "problems.jsonl").unlink()
+    assert main(["report", str(folder)]) == 1
+    assert capsys.readouterr().err == (
+        f"moe-steer: {folder} has lost its problems.jsonl: run it again with the same options, which writes it\n"
+    )
+    assert main(["generate", *SMALL, "48", "--plan", str(run.parent / "mine.json"), "--out", str(folder)]) == 0
+    assert (folder / "problems.jsonl").read_bytes() == kept
+
+
 def test_a_plan_that_lies_in_the_folder_is_not_replaced(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,41 @@ def test_a_run_on_a_full_disk_continues_with_every_sample(small: Path, capsys: p
     assert len(order[0]) == 72
 
 
+def test_a_limit_on_the_size_of_files_says_what_to_raise(tmp_path: Path) -> None:
+    work = (
+        "import sys; from moe_steer.errors import exit_code; from reasoning_evals.engines import SamplingConfig;"
+        "from reasoning_evals.runs import run_arms; from scripted_sampler import arms, problems; import resource;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2);"
+        "sys.exit(exit_code('moe-steer', lambda: run_arms(arms(), problems(12), sys.argv[1], 3, SamplingConfig(batch_size=8), seed=7,"
+        " task='demo') and None))"
+    )
+    folder = tmp_path / "run"
+    for limit, name in [(8_000, "generations.jsonl"), (1 << 30, "")]:
+        command = [sys.executable, "-c", work, str(folder), str(limit)]
+        paths = os.pathsep.join(sys.path)
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == (1 if name else 0), done.stderr
+        if name:
+            assert (
+                f"/{name}' was not written, no file may be larger here: raise the limit (ulimit -f), or" in done.stderr
+            )
+            assert done.stderr.count("\n") == 1
+    assert len(list(read_generations(folder))) == 72
+
+
+def test_a_folder_that_may_not_be_written_to_is_named_by_the_file_that_was_meant(small: Path) -> None:
+    (small / "a.json").write_text("mine")
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    for name in ("a.json", "b.json"):
+        for write in (write_whole, create_whole):
+            with pytest.raises(OSError, match="Read-only") as caught:
+                write(small / name, "new")
+            assert one_line(caught.value) == f"'{small / name}': read-only file system"
+    assert (small / "a.json").read_text() == "mine"
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("echo it ran",)

@@ -317,6 +317,9 @@ def test_an_effect_that_is_shown_comes_with_its_exaggeration() -> None:
         in pair.sentence
     )
     assert f"and then {pair.accuracy.exaggeration:.2f} times its size." in pair.sentence
+    whole = compare_arms(table({"baseline": ["0"] * 9, "a": ["1"] * 9})).pair("baseline", "a")
+    assert "p = .004, exact McNemar test; 9 problems x 1 sample)." in whole.sentence
+    assert "too large on average" not in whole.sentence, "1.00 times its size is not too large"
     sure = compare_arms(simulated(200, 4, {"baseline": 0.0, "x": 0.3})).pairs[0].accuracy
     assert sure.exaggeration == pytest.approx(1, abs=0.01)
 
@@ -358,3 +361,11 @@ def test_length_verdicts_have_a_holm_of_their_own() -> None:
     assert among is not None
     assert alone.p_value == among.p_value == alone.holm_p < 0.05 < among.holm_p == pytest.approx(4 * among.p_value)
     assert (alone.verdict, among.verdict) == ("fewer tokens", "no change in length shown")
+
+
+@pytest.mark.parametrize("samples", ["11", "10"])
+def test_a_run_whose_problems_all_moved_alike_says_no_smallest_effect(samples: str) -> None:
+    pair = compare_arms(table({"baseline": ["00"] * 12, "a": [samples] * 12})).pairs[0]
+    assert (pair.verdict, pair.accuracy.se) == (HELPED, 0)
+    assert (pair.accuracy.detectable, pair.accuracy.power) == (None, None), "0.0 points would be shown by no run"
+    assert "too large" not in pair.sentence

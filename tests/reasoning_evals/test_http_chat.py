@@ -104,6 +104,63 @@ def test_an_answer_in_one_piece() -> None:
     assert (sample.text, sample.finish_reason, sample.num_tokens) == (THINK.write("so", "4"), "length", 3)
 
 
+@pytest.mark.parametrize(
+    ("usage", "tokens", "thinking"),
+    [
+        ({"prompt_tokens": 32, "completion_tokens": 90, "total_tokens": 122, "completion_tokens_details": {"reasoning_tokens": 40}}, 90, 40),
+        ({"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135, "completion_tokens_details": {"reasoning_tokens": 94}}, 103, 94),  # xAI
+        ({"prompt_tokens": 32, "completion_tokens": 90, "total_tokens": 162, "completion_tokens_details": {"reasoning_tokens": 40}}, 130, 40),
+        ({"prompt_tokens": 21, "completion_tokens": 5, "total_tokens": 86}, 65, 60),  # Gemini
+        ({"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 94}}, 103, 94),  # a part is no more than the whole
+        ({"prompt_tokens": 1, "completion_tokens": 9, "total_tokens": 10, "reasoning_tokens": 6}, 9, 6),  # SGLang
+        ({"prompt_tokens": None, "completion_tokens": 9, "total_tokens": 400}, 9, None),
+        ({"prompt_tokens": 0, "completion_tokens": 9, "total_tokens": 9, "completion_tokens_details": None}, 9, None),
+        ({"prompt_tokens": 50, "completion_tokens": 9, "total_tokens": 20}, 9, None),
+    ],
+)  # fmt: skip
+def test_a_thought_counts_as_tokens_wherever_the_server_counts_it(
+    usage: Any, tokens: int, thinking: int | None
+) -> None:
+    sample, _ = one(lambda handler, _: write(handler, {"reasoning": "so"}, {"content": "4"}, usage=usage))
+    assert (sample.num_tokens, sample.num_thinking) == (tokens, thinking)
+
+
+@pytest.mark.parametrize(
+    ("deltas", "reasoning", "thinking"),
+    [
+        ([{"content": "4"}], 6, 6),  # counted, and not shown: OpenAI
+        ([{"content": "4"}], 0, 0),
+        ([{"content": "4"}], None, 0),
+        ([{"reasoning": "so"}, {"content": "4"}], 6, 6),
+        ([{"reasoning": "so"}, {"content": "4"}], 0, None),  # shown, and not counted: SGLang
+        ([{"content": "<think>so</think>4"}], 0, None),
+        ([{"content": "<think>\n</think>4"}], 0, 0),
+    ],
+)
+def test_tokens_of_a_thought_are_graded_by_what_is_known(
+    deltas: list[dict[str, Any]], reasoning: int | None, thinking: int | None, tmp_path: Path
+) -> None:
+    usage = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": reasoning}}
+    with serving(lambda handler, _: write(handler, *deltas, usage=usage)) as server:
+        assert generate(server.url, tmp_path / "run") == 0
+    row = read_grades(tmp_path / "run")[0]
+    answer = None if thinking is None else 9 - thinking
+    assert (row.thinking_tokens, row.answer_tokens, row.total_tokens) == (thinking, answer, 9)
+
+
+@pytest.mark.parametrize("place", ["choice", "x_groq"])
+def test_counts_in_the_choice_or_beside_it(place: str) -> None:
+    def say(handler: Handler, _: Any) -> None:
+        choice = {"index": 0, "delta": {"content": "4"}, "finish_reason": "stop"}
+        counted = {"usage": USAGE}
+        event = {"choices": [choice | counted]} if place == "choice" else {"choices": [choice], place: counted}
+        handler.start()
+        handler.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+
+    sample, _ = one(say)
+    assert (sample.text, sample.num_tokens, sample.num_thinking) == ("4", 9, 6)
+
+
 def test_token_ids_are_taken_where_they_are_sent() -> None:
     sample, _ = one(lambda handler, _: write(handler, {"content": "4"}, token_ids=[5, 6], usage=USAGE))
     assert (sample.token_ids, sample.num_tokens, sample.num_thinking) == ((5, 6), None, 6)

@@ -90,6 +90,10 @@ KEPT: dict[str, list[Any]] = {
     "the window is full, Anthropic": [choice("42", "model_context_window_exceeded")],
     "a loop that vLLM saw": [choice("42", "repetition")],
     "a tool, Anthropic": [choice("42", "tool_use")],
+    "another word, Ollama": [choice("42", "end")],
+    "another word, Bedrock": [choice("42", "END-TURN")],
+    "with a prefix": [choice("42", "FINISH_REASON_STOP")],
+    "null as a text until the end, DashScope": [choice("4", "null"), choice("2", "null"), choice("", "stop")],
     "ids of null": [choice("42", "stop", token_ids=None, prompt_token_ids=None)],
 }
 
@@ -113,7 +117,7 @@ def test_one_answer_in_place_of_a_stream(kind: str) -> None:
 
 
 PASSING: dict[str, tuple[Answer, str]] = {
-    **{f"status {code}": ((code, "text/plain", []), str(code)) for code in (408, 409, 425, 429, 500, 502, 503, 504, 529)},
+    **{f"status {code}": ((code, "text/plain", []), str(code)) for code in (408, 409, 424, 425, 429, 498, 500, 502, 503, 504, 529)},
     "an HTML page of a gateway": ((502, "text/html", ["<html>Bad Gateway</html>"]), "502"),
     **{f"code {code!r}": ((200, STREAM, error({"message": "x", "code": code})), str(code)) for code in ("500", 500, "503", 429, "408")},
     "a status in it": ((200, STREAM, error({"message": "x", "status": 503})), "503"),
@@ -128,10 +132,17 @@ PASSING: dict[str, tuple[Answer, str]] = {
     "cut before the reason": ((200, STREAM, [choice("4")]), "cut stream"),
     "nothing at all": ((200, STREAM, []), "cut stream"),
     "comments alone": ((200, STREAM, [": ping", ": ping"]), "cut stream"),
+    "null as a text, then cut": ((200, STREAM, [choice("4", "null")]), "cut stream"),
+    "a body of nothing": ((200, "application/json", []), "cut stream"),
+    "a body of blank lines": ((200, "application/json", ["", ""]), "cut stream"),
+    "half an event behind a whole one": ((200, STREAM, [choice("4"), choice("2")[:30]]), "not JSON"),
+    "two events in one line": ((200, STREAM, [choice("4"), choice("2")[:30] + choice("2", "stop")]), "not JSON"),
+    "an error in a list, Gemini": ((200, "application/json", ['[{"error": {"code": 503, "message": "busy"}}]']), "503"),
+    "an error in a list of the stream": ((200, STREAM, [choice("4"), 'data: [{"error": {"code": 429}}]']), "429"),
     "aborted": ((200, STREAM, [choice("4", "abort")]), "cut stream"),
     **{
         f"broken by {reason}": ((200, STREAM, [choice("4", reason)]), "cut stream")
-        for reason in ("error", "insufficient_system_resource", "network_error", "timeout", "cancelled")
+        for reason in ("error", "time_limit", "cancel", "insufficient_system_resource", "network_error", "timeout", "cancelled")
     },
     "a detail alone": ((200, STREAM, [choice("4"), 'event: error\ndata: {"detail": "engine dead"}']), "server error"),
     "choices of null alone": ((200, "application/json", ['{"choices": null}']), "cut stream"),
@@ -161,6 +172,8 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     "forbidden": ((403, "text/plain", []), "an api_key that may use the model"),
     "unprocessable": ((422, "application/json", ['{"detail": "no seed"}']), "no seed"),
     "code 400 as text": ((200, STREAM, error({"message": "bad seed", "code": "400"})), "reports bad seed"),
+    "a list of errors": ((200, STREAM, ['data: [{"error": {"code": 400, "message": "bad key"}}]']), "reports bad key"),
+    "a list of nothing": ((200, STREAM, ["data: []"]), "without choices"),
     "a code in words first": ((200, STREAM, ['data: {"error": {"code": "invalid_api_key", "message": "no"}}']), "reports no"),
     "other words first": ((200, STREAM, ['data: {"error": {"message": "all good"}}']), "reports all good"),
     "a message alone": ((200, STREAM, ['data: {"message": "who are you"}']), "reports who are you"),
@@ -397,7 +410,10 @@ def test_a_password_in_the_address_becomes_a_header_and_is_shown_nowhere(address
 @pytest.mark.parametrize(
     "address",
     [
-        *(f"http://user:hunter22@{rest}" for rest in ("h:port/v1", "h/v1?a=1", "h/v1#x", "/v1", "[::1/v1")),
+        *(
+            f"http://user:hunter22@{rest}"
+            for rest in ("h:port/v1", "h:70000/v1", "h/v1?a=1", "h/v1#x", "/v1", "[::1/v1")
+        ),
         *("http://user:hunter22/x@h/v1", "user:hunter22@h/v1", "ftp://user:hunter22@h/v1", "http://h/v1?key=hunter22"),
         *("http://user:hunter22?@h/v1", "http://u:hunter22://x@h/v1", "http://u:hunter22\n@h/v1"),
     ],
@@ -505,3 +521,14 @@ def test_random_events_are_kept_or_refused(seed: int) -> None:
         else:
             said = ""
         assert len(said) < 1000
+
+
+@pytest.mark.parametrize(
+    ("address", "is_near"),
+    [
+        *((f"http://{host}:8000/v1", True) for host in ("localhost", "127.0.0.1", "127.8.8.8", "0.0.0.0", "[::1]", "[::]")),
+        *((f"http://{host}:65535/v1", False) for host in ("10.0.0.1", "h", "0.0.0.1", "[::2]", "localhost.example")),
+    ],
+)  # fmt: skip
+def test_a_proxy_is_not_asked_for_a_server_on_this_machine(address: str, is_near: bool) -> None:
+    assert Address(address, "/completions", None).is_near is is_near

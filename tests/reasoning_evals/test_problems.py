@@ -27,6 +27,8 @@ def write_lines(path, *lines):
         (True, "choice", "True"),
         ([1, 2.5], "list", "[1, 2.5]"),
         (" B ", "choice", "B"),
+        ("-12,345,678", "integer", "-12345678"),
+        ("1,00,000", "integer", "100000"),
     ],
 )
 def test_targets_become_text(target, answer_type, text):
@@ -44,6 +46,11 @@ def test_targets_become_text(target, answer_type, text):
         ({"target": "4.5"}, "target is '4.5', an integer has digits and a sign alone; for other numbers"),
         ({"target": "9" * 2000}, "an integer has digits"),
         ({"target": "+-3"}, "expected one integer"),
+        ({"target": "1,2,3"}, "target is '1,2,3', an integer has digits"),
+        ({"target": "3,14"}, "target is '3,14', an integer has digits"),
+        ({"target": "1,234,5"}, "an integer has digits"),
+        ({"target": ",123"}, "an integer has digits"),
+        ({"target": "\u0663"}, "an integer has digits"),
         ({"unit": 3}, "unit is 3, expected a text or nothing"),
         ({"tolerance": -0.1}, "tolerance is -0.1, expected a relative error from 0 to below 1"),
         ({"tolerance": True}, "tolerance is True"),

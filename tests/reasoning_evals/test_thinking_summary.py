@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from graded_rows import false_positive_rate
 from reasoning_evals import Problem
 from reasoning_evals.comparing.compare import compare_arms
-from reasoning_evals.comparing.statistics import wilson_interval
+from reasoning_evals.comparing.statistics import proportion_estimate, wilson_interval
 from reasoning_evals.runs.run import Arm
 from reasoning_evals.thoughts.metrics import (
     AttemptJudge,
@@ -98,7 +99,7 @@ def test_the_numbers_by_hand(samples: list[TracedSample]) -> None:
     )
     outcome = baseline.values["outcome_efficiency"]
     assert outcome is not None
-    assert (outcome.low, outcome.high) == pytest.approx((max(0, interval(first)[0]), min(1, interval(first)[1])))
+    assert (outcome.low, outcome.high) == pytest.approx(proportion_estimate(first)[2:4])
     assert (outcome.num_samples, outcome.num_problems) == (4, 4)
     assert baseline.values["underthinking"] is not None
     assert baseline.values["underthinking"].num_samples == 2
@@ -174,10 +175,14 @@ def test_many_thoughts_against_a_naive_recount(clusters: int | None, tmp_path: P
             for name, value in found:
                 sums[name] = sums.get(name, 0) + value - mean
             scale = len(sums) / (len(sums) - 1)
-            half = stats.t.ppf(0.975, len(sums) - 1) * math.sqrt(scale * sum(s * s for s in sums.values())) / len(found)
-            low, high = mean - half, mean + half
-            if measure.kind == "share":
-                low, high = max(0, low), min(1, high)
+            se = math.sqrt(scale * sum(s * s for s in sums.values())) / len(found)
+            t = stats.t.ppf(0.975, len(sums) - 1)
+            low, high = mean - t * se, mean + t * se
+            if (
+                measure.kind == "share" and se > 0
+            ):  # of as many trials as have this standard error: where |x - mean| = t se(x)
+                part = t * t * se * se / (mean * (1 - mean))
+                low, high = sorted(np.roots([1 + part, -(2 * mean + part), mean * mean]))
             value = arm.values[measure.name]
             assert value is not None
             assert (value.mean, value.low, value.high) == pytest.approx((mean, low, high)), measure.name
