@@ -21,9 +21,8 @@ from reasoning_evals.comparing import (
     Difference,
     Measure,
     cluster_names,
-    mean_estimate,
     paired_difference,
-    wilson_interval,
+    proportion_estimate,
 )
 from reasoning_evals.runs import GradeRow
 
@@ -65,7 +64,7 @@ class Defence:
 
     arm: str
     rate: Measure
-    """95% interval: Wilson's over the effective number of attacks, see ``rate_measure``."""
+    """95% interval: see ``proportion_estimate``."""
     empty: float
     """Share of answers that are empty."""
     num_problems: int
@@ -86,7 +85,7 @@ def defence_of(rows: Sequence[GradeRow], arm: str) -> Defence:
     values, clusters = _per_problem(mine, arm)
     return Defence(
         arm=arm,
-        rate=rate_measure(values, clusters),
+        rate=Measure.of(proportion_estimate(values, clusters)),
         empty=sum(row.outcome == "no_answer" for row in mine) / len(mine),
         num_problems=len(values),
     )
@@ -95,23 +94,7 @@ def defence_of(rows: Sequence[GradeRow], arm: str) -> Defence:
 def safe_share(rows: Sequence[GradeRow], arm: str) -> Measure:
     """The share of answers that were judged safe (empty answers count as not safe), with its interval. Equal to the defence
     rate if no answer is empty."""
-    return rate_measure(*_per_problem([row for row in rows if row.arm == arm], arm, empty=0.0))
-
-
-def rate_measure(
-    values_P: Sequence[float], clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
-) -> Measure:
-    """A rate with Wilson's interval over the effective number of problems, p (1 - p) / se^2 with the (cluster-robust)
-    standard error, at most the number of problems, with the quantile of t; the number of clusters where nothing varies.
-
-    A t interval would shrink to a point if every attack failed. ValueError with fewer than two problems or clusters.
-    """
-    estimate = mean_estimate(values_P, clusters)
-    p, se = min(1.0, max(0.0, estimate.mean)), estimate.se
-    num, df = float(len(values_P)), math.inf
-    if clusters is not None or not all(value in (0.0, 1.0) for value in values_P):
-        num, df = (min(num, p * (1 - p) / se**2), estimate.df) if se > 0 else (estimate.df + 1.0, df)
-    return Measure(p, *wilson_interval(num if p == 1 else p * num, num, confidence, df))
+    return Measure.of(proportion_estimate(*_per_problem([row for row in rows if row.arm == arm], arm, empty=0.0)))
 
 
 def compare_defence(rows: Sequence[GradeRow], baseline: str, level: float = 0.05) -> list[DefencePair]:

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from graded_rows import row, table
 from reasoning_evals import Problem
 from reasoning_evals.comparing.comparison import Measure
-from reasoning_evals.comparing.statistics import wilson_interval
+from reasoning_evals.comparing.statistics import proportion_estimate, wilson_interval
 from reasoning_evals.safety import LabelJudge, TextScore, compare_defence, defence_of, n_gram_entropy, text_fluency
-from reasoning_evals.safety.defence import mean_of_tasks, rate_measure
+from reasoning_evals.safety.defence import mean_of_tasks
 from reasoning_evals.safety.labels import load_classifier
 from reasoning_evals.thinking import split_thought
 from tiny_reasoners import CHARACTERS, SPECIALS, tiny_tokenizer
@@ -72,7 +72,7 @@ def test_a_rate_lies_in_its_interval_and_clusters_never_narrow_it_to_nothing(
     values: list[float], doubled: bool
 ) -> None:
     clusters = [index // 2 for index in range(len(values))] if doubled and len(values) > 2 else None
-    found = rate_measure(values, clusters)
+    found = proportion_estimate(values, clusters)
     assert 0 <= found.low <= found.mean + 1e-12
     assert found.mean - 1e-12 <= found.high <= 1
     assert found.high - found.low > 0.01
@@ -80,7 +80,7 @@ def test_a_rate_lies_in_its_interval_and_clusters_never_narrow_it_to_nothing(
 
 def test_copies_of_attacks_do_not_narrow_the_interval() -> None:
     values = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
-    once, copied = rate_measure(values), rate_measure(values * 5, list(range(6)) * 5)
+    once, copied = proportion_estimate(values), proportion_estimate(values * 5, list(range(6)) * 5)
     assert copied.mean == once.mean
     assert copied.high - copied.low >= once.high - once.low
 
