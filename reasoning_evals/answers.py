@@ -22,7 +22,7 @@ _BARE_BOX = re.compile(r"[^\s${}\\,;]+|\\[a-zA-Z]+[^\s$]*")
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
     r"(?i)(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え|정답|답)(?:[ \t]+to[^.\n]{0,80}?)?[ \t]*(?:\([^()\n]{0,40}\))?"
-    r"[*_ \t]*(?:\b(?:is|are|equals|est|ist|es|é|è)\b|[:：=是为は은])[ \t]*[:：]?[*_\s]*(?=([^\n]+))"
+    r"[*_ \t]*(?:\b(?:is|are|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?[*_\s]*(?=([^\n]+))"
 )
 _LEAD_WORDS = re.compile(
     r"(?i)(?:(?:therefore|thus|simply|then|that|about|approximately|indeed|option|choice|approx|ca)\b\.?[\s,:]*)+"
@@ -68,9 +68,7 @@ _RETRACTED = re.compile(
     r"(?<![\w.])([-\u2212$]*\d(?:[\d.,/]*\d)?|\(?[A-J]\b)[)$*}]*\s*(?:[.?!]|\n|$)"
 )
 """Behind an answer, another in its place: 7. No, 8. That makes two of it, which no grader takes for one."""
-_WRONG_BOX = re.compile(
-    r"(?i)\}[\s$.*\\\])—–-]*(?:wait|oops|correction|no(?=[,.:])|actually|hmm+|sorry|I made|that(?:'s| is) (?:wrong|incorrect))\b"
-)
+_WRONG_BOX = re.compile(r"(?i)\}[^\w}]*(?:wait|oops|correction|no(?=[,.:])|actually|hmm+|that(?:'s| is) (?:wrong|in))")
 _TRUTH = re.compile(
     r"(?i)\b(?:statement|claim|assertion|proposition|conjecture|it|this|that)\s+is\s+((?:not\s+)?(?:true|false|correct|incorrect))\b"
     r"|^\W*(yes|no|true|false)\s*[.,!:;*]"
@@ -80,6 +78,10 @@ _FIELD = re.compile(
     r'(?i)"(?:final[_ ]?)?answer"\s*:\s*(?:"((?:[^"\\]|\\.){1,500})"|(\{[^{}]{0,500}\}|[^",{}\s][^"{}\n]{0,500}?)(?=\s*(?:[}\n]|,\s*")))'
 )
 """The answer in JSON, beside other fields."""
+_MARKUP = re.compile(r"</?(?:b|strong|em|i|u|p|div|span|code|pre|center|font|h[1-6])>")
+_NUMBERED = re.compile(
+    r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|exercise|example|chapter)\.?[\s(#]*$"
+)
 _WIDE = {ord(char): ord(char) - 0xFEE0 for char in "ＡＢＣＤＥＦＧＨＩＪ"}
 _BARE_WORD = re.compile(r"(?:\x08|(?<![\\a-zA-Z])b)oxed(?=\s*\{)")
 """A box whose backslash was eaten on the way."""
@@ -102,17 +104,12 @@ _OF_FORM = re.compile(
     r"|\b(?:in|inside|within|with|using|use|like)\s*[`'\"$]*)$"
 )
 """Before a box of which the text only speaks."""
-_WORD = re.compile(
-    r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|(?:is|it|so|we|of|to|in|be|an|no|if|as|at|by|on|or|do|he)(?![a-zA-Z]))", re.I
-)
+_WORD = re.compile(r"(?i)(?<![\\a-z])(?:[a-z]{3,}|(?:is|it|so|we|of|to|in|be|an|no|if|as|at|by|on|or|do|he)(?![a-z]))")
 _BARE_CHOICE = re.compile(r"[*(\s]*(?:[A-Ja-j](?:[).:*]|\s*$)|(?:true|false|yes|no)\b[.*\s]*$)", re.I)
 _BARE_NUMBER = re.compile(
     r"(?:\\?[a-zA-Z][\w{}\\']{0,15}\s*(?:=|\\approx|≈)\s*)?[-+\u2212~≈$.(\s]*(?:\d|\.\d|\\(?!text|mathrm)|π)"
 )
-_MATH_WORDS = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "frac", "ln", "pi", "and", "or", "arcsin", "arccos",
-    "arctan",
-}  # fmt: skip
+_MATH_WORD = re.compile(r"(?i)(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|exp|sqrt|frac|ln|pi|and|or")
 
 
 class Extraction(NamedTuple):
@@ -140,7 +137,7 @@ def extract_answer(answer: str, answer_type: str, boxed: bool = True) -> Extract
     if boxed and _BOX.search(answer):
         return None  # cut off inside a box: the content may be half a number
     tags = _TAG.findall(answer[-TAIL:])
-    tail = (tags[-1] if tags else answer[-TAIL:]).strip().translate(_WIDE)
+    tail = _MARKUP.sub("", tags[-1] if tags else answer[-TAIL:]).strip().translate(_WIDE)
     if fields := _FIELD.findall(tail):
         return Extraction((fields[-1][0].replace("\\\\", "\\") or fields[-1][1]).strip(), "phrase")
     if hashes := _HASHES.findall(tail):
@@ -241,7 +238,8 @@ def _phrase(tail: str) -> str | None:
     start = last.end() + (len(lead[0]) if (lead := _LEAD_WORDS.match(last[1])) else 0)
     end = _SENTENCE_END.search(tail, start, last.end(1))
     stop = end.start() if end else last.end(1)
-    text = tail[start:stop].strip().strip("*_ ").strip()
+    text = tail[start:stop].strip().strip("*_ ").lstrip("} ")
+    text = text[:-1] if text.endswith("}") and text.count("{") < text.count("}") else text  # \\textbf{Answer: 5}
     other = _RETRACTED.match(tail, stop)
     return (f"{text} or {other[1]}" if other and other[1] != text else text) or None
 
@@ -252,7 +250,7 @@ def _is_bare(tail: str, answer_type: str) -> bool:
         return False
     if answer_type == "choice":
         return bool(_BARE_CHOICE.match(tail))
-    words = [word for word in _WORD.findall(tail) if word.lower() not in _MATH_WORDS]
+    words = [word for word in _WORD.findall(tail) if not _MATH_WORD.fullmatch(word)]
     if answer_type in ("integer", "number", "quantity"):
         return len(words) <= 3 and bool(_BARE_NUMBER.match(tail)) and not tail.endswith("?")
     return not words and not ("$" in tail and re.search(r"[a-zA-Z]{2}", _FORMULA.sub("", tail)))
@@ -274,7 +272,9 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
         numbers = [
             match
             for match in _NUMBER.finditer(tail)
-            if _is_stated(tail, match) and tail[match.end() : match.end() + 1] != "?"
+            if _is_stated(tail, match)
+            and tail[match.end() : match.end() + 1] != "?"
+            and not _NUMBERED.search(tail, max(0, match.start() - 20), match.start())
         ]
         if not numbers or _is_doubted(tail, numbers[-1]):
             return None

@@ -105,12 +105,14 @@ def number_in_words(text: str) -> str:
     if not re.search("[a-z]{3}", text, re.IGNORECASE) or len(text) > 150:
         return text
     pieces = [piece.strip() for piece in re.split(r"[()]", re.sub(r"\\text(?![a-z])|[{}]", " ", text)) if piece.strip()]
-    values = {int(piece) if re.fullmatch(r"\d{1,15}", piece) else _worded(piece.lower()) for piece in pieces[:3]}
+    values = {int(piece) if re.fullmatch(r"-?\d{1,15}", piece) else _worded(piece.lower()) for piece in pieces[:3]}
     return str(values.pop()) if len(pieces) < 3 and len(values) == 1 and None not in values else text
 
 
 def _worded(text: str) -> int | None:
     """Two hundred and five as 205; None for words in another order, and for other words."""
+    if below_zero := re.match(r"(?:minus|negative) ", text):
+        return -size if (size := _worded(text[below_zero.end() :]) or 0) > 0 else None
     total, group, room, below = 0, 0, 100, 10**15
     words = re.split(r"[\s-]+", re.sub(r"(?<=hundred) and |(?<=thousand) and ", " ", text))
     for word in words:
