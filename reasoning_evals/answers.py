@@ -21,20 +21,19 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[^\s${}\\,;]+|\\[a-zA-Z]+[^\s$]*")
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
-    r"(?i)(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え|정답|답)(?:[ \t]+to[^.\n]{0,80}?)?[ \t]*(?:\([^()\n]{0,40}\))?"
-    r"[*_ \t]*(?:\b(?:is|are|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?[*_\s]*(?=([^\n]+))"
+    r"(?i)(?:(?m:^[#>*_ ]*(?:(?:final|correct) )?answer[*_ \t]*$)|(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え|정답|답)(?:[ \t]+to[^.\n]{0,80}?)?[ \t]*(?:\([^()\n]{0,40}\))?"
+    r"[*_ \t]*(?:\b(?:is|are|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?)[*_\s]*(?=([^\n]+))"
 )
-_LEAD_WORDS = re.compile(
-    r"(?i)(?:(?:therefore|thus|simply|then|that|about|approximately|indeed|option|choice|approx|ca)\b\.?[\s,:]*)+"
-)
+_LEAD_WORDS = re.compile(r"(?i)(?:(?:therefore|thus|simply|then|that|about|approx\w*|option|choice|ca)\b\.?[\s,:]*)+")
 _SENTENCE_END = re.compile(
     r"[。；]|です|입니다|이다|(?<!\bresp)(?<!\bapprox)(?<!\bca)(?<!\bvs)\.(?=\s|$)|;\s|,\s+(?=so\b|which\b|because\b|since\b|and\s+(?:so|we|the)\b)|\s+(?:because|since)\b"
 )
 _NUMBER = re.compile(
-    r"(?<![^\W\u3040-\u9fff\uac00-\ud7a3])(?<![.^_{/])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d{1,3}(?:(?:[^\S\n]|\\,)\d{3})+(?!\d)|\d+(?:(?:\.|,|\{,\})\d+)?|\.\d+)"
+    r"(?<![^\W\u3040-\u9fff\uac00-\ud7a3])(?<![.^_{/])(?<![\^_{][-+\u2212])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d{1,3}(?:(?:[^\S\n]|\\,)\d{3})+(?!\d)|\d+(?:(?:\.|,|\{,\})\d+)?|\.\d+)"
     r"(?:\s?(?:\\times|\\cdot|\u00d7|\*|[xX])\s?10\s?(?:(?:\^|\*\*)\s?[({]?\s?[-+\u2212]?\d+\s?[)}]?|[\u207b\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+)"
-    r"|[eE][-+]?\d+)?(?:\s?/\s?\d+(?![\d.]))?(?:\s?(?:(?:[万萬億亿百만억천]|千(?![克米瓦卡]))|(?:dozen|hundred|thousand|million|billion|trillion)\b(?!-)))?"
+    r"|[eE][-+]?\d+)?(?:\s?/\s?\d+(?!\d|\.\d))?(?:\^(?:\{[^{}\\]{1,20}\}|[-+]?\d+)|[\u207b\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+)?(?:\s?\\?%|\s?(?:(?:[万萬億亿百만억천]|千(?![克米瓦卡]))|(?:dozen|hundred|thousand|million|billion|trillion)\b(?!-)))?"
 )
+_WITHIN = re.compile(r"\\(?:[dt]?frac|sqrt|[dt]?binom)(?![a-zA-Z])")  # the numbers in it are no answers
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
 _LETTER = re.compile(
     r"(?<![\w\\'])(?<!\d )(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])"
@@ -48,7 +47,7 @@ _STATED_LETTER = re.compile(
     r"|(?<![\w\\'])([A-HJ])[)}*_$]*\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b"
 )
 _DENIED = re.compile(
-    r"(?i)(?:(?:\b|can)not(?:\s+(?:be|choose|pick|select))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*|nicht|pas)|n't|不[是能会应该可以要选]*|非|排除|除了)"
+    r"(?i)(?:(?:\b|can)not(?:\s+(?:be|choose|pick|select))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*|nicht|pas)|n't|(?:n't|not)\s+(?:think|believe)\s[\w\s]{0,30}|不[是能会应该可以要选]*|非|排除|除了)"
     r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$"
 )
 """Before a letter or number, what says that it is not the answer."""
@@ -62,7 +61,7 @@ _GAVE_UP = re.compile(
     rf"(?i){_GIVING_UP}(?:\s+(?:whether|if|that)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$"
 )
 """Before a number: in its clause, or as the whole sentence before it."""
-_BOUND = re.compile(r"(?i)(?<!no )(?<!not )(?:\b(?:more|less|\w+er)\s+than|[大小少]于|超过)[\s($*]*$")
+_BOUND = re.compile(r"(?i)(?<!no )(?<!not )(?:\b(?:more|less|\w+er)\s+than|exceeds?|[大小少]于|超过)[\s($*]*$")
 _RETRACTED = re.compile(
     r"(?i)\W*?(?:\b(?:wait|no|hmm+|oops|actually|sorry|rather|or|alternatively|maybe|perhaps|but (?:it )?(?:may|might|could))\b\W*?){1,6}(?:\b(?:or|it|is|be|it's|maybe|perhaps|possibly|should|may|might|could)\b\W*?){0,6}"
     r"(?<![\w.])([-\u2212$]*\d(?:[\d.,/]*\d)?|\(?[A-J]\b)[)$*}]*\s*(?:[.?!]|\n|$)"
@@ -79,9 +78,7 @@ _FIELD = re.compile(
 )
 """The answer in JSON, beside other fields."""
 _MARKUP = re.compile(r"</?(?:b|strong|em|i|u|p|div|span|code|pre|center|font|h[1-6])>")
-_NUMBERED = re.compile(
-    r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|exercise|example|chapter)\.?[\s(#]*$"
-)
+_NUMBERED = re.compile(r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|example|chapter)\.?[\s(#]*$")
 _WIDE = {ord(char): ord(char) - 0xFEE0 for char in "ＡＢＣＤＥＦＧＨＩＪ"}
 _BARE_WORD = re.compile(r"(?:\x08|(?<![\\a-zA-Z])b)oxed(?=\s*\{)")
 """A box whose backslash was eaten on the way."""
@@ -276,6 +273,10 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
             and tail[match.end() : match.end() + 1] != "?"
             and not _NUMBERED.search(tail, max(0, match.start() - 20), match.start())
         ]
+        if _WITHIN.search(tail, numbers[-1].end() if numbers else 0):
+            formula = ([""] + [next(filter(None, groups)) for groups in _FORMULA.findall(tail)])[-1]
+            given = _WITHIN.search(formula) and not _GIVES_UP.search(tail)
+            return Extraction(formula.strip(), "last formula") if given else None
         if not numbers or _is_doubted(tail, numbers[-1]):
             return None
         text = numbers[-1].group()

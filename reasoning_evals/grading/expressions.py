@@ -111,7 +111,8 @@ def _without_words(target: str, given: str) -> Verdict | None:
     words, wanted = given[len(bare) :], letters(unwrap(target)[len(core) :]) if core != target else ""
     if not bare or not (words or wanted) or changes(words) or (core == target and _WORDS_BEHIND.search(target)):
         return None
-    if words and wanted and letters(words).removesuffix("s") != wanted.removesuffix("s"):
+    cases = all(re.search(r"\b(?:if|when|for|otherwise|else)\b", part) for part in (words, bare))
+    if cases or (words and wanted and letters(words).removesuffix("s") != wanted.removesuffix("s")):
         return None
     try:
         same = same_answer(parse_answer(core), parse_answer(bare))

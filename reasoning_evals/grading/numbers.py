@@ -86,7 +86,7 @@ _EXPONENT = re.compile(
     r"|(?<![\d.])1(?=\s*/\s*\\?[a-zA-Z{])|\\frac\s*\{\s*1\s*\}|^(?:\\times\s*)?10(?=\s*\^)"
 )
 _UNDER = re.compile(r"(?<![a-zA-Z])(?:at|when|for|with|after|from|to|above|below|under|in|of|directed)(?![a-zA-Z])")
-_PIECE = re.compile(r"(\d+(?:\.\d+)?)\s*(\D.*)")
+_PIECE = re.compile(r"(\d+(?:\.\d+)?)\s*([^\d\s.].*)")
 _COMMON_LETTERS = set("msghLNJWVKCATHF")
 
 
@@ -178,8 +178,8 @@ def _mixed_units(surface: str) -> Amount | None:
     value = Fraction(head[1])
     for piece in others:
         match = _PIECE.fullmatch(piece)
-        if not match or not largest or not smaller or not smaller.factor:
-            return None
+        if not match or not largest or not smaller or not smaller.factor or not (largest.dimensions or largest.angle):
+            return None  # 2.5 \cdot 1.2 is a product
         name = "min" if match[2].strip() == "m" and dict(largest.dimensions).keys() == {"[time]"} else match[2]
         unit = next(iter(parse_unit(name)), None)
         if not unit or unit.dimensions != largest.dimensions or unit.offset or unit.factor >= smaller.factor:
