@@ -67,7 +67,7 @@ _RETRACTED = re.compile(
     r"(?<![\w.])([-\u2212$]*\d(?:[\d.,/]*\d)?|\(?[A-J]\b)[)$*}]*\s*(?:[.?!]|\n|$)"
 )
 """Behind an answer, another in its place: 7. No, 8. That makes two of it, which no grader takes for one."""
-_WRONG_BOX = re.compile(r"(?i)\}[^\w}]*(?:wait|oops|correction|no(?=[,.:])|actually|hmm+|that(?:'s| is) (?:wrong|in))")
+_WRONG_BOX = re.compile(r"(?i)\}[^\w}]*(?:wait|correction|no(?=[,.:])|actually|hmm+|that(?:'s| is) (?:wrong|incor))")
 _TRUTH = re.compile(
     r"(?i)\b(?:statement|claim|assertion|proposition|conjecture|it|this|that)\s+is\s+((?:not\s+)?(?:true|false|correct|incorrect))\b"
     r"|^\W*(yes|no|true|false)\s*[.,!:;*]"
