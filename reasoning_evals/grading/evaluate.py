@@ -1,4 +1,4 @@
-"""The value of a formula's tree: exact where it is rational and small enough, else with 40 digits."""
+"""The value of a formula's tree: exact where it is rational and small enough, else with 40 digits; and what numbers an answer allows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 r"""Whether two formulas are the same function of their symbols, and two answers (``structure``) the same part by part.
 
-Rational constants are compared exactly. Everything else is evaluated with 40 digits at fixed pseudo-random values of the
+Rational constants are compared exactly. Everything else is evaluated with 40 digits (large numbers with more) at fixed pseudo-random values of the
 symbols: two formulas of the lengths that are read here which agree in 25 digits at several such points are equal (the
 argument of Schwartz and Zippel). Symbols are positive, so that \sqrt{a^2} is a, unless a formula holds |x|. The comparison
 is relative, and never rounds to decimals: 1.6e-19 is not 3.2e-19.
