@@ -1,7 +1,8 @@
 r"""Finds the final answer in the answer part of a response (never in its thought).
 
-In order: the last balanced ``\boxed{...}`` or ``\fbox{...}``; ``#### X``; "the answer is X"; the whole text, if it is
-nothing but an answer; and as a last resort, which the grade's reason mentions, the last number, option letter or formula.
+In order: the last balanced ``\boxed{...}`` or ``\fbox{...}``, unless it is taken back at once and another answer given;
+``"answer": X`` in JSON; ``#### X``; "the answer is X"; the whole text, if it is nothing but an answer; and as a last resort,
+which the grade's reason mentions, the last number, option letter or formula.
 Every search is linear in the text, or runs on its last few thousand characters.
 """
 
@@ -20,35 +21,34 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[^\s${}\\,;]+|\\[a-zA-Z]+[^\s$]*")
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
-    r"(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え|정답|답)(?:[ \t]+to[^.\n]{0,80}?)?[ \t]*(?:\([^()\n]{0,40}\))?"
-    r"[*_ \t]*(?:\b(?:is|are|equals|est|ist|es|é|è)\b|[:：=是为は은])[ \t]*[:：]?[*_\s]*(?=([^\n]+))",
-    re.IGNORECASE,
+    r"(?i)(?:(?m:^[#>*_ ]*(?:(?:final|correct) )?answer[*_ \t]*$)|(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え|정답|답)(?:[ \t]+to[^.\n]{0,80}?)?[ \t]*(?:\([^()\n]{0,40}\))?"
+    r"[*_ \t]*(?:\b(?:is|are|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?)[*_\s]*(?=([^\n]+))"
 )
-_LEAD_WORDS = re.compile(
-    r"(?:(?:therefore|thus|simply|then|that|about|approximately|indeed|option|choice)\b[\s,:]*)+", re.I
-)
+_LEAD_WORDS = re.compile(r"(?i)(?:(?:therefore|thus|simply|then|that|about|approx\w*|option|choice|ca)\b\.?[\s,:]*)+")
 _SENTENCE_END = re.compile(
-    r"[。；]|です|입니다|이다|\.(?=\s|$)|;\s|,\s+(?=so\b|which\b|because\b|since\b|and\s+(?:so|we|the)\b)|\s+(?:because|since)\b"
+    r"[。；]|です|입니다|이다|(?<!\bresp)(?<!\bapprox)(?<!\bca)(?<!\bvs)\.(?=\s|$)|;\s|,\s+(?=so\b|which\b|because\b|since\b|and\s+(?:so|we|the)\b)|\s+(?:because|since)\b"
 )
 _NUMBER = re.compile(
-    r"(?<![^\W\u3040-\u9fff\uac00-\ud7a3])(?<![.^_{/])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d+(?:(?:\.|,|\{,\})\d+)?|\.\d+)"
+    r"(?<![^\W\u3040-\u9fff\uac00-\ud7a3])(?<![.^_{/])(?<![\^_{][-+\u2212])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d{1,3}(?:(?:[^\S\n]|\\,)\d{3})+(?!\d)|\d+(?:(?:\.|,|\{,\})\d+)?|\.\d+)"
     r"(?:\s?(?:\\times|\\cdot|\u00d7|\*|[xX])\s?10\s?(?:(?:\^|\*\*)\s?[({]?\s?[-+\u2212]?\d+\s?[)}]?|[\u207b\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+)"
-    r"|[eE][-+]?\d+)?(?:\s?/\s?\d+(?![\d.]))?"
+    r"|[eE][-+]?\d+)?(?:\s?/\s?\d+(?!\d|\.\d))?(?:\^(?:\{[^{}\\]{1,20}\}|[-+]?\d+)|[\u207b\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+)?(?:\s?\\?%|\s?(?:(?:[万萬億亿百만억천]|千(?![克米瓦卡]))|(?:dozen|hundred|thousand|million|billion|trillion)\b(?!-)))?"
 )
+_WITHIN = re.compile(r"\\(?:[dt]?frac|sqrt|[dt]?binom)(?![a-zA-Z])")  # the numbers in it are no answers
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
 _LETTER = re.compile(
-    r"(?<![\w\\'])(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])"
+    r"(?<![\w\\'])(?<!\d )(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])"
     r"(?:(?<=but [A-J])|(?<=except [A-J])|(?!(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)*\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b))"
 )
+_LINKED_LETTER = re.compile(r"(?<![\w'])([A-J])[)*\s]*(?:[,/&、和或与]|(?:,\s*)?(?:and|or)\b)?[\s(*]*$")
+"""Before a letter, another one that is named with it: either B or C."""
 _STATED_LETTER = re.compile(
     r"(?:\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)|选[择项]*[ :：]*)[\s:*_(]*(?:\\text\s*\{\s*\(?)?"
-    r"([A-HJ])(?![\w'])"
+    r"([A-HJ])(?![a-zA-Z0-9_']|\s*是?(?:[错不非误]|被?排除))"
     r"|(?<![\w\\'])([A-HJ])[)}*_$]*\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b"
 )
 _DENIED = re.compile(
-    r"(?:(?:\b|can)not(?:\s+(?:be|choose|pick|select))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*|nicht|pas)|n't|不[是能会应该可以要选]*|非|排除|除了)"
-    r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$",
-    re.IGNORECASE,
+    r"(?i)(?:(?:\b|can)not(?:\s+(?:be|choose|pick|select))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*|nicht|pas)|n't|(?:n't|not)\s+(?:think|believe)\s[\w\s]{0,30}|不[是能会应该可以要选]*|非|排除|除了)"
+    r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$"
 )
 """Before a letter or number, what says that it is not the answer."""
 _GIVING_UP = (
@@ -58,17 +58,28 @@ _GIVING_UP = (
 )
 _GIVES_UP = re.compile(_GIVING_UP, re.IGNORECASE)
 _GAVE_UP = re.compile(
-    rf"{_GIVING_UP}(?:\s+(?:whether|if|that)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$",
-    re.IGNORECASE,
+    rf"(?i){_GIVING_UP}(?:\s+(?:whether|if|that)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$"
 )
 """Before a number: in its clause, or as the whole sentence before it."""
-_BOUND = re.compile(r"(?<!no )(?<!not )(?:more|less|fewer|greater|larger|smaller)\s+than[\s($*]*$", re.IGNORECASE)
+_BOUND = re.compile(r"(?i)(?<!no )(?<!not )(?:\b(?:more|less|\w+er)\s+than|exceeds?|[大小少]于|超过)[\s($*]*$")
+_RETRACTED = re.compile(
+    r"(?i)\W*?(?:\b(?:wait|no|hmm+|oops|actually|sorry|rather|or|alternatively|maybe|perhaps|but (?:it )?(?:may|might|could))\b\W*?){1,6}(?:\b(?:or|it|is|be|it's|maybe|perhaps|possibly|should|may|might|could)\b\W*?){0,6}"
+    r"(?<![\w.])([-\u2212$]*\d(?:[\d.,/]*\d)?|\(?[A-J]\b)[)$*}]*\s*(?:[.?!]|\n|$)"
+)
+"""Behind an answer, another in its place: 7. No, 8. That makes two of it, which no grader takes for one."""
+_WRONG_BOX = re.compile(r"(?i)\}[^\w}]*(?:wait|correction|no(?=[,.:])|actually|hmm+|that(?:'s| is) (?:wrong|incor))")
 _TRUTH = re.compile(
-    r"\b(?:statement|claim|assertion|proposition|conjecture|it|this|that)\s+is\s+((?:not\s+)?(?:true|false|correct|incorrect))\b"
-    r"|^\W*(yes|no|true|false)\s*[.,!:;*]",
-    re.IGNORECASE,
+    r"(?i)\b(?:statement|claim|assertion|proposition|conjecture|it|this|that)\s+is\s+((?:not\s+)?(?:true|false|correct|incorrect))\b"
+    r"|^\W*(yes|no|true|false)\s*[.,!:;*]"
 )
 _TAG = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL)
+_FIELD = re.compile(
+    r'(?i)"(?:final[_ ]?)?answer"\s*:\s*(?:"((?:[^"\\]|\\.){1,500})"|(\{[^{}]{0,500}\}|[^",{}\s][^"{}\n]{0,500}?)(?=\s*(?:[}\n]|,\s*")))'
+)
+"""The answer in JSON, beside other fields."""
+_MARKUP = re.compile(r"</?(?:b|strong|em|i|u|p|div|span|code|pre|center|font|h[1-6])>")
+_NUMBERED = re.compile(r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|example|chapter)\.?[\s(#]*$")
+_WIDE = {ord(char): ord(char) - 0xFEE0 for char in "ＡＢＣＤＥＦＧＨＩＪ"}
 _BARE_WORD = re.compile(r"(?:\x08|(?<![\\a-zA-Z])b)oxed(?=\s*\{)")
 """A box whose backslash was eaten on the way."""
 _FORMULA = re.compile(
@@ -80,29 +91,22 @@ _MENTION = re.compile(
 """A box without an answer: the bare word in prose, or a box that may be a placeholder."""
 _STOP_TOKEN = re.compile(r"<[|\uff5c][\w\u2581]{2,30}[|\uff5c]>|</s>|<eos>|<end_of_turn>|\[EOS\]")
 _PLACEHOLDER = re.compile(
-    r"(?:(?:the|your|my|final|numerical|correct) )*(?:answer|result|solution|number|value|letter|option|expression|choice)?(?: here)?"
-    r" ?(?:\.{2,}|\u2026|\\[lc]?dots|\?|_+)?",
-    re.IGNORECASE,
+    r"(?i)(?:(?:the|your|my|final|numerical|correct) )*(?:answer|result|solution|number|value|letter|option|expression|choice)?(?: here)?"
+    r" ?(?:\.{2,}|\u2026|\\[lc]?dots|\?|_+)?"
 )
 _STOP = re.compile(r"[.!?;](?=\s|$)|\n|[。；]")
 """The end of a sentence."""
 _OF_FORM = re.compile(
-    r"(?:\b(?:templates?|formats?|form|syntax|commands?|notation|latex|macro|example|placeholder|instructions?)\b[^.!?\n]*"
-    r"|\b(?:in|inside|within|with|using|use|like)\s*[`'\"$]*)$",
-    re.IGNORECASE,
+    r"(?i)(?:\b(?:templates?|formats?|form|syntax|commands?|notation|latex|macro|example|placeholder|instructions?)\b[^.!?\n]*"
+    r"|\b(?:in|inside|within|with|using|use|like)\s*[`'\"$]*)$"
 )
 """Before a box of which the text only speaks."""
-_WORD = re.compile(
-    r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|(?:is|it|so|we|of|to|in|be|an|no|if|as|at|by|on|or|do|he)(?![a-zA-Z]))", re.I
-)
+_WORD = re.compile(r"(?i)(?<![\\a-z])(?:[a-z]{3,}|(?:is|it|so|we|of|to|in|be|an|no|if|as|at|by|on|or|do|he)(?![a-z]))")
 _BARE_CHOICE = re.compile(r"[*(\s]*(?:[A-Ja-j](?:[).:*]|\s*$)|(?:true|false|yes|no)\b[.*\s]*$)", re.I)
 _BARE_NUMBER = re.compile(
     r"(?:\\?[a-zA-Z][\w{}\\']{0,15}\s*(?:=|\\approx|≈)\s*)?[-+\u2212~≈$.(\s]*(?:\d|\.\d|\\(?!text|mathrm)|π)"
 )
-_MATH_WORDS = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "frac", "ln", "pi", "and", "or", "arcsin", "arccos",
-    "arctan",
-}  # fmt: skip
+_MATH_WORD = re.compile(r"(?i)(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|exp|sqrt|frac|ln|pi|and|or")
 
 
 class Extraction(NamedTuple):
@@ -124,19 +128,22 @@ def extract_answer(answer: str, answer_type: str, boxed: bool = True) -> Extract
     answer = _without_mentions(_STOP_TOKEN.sub("\n", answer[-MAX_TEXT:]))
     box = last_box(answer) if boxed and not _is_cut(answer) else None
     if box is not None:
-        return Extraction(box, "box")
+        behind = answer[max(answer.rfind("\\boxed"), answer.rfind("\\fbox"), 0) :][:TAIL]
+        better = _WRONG_BOX.search(behind) and _phrase(behind)
+        return Extraction(better, "phrase") if better else Extraction(box, "box")
     if boxed and _BOX.search(answer):
         return None  # cut off inside a box: the content may be half a number
-    if tags := _TAG.findall(answer[-TAIL:]):
-        answer = tags[-1]
-    tail = answer[-TAIL:].strip()
+    tags = _TAG.findall(answer[-TAIL:])
+    tail = _MARKUP.sub("", tags[-1] if tags else answer[-TAIL:]).strip().translate(_WIDE)
+    if fields := _FIELD.findall(tail):
+        return Extraction((fields[-1][0].replace("\\\\", "\\") or fields[-1][1]).strip(), "phrase")
     if hashes := _HASHES.findall(tail):
         return Extraction(hashes[-1].strip(), "hashes")
     if phrase := _phrase(tail):
         return Extraction(phrase, "phrase")
     if _is_bare(tail, answer_type):
         return Extraction(tail, "whole")
-    return _last_resort(tail, answer_type)
+    return _last_resort(tail, answer_type) or (Extraction(tail, "whole") if tags and tail else None)
 
 
 def boxes(text: str) -> list[str]:
@@ -221,14 +228,17 @@ def _unwrap(content: str) -> str:
 
 
 def _phrase(tail: str) -> str | None:
-    """The text after the last "answer is", up to the end of its sentence."""
-    found = _PHRASE.findall(tail)
-    if not found:
+    """The text after the last "answer is", up to the end of its sentence, with what is put in its place there."""
+    *_, last = None, *_PHRASE.finditer(tail)
+    if last is None:
         return None
-    text = _LEAD_WORDS.sub("", found[-1], count=1) if _LEAD_WORDS.match(found[-1]) else found[-1]
-    end = _SENTENCE_END.search(text)
-    text = text[: end.start()] if end else text
-    return text.strip().strip("*_ ").strip() or None
+    start = last.end() + (len(lead[0]) if (lead := _LEAD_WORDS.match(last[1])) else 0)
+    end = _SENTENCE_END.search(tail, start, last.end(1))
+    stop = end.start() if end else last.end(1)
+    text = tail[start:stop].strip().strip("*_ ").lstrip("} ")
+    text = text[:-1] if text.endswith("}") and text.count("{") < text.count("}") else text  # \\textbf{Answer: 5}
+    other = _RETRACTED.match(tail, stop)
+    return (f"{text} or {other[1]}" if other and other[1] != text else text) or None
 
 
 def _is_bare(tail: str, answer_type: str) -> bool:
@@ -237,7 +247,7 @@ def _is_bare(tail: str, answer_type: str) -> bool:
         return False
     if answer_type == "choice":
         return bool(_BARE_CHOICE.match(tail))
-    words = [word for word in _WORD.findall(tail) if word.lower() not in _MATH_WORDS]
+    words = [word for word in _WORD.findall(tail) if not _MATH_WORD.fullmatch(word)]
     if answer_type in ("integer", "number", "quantity"):
         return len(words) <= 3 and bool(_BARE_NUMBER.match(tail)) and not tail.endswith("?")
     return not words and not ("$" in tail and re.search(r"[a-zA-Z]{2}", _FORMULA.sub("", tail)))
@@ -259,8 +269,14 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
         numbers = [
             match
             for match in _NUMBER.finditer(tail)
-            if _is_stated(tail, match) and tail[match.end() : match.end() + 1] != "?"
+            if _is_stated(tail, match)
+            and tail[match.end() : match.end() + 1] != "?"
+            and not _NUMBERED.search(tail, max(0, match.start() - 20), match.start())
         ]
+        if _WITHIN.search(tail, numbers[-1].end() if numbers else 0):
+            formula = ([""] + [next(filter(None, groups)) for groups in _FORMULA.findall(tail)])[-1]
+            given = _WITHIN.search(formula) and not _GIVES_UP.search(tail)
+            return Extraction(formula.strip(), "last formula") if given else None
         if not numbers or _is_doubted(tail, numbers[-1]):
             return None
         text = numbers[-1].group()
@@ -273,9 +289,11 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
     if answer_type == "choice":
         if stated := [match for match in _STATED_LETTER.finditer(tail) if _is_stated(tail, match)]:
             return Extraction(stated[-1][1] or stated[-1][2], "stated letter")
-        letters = [next(filter(None, match.groups())) for match in _LETTER.finditer(tail) if _is_stated(tail, match)]
-        if letters:
-            return Extraction(letters[-1], "last letter")
+        if letters := [match for match in _LETTER.finditer(tail) if _is_stated(tail, match)]:
+            letter, start = next(filter(None, letters[-1].groups())), letters[-1].start()
+            other = _LINKED_LETTER.search(tail, max(0, start - 20), start)
+            unsure = other and other[1] != letter and _is_stated(tail, other)
+            return None if unsure else Extraction(letter, "last letter")
         words = {(said or first).lower() for said, first in _TRUTH.findall(tail)}
         return Extraction(words.pop(), "stated word") if len(words) == 1 else None
     formulas = [next(filter(None, groups)) for groups in _FORMULA.findall(tail)]

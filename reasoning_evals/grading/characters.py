@@ -13,7 +13,7 @@ _WORDS = {
     "≠": r"\neq ", "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "º": r"^\circ ",
     "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∖": r"\setminus ", "∈": r"\in ", "⇒": r"\Rightarrow ",
     "∴": r"\Rightarrow ", "′": "'", "’": "'", "‘": "'", "″": "''", "”": "''", "⟨": r"\langle ", "⟩": r"\rangle ",
-    "ℏ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ", "。": ". ", "、": ", ", "✓": "", "✔": "", "✅": "", "∎": "", "■": "", "\ufe0f": "",
+    "ℏ": r"\hbar ", "ħ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ", "。": ". ", "、": ", ", "✓": "", "✔": "", "✅": "", "∎": "", "■": "", "\ufe0f": "",
 }  # fmt: skip
 _GREEK = (
     "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi phi chi psi omega "
@@ -52,7 +52,7 @@ def _one(char: str) -> str:
         return str(unicodedata.decimal(char))
     if kind in ("Zs", "Cf"):
         return " " * (kind == "Zs")
-    if kind == "Sc" and char != "¢":  # 75¢ are not 75
+    if (kind == "Sc" and char != "¢") or (kind == "So" and char > "\u26ff"):  # 75¢ are not 75; pictures say nothing
         return ""
     if unicodedata.name(char, "").startswith("DOUBLE-STRUCK CAPITAL"):
         return rf"\mathbb{{{plain}}}"
@@ -70,11 +70,18 @@ def separators(text: str) -> str:
     text = re.sub(r"(?<=[\w)}\].])~|(?<=\d)\{ \}(?=\d)", " ", text)
     text = re.sub(r"(?<![\d.])0\{,\}(?=\d)", "0.", re.sub(r"\{\s*([-+:])\s*\}", r"\1", text))
     text = re.sub(r"(?<=\d)\{,\}(?=\d{3}(?!\d)|\d\d\{,\})", "", text)
-    return re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text).replace("{,}", ",")
+    text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text).replace("{,}", ",")
+    if "dot" in text or ".." in text:
+        text = _ENDLESS.sub(r"\1\\bar{\2}", _DOTTED.sub(r"\\bar{\1\2\3}", text))
+    return _MORE_DIGITS.sub(r"\1", text)
 
 
+_DOTTED = re.compile(r"(?<=[\d.])\\dot\s*\{?\s*(\d+)\s*\}?(?:(\d*)\\dot\s*\{?\s*(\d)\s*\}?)?")
+_ENDLESS = re.compile(r"(\d\.\d{0,30}?)(\d{1,6}?)\2{2,}\s*(?:\\[lc]?dots(?![a-zA-Z])|\.{2,})(?!\s*\d)")
+_MORE_DIGITS = re.compile(r"(\d\.\d+)\s*\\[lc]?dots(?=[\s)}]*$)")
+"""0.1\\dot{6}, 0.1666... (three times or more), and 2.71828..., which says only that digits follow."""
 _SIGN_IN_WORDS = re.compile(
-    r"^\s*(?:\\text\s*\{\s*(?:negative|minus)\s*\}|(\\text\s*\{\s*)?(?:negative|minus)(?=\s))\s*(?=[\d.]|\\(?:frac|sqrt|pi)(?![a-zA-Z]))",
+    r"^\s*(?:\\text\s*\{\s*(?:negative|minus)\s*\}|(\\text\s*\{\s*)?(?:negative|minus)(?=\s))\s*(?=[\d.]|infinity|\\(?:frac|sqrt|pi|infty)(?![a-zA-Z]))",
     re.IGNORECASE,
 )
 
@@ -82,6 +89,44 @@ _SIGN_IN_WORDS = re.compile(
 def sign_in_words(text: str) -> str:
     r"""``\text{negative } 3`` is -3."""
     return _SIGN_IN_WORDS.sub(lambda match: f"{match[1] or ''}-", text)
+
+
+_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_VALUES = {word: value for value, word in enumerate(_UNITS.split())}
+_VALUES |= {
+    word: 10 * value
+    for value, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
+}
+_GROUPS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+
+def number_in_words(text: str) -> str:
+    r"""The digits of a text that is a number in English words, alone or beside its digits: \text{forty-two}, seven (7), 7 (seven)."""
+    if not re.search("[a-z]{3}", text, re.IGNORECASE) or len(text) > 150:
+        return text
+    pieces = [piece.strip() for piece in re.split(r"[()]", re.sub(r"\\text(?![a-z])|[{}]", " ", text)) if piece.strip()]
+    values = {int(piece) if re.fullmatch(r"-?\d{1,15}", piece) else _worded(piece.lower()) for piece in pieces[:3]}
+    return str(values.pop()) if len(pieces) < 3 and len(values) == 1 and None not in values else text
+
+
+def _worded(text: str) -> int | None:
+    """Two hundred and five as 205; None for words in another order, and for other words."""
+    if below_zero := re.match(r"(?:minus|negative) ", text):
+        return -size if (size := _worded(text[below_zero.end() :]) or 0) > 0 else None
+    total, group, room, below = 0, 0, 100, 10**15
+    words = re.split(r"[\s-]+", re.sub(r"(?<=hundred) and |(?<=thousand) and ", " ", text))
+    for word in words:
+        value = _VALUES.get(word)
+        if value is not None and room >= (100 if value > 9 else 10) and (value or len(words) == 1):
+            group, room = group + value, 10 if value > 19 else 0
+        elif word == "hundred" and 0 < group < 100:
+            group, room = group * 100, 100
+        elif group and _GROUPS.get(word, below) < below:
+            below = _GROUPS[word]
+            total, group, room = total + group * below, 0, 100
+        else:
+            return None
+    return total + group
 
 
 _RESIDUE = re.compile(

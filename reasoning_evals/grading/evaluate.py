@@ -1,4 +1,4 @@
-"""The value of a formula's tree: exact where it is rational and small enough, else with 40 digits."""
+"""The value of a formula's tree: exact where it is rational and small enough, else with 40 digits; and what numbers an answer allows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import mpmath
 
 from reasoning_evals.grading.formula import read
 from reasoning_evals.grading.records import MAX_BITS, MAX_LOG, TooLarge, Tree, Unreadable
+from reasoning_evals.grading.structure import FLIPPED, NAME, Answer, plus_minus
 
 DIGITS = 40
 _LOCAL = threading.local()
@@ -38,6 +39,11 @@ def exact(tree: Tree) -> Fraction | None:
     if kind == "pow":
         base, exponent = exact(tree[1]), exact(tree[2])
         return None if base is None or exponent is None else _exact_power(base, exponent)
+    if kind == "binom" or tree[:2] == ("call", "factorial"):
+        values = [exact(part) for part in tree[1:] if isinstance(part, tuple)]
+        if all(value is not None and value.denominator == 1 and 0 <= value <= 2000 for value in values):
+            above, *below = (int(value) for value in values if value is not None)
+            return Fraction(math.comb(above, below[0]) if below else math.factorial(above))
     return None
 
 
@@ -245,3 +251,44 @@ def end_at(text: str) -> Any:
 def point_at(text: str) -> tuple[tuple[Any, int], tuple[Any, int]]:
     """The piece of the real line that is one number."""
     return (end_at(text), 0), (end_at(text), 1)
+
+
+def interval_of(relation: Answer) -> Answer | None:
+    """x <= 3 as (-oo, 3], 1 < x <= 5 as (1, 5]; None for other relations."""
+    operators, sides = relation.text.split(), [part.text for part in relation.parts]
+    if operators[0] in (">", "\\geq"):
+        operators, sides = [FLIPPED.get(operator, operator) for operator in operators[::-1]], sides[::-1]
+    if any(operator not in ("<", "\\leq") for operator in operators):
+        return None
+    if len(sides) == 2:
+        below = bool(NAME.fullmatch(sides[0]))
+        sides = ["-\\infty", *sides] if below else [*sides, "\\infty"]
+        operators = ["<", *operators] if below else [*operators, "<"]
+    if len(sides) != 3 or not NAME.fullmatch(sides[1]):
+        return None
+    brackets = ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]")
+    return Answer("sequence", brackets, (Answer("value", sides[0]), Answer("value", sides[2])))
+
+
+def real_set(answer: Answer) -> Cuts:
+    """A set of real numbers as sorted pieces from one cut to another; the cut (x, 0) lies just below x, (x, 1) just above."""
+    if answer.kind == "relation":
+        if answer.text == "\\neq" and NAME.fullmatch(answer.parts[0].text):
+            return complement(joined([point_at(text) for text in plus_minus(answer.parts[1].text)]))
+        answer = interval_of(answer) or answer
+    if answer.kind == "sequence" and len(answer.parts) == 2 and answer.text in ("()", "[]", "(]", "[)"):
+        left, right = (end_at(part.text) for part in answer.parts)
+        return joined([((left, int(answer.text[0] == "(")), (right, int(answer.text[1] == "]")))])
+    if answer.kind == "value":
+        return [point_at(answer.text)]
+    if answer.kind in ("set", "union", "complement"):
+        related = [side.text for part in answer.parts if part.kind == "relation" for side in part.parts]
+        names = set(filter(NAME.fullmatch, related))
+        if len(names) > 1:
+            raise Unreadable("not a set of numbers: several unknowns")
+        parts = [real_set(part) for part in answer.parts]
+        whole = joined([piece for part in parts for piece in part])
+        if len(names) and answer.text != "or" and whole == complement([]):  # x > 1, x < 3: both
+            whole = complement(joined([piece for part in parts for piece in complement(part)]))
+        return complement(whole) if answer.kind == "complement" else whole
+    raise Unreadable("not a set of numbers")

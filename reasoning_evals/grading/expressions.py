@@ -11,7 +11,8 @@ are; ``grade_parts`` tells them apart for who gives credit by part.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 from reasoning_evals.grading.formula import free_constant
@@ -26,11 +27,12 @@ from reasoning_evals.grading.records import (
     Verdict,
     bad_target,
     correct,
+    in_any_order,
     short,
     top_level,
     wrong,
 )
-from reasoning_evals.grading.structure import parse_answer, plus_minus, split_words
+from reasoning_evals.grading.structure import NAME, letters, parse_answer, plus_minus, split_words
 from reasoning_evals.grading.units import parse_unit
 from reasoning_evals.grading.values import GRADERS, asks_percent, compare_amounts
 from reasoning_evals.problems import Problem
@@ -38,6 +40,8 @@ from reasoning_evals.problems import Problem
 MAX_ITEMS = 200
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ROMAN = ["i", "ii", "iii", "iv", "v", "vi"]
+_NAMED = re.compile(r"(\\[a-zA-Z]+|[a-zA-Z])(?:\s*_\s*(?:\w|\{[^{}]*\}))?\s*=")
+"""x = 1, \\theta = 1, v_0 = 1."""
 _LABEL = r"([a-h]|i{1,3}|iv|vi?|[1-9])\)"
 _TEXT_LABEL = re.compile(rf"\\text\s*\{{\s*(\(?{_LABEL})\s*\}}")
 _PARTS = [re.compile(rf"(?:^|(?<=[\s,;.])){opening}{_LABEL}\s*") for opening in (r"\(", r"\(?")]
@@ -46,6 +50,10 @@ _CHOICE = re.compile(
     r"\(?(?:\\text\s*\{\s*)?\(?(?:true|false|yes|no)\)?\s*\}?\)?|(?:\\text\s*\{\s*)?\([A-J]\)\s*\}?", re.IGNORECASE
 )
 
+_ROUNDED = re.compile(
+    r"(?:\s*\(?\s*\\(?:approx|sim)(?![a-zA-Z])|\\text\s*\{\s*\(?\s*(?:or\s+)?(?:about|approximately|approx\.?)\s*\}?)\s*[-+]?\d[\d.,]*(?:\s*/100)?(?:\s*\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*\d\s*\}?)?)?[\s)}]*$"
+)
+"""Behind an exact answer, its decimals."""
 _WORDS_BEHIND = re.compile(r"(?:\s*\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*\d\s*\}?)?|\s*\^\\circ)+\s*$")
 _UNIT_TEXT = re.compile(r"\d[\s}]*(?:\\text\s*\{|\\mu\s*\\text|\^\\circ)|\d\s+[a-zA-Z]+(?:/[a-zA-Z]+)?(?:\^?\d)?$")
 
@@ -60,13 +68,18 @@ def grade_expression(problem: Problem, answer: str) -> Verdict:
         given = re.sub(r"\\?%", " /100 ", given).strip()
     if _letters_of(target) == _letters_of(given):
         return correct("the same formula")
-    if "=" in given:
+    exact = _exactly(target), _exactly(given)
+    if "=" in given or exact[1] != given:
         try:
-            read_amount(given)
+            read_amount(re.sub(r"\((\s*\\approx[^()]*)\)$", r"\1", given))
         except Contradiction as error:
             return wrong(str(error))
         except Unreadable:
             pass
+    if exact != (target, given):
+        without = grade_expression(replace(problem, target=exact[0]), exact[1])
+        if without.outcome == "correct":
+            return without
     if verdict := _as_quantity(problem, target, given):
         return verdict
     try:
@@ -84,17 +97,35 @@ def _letters_of(text: str) -> str:
     return re.sub(r"(?<=[_^])\{(\w)\}", r"\1", text.replace(" ", ""))
 
 
+def _exactly(text: str) -> str:
+    r"""11\sqrt2 of 11\sqrt2 \approx 15.56; a decimal number that has only a name stays."""
+    bare = _ROUNDED.sub("", text)
+    return bare if bare.strip() and not NAME.fullmatch(bare.strip()) else text
+
+
 def _without_words(target: str, given: str) -> Verdict | None:
-    """Units, degrees and words after an answer are dropped where the target has none, and the reason says so."""
+    """Units, degrees and words after an answer are dropped where the target has none, or words that are no unit (5.4 cents), and
+    the reason says so. Other words than the target's are kept."""
     given = unwrap(given)
-    bare = _WORDS_BEHIND.sub("", given)
-    if bare == given or not bare or _WORDS_BEHIND.search(target) or changes(given[len(bare) :]):
+    bare, core = _WORDS_BEHIND.sub("", given), _bare_target(target)
+    words, wanted = given[len(bare) :], letters(unwrap(target)[len(core) :]) if core != target else ""
+    if not bare or not (words or wanted) or changes(words) or (core == target and _WORDS_BEHIND.search(target)):
+        return None
+    cases = all(re.search(r"\b(?:if|when|for|otherwise|else)\b", part) for part in (words, bare))
+    if cases or (words and wanted and letters(words).removesuffix("s") != wanted.removesuffix("s")):
         return None
     try:
-        same = same_answer(parse_answer(target), parse_answer(bare))
+        same = same_answer(parse_answer(core), parse_answer(bare))
     except Unreadable:
         return None
-    return correct(f"equal formulas, {short(given[len(bare) :])!r} left out") if same else None
+    return correct(f"equal formulas, {short(words or wanted)!r} left out") if same else None
+
+
+def _bare_target(target: str) -> str:
+    """A target without the words behind it that are no unit."""
+    flat = unwrap(target)
+    core = _WORDS_BEHIND.sub("", flat)
+    return core if core and core != flat and not parse_unit(flat[len(core) :]) else target
 
 
 def _verdict(same: bool, target: str, given: str) -> Verdict:
@@ -120,6 +151,7 @@ def _as_quantity(problem: Problem, target: str, given: str) -> Verdict | None:
 
 def _unread(target: str, why: str) -> Verdict:
     """Wrong, or the target's own fault."""
+    target = _bare_target(target)
     try:
         same_answer(parse_answer(target), parse_answer(target))
     except Unreadable as error:
@@ -173,7 +205,7 @@ def part_verdicts(problem: Problem, answer: str) -> Iterator[Verdict]:
             verdict = judge(index, index) if index < len(answers) else wrong("no answer")
             yield verdict._replace(reason=f"value {index + 1}: {verdict.reason}")
     else:
-        yield from _in_any_order(targets, len(answers), judge)
+        yield from in_any_order(targets, len(answers), judge)
 
 
 def read_list(text: str) -> tuple[list[str], bool]:
@@ -207,7 +239,7 @@ def _named_values(text: str) -> tuple[list[str], bool, list[str]]:
     separated = split_words(surface)
     values = top_level(separated, ";")  # values that hold commas are kept apart by semicolons
     values = values if len(values) > 1 else top_level(separated, ",")
-    names = [name[1] for value in values if (name := re.match(r"([a-zA-Z])\s*=", value))]
+    names = [name[1] for value in values if (name := _NAMED.match(value))]
     values = [re.sub(r"^(?:[a-zA-Z](?:_\{?[\w,]+\}?)?|\([a-zA-Z, ]+\))\s*=\s*", "", value) for value in values if value]
     signed = [sign for value in values for sign in ([value] if _UNCERTAIN.match(value) else plus_minus(value))]
     if len(set(names)) == len(names) == len(signed) > 1:  # x = 1, y = 2: each has its own place
@@ -266,29 +298,3 @@ def type_of(target: str, unit: str | None = None, question: str = "") -> str:
         return ("quantity" if unit else "number") if one else "expression"
     except Unreadable:
         return "expression"
-
-
-def _in_any_order(targets: list[str], count: int, judge: Callable[[int, int], Verdict]) -> Iterator[Verdict]:
-    """Match answers and targets one to one, by augmenting paths.
-
-    Why not "take the first that fits": within a tolerance one answer may fit two targets. Targets 1.00 and 1.01 at 1 %, answers
-    1.005 and 0.995: 1.005 fits both, 0.995 only the first. A greedy choice gives 1.005 to the first target and then finds no
-    target for 0.995."""
-    taken_by: dict[int, int] = {}
-
-    def place(row: int, seen: set[int]) -> bool:
-        for column in sorted(range(count), key=lambda other: other != row):  # the same order is likely
-            if column not in seen and judge(row, column).outcome == "correct":
-                seen.add(column)
-                if column not in taken_by or place(taken_by[column], seen):
-                    taken_by[column] = row
-                    return True
-        return False
-
-    for row, target in enumerate(targets):
-        if place(row, set()):
-            yield correct("equal to one of the values")
-        else:
-            verdicts = [judge(row, column) for column in range(count)]
-            unsure = [verdict for verdict in verdicts if verdict.outcome not in ("correct", "wrong")]
-            yield unsure[0] if unsure else wrong(f"no value for {short(target)}")

@@ -1,6 +1,6 @@
 r"""Whether two formulas are the same function of their symbols, and two answers (``structure``) the same part by part.
 
-Rational constants are compared exactly. Everything else is evaluated with 40 digits at fixed pseudo-random values of the
+Rational constants are compared exactly. Everything else is evaluated with 40 digits (large numbers with more) at fixed pseudo-random values of the
 symbols: two formulas of the lengths that are read here which agree in 25 digits at several such points are equal (the
 argument of Schwartz and Zippel). Symbols are positive, so that \sqrt{a^2} is a, unless a formula holds |x|. The comparison
 is relative, and never rounds to decimals: 1.6e-19 is not 3.2e-19.
@@ -13,34 +13,13 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
+from math import gcd
 from typing import Any
 
-from reasoning_evals.grading.evaluate import (
-    Cuts,
-    approximate,
-    cancels,
-    complement,
-    context,
-    end_at,
-    exact,
-    joined,
-    point_at,
-    symbols_of,
-)
+from reasoning_evals.grading.evaluate import approximate, cancels, context, exact, interval_of, real_set, symbols_of
 from reasoning_evals.grading.formula import Reading, read
 from reasoning_evals.grading.records import Tree, Unreadable
-from reasoning_evals.grading.structure import (
-    FLIPPED,
-    NAME,
-    Answer,
-    along_axes,
-    in_components,
-    is_clock,
-    letters,
-    named_tuple,
-    plus_minus,
-    seconds,
-)
+from reasoning_evals.grading.structure import FLIPPED, Answer, along_axes, in_components, letters, named_tuple
 
 POINTS = 5
 NEEDED = 2
@@ -106,10 +85,16 @@ def _same(target: Tree, answer: Tree, decimals: bool, signed: bool) -> bool:
     for values in _points(symbols, signed) if symbols else iter([{}]):
         try:
             left, right = approximate(target, values), approximate(answer, values)
+            if not _agree(left, right, digits, noise):
+                return False
+            if not decimals and 10**10 < abs(left) < 10**500:  # 100! is not 100! - 1
+                more = 2 * int(context().log10(abs(left)))  # what cosh 100 and sinh 100 differ by
+                with context().workdps(AGREEMENT + 15 + more):
+                    left, right = approximate(target, values), approximate(answer, values)
+                    if not _agree(left, right, AGREEMENT + more, noise):
+                        return False
         except Unreadable:
             continue
-        if not _agree(left, right, digits, noise):
-            return False
         compared += 1
     if compared < (NEEDED if symbols else 1):
         raise Unreadable("has no value at the points of comparison")
@@ -150,9 +135,10 @@ def same_answer(target: Answer, answer: Answer) -> bool:
         return same_answer(tuple_of, target if answer.kind == "set" else answer)
     if kinds == {"set"} and (ours := named_tuple(target)) and (theirs := named_tuple(answer, target)):
         return same_answer(ours, theirs)
-    if kinds <= _REAL and kinds not in ({"set"}, {"sequence"}, {"relation"}, {"sequence", "relation"}):
+    related = kinds == {"set"} and all(part.kind == "relation" for one in (target, answer) for part in one.parts)
+    if kinds <= _REAL and (related or kinds not in ({"set"}, {"sequence"}, {"relation"}, {"sequence", "relation"})):
         try:
-            return _real_set(target) == _real_set(answer)
+            return real_set(target) == real_set(answer)
         except Unreadable:  # intervals with symbols
             pass
     if len(kinds) > 1:
@@ -215,28 +201,9 @@ def _mixed(target: Answer, answer: Answer) -> bool:
         )
     if kinds == {"sequence", "relation"}:
         sequence, relation = (target, answer) if target.kind == "sequence" else (answer, target)
-        interval = _interval(relation)
+        interval = interval_of(relation)
         return interval is not None and same_answer(sequence, interval)
     return False
-
-
-def _interval(relation: Answer) -> Answer | None:
-    """x <= 3 as (-oo, 3], 1 < x <= 5 as (1, 5]; None for other relations."""
-    operators, sides = relation.text.split(), [part.text for part in relation.parts]
-    if operators[0] in (">", "\\geq"):
-        operators, sides = [FLIPPED.get(operator, operator) for operator in operators[::-1]], sides[::-1]
-    if any(operator not in ("<", "\\leq") for operator in operators):
-        return None
-    if len(sides) == 2:
-        sides, operators = (
-            (["-\\infty", *sides], ["<", *operators])
-            if NAME.fullmatch(sides[0])
-            else ([*sides, "\\infty"], [*operators, "<"])
-        )
-    if len(sides) != 3 or not NAME.fullmatch(sides[1]):
-        return None
-    brackets = ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]")
-    return Answer("sequence", brackets, (Answer("value", sides[0]), Answer("value", sides[2])))
 
 
 def _same_set(targets: list[Answer], answers: list[Answer]) -> bool:
@@ -281,20 +248,20 @@ def _same_ratio(target: Answer, answer: Answer) -> bool:
     )
 
 
-def _real_set(answer: Answer) -> Cuts:
-    """A set of real numbers as sorted pieces from one cut to another; the cut (x, 0) lies just below x, (x, 1) just above."""
-    if answer.kind == "relation":
-        if answer.text == "\\neq" and NAME.fullmatch(answer.parts[0].text):
-            return complement(joined([point_at(text) for text in plus_minus(answer.parts[1].text)]))
-        answer = _interval(answer) or answer
-    if answer.kind == "sequence" and len(answer.parts) == 2 and answer.text in ("()", "[]", "(]", "[)"):
-        left, right = (end_at(part.text) for part in answer.parts)
-        return joined([((left, int(answer.text[0] == "(")), (right, int(answer.text[1] == "]")))])
-    if answer.kind == "value":
-        return [point_at(answer.text)]
-    if answer.kind in ("set", "union", "complement"):
-        unequal = bool(answer.parts) and all(part.text == "\\neq" for part in answer.parts)  # x is not 1, x is not 2
-        parts = [complement(_real_set(part)) if unequal else _real_set(part) for part in answer.parts]
-        whole = joined([piece for part in parts for piece in part])
-        return complement(whole) if unequal or answer.kind == "complement" else whole
-    raise Unreadable("not a set of numbers")
+def is_clock(ratio: Answer, target: bool) -> bool:
+    """Whether a ratio is a clock time: 2:00 PM, 2:05, and of a target 9:30, since a ratio would be 3:10."""
+    digits = [part.text for part in ratio.parts]
+    if ratio.text or any(re.fullmatch(r"0\d", text) for text in digits[1:]):
+        return True
+    return target and seconds(ratio) is not None and gcd(*map(int, digits)) > 1
+
+
+def seconds(clock: Answer) -> int | None:
+    """Seconds since midnight, None for a ratio that is no clock time."""
+    if not all(re.fullmatch(r"\d\d?", part.text) for part in clock.parts) or not 2 <= len(clock.parts) <= 3:
+        return None
+    hour, *below = [int(part.text) for part in clock.parts]
+    if hour > 24 or any(value > 59 or len(part.text) < 2 for value, part in zip(below, clock.parts[1:], strict=True)):
+        return None
+    hour = hour % 12 + 12 * (clock.text == "p") if clock.text else hour
+    return hour * 3600 + sum(value * unit for value, unit in zip(below, (60, 1), strict=False))

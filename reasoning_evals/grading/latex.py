@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from functools import lru_cache
 
-from reasoning_evals.grading.characters import in_latex, separators, sign_in_words
+from reasoning_evals.grading.characters import in_latex, number_in_words, separators, sign_in_words
 from reasoning_evals.grading.records import MINUS_ONE, Tree, Unreadable, signed
 from reasoning_evals.grading.scanner import DECORATIONS, FUNCTIONS, GREEK, OF_SEVERAL, Scanner, plain
 
@@ -105,7 +105,7 @@ def clean(text: str) -> str:
         text = _BASE.sub(lambda match: match[1] + _BASES.get(match[2] or match[3], match[2] or ""), text)
         text = _NUMERAL_IN_BASE.sub(lambda match: match[1] or match[2] or "", text)
         text = re.sub(r"(?<=\d)\s*_\s*(?:10|\{\s*10\s*\})(?!\d)", "", text)
-    return _BLANKS.sub(" ", text).strip().strip(";,").rstrip(".\\").strip()
+    return number_in_words(_BLANKS.sub(" ", text).strip().strip(";,").rstrip(".\\").strip())
 
 
 def unwrap(text: str) -> str:

@@ -46,14 +46,14 @@ _DIGITS = re.compile(
 )
 _WORDS_ONLY = re.compile(
     r"[\s,.;:()'\"-]*(?:\\text\s*\{[^{}\d=+]*\}[\s,.;:()-]*|(?:[^\W\d_]{3,}|[^\W\d_a-zA-Z]{1,2})(?![^\W\d_])[\s,.;:()'-]*"
-    r"|(?:of|in|to|at|by|is|a|an|up)\b[\s,.;]*)*$"
+    r"|(?:of|in|to|at|by|is|a|an|up|US)\b[\s,.;]*)*$"
 )
 _CHANGE = re.compile(
     r"(?<![a-zA-Z\\])(?:plus|minus|factorial|twice|thrice|doubled|halved|and\s+(?:a|one|two|three)\s+(?:hal(?:f|ves)|thirds?|quarters?))(?![a-zA-Z])"
     r"|^(?:\\text\s*\{\s*)?(?:and\s+)?(?:squared|cubed|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|(?:thir|four|fif|six|seven|eigh|nine)teen"
     r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?)(?![a-zA-Z])"
-    r"|(?<![a-zA-Z])(?:mil(?:le|li?ard\w*|lion\w{2,}|lones)|tausend|тысяч\w*|миллион\w*)(?![a-zA-Z])"
-    r"|[万萬億亿千百十兆半倍零一二三四五六七八九两几]|\?|^\s*[-*/+]\s*$",
+    r"|^\s*[만억천]|以[上下]|(?<![a-zA-Z])(?:mil(?:le|li?ard\w*|lion\w{2,}|lones)|tausend|тысяч\w*|миллион\w*)(?![a-zA-Z])"
+    r"|千(?![克米瓦卡])|[万萬億亿百十兆半倍零一二三四五六七八九两几]|\?|^\s*[-*/+]\s*$",
     re.IGNORECASE,
 )
 """Behind a number, what changes its value or doubts it: number words in some languages, "and a half", "squared", a question mark."""
@@ -68,6 +68,8 @@ _GROUPED = re.compile(
 )
 """1'000, 10,00,000, 1.000.000 and, before a decimal comma, 1.000 and 1 000."""
 DECIMAL_COMMA = re.compile(r"(?<![\d.,(\[{])(\d+),((?<=(?<!\d)0,)\d{3}|\d{1,2}|\d{4,})(?![\d,])")
+_POINTS = re.compile(r"(?<![\d.,])\d{1,3}\.000(?![\d.])|(?<![\d.,(\[])\d+,\d\d?(?![\d,])")
+"""In a question: points between thousands, or decimal commas."""
 _IN_BRACKETS = re.compile(r"(?:[(\[]|\\\{)[^()\[\]{}]*\d,\d|^\{[^{}]*\d,\d")
 _SCALE = re.compile(
     r"(?:\\text\s*\{\s*)?(dozen|hundred|thousand|million|billion|trillion|lakh|crore)s?(?![a-zA-Z])\s*\}?",
@@ -76,7 +78,7 @@ _SCALE = re.compile(
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9,
            "trillion": 10**12}  # fmt: skip
 _CONDITION = re.compile(
-    r"[\s,(]*(\\text\s*\{(?:[^{}]*?[^{}a-zA-Z])?)?(?<![a-zA-Z])(?:at|when|for|if|where|with)[\s}]*\\?[a-zA-Z]\w*(?:_\{\w+\})?\s*=[^=]*$"
+    r"[\s,(]*(\\text\s*\{(?:[^{}]*?[^{}a-zA-Z])?)?(?<![a-zA-Z])(?:at|when|for|if|where|with)[\s}]*\\?[a-zA-Z]\w*(?:_\{\w+\})?\s*=(?!.*(?:otherwise|else))[^=]*$"
 )
 """Behind an answer: 5 m/s at t = 2 s."""
 _EXPONENT = re.compile(
@@ -84,7 +86,7 @@ _EXPONENT = re.compile(
     r"|(?<![\d.])1(?=\s*/\s*\\?[a-zA-Z{])|\\frac\s*\{\s*1\s*\}|^(?:\\times\s*)?10(?=\s*\^)"
 )
 _UNDER = re.compile(r"(?<![a-zA-Z])(?:at|when|for|with|after|from|to|above|below|under|in|of|directed)(?![a-zA-Z])")
-_PIECE = re.compile(r"(\d+(?:\.\d+)?)\s*(\D.*)")
+_PIECE = re.compile(r"(\d+(?:\.\d+)?)\s*([^\d\s.].*)")
 _COMMON_LETTERS = set("msghLNJWVKCATHF")
 
 
@@ -104,7 +106,9 @@ class Amount(NamedTuple):
     """Written with a decimal comma: 3,14 could be two numbers, and is one only where it is the target's."""
 
     def as_asked(self, problem: Problem) -> Amount:
-        """42 dozen are 42 where the question asks for dozens."""
+        """42 dozen are 42 where the question asks for dozens, and 70.000 are 70000 where it writes numbers so."""
+        if problem.answer_type == "integer" and self.half_digit == Fraction(1, 2000) and _POINTS.search(problem.prompt):
+            return self._replace(value=self.value * 1000) if self.value * 1000 == int(problem.target) else self
         asked = self.scale and self.scale in f"{problem.prompt} {problem.unit}".lower()
         return self._replace(value=scaled(self.value, Fraction(1, _SCALES[self.scale]))) if asked else self
 
@@ -121,7 +125,7 @@ def read_amount(text: str, log_base: int | None = None, local: bool = False) -> 
     if local and not _IN_BRACKETS.search(surface):
         grouped = _GROUPED.sub(lambda digits: re.sub(r"\D", "", digits[0]), surface)
         if (plain := DECIMAL_COMMA.sub(r"\1.\2", grouped)) != surface:
-            return read_amount(plain, log_base)._replace(comma=plain != grouped)
+            return read_amount(plain, log_base)._replace(comma=plain != grouped == surface)
     surface = without_modulus(surface)
     behind = _CONDITION.search(surface)
     if behind and re.search(r"\d", surface[: behind.start()]):
@@ -157,7 +161,9 @@ def _contradicts(side: str, amount: Amount, loose: bool, log_base: int | None) -
             values.append(scaled(amount.value, Fraction(ours[0].factor) / Fraction(theirs[0].factor)))
     whole = amount.plain and other.plain and amount.half_digit is None and other.half_digit is None
     tolerance = WIDEST if loose or len(values) > 1 else Fraction(0) if whole else DEFAULT_TOLERANCE
-    near = loose and bool(abs(floating(amount.value) - floating(other.value)) <= 0.5)  # 3.5 is about 4
+    near = loose and bool(
+        abs(floating(amount.value) - floating(other.value)) <= floating(amount.half_digit or Fraction(1, 2))
+    )  # 3.5 is about 4
     return not near and not any(close(other.value, value, tolerance, amount.half_digit) for value in values)
 
 
@@ -172,8 +178,8 @@ def _mixed_units(surface: str) -> Amount | None:
     value = Fraction(head[1])
     for piece in others:
         match = _PIECE.fullmatch(piece)
-        if not match or not largest or not smaller or not smaller.factor:
-            return None
+        if not match or not largest or not smaller or not smaller.factor or not (largest.dimensions or largest.angle):
+            return None  # 2.5 \cdot 1.2 is a product
         name = "min" if match[2].strip() == "m" and dict(largest.dimensions).keys() == {"[time]"} else match[2]
         unit = next(iter(parse_unit(name)), None)
         if not unit or unit.dimensions != largest.dimensions or unit.offset or unit.factor >= smaller.factor:
@@ -193,11 +199,10 @@ def is_remark(rest: str) -> bool:
     rest = rest.strip()
     if re.match(r"(?:\\text\s*\{\s*)?mil(?![a-zA-Z])", rest):
         return False  # a unit of length, but also a thousand
-    if not rest or _WORDS_ONLY.match(rest):
-        return True
-    if re.fullmatch(r"[A-Za-z]", rest) and rest not in _COMMON_LETTERS:
-        return False
-    return known_unit(rest)
+    letter = re.fullmatch(r"(?:\\text\s*)?[{\s]*([A-Za-z])[\s}]*", rest)
+    if letter and letter[1] not in _COMMON_LETTERS:
+        return False  # 7k is 7000
+    return not rest or bool(_WORDS_ONLY.match(rest)) or known_unit(rest)
 
 
 def close(value: Real, target: Real, tolerance: Fraction, half_digit: Fraction | None = None) -> bool:

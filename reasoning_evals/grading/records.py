@@ -11,6 +11,7 @@ tree)``, ``("of", max | min | gcd | lcm, tree, tree)``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -118,3 +119,29 @@ def short(text: object, limit: int = 60) -> str:
     """A text shortened for a one-line reason."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def in_any_order(targets: list[str], count: int, judge: Callable[[int, int], Verdict]) -> Iterator[Verdict]:
+    """Match answers and targets one to one, by augmenting paths.
+
+    Why not "take the first that fits": within a tolerance one answer may fit two targets. Targets 1.00 and 1.01 at 1 %, answers
+    1.005 and 0.995: 1.005 fits both, 0.995 only the first. A greedy choice gives 1.005 to the first target and then finds no
+    target for 0.995."""
+    taken_by: dict[int, int] = {}
+
+    def place(row: int, seen: set[int]) -> bool:
+        for column in sorted(range(count), key=lambda other: other != row):  # the same order is likely
+            if column not in seen and judge(row, column).outcome == "correct":
+                seen.add(column)
+                if column not in taken_by or place(taken_by[column], seen):
+                    taken_by[column] = row
+                    return True
+        return False
+
+    for row, target in enumerate(targets):
+        if place(row, set()):
+            yield correct("equal to one of the values")
+        else:
+            verdicts = [judge(row, column) for column in range(count)]
+            unsure = [verdict for verdict in verdicts if verdict.outcome not in ("correct", "wrong")]
+            yield unsure[0] if unsure else wrong(f"no value for {short(target)}")

@@ -6,7 +6,7 @@ make a set (conditions are dropped first); then union signs; then relation signs
 one formula. Each part is split again in the same way. Worked examples:
 
     x = 3 or x = 5          set of the values 3 and 5, both named x; equals {5, 3}, because order does not count in a set
-    (1, 2]                  sequence with the brackets "(]"; equals 1 < x <= 2, which ``_interval`` turns into the same sequence
+    (1, 2]                  sequence with the brackets "(]"; equals 1 < x <= 2, which ``interval_of`` turns into the same sequence
     x < 1 or x > 2          set of two relations; equals the union (-oo, 1) \cup (2, oo), relation by interval
     phi = Q/r, r > R        the value Q/r with the name phi: an inequality next to a value is a condition and is dropped
     2x = 4                  a relation; equals x - 2 = 0, because the differences of the sides are proportional
@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from math import gcd
 
 from reasoning_evals.grading.latex import unwrap
 from reasoning_evals.grading.records import Unreadable, check_size, top_level
 
 _OR = re.compile(
-    r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:lor|land|vee|wedge)(?![a-zA-Z])|\\&)\s*"
+    r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or|[或且和])\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[或且和]|\\(?:lor|land|vee|wedge)(?![a-zA-Z])|\\&)\s*"
 )
+_EITHER = re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])|\\(?:lor|vee)(?![a-zA-Z])|或")
 _RELATION = re.compile(
     r"\\to(?![a-zA-Z])|\\approx(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\sim(?![a-zA-Z])|(?<![<>!:])=|\\leq|\\geq|\\neq|<=|>=|<|>|!=|:="
 )
@@ -82,7 +82,7 @@ _FORMULA_WORDS = re.compile(r"\b(?:sin|cos|tan|ln|log|exp|sqrt|pi|frac)\b")
 _NUMERIC = re.compile(r"(?:[\d\s.,+*/^(){}!-]|\\(?:frac|sqrt|cdot|times|pi)(?![a-zA-Z]))+")
 _INEQUALITY = re.compile(r"<|>|\\(?:leq|geq|neq|ll|gg)(?![a-zA-Z])")
 _CONDITION = re.compile(
-    r"(?<=[\s}\w)])\s+\(\s*[^()=]{1,20}(?:<|>|\\leq|\\geq)[^()=]{1,20}\)$|\s*\\text\s*\{\s*\(?(?:for|at|when|if|where|in|as|outside|inside)\b.*$"
+    r"(?<=[\s}\w)])\s+\(\s*[^()=]{1,20}(?:<|>|\\leq|\\geq)[^()=]{1,20}\)$|\s*\\text\s*\{\s*\(?(?:for|at|when|if|where|in|as|outside|inside)\b(?!.*\\text\s*\{[^{}]*\b(?:if|when|for|otherwise|else)\b).*$"
 )
 
 
@@ -90,7 +90,8 @@ _CONDITION = re.compile(
 class Answer:
     """``kind`` is value, set, sequence, union, complement (in the real numbers), matrix, relation, ratio or words.
 
-    ``text``: a value's formula, the words, a sequence's brackets, a relation's operators, or a clock time's "a" or "p".
+    ``text``: a value's formula, the words, a sequence's brackets, a relation's operators, "or" between relations, or a clock
+    time's "a" or "p".
     ``name`` is the left side of a value that was given as ``x = ...``.
     """
 
@@ -102,7 +103,7 @@ class Answer:
 
 def parse_answer(text: str) -> Answer:
     """The structure of an answer from ``clean``. Raises Unreadable for several matrices, and relations inside brackets."""
-    text = check_size(text).strip().rstrip(",;").strip().lstrip("= ")
+    text = re.sub(r"^(?:\\approx(?![a-zA-Z])|[=\s])+", "", check_size(text).strip().rstrip(",;").strip())
     if clock := _CLOCK.fullmatch(_HOUR.sub(r"\1:00 \2m", unwrap(text))):
         parts = tuple(Answer("value", digits) for digits in clock.groups()[:3] if digits)
         return Answer("ratio", (clock[4] or "").lower(), parts)
@@ -112,6 +113,7 @@ def parse_answer(text: str) -> Answer:
         return Answer("complement", "", (parse_answer(reals[2]),)) if reals[1] else parse_answer(reals[2])
     if _is_words(text):
         return Answer("words", letters(text))
+    either = "or" * bool(_EITHER.search(text))
     text = _MEMBER.sub("", split_words(unwrap(text))).strip()
     flat = _TRANSPOSED.sub("", text)
     if matrix := _MATRIX.match(flat):
@@ -127,7 +129,11 @@ def parse_answer(text: str) -> Answer:
     if len(pieces) == 1:
         text = pieces[0]
     if len(pieces) > 1 and not re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
-        return _collection("set", "", pieces)
+        return _collection("set", either, pieces)
+    if len(halves := re.split(r"\\(setminus|smallsetminus|backslash|cap)(?![a-zA-Z])", text)) == 3:  # not (not A or B)
+        left, right = Answer("complement", "", (parse_answer(halves[0]),)), parse_answer(halves[2])
+        right = Answer("complement", "", (right,)) if halves[1] == "cap" else right
+        return Answer("complement", "", (Answer("union", "", (left, right)),))
     unions = re.split(r"\\cup(?![a-zA-Z])", text)
     if len(unions) > 1:
         return _collection("union", "", unions)
@@ -138,25 +144,6 @@ def parse_answer(text: str) -> Answer:
         return _collection("ratio", "", ratio)
     signs = plus_minus(text)
     return _bracketed(text) or (_collection("set", "", signs) if len(signs) > 1 else Answer("value", text))
-
-
-def is_clock(ratio: Answer, target: bool) -> bool:
-    """Whether a ratio is a clock time: 2:00 PM, 2:05, and of a target 9:30, since a ratio would be 3:10."""
-    digits = [part.text for part in ratio.parts]
-    if ratio.text or any(re.fullmatch(r"0\d", text) for text in digits[1:]):
-        return True
-    return target and seconds(ratio) is not None and gcd(*map(int, digits)) > 1
-
-
-def seconds(clock: Answer) -> int | None:
-    """Seconds since midnight, None for a ratio that is no clock time."""
-    if not all(re.fullmatch(r"\d\d?", part.text) for part in clock.parts) or not 2 <= len(clock.parts) <= 3:
-        return None
-    hour, *below = [int(part.text) for part in clock.parts]
-    if hour > 24 or any(value > 59 or len(part.text) < 2 for value, part in zip(below, clock.parts[1:], strict=True)):
-        return None
-    hour = hour % 12 + 12 * (clock.text == "p") if clock.text else hour
-    return hour * 3600 + sum(value * unit for value, unit in zip(below, (60, 1), strict=False))
 
 
 def _without_conditions(pieces: list[str]) -> list[str]:
@@ -197,6 +184,7 @@ def _collection(kind: str, brackets: str, pieces: list[str]) -> Answer:
         parts += part.parts if both else [part]
     # {5} is 5, but {{}} is not {}, nor {{5, 6}} {5, 6}
     alone = kind == "set" and len(parts) == 1 and parts[0].kind != "set"
+    brackets = "" if kind == "set" and {part.kind for part in parts} != {"relation"} else brackets
     return parts[0] if alone else Answer(kind, brackets, tuple(parts))
 
 
@@ -267,10 +255,15 @@ def _bracketed(text: str) -> Answer | None:
 
 def named_tuple(values: Answer, like: Answer | None = None) -> Answer | None:
     """x = 1, y = 2 as (1, 2): x, y, z in this order, other names in that of ``like`` or as written; None for longer names."""
-    names = [part.name.strip() for part in values.parts]
-    if len(names) < 2 or len(set(names)) < len(names) or not all(len(name) == 1 for name in names):
+    names = [part.name.replace(" ", "") for part in values.parts]
+    letters = [
+        found[0] for name in names if (found := re.match(r"\\?[a-zA-Z]+(?=$|_)", name))
+    ]  # but x_1, x_2 are roots
+    if not 1 < len(letters) == len(names) == len(set(letters)):
         return None
-    order = sorted(names) if set(names) <= set("xyz") else [part.name.strip() for part in (like or values).parts]
+    order = (
+        sorted(names) if set(names) <= set("xyz") else [part.name.replace(" ", "") for part in (like or values).parts]
+    )
     by_name = dict(zip(names, values.parts, strict=True))
     parts = [by_name[name] for name in order] if set(order) == set(names) else values.parts
     return Answer("sequence", "()", tuple(Answer(part.kind, part.text, part.parts) for part in parts))

@@ -32,7 +32,7 @@ _NAMES = {
     "mho": "siemens", "centigrade": "degC", "celsius": "degC", "fahrenheit": "degF", "kelvins": "K", "rads": "radian",
     "m_s": "solar_mass", "M_s": "solar_mass", "M_odot": "solar_mass", "R_odot": "solar_radius", "esu": "statC",
     "c": "speed_of_light", "gm": "gram", "gms": "gram", "kgs": "kg", "Angstrom": "angstrom", "Angstroms": "angstrom",
-    "ev": "eV", "mev": "MeV",
+    "ev": "eV", "mev": "MeV", "Ohm": "ohm", "Ohms": "ohm", "pct": "percent",
 }  # fmt: skip
 _COUNTED = {
     "photon", "electron", "proton", "neutron", "atom", "molecule", "ion", "nucleus", "nuclei", "particle", "line", "ruling",
@@ -178,7 +178,8 @@ def unit_surface(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     text = _ASIDE.sub("", " " + text).strip() if not re.match(r"[^()]*[/*]\s*\(", text) else text
     text = _STOP.sub("", text).strip()
-    text = re.sub(r"\bper\b", "/", text)
+    text = re.sub(r"\bper\b", "/", re.sub(r"\bper\s+cent\b", "percent", text))
+    text = re.sub(r"\belectron[\s-]+(volts?)\b", r"electron_\1", text)
     text = re.sub(
         r"\bdegrees?\s+(celsius|fahrenheit|C|F)\b", lambda m: f"deg{m[1][0].upper()}", text, flags=re.IGNORECASE
     )

@@ -33,7 +33,7 @@ _LEAD = re.compile(
     r"^(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\b\s*(?:is\b)?[\s:]*|^[^\W\d_a-zA-Z]{1,6}\s*:?\s*(?=[(A-J])",
     re.I,
 )
-_LETTER = re.compile(r"^[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,;]|$|\s+(?=-)|(?=\s*\())|([A-J])(?=\s*=\s*[-+\d]))")
+_LETTER = re.compile(r"^[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,;!]|$|\s+(?=-)|(?=\s*\())|([A-J])(?=\s*=\s*[-+\d]))")
 _DENIED = re.compile(
     r"\W*(?:\\text\W*)?(?:not|never|neither|nor)\b|\W*(?:не(?!\w)|[^\W\d_a-zA-Z]{0,6}?(?:[不非错否]|排除|除了))", re.I
 )
