@@ -116,8 +116,13 @@ def config_of(name: str, **options: Any) -> Any:
 
 
 def _for_running(config: Any) -> Any:
-    """Without what a training run left in it: tuples in place of named outputs, and a loss over the routers, which the library
-    cannot compute while it generates."""
+    """Without what a training run left in it: tuples in place of named outputs; a loss over the routers, which the library cannot
+    compute while it generates; attention by a package that is not here, in place of which any other computes the same."""
+    from transformers import utils
+
+    asked = str(getattr(config, "_attn_implementation", None))
+    if asked.startswith("flash_attention_") and not getattr(utils, f"is_flash_attn_{asked[16:]}_available", bool)():
+        config._attn_implementation = None
     for part in (config, config.get_text_config()):
         for name, value in (("return_dict", True), ("output_router_logits", False)):
             if getattr(part, name, value) != value:

@@ -223,11 +223,11 @@ class _Probe:
         """A template that takes a thought out of an earlier turn, or explains its tags to the model. What it tells the model says
         more than what it only knows: those tags may be for calls of tools."""
         source = template_text(self._tokenizer)
-        known = [item for item in _known() if item.closing]
-        told = [
-            item for item in known if item.closing in prompt and (item.closing in source or item.open.strip() in prompt)
-        ]
-        return next((item for item in (*told, *known) if item in told or item.closing in source), None)
+        all_of_them = [item for item in _known() if item.closing]
+        known = [item for item in all_of_them if item.closing in source]
+        told = [item for item in known if item.closing in prompt]
+        by_user = [item for item in all_of_them if item.closing in prompt and item.open.strip() in prompt]
+        return next(iter((*told, *known, *by_user)), None)
 
     def _by_tokens(self, asked_of_any: bool = False) -> ThinkingFormat | None:
         """A bare template, one that treats every role alike and reads nothing else, was made by no model's author: it says

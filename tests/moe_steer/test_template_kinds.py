@@ -278,6 +278,16 @@ def test_a_tag_that_the_template_never_closes_is_closed_by_a_token() -> None:
     assert thinking_format(byte_tokenizer(["<|start|>", "<|end|>"], marks)).name == "none"
 
 
+def test_words_of_the_user_do_not_outweigh_what_the_template_knows() -> None:
+    template = USER_ALONE.replace("m.role == 'user'", "m.role != 'assistant'").replace("A:", "A:{# </think> #}")
+    tokenizer = byte_tokenizer([], template)
+    use_prompt_settings(tokenizer, PromptSettings(system="Other models write <thinking> and </thinking>."))
+    assert thinking_format(tokenizer).name == "think"
+    told = byte_tokenizer([], template.replace("{# </think> #}", ""))
+    use_prompt_settings(told, PromptSettings(system="Write your thoughts between <thinking> and </thinking>."))
+    assert thinking_format(told).name == "thinking"
+
+
 def test_a_system_message_that_the_template_refuses_may_be_left_out() -> None:
     """Gemma; and a template that cannot be rendered without one either needs something else."""
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"

@@ -190,11 +190,21 @@ def test_an_unknown_type_is_read_as_the_class_that_it_names(tmp_path: Path) -> N
         config_of(str(folder))
 
 
-@pytest.mark.parametrize("left", [{"output_router_logits": True}, {"return_dict": False}])
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"output_router_logits": True},
+        {"return_dict": False},
+        {"attn_implementation": "flash_attention_2"},
+        {"_attn_implementation": "flash_attention_3"},
+    ],
+    ids=str,
+)
 def test_what_a_training_run_left_in_the_configuration_changes_nothing(
-    left: dict[str, bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    left: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A loss over the routers, which the library cannot compute while it generates; tuples in place of named outputs."""
+    """A loss over the routers, which the library cannot compute while it generates; tuples in place of named outputs; attention by a
+    package that is not here."""
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
     folder = saved(small("mixtral", **experts), tmp_path / "model")
     problems = tmp_path / "p.jsonl"
