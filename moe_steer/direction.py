@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_steer.files import HeadedKind, load_headed, read_headed, write_whole
-from moe_steer.json_files import is_number, quoted
+from moe_steer.json_files import check_types, is_number, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,9 @@ _KIND = HeadedKind(
 COMBINED = "combined"
 """The method of a direction that was computed from others."""
 _PLACE = ("version", "layer", "site", "method")
+_NAME = re.compile(r"\w[\w .+-]{0,59}")
+"""Of a method: files are named by it, and a file that comes from anywhere must not say where they go."""
+_HEADER = {"model": dict | None, "norm": float | None, "residual_norm": float | None, "terms": list[dict] | None}
 
 
 class DirectionWarning(UserWarning):
@@ -68,6 +72,13 @@ class Direction:
             )
         if type(self.layer) is not int or self.layer < 0:
             raise ValueError(f"layer of a direction is {quoted(self.layer)}: give a whole number >= 0")
+        if not isinstance(self.method, str) or not _NAME.fullmatch(self.method):
+            raise ValueError(
+                f"method of a direction is {quoted(self.method)}: give a name of 1 to 60 letters or digits"
+            )
+        if not isinstance(self.site, str) or not self.site:
+            raise ValueError(f"site of a direction is {quoted(self.site)}: give the name of a place, such as {SITE}")
+        check_types(dict(self.header), "the header of a direction", _HEADER)
         taken = sorted(set(self.header) & set(_PLACE))
         if taken:
             raise ValueError(f"the header of a direction may not hold {taken[0]!r}: that is a field of its own")

@@ -281,7 +281,7 @@ def load_headed(
             raise ValueError(f"its version is {quoted(version)}, this program reads version {kind.version}")
         return build(found.header, found.tensors)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be used: {short(error)}") from error
+        raise ValueError(f"{name} cannot be used: {'it lacks ' * isinstance(error, KeyError)}{short(error)}") from error
 
 
 def load_plain(path: str | os.PathLike[str]) -> Any:

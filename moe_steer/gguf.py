@@ -23,10 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_steer.files import written_aside
+from moe_steer.json_files import quoted
 from moe_steer.plan import SteeringPlan
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_MAX_LAYERS = 512
+"""llama.cpp's limit; a control vector has a tensor for each layer up to its last, so that a wrong number would fill the disk."""
 
 # transformers' model_type -> general.architecture of the files that llama.cpp's converter makes of it, where the names differ
 # by more than signs
@@ -237,9 +240,10 @@ def _directions(plan: SteeringPlan) -> dict[int, npt.NDArray[np.float32]]:
             raise ValueError(
                 f"the residual entry of layer {entry.layer} has the scope {entry.scope!r}, a control vector acts on all tokens: use scope 'all'"
             )
-        if entry.layer == 0:
+        if not 1 <= entry.layer < _MAX_LAYERS:
             raise ValueError(
-                "the residual entry of layer 0 cannot be exported: llama.cpp's control vectors begin at layer 1"
+                f"the residual entry of layer {quoted(entry.layer)} cannot be exported: llama.cpp's control vectors begin at layer 1, "
+                f"and its models have at most {_MAX_LAYERS}"
             )
         vector_D = np.asarray(plan.load_shift(entry).numpy(), dtype=np.float32)
         before_D = directions.get(entry.layer)

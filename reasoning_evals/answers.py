@@ -89,7 +89,10 @@ _MENTION = re.compile(
     r"(\\(?:boxed|fbox))(?![a-zA-Z])(?:\s*\{([^{}]{0,60}(?:\{[^{}]{0,40}\})?\s{0,9})\}|(?=\s*(?:[.,;:!?)`'\"](?!\d)|[a-zA-Z]{2,})))(?:[.,:;](?=\s|$))?"
 )
 """A box without an answer: the bare word in prose, or a box that may be a placeholder."""
-_STOP_TOKEN = re.compile(r"<[|\uff5c][\w\u2581]{2,30}[|\uff5c]>|</s>|<eos>|<end_of_turn>|\[EOS\]")
+_STOP_TOKEN = re.compile(
+    r"<[|\uff5c][\w\u2581]{2,30}[|\uff5c]>|</s>|<eos>|<end_of_turn>|\[EOS\]|</?(?i:response|solution|conclusion|final_answer)>|\[(?:BEGIN|END) FINAL RESPONSE\]"
+)
+"""What is no text: stop tokens that an engine left in, and marks around a whole answer (Granite, Apriel)."""
 _PLACEHOLDER = re.compile(
     r"(?i)(?:(?:the|your|my|final|numerical|correct) )*(?:answer|result|solution|number|value|letter|option|expression|choice)?(?: here)?"
     r" ?(?:\.{2,}|\u2026|\\[lc]?dots|\?|_+)?"

@@ -246,6 +246,14 @@ def test_an_option_given_twice_is_refused(
     assert said == f"moe-steer {arguments[0]}: {option} is given twice: give it once, with all its values behind it\n"
 
 
+def test_a_list_with_nothing_in_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty name of a file is the folder in which one stands: whatever traces lie there would be counted."""
+    with pytest.raises(SystemExit) as caught:
+        main(["collect", "--traces", "", "--out", "c"])
+    assert caught.value.code == 2
+    assert "--traces has nothing behind it" in capsys.readouterr().err
+
+
 def test_the_same_counts_twice_are_refused(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = str(runs / "counts.safetensors")
     assert main(["score", "--counts", counts, counts, "--out", str(tmp_path / "s.json")]) == 1

@@ -151,7 +151,7 @@ def refuse_misread(program: str, options: type[Any], arguments: Sequence[str]) -
     names = _other_names(options)
     seen: set[str] = set()
     given: dict[str, str] = {}
-    unset = {field.name for field in dataclasses.fields(options) if field.default in (None, dataclasses.MISSING)}
+    unset = {field.name for field in dataclasses.fields(options) if field.default in (None, (), dataclasses.MISSING)}
     unset -= {"system", "scope"}  # the first may be empty, the other says what it takes
     for token, value in itertools.zip_longest(before_values, before_values[1:]):
         name = token.partition("=")[0].removeprefix("--").replace("-", "_")

@@ -105,11 +105,15 @@ def template_arguments(items: Iterable[str]) -> dict[str, Any]:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"--chat-template {path!r} cannot be read ({error}): give a file with a Jinja template"
         ) from error
+    if not text.strip() or "\0" in text:
+        what = "characters 0, as UTF-16 has: save it in UTF-8" if text.strip() else "no words: give a Jinja template"
+        raise ValueError(f"--chat-template {path!r} holds {what}")
+    return text
 
 
 class Usual(NamedTuple):
@@ -190,8 +194,9 @@ def text_or_file(given: str, option: str) -> str:
         text = Path(given).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option} {quoted(given)} cannot be read ({error}): give words, or a text file") from error
-    if not text:
-        raise ValueError(f"the file {quoted(given)} of {option} is empty: write the words into it")
+    if not text or "\0" in text:
+        what = "holds characters 0: save it in UTF-8" if text else "is empty: write the words into it"
+        raise ValueError(f"the file {quoted(given)} of {option} {what}")
     return text
 
 

@@ -102,13 +102,14 @@ def _say_unfinished(source: Path, completions: Sequence[Completion]) -> None:
 def text_lines(name: str) -> list[str]:
     """The texts of a file, one a line, without blank lines. ValueError where there are none."""
     try:
-        lines = [line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = Path(name).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"the texts {name!r} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(not_utf8(name, error)) from error
-    if not lines:
-        raise ValueError(f"{name!r} holds no texts: write one a line")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines or "\0" in text:
+        raise ValueError(f"{name!r} holds {'characters 0' if lines else 'no texts'}: write one a line, in UTF-8")
     return lines
 
 

@@ -1,4 +1,4 @@
-from moe_steer.backends.blueprint import Unplanned as Unplanned
+from moe_steer.backends.allocations import Unplanned as Unplanned
 from moe_steer.backends.blueprint import is_gguf as is_gguf
 from moe_steer.backends.blueprint import skeleton as skeleton
 from moe_steer.backends.blueprint import torch_dtype as torch_dtype

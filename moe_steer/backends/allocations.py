@@ -1,4 +1,4 @@
-"""The bytes that exist at once while the library's code runs on the meta device."""
+"""The library's code on the meta device: the bytes that exist at once, and a bound on what it does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+class Unplanned(ValueError):
+    """The memory of a model cannot be planned; no reason not to load it."""
+
+
+class Bounded(TorchFunctionMode):
+    """Stops with ``Unplanned`` after so many calls of torch: whatever a configuration says, a plan takes seconds.
+
+    Calls and not seconds: all ranks of a run must come to the same end.
+    """
+
+    MOST = 60_000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = self.MOST
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            raise Unplanned(
+                f"a forward pass takes more than {self.MOST:,} steps: its configuration says sizes that no model has"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 class Allocations(TorchDispatchMode):

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
+from moe_steer.backends.allocations import Bounded, Unplanned
 from moe_steer.json_files import read_json, short
 
 _HEADERS: dict[tuple[str, Any], Any] = {}
@@ -36,13 +36,13 @@ def stored_dtype(config: Any) -> torch.dtype:
 
 
 def quantisation(config: Any) -> str:
-    """The method in which a checkpoint is quantised, by the library's name; empty for none."""
+    """The method in which a checkpoint is quantised, by the library's name; empty for none, ``UNNAMED`` where none is stated (MLX)."""
     return _method(quantisation_settings(config))
 
 
 def quantisation_settings(config: Any) -> Any:
     """What the configuration says of the quantisation: a dictionary, empty for none, or an object of the library."""
-    return getattr(_holder(config), "quantization_config", None) or {}
+    return getattr(_holder(config), "quantization_config", None) or getattr(config, "quantization", None) or {}
 
 
 def _holder(config: Any) -> Any:
@@ -53,14 +53,14 @@ def _holder(config: Any) -> Any:
 
 
 def _method(quantization: Any) -> str:
-    method = (
-        quantization.get("quant_method", "")
-        if isinstance(quantization, dict)
-        else getattr(quantization, "quant_method", "")
-    )
+    stated = quantization if isinstance(quantization, dict) else {}
+    method = stated.get("quant_method") or getattr(quantization, "quant_method", "")
+    if stated and not method:  # the library knows bitsandbytes by its bits
+        method = "bitsandbytes" if stated.get("load_in_8bit") or stated.get("load_in_4bit") else UNNAMED
     return str(getattr(method, "value", method))
 
 
+UNNAMED = "an unnamed method's"
 BLOCKS = ("fp8", "mxfp4")
 """Methods whose blocks of few bits are planned, and expanded by any backend."""
 
@@ -107,12 +107,27 @@ def config_of(name: str, **options: Any) -> Any:
 
     source, file = where_it_lies(name)
     if not file:
-        return _from_json(source, options)
+        return _for_running(_from_json(source, options))
     key = (name, os.path.getmtime(name) if os.path.isfile(name) else options.get("revision"))
     if key not in _HEADERS:
         _HEADERS[key] = AutoConfig.from_pretrained(source, **file, **options)
         _HEADERS[key]._name_or_path = name
     return copy.deepcopy(_HEADERS[key])
+
+
+def _for_running(config: Any) -> Any:
+    """Without what a training run left in it: tuples in place of named outputs; a loss over the routers, which the library cannot
+    compute while it generates; attention by a package that is not here, in place of which any other computes the same."""
+    from transformers import utils
+
+    asked = str(getattr(config, "_attn_implementation", None))
+    if asked.startswith("flash_attention_") and not getattr(utils, f"is_flash_attn_{asked[16:]}_available", bool)():
+        config._attn_implementation = None
+    for part in (config, config.get_text_config()):
+        for name, value in (("return_dict", True), ("output_router_logits", False)):
+            if getattr(part, name, value) != value:
+                setattr(part, name, value)
+    return config
 
 
 def is_gguf(config: Any) -> bool:
@@ -126,9 +141,10 @@ def _from_json(name: str, options: dict[str, Any]) -> Any:
     import transformers
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+    expect = {"model_type": str, "architectures": list[str] | None, "quantization_config": dict | None}
     for file in ("config.json", "generation_config.json"):  # the library's reader keeps the last of two equal keys
         if os.path.isfile(path := os.path.join(name, file)):
-            read_json(path, "fetch it again", {"model_type": str, "architectures": list[str] | None}, endless=True)
+            read_json(path, "fetch it again", expect, endless=True)
     values, _ = PreTrainedConfig.get_config_dict(name, **options)
     own: Any = getattr(transformers, (values.get("architectures") or [""])[0], None)
     if (
@@ -172,31 +188,6 @@ def model_class(config: Any) -> Any:
 
 def _is_remote(config: Any) -> bool:
     return type(config).__module__.startswith("transformers_modules")
-
-
-class Unplanned(ValueError):
-    """The memory of a model cannot be planned; no reason not to load it."""
-
-
-class Bounded(TorchFunctionMode):
-    """Stops with ``Unplanned`` after so many calls of torch: whatever a configuration says, a plan takes seconds.
-
-    Calls and not seconds: all ranks of a run must come to the same end.
-    """
-
-    MOST = 60_000
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._left = self.MOST
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._left -= 1
-        if self._left == 0:
-            raise Unplanned(
-                f"a forward pass takes more than {self.MOST:,} steps: its configuration says sizes that no model has"
-            )
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -17,9 +17,10 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from moe_steer.backends.allocations import Unplanned
 from moe_steer.backends.blueprint import (
     BLOCKS,
-    Unplanned,
+    UNNAMED,
     config_of,
     dequantised,
     in_blocks,
@@ -110,8 +111,9 @@ def refuse_unknown_quantisation(config: Any) -> None:
 
     method = quantisation(config)
     if method not in ("", "bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
+        how = "without a quant_method, as MLX does" if method == UNNAMED else f"by {method!r}"
         raise ValueError(
-            f"the checkpoint is quantised by {method!r}, which transformers does not know: use a newer one, or another checkpoint"
+            f"the checkpoint is quantised {how}, which transformers does not know: use a newer one, or another checkpoint"
         )
 
 

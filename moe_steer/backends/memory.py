@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from moe_steer.backends import device_map
+from moe_steer.backends.allocations import Unplanned
 from moe_steer.backends.blueprint import (
     BLOCKS,
-    Unplanned,
     in_blocks,
     planning,
     quantisation,

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from moe_steer.backends.allocations import Allocations
-from moe_steer.backends.blueprint import Bounded
+from moe_steer.backends.allocations import Allocations, Bounded
 from moe_steer.layers import decoder_layers
 
 _SHORT = 4

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_steer.direction import Direction
+from moe_steer.direction import SITE, Direction
 from moe_steer.files import load_plain, written_aside
 
 
@@ -31,11 +31,17 @@ def import_easyedit(path: str | os.PathLike[str], layer: int | None = None) -> D
     if layer is None and found is None:
         raise ValueError(f"the name of {name!r} does not say the layer (layer_20.pt): give it")
     value = load_plain(path)
-    if not isinstance(value, Tensor) or value.ndim != 1:
-        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise ValueError(f"{name} holds {what}: a vector of EasyEdit is one tensor [D]")
-    if not bool(value.isfinite().all()):
-        raise ValueError(f"{name} holds numbers that are not finite: make it again")
+    what = f"a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        what = f"a tensor of shape {tuple(value.shape)}, {value.dtype}, {value.layout}"
+        if value.ndim == 1 and value.is_floating_point() and value.layout == torch.strided:
+            what = ""
+    if what:
+        raise ValueError(f"{name} holds {what}: a vector of EasyEdit is one tensor [D] of floats")
+    value = value.detach().float()  # here what is too large becomes infinite, and what is too small 0
+    if not bool(value.isfinite().all()) or not bool(value.any()):
+        what = "numbers that are not finite" if bool(value.any()) else "a vector of zeros, which has no direction"
+        raise ValueError(f"{name} holds {what}: make it again")
     header = _origin("easyedit", path, value)
     chosen = layer if layer is not None else int(found[1]) if found else 0
     return Direction(vector_D=value, layer=chosen, method="imported", header=header)
@@ -45,8 +51,10 @@ def export_easyedit(direction: Direction, folder: str | os.PathLike[str]) -> Pat
     """Write ``layer_L.pt`` into a folder, the bare tensor that EasyEdit's vector applier reads; the header does not fit
     into it.
 
-    ValueError when the file is there already.
+    ValueError when the file is there already, and for a direction of another place than the block's output.
     """
+    if direction.site != SITE:
+        raise ValueError(f"the direction is of site {direction.site!r}, and EasyEdit adds to the output of a block")
     target = Path(folder) / f"layer_{direction.layer}.pt"
     if target.exists():
         raise ValueError(f"{str(target)!r} exists: give another folder, or remove it first")

@@ -86,6 +86,11 @@ class ThinkingFormat:
         """Whether responses may hold a thought."""
         return bool(self.switches)
 
+    @property
+    def closing(self) -> str:
+        """What ends a thought that no text opened; "" where nothing does."""
+        return next((item.text for item in self.switches if item.closes), "")
+
     def write(self, thought: str, answer: str) -> str:
         """What a model of this format writes after the default prompt; a model that does not think writes the answer alone."""
         if not self.thinks:

@@ -20,6 +20,9 @@ _TAG_AT_START = re.compile(r"\A(\s*)([<\[][^<>\[\]\n]{1,60}[>\]]\s*)")
 _MARKS_ALONE = re.compile(rf"\s*{_MARK}\s*(?:{_MARK}\s*)*\Z")
 _FIRST_MARK = re.compile(rf"\s*({_MARK})")
 _MARK_AT_END = re.compile(rf"{_MARK}\Z")
+_OF_THOUGHTS = re.compile(r"think|thought|reason|deliberat|reflect|inner", re.IGNORECASE)
+_ENDS = (("begin", "end"), ("start", "end"), ("open", "close"), ("prefix", "suffix"))
+"""How the names of two tags differ, where the second has no slash."""
 
 
 def tags(
@@ -103,7 +106,12 @@ _ALL = (
         pattern="Here(?: is|'s) my thought process:",
         closing="Here(?: is|'s) my response:",
     ),
-    tags("final-response", "Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n"),
+    tags(
+        "final-response",
+        "Here are my reasoning steps:\n",
+        "\n[BEGIN FINAL RESPONSE]\n",
+        end="\n[END FINAL RESPONSE]",  # Apriel 1.5; 1.6 ends without
+    ),
     tags("reasoning", "<reasoning>\n", "\n</reasoning>\n\n"),
     tags("thought", "<thought>\n", "\n</thought>\n\n"),
 )
@@ -195,7 +203,7 @@ def read_turn(turn: Turn, user: str = "", openings: Iterable[str] = ()) -> Think
 
 def with_answer_marks(found: ThinkingFormat, turn: Turn) -> ThinkingFormat:
     """The format with the marks that this template writes around the answer, where they are marks and nothing else."""
-    close = next((item.text for item in found.switches if item.closes), "")
+    close = found.closing
     if not close or close not in turn.between or found.starts != ANSWER:
         return found
     rest, end = turn.between.partition(close)[2], _FIRST_MARK.match(turn.after)
@@ -206,6 +214,20 @@ def with_answer_marks(found: ThinkingFormat, turn: Turn) -> ThinkingFormat:
     switches = (*found.switches, *(item for item in more if item.text not in texts))
     kept = found.close.partition(close)[0]
     return dataclasses.replace(found, close=f"{kept}{close}{rest}", end=end[1], switches=switches)
+
+
+def closings_of(opening: str) -> list[str]:
+    """What may close what a tag opens, by its name.
+
+    >>> closings_of("<muse level='3'>"), closings_of("<|begin_think|>")[1:]
+    (['</muse>'], ['<|end_think|>'])
+    """
+    word = re.match(r"[<\[]([^\s<>\[\]]+)", opening)
+    found = [f"{opening[0]}/{word[1]}{opening[-1]}"] if word else []
+    if not _OF_THOUGHTS.search(opening):
+        return found  # else the names of messages: <|start|>
+    pairs = [pair for first, last in _ENDS for pair in ((first, last), (first.upper(), last.upper()))]
+    return found + [opening.replace(first, last) for first, last in pairs if first in opening]
 
 
 def common_start(one: str, other: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe_steer.thinking.format import ANSWER, ThinkingFormat
-from moe_steer.thinking.known import FORMATS, NONE, TAG_AT_END, Turn, named, read_turn, with_answer_marks
+from moe_steer.thinking.known import FORMATS, NONE, TAG_AT_END, Turn, closings_of, named, read_turn, with_answer_marks
 from moe_steer.thinking.templates import (
     Messages,
     PromptSettings,
@@ -175,17 +175,23 @@ class _Probe:
 
     def _by_prompt(self, prompt: str, base: str) -> ThinkingFormat | None:
         for item in _known():
-            close = next((s.text for s in item.switches if s.closes), None)
+            close = item.closing
             if item.opens(prompt) or any(close and text.rstrip().endswith(close) for text in (prompt, base)):
                 return self._with_white_space(item, prompt)
         opening = TAG_AT_END.search(prompt)
-        word = opening and re.match(r"[<\[]([^\s<>\[\]]+)", opening[1])
-        if not opening or not word:
+        closing = self._closing(opening[1]) if opening else None
+        if not opening or closing is None:
             return None
-        closing = f"{opening[1][0]}/{word[1]}{opening[1][-1]}"
-        if closing not in template_text(self._tokenizer):
-            return None
+        plain = self.rendered([_USER, {"role": "assistant", "content": _AA}], prompt=False) or ""
+        before, _, after = plain.partition(_AA)
+        if before.rstrip().endswith(opening[1]) and after.lstrip().startswith(closing):
+            return None  # tags around every turn: <assistant>...</assistant>
         return read_turn(Turn(prompt, closing, ""))
+
+    def _closing(self, opening: str) -> str | None:
+        """The tag that closes what this one opens, by its name: the template knows it, or, of thoughts, the tokenizer does."""
+        places = [template_text(self._tokenizer), self._tokenizer.get_vocab() if _SWITCH_NAMES.search(opening) else ""]
+        return next((one for place in places for one in closings_of(opening) if one in place), None)
 
     def _turn(self, on: Arguments) -> Turn | None:
         """What the template writes around the thought and the answer of an earlier turn; None where it leaves thoughts out."""
@@ -214,13 +220,14 @@ class _Probe:
         return None
 
     def _by_mention(self, prompt: str) -> ThinkingFormat | None:
-        """A template that takes a thought out of an earlier turn, or explains its tags to the model."""
+        """A template that takes a thought out of an earlier turn, or explains its tags to the model. What it tells the model says
+        more than what it only knows: those tags may be for calls of tools."""
         source = template_text(self._tokenizer)
-        for item in _known():
-            close = next((s.text for s in item.switches if s.closes), "")
-            if close and (close in source or (close in prompt and item.open.strip() in prompt)):
-                return item
-        return None
+        all_of_them = [item for item in _known() if item.closing]
+        known = [item for item in all_of_them if item.closing in source]
+        told = [item for item in known if item.closing in prompt]
+        by_user = [item for item in all_of_them if item.closing in prompt and item.open.strip() in prompt]
+        return next(iter((*told, *known, *by_user)), None)
 
     def _by_tokens(self, asked_of_any: bool = False) -> ThinkingFormat | None:
         """A bare template, one that treats every role alike and reads nothing else, was made by no model's author: it says

@@ -75,14 +75,18 @@ def render(tokenizer: Any, messages: Messages, *, prompt: bool = True, **argumen
         arguments = {str(effort_name(tokenizer)): asked.effort, **arguments}
     system = [{"role": "system", "content": asked.system}] if asked.system is not None else []
     given = {"tokenize": False, "add_generation_prompt": prompt, **arguments, **asked.arguments}
+    if "additional_special_tokens" in variables(tokenizer):  # GigaChat-20B; transformers 4 gave templates these
+        given = {"additional_special_tokens": [*getattr(tokenizer, "extra_special_tokens", ())], **given}
     turns = [*system, *messages]
     try:
         text = _applied(tokenizer, turns, given)
     except Exception as error:  # templates are programs: they may raise anything
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        way = "give what it misses with --template-arg NAME=VALUE"
+        with contextlib.suppress(Exception):
+            way = "leave --system out" if system and _applied(tokenizer, messages, given) else way
         raise ValueError(
-            f"the chat template of {name!r} cannot be rendered ({quoted(first)}): give what it misses with --template-arg NAME=VALUE, "
-            "or another template with --chat-template FILE"
+            f"the chat template of {name!r} cannot be rendered ({quoted(first)}): {way}, or give another template with --chat-template FILE"
         ) from error
     role = _left_out(turns, text)
     if role is not None:

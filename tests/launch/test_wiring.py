@@ -1,10 +1,11 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from expert_stats import Trace, write_traces
 from launch.core.findings import nothing_fired
-from launch.core.wiring import parse_coefficients, read_any_traces, traces_of
+from launch.core.wiring import parse_coefficients, read_any_traces, text_lines, traces_of
 from launch.jobs.experts import distance_from_one
 from launch.jobs.experts_findings import gain_name, num_correct
 from moe_steer import ExpertGain, SteeringPlan
@@ -126,3 +127,16 @@ def test_answers_of_several_arms_are_not_mixed(tmp_path) -> None:
     assert trace.trace_id.startswith("steered/")
     with pytest.raises(ValueError, match="holds no answers of the arm 'placebo': it has"):
         read_any_traces([str(tmp_path)], TagTokenizer(), "placebo")
+
+
+def test_texts_of_other_editors(tmp_path: Path) -> None:
+    """A byte order mark is no part of the first text; UTF-16 without one is no UTF-8, though it can be read as such."""
+    file = tmp_path / "texts.txt"
+    file.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
+    assert text_lines(str(file)) == ["one", "two"]
+    file.write_bytes("one\ntwo\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match="texts.txt' holds characters 0: write one a line, in UTF-8"):
+        text_lines(str(file))
+    file.write_bytes(b" \n\n")
+    with pytest.raises(ValueError, match="texts.txt' holds no texts: write one a line"):
+        text_lines(str(file))

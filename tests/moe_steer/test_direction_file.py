@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from direction_cases import contrast_of, plain_sae, random_sides
+from launch.cli.main import main
 from moe_steer import directions
 from moe_steer.directions import (
     Direction,
@@ -85,7 +86,7 @@ def test_the_header_lists_the_heaviest_atoms_first(tmp_path: Path) -> None:
         ({"vector": torch.ones(3)}, None, r"holds \['vector'\] and no direction: give a file of 'moe-steer direction'"),
         ({"other": torch.ones(3)}, {"direction": "{}"}, r"holds \['other'\] and no direction"),
         ({"vector": torch.ones(3)}, {"direction": '{"version": 2}'}, "its version is 2, this program reads version 1"),
-        ({"vector": torch.ones(3)}, {"direction": '{"version": 1}'}, "cannot be used: 'layer'"),
+        ({"vector": torch.ones(3)}, {"direction": '{"version": 1}'}, "cannot be used: it lacks 'layer'"),
         ({"vector": torch.ones(3)}, {"direction": "{"}, "has a header that is not JSON .*: make the direction again"),
         (
             {"vector": torch.ones(2, 2)},
@@ -154,6 +155,79 @@ def test_a_pickle_with_code_is_not_opened(tmp_path: Path) -> None:
         import_easyedit(tmp_path / "layer_3.pt")
     with pytest.raises(ValueError, match="there is no file"):
         import_easyedit(tmp_path / "layer_4.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"method": "../../x"}, "method of a direction is '../../x': give a name of 1 to 60 letters or digits"),
+        ({"method": "/tmp/x"}, "method of a direction is '/tmp/x'"),
+        ({"method": None}, "method of a direction is None"),
+        ({"method": ""}, "method of a direction is ''"),
+        ({"method": "m" * 61}, "method of a direction is 'mmm"),
+        ({"site": None}, "site of a direction is None: give the name of a place, such as residual"),
+        ({"model": "x"}, "'model' is 'x': give an object or null"),
+        ({"norm": True}, "'norm' is True: give a number or null"),
+        ({"terms": [1]}, "'terms' is .1.: give a list, each item an object or null"),
+    ],
+)
+def test_a_header_of_somebody_elses_file_is_checked(change: dict[str, object], said: str, tmp_path: Path) -> None:
+    """The method names the file that a conversion writes: it must not say where that goes."""
+    header = {"version": 1, "layer": 3, "site": "residual", "method": "caa", **change}
+    path = tmp_path / "in" / "d.safetensors"
+    path.parent.mkdir()
+    save_file({"vector": torch.ones(4)}, path, {"direction": json.dumps(header)})
+    with pytest.raises(ValueError, match=f"d.safetensors cannot be used: .*{said}") as caught:
+        Direction.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_tools_add_to_the_output_of_a_layer_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Direction(vector_D=V, layer=2, method="caa", site="mlp").save("d.safetensors")
+    for kind in ("easyedit", "gguf"):
+        assert main(["convert-direction", "d.safetensors", "--to", kind, "--out", "out"]) == 1
+        assert "d.safetensors is of site 'mlp', and other tools add to the output of" in capsys.readouterr().err
+    assert not Path("out").exists()
+    with pytest.raises(ValueError, match="of site 'mlp', and EasyEdit adds to the output of a block"):
+        export_easyedit(Direction.load("d.safetensors"), "out")
+    assert main(["convert-direction", "d.safetensors", "--out", "out"]) == 0
+
+
+V = torch.arange(4.0) - 1
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (
+            V.to(torch.complex64),
+            r"holds a tensor of shape \(4,\), torch.complex64, torch.strided: a vector of EasyEdit is",
+        ),
+        (V.long(), "torch.int64"),
+        (V > 0, "torch.bool"),
+        (V.to_sparse(), "torch.sparse_coo: a vector of EasyEdit is one tensor"),
+        (V.double() * 1e300, "holds numbers that are not finite: make it again"),
+        (V * float("nan"), "holds numbers that are not finite: make it again"),
+        (V.double() * 1e-300, "holds a vector of zeros, which has no direction: make it again"),
+        (V * 0, "holds a vector of zeros"),
+        (V[:0], "holds a vector of zeros"),
+    ],
+)
+def test_a_tensor_that_is_no_direction_is_refused_by_its_file(value: torch.Tensor, said: str, tmp_path: Path) -> None:
+    """Of complex numbers half would be left out, and zeros would be refused only where a plan adds them."""
+    torch.save(value, tmp_path / "layer_2.pt")
+    with pytest.raises(ValueError, match=f"layer_2.pt .*{said}|layer_2.pt {said}") as caught:
+        import_easyedit(tmp_path / "layer_2.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_vectors_of_other_widths_and_owners_are_read(tmp_path: Path) -> None:
+    for value in (V.double(), V.half(), torch.nn.Parameter(V), torch.stack([V, V])[0], torch.arange(9.0)[::2]):
+        torch.save(value, tmp_path / "layer_2.pt")
+        assert torch.equal(import_easyedit(tmp_path / "layer_2.pt").vector_D, value.detach().float())
 
 
 def test_control_vectors_go_in_and_out(tmp_path: Path) -> None:

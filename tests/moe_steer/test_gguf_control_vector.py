@@ -83,6 +83,8 @@ def test_a_strength_in_residual_norms_becomes_a_length(tmp_path: Path) -> None:
         ([(2, 1.0)], {"scope": "thought"}, "layer 2 has the scope 'thought', a control vector acts on all tokens"),
         ([(2, 1.0)], {"scope": "after:0"}, "layer 2 has the scope 'after:0', a control vector acts on all tokens"),
         ([(0, 1.0)], {}, "layer 0 cannot be exported: llama.cpp's control vectors begin at layer 1"),
+        ([(1, 1.0), (512, 1.0)], {}, "layer 512 cannot be exported: .* its models have at most 512"),
+        ([(10**40, 1.0)], {}, "layer 1000000000000000.* cannot be exported"),
         ([(2, 1.0)], {"experts": [ExpertGain(1, 1, 2.0)]}, "also names 1 experts, which a control vector cannot hold: use bake"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING
 
 from launch.cli.main import main
 from moe_steer.backends import Unplanned, choose_backend, memory, plan_memory, skeleton
-from moe_steer.backends.blueprint import Bounded
+from moe_steer.backends.allocations import Bounded
 from moe_steer.backends.rehearsal import rehearse_step
 from published_models import FP8, MXFP4, PUBLISHED
 

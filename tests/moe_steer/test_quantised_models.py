@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import tiny
 from moe_steer import load_model
-from moe_steer.backends import read_config
+from moe_steer.backends import plan_memory, read_config
+from moe_steer.backends.blueprint import quantisation
 from moe_steer.backends.memory import choose_backend
 from moe_steer.backends.registry import refusal
 from moe_steer.layers import moe_layers
@@ -76,6 +78,36 @@ def test_a_method_that_the_library_does_not_know_is_refused(folder: Path) -> Non
     declare(folder, "magic")
     with pytest.raises(ValueError, match="quantised by 'magic', which transformers does not know"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "quantization"])
+def test_a_method_that_is_not_named_is_refused_and_not_planned(key: str, folder: Path, tmp_path: Path) -> None:
+    """MLX writes both keys, older versions one; the library's words are that the model was not correctly quantised."""
+    shutil.copytree(folder, made := tmp_path / "mlx")
+    config = json.loads((made / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (made / "config.json").write_text(json.dumps({**config, key: {"group_size": 64, "bits": 4, "mode": "affine"}}))
+    with pytest.raises(ValueError, match="quantised without a quant_method, as MLX does.*another checkpoint") as caught:
+        load_model(made)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="the size of an unnamed method's weights is not planned"):
+        plan_memory(read_config(made), 1, 2**34)
+
+
+def test_what_else_a_configuration_may_say_of_bits(folder: Path) -> None:
+    """Of old, bitsandbytes is known by its bits alone."""
+    config = json.loads((folder / "config.json").read_text())
+
+    def said(value: Any) -> Any:
+        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": value}))
+        return quantisation(read_config(folder))
+
+    assert (said(None), said({})) == ("", "")
+    assert said({"load_in_8bit": True}) == said({"load_in_4bit": True}) == "bitsandbytes"
+    for odd in ([1], "fp8"):
+        with pytest.raises(ValueError, match="config.json: 'quantization_config' is .*: give an object or null"):
+            said(odd)
+    said(None)
 
 
 def test_backends_that_cut_weights_refuse_classes_of_other_packages(folder: Path) -> None:

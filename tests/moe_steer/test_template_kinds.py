@@ -140,6 +140,22 @@ KINDS = {
         thought="Here is my thought process:\nRxrx\n\nHere is my response:\nAxax",
         cut="Here's my thought process:\nRxrx",
     ),
+    "tags named by beginning and end, of which earlier turns keep nothing (PLaMo 3)": Kind(
+        template="{% for m in messages %}<|plamo:{{ m.role }}|>{{ m.content.split('<|plamo:end_think:plamo|>')[-1] }}{% endfor %}"
+        "{% if add_generation_prompt %}<|plamo:assistant|><|plamo:begin_think:plamo|>{% if enable_thinking is false %}"
+        "<|plamo:end_think:plamo|>{% endif %}{% endif %}",
+        off={"enable_thinking": False},
+        opened=True,
+        thought="Rxrx<|plamo:end_think:plamo|>Axax",
+        plain="<|plamo:end_think:plamo|>Axax",
+    ),
+    "what the model is told, not what calls of tools have (Apriel 1.5)": Kind(
+        template="<|system|>Explain your thoughts, then give the solution as [BEGIN FINAL RESPONSE] ... [END FINAL RESPONSE].{% for m in messages %}"
+        "<|{{ m.role }}|>{{ m.content }}{% if m.thought and tools %}<thinking>{{ m.thought }}</thinking>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        thought="Here are my reasoning steps:\nRxrx\n[BEGIN FINAL RESPONSE]\nAxax\n[END FINAL RESPONSE]",
+        cut="Here are my reasoning steps:\nRxrx",
+    ),
 }  # fmt: skip
 
 
@@ -232,6 +248,69 @@ def test_no_message_is_lost_without_a_word() -> None:
     asked = [USER, {"role": "assistant", "content": "<think>x</think>4"}, {"role": "user", "content": "Sure?"}]
     assert render_messages(seeing_again := byte_tokenizer([], BLOCKS_ALONE), asked).text.count("user: ") == 2
     assert thinking_format(seeing_again).name == "none"
+
+
+ROLE_TAGS = (
+    "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}</user>{% else %}<assistant>{% if m.reasoning %}<ponder>{{ m.reasoning }}"
+    "</ponder>{% endif %}{{ m.content }}</assistant>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_tags_around_every_turn_open_no_thought() -> None:
+    """Else all that such a model writes would be its thought, and nothing an answer."""
+    thinking = thinking_format(byte_tokenizer([], ROLE_TAGS))
+    assert (thinking.name, thinking.opened) == ("<ponder>...</ponder>", False)
+    plain = ROLE_TAGS.replace("{% if m.reasoning %}<ponder>{{ m.reasoning }}</ponder>{% endif %}", "")
+    assert thinking_format(byte_tokenizer([], plain)).name == "none"
+    opened = plain.replace("%}<assistant>{% endif %}", "%}<assistant><muse>{% endif %}{# </muse> #}")
+    assert (thinking_format(byte_tokenizer([], opened)).name, thinking_format(byte_tokenizer([], plain)).opened) == (
+        "<muse>...</muse>",
+        False,
+    )
+
+
+def test_a_tag_that_the_template_never_closes_is_closed_by_a_token() -> None:
+    """CWM; and a mark before every message is none of a thought."""
+    opens = USER_ALONE.replace("A:", "<|reasoning_start|>")
+    fmt = thinking_format(byte_tokenizer(["<|reasoning_start|>", "<|reasoning_end|>"], opens))
+    assert (fmt.name, fmt.opened) == ("<|reasoning_start|>...<|reasoning_end|>", True)
+    marks = USER_ALONE.replace("A:", "<|start|>").replace("Q: ", "<|start|>")
+    assert thinking_format(byte_tokenizer(["<|start|>", "<|end|>"], marks)).name == "none"
+
+
+def test_words_of_the_user_do_not_outweigh_what_the_template_knows() -> None:
+    template = USER_ALONE.replace("m.role == 'user'", "m.role != 'assistant'").replace("A:", "A:{# </think> #}")
+    tokenizer = byte_tokenizer([], template)
+    use_prompt_settings(tokenizer, PromptSettings(system="Other models write <thinking> and </thinking>."))
+    assert thinking_format(tokenizer).name == "think"
+    told = byte_tokenizer([], template.replace("{# </think> #}", ""))
+    use_prompt_settings(told, PromptSettings(system="Write your thoughts between <thinking> and </thinking>."))
+    assert thinking_format(told).name == "thinking"
+
+
+def test_a_system_message_that_the_template_refuses_may_be_left_out() -> None:
+    """Gemma; and a template that cannot be rendered without one either needs something else."""
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer = byte_tokenizer([], f"{refusing}{USER_ALONE}")
+    use_prompt_settings(tokenizer, PromptSettings(system="Be brief."))
+    with pytest.raises(
+        ValueError, match=r"'System role not supported'\): leave --system out, or give another template"
+    ):
+        render_prompt(tokenizer, QUESTION)
+    tokenizer = byte_tokenizer([], f"{{{{ knowledge.date }}}}{USER_ALONE}")
+    use_prompt_settings(tokenizer, PromptSettings(system="Be brief."))
+    with pytest.raises(ValueError, match="'knowledge' is undefined.*: give what it misses with --template-arg"):
+        render_prompt(tokenizer, QUESTION)
+
+
+def test_a_template_is_given_the_tokens_that_older_libraries_gave_it() -> None:
+    """GigaChat-20B writes its separators by their place among them."""
+    template = USER_ALONE.replace("Q: ", "{{ additional_special_tokens[1] }}")
+    tokenizer = byte_tokenizer([], template)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<b>", "<a>"]})
+    assert render_prompt(tokenizer, QUESTION).text == f"<a>{QUESTION}\nA:"
+    use_prompt_settings(tokenizer, PromptSettings(arguments={"additional_special_tokens": ["<c>", "<d>"]}))
+    assert render_prompt(tokenizer, QUESTION).text.startswith("<d>")
 
 
 def test_of_several_templates_the_default_one_is_tried() -> None:

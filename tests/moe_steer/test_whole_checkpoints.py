@@ -188,3 +188,34 @@ def test_an_unknown_type_is_read_as_the_class_that_it_names(tmp_path: Path) -> N
     folder = changed(tmp_path, lambda t: None, model_type="kimi_k2", architectures=["NoSuchForCausalLM"])
     with pytest.raises(ValueError, match="kimi_k2"):
         config_of(str(folder))
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"output_router_logits": True},
+        {"return_dict": False},
+        {"attn_implementation": "flash_attention_2"},
+        {"_attn_implementation": "flash_attention_3"},
+    ],
+    ids=str,
+)
+def test_what_a_training_run_left_in_the_configuration_changes_nothing(
+    left: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss over the routers, which the library cannot compute while it generates; tuples in place of named outputs; attention by a
+    package that is not here."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
+    folder = saved(small("mixtral", **experts), tmp_path / "model")
+    problems = tmp_path / "p.jsonl"
+    problems.write_text('{"problem_id": "a", "prompt": "1+1?", "target": "2", "answer_type": "number"}\n')
+    texts = []
+    for out in ("before", "after"):
+        command = ["generate", "--model", str(folder), "--problems", str(problems), "--greedy", "--max-new-tokens", "4"]
+        assert main([*command, "--out", str(tmp_path / out)]) == 0
+        assert main(["memory", "--model", str(folder), "--gpus", "1", "--gpu-gib", "8"]) == 0
+        texts.append(json.loads((tmp_path / out / "generations.jsonl").read_text())["token_ids"])
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**values, **left}))
+    assert texts[0] == texts[1]
+    assert "cannot be planned" not in capsys.readouterr().err

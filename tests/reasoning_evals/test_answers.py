@@ -63,6 +63,12 @@ def test_last_box(text, content):
         ("Either B or C", "choice", None),
         ("", "integer", None),
         (r"The answer is \boxed{12", "integer", None),
+        ("<response>The answer is 4.</response>", "integer", ("4", "phrase")),
+        ("<solution>It is $x < 5$.</solution>", "expression", ("x < 5", "last formula")),
+        ("So the answer is B.[END FINAL RESPONSE]", "choice", ("B", "phrase")),
+        ("<CONCLUSION>The answer is 3.</CONCLUSION>", "integer", ("3", "phrase")),
+        ("<answer>7</answer></response>", "integer", ("7", "whole")),
+        ("The answer is x<response>2.", "expression", ("x", "phrase")),
     ],
 )
 def test_extraction(text, answer_type, expected):

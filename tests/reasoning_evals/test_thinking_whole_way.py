@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from launch.cli.main import main
+from launch.core.prompt_options import PromptOptions, ask_prompts
 from local_endpoint import Handler, serving
 from published_templates import FOLDER, byte_tokenizer, needs_templates
+from reasoning_evals import render_prompt
 from reasoning_evals.runs import read_generations, read_grades, read_run
 
 RIGHT, WRONG = "\\boxed{4}", "\\boxed{5}"
@@ -151,6 +153,7 @@ def test_a_model_that_does_not_think_is_graded_on_all_it_says(
         (["--template-arg", "colour"], "--template-arg 'colour': write NAME=VALUE"),
         (["--effort", "high"], "--effort 'high': this chat template reads none of"),
         (["--chat-template", "nowhere.jinja"], "--chat-template 'nowhere.jinja' cannot be read"),
+        (["--chat-template", "/dev/null"], "--chat-template '/dev/null' holds no words: give a Jinja template"),
     ],
 )
 def test_what_a_template_would_not_follow_is_refused(
@@ -163,3 +166,15 @@ def test_what_a_template_would_not_follow_is_refused(
     assert text in shown
     assert shown.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_template_file_of_another_editor(tmp_path: Path) -> None:
+    """A byte order mark would be the first character of every prompt, and UTF-16 is no text."""
+    template, file = "{{ messages[0].content }}:", tmp_path / "t.jinja"
+    asked = PromptOptions(chat_template=str(file))
+    file.write_bytes(b"\xef\xbb\xbf" + template.encode())
+    ask_prompts(tokenizer := byte_tokenizer([]), asked)
+    assert render_prompt(tokenizer, "2?").text == "2?:"
+    file.write_bytes(template.encode("utf-16-le"))
+    with pytest.raises(ValueError, match="t.jinja' holds characters 0, as UTF-16 has: save it in UTF-8"):
+        ask_prompts(byte_tokenizer([]), asked)

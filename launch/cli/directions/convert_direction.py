@@ -36,7 +36,13 @@ class ConvertDirection:
             raise ValueError("there is nothing to convert: give files (.safetensors, .pt or .gguf)")
         if self.to != "gguf":
             check_folder(self.out)
-        directions = [direction for name in self.files for direction in self._read(name)]
+        directions = []
+        for name in self.files:
+            directions += self._read(name)
+            if self.to != "safetensors" and directions[-1].site != "residual":
+                raise ValueError(
+                    f"{name} is of site {directions[-1].site!r}, and other tools add to the output of a layer: leave it out"
+                )
         if self.to == "gguf":
             with TemporaryDirectory() as folder:
                 files = [str(Path(folder, f"{number}.safetensors")) for number in range(len(directions))]
