@@ -113,10 +113,7 @@ _MATH_WORD = re.compile(r"(?i)(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|exp|sqrt|f
 
 
 class Extraction(NamedTuple):
-    """A final answer as written, and how it was found.
-
-    ``method`` is one of box, hashes, phrase, whole, last number, last letter, last formula.
-    """
+    """A final answer as written, and how it was found: box, hashes, phrase, whole, last number, last letter or last formula."""
 
     text: str
     method: str

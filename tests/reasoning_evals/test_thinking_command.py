@@ -159,7 +159,7 @@ def test_wrong_options(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         f"moe-steer: --baseline-arm long is not an arm of {run}: it has baseline, short\n"
     )
     assert refused([str(run), "--model", "./nowhere"], capsys).startswith("moe-steer: there is no model folder")
-    assert "none of them empty" in refused([str(run), "--switch-words", ""], capsys)
+    assert "none of them empty" in refused([str(run), "--switch-words", "wait", ""], capsys)
     other = write_run(tmp_path / "other", [Arm("short", Spoken(SHORT, ANSWERS))])
     assert refused([str(run), "--arm-folder", str(other)], capsys) == (
         f"moe-steer: {other} holds another arm named 'short': sample it again with --arm-name OTHER_NAME\n"
