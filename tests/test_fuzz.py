@@ -14,6 +14,8 @@ from fuzz_judge import Rules, json_judge
 from fuzz_mutations import mutate_json
 from fuzz_targets import build_targets
 
+pytestmark = pytest.mark.slow
+
 MUTANTS = 200
 
 

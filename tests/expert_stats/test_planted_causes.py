@@ -17,6 +17,8 @@ from launch.lab.planted_expert import plant
 from moe_steer import ExpertGain, SteeringPlan, load_model
 from moe_steer.layers import model_shape, moe_layers
 
+pytestmark = pytest.mark.slow
+
 LAYER, EXPERT = 1, 5
 
 

@@ -16,6 +16,8 @@ from moe_steer import SteeringPlan, load_model
 from moe_steer.tokens import Trace
 from rank_processes import ROOT, run_ranks
 
+pytestmark = pytest.mark.slow
+
 FAST = ["--each", "1", "--gains", "0", "4", "--routers", "free", "--coalition", "1"]
 
 
@@ -243,7 +245,6 @@ def test_a_dense_model_and_other_files_are_refused(
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_backends_over_two_ranks_find_the_same(tmp_path: Path) -> None:
     few = ["generate", "--num", "6", "--max-new-tokens", "60", "--out", str(tmp_path / "run")]
     assert main(few) == 0

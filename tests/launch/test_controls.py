@@ -25,7 +25,7 @@ from moe_steer.tokens import trace_from_ids
 from rank_processes import ROOT, run_ranks
 from reasoning_evals.runs import read_run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

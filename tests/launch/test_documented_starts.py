@@ -15,6 +15,8 @@ from documented import PAGES, Shown, blocks
 from launch.recipes import load_recipe
 from moe_steer.lab import LAB_MODEL
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = {
     "deepseek-ai/DeepSeek-R1": "r1-fp8-8xh200",
     "Qwen/Qwen3-30B-A3B": "qwen3-30b-1xh100",

@@ -21,6 +21,8 @@ from reasoning_evals.runs import read_grades
 from reasoning_evals.runs.audits import read_audit
 from reasoning_evals.runs.run_folder import read_generations
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:

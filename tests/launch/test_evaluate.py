@@ -20,6 +20,8 @@ from reasoning_evals.runs import read_grades
 from reasoning_evals.runs.audits import read_audit
 from reasoning_evals.runs.run_folder import read_generations, read_run
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--num-problems", "6", "--samples", "1", "--max-new-tokens", "80", "--batch-size", "6"]
 ARMS = [
     "baseline",

@@ -27,6 +27,8 @@ from reasoning_evals.engines import InProcessSampler, SamplingConfig
 from reasoning_evals.engines.batch import Decoder
 from reasoning_evals.runs import Arm, grade_run, read_generations, run_arms
 
+pytestmark = pytest.mark.slow
+
 ROWS, CONTEXT = 2, 96
 """Longer than every window."""
 SIZES: dict[str, int] = {"context": CONTEXT, "batch": ROWS}

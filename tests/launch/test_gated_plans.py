@@ -21,6 +21,8 @@ from reasoning_evals.engines import InProcessSampler, SamplingConfig
 from reasoning_evals.engines.sampling import Request
 from reasoning_evals.runs import read_audit
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--samples", "2", "--max-new-tokens", "60", "--batch-size", "12"]
 GATES: list[dict[str, Any]] = [
     {"on": "probe", "file": "probes/probe-L2.safetensors", "above": 0.5, "until": 0.1, "ramp": 2},

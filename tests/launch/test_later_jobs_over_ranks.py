@@ -22,6 +22,8 @@ from reasoning_evals.comparing import RiskControl
 from reasoning_evals.runs import read_audit
 from reasoning_evals.runs.run_folder import read_generations
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Job:
@@ -115,7 +117,6 @@ def approximately(found: Any) -> Any:
     return pytest.approx(found) if isinstance(found, float) else found
 
 
-@pytest.mark.slow
 def test_one_model_over_two_ranks_finds_it_too(job: Job, tmp_path: Path) -> None:
     if job.script != "launch/evaluate.py":
         pytest.skip("the stand-ins of the safety experiment are dense and smaller than what ranks can share")
@@ -123,7 +124,6 @@ def test_one_model_over_two_ranks_finds_it_too(job: Job, tmp_path: Path) -> None
     assert tokens_of(tmp_path / "two") == tokens_of(job.finished)
 
 
-@pytest.mark.slow
 def test_killed_on_two_ranks_it_continues_on_one(job: Job, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     running = job.on_two_ranks(folder)

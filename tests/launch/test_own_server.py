@@ -20,6 +20,8 @@ from reasoning_evals.runs.audits import read_audit
 from reasoning_evals.runs.run_folder import read_generations, read_run
 from served_lab import ServedLab, served
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FEW = ["--samples", "1", "--greedy", "--max-new-tokens", "16", "--num-problems", "3"]
 PLAN = SteeringPlan(experts=[ExpertGain(2, 5, 64.0), ExpertGain(3, 2, 16.0)])

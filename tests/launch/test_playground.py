@@ -32,6 +32,8 @@ from reasoning_evals.prompts import render_prompt
 from reasoning_evals.runs import read_generations
 from served_lab import ServedLab, served
 
+pytestmark = pytest.mark.slow
+
 LAYER = 2
 DOSED = {"kind": "plan", "plan": "mine", "dose": 2.0}
 ALONG = {

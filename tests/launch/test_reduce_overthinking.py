@@ -21,6 +21,8 @@ from moe_steer.saes import load_sae, save_sae
 from rank_processes import ROOT, RunningRanks, run_ranks
 from reasoning_evals.runs.run_folder import read_generations
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "launch/reduce_overthinking.py"
 SMALL = [
     "--num-identification",
@@ -68,7 +70,6 @@ def tried_settings(folder: Path) -> set[str]:
     return {arm["name"] for arm in results_of(folder)["tuning"]["arms"]} - {"baseline"}
 
 
-@pytest.mark.slow
 def test_every_method_is_compared_with_the_baseline(finished: Path) -> None:
     results = results_of(finished)
     assert [arm["name"] for arm in results["comparison"]["arms"]] == ["baseline", *METHODS]
@@ -79,7 +80,6 @@ def test_every_method_is_compared_with_the_baseline(finished: Path) -> None:
     assert results["chosen"]["caa"]["scope"] == "thought"
 
 
-@pytest.mark.slow
 def test_directions_are_files_with_their_history(finished: Path) -> None:
     for method in ("caa", "sta", "sae", "atom", "decision"):
         (file,) = (finished / "directions").glob(f"{method}-L*.safetensors")
@@ -97,7 +97,6 @@ def test_directions_are_files_with_their_history(finished: Path) -> None:
     ]
 
 
-@pytest.mark.slow
 def test_the_fit_of_the_sae_is_said_before_it_is_used(finished: Path) -> None:
     fit = results_of(finished)["sae_fit"]
     assert 0 < fit["fraction_variance_unexplained"] < 0.5
@@ -106,7 +105,6 @@ def test_the_fit_of_the_sae_is_said_before_it_is_used(finished: Path) -> None:
     assert line in (finished / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_an_sae_that_explains_nothing_is_refused_and_a_poor_one_warned_about(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,7 +129,6 @@ def test_an_sae_that_explains_nothing_is_refused_and_a_poor_one_warned_about(
     assert {path: path.read_bytes() for path in answers} == answers, "the folder is free for another SAE, answers kept"
 
 
-@pytest.mark.slow
 def test_the_pages_say_what_was_found(finished: Path) -> None:
     results, page = results_of(finished), (finished / "report.html").read_text()
     markdown = (finished / "report.md").read_text()
@@ -152,7 +149,6 @@ def test_the_pages_say_what_was_found(finished: Path) -> None:
     assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp"))]
 
 
-@pytest.mark.slow
 def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("generations*.jsonl")}
     results = (finished / "results.json").read_bytes()
@@ -161,7 +157,6 @@ def test_started_again_it_samples_nothing_and_says_the_same(finished: Path) -> N
     assert (finished / "results.json").read_bytes() == results
 
 
-@pytest.mark.slow
 def test_the_report_command_builds_the_same_pages(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {name: (finished / name).read_bytes() for name in PAGES}
     for name in PAGES[1:]:
@@ -171,7 +166,6 @@ def test_the_report_command_builds_the_same_pages(finished: Path, capsys: pytest
     assert {name: (finished / name).read_bytes() for name in PAGES} == before
 
 
-@pytest.mark.slow
 def test_the_report_command_refuses_an_unfinished_job(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +176,6 @@ def test_the_report_command_refuses_an_unfinished_job(
     assert error.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_a_folder_of_other_options_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*DENSE, "--layers", "2", "--out", str(finished)]) == 1
     assert "layers" in capsys.readouterr().err
@@ -207,7 +200,6 @@ def on_one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_two_ranks_give_the_same_directions_and_greedy_tokens(on_one_rank: Path, tmp_path: Path) -> None:
     done = run_ranks(ROOT / SCRIPT, 2, [*MOE, "--greedy", "--out", str(tmp_path / "two")], 240)
     assert done.codes == [0, 0], done.text[-3000:]
@@ -218,7 +210,6 @@ def test_two_ranks_give_the_same_directions_and_greedy_tokens(on_one_rank: Path,
     assert tokens_of(tmp_path / "two") == tokens_of(on_one_rank)
 
 
-@pytest.mark.slow
 def test_killed_on_two_ranks_it_continues_on_one(on_one_rank: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     running = RunningRanks(ROOT / SCRIPT, 2, [*MOE, "--greedy", "--out", str(folder)])

@@ -24,6 +24,8 @@ from reasoning_evals.runs.audits import read_audit
 from reasoning_evals.runs.run_folder import read_generations, read_run
 from served_lab import BakedLab, ServedLab, served
 
+pytestmark = pytest.mark.slow
+
 FEW = ["--samples", "1", "--greedy", "--max-new-tokens", "24"]
 PLAN = SteeringPlan(experts=[ExpertGain(2, 5, 64.0), ExpertGain(3, 2, 16.0)])
 

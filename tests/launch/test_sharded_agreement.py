@@ -18,6 +18,8 @@ from launch.core.wiring import read_any_traces
 from moe_steer import load_model
 from rank_processes import ROOT, run_ranks
 
+pytestmark = pytest.mark.slow
+
 
 def test_ranks_whose_plans_differ_are_refused(tmp_path: Path) -> None:
     done = run_ranks(ROOT / "tests" / "launch" / "plan_worker.py", 2, [str(tmp_path)], 90)
@@ -36,7 +38,6 @@ def test_one_rank_agrees_with_itself() -> None:
     assert Ranks().broadcast("x") == "x"
 
 
-@pytest.mark.slow
 def test_collect_and_measure_on_two_ranks_write_what_one_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,8 @@ from torch.utils.cpp_extension import get_default_build_root
 from rank_processes import ROOT, run_ranks
 from sharded_models import CONFIGS, PRESET_CONFIGS
 
+pytestmark = pytest.mark.slow
+
 WORKER = ROOT / "tests" / "launch" / "sharded_worker.py"
 BACKENDS = ("tp_ep", "autoep", "autoep_zero3", "zero3")
 ASYNC_IO = [*Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()).glob("**/async_io/*.so")]
@@ -95,13 +97,11 @@ def test_what_is_sent_to_nvme_lies_there_while_it_is_used(fast: list[dict[str, A
     assert not any(rank["zero3+cpu:wide"]["files"] for rank in fast)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW)
 def test_two_ranks_equal_one_process_in_every_family(case: str, slow: list[dict[str, Any]]) -> None:
     check(case, slow)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [*(f"{backend}:deepseek_v3" for backend in BACKENDS), "tp_ep:qwen3_moe"])
 def test_four_ranks_equal_one_process(case: str, four: list[dict[str, Any]]) -> None:
     check(case, four)
@@ -134,7 +134,6 @@ def assert_rounding(result: dict[str, Any]) -> None:
     assert result["effect"] > 0.5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", ROUNDED)
 def test_in_bfloat16_one_rank_computes_what_one_process_does(case: str, rounded: list[list[dict[str, Any]]]) -> None:
     """Also what families keep in float32 beside it: rotary frequencies, routing biases."""
@@ -146,7 +145,6 @@ def test_in_bfloat16_one_rank_computes_what_one_process_does(case: str, rounded:
         assert result["plain"] == result["steered"] == 0.0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", ROUNDED)
 def test_in_bfloat16_two_ranks_differ_by_its_rounding(case: str, rounded: list[list[dict[str, Any]]]) -> None:
     for rank in rounded[1]:
@@ -163,7 +161,6 @@ def mid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mid")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["plain", *BACKENDS])
 def test_loading_takes_what_the_memory_plan_says(backend: str, mid: Path, tmp_path: Path) -> None:
     from moe_steer.backends import read_config

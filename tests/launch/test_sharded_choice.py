@@ -9,6 +9,8 @@ import pytest
 
 from rank_processes import ROOT, run_ranks
 
+pytestmark = pytest.mark.slow
+
 WORKER = ROOT / "tests" / "launch" / "choice_worker.py"
 CASES = [f"{backend}:deepseek_v3" for backend in ("tp_ep", "zero3", "autoep", "autoep_zero3")] + ["tp_ep:qwen3_moe"]
 

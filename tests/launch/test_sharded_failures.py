@@ -14,6 +14,8 @@ import pytest
 
 from rank_processes import LAUNCHER, ROOT, environment, free_port, launch, run_ranks, start_launcher
 
+pytestmark = pytest.mark.slow
+
 HERE = ROOT / "tests" / "launch"
 
 
@@ -73,7 +75,6 @@ def test_a_rank_that_fails_ends_the_run_and_the_first_cause_is_said_once(mode: s
         assert (tmp_path / "kept.jsonl").read_text() == "a finished sample\n"
 
 
-@pytest.mark.slow
 def test_a_rank_that_still_stores_samples_is_waited_for(tmp_path: Path) -> None:
     """Six seconds, where a collective waits for four."""
     code, text = start("slow", tmp_path, 80)
@@ -81,7 +82,6 @@ def test_a_rank_that_still_stores_samples_is_waited_for(tmp_path: Path) -> None:
     assert (tmp_path / "kept.jsonl").read_text().count("another finished sample") == 12
 
 
-@pytest.mark.slow
 def test_a_rank_that_stores_nothing_is_not(tmp_path: Path) -> None:
     code, text = start("idle", tmp_path, 80)
     assert code != 0
@@ -139,7 +139,6 @@ def test_ranks_refuse_together_what_one_of_them_reads(tmp_path: Path) -> None:
         assert first[case] == second[case]
 
 
-@pytest.mark.slow
 def test_two_nodes_give_what_one_process_gives(tmp_path: Path) -> None:
     from test_sharded_backends import check
 

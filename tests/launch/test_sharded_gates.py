@@ -7,7 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rank_processes import ROOT, run_ranks
+
+pytestmark = pytest.mark.slow
 
 WORKER = ROOT / "tests" / "launch" / "gates_worker.py"
 CASES = ("tp_ep:qwen3_moe", "zero3:deepseek_v3")

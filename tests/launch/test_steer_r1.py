@@ -17,6 +17,8 @@ from moe_steer import ExpertGain, ResidualVector, SteeringPlan
 from rank_processes import ROOT, RunningRanks, launch, run_ranks
 from reasoning_evals.runs.run_folder import read_generations
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--num-identification", "24", "--num-tuning", "8", "--num-test", "16", "--gains", "4", "16", "--samples", "2"]
 SMALL += ["--batch-size", "64", "--max-new-tokens", "64", "--model", "lab-plain"]
 """Two of three answers of lab-plain end within 64 tokens; those of lab-search take three times as many."""
@@ -88,7 +90,6 @@ def test_it_leaves_a_whole_run_folder(finished: Path) -> None:
     assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp"))]
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_results(finished: Path, tmp_path: Path) -> None:
     assert main([*SMALL, "--out", str(tmp_path / "again")]) == 0
     for name in ("results.json", "plan.json", "placebo.json"):
@@ -100,7 +101,6 @@ def tokens_of(folder: Path) -> dict[Any, Any]:
     return {completion.key[:4]: completion.token_ids for completion in read_generations(folder)}
 
 
-@pytest.mark.slow
 def test_two_ranks_give_the_same_counts_and_greedy_tokens(greedy: Path, tmp_path: Path) -> None:
     """By the launcher, as the README says."""
     two = tmp_path / "two"
@@ -113,7 +113,6 @@ def test_two_ranks_give_the_same_counts_and_greedy_tokens(greedy: Path, tmp_path
     assert len(list((two / "test").glob("generations.rank*.jsonl"))) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tp_ep"])
 def test_one_model_over_two_ranks_gives_the_same_greedy_tokens(greedy: Path, tmp_path: Path, backend: str) -> None:
     folder = tmp_path / "two"
@@ -131,7 +130,6 @@ def test_one_model_over_two_ranks_gives_the_same_greedy_tokens(greedy: Path, tmp
     assert tokens_fired[0] == tokens_fired[1]
 
 
-@pytest.mark.slow
 def test_killed_and_started_again_it_continues(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     running = RunningRanks(SCRIPT, 1, [*SMALL, "--out", str(folder)])

@@ -26,6 +26,8 @@ from moe_steer.directions import Direction
 from moe_steer.layers import moe_layers
 from reasoning_evals.engines import InProcessSampler, Request, SamplingConfig
 
+pytestmark = pytest.mark.slow
+
 ROOM = "cpu=3MiB"
 """Of the lab model's 7 MiB and four layers; two and the head rest on disk."""
 
@@ -125,7 +127,7 @@ def test_observed_routing_and_residual_streams_are_the_plain_models(both: Both) 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_sampled_tokens_are_the_plain_models(both: Both, plan: SteeringPlan, greedy: bool) -> None:
     """Rows of unequal length that end at different steps; the lab model decodes in its latents, whose weights rest on disk."""
-    config = SamplingConfig(max_new_tokens=40, greedy=greedy, batch_size=6)
+    config = SamplingConfig(max_new_tokens=24, greedy=greedy, batch_size=6)
     found: list[Any] = []
     for model in (both.plain, both.spread):
         sampler = InProcessSampler(model, both.tokenizer)

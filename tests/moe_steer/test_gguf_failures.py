@@ -22,6 +22,8 @@ from gguf_files import WIDTH, write_gguf
 from moe_steer.baking import bake, staging, unbake, verify_bake
 from moe_steer.plan import ExpertGain, SteeringPlan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PLAN = SteeringPlan(experts=[ExpertGain(1, 2, 64.0), ExpertGain(2, 0, 64.0)])
 CALLS = ("pwrite", "fsync", "replace", "rename", "unlink", "link", "rmdir")

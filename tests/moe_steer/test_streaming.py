@@ -14,7 +14,7 @@ from transformers import core_model_loading
 from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose, WeightConverter
 
 from moe_steer.backends.streaming import _among_zeros, _keep_own_experts, cut_while_reading, own_experts_while_reading
-from moe_steer.backends.zero3 import settings, zero3_section
+from moe_steer.backends.zero3 import settings, without_compiled_shared_memory, zero3_section
 
 E, F, D = 6, 4, 3
 
@@ -108,6 +108,7 @@ def alone() -> Iterator[None]:
         yield
         return
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    without_compiled_shared_memory()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()

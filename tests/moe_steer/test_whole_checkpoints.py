@@ -21,6 +21,8 @@ from moe_steer import load_model
 from moe_steer.backends import read_config
 from moe_steer.backends.blueprint import config_of, model_class
 
+pytestmark = pytest.mark.slow
+
 Tensors = dict[str, torch.Tensor]
 LAB = Path(moe_steer.lab.__file__).parent / "model"
 UP = "model.layers.3.mlp.shared_experts.up_proj.weight"

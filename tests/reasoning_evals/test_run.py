@@ -132,6 +132,7 @@ def is_running(ranks: RunningRanks) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_kill_9_at_random_moments_then_resume(unbroken: Path, tmp_path: Path, world_size: int) -> None:
     dice = random.Random(world_size)

@@ -16,6 +16,8 @@ from reasoning_evals.runs.audits import read_audit
 from reasoning_evals.runs.grading_pass import grade_run
 from reasoning_evals.runs.run_folder import read_generations
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 NUM_KILLS = 50
 

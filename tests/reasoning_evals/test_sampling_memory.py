@@ -18,6 +18,8 @@ from reasoning_evals.engines.in_process import InProcessSampler
 from reasoning_evals.engines.sampling import Request
 from test_sampling_refill import drawn, requests_of, sampler_of
 
+pytestmark = pytest.mark.slow
+
 
 class Card:
     """A GPU that holds ``tokens`` of keys and values: asked for more, the forward fails in its last layer."""
