@@ -95,15 +95,17 @@ def evidence_sentence(scores: ExpertScores, experts: Iterable[tuple[int, int]], 
 
 
 def family_lines(scores: ExpertScores) -> list[str]:
-    """How far families of problems share experts, a line for every two: overlap of the best, rank correlation, with intervals."""
-    names, found = scores.families["families"], []
+    """How far families of problems share experts, a line for every two: overlap of the best, rank correlation, with intervals; both as so
+    many problems show them, since noise lowers them."""
+    names, sizes, found = scores.families["families"], scores.families["problems"], []
     for one, other in combinations(range(len(names)), 2):
         cells = [scores.families[table][one][other] for table in ("overlap", "spearman")]
         if all(value is not None for cell in cells for value in cell):
             (shared, least, most), (rank, low, high) = cells
             found.append(
                 f"{names[one]} and {names[other]}: {shared:.0%} of the best {scores.families['top']} in common "
-                f"({least:.0%} to {most:.0%}), rank correlation {rank:+.2f} ({low:+.2f} to {high:+.2f})"
+                f"({least:.0%} to {most:.0%}), rank correlation {rank:+.2f} ({low:+.2f} to {high:+.2f}), by rankings from "
+                f"{sizes[one]} and {sizes[other]} problems, whose noise lowers both"
             )
     return found
 

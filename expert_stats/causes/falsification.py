@@ -29,10 +29,10 @@ Array = np.ndarray[Any, Any]
 Target = tuple[str, int, int]
 """("expert" or "atom", absolute layer, number)."""
 VERDICTS = {
-    "token": "answers to the token: the same token without a thought does as well",
-    "thought": "answers to the thought: the token alone does less, and other tokens of a thought do as well",
+    "token": "answers to the token: the same token without a thought fires it at least half as often",
+    "thought": "answers to the thought: the token alone does less, and other tokens of a thought at least half as much",
     "both": "answers to this token in thoughts: the token alone does less, and so do other tokens of a thought",
-    "neither": "does not answer to the marker: it fires there no more often than at other tokens of a thought",
+    "neither": "does not answer to the marker: other tokens of a thought fire it at least half as often",
     "open": "nothing shown: give more traces and texts",
 }
 _ENOUGH = 0.5

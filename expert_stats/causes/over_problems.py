@@ -13,15 +13,9 @@ from typing import Any
 import numpy as np
 import scipy
 
-from expert_stats.evidence.reliability import rank_agreement
+from expert_stats.evidence.reliability import interval, jackknife_interval, rank_agreement
 
 Array = np.ndarray[Any, Any]
-
-
-def interval(value: Array, error: Array, num_problems: int) -> tuple[Array, Array]:
-    """Two-sided 95% interval from Student's t with one degree of freedom less than problems."""
-    reach = error * scipy.stats.t.ppf(0.975, max(num_problems - 1, 1))
-    return value - reach, value + reach
 
 
 def mean_and_error(value_P: Array) -> tuple[Array, Array]:
@@ -102,21 +96,3 @@ def agreement(
     replicates = np.array([rank_agreement(gradient_PN[some].mean(axis=0), other_N) for some in subsets])
     low, high = jackknife_interval(value, replicates, num_cells, num_problems, left_out, num_problems)
     return Agreement(spearman=value, low=low, high=high, cells=num_cells)
-
-
-def jackknife_interval(
-    value: float, replicate_R: Array, num_cells: int, num_problems: int, left_out: int, degrees_of: int
-) -> tuple[float, float]:
-    """95% ends of a correlation, from its values without ``left_out`` of the problems; NaN with fewer than four problems.
-    ``degrees_of``: problems that the t quantile is for."""
-    if min(num_problems, degrees_of) < 4 or not np.isfinite(value):
-        return float("nan"), float("nan")
-    error = np.nanstd(_fisher(replicate_R, num_cells), ddof=1) * np.sqrt((num_problems - left_out) / left_out)
-    low, high = np.tanh(interval(_fisher(np.array(value), num_cells), np.array(error), degrees_of))
-    return float(low), float(high)
-
-
-def _fisher(value: Array, num_cells: int) -> Array:
-    """Fisher's z. A correlation of 1 is taken for half a step less: two neighbours that change places cost 6 / (cells^3 - cells)."""
-    most = 1 - 6.0 / max(num_cells**3 - num_cells, 12) / 2
-    return np.asarray(np.arctanh(np.clip(value, -most, most)))

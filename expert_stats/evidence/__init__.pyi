@@ -22,6 +22,8 @@ from expert_stats.evidence.reliability import Halves as Halves
 from expert_stats.evidence.reliability import agreement_of_families as agreement_of_families
 from expert_stats.evidence.reliability import draws_of as draws_of
 from expert_stats.evidence.reliability import halves_of as halves_of
+from expert_stats.evidence.reliability import jackknife_interval as jackknife_interval
+from expert_stats.evidence.reliability import kept_of as kept_of
 from expert_stats.evidence.reliability import rank_agreement as rank_agreement
 from expert_stats.evidence.reliability import standardised as standardised
 from expert_stats.evidence.reliability import top_overlap as top_overlap

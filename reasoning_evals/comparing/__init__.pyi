@@ -10,6 +10,7 @@ from reasoning_evals.comparing.comparison import Measure as Measure
 from reasoning_evals.comparing.comparison import PairSummary as PairSummary
 from reasoning_evals.comparing.comparison import rounded as rounded
 from reasoning_evals.comparing.detection import least_units as least_units
+from reasoning_evals.comparing.pairing import mean_length as mean_length
 from reasoning_evals.comparing.power import Assumptions as Assumptions
 from reasoning_evals.comparing.power import PowerPlan as PowerPlan
 from reasoning_evals.comparing.power import assume_from_baseline as assume_from_baseline
@@ -22,6 +23,7 @@ from reasoning_evals.comparing.risk_control import ExitPoint as ExitPoint
 from reasoning_evals.comparing.risk_control import RiskControl as RiskControl
 from reasoning_evals.comparing.risk_control import control_risk as control_risk
 from reasoning_evals.comparing.risk_control import lost_answers as lost_answers
+from reasoning_evals.comparing.statistics import Estimate as Estimate
 from reasoning_evals.comparing.statistics import holm as holm
 from reasoning_evals.comparing.statistics import majority_correct as majority_correct
 from reasoning_evals.comparing.statistics import mean_estimate as mean_estimate

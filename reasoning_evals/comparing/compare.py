@@ -19,10 +19,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from reasoning_evals.comparing.comparison import ArmSummary, Comparison, DomainAccuracy, Measure
-from reasoning_evals.comparing.pairing import Paired, judged
-from reasoning_evals.comparing.statistics import majority_correct, mean_estimate, pass_at_k, proportion_estimate
+from reasoning_evals.comparing.pairing import Paired, judged, mean_length
+from reasoning_evals.comparing.statistics import majority_correct, pass_at_k, proportion_estimate
 from reasoning_evals.comparing.tables import Table, clusters_of, default_pairs, tables_of
-from reasoning_evals.comparing.verdicts import Family, Tuning, notes_on
+from reasoning_evals.comparing.verdicts import ALPHA, Family, Tuning, notes_on
 from reasoning_evals.runs import GradeRow
 
 __all__ = ["Comparison", "Tuning", "compare_arms"]
@@ -34,11 +34,13 @@ def compare_arms(
     pairs: Sequence[tuple[str, str]] | None = None,
     tuned: Tuning | None = None,
     unit: str = "points of accuracy",
+    num_judged: int = 0,
 ) -> Comparison:
     """Compare every arm with the baseline, and with the placebo arms (those whose names start with "placebo").
 
     ``pairs`` names the comparisons (a, b) instead: b - a. ``tuned``: how the plan was chosen, for the note on multiplicity.
-    ``unit``: unit of a difference in sentences. Verdicts, on accuracy and on length, follow Holm's procedure over all pairs. Each problem counts once for any k; problems with the same cluster_id are
+    ``unit``: unit of a difference in sentences. ``num_judged``: where the caller judges these pairs with others, how many in all: what
+    could be shown is found for their level. Verdicts, on accuracy and on length, follow Holm's procedure over all pairs. Each problem counts once for any k; problems with the same cluster_id are
     not treated as independent. ValueError for an unknown arm, when arms have different problems or sample numbers, or with
     fewer than two problems.
     """
@@ -52,7 +54,8 @@ def compare_arms(
     clusters = clusters_of(first)
     k = len(next(iter(first.rows.values())))
     family = Family.of(wanted)
-    compared = [Paired.of(tables[a], tables[b], k, clusters, family) for a, b in wanted]
+    level = ALPHA / max(1, len(wanted), num_judged)
+    compared = [Paired.of(tables[a], tables[b], k, clusters, level) for a, b in wanted]
     return Comparison(
         task=rows[0].task,
         baseline=baseline,
@@ -102,4 +105,4 @@ def _domain(values: list[float], clusters: Sequence[str] | None) -> DomainAccura
 
 
 def _tokens(values: list[float] | None, clusters: Sequence[str] | None) -> Measure | None:
-    return None if values is None else Measure.of(mean_estimate(values, clusters))
+    return None if values is None else mean_length(values, clusters)

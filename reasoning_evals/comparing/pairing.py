@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
-from reasoning_evals.comparing.comparison import Difference, Flip, Length, PairSummary
+from reasoning_evals.comparing.comparison import Difference, Flip, Length, Measure, PairSummary
 from reasoning_evals.comparing.power import variance_parts
 from reasoning_evals.comparing.resampling import CONFIDENCE, sign_flip_p
-from reasoning_evals.comparing.statistics import holm, mcnemar_p, paired_difference
+from reasoning_evals.comparing.statistics import holm, mcnemar_p, mean_estimate, paired_difference, unit_sums
 from reasoning_evals.comparing.tables import Table
-from reasoning_evals.comparing.verdicts import ALPHA, Cut, Family, length_verdict, verdict_on, verdict_p
+from reasoning_evals.comparing.verdicts import Cut, Family, length_verdict, verdict_on, verdict_p
 from reasoning_evals.runs import GradeRow
 
 ESTIMAND = "ratio of mean tokens over the same problems"
@@ -45,7 +46,8 @@ def paired_log_ratio(
 
     se: jackknife over problems, or over ``clusters``, (G-1)/G sum_g (log ratio without g - log ratio)^2. t has G' - 1 degrees of
     freedom, G' = 1 / sum_g w_g^2 with w_g the share of unit g in all tokens (Kish's effective number): 30 problems of which three
-    hold most tokens say as much as three. p: of that t, or of the sign-flip test where there is no logarithm or all changed alike.
+    hold most tokens say as much as three. p: the larger one of that t's and the sign-flip test's (where few samples run to the limit, t alone
+    calls 9% of equal arms different); of the latter alone where there is no logarithm or all changed alike.
     ValueError with fewer than two problems or clusters, unequal numbers of problems, or a mean of a that is not positive.
     """
     a, b = np.asarray(a_P, dtype=np.float64), np.asarray(b_P, dtype=np.float64)
@@ -53,9 +55,7 @@ def paired_log_ratio(
         raise ValueError(f"a ratio needs the same two or more problems in both arms, got {len(a)} and {len(b)}")
     if a.mean() <= 0:
         raise ValueError(f"the first arm has {a.mean():g} tokens a problem: there is nothing to divide by")
-    numbers: dict[Hashable, int] = {}
-    index_P = [numbers.setdefault(name, len(numbers)) for name in (range(len(a)) if clusters is None else clusters)]
-    a_G, b_G = np.bincount(index_P, weights=a), np.bincount(index_P, weights=b)
+    a_G, b_G = unit_sums(a, clusters), unit_sums(b, clusters)
     num = len(a_G)
     if num < 2:
         raise ValueError(f"a ratio needs at least 2 clusters, got {num}: add problems")
@@ -63,15 +63,33 @@ def paired_log_ratio(
     rest_a_G, rest_b_G = a_G.sum() - a_G, b_G.sum() - b_G
     if min(rest_a_G.min(), rest_b_G.min()) < 1e-9 * a.sum():
         return LogRatio(ratio, None, None, sign_flip_p(b_G - a_G))
-    away_G = np.log(rest_b_G / rest_a_G) - math.log(ratio)
-    se = math.sqrt((num - 1) / num * float((away_G**2).sum()))
+    se, half, df = _log_error(rest_b_G / rest_a_G / ratio, (a_G / a_G.sum() + b_G / b_G.sum()) / 2)
+    p_value = sign_flip_p(b_G - a_G)
     if se < 1e-12:
-        return LogRatio(ratio, ratio, ratio, sign_flip_p(b_G - a_G))
-    share_G = (a_G / a_G.sum() + b_G / b_G.sum()) / 2
-    df = max(1.0, 1 / float((share_G**2).sum()) - 1)
-    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se
-    p_value = float(2 * scipy.stats.t.sf(abs(math.log(ratio)) / se, df))
+        return LogRatio(ratio, ratio, ratio, p_value)
+    p_value = max(p_value, float(2 * scipy.stats.t.sf(abs(math.log(ratio)) / se, df)))
     return LogRatio(ratio, ratio * math.exp(-half), ratio * math.exp(half), p_value)
+
+
+def mean_length(tokens_P: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Measure:
+    """Mean tokens with the 95% interval of their logarithm, as ``paired_log_ratio`` has it: a t interval of 30 skewed lengths covers in
+    81% to 88% of runs, this one in 88% to 93%. Where fewer than four units carry the tokens, the t interval from 0 up."""
+    plain = mean_estimate(tokens_P, clusters)
+    units_G, size_G = unit_sums(tokens_P, clusters), unit_sums(np.ones(len(tokens_P)), clusters)
+    if 4 * float((units_G**2).sum()) <= units_G.sum() ** 2 > 0:
+        rest_G = (units_G.sum() - units_G) / (len(tokens_P) - size_G)
+        _, half, _ = _log_error(rest_G / plain.mean, units_G / units_G.sum())
+        return Measure(plain.mean, plain.mean * math.exp(-half), plain.mean * math.exp(half))
+    return Measure(plain.mean, max(0.0, plain.low), plain.high)
+
+
+def _log_error(left_out_G: NDArray[np.float64], share_G: NDArray[np.float64]) -> tuple[float, float, float]:
+    """(jackknife's standard error of a logarithm, half its interval, degrees of freedom). ``left_out_G``: the value without each unit, over
+    the value; ``share_G``: of the unit in all tokens."""
+    num = len(left_out_G)
+    se = math.sqrt((num - 1) / num * float((np.log(left_out_G) ** 2).sum()))
+    df = max(1.0, 1 / float((share_G**2).sum()) - 1)
+    return se, float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, df)) * se, df
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,12 +109,10 @@ class Paired:
     cut: Cut
 
     @classmethod
-    def of(cls, a: Table, b: Table, k: int, clusters: Sequence[str] | None, family: Family) -> Paired:
-        """Both tables have the same problems. ``family``: all pairs that are judged together."""
+    def of(cls, a: Table, b: Table, k: int, clusters: Sequence[str] | None, level: float) -> Paired:
+        """Both tables have the same problems. ``level``: at which one verdict of all that are judged together is decided."""
         rates_a, rates_b = (table.means(lambda row: row.correct) for table in (a, b))
-        found = paired_difference(
-            rates_a, rates_b, clusters, denominator=k, limit=1.0, level=ALPHA / max(1, family.num_pairs)
-        )
+        found = paired_difference(rates_a, rates_b, clusters, denominator=k, limit=1.0, level=level)
         gained = sum(after > before for before, after in zip(rates_a, rates_b, strict=True))
         lost = sum(after < before for before, after in zip(rates_a, rates_b, strict=True))
         tokens_a, tokens_b = a.per_problem("thinking_tokens"), b.per_problem("thinking_tokens")
@@ -146,7 +162,7 @@ class Paired:
             accuracy=self.accuracy,
             thinking_tokens=_token_difference(a, b, "thinking_tokens", self.clusters),
             total_tokens=_token_difference(a, b, "total_tokens", self.clusters),
-            tokens_both_solved=_solved_tokens(a, b, both),
+            tokens_both_solved=_solved_tokens(a, b, both, self.clusters),
             num_both_solved=len(both),
             length=length,
             cut_a=self.cut.a,
@@ -197,14 +213,16 @@ def _token_difference(a: Table, b: Table, field: str, clusters: Sequence[str] | 
     return Difference.of(paired_difference(before, after, clusters))
 
 
-def _solved_tokens(a: Table, b: Table, both: Sequence[str]) -> Difference | None:
+def _solved_tokens(a: Table, b: Table, both: Sequence[str], clusters: Sequence[str] | None) -> Difference | None:
     """Tokens of the correct samples, on problems that both arms solved at least once: without survivor bias (an arm that
     only solves easy problems would look short)."""
-    if len(both) < 2:
+    named = None if clusters is None else dict(zip(a.rows, clusters, strict=True))
+    groups = None if named is None else [named[name] for name in both]
+    if len(set(both if groups is None else groups)) < 2:
         return None
 
     def means(rows: Mapping[str, list[GradeRow]]) -> list[float]:
         tokens = [[row.total_tokens for row in rows[name] if row.correct] for name in both]
         return [sum(values) / len(values) for values in tokens]
 
-    return Difference.of(paired_difference(means(a.rows), means(b.rows)))
+    return Difference.of(paired_difference(means(a.rows), means(b.rows), groups))

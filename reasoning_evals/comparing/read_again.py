@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from reasoning_evals.comparing.comparison import Difference, Measure, rounded
-from reasoning_evals.comparing.statistics import holm, mcnemar_p, mean_estimate, paired_difference
+from reasoning_evals.comparing.statistics import holm, mcnemar_p, paired_difference, proportion_estimate
 from reasoning_evals.comparing.tables import Table, clusters_of, default_pairs, tables_of
 from reasoning_evals.comparing.verdicts import ALPHA, HELPED, HURT, NOTHING, interval_text, p_text, points, verdict_p
 from reasoning_evals.grading import num_parts, part_verdicts
@@ -192,7 +192,7 @@ def cap_lines(found: Sequence[AtCap]) -> list[str]:
         mine = [one for one in found if (one.a, one.b) == (a, b)]
         shown = [one for one in mine if one.verdict != NOTHING]
         caps = ", ".join(f"{one.cap:,}" for one in shown)
-        if shown and all(one.where == _FINISHING for one in shown):
+        if len({one.verdict for one in shown}) == 1 and all(one.where == _FINISHING for one in shown):
             kind = "gain" if shown[0].accuracy.mean > 0 else "loss"
             last = mine[-1]
             end = "" if last in shown else f"; at {last.cap:,} none is shown"
@@ -240,8 +240,8 @@ def part_credits(rows: Sequence[GradeRow], problems: Sequence[Problem], baseline
             a,
             b,
             len(several),
-            Measure.of(mean_estimate(found[a], clusters)),
-            Measure.of(mean_estimate(found[b], clusters)),
+            Measure.of(proportion_estimate(found[a], clusters)),
+            Measure.of(proportion_estimate(found[b], clusters)),
             Difference.of(paired_difference(found[a], found[b], clusters, denominator=smallest, limit=1.0)),
         )
         for a, b in default_pairs(list(tables), baseline)

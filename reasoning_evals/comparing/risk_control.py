@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reasoning_evals.comparing.statistics import Estimate, mean_estimate
+from reasoning_evals.comparing.statistics import Estimate, proportion_estimate
 from reasoning_evals.runs import GradeRow
 
 
@@ -102,4 +102,4 @@ def lost_answers(rows: Iterable[GradeRow], baseline: str, arm: str) -> Estimate:
         if row.arm == baseline:
             lost = row.correct and not theirs[row.problem_id, row.sample_idx]
             found.setdefault(row.problem_id, []).append(lost)
-    return mean_estimate([float(np.mean(group)) for group in found.values()])
+    return proportion_estimate([float(np.mean(group)) for group in found.values()])

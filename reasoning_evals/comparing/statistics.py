@@ -15,6 +15,8 @@ from reasoning_evals.comparing.detection import Detection, Sampling, detection
 from reasoning_evals.comparing.resampling import CONFIDENCE, Interval, bootstrap_interval, sign_flip_p
 
 Clusters = Sequence[Hashable] | None
+FEW = 30
+"""Fewer units that changed, and less than half of all, are few: their t interval covers too seldom."""
 
 
 class Estimate(NamedTuple):
@@ -30,11 +32,12 @@ class Estimate(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """Mean over problems of (b - a), with three estimates of its uncertainty: t interval, bootstrap interval, sign-flip test."""
+    """Mean over problems of (b - a), with three estimates of its uncertainty: interval, bootstrap interval, sign-flip test."""
 
     mean: float
     se: float
     low: float
+    """Of the t interval; of shares of which few changed, of the wider one of it and ``_few_changed``."""
     high: float
     df: int
     p_value: float
@@ -66,7 +69,7 @@ def mean_estimate(values_P: ArrayLike, clusters: Clusters = None) -> Estimate:
     values = _vector(values_P)
     n = len(values)
     mean = float(values.mean())
-    residuals = values - mean if clusters is None else _cluster_sums(values - mean, clusters)
+    residuals = unit_sums(values - mean, clusters)
     groups = len(residuals)
     if groups < 2:
         what = "problem" if clusters is None else "cluster"
@@ -109,7 +112,7 @@ def paired_difference(
 
     ``denominator``: a whole number that makes every value times it a whole number (k for accuracies of k samples); the
     sign-flip test is then exact. ``limit``: the largest possible difference (1 for shares); the interval is cut to +-
-    limit. ``level``: the level at which a verdict on shares is decided; what it can detect is found only if it is given.
+    limit, and where few units changed it reckons with changes that the sample has not met. ``level``: the level at which a verdict on shares is decided; what it can detect is found only if it is given.
     """
     a, b = _vector(a_P), _vector(b_P)
     if len(a) != len(b):
@@ -120,13 +123,18 @@ def paired_difference(
             np.rint(difference * denominator) / denominator
         )  # 1/3 computed in two ways becomes one number, so that ties are ties
     estimate = mean_estimate(difference, clusters)
-    sums = difference if clusters is None else _cluster_sums(difference, clusters)
+    sums = unit_sums(difference, clusters)
     flip = sign_flip_p(sums, denominator)
     # If every problem changed by the same amount, t is 0/0 or infinite; the permutation test is still defined.
     p_value = float(2 * scipy.stats.t.sf(abs(estimate.mean) / estimate.se, estimate.df)) if estimate.se > 0 else flip
     resampled = bootstrap_interval(difference, clusters, num_resamples)
     units = sums * (len(sums) / len(difference))  # their mean is that of the problems
     units[np.abs(units) < 1e-12] = 0.0  # gains and losses of a cluster that cancel
+    low, high = estimate.low, estimate.high
+    num_changed = int(np.count_nonzero(units))
+    if math.isfinite(limit) and num_changed < min(FEW, len(units) / 2) and estimate.se > 0:
+        few = _few_changed(units)
+        low, high = min(low, few.low), max(high, few.high)
     found = Detection(None, None)
     if level is not None:
         rate = float(a.mean()) if denominator == 1 and clusters is None else None
@@ -136,8 +144,8 @@ def paired_difference(
     return PairedDifference(
         mean=estimate.mean,
         se=estimate.se,
-        low=max(-limit, estimate.low),
-        high=min(limit, estimate.high),
+        low=max(-limit, low),
+        high=min(limit, high),
         df=estimate.df,
         p_value=p_value,
         bootstrap_low=resampled.low,
@@ -145,11 +153,32 @@ def paired_difference(
         sign_flip_p=flip,
         num_problems=len(difference),
         num_clusters=None if clusters is None else estimate.df + 1,
-        num_changed=int(np.count_nonzero(units)),
-        loss_bound=min(estimate.low, loss_bound(units)) if estimate.se > 0 else loss_bound(units),
+        num_changed=num_changed,
+        loss_bound=min(low, loss_bound(units)) if estimate.se > 0 else loss_bound(units),
         detectable=found.smallest,
         power=found.at_mean and found.at_mean.power,
         exaggeration=found.at_mean and found.at_mean.exaggeration,
+    )
+
+
+def _few_changed(units_U: NDArray[np.float64]) -> Interval:
+    """Interval of a mean of units of which most may not have changed: gains less losses, each a share of the largest change seen with
+    Wilson's interval, joined with their correlation (MOVER, Zou and Donner 2008).
+
+    A t interval of a chance of gains of 5% covers in 88% of runs of 100 problems, of 2% in 86% of runs of 240: its spread is that of the changes that the sample
+    has met, and it knows no loss where none was met. This one covers in 95% or more of the runs in which anything changed.
+    """
+    most = float(np.abs(units_U).max())
+    gains, losses = np.maximum(units_U, 0) / most, np.maximum(-units_U, 0) / most
+    up, down = proportion_estimate(gains), proportion_estimate(losses)
+    joint = float(np.corrcoef(gains, losses)[0, 1]) if up.se > 0 and down.se > 0 else 0.0
+
+    def reach(first: float, second: float) -> float:
+        return most * math.sqrt(max(0.0, first**2 + second**2 - 2 * joint * first * second))
+
+    mean = most * (up.mean - down.mean)
+    return Interval(
+        mean - reach(up.mean - up.low, down.high - down.mean), mean + reach(up.high - up.mean, down.mean - down.low)
     )
 
 
@@ -241,7 +270,11 @@ def _vector(values: ArrayLike) -> NDArray[np.float64]:
     return vector
 
 
-def _cluster_sums(values: NDArray[np.float64], clusters: Sequence[Hashable]) -> NDArray[np.float64]:
+def unit_sums(values_P: ArrayLike, clusters: Clusters) -> NDArray[np.float64]:
+    """Sums over clusters, in order of appearance; the values themselves without."""
+    values = np.asarray(values_P, dtype=np.float64)
+    if clusters is None:
+        return values
     if len(clusters) != len(values):
         raise ValueError(f"{len(clusters)} cluster ids for {len(values)} problems: expected one each")
     numbers: dict[Hashable, int] = {}

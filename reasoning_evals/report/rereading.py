@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from reasoning_evals.comparing import at_caps, cap_lines, p_text, part_credits
+from reasoning_evals.comparing import at_caps, cap_lines, p_text, part_credits, verdict_p
 from reasoning_evals.report.build import Report, Table
 from reasoning_evals.report.text import percent, points_interval, signed_points
 from reasoning_evals.runs import read_grades, run_problems
@@ -67,7 +67,7 @@ class Rereading(NamedTuple):
                     percent(one.credit_b.mean),
                     percent(one.credit_a.mean),
                     f"{signed_points(one.difference.mean)} ({points_interval(one.difference)})",
-                    p_text(one.difference.p_value).removeprefix("p = "),
+                    p_text(verdict_p(one.difference, None)).removeprefix("p = "),
                 )
                 for one in found
             ],
@@ -75,7 +75,7 @@ class Rereading(NamedTuple):
         lines = [
             f"By part, over the {one.num_problems} problems with several: {one.b} has {percent(one.credit_b.mean)} of the parts "
             f"right, {one.a} {percent(one.credit_a.mean)} ({signed_points(one.difference.mean)} points, "
-            f"{points_interval(one.difference)}; {p_text(one.difference.p_value)}, not adjusted)."
+            f"{points_interval(one.difference)}; {p_text(verdict_p(one.difference, None))}, not adjusted)."
             for one in found
         ]
         return _with(report, "Credit by part", table, lines)

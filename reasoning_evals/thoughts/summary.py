@@ -12,7 +12,16 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from reasoning_evals.comparing import compare_arms, mean_estimate, paired_difference, proportion_estimate, rounded
+from reasoning_evals.comparing import (
+    Estimate,
+    Measure,
+    compare_arms,
+    mean_estimate,
+    mean_length,
+    paired_difference,
+    proportion_estimate,
+    rounded,
+)
 from reasoning_evals.thoughts.traced import MEASURES, ThinkingMeasure, TracedSample
 
 
@@ -112,7 +121,10 @@ def _value(measure: ThinkingMeasure, samples: Sequence[TracedSample]) -> Thinkin
     by_problem = Counter(sample.row.problem_id for _, sample in found)
     if len(set(groups)) < 2:
         return ThinkingValue(fmean(values), None, None, len(values), len(by_problem))
-    if measure.kind != "share":
+    estimate: Estimate | Measure
+    if measure.kind == "tokens":
+        estimate = mean_length(values, groups)  # as for lengths in the comparison
+    elif measure.kind != "share":
         estimate = mean_estimate(values, groups)
     elif len(set(groups)) == len(by_problem) and len(set(by_problem.values())) == 1:
         estimate = proportion_estimate([*_by_problem(measure, samples).values()])  # as for accuracies in the comparison

@@ -12,7 +12,7 @@ import torch
 
 from expert_stats import MarkerSet, Trace
 from expert_stats.causes import Probe, falsify, probes_of, table_of, verdict_of
-from expert_stats.causes.falsification import Rate, rates_of
+from expert_stats.causes.falsification import VERDICTS, Rate, rates_of
 from launch.cli.main import main
 from launch.core.wiring import read_any_traces
 from moe_steer import load_model
@@ -57,6 +57,15 @@ def test_each_pattern_has_its_verdict(
         "matched": rate(matched),
     }
     assert verdict_of(rates, 0.01) == verdict
+
+
+def test_the_words_say_no_more_than_was_tested() -> None:
+    """Six tenths of the rate in thoughts are "as well" by the rule, and less often all the same."""
+    rates = {"thought": rate(0.9), "elsewhere": rate(0.1), "injected": rate(0.1), "matched": rate(0.6)}
+    assert verdict_of(rates, 0.01) == "thought"
+    rates |= {"injected": rate(0.6), "matched": rate(0.1)}
+    assert verdict_of(rates, 0.01) == "token"
+    assert all("at least half" in VERDICTS[name] for name in ("thought", "token", "neither"))
 
 
 def test_few_units_show_nothing() -> None:

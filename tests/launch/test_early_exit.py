@@ -48,7 +48,7 @@ def test_the_file_states_its_rate_and_what_it_was_calibrated_on(
     given = ["--probe", str(calibrated / "exit.safetensors"), "--answer-tokens", "12"]
     assert command_line([*again, "0.2", *given]) == 0
     said = capsys.readouterr().out
-    assert "the probe was given, 30 calibrated it" in said
+    assert "the probe was given (its rate holds if none of these problems trained it), 30 calibrated it" in said
     assert "stated mis-exit rate: at most 0.2 of the samples of a new problem of this kind" in said
     assert command_line([*again, "0.01", *given]) == 1
     assert "30 problems can state no rate below 0.0323" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import torch
 from launch.cli.main import main
 from launch.core.levers.looping import Answers, LoopText, choose_plan, is_loop, silencing, weakest_odds
 from moe_steer import load_model, steer
+from reasoning_evals.comparing import wilson_interval
 
 
 def test_a_model_without_loops_and_one_without_experts_are_said(
@@ -37,6 +38,24 @@ def test_the_weakest_place_is_the_lowest_odds_of_a_phase() -> None:
     expected = min(sum(values) / len(values) for values in phases.values())
     loop = LoopText(token_ids=tuple(ids), period=period, length=length)
     assert weakest_odds(model, [loop, loop], plan) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_share_of_loops_is_over_problems_not_over_answers() -> None:
+    """4 of 10 problems loop in all of 4 answers: that is as sure as 10 answers make it, not 40."""
+    loops = {("sampled", "baseline", str(n), k): n < 4 for n in range(10) for k in range(4)}
+    found = Answers(folder=Path(), loops=loops, rows={}).share("baseline", "sampled")
+    assert (found.number, found.of) == (16, 40)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(4, 10))
+    greedy = {("greedy", "baseline", str(n), 0): n < 4 for n in range(10)}
+    assert Answers(folder=Path(), loops=greedy, rows={}).share("baseline", "greedy")[2:] == pytest.approx(
+        wilson_interval(4, 10)
+    )
+    unmoved = {("greedy", arm, str(n), 0): n < 4 for n in range(10) for arm in ("baseline", "unlooped")}
+    same = Answers(folder=Path(), loops=unmoved, rows={}).difference("loops")
+    assert (same["mean"], same["low"], same["high"]) == (0.0, None, None)
+    assert same["loss_bound"] == pytest.approx(0.05 ** (1 / 10) - 1), "10 problems do not rule out one lost in four"
+    none = Answers(folder=Path(), loops={}, rows={}).share("baseline", "greedy")
+    assert none == (0, 0, 0.0, 1.0)
 
 
 def test_fewest_loops_then_fewest_experts() -> None:

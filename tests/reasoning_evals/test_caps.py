@@ -89,6 +89,23 @@ def test_a_shorter_arm_gains_in_finishing_and_not_at_a_high_limit() -> None:
     assert ": a gain in finishing." in low.sentence
 
 
+def test_a_gain_at_one_limit_and_a_loss_at_another_are_not_called_a_gain() -> None:
+    """b answers half of the problems early and never comes to an end of the others."""
+    rows = []
+    for number in range(40):
+        early = number % 2 == 0
+        rows.append(dataclasses.replace(row("baseline", f"{number}", 0, True, tokens=1000), thinking_tokens=990))
+        b = row("b", f"{number}", 0, early, tokens=100 if early else 9000)
+        rows.append(
+            dataclasses.replace(
+                b, outcome="correct" if early else "truncated", finish_reason="stop" if early else "length"
+            )
+        )
+    found = at_caps(rows, [300, 5000])
+    assert [(one.verdict, one.where) for one in found] == [("helped", "finishing"), ("hurt", "finishing")]
+    assert cap_lines(found) == [one.sentence for one in found]
+
+
 def test_a_better_arm_gains_in_right_answers_at_every_limit() -> None:
     found = at_caps(made(1.0, 0.3), [2000, 100_000])
     assert [one.where for one in found] == ["right answers among those finished"] * 2

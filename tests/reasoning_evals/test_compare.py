@@ -155,6 +155,31 @@ def test_placebo_is_compared_with_the_baseline_and_with_the_steered_arm() -> Non
     assert found.notes[0].startswith("3 pairs of arms are compared")
 
 
+def test_what_could_be_shown_is_found_for_all_that_is_judged_together() -> None:
+    rows = simulated(40, 4, {"baseline": 0.0, "x": 0.02})
+    alone, among_8, at_once = (compare_arms(rows, num_judged=num).pairs[0].accuracy.detectable for num in (0, 8, 1))
+    assert alone == at_once < among_8
+    three = simulated(40, 4, {"baseline": 0.0, "x": 0.02, "y": 0.0})
+    first = compare_arms(three).pairs[0].accuracy.detectable
+    assert first == compare_arms(three, num_judged=2).pairs[0].accuracy.detectable
+
+
+def test_tokens_of_solved_problems_are_over_clusters_too() -> None:
+    """Copies of a problem in a cluster add nothing: the interval is that of one copy each."""
+    random, once, copies = np.random.default_rng(0), [], []
+    for number in range(12):
+        for arm, size in (("baseline", 1.0), ("x", 0.7)):
+            tokens = int(200 * size * np.exp(random.normal(0, 0.5)))
+            once.append(row(arm, f"p{number}", 0, True, tokens))
+            copies += [row(arm, f"p{number}{copy}", 0, True, tokens, cluster_id=f"c{number}") for copy in "abcd"]
+    one, many = (compare_arms(rows).pairs[0].tokens_both_solved for rows in (once, copies))
+    assert (many.low, many.high) == pytest.approx((one.low, one.high))
+    alone = [dataclasses.replace(made, cluster_id="c") for made in copies[:8]] + [
+        dataclasses.replace(made, outcome="wrong") for made in copies[8:]
+    ]
+    assert compare_arms(alone).pairs[0].tokens_both_solved is None, "one cluster gives no interval"
+
+
 def test_clusters_widen_the_interval_when_problems_move_together() -> None:
     rows = table({"baseline": ["0"] * 12 + ["1"] * 12, "steered": ["1"] * 6 + ["0"] * 6 + ["1"] * 12})
     clustered = [dataclasses.replace(r, cluster_id=f"c{int(r.problem_id[1:]) // 6}") for r in rows]

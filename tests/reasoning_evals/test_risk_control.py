@@ -106,3 +106,22 @@ def test_lost_answers_are_counted_sample_by_sample() -> None:
     ]
     found = lost_answers(rows, "a", "b")
     assert (found.mean, found.num_problems) == (0.25, 2)
+    assert 0 <= found.low < found.mean < found.high <= 1
+
+
+def test_the_interval_of_lost_answers_covers_a_few_in_a_hundred() -> None:
+    """2% are lost: a t interval of 100 problems ends below that in one run of seven."""
+    random, runs, hits = np.random.default_rng(1), 150, 0
+    for _ in range(runs):
+        rows = [
+            GradeRow(
+                arm=arm, task="t", problem_id=str(number), sample_idx=0, outcome="correct" if right else "wrong",
+                extracted=None, reason="", method="", state="closed", finish_reason="stop", thinking_tokens=1,
+                answer_tokens=1, total_tokens=2,
+            )
+            for arm, rate in (("a", 1.0), ("b", 0.98))
+            for number, right in enumerate(random.random(100) < rate)
+        ]  # fmt: skip
+        found = lost_answers(rows, "a", "b")
+        hits += found.low <= 0.02 <= found.high
+    assert hits / runs > 0.9

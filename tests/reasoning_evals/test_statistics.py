@@ -205,6 +205,20 @@ def test_clusters_that_all_agree_keep_an_interval(value: float) -> None:
     assert found.high - found.low > 0.5
 
 
+def test_a_difference_of_which_few_changed_reckons_with_changes_not_met() -> None:
+    few, many = np.zeros(240), np.zeros(240)
+    few[:3], many[:150] = 0.25, 0.25
+    found = paired_difference(np.zeros(240), few, denominator=4, limit=1.0)
+    assert found.low < 0 < found.mean < found.high, "3 gains of 240, which no test shows"
+    assert found.low > -0.01, "a loss is not thought larger than the largest change seen"
+    mirrored = paired_difference(few, np.zeros(240), denominator=4, limit=1.0)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+    plain = paired_difference(np.zeros(240), many, denominator=4, limit=1.0)
+    assert (plain.low, plain.high) == pytest.approx(mean_estimate(many)[2:4]), "many changed: Student's t"
+    tokens = paired_difference(np.zeros(240), few)
+    assert (tokens.low, tokens.high) == pytest.approx(mean_estimate(few)[2:4]), "not shares: Student's t"
+
+
 def test_a_difference_of_shares_stays_possible() -> None:
     free = paired_difference([1, 1, 0], [0, 0, 0], denominator=1)
     kept = paired_difference([1, 1, 0], [0, 0, 0], denominator=1, limit=1.0)

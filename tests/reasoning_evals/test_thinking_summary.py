@@ -183,6 +183,14 @@ def test_many_thoughts_against_a_naive_recount(clusters: int | None, tmp_path: P
             ):  # of as many trials as have this standard error: where |x - mean| = t se(x)
                 part = t * t * se * se / (mean * (1 - mean))
                 low, high = sorted(np.roots([1 + part, -(2 * mean + part), mean * mean]))
+            if measure.kind == "tokens":  # on the logarithm, each group left out in turn
+                groups = sorted({name for name, _ in found})
+                rest = [fmean(v for name, v in found if name != own) for own in groups]
+                se = math.sqrt((len(groups) - 1) / len(groups) * sum(math.log(one / mean) ** 2 for one in rest))
+                whole = sum(v for _, v in found)
+                shares = [sum(v for name, v in found if name == own) / whole for own in groups]
+                reach = stats.t.ppf(0.975, 1 / sum(share**2 for share in shares) - 1) * se
+                low, high = mean * math.exp(-reach), mean * math.exp(reach)
             value = arm.values[measure.name]
             assert value is not None
             assert (value.mean, value.low, value.high) == pytest.approx((mean, low, high)), measure.name

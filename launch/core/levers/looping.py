@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from launch.core.arms import arm_here
 from moe_steer import ExpertGain, SteeringPlan, steer
 from moe_steer.tokens import Trace
 from reasoning_evals import Problem, loop_at_end, run_arms
-from reasoning_evals.comparing import paired_difference, wilson_interval
+from reasoning_evals.comparing import paired_difference, proportion_estimate, wilson_interval
 from reasoning_evals.engines import SamplingConfig
 from reasoning_evals.runs import GradeRow, grade_run, read_generations
 
@@ -52,7 +53,7 @@ class Making:
 
 
 class Share(NamedTuple):
-    """How many of how many answers loop, with Wilson's 95% interval of the share."""
+    """How many of how many answers loop, with the 95% interval of the share over problems (``proportion_estimate``)."""
 
     number: int
     of: int
@@ -76,9 +77,15 @@ class Answers:
 
     def share(self, arm: str, mode: str) -> Share:
         """Of one arm made in one way."""
-        found = [loops for (way, name, _, _), loops in self.loops.items() if (way, name) == (mode, arm)]
-        low, high = wilson_interval(sum(found), len(found)) if found else (0.0, 1.0)
-        return Share(sum(found), len(found), low, high)
+        found: dict[str, list[bool]] = {}
+        for (way, name, problem, _), loops in self.loops.items():
+            if (way, name) == (mode, arm):
+                found.setdefault(problem, []).append(loops)
+        number, of = (sum(map(count, found.values())) for count in (sum, len))
+        if len(found) < 2:
+            return Share(number, of, *(wilson_interval(number, of) if of == 1 else (0.0, 1.0)))
+        one = proportion_estimate([fmean(own) for own in found.values()])
+        return Share(number, of, one.low, one.high)
 
     def looping(self, arm: str) -> set[str]:
         """The problems with an answer that loops."""
@@ -86,7 +93,7 @@ class Answers:
 
     def difference(self, of: str) -> dict[str, Any]:
         """``UNLOOPED`` less ``BASELINE``, paired by problem over all answers in both ways: of "loops" their share, of "accuracy" the share
-        of right answers; mean, 95% interval, number of problems."""
+        of right answers; mean, 95% interval (None where all problems moved alike), ``loss_bound``, number of problems."""
         found: dict[str, dict[str, list[float]]] = {BASELINE: {}, UNLOOPED: {}}
         if of == "loops":
             for (_, arm, problem, _), loops in self.loops.items():
@@ -97,7 +104,9 @@ class Answers:
         problems = sorted(found[BASELINE])
         before, after = ([sum(found[arm][p]) / len(found[arm][p]) for p in problems] for arm in (BASELINE, UNLOOPED))
         one = paired_difference(before, after, limit=1.0)
-        return {"mean": one.mean, "low": one.low, "high": one.high, "num_problems": len(problems)}
+        numbers = {key: getattr(one, key) for key in ("mean", "low", "high", "loss_bound", "num_problems")}
+        # All moved alike: a width of 0 is no certainty.
+        return numbers if one.se > 0 else numbers | {"low": None, "high": None}
 
 
 def is_loop(token_ids: Sequence[int], finish_reason: str) -> bool:
