@@ -18,7 +18,7 @@ MAY_IMPORT = {
 PURE = [
     *(f"moe_steer/{name}.py" for name in ("plan", "entries/presets")),
     *(f"expert_stats/{name}.py" for name in ("counts", "npmi", "select")),
-    *(f"reasoning_evals/{name}.py" for name in ("answers", "thinking", "comparing/statistics", "problems")),
+    *(f"reasoning_evals/{name}.py" for name in ("grading/answers", "thinking", "comparing/statistics", "problems")),
 ]
 LEAVES = {
     "moe_steer.errors",

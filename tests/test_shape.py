@@ -29,7 +29,7 @@ FLOORS = {
         {"causes"}, {"rivals"},
     ),
     "reasoning_evals": (
-        {"problems", "answers", "thinking", "prompts", "decoding"},
+        {"problems", "thinking", "prompts", "decoding"},
         {"grading"}, {"tasks"}, {"engines"}, {"runs"}, {"comparing"}, {"report"}, {"thoughts", "safety", "exports"},
     ),
     "launch": (

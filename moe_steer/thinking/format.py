@@ -49,7 +49,7 @@ _CALL_MARKS = tuple(
     Switch(text, phase) for pair in _TOOL_CALLS for text, phase in zip(pair, (OUTSIDE, ANSWER), strict=True)
 )
 _STOP_TOKENS = re.compile(
-    r"(?:\s*(?:<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|</s>|<eos>|<sep>|<seed:eos>|\[e~\[|</assistant>|<end_of_turn>|<turn\|>))+\s*\Z"
+    r"(?:(?:<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|</s>|<eos>|<sep>|<seed:eos>|\[e~\[|</assistant>|<end_of_turn>|<turn\|>)\s*)+\Z"
 )
 """Stop tokens that an engine left at the end of a text."""
 
@@ -128,7 +128,12 @@ class ThinkingFormat:
         if phase == THOUGHT or (not seen and self._begins_to_open(text)):
             return Thought("truncated", thought, "")
         state = "none" if not seen else "closed" if thought else "empty"
-        return Thought(state, thought, _STOP_TOKENS.sub("", "".join(parts[ANSWER])).strip())
+        answer = "".join(parts[ANSWER]).strip()
+        while stop := _STOP_TOKENS.search(
+            answer, max(0, len(answer) - 1000)
+        ):  # all of a long text would be searched again and again
+            answer = answer[: stop.start()].rstrip()
+        return Thought(state, thought, answer)
 
     def opens(self, prompt: str) -> bool:
         """Whether a prompt ends right after the opening text (white space aside), so that a response starts inside a thought."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from fractions import Fraction
 from itertools import groupby
 
 _WORDS = {
@@ -50,7 +51,9 @@ def _one(char: str) -> str:
     kind, plain = unicodedata.category(char), unicodedata.normalize("NFKC", char)
     if kind == "Nd":
         return str(unicodedata.decimal(char))
-    if kind in ("Zs", "Cf"):
+    if kind == "Nl":  # one sign for VII; of several, each is its own number
+        return f" {unicodedata.numeric(char):g} "
+    if kind in ("Zs", "Cf", "Me"):
         return " " * (kind == "Zs")
     if (kind == "Sc" and char != "¢") or (kind == "So" and char > "\u26ff"):  # 75¢ are not 75; pictures say nothing
         return ""
@@ -97,11 +100,20 @@ _VALUES |= {
     word: 10 * value
     for value, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
 }
+_PARTS = {"half": 2, "halve": 2, "quarter": 4} | {
+    word: below
+    for below, word in enumerate(["third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"], 3)
+}
+_PART = re.compile(rf"(?:(.+) and )?(?:(?:an?|(\w+))[ -])?(?:(?<![a-z])(?=hal)|(?<=[ -]))({'|'.join(_PARTS)})s?")
 _GROUPS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
 def number_in_words(text: str) -> str:
-    r"""The digits of a text that is a number in English words, alone or beside its digits: \text{forty-two}, seven (7), 7 (seven)."""
+    r"""The digits of a text that is a number in English words, alone or beside its digits: \text{forty-two}, seven (7), 7 (seven),
+    one half; or one below a hundred in Chinese."""
+    if han := re.fullmatch(r"(?=.)([二三四五六七八九]?十)?([零一二三四五六七八九]?)", text):
+        tens = (unicodedata.numeric(han[1][0]) if len(han[1]) > 1 else 1) * 10 if han[1] else 0
+        return f"{tens + (unicodedata.numeric(han[2]) if han[2] else 0):g}"
     if not re.search("[a-z]{3}", text, re.IGNORECASE) or len(text) > 150:
         return text
     pieces = [piece.strip() for piece in re.split(r"[()]", re.sub(r"\\text(?![a-z])|[{}]", " ", text)) if piece.strip()]
@@ -109,8 +121,11 @@ def number_in_words(text: str) -> str:
     return str(values.pop()) if len(pieces) < 3 and len(values) == 1 and None not in values else text
 
 
-def _worded(text: str) -> int | None:
-    """Two hundred and five as 205; None for words in another order, and for other words."""
+def _worded(text: str) -> Fraction | int | None:
+    """Two hundred and five as 205, one and three quarters as 7/4; None for words in another order, and for other words."""
+    if part := _PART.fullmatch(text):
+        whole, above = _worded(part[1]) if part[1] else 0, _worded(part[2]) if part[2] else 1
+        return None if whole is None or above is None else whole + Fraction(above, _PARTS[part[3]])
     if below_zero := re.match(r"(?:minus|negative) ", text):
         return -size if (size := _worded(text[below_zero.end() :]) or 0) > 0 else None
     total, group, room, below = 0, 0, 100, 10**15
@@ -130,7 +145,7 @@ def _worded(text: str) -> int | None:
 
 
 _RESIDUE = re.compile(
-    r"(?<=[\d}])\s*(?:\\p?mod(?![a-zA-Z])\s*(?:\{\s*\d+\s*\}|\d+)|\(?\s*\\text\s*\{\s*mod\s*\}\s*\d+\s*\)?|\(\s*\\?mod\s*\d+\s*\))$"
+    r"(?<=[\d}])\s*(?:\\p?mod(?![a-zA-Z])\s*(?:\{\s*\d+\s*\}|\d+)|\(?\s*\\text\s*\{\s*\(?\s*mod\s*\}\s*\d+\s*\)?|\(\s*\\?mod\s*\d+\s*\))$"
 )
 """Behind a number, of what it is the residue (or to be reduced by: 12 mod 7)."""
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
-from reasoning_evals.answers import Extraction, boxes, extract_answer
+from reasoning_evals.grading.answers import Extraction, extract_answer
 from reasoning_evals.grading.expressions import grade_expression, grade_list, part_verdicts, read_list
 from reasoning_evals.grading.latex import clean
-from reasoning_evals.grading.records import Grade, Verdict, wrong
+from reasoning_evals.grading.records import Grade, Verdict, boxes, wrong
 from reasoning_evals.grading.values import GRADERS, read_choice
 from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.thinking import Thought, split_thought
+
+_OR = re.compile(r"[\s,(]+(?:\\text\s*\{\s*)?or(?![a-zA-Z])[\s}]*")
 
 
 def grade(problem: Problem, text: str | None, opened: bool = False) -> Grade:
@@ -54,6 +56,10 @@ def grade_thought(problem: Problem, thought: Thought) -> Grade:
         found = _list_of_boxes(problem, thought.answer, found)
     elif problem.answer_type == "choice" and found and found.method == "box":
         found = _letter_beside_box(thought.answer, found)
+    if found is None and len(thought.answer) < 200 and grade_answer(problem, thought.answer).outcome == "correct":
+        found = Extraction(
+            thought.answer, "whole"
+        )  # June 20, no solution, one half: words that only the target makes an answer
     if found is None:
         return Grade("no_answer", None, "no final answer after the thought" if thought.answer else "no answer part")
     verdict = grade_answer(problem, found.text)
@@ -68,7 +74,15 @@ def grade_answer(problem: Problem, answer: str) -> Verdict:
             return grade_expression(problem, answer)
         if problem.answer_type == "list":
             return grade_list(problem, answer)
-        return GRADERS[problem.answer_type](problem, answer)
+        verdict = GRADERS[problem.answer_type](problem, answer)
+        if (
+            verdict.outcome == "wrong"
+            and problem.answer_type != "choice"
+            and len(both := _OR.split(answer.rstrip(") "))) == 2
+        ):
+            verdicts = [GRADERS[problem.answer_type](problem, one) for one in both]  # 1/2 or 0.5
+            return verdict if any(one.outcome != "correct" for one in verdicts) else verdicts[0]
+        return verdict
     except RecursionError:
         return wrong("nested too deep")
     except Exception as error:  # one answer must not end a run; the outcome keeps it visible

@@ -288,7 +288,8 @@ def real_set(answer: Answer) -> Cuts:
             raise Unreadable("not a set of numbers: several unknowns")
         parts = [real_set(part) for part in answer.parts]
         whole = joined([piece for part in parts for piece in part])
-        if len(names) and answer.text != "or" and whole == complement([]):  # x > 1, x < 3: both
+        alike = answer.text == "" and whole == complement([])
+        if names and (alike or answer.text == "and"):  # x > 1, x < 3: both
             whole = complement(joined([piece for part in parts for piece in complement(part)]))
         return complement(whole) if answer.kind == "complement" else whole
     raise Unreadable("not a set of numbers")

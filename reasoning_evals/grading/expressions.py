@@ -84,12 +84,12 @@ def grade_expression(problem: Problem, answer: str) -> Verdict:
         return verdict
     try:
         if same_answer(parse_answer(target), parse_answer(given)):
-            return _verdict(True, target, given)
+            return correct("equal formulas")
     except TooLarge as error:
         return wrong(str(error))
     except Unreadable as error:
         return _without_words(target, given) or _unread(target, str(error))
-    return _without_words(target, given) or _verdict(False, target, given)
+    return _without_words(target, given) or wrong(f"{short(given)!r} is not equal to {short(target)!r}")
 
 
 def _letters_of(text: str) -> str:
@@ -126,10 +126,6 @@ def _bare_target(target: str) -> str:
     flat = unwrap(target)
     core = _WORDS_BEHIND.sub("", flat)
     return core if core and core != flat and not parse_unit(flat[len(core) :]) else target
-
-
-def _verdict(same: bool, target: str, given: str) -> Verdict:
-    return correct("equal formulas") if same else wrong(f"{short(given)!r} is not equal to {short(target)!r}")
 
 
 def _as_quantity(problem: Problem, target: str, given: str) -> Verdict | None:
@@ -277,9 +273,7 @@ def _balanced(text: str) -> bool:
 def _grade_item(problem: Problem, target: str, answer: str) -> Verdict:
     kind = type_of(target, problem.unit)
     item = Problem(problem.problem_id, problem.prompt, target, kind, unit=problem.unit, tolerance=problem.tolerance)
-    if kind == "expression":
-        return grade_expression(item, answer)
-    return GRADERS[kind](item, answer)
+    return grade_expression(item, answer) if kind == "expression" else GRADERS[kind](item, answer)
 
 
 def type_of(target: str, unit: str | None = None, question: str = "") -> str:

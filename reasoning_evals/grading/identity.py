@@ -154,7 +154,9 @@ def same_answer(target: Answer, answer: Answer) -> bool:
         return _same_relation(target, answer)
     if target.kind == "ratio":
         return _same_ratio(target, answer)
-    if len(target.parts) != len(answer.parts) or target.text != answer.text:
+    if len(target.parts) != len(answer.parts) or (
+        target.text != answer.text and (target.kind != "set" or (target.text and answer.text))
+    ):
         return False
     if target.kind in ("set", "union"):
         return _same_set(list(target.parts), list(answer.parts))

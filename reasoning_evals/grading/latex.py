@@ -47,6 +47,7 @@ _STYLE_NAMES = (
 _STYLE = re.compile(_STYLE_NAMES)
 _STYLED_SYMBOL = re.compile(_STYLE_NAMES + r"\{\s*(\\?[a-zA-Z]+)\s*\}")
 _ROMAN = re.compile(r"\\(?:mathrm|textrm|textnormal|mbox|textup|rm|mathnormal|hbox|textsf)(?![a-zA-Z])\s*\{")
+_ROMAN_LETTER = re.compile(r"\\(?:mathrm|rm|text|textrm)\s+([a-zA-Z])(?![a-zA-Z])")
 _ROMAN_SWITCH = re.compile(r"\{\s*\\(?:rm|bf|it)\s+((?:[^{}]|\{[^{}]*\})*)\}")
 _INFIX = re.compile(
     r"\{((?:[^{}\\]|\{[^{}]*\}|\\(?!over|choose))*)\\(over|choose)(?![a-zA-Z])((?:[^{}]|\{[^{}]*\})*)\}"
@@ -63,13 +64,8 @@ _BLANKS = re.compile(r"\s+")
 _TEN = re.compile(r"(?<=[\d.}])\s*(?:\\text\s*\{\s*[xX]\s*\}|[xX])\s*(?=10\s*\^)")
 _POWER_OF_TEN = re.compile(r"(?<=\d)\s*\\text\s*\{\s*[eE]\s*\}\s*\{?\s*([+-]?\s*\d+)\s*\}?")
 _INFINITY = re.compile(r"\\text\s*\{\s*infinity\s*\}|(?<![a-zA-Z\\])infinity(?![a-zA-Z])", re.I)
-_BASES = {
-    name: str(base)
-    for base, name in enumerate(
-        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], 2
-    )
-}
-_BASES["sixteen"] = "16"
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "eleven": "11",
+          "twelve": "12", "sixteen": "16"}  # fmt: skip
 _BASE = re.compile(
     rf"(?<=[\dA-F)])(\s*_\s*\{{?\s*)(?:\\text\s*\{{\s*\(?(?:base[ -]*)?({'|'.join(_BASES)}|\d+)\)?\s*\}}|({'|'.join(_BASES)})(?![a-z]))"
 )
@@ -141,7 +137,7 @@ def _clean_commands(text: str) -> str:
     text = _RINGED_A.sub(r"\\AA ", text)
     text = _SPACES.sub(" ", text)
     text = _ROMAN_SWITCH.sub(r"\\text{\1}", text)
-    text = _ROMAN.sub(r"\\text{", text)
+    text = _ROMAN.sub(r"\\text{", _ROMAN_LETTER.sub(r"\\text{\1}", text))
     text = _STYLE.sub(" ", _STYLED_SYMBOL.sub(r" \1 ", text))
     text = _INFIX.sub(
         lambda match: f"{{\\{'frac' if match[2] == 'over' else 'binom'}{{{match[1]}}}{{{match[3]}}}}}", text

@@ -14,13 +14,7 @@ from reasoning_evals.grading.characters import without_modulus
 from reasoning_evals.grading.evaluate import context, number
 from reasoning_evals.grading.formula import read_number
 from reasoning_evals.grading.latex import clean, unwrap
-from reasoning_evals.grading.records import (
-    Contradiction,
-    Unreadable,
-    check_size,
-    short,
-    top_level,
-)
+from reasoning_evals.grading.records import Contradiction, Unreadable, check_size, short, top_level
 from reasoning_evals.grading.structure import DENIAL
 from reasoning_evals.grading.units import known_unit, parse_unit
 from reasoning_evals.problems import Problem
@@ -41,6 +35,9 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _UNCERTAINTY = re.compile(r"\\pm\s*[\d.]+(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|-?\d))?")
+_ROUNDED_TO = re.compile(
+    r"\(?\s*(?:\\text\s*\{\s*)?\(?(?:correct(?:ed)?\s+|rounded\s+)?to\s*\}?\s*\d\s*(?:\\text\s*\{)?\s*(?:s\.?\s?f|sig|d\.?\s?p|decimal)[^(){}]*[)}]*"
+)
 _DIGITS = re.compile(
     r"[+-]?\s*(\d[\d, ]*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,4})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?)?\s*$"
 )
@@ -72,11 +69,11 @@ _POINTS = re.compile(r"(?<![\d.,])\d{1,3}\.000(?![\d.])|(?<![\d.,(\[])\d+,\d\d?(
 """In a question: points between thousands, or decimal commas."""
 _IN_BRACKETS = re.compile(r"(?:[(\[]|\\\{)[^()\[\]{}]*\d,\d|^\{[^{}]*\d,\d")
 _SCALE = re.compile(
-    r"(?:\\text\s*\{\s*)?(dozen|hundred|thousand|million|billion|trillion|lakh|crore)s?(?![a-zA-Z])\s*\}?",
+    r"(?:\\text\s*\{\s*)?(dozen|hundred|thousand|million|billion|trillion|lakh|crore|[万萬만亿億억])s?(?![a-zA-Z])\s*\}?",
     re.IGNORECASE,
 )
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9,
-           "trillion": 10**12}  # fmt: skip
+           "trillion": 10**12, "万": 10**4, "萬": 10**4, "만": 10**4, "亿": 10**8, "億": 10**8, "억": 10**8}  # fmt: skip
 _CONDITION = re.compile(
     r"[\s,(]*(\\text\s*\{(?:[^{}]*?[^{}a-zA-Z])?)?(?<![a-zA-Z])(?:at|when|for|if|where|with)[\s}]*\\?[a-zA-Z]\w*(?:_\{\w+\})?\s*=(?!.*(?:otherwise|else))[^=]*$"
 )
@@ -97,7 +94,7 @@ class Amount(NamedTuple):
     rest: str
     """The text after the number, in normal form: a unit, words, or nothing."""
     half_digit: Fraction | None
-    """Half a unit of the last digit of a decimal numeral, None for whole numbers and formulas."""
+    r"""Half a unit of the last digit of ``1.60 \times 10^{-19}``, None for whole numbers and formulas."""
     plain: bool
     """Only a numeral: digits, a sign, a point."""
     scale: str = ""
@@ -170,7 +167,10 @@ def _contradicts(side: str, amount: Amount, loose: bool, log_base: int | None) -
 def _mixed_units(surface: str) -> Amount | None:
     """5 h 30 min as 5.5 h: whole numbers of ever smaller units of one kind."""
     flat = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", _sides(surface)[-1]).strip()
-    first, *others = re.split(r"(?:[\s,]|(?<![a-zA-Z])and(?![a-zA-Z]))+(?=\d)|(?<=')(?=\d)", flat.lstrip("+- "))
+    first, *others = re.split(
+        r"(?:[\s,]|(?<![a-zA-Z])and(?![a-zA-Z]))+(?=\d)|(?<=')(?=\d)|(?<=\d[a-z])(?=\d+\s*[a-z])|(?<=[a-z]{2})(?=\d+\s*[a-z])",
+        flat.lstrip("+- "),
+    )
     head = _PIECE.fullmatch(first)
     if not others or not head or len(others) > 3 or "/" in flat:
         return None
@@ -261,16 +261,16 @@ def _read_side(side: str, log_base: int | None) -> Amount:
         reading = read_number(side, log_base)
         end = reading.end
         amount = Amount(number(reading.tree), "", _half_digit(side[:end]), False)
-    rest = _UNCERTAINTY.sub("", side[end:]).strip()
+    rest = _ROUNDED_TO.sub("", _UNCERTAINTY.sub("", side[end:])).strip()
+    if (spread := _UNCERTAINTY.search(side, end)) and 2 * number(read_number(spread[0][3:]).tree) >= abs(amount.value):
+        raise Unreadable("uncertain by half of its value or more: two values")
     rest = rest[1:-1].strip() if re.fullmatch(r"\([^()]*\)|\[[^\[\]]*\]", rest) else rest
-    scale = _SCALE.match(rest)
-    while scale:
+    while scale := _SCALE.match(rest):
         text = "\\text{" if scale[0].startswith("\\text") and not scale[0].endswith("}") else ""
         factor = Fraction(_SCALES[scale[1].lower()])
         half = amount.half_digit * factor if amount.half_digit is not None else None
         amount = amount._replace(value=scaled(amount.value, factor), half_digit=half, scale=scale[1].lower())
         rest = (text + rest[scale.end() :]).strip()
-        scale = _SCALE.match(rest)
     if changes(rest):
         raise Unreadable(f"more than one number: {short(rest, 30)!r} follows")
     return amount._replace(rest=rest)
@@ -291,7 +291,6 @@ def changes(rest: str) -> bool:
 
 
 def _half_digit(numeral: str) -> Fraction | None:
-    """Half a unit of the last digit of ``1.60 \\times 10^{-19}``; None for whole numbers and formulas."""
     match = _DIGITS.match(numeral.strip())
     if not match or not (match[2] or match[3] or match[4]):
         return None

@@ -1,4 +1,4 @@
-"""What all graders share: the verdict on an answer, the limits of what is read, and formulas as trees of tuples.
+"""What all graders share: the boxes around answers, the verdict on one, the limits of what is read, formulas as trees of tuples.
 
 Answers come from models and a box may contain anything, hence the limits.
 
@@ -11,6 +11,7 @@ tree)``, ``("of", max | min | gcd | lcm, tree, tree)``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +25,21 @@ MAX_BITS = 20_000
 """Largest integer that is computed exactly; beyond it numbers are floating point with 40 digits."""
 MAX_LOG = 1e7
 """Largest natural logarithm of a number that is computed."""
+
+BOX = re.compile(r"\\boxed(?![a-zA-Z])\s*")
+_OTHER_BOX = re.compile(r"\\(?:fbox|framebox(?:\s*\[[^\[\]]*\])*)(?![a-zA-Z])")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"[^\s${}\\,;]+|\\[a-zA-Z]+[^\s$]*")
+_BARE_WORD = re.compile(r"(?:\x08|(?<![\\a-zA-Z])b)oxed(?=\s*\{)")
+"""A box whose backslash was eaten on the way."""
+_MENTION = re.compile(
+    r"(\\boxed)(?![a-zA-Z])(?:\s*\{([^{}]{0,60}(?:\{[^{}]{0,40}\})?\s{0,9})\}|(?=\s*(?:[.,;:!?)`'\"](?!\d)|[a-zA-Z]{2,})))(?:[.,:;](?=\s|$))?"
+)
+"""A box without an answer: the bare word in prose, or a box that may be a placeholder."""
+_PLACEHOLDER = re.compile(
+    r"(?i)(?:(?:the|your|my|final|numerical|correct) )*(?:answer|result|solution|number|value|letter|option|expression|choice)?(?: here)?"
+    r" ?(?:\.{2,}|\u2026|\\[lc]?dots|\?|_+)?"
+)
 
 Tree = tuple[Any, ...]
 ONE: Tree = ("num", Fraction(1))
@@ -145,3 +161,76 @@ def in_any_order(targets: list[str], count: int, judge: Callable[[int, int], Ver
             verdicts = [judge(row, column) for column in range(count)]
             unsure = [verdict for verdict in verdicts if verdict.outcome not in ("correct", "wrong")]
             yield unsure[0] if unsure else wrong(f"no value for {short(target)}")
+
+
+def boxes(text: str) -> list[str]:
+    r"""Contents of all balanced boxes in order of their closing, inner boxes unwrapped, without empty ones.
+
+    >>> boxes(r"\boxed{1} or \boxed{\frac{1}{2}} or \boxed{3")
+    ['1', '\\frac{1}{2}']
+    """
+    text = _BARE_WORD.sub(r"\\boxed", without_mentions(text))
+    starts = list(BOX.finditer(text))
+    if not starts:
+        return []
+    closing = closing_braces(text, starts[0].start())
+    found = []
+    outer_end = -1
+    for start in starts:
+        position = start.end()
+        if position < outer_end:
+            continue  # a box inside a box is part of it
+        if text.startswith("{", position):
+            end = closing.get(position)
+            if end is None:
+                continue
+            content, outer_end = text[position + 1 : end], end
+        else:
+            bare = _BARE_BOX.match(text, position)
+            content = bare.group() if bare else ""
+        content = _unwrap(content.strip())
+        if content:
+            found.append(content)
+    return found
+
+
+def without_mentions(text: str) -> str:
+    r"""The text without boxes that hold no answer: "put it in \boxed", "in \boxed{...}"; other commands for a box as \boxed."""
+    text = _OTHER_BOX.sub(r"\\boxed", text)
+
+    def kept(match: re.Match[str]) -> str:
+        inside = match[2]
+        words = None if inside is None else " ".join(re.sub(r"\\text|[{}]", " ", inside).split())
+        return "" if words is None or _PLACEHOLDER.fullmatch(words) else match[0]
+
+    return _MENTION.sub(kept, text) if "\\boxed" in text else text
+
+
+def last_box(text: str) -> str | None:
+    """The content of the last balanced box that is not empty."""
+    found = boxes(text) if "box" in text or "\x08oxed" in text else []
+    return found[-1] if found else None
+
+
+def closing_braces(text: str, start: int) -> dict[int, int]:
+    """Position of each opening brace from ``start`` on -> position of its closing brace; escaped braces do not count."""
+    stack: list[int] = []
+    closing: dict[int, int] = {}
+    for match in _BRACE.finditer(text, start):
+        if match.group() == "{":
+            stack.append(match.start())
+        elif match.group() == "}" and stack:
+            closing[stack.pop()] = match.start()
+    return closing
+
+
+def _unwrap(content: str) -> str:
+    """The content of boxes that contain only another box."""
+    for _ in range(4):
+        match = BOX.match(content)
+        if not match or not content.startswith("{", match.end()):
+            break
+        if closing_braces(content, match.end()).get(match.end()) != len(content) - 1:
+            break
+        content = content[match.end() + 1 : -1].strip()
+    return content

@@ -24,19 +24,13 @@ _OR = re.compile(
     r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or|[或且和])\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[或且和]|\\(?:lor|land|vee|wedge)(?![a-zA-Z])|\\&)\s*"
 )
 _EITHER = re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])|\\(?:lor|vee)(?![a-zA-Z])|或")
+_BOTH = re.compile(r"(?<![a-zA-Z\\])and(?![a-zA-Z])|\\(?:land|wedge)(?![a-zA-Z])|[且和]")
 _RELATION = re.compile(
     r"\\to(?![a-zA-Z])|\\approx(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\sim(?![a-zA-Z])|(?<![<>!:])=|\\leq|\\geq|\\neq|<=|>=|<|>|!=|:="
 )
-_OPERATORS = {
-    "\\to": "=",
-    "\\approx": "=",
-    "\\equiv": "=",
-    "\\sim": "=",
-    ":=": "=",
-    "<=": "\\leq",
-    ">=": "\\geq",
-    "!=": "\\neq",
-}
+_OPERATORS = {"<=": "\\leq", ">=": "\\geq", "!=": "\\neq"} | dict.fromkeys(
+    ("\\to", "\\approx", "\\equiv", "\\sim", ":="), "="
+)
 FLIPPED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
 _MATRIX = re.compile(
     r"([^=,;<>&]*?)[(\[]?\s*\\begin\s*\{([pbvBV]?(?:small)?[pbvBV]?matrix|array)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\2\}\s*[)\]]?$",
@@ -61,7 +55,8 @@ DENIAL = re.compile(
 _MEMBER = re.compile(r"^\s*[a-zA-Z]\s*\\in(?![a-zA-Z])")
 _ARTICLE = re.compile(r"^(?:[Aa]n|[Tt]he|a(?=\s+[a-zA-Z]{2})|A(?=\s+[a-z]{2}))\s+")  # but "A C" are two letters
 _ISO = re.compile(r"([\]\[])(\s*[^\[\],;\s][^\[\],;]*[,;]\s*[^\[\],;\s][^\[\],;]*)([\]\[])")
-_TUPLE_NAME = re.compile(r"\(\s*\\?[a-zA-Z]+(?:_\w)?(?:\s*,\s*\\?[a-zA-Z]+(?:_\w)?)+\s*\)")
+_TO = re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|to(?![a-zA-Z]))\s*(?=\d)")
+_TUPLE_NAME = re.compile(r"[a-zA-Z](?:\s*:\s*[a-zA-Z])+|\(\s*\\?[a-zA-Z]+(?:_\w)?(?:\s*,\s*\\?[a-zA-Z]+(?:_\w)?)+\s*\)")
 _TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:\\top|\\intercal|T|\\text\s*\{\s*T\s*\})\s*\}?$")
 _UNIT_VECTOR = re.compile(r"\\hat\s*(?:\{\s*([ijkxyz])\s*\}|([ijkxyz])(?![a-zA-Z]))")
 _VECTOR = re.compile(rf"{_UNIT_VECTOR.pattern}|(?<![a-zA-Z\\])j")
@@ -90,7 +85,7 @@ _CONDITION = re.compile(
 class Answer:
     """``kind`` is value, set, sequence, union, complement (in the real numbers), matrix, relation, ratio or words.
 
-    ``text``: a value's formula, the words, a sequence's brackets, a relation's operators, "or" between relations, or a clock
+    ``text``: a value's formula, the words, a sequence's brackets, a relation's operators, "or" or "and" between relations, or a clock
     time's "a" or "p".
     ``name`` is the left side of a value that was given as ``x = ...``.
     """
@@ -113,8 +108,8 @@ def parse_answer(text: str) -> Answer:
         return Answer("complement", "", (parse_answer(reals[2]),)) if reals[1] else parse_answer(reals[2])
     if _is_words(text):
         return Answer("words", letters(text))
-    either = "or" * bool(_EITHER.search(text))
-    text = _MEMBER.sub("", split_words(unwrap(text))).strip()
+    either = "or" if _EITHER.search(text) else "and" * bool(_BOTH.search(text))
+    text = _TO.sub(":", _MEMBER.sub("", split_words(unwrap(text))).strip())
     flat = _TRANSPOSED.sub("", text)
     if matrix := _MATRIX.match(flat):
         return _matrix(matrix[1], matrix[3], "v" in matrix[2].lower(), flat != text)

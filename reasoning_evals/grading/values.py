@@ -50,6 +50,7 @@ _SECOND = re.compile(
     r"|^\s*(?:cannot|can't|isn't|wasn't)(?![a-z])|^\s*是?[错不非误]|^\s*被?排除|(?<!not )(?<!than )(?<!\w)\(\s*[A-J]\s*\)"
 )
 """Behind a letter: another letter, an alternative or a denial."""
+_NONE = re.compile(r"(?i)(?:\\text\s*\{)?\s*(?:there (?:are|is) )?(?:none|nothing)\s*\}?")
 MAX_INEXACT = 10**30
 """Integers beyond this are compared only where they are computed exactly."""
 ROUNDING = Fraction(1, 10**12)
@@ -79,12 +80,12 @@ def _article(prompt: str, answer: str) -> str | None:
 
 def read_choice(text: str) -> str | None:
     """The capital letter, "True" or "False" that a text states; None for none, for several, and for one that is denied."""
-    if _VECTOR.match(text) or _DENIED.match(text):
-        return None
     surface = _LEAD.sub("", _MARKS.sub("", clean(text[:MAX_CHARS])).strip())
     word = surface.strip(" .!()").lower()
-    if word in _TRUTH:
-        return _TRUTH[word]
+    if (said := word.removeprefix("not ")) in _TRUTH:
+        return _TRUTH[said] if said == word else "False" if _TRUTH[said] == "True" else "True"
+    if _VECTOR.match(text) or _DENIED.match(text):
+        return None
     match = _LETTER.match(surface) or _UPPER_WORD.match(surface)
     if not match or _SECOND.search(surface[match.end(match.lastindex or 0) :]):
         return None
@@ -94,13 +95,15 @@ def read_choice(text: str) -> str | None:
 def grade_integer(problem: Problem, answer: str) -> Verdict:
     """Correct when the answer states the target and nothing else; units and words around it are ignored."""
     target = int(problem.target)
+    if target == 0 and _NONE.fullmatch(clean(answer)):
+        return correct("the same integer, in words")
     try:
         amount = read_amount(answer, local=True).as_asked(problem)
     except Unreadable as error:
         return wrong(f"not an integer: {error}")
     if amount.comma or re.search(r"\\pm(?![a-zA-Z])", clean(answer)):
         return wrong("not an integer: two values, or one that is uncertain")
-    if _is_percent(amount) and not asks_percent(problem):
+    if _is_percent(amount) and not asks_percent(problem, r"\brates?\b|probability|chances?\b"):
         return wrong("a percentage, which the question does not ask for")
     if not is_remark(amount.rest):
         return wrong(f"not an integer: {short(amount.rest)!r} follows the number")
@@ -178,9 +181,9 @@ def show(value: Real) -> str:
     return str(context().nstr(floating(value), 6))
 
 
-def asks_percent(problem: Problem) -> bool:
-    """Whether a question or its unit is about percent."""
-    return bool(re.search(r"percent|per cent|%", f"{problem.prompt} {problem.unit}", re.IGNORECASE))
+def asks_percent(problem: Problem, others: str = "%") -> bool:
+    """Whether a question or its unit is about percent, or about what ``others`` names."""
+    return bool(re.search(rf"percent|per cent|%|{others}", f"{problem.prompt} {problem.unit}", re.IGNORECASE))
 
 
 def _is_percent(amount: Amount) -> bool:

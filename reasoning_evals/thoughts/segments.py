@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from reasoning_evals.answers import boxes
+from reasoning_evals.grading.records import boxes
 
 SWITCH_MARKERS = (
     "alternatively", "wait", "but wait", "hmm", "hold on", "actually", "let me check", "let me recheck", "let me double-check",

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasoning_evals.answers import boxes, extract_answer, last_box
+from reasoning_evals.grading.answers import extract_answer
+from reasoning_evals.grading.records import boxes, last_box
 from reasoning_evals.problems import ANSWER_TYPES
 
 
@@ -61,6 +62,18 @@ def test_last_box(text, content):
         ('{"answer": 18, "confidence": 95}', "integer", ("18", "phrase")),
         ("It costs 70 000 kr.", "integer", ("70 000", "last number")),
         ("Either B or C", "choice", None),
+        ("B or C?", "choice", None),
+        ("So A it is.", "choice", ("A", "last letter")),
+        ("\\boxed{7}\n\nWait, is it 8? If the answer is 8, then n = 11.", "integer", ("7", "box")),
+        ("\\framebox[2cm]{7}", "integer", ("7", "box")),
+        ("The answer is 7, not 8.", "integer", ("7", "phrase")),
+        ("The answer is:\n\n$$\n7\n$$", "integer", ("7", "phrase")),
+        ("**Answer:** The trip takes 7 hours.", "integer", ("7", "last number")),
+        ("So 14/2 = 7 hours for 5 rooms.", "integer", ("7", "last number")),
+        ("7 is the answer. It has 3 parts.", "integer", ("7", "last number")),
+        ("The number is $\\underline{1,250}$.", "integer", ("$1,250", "last number")),
+        ("$x<1$ or $x>3$", "expression", ("x<1 or x>3", "last formula")),
+        ("It is $x$, less than $x+1$.", "expression", ("x", "last formula")),
         ("", "integer", None),
         (r"The answer is \boxed{12", "integer", None),
         ("<response>The answer is 4.</response>", "integer", ("4", "phrase")),
@@ -114,6 +127,14 @@ def test_a_box_in_braces_gives_its_content(levels, inner):
         "\\boxed{7}. Wait, ",
         "1 000 ",
         "B and ",
+        "\\framebox[",
+        "\\underline{1,",
+        "between 1 and ",
+        "if the answer is ",
+        '"answer to "',
+        "3 = 4 in ",
+        "$x$ or ",
+        "solutions are ",
     ],
 )
 @pytest.mark.parametrize("answer_type", ANSWER_TYPES)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from reasoning_evals.answers import extract_answer
 from reasoning_evals.engines.first_letter import FirstLetterSampler, letter_mass
 from reasoning_evals.engines.sampling import Request, SamplingConfig
+from reasoning_evals.grading.answers import extract_answer
 from tiny_reasoners import tiny_model, tiny_tokenizer
 
 LETTERS = "abcd"

@@ -1,5 +1,6 @@
 import doctest
 import importlib
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from reasoning_evals import split_thought
 from reasoning_evals.thinking import Thought
 
 MODULES = (
-    "thinking", "thoughts.segments", "answers", "grading.expressions", "tasks.spec",
+    "thinking", "thoughts.segments", "grading.records", "grading.expressions", "tasks.spec",
 )  # fmt: skip
 
 
@@ -75,6 +76,15 @@ def test_laws(parts, opened):
 def test_an_opened_prompt_is_the_same_as_an_opening_tag(parts):
     text = "".join(parts)
     assert split_thought(text, opened=True) == split_thought("<think>" + text)
+
+
+@pytest.mark.parametrize("text", ["\n", " ", "</s>", "x </s>", "<|end|> x "])
+def test_a_run_of_blanks_or_stop_tokens_is_split_at_once(text):
+    """A model that ended in a loop of line breaks: each was the start of a search to the end."""
+    started = time.process_time()
+    split = split_thought(text * 40_000 + "</s>\n")
+    assert split.answer == "" or split.answer[-1] == "x"
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -11,22 +11,27 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from reasoning_evals.grading.records import BOX, closing_braces, last_box, without_mentions
+
 MAX_TEXT = 200_000
 """Only so many characters at the end of the answer part are searched."""
 TAIL = 4_000
 """Answers without a box are searched in so many characters at the end."""
 
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(r"[^\s${}\\,;]+|\\[a-zA-Z]+[^\s$]*")
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
-    r"(?i)(?:(?m:^[#>*_ ]*(?:(?:final|correct) )?answer[*_ \t]*$)|(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え|정답|답)(?:[ \t]+to[^.\n]{0,80}?)?[ \t]*(?:\([^()\n]{0,40}\))?"
-    r"[*_ \t]*(?:\b(?:is|are|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?)[*_\s]*(?=([^\n]+))"
+    r"(?i)(?:(?m:^[#>*_ ]*(?:(?:final|correct) )?answer[*_ \t]*$)|(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え|正解|정답|답)(?:[ \t]+to[^.\n\x22]{0,80}?(?:\x22[^\x22\n]{0,200}\x22)?)?[ \t]*(?:\([^()\n]{0,40}\))?"
+    r"[*_ \t]*(?:\b(?:is|are|(?:would|must|should|has to) be|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?)[*_\s]*(?:(?:\$\$|\\\[)\s*\n\s*)?(?=([^\n]+))"
 )
+_SUPPOSED = re.compile(r"(?i)\b(?:if|whether|suppos\w+|assum\w+|unless|when)\s[^.,;:\n]{0,30}$")
+_SENTENCE = re.compile(
+    r"(?!.*(?<!\\)\b(?i:not|multiple|divisor|factor|power|root|square|at\s+least|at\s+most|between|either|or|plus|minus|times|twice|half|less|more|than)\b)(?:[A-Z][a-z]*|there|we|it|s?he|they),?(?:\s+[^\W\d_]+,?)+\b"
+)
+"""The beginning of a whole sentence behind "Answer:", which has its number later on."""
 _LEAD_WORDS = re.compile(r"(?i)(?:(?:therefore|thus|simply|then|that|about|approx\w*|option|choice|ca)\b\.?[\s,:]*)+")
 _SENTENCE_END = re.compile(
-    r"[。；]|です|입니다|이다|(?<!\bresp)(?<!\bapprox)(?<!\bca)(?<!\bvs)\.(?=\s|$)|;\s|,\s+(?=so\b|which\b|because\b|since\b|and\s+(?:so|we|the)\b)|\s+(?:because|since)\b"
+    r"[。；]|です|입니다|이다|(?<!\bresp)(?<!\bapprox)(?<!\bca)(?<!\bvs)\.(?=\s|$)|;\s|,\s+(?=(?:so|which|as|porque|ya que|car|da|denn|weil|perché|pois|puisque|так как|and\s+(?:so|we|the))\b)|[(（,，]\s*(?:因为|因為|而?不是|而非)|!(?=\s+[A-Z\u2600-\U0001ffff])|\s+[—–]\s+(?=[a-z])"
+    r"|[\s,(]+(?:because|since|check|i\.\s?e\.|as opposed to|compared (?:to|with)|with (?=\d+\s?\\?% (?:conf|cert))|(?:(?:and|but)\s+)?(?:not|rather\s+than|instead\s+of)\s+(?=\S*\d|[^\s\w]))|(?<=\*\*)\s+\(|\s\((?:\d+\s[a-z]{3}|(?:we|as|to|see|using|after|rounded|the)\s)"
 )
 _NUMBER = re.compile(
     r"(?<![^\W\u3040-\u9fff\uac00-\ud7a3])(?<![.^_{/])(?<![\^_{][-+\u2212])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d{1,3}(?:(?:[^\S\n]|\\,)\d{3})+(?!\d)|\d+(?:(?:\.|,|\{,\})\d+)?|\.\d+)"
@@ -36,7 +41,7 @@ _NUMBER = re.compile(
 _WITHIN = re.compile(r"\\(?:[dt]?frac|sqrt|[dt]?binom)(?![a-zA-Z])")  # the numbers in it are no answers
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
 _LETTER = re.compile(
-    r"(?<![\w\\'])(?<!\d )(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|(A|I)(?=[.):,]|\s*$))(?![\w'])"
+    r"(?<![\w\\'])(?<!\d )(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|((?<=[a-z] )A|[AI](?=[.):,]|\s*$)))(?![\w'])"
     r"(?:(?<=but [A-J])|(?<=except [A-J])|(?!(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)*\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b))"
 )
 _LINKED_LETTER = re.compile(r"(?<![\w'])([A-J])[)*\s]*(?:[,/&、和或与]|(?:,\s*)?(?:and|or)\b)?[\s(*]*$")
@@ -44,10 +49,10 @@ _LINKED_LETTER = re.compile(r"(?<![\w'])([A-J])[)*\s]*(?:[,/&、和或与]|(?:,\
 _STATED_LETTER = re.compile(
     r"(?:\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)|选[择项]*[ :：]*)[\s:*_(]*(?:\\text\s*\{\s*\(?)?"
     r"([A-HJ])(?![a-zA-Z0-9_']|\s*是?(?:[错不非误]|被?排除))"
-    r"|(?<![\w\\'])([A-HJ])[)}*_$]*\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b"
+    r"|(?<![a-zA-Z0-9_\\'])([A-HJ])[)}*_$]*(?:\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b|(?:选?项)?是?正确)"
 )
 _DENIED = re.compile(
-    r"(?i)(?:(?:\b|can)not(?:\s+(?:be|choose|pick|select))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*|nicht|pas)|n't|(?:n't|not)\s+(?:think|believe)\s[\w\s]{0,30}|不[是能会应该可以要选]*|非|排除|除了)"
+    r"(?i)(?:(?:\b|can)not(?:\s+(?:be|choose|pick|select|even))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*|nicht|pas)|n't|(?:n't|not)\s+(?:think|believe)\s[\w\s]{0,30}|不[是能会应该可以要选]*|非|排除|除了)"
     r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$"
 )
 """Before a letter or number, what says that it is not the answer."""
@@ -61,7 +66,16 @@ _GAVE_UP = re.compile(
     rf"(?i){_GIVING_UP}(?:\s+(?:whether|if|that)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$"
 )
 """Before a number: in its clause, or as the whole sentence before it."""
-_BOUND = re.compile(r"(?i)(?<!no )(?<!not )(?:\b(?:more|less|\w+er)\s+than|exceeds?|[大小少]于|超过)[\s($*]*$")
+_BOUND = re.compile(
+    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|exceeds?|[大小少]于|超过)[\s($*]*$"
+)
+_NOT_IT = re.compile(
+    r"[)*$}\s]*\s(?:(?:is|was|are)\s*(?:not|n't|wrong|incorrect|false|impossible|excluded)|would\s+be\s+too|may|might|could)\b|\?|\s*(?:s\.\s?f|sig(?:nificant)?\b|d\.\s?p|decimal)"
+)
+"""Behind a letter or number that is not the answer."""
+_AS_ANSWER = re.compile(r"(?i)[)*$}\s]*\s(?:is|as)\s+(?:the|my|our)\s+(?:final\s+|correct\s+)?answer\b")
+_RESULT = re.compile(r"[\d)]\s*(?:[a-z]+\s+)?=[\s$]*\Z")
+_NEW_CLAUSE = re.compile(r"[,;:.=\n]|\b(?:is|are|was|were|be|so|gives?|makes?|gets?|leaves?|has|have)\b")
 _RETRACTED = re.compile(
     r"(?i)\W*?(?:\b(?:wait|no|hmm+|oops|actually|sorry|rather|or|alternatively|maybe|perhaps|but (?:it )?(?:may|might|could))\b\W*?){1,6}(?:\b(?:or|it|is|be|it's|maybe|perhaps|possibly|should|may|might|could)\b\W*?){0,6}"
     r"(?<![\w.])([-\u2212$]*\d(?:[\d.,/]*\d)?|\(?[A-J]\b)[)$*}]*\s*(?:[.?!]|\n|$)"
@@ -77,26 +91,19 @@ _FIELD = re.compile(
     r'(?i)"(?:final[_ ]?)?answer"\s*:\s*(?:"((?:[^"\\]|\\.){1,500})"|(\{[^{}]{0,500}\}|[^",{}\s][^"{}\n]{0,500}?)(?=\s*(?:[}\n]|,\s*")))'
 )
 """The answer in JSON, beside other fields."""
-_MARKUP = re.compile(r"</?(?:b|strong|em|i|u|p|div|span|code|pre|center|font|h[1-6])>")
+_MARKUP = re.compile(
+    r"</?(?:b|strong|em|i|u|p|div|span|code|pre|center|font|h[1-6])>|\\(?:underline|textbf|mathbf|textit|emph|text|mathrm)\s*\{((?:[^{}a-zA-Z\\]|\{,\})*\d(?:[^{}a-zA-Z\\]|\{,\})*)\}"
+)
+"""Marks of pages, and of LaTeX around a numeral."""
 _NUMBERED = re.compile(r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|example|chapter)\.?[\s(#]*$")
 _WIDE = {ord(char): ord(char) - 0xFEE0 for char in "ＡＢＣＤＥＦＧＨＩＪ"}
-_BARE_WORD = re.compile(r"(?:\x08|(?<![\\a-zA-Z])b)oxed(?=\s*\{)")
-"""A box whose backslash was eaten on the way."""
 _FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\(((?:(?!\\\)).){1,400})\\\)|\\\[((?:(?!\\\]).){1,400})\\\]", re.DOTALL
 )
-_MENTION = re.compile(
-    r"(\\(?:boxed|fbox))(?![a-zA-Z])(?:\s*\{([^{}]{0,60}(?:\{[^{}]{0,40}\})?\s{0,9})\}|(?=\s*(?:[.,;:!?)`'\"](?!\d)|[a-zA-Z]{2,})))(?:[.,:;](?=\s|$))?"
-)
-"""A box without an answer: the bare word in prose, or a box that may be a placeholder."""
 _STOP_TOKEN = re.compile(
     r"<[|\uff5c][\w\u2581]{2,30}[|\uff5c]>|</s>|<eos>|<end_of_turn>|\[EOS\]|</?(?i:response|solution|conclusion|final_answer)>|\[(?:BEGIN|END) FINAL RESPONSE\]"
 )
 """What is no text: stop tokens that an engine left in, and marks around a whole answer (Granite, Apriel)."""
-_PLACEHOLDER = re.compile(
-    r"(?i)(?:(?:the|your|my|final|numerical|correct) )*(?:answer|result|solution|number|value|letter|option|expression|choice)?(?: here)?"
-    r" ?(?:\.{2,}|\u2026|\\[lc]?dots|\?|_+)?"
-)
 _STOP = re.compile(r"[.!?;](?=\s|$)|\n|[。；]")
 """The end of a sentence."""
 _OF_FORM = re.compile(
@@ -109,6 +116,11 @@ _BARE_CHOICE = re.compile(r"[*(\s]*(?:[A-Ja-j](?:[).:*]|\s*$)|(?:true|false|yes|
 _BARE_NUMBER = re.compile(
     r"(?:\\?[a-zA-Z][\w{}\\']{0,15}\s*(?:=|\\approx|≈)\s*)?[-+\u2212~≈$.(\s]*(?:\d|\.\d|\\(?!text|mathrm)|π)"
 )
+_OR, _LINK = re.compile(r"\s*,?\s*\bor\s+"), re.compile(r"\s*(?:,\s*)?(?:\b(?:or|and)\s+|,\s+)")
+_NAMED_LIST = re.compile(
+    r"\b(?:solutions|roots|zeros|values|numbers)\b[^.\n:]{0,40}?\bare:?\s+([^\n]{1,200}?)(?:\.(?=\s|$)|\n|$)"
+)
+_NUMERIC = ("integer", "number", "quantity")
 _MATH_WORD = re.compile(r"(?i)(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|exp|sqrt|frac|ln|pi|and|or")
 
 
@@ -125,111 +137,44 @@ def extract_answer(answer: str, answer_type: str, boxed: bool = True) -> Extract
     ``answer_type`` decides what counts without a box: a last number for integer, number and quantity, an option letter
     for choice, a formula between dollar signs for expression and list.
     """
-    answer = _without_mentions(_STOP_TOKEN.sub("\n", answer[-MAX_TEXT:]))
+    answer = without_mentions(_STOP_TOKEN.sub("\n", answer[-MAX_TEXT:]))
     box = last_box(answer) if boxed and not _is_cut(answer) else None
     if box is not None:
-        behind = answer[max(answer.rfind("\\boxed"), answer.rfind("\\fbox"), 0) :][:TAIL]
+        behind = answer[max(answer.rfind("\\boxed"), 0) :][:TAIL]
         better = _WRONG_BOX.search(behind) and _phrase(behind)
-        return Extraction(better, "phrase") if better else Extraction(box, "box")
-    if boxed and _BOX.search(answer):
+        if better and re.search(r"[\d\\$]|^\W*[A-J]\b", better):  # not "the number of edges"
+            return Extraction(better, "phrase")
+        return Extraction(box, "box")
+    if boxed and BOX.search(answer):
         return None  # cut off inside a box: the content may be half a number
     tags = _TAG.findall(answer[-TAIL:])
-    tail = _MARKUP.sub("", tags[-1] if tags else answer[-TAIL:]).strip().translate(_WIDE)
+    tail = _MARKUP.sub(r"\1", tags[-1] if tags else answer[-TAIL:]).strip().translate(_WIDE)
     if fields := _FIELD.findall(tail):
         return Extraction((fields[-1][0].replace("\\\\", "\\") or fields[-1][1]).strip(), "phrase")
     if hashes := _HASHES.findall(tail):
         return Extraction(hashes[-1].strip(), "hashes")
     if phrase := _phrase(tail):
-        return Extraction(phrase, "phrase")
+        told = _last_number(phrase, answer_type) if answer_type in _NUMERIC and _SENTENCE.match(phrase) else None
+        return told or Extraction(phrase, "phrase")
     if _is_bare(tail, answer_type):
-        return Extraction(tail, "whole")
+        end = _SENTENCE_END.search(tail) if answer_type in _NUMERIC else None
+        return Extraction(tail[: end.start()] if end else tail, "whole")
     return _last_resort(tail, answer_type) or (Extraction(tail, "whole") if tags and tail else None)
-
-
-def boxes(text: str) -> list[str]:
-    r"""Contents of all balanced boxes in order of their closing, inner boxes unwrapped, without empty ones.
-
-    >>> boxes(r"\boxed{1} or \boxed{\frac{1}{2}} or \boxed{3")
-    ['1', '\\frac{1}{2}']
-    """
-    text = _BARE_WORD.sub(r"\\boxed", _without_mentions(text))
-    starts = list(_BOX.finditer(text))
-    if not starts:
-        return []
-    closing = _closing_braces(text, starts[0].start())
-    found = []
-    outer_end = -1
-    for start in starts:
-        position = start.end()
-        if position < outer_end:
-            continue  # a box inside a box is part of it
-        if text.startswith("{", position):
-            end = closing.get(position)
-            if end is None:
-                continue
-            content, outer_end = text[position + 1 : end], end
-        else:
-            bare = _BARE_BOX.match(text, position)
-            content = bare.group() if bare else ""
-        content = _unwrap(content.strip())
-        if content:
-            found.append(content)
-    return found
-
-
-def _without_mentions(text: str) -> str:
-    r"""The text without boxes that hold no answer: "put it in \boxed", "in \boxed{...}"."""
-
-    def kept(match: re.Match[str]) -> str:
-        inside = match[2]
-        words = None if inside is None else " ".join(re.sub(r"\\text|[{}]", " ", inside).split())
-        return "" if words is None or _PLACEHOLDER.fullmatch(words) else match[0]
-
-    return _MENTION.sub(kept, text) if "\\boxed" in text or "\\fbox" in text else text
-
-
-def last_box(text: str) -> str | None:
-    """The content of the last balanced box that is not empty."""
-    found = boxes(text) if "boxed" in text or "\\fbox" in text or "\x08oxed" in text else []
-    return found[-1] if found else None
-
-
-def _closing_braces(text: str, start: int) -> dict[int, int]:
-    """Position of each opening brace from ``start`` on -> position of its closing brace; escaped braces do not count."""
-    stack: list[int] = []
-    closing: dict[int, int] = {}
-    for match in _BRACE.finditer(text, start):
-        if match.group() == "{":
-            stack.append(match.start())
-        elif match.group() == "}" and stack:
-            closing[stack.pop()] = match.start()
-    return closing
 
 
 def _is_cut(text: str) -> bool:
     """Whether the text ends inside a last box that is not the mention of one: an earlier box is not the answer."""
     last = text.rfind("\\boxed")
-    match = _BOX.match(text, last) if last >= 0 else None
-    if not match or not text.startswith("{", match.end()) or match.end() in _closing_braces(text, last):
+    match = BOX.match(text, last) if last >= 0 else None
+    if not match or not text.startswith("{", match.end()) or match.end() in closing_braces(text, last):
         return False
     return not _STOP.search(text, match.end()) and not _OF_FORM.search(text, max(0, last - TAIL // 40), last)
 
 
-def _unwrap(content: str) -> str:
-    """The content of boxes that contain only another box."""
-    for _ in range(4):
-        match = _BOX.match(content)
-        if not match or not content.startswith("{", match.end()):
-            break
-        if _closing_braces(content, match.end()).get(match.end()) != len(content) - 1:
-            break
-        content = content[match.end() + 1 : -1].strip()
-    return content
-
-
 def _phrase(tail: str) -> str | None:
     """The text after the last "answer is", up to the end of its sentence, with what is put in its place there."""
-    *_, last = None, *_PHRASE.finditer(tail)
+    said = (one for one in _PHRASE.finditer(tail) if not _SUPPOSED.search(tail, max(0, one.start() - 40), one.start()))
+    *_, last = None, *said
     if last is None:
         return None
     start = last.end() + (len(lead[0]) if (lead := _LEAD_WORDS.match(last[1])) else 0)
@@ -248,7 +193,7 @@ def _is_bare(tail: str, answer_type: str) -> bool:
     if answer_type == "choice":
         return bool(_BARE_CHOICE.match(tail))
     words = [word for word in _WORD.findall(tail) if not _MATH_WORD.fullmatch(word)]
-    if answer_type in ("integer", "number", "quantity"):
+    if answer_type in _NUMERIC:
         return len(words) <= 3 and bool(_BARE_NUMBER.match(tail)) and not tail.endswith("?")
     return not words and not ("$" in tail and re.search(r"[a-zA-Z]{2}", _FORMULA.sub("", tail)))
 
@@ -265,36 +210,58 @@ def _is_doubted(text: str, match: re.Match[str]) -> bool:
 
 
 def _last_resort(tail: str, answer_type: str) -> Extraction | None:
-    if answer_type in ("integer", "number", "quantity"):
-        numbers = [
-            match
-            for match in _NUMBER.finditer(tail)
-            if _is_stated(tail, match)
-            and tail[match.end() : match.end() + 1] != "?"
-            and not _NUMBERED.search(tail, max(0, match.start() - 20), match.start())
-        ]
-        if _WITHIN.search(tail, numbers[-1].end() if numbers else 0):
-            formula = ([""] + [next(filter(None, groups)) for groups in _FORMULA.findall(tail)])[-1]
-            given = _WITHIN.search(formula) and not _GIVES_UP.search(tail)
-            return Extraction(formula.strip(), "last formula") if given else None
-        if not numbers or _is_doubted(tail, numbers[-1]):
-            return None
-        text = numbers[-1].group()
-        if answer_type == "quantity":
-            unit = _UNIT_AFTER.match(tail, numbers[-1].end())
-            rest = unit.group() if unit else ""
-            end = _SENTENCE_END.search(rest)
-            text += rest[: end.start()] if end else rest
-        return Extraction(text.strip(), "last number")
+    if answer_type in _NUMERIC:
+        return _last_number(tail, answer_type)
     if answer_type == "choice":
         if stated := [match for match in _STATED_LETTER.finditer(tail) if _is_stated(tail, match)]:
             return Extraction(stated[-1][1] or stated[-1][2], "stated letter")
         if letters := [match for match in _LETTER.finditer(tail) if _is_stated(tail, match)]:
             letter, start = next(filter(None, letters[-1].groups())), letters[-1].start()
             other = _LINKED_LETTER.search(tail, max(0, start - 20), start)
-            unsure = other and other[1] != letter and _is_stated(tail, other)
+            unsure = tail[letters[-1].end() :][:1] == "?" or (other and other[1] != letter and _is_stated(tail, other))
             return None if unsure else Extraction(letter, "last letter")
         words = {(said or first).lower() for said, first in _TRUTH.findall(tail)}
         return Extraction(words.pop(), "stated word") if len(words) == 1 else None
-    formulas = [next(filter(None, groups)) for groups in _FORMULA.findall(tail)]
-    return Extraction(formulas[-1].strip(), "last formula") if formulas else None
+    return _last_formula(tail, answer_type)
+
+
+def _last_number(tail: str, answer_type: str) -> Extraction | None:
+    numbers = [
+        match
+        for match in _NUMBER.finditer(tail)
+        if _is_stated(tail, match)
+        and not _NOT_IT.match(tail, match.end())
+        and not _NUMBERED.search(tail, max(0, match.start() - 20), match.start())
+    ]
+    if _WITHIN.search(tail, numbers[-1].end() if numbers else 0):
+        formula = None if _GIVES_UP.search(tail) else _last_formula(tail, answer_type)
+        return formula if formula and _WITHIN.search(formula.text) else None
+    named = [match for match in numbers if _AS_ANSWER.match(tail, match.end())]
+    if not numbers or _is_doubted(tail, (named or numbers)[-1]):
+        return None
+    last = (named or numbers)[-1]
+    for match in numbers[:-1] if not named else ():  # 60/4 = 15 hours for 45 rooms: the result, not what is said of it
+        if _RESULT.search(tail, 0, match.start()) and not _NEW_CLAUSE.search(tail, match.end(), numbers[-1].start()):
+            last = match
+    text = last.group()
+    if answer_type == "quantity":
+        unit = _UNIT_AFTER.match(tail, last.end())
+        rest = unit.group() if unit else ""
+        end = _SENTENCE_END.search(rest)
+        text += rest[: end.start()] if end else rest
+    return Extraction(text.strip(), "last number")
+
+
+def _last_formula(tail: str, answer_type: str) -> Extraction | None:
+    """The last formula that is neither denied nor only compared with, and those that are joined to it: $x<1$ or $x>3$."""
+    found: list[tuple[str, int]] = []
+    for match in _FORMULA.finditer(tail):
+        text = next(filter(None, match.groups()))
+        link = tail[found[-1][1] : match.start()] if found else ""
+        if found and (_LINK if answer_type == "list" else _OR).fullmatch(link):
+            found[-1] = (f"{found[-1][0]}{link}{text}", match.end())
+        elif _is_stated(tail, match) and not _BOUND.search(tail, max(0, match.start() - 40), match.start()):
+            found.append((text, match.end()))
+    if answer_type == "list" and not found and (named := _NAMED_LIST.findall(tail)):
+        return Extraction(named[-1], "phrase")
+    return Extraction(found[-1][0].strip(), "last formula") if found else None
