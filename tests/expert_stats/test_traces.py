@@ -49,7 +49,10 @@ def test_a_torn_last_line_is_left_out_with_a_warning_or_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("line", "advice"),
     [
-        ({"problem_id": "a", "sample_idx": 0, "text": "4"}, "name the file generations.jsonl, or give the run's folder"),
+        (
+            {"problem_id": "a", "sample_idx": 0, "text": "4"},
+            "name the file generations.jsonl, or give the run's folder",
+        ),
         ({"id": "a", "solution": "<think>2 + 2</think>4"}, "texts become traces by moe_steer.tokens.trace_from_ids"),
     ],
 )
