@@ -271,5 +271,6 @@ def _refuse_missing(counts: RoutingCounts, weights_M: Array, marker_M: Array, ru
         )
     if rule and not (marker_M[weights_M > 0] > 0).any():
         raise ValueError(
-            f"no marker of positive coefficient occurs in the {counts.num_traces} traces ({', '.join(missing)} do not)"
+            f"no marker of positive coefficient occurs in the {counts.num_traces} traces ({', '.join(missing)} do not): count more or "
+            "longer answers, or give a token that occurs in them a coefficient above 0 (--coefficients NAME=1)"
         )

@@ -50,13 +50,12 @@ def routing_hooks(functions: Mapping[MoELayer, RoutingFn]) -> Iterator[None]:
         for layer, function in functions.items():
             if layer.input_scaled:
                 assert layer.router is not None
-                handle = layer.router.register_forward_hook(_dense_scores_hook(layer, function))
+                _hook(stack, layer.router.register_forward_hook, _dense_scores_hook(layer, function))
             elif layer.weights_first:
                 assert layer.router is not None
-                handle = layer.router.register_forward_hook(_weights_first_hook(function))
+                _hook(stack, layer.router.register_forward_hook, _weights_first_hook(function))
             else:
-                handle = layer.experts.register_forward_pre_hook(_experts_hook(layer, function), with_kwargs=True)
-            stack.callback(handle.remove)
+                _hook(stack, layer.experts.register_forward_pre_hook, _experts_hook(layer, function), with_kwargs=True)
         yield
 
 
@@ -72,8 +71,7 @@ def choice_hooks(functions: Mapping[MoELayer, ChoiceFn]) -> Iterator[None]:
             _CHOSEN[layer.router] = None
             stack.callback(_CHOSEN.pop, layer.router, None)
             # Before an engine's own hooks, which may take the router's weights away after its forward.
-            handle = layer.router.register_forward_hook(_choice_hook(function), with_kwargs=True, prepend=True)
-            stack.callback(handle.remove)
+            _hook(stack, layer.router.register_forward_hook, _choice_hook(function), with_kwargs=True, prepend=True)
         yield
 
 
@@ -83,7 +81,7 @@ def output_hooks(functions: Mapping[nn.Module, Callable[[Tensor], Tensor | None]
     ``output_hidden_states=True`` records, also where the model was looked at before."""
     with uncompiled(functions), ExitStack() as stack:
         for module, function in functions.items():
-            stack.callback(module.register_forward_hook(_hidden_states_hook(function)).remove)
+            _hook(stack, module.register_forward_hook, _hidden_states_hook(function))
             _record_last(module)
         yield
 
@@ -97,8 +95,20 @@ def input_hooks(functions: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> It
 
     with uncompiled(functions), ExitStack() as stack:
         for module, function in functions.items():
-            stack.callback(module.register_forward_pre_hook(hook(function)).remove)
+            _hook(stack, module.register_forward_pre_hook, hook(function))
         yield
+
+
+def _hook(stack: ExitStack, register: Callable[..., Any], hook: Callable[..., Any], **how: bool) -> None:
+    """Hook a module until the stack closes. A copy of the model that is made meanwhile takes the hook with it, where nobody can remove
+    it: there it then does nothing."""
+    open_ = [True]
+
+    def while_open(*args: Any) -> Any:
+        return hook(*args) if open_ else None
+
+    stack.callback(open_.clear)
+    stack.callback(register(while_open, **how).remove)
 
 
 def _record_last(module: nn.Module) -> None:
@@ -132,8 +142,8 @@ def call_hooks(
 
     with uncompiled([module]), ExitStack() as stack:
         if before is not None:
-            stack.callback(module.register_forward_pre_hook(pre, with_kwargs=True, prepend=first).remove)
-        stack.callback(module.register_forward_hook(post, with_kwargs=True).remove)
+            _hook(stack, module.register_forward_pre_hook, pre, with_kwargs=True, prepend=first)
+        _hook(stack, module.register_forward_hook, post, with_kwargs=True)
         yield
 
 
@@ -149,7 +159,7 @@ def stop_after(module: nn.Module) -> Iterator[None]:
         raise reached
 
     with uncompiled([module]), ExitStack() as stack:
-        stack.callback(module.register_forward_hook(stop).remove)
+        _hook(stack, module.register_forward_hook, stop)
         try:
             yield
         except _ReachedError as error:

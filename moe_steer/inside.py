@@ -77,30 +77,51 @@ def recomputed(modules: Iterable[nn.Module]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(_replaced_forward(module, _run_twice(module.forward)))
+            stack.enter_context(_replaced(module, "forward", _run_twice(module.forward)))
         yield
 
 
 @contextmanager
 def replaced_output(module: nn.Module, output: Any) -> Iterator[None]:
     """Inside the block ``module`` returns ``output`` without running."""
-    with _replaced_forward(module, lambda *_, **__: output):
+    with _replaced(module, "forward", lambda *_, **__: output):
         yield
 
 
 @contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = "forward" in vars(module)  # accelerate has put one there
-    before = module.forward
+def prompts_in_one_part(model: nn.Module) -> Iterator[None]:
+    """Inside the block ``model.generate`` refuses to read a prompt in parts: behind the first, nothing in a forward tells the rest of the
+    prompt from what is generated."""
+    prefill = getattr(model, "_prefill", None)
+    if prefill is None:  # not a model of the library, or its decoder alone
+        yield
+        return
+
+    def whole(ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if generation_config.prefill_chunk_size is not None:
+            raise ValueError(
+                "prefill_chunk_size hides where the prompt ends from a plan with a scope: leave it out, pass prompt_lengths to steer, or "
+                "use scope all"
+            )
+        return prefill(ids, generation_config, *args, **kwargs)
+
+    with _replaced(model, "_prefill", whole):
+        yield
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    own = name in vars(module)  # accelerate has put a forward there
+    before = getattr(module, name)
     # The signature is read by callers (the library filters arguments by it), so it stays.
-    module.forward = update_wrapper(forward, before)  # type: ignore[method-assign]
+    setattr(module, name, update_wrapper(function, before))
     try:
         yield
     finally:
         if own:
-            module.forward = before
+            setattr(module, name, before)
         else:
-            del module.forward
+            delattr(module, name)
 
 
 def _run_twice(forward: Callable[..., Any]) -> Callable[..., Any]:

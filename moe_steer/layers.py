@@ -87,6 +87,10 @@ def unwrap(model: Any) -> Any:
     """The transformers model inside an inference engine or a data-parallel wrapper."""
     while not hasattr(model, "config") and isinstance(getattr(model, "module", None), nn.Module):
         model = model.module
+    if not hasattr(model, "config"):
+        raise TypeError(
+            f"a {type(model).__name__} is no model: give one that load_model or transformers has loaded (of a pipeline, its .model)"
+        )
     return getattr(model, "module", model) if type(model).__name__.endswith("Engine") else model
 
 

@@ -18,6 +18,7 @@ from moe_steer.entries.residual_entry import ResidualVector
 from moe_steer.gates.counting import GateCounts
 from moe_steer.gates.following import Gates, logits_of
 from moe_steer.hooks import RoutingFn, call_hooks, choice_hooks, input_hooks, output_hooks, routing_hooks
+from moe_steer.inside import prompts_in_one_part
 from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config, unwrap
 from moe_steer.plan import SteeringPlan
 from moe_steer.tokens import MarkerSet, PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
@@ -112,6 +113,8 @@ def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, gates: Gates
     reads_logits = gates is not None and gates.reads_logits
     if reads_logits and whole is body:
         raise ValueError("a gate on entropy or margin reads the logits: pass the model with its head")
+    if tracker.finds_prompts:
+        stack.enter_context(prompts_in_one_part(whole))
     if (needs_ids or reads_logits) and whole is not body:
         stack.enter_context(call_hooks(whole, enter_whole if needs_ids else None, leave_whole))
     stack.enter_context(call_hooks(body, enter_body, tracker.after))

@@ -41,7 +41,7 @@ class Compare:
 
         from moe_steer.files import write_whole
         from reasoning_evals import compare_arms
-        from reasoning_evals.comparing import at_caps, cap_lines
+        from reasoning_evals.comparing import at_caps, cap_lines, unanswered_notes
 
         rows = rows_of_folders((self.baseline, *self.arm_folder))
         comparison = compare_arms(rows, baseline=self.baseline_arm)
@@ -51,8 +51,10 @@ class Compare:
             tokens = f", {one.thinking_tokens.mean:.1f} thinking tokens" if one.thinking_tokens else ""
             interval = f"{100 * one.accuracy.low:.1f} to {100 * one.accuracy.high:.1f}"
             print(
-                f"{one.name}: {100 * one.accuracy.mean:.1f}% correct (95% interval {interval}){tokens}, {100 * one.truncated:.1f}% truncated"
+                f"{one.name}: {100 * one.accuracy.mean:.1f}% correct (95% interval {interval}){tokens}, {100 * one.truncated:.1f}% never closed their thought"
             )
+        for note in unanswered_notes(rows):
+            print(note)
         for pair in comparison.pairs:
             print(pair.sentence)
         if capped:

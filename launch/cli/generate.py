@@ -131,7 +131,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
         print(f"{len(rows)} samples of {len(problems)} problems, {summary.num_new} of them new{speed}")
         correct = sum(row.correct for row in rows)
         cut = sum(row.outcome in ("truncated", "cut") for row in rows)
-        print(f"{arm.name}: {correct} correct ({100 * correct / len(rows):.1f}%), {cut} truncated by the token limit")
+        print(f"{arm.name}: {correct} correct ({100 * correct / len(rows):.1f}%), {cut} cut by the token limit")
         for note in unanswered_notes(rows):
             print(note)
         if plan is not None:

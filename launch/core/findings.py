@@ -96,7 +96,7 @@ def publish(findings: Findings, asked: Rereading = NOTHING_MORE) -> str:
 
 
 def arm_lines(comparison: Comparison) -> list[str]:
-    """One line an arm for the terminal: accuracy with its interval, thinking tokens, truncation."""
+    """One line an arm for the terminal: accuracy with its interval, thinking tokens, thoughts that never closed."""
     width = max(10, *(len(arm.name) for arm in comparison.arms))
     lines = []
     for arm in comparison.arms:
@@ -104,7 +104,7 @@ def arm_lines(comparison: Comparison) -> list[str]:
         accuracy = arm.accuracy
         lines.append(
             f"{arm.name:{width}} {100 * accuracy.mean:5.1f}% correct ({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})"
-            f"{tokens}  {100 * arm.truncated:4.1f}% truncated"
+            f"{tokens}  {100 * arm.truncated:4.1f}% never closed"
         )
     return lines
 

@@ -196,15 +196,15 @@ def _check_completions(file: Path, completions: Iterable[Completion], tokenizer:
                 "token: sample it from completions, or with the model loaded"
             )
         shown = [text for text in closing if text in item.text]
-        if (
-            tags
-            and item.token_ids
-            and shown
-            and not any(tags.at(item.token_ids, p) for p in range(len(item.token_ids)))
-        ):
+        ids = item.token_ids
+        if tags and ids and shown and not any(tags.at(ids, p) for p in range(len(ids))):
             raise ValueError(
                 f"{file}: the answer to {item.problem_id!r} holds {shown[0]}, and its tokens do not hold this model's "
                 f"({list(tags.close)}): {_ANOTHER}"
+            )
+        if ids and not item.is_of(tokenizer):
+            raise ValueError(
+                f"{file}: the tokens of the answer to {item.problem_id!r} are another text here: {_ANOTHER}"
             )
 
 

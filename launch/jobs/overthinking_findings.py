@@ -261,7 +261,7 @@ def summary(outcome: Outcome) -> list[str]:
         accuracy, thoughts = arm.accuracy, outcome.thoughts[arm.name]
         lines.append(
             f"{arm.name:15} {thoughts.thinking_tokens:7.1f} thinking tokens  {100 * accuracy.mean:5.1f}% correct "
-            f"({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})  {100 * thoughts.truncated:4.1f}% truncated  "
+            f"({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})  {100 * thoughts.truncated:4.1f}% never closed  "
             f"{100 * thoughts.repetition:4.1f}% repeated"
         )
     lines += [one.sentence for one in outcome.efficiencies]

@@ -99,6 +99,11 @@ class PositionTracker:
         self._next: dict[str, Any] | None = None
         """What ``Rows`` will say behind the forward that runs."""
 
+    @property
+    def finds_prompts(self) -> bool:
+        """Whether it takes the forward that fills an empty cache for the whole prompt."""
+        return self._needs_prompt and self._prompt_lengths is None
+
     def before(self, call: dict[str, Any]) -> None:
         """Compute the masks of the tokens that enter the decoder now."""
         self._next = None  # left by a forward that ended in an error
@@ -117,7 +122,8 @@ class PositionTracker:
             return
         if mask is not None and not known:
             raise ValueError(
-                "a plan with a scope needs a 2-D attention mask [batch, tokens] (or none): pass that, or use scope all"
+                "a plan with a scope needs a 2-D attention mask [batch, tokens] (or none): pass that (a static cache and continuous "
+                "batching make another: leave them out), or use scope all"
             )
         rows = self._rows_of(call, num_rows, real_BS, ids)
         has_prompt = length > 1 or rows.forwards == 0 or self._prompt_lengths is not None
@@ -163,7 +169,10 @@ class PositionTracker:
         if self._masks is None:
             if scope == "all":
                 return None
-            raise RuntimeError(f"scope {scope!r} needs the whole model to run: a layer was called on its own")
+            raise RuntimeError(
+                f"scope {scope!r} needs the whole model to run, and a layer was called on its own, as gradient checkpointing does in the "
+                "backward pass: switch that off, or use scope all"
+            )
         return self._masks[scope]
 
     def _rows_of(self, call: dict[str, Any], num_rows: int, real_BS: Tensor | None, ids_BS: Tensor) -> Rows:

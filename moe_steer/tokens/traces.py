@@ -190,7 +190,14 @@ def _trace(where: str, record: Any) -> Trace:
     unknown, missing = sorted(set(record) - _FIELDS), sorted({"trace_id", "token_ids", "prompt_length"} - set(record))
     if unknown or missing:
         problem = f"has the unknown key {quoted(unknown[0])}" if unknown else f"lacks {missing[0]!r}"
-        raise ValueError(f"{where} {problem}: a trace holds {', '.join(sorted(_FIELDS))}")
+        if {"problem_id", "sample_idx"} <= set(record):
+            raise ValueError(
+                f"{where} is an answer of a run: name the file generations.jsonl, or give the run's folder"
+            )
+        raise ValueError(
+            f"{where} {problem}: a trace holds {', '.join(sorted(_FIELDS))}; texts become traces by moe_steer.tokens.trace_from_ids "
+            "and write_traces"
+        )
     try:
         return Trace(**record)
     except ValueError as error:

@@ -58,6 +58,14 @@ class Completion:
     num_thinking: int | None = None
     """Tokens of the thought by an endpoint's count."""
 
+    def is_of(self, tokenizer: Any) -> bool:
+        """Whether its tokens are its text under a tokenizer, as far as letters and digits of the beginning say: servers write special
+        tokens and white space in their own ways, and half a character is written in several."""
+        text = "".join(filter(str.isalnum, self.text))[:60]
+        read = (tokenizer.decode(list(self.token_ids[:200]), skip_special_tokens=skip) for skip in (False, True))
+        letters = ("".join(filter(str.isalnum, one))[:60] for one in read)
+        return any(text.startswith(one) or one.startswith(text) for one in letters)
+
     def __post_init__(self) -> None:
         if self.finish_reason not in FINISH_REASONS:
             raise ValueError(f"finish_reason must be one of {FINISH_REASONS}, got {self.finish_reason!r}")

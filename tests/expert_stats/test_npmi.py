@@ -204,7 +204,7 @@ def test_a_marker_that_never_occurs_is_an_error_or_left_out() -> None:
     zero = score_experts(counts, {"Alternatively": 0.0})
     np.testing.assert_array_equal(left_out.score_LE, zero.score_LE)
     assert np.isnan(left_out.npmi_MLE[2]).all()
-    with pytest.raises(ValueError, match="no marker of positive coefficient occurs"):
+    with pytest.raises(ValueError, match="no marker of positive coefficient occurs .*: count more or longer"):
         score_experts(without(random_counts(1), 0), missing_marker="skip")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,23 @@ def test_a_torn_last_line_is_left_out_with_a_warning_or_refused(tmp_path: Path) 
         assert read_traces(path) == TRACES[:1]
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         read_traces(path, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        (
+            {"problem_id": "a", "sample_idx": 0, "text": "4"},
+            "name the file generations.jsonl, or give the run's folder",
+        ),
+        ({"id": "a", "solution": "<think>2 + 2</think>4"}, "texts become traces by moe_steer.tokens.trace_from_ids"),
+    ],
+)
+def test_what_is_not_of_token_ids_is_told_its_way(line: dict[str, Any], advice: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=advice):
+        read_traces(path)
 
 
 def test_a_missing_last_newline_is_no_harm(tmp_path: Path) -> None:

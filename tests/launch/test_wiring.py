@@ -29,6 +29,10 @@ class TagTokenizer:
             return {"input_ids": [self.get_vocab()[text]]}
         return {"input_ids": [*(ord(c) for c in text.removesuffix("<think>")), 1]}
 
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        tags = {1: "", 2: ""} if skip_special_tokens else {1: "<think>", 2: "</think>"}
+        return "".join(tags.get(number, chr(number)) for number in ids)
+
 
 def completion(ids: tuple[int, ...]) -> Completion:
     return Completion(
@@ -84,6 +88,29 @@ def test_generations_of_another_tokenizer_are_refused(tmp_path, ids: tuple[int, 
             ValueError, match=r"the answer to 'p' holds </think>, .* this model's \(\[2\]\): they were made"
         ):
             read_any_traces([str(path)], TagTokenizer())
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("no, 4</think>5", True),
+        ("no, 45", True),
+        (" no, \ufffd4", True),
+        ("", True),
+        ("of other tokens", False),
+        ("so, 4</think>5", False),
+    ],
+    ids=["as written", "tags left out", "cut in a character", "no text", "another", "the end alike"],
+)
+def test_tokens_that_are_another_text_are_of_another_tokenizer(tmp_path: Path, text: str, fits: bool) -> None:
+    """Every id exists here too, and no tag is in the text: a command that was not told the model read its default's tokens."""
+    item = dataclasses.replace(completion((*map(ord, "no, 4"), 2, ord("5"))), text=text)
+    (tmp_path / "generations.jsonl").write_text(item.to_json() + "\n")
+    if fits:
+        assert len(read_any_traces([str(tmp_path)], TagTokenizer())) == 1
+    else:
+        with pytest.raises(ValueError, match="the answer to 'p' are another text here: they were made with another to"):
+            read_any_traces([str(tmp_path)], TagTokenizer())
 
 
 def test_no_traces(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """Steering against naive computations. The families' own rules are tested in test_families.py."""
 
 import copy
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,61 @@ def test_hooks_are_gone_after_exit_and_after_errors(ids: torch.Tensor) -> None:
             pass
     assert tiny.hook_count(model) == 0
     assert torch.equal(model(ids).logits, plain)
+
+
+def test_a_copy_made_inside_is_not_steered_for_ever(ids: torch.Tensor, tmp_path: Path) -> None:
+    model = tiny.deepseek_v3()
+    plain = model(ids).logits
+    vectors(tmp_path, model.config.hidden_size, 1)
+    entry = ExpertGain(1, busiest(model, ids, 1), 4.0, force="in")
+    plan = SteeringPlan(experts=[entry], residual=[ResidualVector(1, "0.safetensors", 2.0)], base_dir=str(tmp_path))
+    with steer(model, plan):
+        twin = copy.deepcopy(model)
+        steered = model(ids).logits
+    assert torch.equal(twin(ids).logits, plain)
+    with steer(twin, plan):
+        assert torch.equal(twin(ids).logits, steered)
+
+
+@pytest.mark.parametrize("scope", ["generated", "prompt", "after:2"])
+def test_a_prompt_that_generate_reads_in_parts_is_told_from_the_answer_or_refused(
+    scope: str, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """Behind the first part, the rest of the prompt was taken for generated tokens."""
+    model = tiny.qwen2()
+    vectors(tmp_path, model.config.hidden_size, 1)
+    plan = SteeringPlan(residual=[ResidualVector(1, "0.safetensors", 4.0, scope)], base_dir=str(tmp_path))
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with steer(model, plan):
+        whole = model.generate(ids, **options)
+        with pytest.raises(ValueError, match="pass prompt_lengths"):
+            model.generate(ids, prefill_chunk_size=5, **options)
+        assert torch.equal(model.generate(ids, **options), whole), "the refusal leaves nothing behind"
+    with steer(model, plan, prompt_lengths=[14] * 3):
+        assert torch.equal(model.generate(ids, prefill_chunk_size=5, **options), whole)
+    with steer(model, dataclasses.replace(plan, residual=[dataclasses.replace(plan.residual[0], scope="all")])):
+        everywhere = model.generate(ids, **options)
+        assert torch.equal(model.generate(ids, prefill_chunk_size=5, **options), everywhere)
+    assert not torch.equal(everywhere, whole)
+    assert "_prefill" not in vars(model)
+
+
+def test_what_runs_a_layer_again_is_named(ids: torch.Tensor, tmp_path: Path) -> None:
+    model = copy.deepcopy(tiny.qwen2()).train().requires_grad_(True)
+    vectors(tmp_path, model.config.hidden_size, 1)
+    plan = SteeringPlan(residual=[ResidualVector(1, "0.safetensors", 4.0, "generated")], base_dir=str(tmp_path))
+    model.gradient_checkpointing_enable()
+    with steer(model, plan, prompt_lengths=[4] * 3):
+        loss = model(ids, labels=ids, use_cache=False).loss
+        with pytest.raises(RuntimeError, match="gradient checkpointing .* switch that off"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("wrong", ["lab", None, tiny.TinyTokenizer(), torch.nn.Linear(2, 2)], ids=type)
+def test_what_is_no_model_is_refused_by_its_kind(wrong: Any) -> None:
+    for block in (steer(wrong, SteeringPlan(experts=[ExpertGain(1, 1, 2.0)])), observe_routing(wrong, print)):
+        with pytest.raises(TypeError, match=f"a {type(wrong).__name__} is no model: give one that load_model"), block:
+            pass
 
 
 def test_nested_plans_multiply(ids: torch.Tensor) -> None:

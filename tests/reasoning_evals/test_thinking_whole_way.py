@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_generate_grade_and_count(
     assert grades["p0"].answer_tokens is not None
     assert grades["p0"].answer_tokens >= len(f"The answer is {RIGHT}.")
     assert grades["p1"].answer_tokens == 0
-    assert "1 correct (25.0%), 1 truncated by the token limit" in shown.out
+    assert "1 correct (25.0%), 1 cut by the token limit" in shown.out
     assert "1 of 4 responses ended by themselves inside a thought that never closes" in shown.out
     assert read_run(out)["config"]["arms"]["baseline"]["sampler"]["thinking"]["name"] != "none"
     assert len(list(read_generations(out))) == 4
@@ -141,7 +142,12 @@ def test_a_model_that_does_not_think_is_graded_on_all_it_says(
         "p0": "correct", "p1": "correct", "p2": "cut", "p3": "truncated",
     }  # fmt: skip
     assert [grades[f"p{n}"].thinking_tokens for n in range(3)] == [0, 0, 0]
-    assert "2 correct (50.0%), 2 truncated by the token limit" in capsys.readouterr().out
+    assert "2 correct (50.0%), 2 cut by the token limit" in capsys.readouterr().out
+    other = shutil.copytree(out, tmp_path / "other")
+    assert main(["compare", "--baseline", str(out), "--arm-folder", str(other)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("50.0% correct") == said.count("25.0% never closed their thought") == 2
+    assert said.count("1 of 4 responses were cut by the token limit before they gave an answer") == 2
 
 
 @needs_templates
