@@ -67,8 +67,15 @@ class Completion:
             return "".join(islice(filter(str.isalnum, text), 60))
 
         text, ids = letters(self.text), list(self.token_ids[:200])
-        read = (letters(tokenizer.decode(ids, skip_special_tokens=skip)) for skip in (False, True))
-        return any(text.startswith(one) or one.startswith(text) for one in read)
+        try:
+            read = [letters(tokenizer.decode(ids, skip_special_tokens=skip)) for skip in (False, True)]
+        except OverflowError:  # ids of no tokenizer
+            return False
+        if not text or not any(
+            read
+        ):  # 200 tokens of signs say nothing; fewer, beside letters, are no tokens of this tokenizer
+            return not text or len(ids) < len(self.token_ids)
+        return any(one and (text.startswith(one) or one.startswith(text)) for one in read)
 
     def __post_init__(self) -> None:
         if self.finish_reason not in FINISH_REASONS:
