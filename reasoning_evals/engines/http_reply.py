@@ -163,9 +163,9 @@ class Reply:
         thinking = self._count((details if isinstance(details, dict) else usage).get("reasoning_tokens"))
         if (whole := self._count(usage.get("completion_tokens"))) is not None:
             beside = thinking if thinking and thinking > whole else 0
-            prompt, total = (usage.get(f"{name}_tokens") for name in ("prompt", "total"))
-            known = type(prompt) is type(total) is int and prompt > 0  # nothing else asks for these two
-            self.num_tokens = max(whole + beside, total - prompt if known else 0)
+            prompt, total = usage.get("prompt_tokens"), usage.get("total_tokens")  # nothing else asks for these
+            rest = total - prompt if isinstance(prompt, int) and isinstance(total, int) and prompt > 0 else 0
+            self.num_tokens = max(whole + beside, rest)
             thinking = thinking or (self.num_tokens - whole) or thinking
         self.num_thinking = self.num_thinking if thinking is None else thinking
 
