@@ -35,7 +35,7 @@ _KIND = HeadedKind(
 COMBINED = "combined"
 """The method of a direction that was computed from others."""
 _PLACE = ("version", "layer", "site", "method")
-_NAME = re.compile(r"\w[\w .+-]{0,59}")
+_NAME = re.compile(r"\w[^/\\]{0,59}")
 """Of a method: files are named by it, and a file that comes from anywhere must not say where they go."""
 _HEADER = {"model": dict | None, "norm": float | None, "residual_norm": float | None, "terms": list[dict] | None}
 
@@ -72,9 +72,9 @@ class Direction:
             )
         if type(self.layer) is not int or self.layer < 0:
             raise ValueError(f"layer of a direction is {quoted(self.layer)}: give a whole number >= 0")
-        if not isinstance(self.method, str) or not _NAME.fullmatch(self.method):
+        if not isinstance(self.method, str) or not (_NAME.fullmatch(self.method) and self.method.isprintable()):
             raise ValueError(
-                f"method of a direction is {quoted(self.method)}: give a name of 1 to 60 letters or digits"
+                f"method of a direction is {quoted(self.method)}: give a name of 1 to 60 characters, a letter first and no slash"
             )
         if not isinstance(self.site, str) or not self.site:
             raise ValueError(f"site of a direction is {quoted(self.site)}: give the name of a place, such as {SITE}")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import update_wrapper
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -77,44 +78,51 @@ def recomputed(modules: Iterable[nn.Module]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(_replaced(module, "forward", _run_twice(module.forward)))
+            stack.enter_context(
+                _replaced(module, "forward", update_wrapper(_run_twice(module.forward), module.forward))
+            )
         yield
 
 
 @contextmanager
 def replaced_output(module: nn.Module, output: Any) -> Iterator[None]:
     """Inside the block ``module`` returns ``output`` without running."""
-    with _replaced(module, "forward", lambda *_, **__: output):
+    with _replaced(module, "forward", update_wrapper(lambda *_, **__: output, module.forward)):
         yield
 
 
 @contextmanager
 def prompts_in_one_part(model: nn.Module) -> Iterator[None]:
     """Inside the block ``model.generate`` refuses to read a prompt in parts: behind the first, nothing in a forward tells the rest of the
-    prompt from what is generated."""
-    prefill = getattr(model, "_prefill", None)
+    prompt from what is generated. A copy of the model that is made inside runs itself, and after the block refuses nothing."""
+    prefill = getattr(type(model), "_prefill", None)
     if prefill is None:  # not a model of the library, or its decoder alone
         yield
         return
 
-    def whole(ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        if generation_config.prefill_chunk_size is not None:
+    open_ = [True]
+
+    def whole(self: Any, ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if open_ and generation_config.prefill_chunk_size is not None:
             raise ValueError(
                 "prefill_chunk_size hides where the prompt ends from a plan with a scope: leave it out, pass prompt_lengths to steer, or "
                 "use scope all"
             )
-        return prefill(ids, generation_config, *args, **kwargs)
+        return prefill(self, ids, generation_config, *args, **kwargs)
 
-    with _replaced(model, "_prefill", whole):
-        yield
+    with _replaced(model, "_prefill", MethodType(update_wrapper(whole, prefill), model)):
+        try:
+            yield
+        finally:
+            open_.clear()
 
 
 @contextmanager
 def _replaced(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """The signature is read by callers (the library filters arguments by it): ``update_wrapper`` keeps it."""
     own = name in vars(module)  # accelerate has put a forward there
     before = getattr(module, name)
-    # The signature is read by callers (the library filters arguments by it), so it stays.
-    setattr(module, name, update_wrapper(function, before))
+    setattr(module, name, function)
     try:
         yield
     finally:

@@ -155,7 +155,7 @@ class Power:
         from moe_steer.files import write_whole
         from reasoning_evals.comparing import plan_power
 
-        assumptions, size, clustered = self._assumptions()
+        assumptions, size = self._assumptions()
         plan = plan_power(
             assumptions,
             effects=[points / 100 for points in self.points],
@@ -166,7 +166,7 @@ class Power:
             num_arms=self.num_arms,
         )
         self._print(plan)
-        if size and not clustered:
+        if size:
             self._print_run(assumptions, *size)
         if self.out:
             target = Path(self.out)
@@ -175,8 +175,8 @@ class Power:
             print(f"wrote {self.out}")
         return 0
 
-    def _assumptions(self) -> tuple[Assumptions, tuple[int, int] | None, bool]:
-        """And problems and samples of the baseline, where there is one, and whether some of them share a cluster."""
+    def _assumptions(self) -> tuple[Assumptions, tuple[int, int] | None]:
+        """And problems and samples of the baseline, where there is one and no two of its problems share a cluster."""
         from reasoning_evals.comparing import Assumptions, assume_from_baseline, assume_from_pair, cluster_names
         from reasoning_evals.runs import grade_run
 
@@ -200,7 +200,7 @@ class Power:
                 noise_source="as given",
                 effect_source="assumed",
             )
-            return given, None, False
+            return given, None
         if self.arm_folder and not self.arm:
             raise ValueError("--arm-folder needs --arm, the name of the arm to measure")
         if self.arm == self.baseline_arm and not self.arm_folder:
@@ -216,7 +216,7 @@ class Power:
                 "tables say: what this run could show, moe-steer compare says"
             )
         if self.arm is None:
-            return assume_from_baseline(list(table.values()), self.effect_sd), size, bool(shared)
+            return assume_from_baseline(list(table.values()), self.effect_sd), None if shared else size
         other = _table(grade_run(self.arm_folder) if self.arm_folder else rows, self.arm)
         for note in sampling_notes([self.baseline, self.arm_folder] if self.arm_folder else ()):
             print(note)
@@ -224,7 +224,7 @@ class Power:
             raise ValueError(
                 f"arms {self.baseline_arm!r} and {self.arm!r} have different problems: sample the same in both"
             )
-        return assume_from_pair(list(table.values()), [other[name] for name in table]), size, bool(shared)
+        return assume_from_pair(list(table.values()), [other[name] for name in table]), None if shared else size
 
     def _print(self, plan: PowerPlan) -> None:
         assumed = plan.assumptions

@@ -107,11 +107,10 @@ class Export:
         """Grade, write, and say what was written."""
         from reasoning_evals.exports import export_inspect, export_lm_eval, export_parquet
 
-        if self.format == "parquet":
-            check_out(self.out, one_file=True)
-        else:
+        if self.format != "parquet":
             check_folder(self.out)
         if self.format == "parquet":
+            check_out(self.out, one_file=True)
             paths = [export_parquet(self.folder, self.out, private=self.private)]
         elif self.format == "lm-eval":
             paths = export_lm_eval(self.folder, self.out, private=self.private)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import tyro
 
 from launch.core.option_checks import PROMPTS, refuse_greedy_samples
-from moe_steer.json_files import quoted
+from moe_steer.json_files import not_utf8, quoted
 from moe_steer.lab import EMBEDDED
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ def ask_prompts(tokenizer: Any, options: PromptOptions, *, quiet: bool = False) 
         arguments=template_arguments(options.template_arg),
         effort=options.effort,
         no_thinking=options.no_thinking,
-        chat_template=None if options.chat_template is None else _read(options.chat_template),
+        chat_template=None
+        if options.chat_template is None
+        else read_words(
+            options.chat_template, f"--chat-template {options.chat_template!r}", "give a file with a Jinja template"
+        ),
         system=options.system,
     )
     use_prompt_settings(tokenizer, asked)
@@ -103,16 +107,18 @@ def template_arguments(items: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def _read(path: str) -> str:
+def read_words(path: str, named: str, way: str) -> str:
+    """A file of text, without its byte order mark. ValueError for one that cannot be read or holds none: ``named`` says which file it is,
+    ``way`` what to do."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"--chat-template {path!r} cannot be read ({error}): give a file with a Jinja template"
-        ) from error
+    except OSError as error:
+        raise ValueError(f"{named} cannot be read ({error.strerror or error}): {way}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(named, error)) from error
     if not text.strip() or "\0" in text:
-        what = "characters 0, as UTF-16 has: save it in UTF-8" if text.strip() else "no words: give a Jinja template"
-        raise ValueError(f"--chat-template {path!r} holds {what}")
+        problem = "characters 0, as UTF-16 has: save it in UTF-8" if text.strip() else f"no words: {way}"
+        raise ValueError(f"{named} holds {problem}")
     return text
 
 
@@ -190,14 +196,7 @@ def text_or_file(given: str, option: str) -> str:
     """What an option says: its words, or those of the file that it names. ValueError for a file without any, or of no text."""
     if not os.path.isfile(given):  # unlike Path.is_file, False for a text that is too long for a name
         return given.strip()
-    try:
-        text = Path(given).read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{option} {quoted(given)} cannot be read ({error}): give words, or a text file") from error
-    if not text or "\0" in text:
-        what = "holds characters 0: save it in UTF-8" if text else "is empty: write the words into it"
-        raise ValueError(f"the file {quoted(given)} of {option} {what}")
-    return text
+    return read_words(given, f"the file {quoted(given)} of {option}", "give words, or a file with some").strip()
 
 
 def wordings_of(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:

@@ -28,11 +28,11 @@ from expert_stats import (
     routed_trace,
     trace_from_ids,
 )
+from launch.core.prompt_options import read_words
 from launch.core.ranks import Ranks, speaks
 from launch.core.served.connection import Connection
 from moe_steer import SteeringPlan
 from moe_steer.backends import layout_of, lockstep
-from moe_steer.json_files import not_utf8
 from moe_steer.layers import ModelShape
 from moe_steer.thinking import thinking_format, token_tags
 from reasoning_evals import Completion
@@ -101,16 +101,8 @@ def _say_unfinished(source: Path, completions: Sequence[Completion]) -> None:
 
 def text_lines(name: str) -> list[str]:
     """The texts of a file, one a line, without blank lines. ValueError where there are none."""
-    try:
-        text = Path(name).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"the texts {name!r} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(not_utf8(name, error)) from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines or "\0" in text:
-        raise ValueError(f"{name!r} holds {'characters 0' if lines else 'no texts'}: write one a line, in UTF-8")
-    return lines
+    text = read_words(name, f"the file of texts {name!r}", "give one with a text a line")
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def read_routed(paths: Sequence[str], tokenizer: Any, shape: ModelShape) -> Iterator[RoutedTrace]:

@@ -18,7 +18,6 @@ from reasoning_evals.comparing import (
     ALPHA,
     Comparison,
     Difference,
-    DomainAccuracy,
     Measure,
     cluster_names,
     holm,
@@ -34,7 +33,6 @@ from reasoning_evals.safety import (
     compare_defence,
     defence_of,
     mean_of_tasks,
-    safe_share,
     text_fluency,
 )
 
@@ -107,10 +105,9 @@ class Outcome:
     @cached_property
     def comparisons(self) -> dict[str, Comparison]:
         """Task -> its arms compared; on attacks an empty answer is not counted as safe here."""
+        units = {True: "points in the share of safe answers", False: "points of accuracy"}
         return {
-            task.name: self._attacked(task)
-            if task.is_attack
-            else compare_arms(self.rows[task.name], baseline=self.reference)
+            task.name: compare_arms(self.rows[task.name], baseline=self.reference, unit=units[task.is_attack])
             for task in self.tasks
         }
 
@@ -223,18 +220,6 @@ class Outcome:
         if task.by_letter:
             result["letter_mass"] = self.letter_masses
         return result
-
-    def _attacked(self, task: SafetyTask) -> Comparison:
-        """With the interval that the defence rate has, so that a page does not give two for one number."""
-        rows = self.rows[task.name]
-        found = compare_arms(rows, baseline=self.reference, unit="points in the share of safe answers")
-        arms = []
-        for arm in found.arms:
-            share = safe_share(rows, arm.name)
-            whole = DomainAccuracy(found.num_problems, share.mean, share.low, share.high)
-            domains = dict.fromkeys(arm.domains, whole) if len(arm.domains) == 1 else arm.domains
-            arms.append(dataclasses.replace(arm, accuracy=share, domains=domains))
-        return dataclasses.replace(found, arms=tuple(arms))
 
     def _at_limit(self, task: str, arm: str) -> float:
         mine = [row for row in self.rows[task] if row.arm == arm]

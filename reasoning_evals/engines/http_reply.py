@@ -161,10 +161,11 @@ class Reply:
         """The server's counts. xAI and Gemini leave the thought out of ``completion_tokens``, and the total holds it."""
         details = usage.get("completion_tokens_details")
         thinking = self._count((details if isinstance(details, dict) else usage).get("reasoning_tokens"))
-        whole, prompt, total = (self._count(usage.get(f"{name}_tokens")) for name in ("completion", "prompt", "total"))
-        if whole is not None:
+        if (whole := self._count(usage.get("completion_tokens"))) is not None:
             beside = thinking if thinking and thinking > whole else 0
-            self.num_tokens = max(whole + beside, (total or 0) - (prompt or total or 0))
+            prompt, total = usage.get("prompt_tokens"), usage.get("total_tokens")  # nothing else asks for these
+            rest = total - prompt if isinstance(prompt, int) and isinstance(total, int) and prompt > 0 else 0
+            self.num_tokens = max(whole + beside, rest)
             thinking = thinking or (self.num_tokens - whole) or thinking
         self.num_thinking = self.num_thinking if thinking is None else thinking
 

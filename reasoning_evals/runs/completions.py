@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, get_type_hints
@@ -61,10 +62,20 @@ class Completion:
     def is_of(self, tokenizer: Any) -> bool:
         """Whether its tokens are its text under a tokenizer, as far as letters and digits of the beginning say: servers write special
         tokens and white space in their own ways, and half a character is written in several."""
-        text = "".join(filter(str.isalnum, self.text))[:60]
-        read = (tokenizer.decode(list(self.token_ids[:200]), skip_special_tokens=skip) for skip in (False, True))
-        letters = ("".join(filter(str.isalnum, one))[:60] for one in read)
-        return any(text.startswith(one) or one.startswith(text) for one in letters)
+
+        def letters(text: str) -> str:
+            return "".join(islice(filter(str.isalnum, text), 60))
+
+        text, ids = letters(self.text), list(self.token_ids[:200])
+        try:
+            read = [letters(tokenizer.decode(ids, skip_special_tokens=skip)) for skip in (False, True)]
+        except OverflowError:  # ids of no tokenizer
+            return False
+        if not text or not any(
+            read
+        ):  # 200 tokens of signs say nothing; fewer, beside letters, are no tokens of this tokenizer
+            return not text or len(ids) < len(self.token_ids)
+        return any(one and (text.startswith(one) or one.startswith(text)) for one in read)
 
     def __post_init__(self) -> None:
         if self.finish_reason not in FINISH_REASONS:

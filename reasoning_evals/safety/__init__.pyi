@@ -3,7 +3,6 @@ from reasoning_evals.safety.defence import compare_defence as compare_defence
 from reasoning_evals.safety.defence import defence_of as defence_of
 from reasoning_evals.safety.defence import mean_of_tasks as mean_of_tasks
 from reasoning_evals.safety.defence import n_gram_entropy as n_gram_entropy
-from reasoning_evals.safety.defence import safe_share as safe_share
 from reasoning_evals.safety.defence import text_fluency as text_fluency
 from reasoning_evals.safety.labels import LabelJudge as LabelJudge
 from reasoning_evals.safety.labels import TextScore as TextScore

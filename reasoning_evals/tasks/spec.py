@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Any
 
 from moe_steer.json_files import quoted
@@ -78,10 +79,11 @@ def content_id(name: str, text: str) -> str:
 def ask(template: str, problem: str, **values: str) -> str:
     """The user turn of a problem; ValueError for a template that has no place for it, or other single braces."""
     try:
+        places = [name for _, name, _, _ in Formatter().parse(template)]
         asked = template.format(problem=problem.strip().lstrip("\ufeff").strip(), **values)
     except (LookupError, ValueError, AttributeError):
-        asked = ""
-    if not asked or "{problem" not in template:
+        places = []
+    if "problem" not in places:
         raise ValueError(
             f"the prompt {quoted(template)} is no template: write {{problem}} where the question goes, and other braces twice"
         )

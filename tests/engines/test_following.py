@@ -143,6 +143,18 @@ def test_a_batch_without_a_steered_request_is_not_touched_and_a_dummy_run_steers
     assert not following.tokens.rows_CN.any()
 
 
+def test_an_eager_engine_that_measures_its_memory_reads_the_tables() -> None:
+    """Else what steering needs is missing when the first steered batch comes, and the cache has all the rest."""
+    following = Following(Served(PLANS), SPECIAL, LONGEST, SLOTS, "cpu", eager=True)
+    assert following.tokens.idle
+    following.rehearse()
+    assert not following.tokens.idle
+    assert not following.tokens.rows_CN.any()
+    step = Step(["b"], np.array([2]), np.array([0]), np.array([2]), lambda r, n: torch.zeros(n))
+    following.step(step, lambda: torch.ones(2, dtype=torch.long))
+    assert following.tokens.idle
+
+
 def test_a_step_like_the_last_one_writes_nothing_and_counts_on() -> None:
     following = Following(Served(PLANS), SPECIAL, LONGEST, SLOTS, "cpu")
     for name, asked in (("a", "all"), ("b", "off"), ("c", "thought")):

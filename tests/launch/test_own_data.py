@@ -34,7 +34,16 @@ def test_a_blank_cell_says_nothing_and_takes_the_default(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "template", ["{problem} in \\boxed{}", "{problem} {x", "{problem} }", "{unit} {problem}", "{problem.x}", "Think."]
+    "template",
+    [
+        "{problem} in \\boxed{}",
+        "{problem} {x",
+        "{problem} }",
+        "{unit} {problem}",
+        "{problem.x}",
+        "{{problem}}",
+        "Think.",
+    ],
 )
 def test_a_template_that_is_none_is_refused(template: str, tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from launch.cli.main import main
-from launch.core.levers.looping import Answers, LoopText, choose_plan, is_loop, silencing, weakest_odds
+from launch.core.levers.looping import Answers, LoopText, choose_plan, fewer_loops, is_loop, silencing, weakest_odds
 from moe_steer import load_model, steer
 from reasoning_evals.comparing import wilson_interval
 
@@ -54,8 +54,19 @@ def test_the_share_of_loops_is_over_problems_not_over_answers() -> None:
     same = Answers(folder=Path(), loops=unmoved, rows={}).difference("loops")
     assert (same["mean"], same["low"], same["high"]) == (0.0, None, None)
     assert same["loss_bound"] == pytest.approx(0.05 ** (1 / 10) - 1), "10 problems do not rule out one lost in four"
+    assert not fewer_loops(same)
     none = Answers(folder=Path(), loops={}, rows={}).share("baseline", "greedy")
     assert none == (0, 0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("num", "ended", "shown"), [(10, 10, True), (4, 4, False), (10, 0, False), (10, 9, True), (10, 2, False)]
+)
+def test_an_end_of_loops_is_shown_also_where_every_problem_ends_its_loop(num: int, ended: int, shown: bool) -> None:
+    """All moved alike has no interval, and the best plan of all ended in a traceback."""
+    loops = {("greedy", "baseline", str(n), 0): True for n in range(num)}
+    loops |= {("greedy", "unlooped", str(n), 0): n >= ended for n in range(num)}
+    assert fewer_loops(Answers(folder=Path(), loops=loops, rows={}).difference("loops")) is shown
 
 
 def test_fewest_loops_then_fewest_experts() -> None:

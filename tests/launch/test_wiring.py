@@ -162,8 +162,8 @@ def test_texts_of_other_editors(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
     assert text_lines(str(file)) == ["one", "two"]
     file.write_bytes("one\ntwo\n".encode("utf-16-le"))
-    with pytest.raises(ValueError, match="texts.txt' holds characters 0: write one a line, in UTF-8"):
+    with pytest.raises(ValueError, match="texts.txt' holds characters 0, as UTF-16 has: save it in UTF-8"):
         text_lines(str(file))
     file.write_bytes(b" \n\n")
-    with pytest.raises(ValueError, match="texts.txt' holds no texts: write one a line"):
+    with pytest.raises(ValueError, match="texts.txt' holds no words: give one with a text a line"):
         text_lines(str(file))

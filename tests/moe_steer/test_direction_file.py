@@ -160,10 +160,15 @@ def test_a_pickle_with_code_is_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"method": "../../x"}, "method of a direction is '../../x': give a name of 1 to 60 letters or digits"),
+        (
+            {"method": "../../x"},
+            "method of a direction is '../../x': give a name of 1 to 60 characters, a letter first and no slash",
+        ),
         ({"method": "/tmp/x"}, "method of a direction is '/tmp/x'"),
         ({"method": None}, "method of a direction is None"),
         ({"method": ""}, "method of a direction is ''"),
+        ({"method": "a\\x"}, "method of a direction is"),
+        ({"method": "a\nb"}, "method of a direction is"),
         ({"method": "m" * 61}, "method of a direction is 'mmm"),
         ({"site": None}, "site of a direction is None: give the name of a place, such as residual"),
         ({"model": "x"}, "'model' is 'x': give an object or null"),
@@ -172,7 +177,8 @@ def test_a_pickle_with_code_is_not_opened(tmp_path: Path) -> None:
     ],
 )
 def test_a_header_of_somebody_elses_file_is_checked(change: dict[str, object], said: str, tmp_path: Path) -> None:
-    """The method names the file that a conversion writes: it must not say where that goes."""
+    """The method names the file that a conversion writes: it must not say where that goes. Other words are its author's own."""
+    assert Direction(vector_D=torch.ones(2), layer=1, method="sta: CAA (mean, k=3)").method == "sta: CAA (mean, k=3)"
     header = {"version": 1, "layer": 3, "site": "residual", "method": "caa", **change}
     path = tmp_path / "in" / "d.safetensors"
     path.parent.mkdir()

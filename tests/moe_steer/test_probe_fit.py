@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import norm
 
 from moe_steer.gates.probe_fit import auc, fit_probe, is_held_out, judge
+from reasoning_evals.comparing import wilson_interval
 
 RNG = np.random.default_rng(0)
 PROBLEMS = [f"p{i % 40}" for i in range(800)]
@@ -48,6 +49,19 @@ def test_the_interval_is_of_problems_and_not_of_positions() -> None:
     again = fit_probe(np.repeat(X[:200], 4, 0), np.repeat(Y[:200], 4), list(np.repeat(PROBLEMS[:200], 4)))
     one, four = (found.header["held_out"] for found in (fitted, again))
     assert four["high"] - four["low"] == pytest.approx(one["high"] - one["low"], rel=0.15)
+
+
+@pytest.mark.parametrize("digits", [1, 6], ids=["ties", "no ties"])
+def test_the_interval_equals_one_that_leaves_each_problem_out_in_turn(digits: int) -> None:
+    scores, y, names = np.round(1 / (1 + np.exp(-ODDS)), digits), Y, np.array(PROBLEMS)
+    value = auc(scores, y)
+    without = np.array([auc(scores[names != one], y[names != one]) for one in set(PROBLEMS)])
+    spread = (len(without) - 1) / len(without) * ((without - value) ** 2).sum()
+    counts = [np.array([(side & (names == one)).sum() for one in set(PROBLEMS)]) for side in (y, ~y)]
+    units = min(number.sum() ** 2 / (number**2).sum() for number in counts)
+    trials = value * (1 - value) / spread
+    judged = judge(scores, y, PROBLEMS)
+    assert (judged["low"], judged["high"]) == pytest.approx(wilson_interval(value * trials, trials, df=units - 1))
 
 
 def test_noise_is_not_called_a_finding() -> None:

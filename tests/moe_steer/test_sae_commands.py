@@ -93,7 +93,7 @@ def test_a_foreign_sae_is_warned_about_or_refused(
     [
         (["--layer", "9"], "layer 9 does not exist"),
         (["--k", "97"], "k is 97 and width 96"),
-        (["--texts", "none.txt"], "the texts 'none.txt' cannot be read"),
+        (["--texts", "none.txt"], "the file of texts 'none.txt' cannot be read"),
         (["--tokens", "0"], "--tokens is 0: give a whole number >= 1"),
         (["--save-every", "0"], "--save-every is 0"),
         (["--learning-rate", "-1"], "--learning-rate is -1: give a number above 0"),

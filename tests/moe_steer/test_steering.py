@@ -146,6 +146,22 @@ def test_a_copy_made_inside_is_not_steered_for_ever(ids: torch.Tensor, tmp_path:
         assert torch.equal(twin(ids).logits, steered)
 
 
+def test_a_copy_made_inside_generates_by_its_own_weights(ids: torch.Tensor, tmp_path: Path) -> None:
+    """Its prompt was read by the model that it was copied from."""
+    model = tiny.qwen2()
+    vectors(tmp_path, model.config.hidden_size, 1)
+    plan = SteeringPlan(residual=[ResidualVector(1, "0.safetensors", 4.0, "generated")], base_dir=str(tmp_path))
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with steer(model, plan):
+        steered = model.generate(ids, **options)
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin.generate(ids, **options), steered)
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert torch.equal(twin.generate(ids, prefill_chunk_size=5, **options), twin.generate(ids, **options))
+    assert not calls
+
+
 @pytest.mark.parametrize("scope", ["generated", "prompt", "after:2"])
 def test_a_prompt_that_generate_reads_in_parts_is_told_from_the_answer_or_refused(
     scope: str, ids: torch.Tensor, tmp_path: Path

@@ -30,6 +30,22 @@ def make(**changes: object) -> Completion:
     return Completion(**{**values, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("text", "ids", "fits"),
+    [("a", [ord("a")], True), ("a", [900], False), ("", [900], True), ("--", [900], True), ("a", [10**12], False), ("a", [45] * 201, True)],
+)  # fmt: skip
+def test_tokens_that_this_tokenizer_does_not_have_are_no_text_of_it(text: str, ids: list[int], fits: bool) -> None:
+    """They are decoded to nothing, with which every text begins."""
+
+    class Letters:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            if max(ids) > 2**32:
+                raise OverflowError
+            return "".join(chr(one) for one in ids if one < 128)
+
+    assert make(text=text, token_ids=tuple(ids)).is_of(Letters()) is fits
+
+
 def write(path: Path, *completions: Completion) -> None:
     with JsonLinesWriter(path) as writer:
         for completion in completions:

@@ -116,6 +116,7 @@ def test_an_answer_in_one_piece() -> None:
         ({"prompt_tokens": None, "completion_tokens": 9, "total_tokens": 400}, 9, None),
         ({"prompt_tokens": 0, "completion_tokens": 9, "total_tokens": 9, "completion_tokens_details": None}, 9, None),
         ({"prompt_tokens": 50, "completion_tokens": 9, "total_tokens": 20}, 9, None),
+        ({"prompt_tokens": -1, "completion_tokens": 9, "total_tokens": 8.0}, 9, None),
     ],
 )  # fmt: skip
 def test_a_thought_counts_as_tokens_wherever_the_server_counts_it(

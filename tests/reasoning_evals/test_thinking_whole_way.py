@@ -159,7 +159,10 @@ def test_a_model_that_does_not_think_is_graded_on_all_it_says(
         (["--template-arg", "colour"], "--template-arg 'colour': write NAME=VALUE"),
         (["--effort", "high"], "--effort 'high': this chat template reads none of"),
         (["--chat-template", "nowhere.jinja"], "--chat-template 'nowhere.jinja' cannot be read"),
-        (["--chat-template", "/dev/null"], "--chat-template '/dev/null' holds no words: give a Jinja template"),
+        (
+            ["--chat-template", "/dev/null"],
+            "--chat-template '/dev/null' holds no words: give a file with a Jinja template",
+        ),
     ],
 )
 def test_what_a_template_would_not_follow_is_refused(

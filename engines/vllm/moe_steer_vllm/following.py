@@ -122,6 +122,11 @@ class Following:
             self.tokens.written = 0
         self._before = None
 
+    def rehearse(self) -> None:
+        """Before a run of the engine's own, by which it measures the memory of a forward: no token is steered, and the tables are read."""
+        self.neutral()
+        self.tokens.written = 1
+
     def step(self, step: Step, ids: Callable[[], Tensor]) -> None:
         """Write the rows of a batch. ``ids``: the tokens' ids, asked for only where a scope reads them."""
         found = [self._live.get(request) for request in step.requests] if self._live else []

@@ -170,10 +170,10 @@ def _wrap_workers() -> None:
 
         return execute_model
 
-    def neutral(run: Any) -> Any:
+    def rehearsed(run: Any) -> Any:
         def dummy_run(self: Any, *args: Any, **kwargs: Any) -> Any:
             if getattr(self, "steer_following", None) is not None:
-                self.steer_following.neutral()
+                self.steer_following.rehearse()
             return run(self, *args, **kwargs)
 
         return dummy_run
@@ -218,7 +218,7 @@ def _wrap_workers() -> None:
     _wrap(Worker, "load_model", bound)
     for kind in (RunnerV1, RunnerV2):
         _wrap(kind, "execute_model", followed)
-        _wrap(kind, "_dummy_run", neutral)
+        _wrap(kind, "_dummy_run", rehearsed)
     _wrap(RunnerV1, "_prepare_inputs", prepared_v1)
     _wrap(RunnerV2, "prepare_inputs", prepared_v2)
     WorkerBase.steer_status = lambda self: json.dumps(_worker_status(self))

@@ -93,7 +93,7 @@ class Answers:
 
     def difference(self, of: str) -> dict[str, Any]:
         """``UNLOOPED`` less ``BASELINE``, paired by problem over all answers in both ways: of "loops" their share, of "accuracy" the share
-        of right answers; mean, 95% interval (None where all problems moved alike), ``loss_bound``, number of problems."""
+        of right answers; mean, 95% interval (None where all problems moved alike), p value, ``loss_bound``, number of problems."""
         found: dict[str, dict[str, list[float]]] = {BASELINE: {}, UNLOOPED: {}}
         if of == "loops":
             for (_, arm, problem, _), loops in self.loops.items():
@@ -104,9 +104,14 @@ class Answers:
         problems = sorted(found[BASELINE])
         before, after = ([sum(found[arm][p]) / len(found[arm][p]) for p in problems] for arm in (BASELINE, UNLOOPED))
         one = paired_difference(before, after, limit=1.0)
-        numbers = {key: getattr(one, key) for key in ("mean", "low", "high", "loss_bound", "num_problems")}
+        numbers = {key: getattr(one, key) for key in ("mean", "low", "high", "p_value", "loss_bound", "num_problems")}
         # All moved alike: a width of 0 is no certainty.
         return numbers if one.se > 0 else numbers | {"low": None, "high": None}
+
+
+def fewer_loops(change: dict[str, Any]) -> bool:
+    """Whether an end of loops is shown: by the interval, or, where all problems moved alike, by the test of their signs."""
+    return change["high"] < 0 if change["high"] is not None else change["mean"] < 0 and change["p_value"] < 0.05
 
 
 def is_loop(token_ids: Sequence[int], finish_reason: str) -> bool:
