@@ -64,6 +64,13 @@ def _line(run: GradedRun, one: ProblemSamples) -> dict[str, Any]:
     }
 
 
+def _columns(value: Any) -> Any:
+    """With lists as JSON texts: lm-eval reads its files through pyarrow, whose lists hold one type."""
+    if isinstance(value, dict):
+        return {name: _columns(part) for name, part in value.items()}
+    return json.dumps(value) if isinstance(value, list) else value
+
+
 def _generation(run: GradedRun) -> dict[str, Any]:
     rule = run.config["sampling"]
     values = {"do_sample": not rule["greedy"], "max_gen_toks": rule["max_new_tokens"]}
@@ -103,12 +110,12 @@ def _results(run: GradedRun, arm: str, lines: Sequence[Mapping[str, Any]]) -> di
         "n-samples": {task: {"original": len(lines), "effective": len(lines)}},
         "config": {
             "model": identity["sampler"].get("engine", "unknown"),
-            "model_args": {key: value for key, value in identity["sampler"].items() if key != "engine"},
+            "model_args": _columns({key: value for key, value in identity["sampler"].items() if key != "engine"}),
             "batch_size": run.config["sampling"]["batch_size"],
             "gen_kwargs": _generation(run),
             "random_seed": run.config["seed"],
             "arm": arm,
-            "arm_details": identity["details"],
+            "arm_details": _columns(identity["details"]),
             "config_hash": identity["config_hash"],
             "packages": dict(run.versions),
         },

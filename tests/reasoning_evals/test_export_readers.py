@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyarrow.json import ReadOptions, read_json
 
 from reasoning_evals.engines.sampling import SamplingConfig
 from reasoning_evals.exports import export_inspect, export_lm_eval, export_parquet
@@ -154,6 +155,14 @@ def test_samples_follow_lm_evals_schema(run_folder: Path, tmp_path: Path) -> Non
     results = json.loads(export_lm_eval(run_folder, tmp_path)[1].read_text())
     assert set(results) <= set(schema.EvalResults.__annotations__)
     assert set(schema._TaskMetrics.__annotations__) - {"sample_count"} <= set(results["results"]["demo"])
+
+
+def test_results_are_a_table_to_what_lm_eval_reads_with(run_folder: Path, tmp_path: Path) -> None:
+    """A model's thinking tokens are lists of lists, numbers and truths, which are no column."""
+    path = export_lm_eval(run_folder, tmp_path)[1]
+    table = read_json(path, read_options=ReadOptions(block_size=path.stat().st_size))
+    (config,) = table["config"].to_pylist()
+    assert json.loads(config["model_args"]["thinking_tokens"]["forms"])[0][1:] == [1, False]
 
 
 def test_lm_evals_tracker_finds_and_loads_the_files(
