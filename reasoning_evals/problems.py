@@ -136,9 +136,8 @@ def _target_text(target: object, problem_id: str) -> str:
 
 
 def _integer_text(target: str, problem_id: str) -> str:
-    grouped = re.fullmatch(
-        r"[+-]?\d{1,3}(,\d{2,3})*,\d{3}", target
-    )  # by thousands, or as in India; 1,2,3 are three numbers
+    # By thousands, or as in India; 1,2,3 are three numbers.
+    grouped = re.fullmatch(r"[+-]?\d{1,3}(,\d{2,3})*,\d{3}", target)
     digits = target.replace(",", "") if grouped else target
     if not re.fullmatch(r"[+-]*\d+", digits, re.ASCII) or len(digits) > 1000:
         raise ValueError(

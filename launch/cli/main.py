@@ -58,7 +58,7 @@ JOBS = {
     ),
 }
 """Scripts of launch/ that also go by a name here: module, and what they do."""
-_ONE_FILE = {*("causes", "collect", "compare", "early-exit", "falsify", "measure", "power", "score", "thinking")}
+_ONE_FILE = ("causes", "collect", "compare", "early-exit", "falsify", "measure", "power", "score", "thinking")
 """Commands whose --out is a file; plan says so itself."""
 
 
@@ -107,7 +107,7 @@ def program() -> None:
 
 def _overview() -> str:
     width = max(map(len, (*COMMANDS, *JOBS)))
-    does = {name: _first_sentence(name) for name in COMMANDS}
+    does = {name: _first_paragraph(name) for name in COMMANDS}
     does |= {name: line for name, (_, line) in JOBS.items()}
     lines = [f"  {name:{width}}  {line}" for name, line in does.items()]
     return "\n".join(
@@ -121,8 +121,8 @@ def _overview() -> str:
     )
 
 
-def _first_sentence(name: str) -> str:
-    """The first sentence of what a command says of itself, read from its file: importing all commands takes seconds."""
+def _first_paragraph(name: str) -> str:
+    """The first paragraph of what a command says of itself, read from its file: importing all commands takes seconds."""
     module, _, attribute = COMMANDS[name].partition(":")
     spec = find_spec(module)
     assert spec is not None

@@ -120,8 +120,9 @@ def _for_running(config: Any) -> Any:
     compute while it generates; attention by a package that is not here, in place of which any other computes the same."""
     from transformers import utils
 
-    asked = str(getattr(config, "_attn_implementation", None))
-    if asked.startswith("flash_attention_") and not getattr(utils, f"is_flash_attn_{asked[16:]}_available", bool)():
+    before, flash, version = str(getattr(config, "_attn_implementation", None)).partition("flash_attention_")
+    is_here = getattr(utils, f"is_flash_attn_{version}_available", None)
+    if flash and not before and not (is_here and is_here()):
         config._attn_implementation = None
     for part in (config, config.get_text_config()):
         for name, value in (("return_dict", True), ("output_router_logits", False)):

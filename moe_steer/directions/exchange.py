@@ -31,12 +31,10 @@ def import_easyedit(path: str | os.PathLike[str], layer: int | None = None) -> D
     if layer is None and found is None:
         raise ValueError(f"the name of {name!r} does not say the layer (layer_20.pt): give it")
     value = load_plain(path)
-    what = f"a {type(value).__name__}"
-    if isinstance(value, Tensor):
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} holds a {type(value).__name__}: a vector of EasyEdit is one tensor [D] of floats")
+    if value.ndim != 1 or not value.is_floating_point() or value.layout != torch.strided:
         what = f"a tensor of shape {tuple(value.shape)}, {value.dtype}, {value.layout}"
-        if value.ndim == 1 and value.is_floating_point() and value.layout == torch.strided:
-            what = ""
-    if what:
         raise ValueError(f"{name} holds {what}: a vector of EasyEdit is one tensor [D] of floats")
     value = value.detach().float()  # here what is too large becomes infinite, and what is too small 0
     if not bool(value.isfinite().all()) or not bool(value.any()):

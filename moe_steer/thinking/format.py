@@ -129,9 +129,8 @@ class ThinkingFormat:
             return Thought("truncated", thought, "")
         state = "none" if not seen else "closed" if thought else "empty"
         answer = "".join(parts[ANSWER]).strip()
-        while stop := _STOP_TOKENS.search(
-            answer, max(0, len(answer) - 1000)
-        ):  # all of a long text would be searched again and again
+        # At the end alone: all of a long text would be searched again and again.
+        while stop := _STOP_TOKENS.search(answer, max(0, len(answer) - 1000)):
             answer = answer[: stop.start()].rstrip()
         return Thought(state, thought, answer)
 

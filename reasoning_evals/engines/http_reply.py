@@ -166,7 +166,7 @@ class Reply:
             prompt, total = usage.get("prompt_tokens"), usage.get("total_tokens")  # nothing else asks for these
             rest = total - prompt if isinstance(prompt, int) and isinstance(total, int) and prompt > 0 else 0
             self.num_tokens = max(whole + beside, rest)
-            thinking = thinking or (self.num_tokens - whole) or thinking
+            thinking = thinking if thinking or self.num_tokens == whole else self.num_tokens - whole
         self.num_thinking = self.num_thinking if thinking is None else thinking
 
     def _count(self, value: Any) -> int | None:

@@ -173,10 +173,10 @@ def _is_cut(text: str) -> bool:
 
 def _phrase(tail: str) -> str | None:
     """The text after the last "answer is", up to the end of its sentence, with what is put in its place there."""
-    said = (one for one in _PHRASE.finditer(tail) if not _SUPPOSED.search(tail, max(0, one.start() - 40), one.start()))
-    *_, last = None, *said
-    if last is None:
+    said = [one for one in _PHRASE.finditer(tail) if not _SUPPOSED.search(tail, max(0, one.start() - 40), one.start())]
+    if not said:
         return None
+    last = said[-1]
     start = last.end() + (len(lead[0]) if (lead := _LEAD_WORDS.match(last[1])) else 0)
     end = _SENTENCE_END.search(tail, start, last.end(1))
     stop = end.start() if end else last.end(1)

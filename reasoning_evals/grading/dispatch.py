@@ -57,9 +57,8 @@ def grade_thought(problem: Problem, thought: Thought) -> Grade:
     elif problem.answer_type == "choice" and found and found.method == "box":
         found = _letter_beside_box(thought.answer, found)
     if found is None and len(thought.answer) < 200 and grade_answer(problem, thought.answer).outcome == "correct":
-        found = Extraction(
-            thought.answer, "whole"
-        )  # June 20, no solution, one half: words that only the target makes an answer
+        # June 20, no solution, one half: words that only the target makes an answer.
+        found = Extraction(thought.answer, "whole")
     if found is None:
         return Grade("no_answer", None, "no final answer after the thought" if thought.answer else "no answer part")
     verdict = grade_answer(problem, found.text)

@@ -71,10 +71,10 @@ class Completion:
             read = [letters(tokenizer.decode(ids, skip_special_tokens=skip)) for skip in (False, True)]
         except OverflowError:  # ids of no tokenizer
             return False
-        if not text or not any(
-            read
-        ):  # 200 tokens of signs say nothing; fewer, beside letters, are no tokens of this tokenizer
-            return not text or len(ids) < len(self.token_ids)
+        if not text:
+            return True
+        if not any(read):  # 200 tokens of signs say nothing; fewer, beside letters, are no tokens of this tokenizer
+            return len(ids) < len(self.token_ids)
         return any(one and (text.startswith(one) or one.startswith(text)) for one in read)
 
     def __post_init__(self) -> None:

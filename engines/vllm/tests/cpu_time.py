@@ -29,8 +29,8 @@ def main() -> None:
 
     reference = json.loads((FOLDER / "reference.json").read_text())
     prompts = reference["lab"]["prompts"] * COPIES
-    kind = "compiled" if sys.argv[1:] == ["compiled"] else "eager"
-    options = {"enforce_eager": kind == "eager"}
+    (kind,) = sys.argv[1:] or ["eager"]
+    options = {"enforce_eager": {"eager": True, "compiled": False}[kind]}
     stock, ours = engine(FOLDER, "lab", [], **options), engine(FOLDER, "lab", ["g2", "g64"], **options)
     variants = [(stock, None), (ours, None), (ours, "g2")]
 
