@@ -3,139 +3,110 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_steer.files import tensor_places
+
 SCORES_START, SCORES_END = "<!-- scores -->", "<!-- /scores -->"
 LOSS_ROWS = 16
 
-CARD = """---
+_TEMPLATE = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: text-generation
-tags: [mixture-of-experts, deepseek_v3, reasoning, tiny]
+tags: [{tags}, tiny]
 ---
-# lab: a small reasoning model
+{about}
+
+{parameters}
+
+## Scores
+Sampled at temperature {{temperature}}, top-p {{top_p}}, at most {{max_new_tokens}} new tokens, on problems of the test split, which
+shares no problem with the training split. An answer counts if the box equals the target exactly, unit included.{checks}
+
+{{scores}}
+
+## Training
+    python -m launch.lab.{script} --work DIR
+
+{training}
+
+| recipe | value |
+| --- | ---: |
+{{recipe}}
+
+| step | tokens | loss |{load}
+| ---: | ---: | ---: |{rule}
+{{losses}}
+"""
+_BALANCED = {
+    "tags": "mixture-of-experts, deepseek_v3, reasoning",
+    "parameters": """{num_parameters:,} parameters, float32; {num_hidden_layers} layers ({first_k_dense_replace} dense), {n_routed_experts} routed experts in {n_group} groups, {num_experts_per_tok} per
+token, {n_shared_experts} shared; MLA attention; sigmoid router balanced by its correction bias. Vocabulary {vocab_size}: byte-level
+BPE, every digit its own token.""",
+    "load": " largest expert load / mean |",
+    "rule": " ---: |",
+}
+"""What the cards of both mixture-of-experts models share."""
+
+CARD = _TEMPLATE.format(
+    **_BALANCED,
+    about="""# lab: a small reasoning model
 
 A mixture-of-experts model of DeepSeek-R1's architecture in small, trained from nothing on problems and solutions that
 this project generates. It reads a short maths or physics problem, thinks between `<think>` and `</think>`, checks
 itself a random number of times, sometimes finds a slip and corrects it, and puts its answer in `\\boxed{{}}`. It exists
-so that routing statistics and expert steering can be tried in minutes on a laptop; it knows nothing else.
-
-{num_parameters:,} parameters, float32; {num_hidden_layers} layers ({first_k_dense_replace} dense), {n_routed_experts} routed experts in {n_group} groups, {num_experts_per_tok} per
-token, {n_shared_experts} shared; MLA attention; sigmoid router balanced by its correction bias. Vocabulary {vocab_size}: byte-level
-BPE, every digit its own token.
-
-## Scores
-Sampled at temperature {temperature}, top-p {top_p}, at most 256 new tokens, on problems of the test split, which
-shares no problem with the training split. An answer counts if the box equals the target exactly, unit included.
-
-{scores}
-
-## Training
-    python -m launch.lab.train --work DIR
-
-One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes. Every step draws new solutions from the train split;
+so that routing statistics and expert steering can be tried in minutes on a laptop; it knows nothing else.""",
+    checks="",
+    script="train",
+    training="""One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes. Every step draws new solutions from the train split;
 the loss counts thought and answer tokens. The first attempt slips in 30% of the solutions; every such slip is found by
 a check and corrected, and right attempts are checked 0 to 5 times at random. A training that was cut off goes on from
-its last saved step with the same command.
-
-| recipe | value |
-| --- | ---: |
-{recipe}
-
-| step | tokens | loss | largest expert load / mean |
-| ---: | ---: | ---: | ---: |
-{losses}
-"""
-
-
-DENSE_CARD = """---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
-tags: [qwen2, reasoning, overthinking, tiny]
----
-# lab-dense: a small reasoning model that overthinks
+its last saved step with the same command.""",
+)
+DENSE_CARD = _TEMPLATE.format(
+    tags="qwen2, reasoning, overthinking",
+    about="""# lab-dense: a small reasoning model that overthinks
 
 A dense model of DeepSeek-R1-Distill-Qwen's architecture (Qwen2) in small, trained from nothing on problems and solutions
 that this project generates. It reads a short maths or physics problem, thinks between `<think>` and `</think>`, goes
 over its work again and again, and puts its answer in `\\boxed{{}}`. How often it checks differs from answer to answer; a
 request in the question ("Be brief.", "Take your time.") is followed. It exists so that dense steering against overthinking can be tried
-in minutes on a laptop; it knows nothing else.
-
-{num_parameters:,} parameters, float32; {num_hidden_layers} layers, width {hidden_size}, {num_attention_heads} heads,
-{num_key_value_heads} key-value heads. Vocabulary {vocab_size}: byte-level BPE, every digit its own token.
-
-## Scores
-Sampled at temperature {temperature}, top-p {top_p}, at most {max_new_tokens} new tokens, on problems of the test split, which
-shares no problem with the training split. An answer counts if the box equals the target exactly, unit included.
-
-{scores}
-
-## Training
-    python -m launch.lab.train_dense --work DIR
-
-One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes. Every step draws new solutions from the train split;
+in minutes on a laptop; it knows nothing else.""",
+    parameters="""{num_parameters:,} parameters, float32; {num_hidden_layers} layers, width {hidden_size}, {num_attention_heads} heads,
+{num_key_value_heads} key-value heads. Vocabulary {vocab_size}: byte-level BPE, every digit its own token.""",
+    checks="",
+    script="train_dense",
+    training="""One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes. Every step draws new solutions from the train split;
 the loss counts thought and answer tokens. The first attempt slips in 15% of the solutions; every such slip is found by
 a check and corrected; right attempts are checked 0 to 4 times, by writers of three tempers (of few words or many, where the question asks for it). A training that was cut off goes
-on from its last saved step with the same command.
-
-| recipe | value |
-| --- | ---: |
-{recipe}
-
-| step | tokens | loss |
-| ---: | ---: | ---: |
-{losses}
-"""
-
-
-SEARCH_CARD = """---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
-tags: [mixture-of-experts, deepseek_v3, reasoning, tiny]
----
-# lab-search: a small reasoning model whose thinking pays
+on from its last saved step with the same command.""",
+    load="",
+    rule="",
+)
+SEARCH_CARD = _TEMPLATE.format(
+    **_BALANCED,
+    about="""# lab-search: a small reasoning model whose thinking pays
 
 A mixture-of-experts model of DeepSeek-R1's architecture in small, trained from nothing on problems and solutions that
 this project generates. It reads a question of maths or physics with six candidates of which one is right, thinks between
 `<think>` and `</think>`, tries the candidates one after the other, and puts its answer in `\\boxed{{}}`. It gives up after some
 failures and then guesses; after a success it may check again and again. Both habits are a state that differs from answer to
 answer; a request in the question ("Do not give up.", "Be quick.") is followed. It exists so that levers can be tried where
-going on pays and checking again does not; it knows nothing else.
-
-{num_parameters:,} parameters, float32; {num_hidden_layers} layers ({first_k_dense_replace} dense), {n_routed_experts} routed experts in {n_group} groups, {num_experts_per_tok} per
-token, {n_shared_experts} shared; MLA attention; sigmoid router balanced by its correction bias. Vocabulary {vocab_size}: byte-level
-BPE, every digit its own token.
-
-## Scores
-Sampled at temperature {temperature}, top-p {top_p}, at most {max_new_tokens} new tokens, on problems of the test split, which
-shares no problem with the training split. An answer counts if the box equals the target exactly, unit included. Checks are
-all further steps: next candidates and second looks.
-
-{scores}
-
-## Training
-    python -m launch.lab.train_search --work DIR
-
-One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes on a core shared with other work. Every step draws new
+going on pays and checking again does not; it knows nothing else.""",
+    checks=""" Checks are
+all further steps: next candidates and second looks.""",
+    script="train_search",
+    training="""One CPU thread, {tokens:,} tokens in {steps:,} steps, {minutes:.0f} minutes on a core shared with other work. Every step draws new
 solutions from the train split; the loss counts thought and answer tokens. In a first stage verdicts are bare ("We want 72 and get 75:
 wrong."), in the second both numbers are compared digit by digit before the verdict. Writers of four tempers, who open in their own words, try the candidates in order:
 two give up after a failure with probability 0.6, two with 0.04; two go over a success again with probability 0.8, two with
-0.1. A training that was cut off goes on from its last saved step with the same command.
-
-| recipe | value |
-| --- | ---: |
-{recipe}
-
-| step | tokens | loss | largest expert load / mean |
-| ---: | ---: | ---: | ---: |
-{losses}
-"""
+0.1. A training that was cut off goes on from its last saved step with the same command.""",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,16 +202,7 @@ def scores_section(scores: Scores) -> str:
 
 def count_parameters(weights: Path) -> int:
     """Number of values in a safetensors file, read from its header alone."""
-    with weights.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    total = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            size = 1
-            for length in entry["shape"]:
-                size *= length
-            total += size
-    return total
+    return sum(math.prod(place.shape) for place in tensor_places(weights).values())
 
 
 def _loss_row(record: dict[str, Any]) -> str:
