@@ -48,7 +48,24 @@ OPERATOR = r" ?[+\-*/=^]+ ?"
 PIECES = rf"{WORDS}|{DIGIT}|{OPERATOR}|\s|[^\s\p{{L}}\p{{N}}]"
 """One piece = a word with the space before it, one digit, an operator with its spaces, or one other character."""
 
-REASONING_WORDS = "Wait Alternatively Hmm Let So Okay Good Yes No That First Then But However Therefore Check".split()
+REASONING_WORDS = [
+    "Wait",
+    "Alternatively",
+    "Hmm",
+    "Let",
+    "So",
+    "Okay",
+    "Good",
+    "Yes",
+    "No",
+    "That",
+    "First",
+    "Then",
+    "But",
+    "However",
+    "Therefore",
+    "Check",
+]
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"

@@ -1,23 +1,31 @@
-"""The playground over HTTP: the page's files, what it may choose from, runs with their tokens as server-sent events, plans."""
+"""The playground over HTTP: the page's files, what it may choose from, runs with their tokens as server-sent events, plans.
+
+Who may ask it: this machine's own page, or whoever has the token. And what a browser may do with the page.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
+import secrets
+import socket
 from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launch.core.levers.arm_words import RULES
-from launch.playground.boards import Boards, Busy, Telling
+from launch.playground.boards import Boards, Busy, Repeater, Telling
 from launch.playground.readings import colour_of
-from launch.playground.repeating import Repeater
 from moe_steer.errors import one_line
 from moe_steer.json_files import parse_json
 from moe_steer.tokens import SCOPES
@@ -115,13 +123,7 @@ def application(boards: Boards, repeater: Repeater, about: dict[str, Any]) -> St
     ]  # fmt: skip
     return Starlette(
         routes=routes,
-        exception_handlers={
-            Exception: _refusal,
-            ValueError: _refusal,
-            Busy: _refusal,
-            RuntimeError: _refusal,
-            OSError: _refusal,
-        },
+        exception_handlers=dict.fromkeys((Exception, ValueError, Busy, RuntimeError, OSError), _refusal),
     )
 
 
@@ -164,3 +166,97 @@ async def _body(request: Request) -> Any:
 async def _refusal(_: Request, error: Exception) -> Response:
     status = 409 if isinstance(error, Busy) else 400 if isinstance(error, ValueError) else 500
     return JSONResponse({"error": one_line(error)}, status)
+
+
+HEADERS = {
+    # The page's own script and style alone: text that a model writes can neither run nor load anything.
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+SECONDS = 30 * 24 * 3600
+"""How long a browser keeps the token."""
+
+
+class Guard:
+    """ASGI middleware. ``token``: None where everyone on this machine may ask."""
+
+    def __init__(self, app: ASGIApp, host: str, port: int, token: str | None) -> None:
+        self._app, self._host, self._token = app, host, token
+        self._cookie = f"moe-steer-{port}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            return  # a WebSocket: nobody opens one here
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await (self._refused(Request(scope)) or self._app)(scope, receive, guarded)
+
+    def _refused(self, request: Request) -> Response | None:
+        """The answer in place of the page's; None where the page may answer."""
+        if not self._knows(request.headers.get("host", "")):
+            return PlainTextResponse("this address is not the playground's own: open the one that it has printed", 421)
+        if request.method not in ("GET", "HEAD") and (why := _foreign(request.headers)):
+            return PlainTextResponse(why, 403)
+        return None if self._token is None or self._shows(request) else self._ask(request)
+
+    def _knows(self, host: str) -> bool:
+        """Whether a Host header names this server and not a name that somebody else points here (DNS rebinding)."""
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").lower()
+        except ValueError:
+            return False
+        if name in ("localhost", self._host.lower()):
+            return True
+        local = is_local(self._host)
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:  # a name: of a server that listens for others, this machine's own
+            return not local and name in (socket.gethostname().lower(), socket.getfqdn().lower())
+        return address.is_loopback or not local
+
+    def _shows(self, request: Request) -> bool:
+        bearer = request.headers.get("authorization", "")
+        given = bearer.removeprefix("Bearer ") if bearer.startswith("Bearer ") else ""
+        return self._is_token(given) or self._is_token(request.cookies.get(self._cookie, ""))
+
+    def _is_token(self, given: str) -> bool:
+        return secrets.compare_digest(given.encode(), (self._token or "").encode())
+
+    def _ask(self, request: Request) -> Response:
+        """The token in the address becomes a cookie, and leaves the address."""
+        if request.method != "GET" or not self._is_token(request.query_params.get("token", "")):
+            return PlainTextResponse(
+                "this playground asks for a token: open the whole address that it has printed", 401
+            )
+        rest = urlencode([(name, value) for name, value in request.query_params.multi_items() if name != "token"])
+        cookie = f"{self._cookie}={self._token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={SECONDS}"
+        return RedirectResponse("/?" + rest if rest else "/", 303, {"set-cookie": cookie})
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _foreign(headers: Headers) -> str:
+    """Why a request that changes something does not come from the page itself; "" where it does."""
+    site, origin, host = headers.get("sec-fetch-site"), headers.get("origin"), headers.get("host", "")
+    if site not in (None, "same-origin") or (origin is not None and urlsplit(origin).netloc.lower() != host.lower()):
+        return "the request comes from another site's page: use the playground's own"
+    if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        return "the request is not JSON: use the playground's own page"
+    return ""

@@ -104,10 +104,8 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
     def open(self) -> Opened:
         """Load, and listen; nothing is served yet. ValueError, in one line, for options that would not be followed."""
         from launch.core.ranks import refuse_several_ranks
-        from launch.playground.boards import Boards
-        from launch.playground.guard import Guard, is_local
-        from launch.playground.page_app import application
-        from launch.playground.repeating import Repeater
+        from launch.playground.boards import Boards, Repeater
+        from launch.playground.page_app import Guard, application, is_local
 
         refuse_several_ranks("moe-steer playground", "moe-steer serve, then moe-steer playground --endpoint")
         check_counts(self, ("num", "max_new_tokens", "concurrency"))

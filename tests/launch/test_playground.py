@@ -17,7 +17,7 @@ from launch.cli.main import main
 from launch.playground import running
 from launch.playground.asked import Offer
 from launch.playground.boards import Boards
-from launch.playground.guard import Guard
+from launch.playground.page_app import Guard
 from launch.playground.playground import Playground
 from launch.playground.readings import Readings
 from launch.playground.running import twin
