@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from launch.core.option_checks import DRAWING, ENDPOINT, HERE, check_counts, refuse_idle
 from launch.core.options import HeldModel, Room, config_of
-from launch.core.prompt_options import Drawing, PromptOptions, Usual, ask_prompts, chat_of, usual_of
+from launch.core.prompt_options import PromptOptions, TaskDrawing, ask_prompts, chat_of
 from launch.core.served.server_options import ServerOptions
-from moe_steer.lab import OWN_PROBLEMS, is_made_up, problems_of
+from moe_steer.lab import OWN_PROBLEMS, is_made_up
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
@@ -25,7 +25,7 @@ _MOST_SAMPLES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
+class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
     """Sample answers to problems, under a plan or without one, and grade them; stopped and started again, it continues."""
 
     out: str
@@ -78,9 +78,8 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
     """Fail when the plan changed nothing in the whole run."""
 
     renamed: ClassVar = {"--arm": "--arm-name"}
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "problems", problems_of(self.problems, self.model))
+    limited_by: ClassVar = ("max_new_tokens",)
+    samples_without_task: ClassVar = 1
 
     def run(self) -> int:
         """Sample, grade, and say how it went."""
@@ -120,9 +119,7 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
             batch_size=asked.rows,
         )
         self._keep_plan(plan, begun=Path(self.out, RUN_FILE).exists())
-        summary = run_arms(
-            [arm], problems, self.out, self.num_samples, config, self.seed, task=Path(self.problems).stem
-        )
+        summary = run_arms([arm], problems, self.out, self.num_samples, config, self.seed, task=self.task)
         self._keep_plan(plan)
         if OPTIONS not in read_run(Path(self.out)):  # of a run that goes on, those of its first start to end
             add_to_run(Path(self.out), options=config_of(self))
@@ -177,23 +174,6 @@ class Generate(Drawing, ServerOptions, PromptOptions, HeldModel):
 
     def readers(self) -> Set[str]:
         return {"endpoint" if self.endpoint else "model", "prompts", *(() if self.takes_most_likely else ("drawing",))}
-
-    limited_by: ClassVar = ("max_new_tokens",)
-
-    @property
-    def usual(self) -> Usual:
-        """The task's own defaults, where it has some."""
-        return usual_of(self.problems, self.model, samples=1)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples a problem."""
-        return 1 if self.takes_most_likely else self.samples or self.usual.samples
-
-    @property
-    def token_limit(self) -> int:
-        """Longest answer in tokens."""
-        return self.max_new_tokens or self.usual.new_tokens
 
     @property
     def rows(self) -> int:

@@ -42,7 +42,7 @@ COMMANDS = {
     "train-sae": "launch.cli.saes:TrainSAE",
     "sae-fit": "launch.cli.saes:FitSAE",
     "power": "launch.cli.comparing:Power",
-    "memory": "launch.cli.memory:Memory",
+    "memory": "launch.guide:Memory",
     "bake": "launch.cli.bake:Bake",
     "verify": "launch.cli.bake:Verify",
     "unbake": "launch.cli.bake:Unbake",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 from launch.core.option_checks import DRAWING, HERE, TASK, check_counts, check_machine, check_num_problems
-from launch.core.prompt_options import Drawing, PromptOptions, Usual, answer_limit, text_or_file, usual_of
+from launch.core.prompt_options import Drawing, PromptOptions, TaskDrawing, Usual, answer_limit, text_or_file
 from launch.core.served.server_options import EngineOptions
 from moe_steer.json_files import check_types
-from moe_steer.lab import EMBEDDED, OWN_PROBLEMS, is_made_up, problems_of
+from moe_steer.lab import EMBEDDED, OWN_PROBLEMS, is_made_up
 
 OptionsT = TypeVar("OptionsT")
 
@@ -164,16 +163,6 @@ class RunOptions(Drawing, ModelOptions):
         return self.out or f"runs/{self.run_name}"
 
     @property
-    def num_samples(self) -> int:
-        """Samples a problem and arm."""
-        return 1 if self.takes_most_likely else self.samples or self.usual_samples
-
-    @property
-    def usual_samples(self) -> int:
-        """Samples a problem and arm where the user asks for no number."""
-        return self.usual.samples
-
-    @property
     def token_limit(self) -> int:
         """Longest answer in tokens."""
         return answer_limit(self.model)
@@ -195,7 +184,7 @@ class RunOptions(Drawing, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProblemOptions(RunOptions):
+class ProblemOptions(TaskDrawing, RunOptions):
     """One set of problems."""
 
     problems: str = OWN_PROBLEMS
@@ -209,22 +198,9 @@ class ProblemOptions(RunOptions):
     the model's context has room for."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "problems", problems_of(self.problems, self.model))
+        RunOptions.__post_init__(self)
+        TaskDrawing.__post_init__(self)
         check_counts(self, ("max_new_tokens",))
-
-    @property
-    def task(self) -> str:
-        return Path(self.problems).stem
-
-    @property
-    def token_limit(self) -> int:
-        return self.max_new_tokens or self.usual.new_tokens
-
-    @property
-    def usual(self) -> Usual:
-        """The task's own, where it has one."""
-        return usual_of(self.problems, self.model)
 
     def readers(self) -> Set[str]:
         return {*super().readers(), *(() if is_made_up(self.problems) else ("task",))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
@@ -14,7 +14,7 @@ import tyro
 
 from launch.core.option_checks import PROMPTS, refuse_greedy_samples
 from moe_steer.json_files import not_utf8, quoted
-from moe_steer.lab import EMBEDDED
+from moe_steer.lab import EMBEDDED, problems_of
 
 if TYPE_CHECKING:
     from reasoning_evals.engines import Chat
@@ -161,6 +161,16 @@ class Drawing:
         """How answers are sampled where the user says nothing."""
         return Usual()
 
+    @property
+    def usual_samples(self) -> int:
+        """Samples a problem (and arm) where the user asks for no number."""
+        return self.usual.samples
+
+    @property
+    def num_samples(self) -> int:
+        """Samples a problem (and arm)."""
+        return 1 if self.takes_most_likely else self.samples or self.usual_samples
+
     def check_samples(self) -> None:
         """ValueError for several answers that would be the same."""
         if self.greedy:
@@ -192,24 +202,39 @@ class Drawing:
         return {"temperature": self.heat, "top_p": self.nucleus} if self.greedy or not self.takes_most_likely else {}
 
 
+class TaskDrawing(Drawing):
+    """The same for the answers to a data set, a file of problems, or problems that are made up."""
+
+    problems: str
+    model: str
+    max_new_tokens: int | None
+    samples_without_task: ClassVar[int] = Usual().samples
+    """Samples of problems that do not say how many they want."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "problems", problems_of(self.problems, self.model))
+
+    @property
+    def usual(self) -> Usual:
+        """The task's own, where it has one."""
+        return usual_of(self.problems, self.model, self.samples_without_task)
+
+    @property
+    def task(self) -> str:
+        """The name of the task in the samples' keys and seeds."""
+        return Path(self.problems).stem
+
+    @property
+    def token_limit(self) -> int:
+        """Longest answer in tokens."""
+        return self.max_new_tokens or self.usual.new_tokens
+
+
 def text_or_file(given: str, option: str) -> str:
     """What an option says: its words, or those of the file that it names. ValueError for a file without any, or of no text."""
     if not os.path.isfile(given):  # unlike Path.is_file, False for a text that is too long for a name
         return given.strip()
     return read_words(given, f"the file {quoted(given)} of {option}", "give words, or a file with some").strip()
-
-
-def wordings_of(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
-    """Task -> how its questions are put, of several ``TASK=TEXT``. ValueError for another task, and for one named twice."""
-    found: dict[str, str] = {}
-    for item in given:
-        task, equals, words = item.partition("=")
-        if not equals or task not in tasks:
-            raise ValueError(f"--wording {quoted(item)}: write TASK=TEXT, with a TASK of {', '.join(tasks)}")
-        if task in found:
-            raise ValueError(f"--wording {task}=... is given twice: give it once")
-        found[task] = words
-    return found
 
 
 def own_wording(problems: str, wording: str | None) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import tyro
 
 from launch.core.option_checks import DRAWING, ReadBy, check_counts, check_names, check_num_problems
 from launch.core.options import BASELINE, ELSEWHERE, RunOptions, config_of
-from launch.core.prompt_options import own_wording, text_or_file, wordings_of
+from launch.core.prompt_options import own_wording, text_or_file
+from moe_steer.json_files import quoted
 
 PROMPT_ARMS = ("hand-prompt", "auto-prompt")
 VECTOR_ARMS = ("caa", "sae", "sta")
@@ -160,8 +161,16 @@ class SafetyOptions(RunOptions):
 
     @property
     def wordings(self) -> dict[str, str]:
-        """Task -> how its questions are put, where the user says it, or the file that does."""
-        return wordings_of(self.wording, self.tasks)
+        """Task -> how its questions are put, where the user says it, or the file that does. ValueError for another task, and for one named twice."""
+        found: dict[str, str] = {}
+        for item in self.wording:
+            task, equals, words = item.partition("=")
+            if not equals or task not in self.tasks:
+                raise ValueError(f"--wording {quoted(item)}: write TASK=TEXT, with a TASK of {', '.join(self.tasks)}")
+            if task in found:
+                raise ValueError(f"--wording {task}=... is given twice: give it once")
+            found[task] = words
+        return found
 
     @property
     def needs_sae(self) -> bool:

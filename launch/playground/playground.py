@@ -16,9 +16,9 @@ import tyro
 
 from launch.core.option_checks import HERE, TASK, check_counts, check_folder, named_files, refuse_idle
 from launch.core.options import HeldModel
-from launch.core.prompt_options import Drawing, PromptOptions, Usual, own_wording, usual_of
+from launch.core.prompt_options import PromptOptions, TaskDrawing, own_wording
 from launch.core.served.server_options import JobServerOptions
-from moe_steer.lab import OWN_PROBLEMS, is_made_up, problems_of
+from moe_steer.lab import OWN_PROBLEMS, is_made_up
 
 if TYPE_CHECKING:
     from launch.playground.asked import Offer
@@ -42,7 +42,7 @@ class Opened(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
+class Playground(TaskDrawing, JobServerOptions, PromptOptions, HeldModel):
     """See a steered model think, on a page in the browser: columns of one seed side by side, every token coloured by what it does inside."""
 
     model: Annotated[str, tyro.conf.Positional] = "lab"
@@ -85,9 +85,6 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
     rows: ClassVar = 4
     """Columns that are decoded at once."""
     batch_size: ClassVar = 4
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "problems", problems_of(self.problems, self.model))
 
     def run(self) -> int:
         """Serve until Ctrl-C."""
@@ -137,21 +134,6 @@ class Playground(Drawing, JobServerOptions, PromptOptions, HeldModel):
 
     def readers(self) -> Set[str]:
         return {*super().readers(), "prompts", *(() if is_made_up(self.problems) else ("task",))}
-
-    @property
-    def usual(self) -> Usual:
-        """The task's own defaults, where it has some."""
-        return usual_of(self.problems, self.model, samples=1)
-
-    @property
-    def token_limit(self) -> int:
-        """Longest answer in tokens."""
-        return self.max_new_tokens or self.usual.new_tokens
-
-    @property
-    def task(self) -> str:
-        """The name of the task in the samples' seeds."""
-        return Path(self.problems).stem
 
     def _token(self, local: bool) -> str | None:
         if (name := self.token_variable) is None:
