@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.core.option_checks import refuse_idle
 from launch.core.served.server_options import JobServerOptions
 from moe_steer import SteeringPlan
 
@@ -176,7 +175,6 @@ class Verify(JobServerOptions):
 
     def run(self) -> int:
         """Check, and say what was checked."""
-        refuse_idle(self)
         if self.endpoint:
             return self._endpoint()
         if self.baked is None:

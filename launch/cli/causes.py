@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from launch.core.option_checks import check_counts, refuse_idle
+from launch.core.option_checks import check_counts
 from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
 
@@ -66,7 +66,6 @@ class FindCauses(TraceOptions, PromptOptions, HeldModel):
 
     def run(self) -> int:
         """Write the causes and say what was found."""
-        refuse_idle(self)
         self._check()
         from launch.core.ranks import ranks_of_this_run
 

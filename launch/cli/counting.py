@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from expert_stats import BY
 from expert_stats.rivals import METHODS
-from launch.core.option_checks import refuse_idle
 from launch.core.options import ModelOptions
 from launch.core.served.server_options import JobServerOptions
 from launch.jobs.stats import CountingOptions, RivalFiles, ScoringOptions, next_plan, verdict
@@ -38,7 +37,6 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
 
     def run(self) -> int:
         """Write the counts and say what was counted."""
-        refuse_idle(self)
         self._check_source()
         from launch.core.ranks import ranks_of_this_run
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from launch.core.option_checks import check_counts, refuse_idle
+from launch.core.option_checks import check_counts
 from launch.core.options import HeldModel
 from launch.core.prompt_options import PromptOptions
 
@@ -46,7 +46,6 @@ class EarlyExit(PromptOptions, HeldModel):
 
     def run(self) -> int:
         """Try the exits, train, calibrate, write."""
-        refuse_idle(self)
         check_counts(self, ("every", "answer_tokens", "batch_size"))
         if not 0 < self.rate < 1:
             raise ValueError(f"--rate is {self.rate:g}: give a share above 0 and below 1")

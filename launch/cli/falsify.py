@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from launch.core.option_checks import check_counts, refuse_idle
+from launch.core.option_checks import check_counts
 from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
 
@@ -48,7 +48,6 @@ class Falsify(TraceOptions, PromptOptions, HeldModel):
 
     def run(self) -> int:
         """Print the table."""
-        refuse_idle(self)
         check_counts(self, ("top", "tokens_per_batch"))
         if bool(self.atoms) != bool(self.sae):
             raise ValueError("--atoms are of an SAE and --sae is read for --atoms: give both or neither")

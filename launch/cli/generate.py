@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from launch.core.option_checks import DRAWING, ENDPOINT, HERE, check_counts, refuse_idle
+from launch.core.option_checks import DRAWING, ENDPOINT, HERE, check_counts
 from launch.core.options import HeldModel, Room, config_of
 from launch.core.prompt_options import PromptOptions, TaskDrawing, ask_prompts, chat_of
 from launch.core.served.server_options import ServerOptions
@@ -170,7 +170,6 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
             from launch.core.levers.arm_words import check_rule
 
             check_rule(self.rule, "--plan")
-        refuse_idle(self)
 
     def readers(self) -> Set[str]:
         return {"endpoint" if self.endpoint else "model", "prompts", *(() if self.takes_most_likely else ("drawing",))}

@@ -13,7 +13,7 @@ from typing import Any
 
 import tyro
 
-from launch.core.option_checks import check_out, refuse_misread
+from launch.core.option_checks import check_out, refuse_idle, refuse_misread
 from moe_steer.errors import begin_program, exit_code, readers_may_leave, safe_console_for
 
 COMMANDS = {
@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         if isinstance(out := getattr(command, "out", None), str):
             check_out(out, one_file=arguments[0] in _ONE_FILE)
+        if hasattr(command, "readers"):
+            refuse_idle(command)
         return int(command.run(*rest))
 
     return exit_code("moe-steer", work, "started again")

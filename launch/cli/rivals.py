@@ -12,7 +12,7 @@ import tyro
 from expert_stats import ExpertScores, heat_map
 from expert_stats.rivals import METHODS, Rankings, agreement_matrix, compare_rankings, lacking, one_against_another
 from launch.cli.counting import summed
-from launch.core.option_checks import check_counts, check_folder, check_names, refuse_idle
+from launch.core.option_checks import check_counts, check_folder, check_names
 from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
 from launch.jobs.stats import RivalFiles, ScoringOptions
@@ -44,7 +44,6 @@ class Measure(TraceOptions, PromptOptions, HeldModel):
 
     def run(self) -> int:
         """Write the measures."""
-        refuse_idle(self)
         check_counts(self, ("tokens_per_batch",))
         if not self.of or len(set(self.of)) < len(self.of):
             raise ValueError("--of names what is measured: give at least one, and each once")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from launch.core.option_checks import check_counts, check_folder, refuse_idle
+from launch.core.option_checks import check_counts, check_folder
 from launch.core.options import HeldModel
 from launch.core.prompt_options import PromptOptions
 from moe_steer.lab import is_made_up
@@ -65,7 +65,6 @@ class Unloop(PromptOptions, HeldModel):
 
     def run(self) -> int:
         """Search, choose, check, write."""
-        refuse_idle(self)
         check_counts(self, ("num", "samples", "max_new_tokens", "each", "most", "screen", "screen_loops", "batch_size"))
         check_folder(self.out)
         if self.num < 8:

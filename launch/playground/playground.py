@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import tyro
 
-from launch.core.option_checks import HERE, TASK, check_counts, check_folder, named_files, refuse_idle
+from launch.core.option_checks import HERE, TASK, check_counts, check_folder, named_files
 from launch.core.options import HeldModel
 from launch.core.prompt_options import PromptOptions, TaskDrawing, own_wording
 from launch.core.served.server_options import JobServerOptions
@@ -107,7 +107,6 @@ class Playground(TaskDrawing, JobServerOptions, PromptOptions, HeldModel):
         refuse_several_ranks("moe-steer playground", "moe-steer serve, then moe-steer playground --endpoint")
         check_counts(self, ("num", "max_new_tokens", "concurrency"))
         check_folder(self.out)
-        refuse_idle(self)
         if self.concurrency is not None:
             raise ValueError("--concurrency is for jobs: a page asks for one answer a column, leave it out")
         token = self._token(is_local(self.host))

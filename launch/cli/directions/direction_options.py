@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from launch.core.option_checks import check_folder, refuse_idle
+from launch.core.option_checks import ReadBy, check_folder
 from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
 
 NEED_SAE = ("sta", "sae", "atom")
-_OF_STA = ("keep", "trim", "num_atoms", "parity", "by", "sides", "rate", "max_density")
+_GOES_WITH = "--{option} goes with --method {readers}: add it, or leave the option out"
+STA, ATOM = ReadBy(("sta",), _GOES_WITH), ReadBy(("atom",), _GOES_WITH)
+ATOMS = ReadBy(NEED_SAE, "--sae is for --method {readers}, and none is asked for: leave it out, or add one")
+DECISIONS = ReadBy(
+    ("contrast of decisions",), "--{option} goes with --contrast decisions only; contrast is {options.contrast}"
+)
+AGAIN = ReadBy(("regenerate",), "--{option} is about re-generations: give their number with --regenerate")
+LENGTHS = ReadBy(
+    ("contrast of answers", "contrast of thoughts"),
+    "--first-tokens and --match-lengths go with --contrast answers and thoughts only",
+)
+QUESTIONS = ReadBy(
+    ("contrast of answers", "contrast of prompts"),
+    "--chat is for questions, and --contrast {options.contrast} reads traces: leave it out",
+)
+ASKED = ReadBy(
+    ("contrast of decisions", "contrast of thoughts"),
+    "--project-content reads the prompts of traces, and --contrast {options.contrast} has none: leave it out",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,47 +52,47 @@ class DirectionOptions(TraceOptions, PromptOptions, HeldModel):
     """Decoder layers, counted from 0; all from one pass."""
     method: tuple[Literal["caa", "sta", "sae", "atom", "pca"], ...] = ("caa",)
     """caa (difference of means), pca, and with an SAE: sta (target atoms), sae (all atoms), atom (one)."""
-    sae: tuple[str, ...] = ()
+    sae: Annotated[tuple[str, ...], ATOMS] = ()
     """Folders or files of SAEs of the residual stream, one for each layer."""
-    keep: float | None = None
+    keep: Annotated[float | None, STA] = None
     """STA: share of the atoms kept (default 0.35)."""
-    trim: float | None = None
+    trim: Annotated[float | None, STA] = None
     """STA: the same as the share dropped, as EasyEdit counts."""
-    num_atoms: int | None = None
+    num_atoms: Annotated[int | None, STA] = None
     """STA: the same as a number."""
-    parity: bool = False
+    parity: Annotated[bool, STA] = False
     """STA: the arithmetic of the authors' release to the letter."""
-    by: Literal["both", "amplitude", "frequency", "effect"] = "both"
+    by: Annotated[Literal["both", "amplitude", "frequency", "effect"], STA] = "both"
     """STA: what atoms are chosen by."""
-    sides: Literal["one", "two"] = "two"
+    sides: Annotated[Literal["one", "two"], STA] = "two"
     """STA: one keeps only atoms of the positive side."""
-    rate: Literal["token", "sample"] = "token"
+    rate: Annotated[Literal["token", "sample"], STA] = "token"
     """STA: an atom's frequency is its share of the tokens, or of the samples."""
-    max_density: float = 1.0
+    max_density: Annotated[float, STA] = 1.0
     """STA: leave out atoms that fire at a larger share of the tokens."""
-    atom: int | None = None
+    atom: Annotated[int | None, ATOM] = None
     """atom: this atom; default the one with the largest effect."""
     weight: Literal["auto", "sample", "token"] = "auto"
     """What counts once: a sample, or a token (auto: a token for decisions, else a sample)."""
-    switch_words: tuple[str, ...] = ("Wait", "Alternatively", "Hmm")
+    switch_words: Annotated[tuple[str, ...], DECISIONS] = ("Wait", "Alternatively", "Hmm")
     """decisions: words at the start of a step that show that thinking goes on."""
-    after: str | None = None
+    after: Annotated[str | None, DECISIONS] = None
     """decisions: only those made where the text so far ends in these words, such as 'wrong.'; default all."""
-    regenerate: int = 0
+    regenerate: Annotated[int, DECISIONS] = 0
     """decisions: sample so many times anew from each place, and keep those at which the behaviour comes back (arXiv 2604.02113: 10)."""
-    stable_share: float = 0.8
+    stable_share: Annotated[float, AGAIN] = 0.8
     """decisions: in at least this share of the re-generations."""
-    temperature: float = 0.7
+    temperature: Annotated[float, AGAIN] = 0.7
     """decisions: of the re-generations."""
-    top_p: float = 0.95
+    top_p: Annotated[float, AGAIN] = 0.95
     """decisions: of the re-generations."""
-    project_content: int = 0
+    project_content: Annotated[int, ASKED] = 0
     """decisions, thoughts: project out so many directions in which the mean states of the problems' prompts differ most (2604.02113: 4)."""
-    chat: bool = False
+    chat: Annotated[bool, QUESTIONS] = False
     """answers, prompts: put the question into the tokenizer's chat template."""
-    first_tokens: int | None = None
+    first_tokens: Annotated[int | None, LENGTHS] = None
     """answers, thoughts: only the first so many tokens count."""
-    match_lengths: bool = False
+    match_lengths: Annotated[bool, LENGTHS] = False
     """answers, thoughts: of both sides only as many tokens as the shorter one has."""
     tokens_per_batch: int | None = None
     """Padded tokens of one forward pass; by default 1,024 on a CPU, 8,192 on a GPU."""
@@ -82,7 +100,13 @@ class DirectionOptions(TraceOptions, PromptOptions, HeldModel):
     renamed: ClassVar = {"--method all_atoms": "sae", "--method single_atom": "atom"}
 
     def readers(self) -> Set[str]:
-        return {*super().readers(), *(("prompts",) if self.chat else ())}
+        asked = {"prompts": self.chat, "regenerate": self.regenerate}
+        return {
+            *super().readers(),
+            f"contrast of {self.contrast}",
+            *self.method,
+            *(name for name, on in asked.items() if on),
+        }
 
     def counted_by(self) -> str:
         """What counts once: sample or token."""
@@ -108,20 +132,8 @@ def check(command: DirectionOptions) -> None:
         raise ValueError(f"--layers is {list(command.layers)}: give distinct layers, counted from 0")
     if (set(command.method) & set(NEED_SAE)) and not command.sae:
         raise ValueError(f"--method {' '.join(command.method)} needs --sae with an SAE for each of the layers")
-    if command.sae and not set(command.method) & set(NEED_SAE):
-        raise ValueError(
-            f"--sae is for --method {', '.join(NEED_SAE)}, and none is asked for: leave it out, or add one"
-        )
-    if (command.first_tokens is not None or command.match_lengths) and command.contrast not in ("answers", "thoughts"):
-        raise ValueError("--first-tokens and --match-lengths go with --contrast answers and thoughts only")
     if command.first_tokens is not None and command.first_tokens < 1:
         raise ValueError(f"--first-tokens is {command.first_tokens}: give a whole number >= 1")
-    if command.chat and reads == "traces":
-        raise ValueError(f"--chat is for questions, and --contrast {command.contrast} reads traces: leave it out")
-    if command.switch_words != DirectionOptions.switch_words and command.contrast != "decisions":
-        raise ValueError(f"--switch-words goes with --contrast decisions only; contrast is {command.contrast}")
-    if command.after is not None and command.contrast != "decisions":
-        raise ValueError(f"--after goes with --contrast decisions only; contrast is {command.contrast}")
     if command.after is not None and not command.after.strip():
         raise ValueError("--after is empty: give words, or leave it out")
     if not all(word.strip() for word in command.switch_words) or not command.switch_words:
@@ -132,29 +144,15 @@ def check(command: DirectionOptions) -> None:
     if command.tokens_per_batch is not None and command.tokens_per_batch < 1:
         raise ValueError(f"--tokens-per-batch is {command.tokens_per_batch}: give a whole number >= 1")
     _check_atoms(command)
-    refuse_idle(command)
     check_folder(command.out)
 
 
 def _check_stability(command: DirectionOptions) -> None:
-    """ValueError for re-generations and projections that nothing would follow."""
+    """ValueError for re-generations and projections that cannot be."""
     if command.regenerate < 0 or command.project_content < 0:
         raise ValueError("--regenerate and --project-content are numbers: give 0 (none) or more")
-    if command.regenerate and command.contrast != "decisions":
-        raise ValueError(f"--regenerate goes with --contrast decisions only; contrast is {command.contrast}")
-    given = [
-        name
-        for name in ("stable_share", "temperature", "top_p")
-        if getattr(command, name) != getattr(DirectionOptions, name)
-    ]
-    if given and not command.regenerate:
-        raise ValueError(f"--{given[0].replace('_', '-')} is about re-generations: give their number with --regenerate")
     if not 0 < command.stable_share <= 1:
         raise ValueError(f"--stable-share is {command.stable_share:g}: give a share above 0, up to 1")
-    if command.project_content and command.contrast not in ("decisions", "thoughts"):
-        raise ValueError(
-            f"--project-content reads the prompts of traces, and --contrast {command.contrast} has none: leave it out"
-        )
     if command.project_content and set(command.method) & set(NEED_SAE):
         raise ValueError(
             "--project-content goes with --method caa and pca: atoms are no linear function of the states; leave it out"
@@ -162,12 +160,7 @@ def _check_stability(command: DirectionOptions) -> None:
 
 
 def _check_atoms(command: DirectionOptions) -> None:
-    """ValueError for options about atoms that no method of the call would follow, or that contradict each other."""
-    given = [name for name in _OF_STA if getattr(command, name) != getattr(DirectionOptions, name)]
-    if given and "sta" not in command.method:
-        raise ValueError(f"--{given[0].replace('_', '-')} goes with --method sta: add it, or leave the option out")
-    if command.atom is not None and "atom" not in command.method:
-        raise ValueError("--atom goes with --method atom: add it, or leave the option out")
+    """ValueError for options about atoms that contradict each other."""
     amounts = [name for name in ("keep", "trim", "num_atoms") if getattr(command, name) is not None]
     if len(amounts) > 1:
         raise ValueError("--keep, --trim and --num-atoms all say how many atoms: give one of them")
@@ -179,7 +172,8 @@ def _check_atoms(command: DirectionOptions) -> None:
     if not 0 < command.max_density <= 1:
         raise ValueError(f"--max-density is {command.max_density:g}: give a share of the tokens above 0, up to 1")
     if command.parity:
-        unknown = [name for name in ("num_atoms", "sides", "rate", "max_density") if name in given]
+        names = ("num_atoms", "sides", "rate", "max_density")
+        unknown = [name for name in names if getattr(command, name) != getattr(DirectionOptions, name)]
         if unknown or command.by == "effect":
             option = f"--{unknown[0].replace('_', '-')}" if unknown else "--by effect"
             raise ValueError(f"--parity is the release's arithmetic, which has no {option}: leave one of them out")

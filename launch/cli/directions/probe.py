@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from launch.core.option_checks import check_counts, check_folder, refuse_idle
+from launch.core.option_checks import check_counts, check_folder
 from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
 
@@ -120,7 +120,6 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
         return 0
 
     def _check(self) -> None:
-        refuse_idle(self)
         check_counts(self, ("max_positions", "tokens_per_batch"))
         check_folder(self.out)
         if len(set(self.layers)) < len(self.layers):
