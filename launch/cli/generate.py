@@ -200,13 +200,12 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
 
     def _model_arm(self, plan: SteeringPlan | None, room: Room) -> Arm:
         from launch.core.levers.arm_building import build_arm
-        from launch.core.levers.arm_words import Words
         from launch.core.options import BASELINE
         from launch.core.session import load_room, take_room
         from reasoning_evals.engines import InProcessSampler
 
         model, tokenizer = load_room(self, room)
-        arm = build_arm(self.rule or BASELINE, model, tokenizer, plan, Words()).arm
+        arm = build_arm(self.rule or BASELINE, model, tokenizer, plan).arm
         assert isinstance(arm.sampler, InProcessSampler)
         take_room(arm.sampler, room, sets_aside=True)
         usual = "steered" if plan and not self.rule else arm.name

@@ -133,7 +133,7 @@ def make_once(session: Session, make: Callable[[], NewDirections]) -> JobDirecti
             _make(session, make, home)
         session.ranks.barrier()
         made = read_made(home)
-    session.ranks.assert_same("the directions", _digest(home, made))
+    session.ranks.assert_same("the directions", digest_of(home, made))
     return made
 
 
@@ -164,14 +164,7 @@ def _write_index(home: Path, made: JobDirections) -> None:
     write_whole(home / INDEX, json.dumps(index, indent=1) + "\n")
 
 
-class GivenDirections(NamedTuple):
-    """The directions of another run. ``digest``: sha256 over the files."""
-
-    made: JobDirections
-    digest: str
-
-
-def given_files(home: Path, methods: Sequence[str]) -> GivenDirections:
+def given_files(home: Path, methods: Sequence[str]) -> JobDirections:
     """The directions of these methods that another run left in a folder. ValueError where it has none of one of them."""
     made = read_made(home)
     for method in methods:
@@ -180,15 +173,14 @@ def given_files(home: Path, methods: Sequence[str]) -> GivenDirections:
                 f"{home} holds no direction of {method}, it has {', '.join(made.files) or 'none'}: give the folder 'directions' of a "
                 "run of this job, or leave the method out"
             )
-    made = made._replace(files={method: made.files[method] for method in methods})
-    return GivenDirections(made, _digest(home, made))
+    return made._replace(files={method: made.files[method] for method in methods})
 
 
 def take_directions(session: Session, folder: str, methods: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
     """Copy another run's directions into this one's folder, once; method -> (layer, file name)."""
     home = session.folder / FOLDER
     if session.ranks.is_main and not (home / INDEX).is_file():
-        made = given_files(Path(folder), methods).made
+        made = given_files(Path(folder), methods)
         home.mkdir(parents=True, exist_ok=True)
         for _, name in (entry for entries in made.files.values() for entry in entries):
             shutil.copyfile(Path(folder, name), home / name)
@@ -227,8 +219,8 @@ def _say(session: Session, fits: Mapping[int, SAEFit]) -> None:
             session.ranks.say(f"     {line}")
 
 
-def _digest(home: Path, made: JobDirections) -> str:
-    """sha256 over the direction files, to compare ranks."""
+def digest_of(home: Path, made: JobDirections) -> str:
+    """sha256 over the direction files."""
     digest = hashlib.sha256()
     for entries in made.files.values():
         for _, name in entries:

@@ -98,16 +98,7 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     added += options.budget_hint + "0" * 8 if "hint" in options.kinds else ""
     options, room = settle(options, known, known.longest_prompt([p.prompt for p in problems], added), ranks)
     session = Session.load(options, ranks, room, known.tokenizer, known.shape)
-    words = Words(
-        switch=options.switch_words,
-        banned=options.ban_words,
-        thinking_prompt=options.thinking_prompt,
-        go_on=options.go_on_word,
-        hint=options.budget_hint,
-        reminder=options.reminder,
-        exits=options.exit_words,
-        trial=options.trial_prompt,
-    )
+    words = Words(**{name: getattr(options, name) for name in Words._fields})
     session.require({arm_name(parse_arm(word)): plan for word, plan in plans.items()})
     built = [arm_of(session, word, plans.get(word), words) for word in options.arms]
     ranks.assert_same("the arms", {one.arm.name: one.plan.digest() if one.plan else None for one in built})

@@ -15,6 +15,7 @@ from launch.core.beforehand import Known, look, settle
 from launch.core.directions import (
     FOLDER,
     NewDirections,
+    digest_of,
     from_contrast,
     given_files,
     make_once,
@@ -152,7 +153,8 @@ def given_directions(options: OverthinkingOptions, methods: Sequence[str]) -> di
     if options.directions is None:
         return {}
     learned = [method for method in methods if method in RESIDUAL_METHODS]
-    return {"given_directions": given_files(Path(options.directions), learned).digest}
+    home = Path(options.directions)
+    return {"given_directions": digest_of(home, given_files(home, learned))}
 
 
 def _sample_identification(session: Session, problems: Sequence[Problem], k: int) -> list[GradeRow]:

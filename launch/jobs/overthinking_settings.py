@@ -9,7 +9,6 @@ from pathlib import Path
 
 from launch.core.directions import FOLDER
 from launch.core.levers.arm_building import arm_of
-from launch.core.levers.arm_words import Words
 from launch.core.options import BASELINE
 from launch.core.session import Session
 from launch.jobs.overthinking_options import OverthinkingOptions
@@ -124,8 +123,7 @@ def build(setting: Setting, name: str, session: Session, options: OverthinkingOp
         details = {"plan": None, "request": options.brevity_request}
         return dataclasses.replace(session.arm(name), details=details, render=render)
     word = f"budget:{setting.budget}" if setting.method == "budget" else setting.method
-    arm = arm_of(session, word, None, Words()).arm
-    return dataclasses.replace(arm, name=name)
+    return dataclasses.replace(arm_of(session, word).arm, name=name)
 
 
 def choose(settings: Sequence[Setting], rows: Sequence[GradeRow], margin: float) -> dict[str, Choice]:

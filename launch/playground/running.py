@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any
 
 from launch.core.levers.arm_building import parts_of
-from launch.core.levers.arm_words import Words
 from launch.core.served.connection import Connection
 from launch.playground.asked import MOST, Asked, Column
 from launch.playground.readings import Readings, Stopped
@@ -28,8 +27,6 @@ from reasoning_evals.engines import HttpSampler, InProcessSampler, Request, Samp
 from reasoning_evals.engines.http_reply import Reply
 from reasoning_evals.prompts import RenderedPrompt
 from reasoning_evals.runs import GradeRow, arm_thoughts, judge_one, sample_seed
-
-_WORDS = Words()
 
 
 @dataclass
@@ -123,7 +120,7 @@ class Here:
     def _work(self, run: Run, answer: Answer, model: Any) -> Callable[[], Sample]:
         column, asked = answer.column, run.asked
         plan = column.plan or SteeringPlan()
-        _, parts = parts_of(column.word, self.tokenizer, column.plan, _WORDS)
+        _, parts = parts_of(column.word, self.tokenizer, column.plan)
         readings = answer.readings = Readings(
             self.shape, {name: found.vector_D for name, found in self.directions.items()}
         )

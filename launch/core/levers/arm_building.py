@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.core.arms import load_plan, steering
 from launch.core.levers.arm_rules import ArmParts, add_rule, held_by_prompt
-from launch.core.levers.arm_words import Rule, Words, arm_name, parse_arm
+from launch.core.levers.arm_words import USUAL_WORDS, Rule, Words, arm_name, parse_arm
 from launch.core.levers.exit_probe import reading_of
 from moe_steer import SteeringPlan, preset_plan
 from reasoning_evals.decoding import ProbeExit
@@ -44,7 +44,7 @@ def load_plans(words: Sequence[str]) -> dict[str, SteeringPlan]:
     return found
 
 
-def arm_of(session: Session, word: str, plan: SteeringPlan | None, words: Words) -> BuiltArm:
+def arm_of(session: Session, word: str, plan: SteeringPlan | None = None, words: Words = USUAL_WORDS) -> BuiltArm:
     """The arm of a word in a job, as ``build_arm`` makes it. ValueError for a rule of decoding where a server decodes."""
     if session.connection is None:
         return build_arm(word, session.model, session.tokenizer, plan, words)
@@ -58,7 +58,7 @@ def arm_of(session: Session, word: str, plan: SteeringPlan | None, words: Words)
     return BuiltArm(dataclasses.replace(arm, details=parts.details, render=parts.render), plan)
 
 
-def build_arm(word: str, model: Any, tokenizer: Any, plan: SteeringPlan | None, words: Words) -> BuiltArm:
+def build_arm(word: str, model: Any, tokenizer: Any, plan: SteeringPlan | None, words: Words = USUAL_WORDS) -> BuiltArm:
     """The arm of a word. Its details name every setting, token ids included, so that a run is not resumed under others.
 
     ValueError when the plan does not fit the model, or the tokenizer cannot write a word.
@@ -77,7 +77,9 @@ def build_arm(word: str, model: Any, tokenizer: Any, plan: SteeringPlan | None, 
     return BuiltArm(Arm(arm_name(rules), sampler, context, parts.details, parts.render), plan)
 
 
-def parts_of(word: str, tokenizer: Any, plan: SteeringPlan | None, words: Words) -> tuple[tuple[Rule, ...], ArmParts]:
+def parts_of(
+    word: str, tokenizer: Any, plan: SteeringPlan | None, words: Words = USUAL_WORDS
+) -> tuple[tuple[Rule, ...], ArmParts]:
     """The rules of a word, and what they add up to under a tokenizer. ValueError when it cannot write a word."""
     rules = parse_arm(word)
     parts = ArmParts(plan=plan, details={"plan": plan.digest() if plan else None})

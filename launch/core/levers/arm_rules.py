@@ -74,13 +74,13 @@ def _penalty(rule: Rule, tokenizer: Any, words: Words) -> SwitchPenalty:
     alpha = rule.numbers[0] if rule.numbers else SwitchPenalty.alpha
     beta = int(rule.numbers[1]) if len(rule.numbers) > 1 else SwitchPenalty.beta
     tags = _tags(rule, tokenizer)
-    forms = token_forms(tokenizer, words.switch) if rule.kind == "tip" else (tags.close,)
+    forms = token_forms(tokenizer, words.switch_words) if rule.kind == "tip" else (tags.close,)
     return SwitchPenalty(forms=forms, tags=tags, alpha=alpha, beta=beta)
 
 
 def _ban(rule: Rule, tokenizer: Any, words: Words) -> Ban:
-    spellings = [*words.banned, *(word.upper() for word in words.banned)]
-    return Ban(forms=(*token_forms(tokenizer, spellings), *token_spellings(tokenizer, words.banned)))
+    spellings = [*words.ban_words, *(word.upper() for word in words.ban_words)]
+    return Ban(forms=(*token_forms(tokenizer, spellings), *token_spellings(tokenizer, words.ban_words)))
 
 
 def _soft_budget(rule: Rule, tokenizer: Any, words: Words) -> SoftBudget:
@@ -98,7 +98,7 @@ def _budget(rule: Rule, tokenizer: Any, words: Words) -> ThinkingBudget:
 
 
 def _continuation(rule: Rule, tokenizer: Any, words: Words) -> Continuation:
-    form = tuple(tokenizer.encode(words.go_on, add_special_tokens=False))
+    form = tuple(tokenizer.encode(words.go_on_word, add_special_tokens=False))
     return Continuation(num_tokens=int(rule.numbers[0]), word=form, tags=_tags(rule, tokenizer))
 
 
@@ -113,9 +113,9 @@ def _reminder(rule: Rule, tokenizer: Any, words: Words) -> Reminder:
 def _trial_exit(rule: Rule, tokenizer: Any, words: Words) -> TrialExit:
     threshold = rule.numbers[0] if rule.numbers else TrialExit.threshold
     trials = int(rule.numbers[1]) if len(rule.numbers) > 1 else TrialExit.most_trials
-    text = words.trial.replace("{close}", thinking_format(tokenizer).close)
+    text = words.trial_prompt.replace("{close}", thinking_format(tokenizer).close)
     return TrialExit(
-        forms=one_token_forms(tokenizer, words.exits),
+        forms=one_token_forms(tokenizer, words.exit_words),
         tags=_tags(rule, tokenizer),
         trial=tuple(tokenizer(text, add_special_tokens=False)["input_ids"]),
         threshold=threshold,
@@ -152,10 +152,12 @@ def _effort(parts: ArmParts, rule: Rule, tokenizer: Any, words: Words) -> None:
 
 
 def _hint(parts: ArmParts, rule: Rule, tokenizer: Any, words: Words) -> None:
-    if "{budget}" not in words.hint:
-        raise ValueError(f"the hint {words.hint!r} does not say the budget: write {{budget}} where its number belongs")
-    parts.render = prompt_with_request(tokenizer, words.hint.replace("{budget}", f"{rule.numbers[0]:g}"))
-    parts.details["hint"] = words.hint
+    if "{budget}" not in words.budget_hint:
+        raise ValueError(
+            f"the hint {words.budget_hint!r} does not say the budget: write {{budget}} where its number belongs"
+        )
+    parts.render = prompt_with_request(tokenizer, words.budget_hint.replace("{budget}", f"{rule.numbers[0]:g}"))
+    parts.details["hint"] = words.budget_hint
 
 
 def _thinking_prompt(parts: ArmParts, rule: Rule, tokenizer: Any, words: Words) -> None:

@@ -77,16 +77,19 @@ class Rule(NamedTuple):
 
 
 class Words(NamedTuple):
-    """What the rules act on, as text; token ids are looked up in the tokenizer."""
+    """What the rules act on, as text, by the names of the options that say it; token ids are looked up in the tokenizer."""
 
-    switch: Sequence[str] = ("Alternatively",)
-    banned: Sequence[str] = NOWAIT_WORDS
+    switch_words: Sequence[str] = ("Alternatively",)
+    ban_words: Sequence[str] = NOWAIT_WORDS
     thinking_prompt: str = THINKING_PROMPT
-    go_on: str = "Wait"
-    hint: str = HINT
+    go_on_word: str = "Wait"
+    budget_hint: str = HINT
     reminder: str = REMINDER
-    exits: Sequence[str] = ("Wait",)
-    trial: str = TRIAL
+    exit_words: Sequence[str] = ("Wait",)
+    trial_prompt: str = TRIAL
+
+
+USUAL_WORDS = Words()
 
 
 def parse_arm(word: str) -> tuple[Rule, ...]:
