@@ -209,28 +209,25 @@ def choice_rule(outcome: Outcome) -> str:
 
 def length_table(outcome: Outcome) -> Table:
     """Every arm: length, change, accuracy, truncation, repetition, verdict."""
-    found = {one.arm: one for one in outcome.efficiencies}
-    rows = []
-    for arm in outcome.comparison.arms:
-        thoughts, one = outcome.thoughts[arm.name], found.get(arm.name)
-        change = "–"
-        if one:
-            change = f"{signed_percent(one.tokens.ratio)} ({minus(length_interval(one.tokens))})"
-        rows.append(
-            (
-                arm.name,
-                f"{thoughts.thinking_tokens:.1f}",
-                change,
-                percent(arm.accuracy.mean),
-                percent(thoughts.closed),
-                percent(thoughts.truncated),
-                percent(thoughts.loops),
-                percent(thoughts.repetition),
-                one.verdict if one else "reference",
-            )
-        )
-    head = ("arm", "thinking", "change (95%)", "accuracy", "closed", "truncated", "loops", "repeated", "verdict")
-    return Table(head=head, rows=tuple(rows))
+    against = {one.arm: one for one in outcome.efficiencies}
+    thoughts = outcome.thoughts
+
+    def change(name: str) -> str:
+        tokens = against[name].tokens
+        return f"{signed_percent(tokens.ratio)} ({minus(length_interval(tokens))})"
+
+    columns = {
+        "arm": lambda arm: arm.name,
+        "thinking": lambda arm: f"{thoughts[arm.name].thinking_tokens:.1f}",
+        "change (95%)": lambda arm: change(arm.name) if arm.name in against else "–",
+        "accuracy": lambda arm: percent(arm.accuracy.mean),
+        "closed": lambda arm: percent(thoughts[arm.name].closed),
+        "truncated": lambda arm: percent(thoughts[arm.name].truncated),
+        "loops": lambda arm: percent(thoughts[arm.name].loops),
+        "repeated": lambda arm: percent(thoughts[arm.name].repetition),
+        "verdict": lambda arm: against[arm.name].verdict if arm.name in against else "reference",
+    }
+    return Table.of(outcome.comparison.arms, columns)
 
 
 def choice_table(outcome: Outcome) -> Table:

@@ -171,36 +171,19 @@ def overview(outcome: Outcome) -> Table:
 
 def changes_table(outcome: Outcome) -> Table:
     """Every paired difference with its intervals and tests."""
-    rows = []
-    for change in outcome.changes:
-        found = change.difference
-        rows.append(
-            [
-                change.arm,
-                change.task,
-                signed_points(found.mean),
-                points_interval(found),
-                bootstrap_points_interval(found),
-                t_text(found),
-                p_text(found.sign_flip_p).removeprefix("p = "),
-                p_text(change.holm_p).removeprefix("p = "),
-                detectable_text(found),
-                change.verdict,
-            ]
-        )
-    head = [
-        "arm",
-        "task",
-        "points",
-        "95%",
-        "bootstrap 95%",
-        "p (t)",
-        "p (sign flip)",
-        "p (Holm)",
-        "detectable, points",
-        "verdict",
-    ]
-    return Table(head=head, rows=rows)
+    columns = {
+        "arm": lambda one: one.arm,
+        "task": lambda one: one.task,
+        "points": lambda one: signed_points(one.difference.mean),
+        "95%": lambda one: points_interval(one.difference),
+        "bootstrap 95%": lambda one: bootstrap_points_interval(one.difference),
+        "p (t)": lambda one: t_text(one.difference),
+        "p (sign flip)": lambda one: p_text(one.difference.sign_flip_p).removeprefix("p = "),
+        "p (Holm)": lambda one: p_text(one.holm_p).removeprefix("p = "),
+        "detectable, points": lambda one: detectable_text(one.difference),
+        "verdict": lambda one: one.verdict,
+    }
+    return Table.of(outcome.changes, columns)
 
 
 def _share(measure: Measure) -> str:

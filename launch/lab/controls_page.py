@@ -45,35 +45,27 @@ def _picture(run: Path) -> str:
 
 
 def _found_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
-    for one in found:
-        reach = (
-            f"{_points(one['points']['mean'])} ({_points(one['points']['low'])} to {_points(one['points']['high'])})"
-        )
-        least = "–" if one["smallest_shown"] is None else f"{100 * one['smallest_shown']:.1f}"
-        arms = " / ".join(f"{100 * value:.1f}%" for value in one["accuracy"].values())
-        rows.append(
-            [
-                one["name"],
-                "passed" if one["passed"] else "FAILED",
-                one["verdict"],
-                ":".join(map(str, one["expert"])),
-                f"{one['gain']:g}",
-                reach,
-                least,
-                arms,
-            ]
-        )
-    head = [
-        "control",
-        "",
-        "verdict",
-        "expert chosen",
-        "gain chosen",
-        "points (95%)",
-        "smallest effect that could have been shown",
-    ]
-    return Table(head=[*head, "correct: " + " / ".join(found[0]["accuracy"])], rows=rows)
+    columns = {
+        "control": lambda one: one["name"],
+        "": lambda one: "passed" if one["passed"] else "FAILED",
+        "verdict": lambda one: one["verdict"],
+        "expert chosen": lambda one: ":".join(map(str, one["expert"])),
+        "gain chosen": lambda one: f"{one['gain']:g}",
+        "points (95%)": lambda one: _reach(one["points"]),
+        "smallest effect that could have been shown": lambda one: _least(one["smallest_shown"]),
+        "correct: " + " / ".join(found[0]["accuracy"]): lambda one: " / ".join(
+            f"{100 * value:.1f}%" for value in one["accuracy"].values()
+        ),
+    }
+    return Table.of(found, columns)
+
+
+def _reach(points: Mapping[str, float]) -> str:
+    return f"{_points(points['mean'])} ({_points(points['low'])} to {_points(points['high'])})"
+
+
+def _least(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def _planted_table(found: Sequence[Mapping[str, Any]]) -> Table:

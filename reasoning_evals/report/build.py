@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,11 @@ class Table:
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, items: Iterable[Any], columns: Mapping[str, Callable[[Any], str]]) -> Table:
+        """A row for each item. ``columns``: head -> the cell of an item."""
+        return cls(head=[*columns], rows=[[cell(item) for cell in columns.values()] for item in items])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
