@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from moe_steer.console import aligned
-
-if TYPE_CHECKING:
-    from reasoning_evals.comparing import Assumptions, PowerPlan
-    from reasoning_evals.runs import GradeRow
+from moe_steer.files import write_whole
+from reasoning_evals import comparing, runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +36,12 @@ class Compare:
 
     def run(self) -> int:
         """Print the arms and the verdicts."""
-        import json
 
-        from moe_steer.files import write_whole
         from reasoning_evals import compare_arms
-        from reasoning_evals.comparing import at_caps, cap_lines, unanswered_notes
 
         rows = rows_of_folders((self.baseline, *self.arm_folder))
         comparison = compare_arms(rows, baseline=self.baseline_arm)
-        capped = at_caps(rows, self.caps, self.baseline_arm)
+        capped = comparing.at_caps(rows, self.caps, self.baseline_arm)
         print(f"{comparison.num_problems} problems x {comparison.num_samples} samples")
         for one in comparison.arms:
             tokens = f", {one.thinking_tokens.mean:.1f} thinking tokens" if one.thinking_tokens else ""
@@ -53,12 +49,12 @@ class Compare:
             print(
                 f"{one.name}: {100 * one.accuracy.mean:.1f}% correct (95% interval {interval}){tokens}, {100 * one.truncated:.1f}% never closed their thought"
             )
-        for note in unanswered_notes(rows):
+        for note in comparing.unanswered_notes(rows):
             print(note)
         for pair in comparison.pairs:
             print(pair.sentence)
         if capped:
-            print("\n".join(["", "The same samples, cut at each limit", *cap_lines(capped)]))
+            print("\n".join(["", "The same samples, cut at each limit", *comparing.cap_lines(capped)]))
         if self.out:
             target = Path(self.out)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,19 +66,18 @@ class Compare:
         return 0
 
 
-def rows_of_folders(folders: Sequence[str]) -> list[GradeRow]:
+def rows_of_folders(folders: Sequence[str]) -> list[runs.GradeRow]:
     """The grades of all folders. An arm whose name an earlier folder has goes by the name of its folder, and a line says so.
 
     ValueError where that does not tell them apart: one folder given twice, or two folders of one name.
     """
-    from reasoning_evals.runs import grade_run
 
     places = [Path(folder).resolve() for folder in folders]
     if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
         raise ValueError(f"the run folder {twice[0]} is given twice: give every run once")
-    found: list[GradeRow] = []
+    found: list[runs.GradeRow] = []
     for folder in folders:
-        rows = grade_run(folder)
+        rows = runs.grade_run(folder)
         taken, own = {row.arm for row in found}, list(dict.fromkeys(row.arm for row in rows))
         name = Path(folder).resolve().name
         names = {arm: name if len(own) == 1 else f"{name}/{arm}" for arm in own if arm in taken}
@@ -102,9 +97,8 @@ def rows_of_folders(folders: Sequence[str]) -> list[GradeRow]:
 
 def sampling_notes(folders: Sequence[str | Path]) -> list[str]:
     """A sentence for every run that was sampled in another way than the first: what is compared is that difference too."""
-    from reasoning_evals.runs import read_run
 
-    rules = [read_run(Path(folder))["config"]["sampling"] for folder in folders]
+    rules = [runs.read_run(Path(folder))["config"]["sampling"] for folder in folders]
     notes = []
     for folder, rule in zip(folders[1:], rules[1:], strict=True):
         drawn = not (rule["greedy"] and rules[0]["greedy"])
@@ -150,13 +144,9 @@ class Power:
 
     def run(self) -> int:
         """Print the tables."""
-        import json
-
-        from moe_steer.files import write_whole
-        from reasoning_evals.comparing import plan_power
 
         assumptions, size = self._assumptions()
-        plan = plan_power(
+        plan = comparing.plan_power(
             assumptions,
             effects=[points / 100 for points in self.points],
             samples=self.samples,
@@ -175,10 +165,8 @@ class Power:
             print(f"wrote {self.out}")
         return 0
 
-    def _assumptions(self) -> tuple[Assumptions, tuple[int, int] | None]:
+    def _assumptions(self) -> tuple[comparing.Assumptions, tuple[int, int] | None]:
         """And problems and samples of the baseline, where there is one and no two of its problems share a cluster."""
-        from reasoning_evals.comparing import Assumptions, assume_from_baseline, assume_from_pair, cluster_names
-        from reasoning_evals.runs import grade_run
 
         if (self.baseline is None) == (self.noise is None):
             raise ValueError("give either --baseline RUN or --noise E, the mean of p(1-p) of one arm (0.25 at most)")
@@ -194,7 +182,7 @@ class Power:
                 raise ValueError("--noise 0 and --effect-sd 0 leave nothing that varies: give one of them above 0")
             if self.arm or self.arm_folder:
                 raise ValueError("--arm and --arm-folder need --baseline: give the baseline run instead of --noise")
-            given = Assumptions(
+            given = comparing.Assumptions(
                 noise=2 * self.noise,
                 effect_variance=self.effect_sd**2,
                 noise_source="as given",
@@ -205,28 +193,30 @@ class Power:
             raise ValueError("--arm-folder needs --arm, the name of the arm to measure")
         if self.arm == self.baseline_arm and not self.arm_folder:
             raise ValueError(f"--arm {self.arm} is the baseline itself: name another arm")
-        rows = grade_run(self.baseline)
+        rows = runs.grade_run(self.baseline)
         table = _table(rows, self.baseline_arm)
         size = (len(table), len(next(iter(table.values()))))
         rate = sum(sum(values) for values in table.values()) / (size[0] * size[1])
         print(f"{self.baseline_arm}: {size[0]} problems x {size[1]} samples, {100 * rate:.1f}% correct")
-        if shared := cluster_names({row.problem_id: row.cluster_id for row in rows}):
+        if shared := comparing.cluster_names({row.problem_id: row.cluster_id for row in rows}):
             print(
                 f"NOTE: the {size[0]} problems lie in {len(set(shared))} clusters, and those that share one count for less than these "
                 "tables say: what this run could show, moe-steer compare says"
             )
         if self.arm is None:
-            return assume_from_baseline(list(table.values()), self.effect_sd), None if shared else size
-        other = _table(grade_run(self.arm_folder) if self.arm_folder else rows, self.arm)
+            return comparing.assume_from_baseline(list(table.values()), self.effect_sd), None if shared else size
+        other = _table(runs.grade_run(self.arm_folder) if self.arm_folder else rows, self.arm)
         for note in sampling_notes([self.baseline, self.arm_folder] if self.arm_folder else ()):
             print(note)
         if other.keys() != table.keys():
             raise ValueError(
                 f"arms {self.baseline_arm!r} and {self.arm!r} have different problems: sample the same in both"
             )
-        return assume_from_pair(list(table.values()), [other[name] for name in table]), None if shared else size
+        return comparing.assume_from_pair(
+            list(table.values()), [other[name] for name in table]
+        ), None if shared else size
 
-    def _print(self, plan: PowerPlan) -> None:
+    def _print(self, plan: comparing.PowerPlan) -> None:
         assumed = plan.assumptions
         spread = "none" if assumed.effect_variance <= 0 else f"{100 * assumed.effect_variance**0.5:.1f} points"
         print(f"noise, variance of a difference of two samples: {assumed.noise:.3f} ({assumed.noise_source})")
@@ -254,10 +244,9 @@ class Power:
                 for k, row in zip(plan.samples, plan.detectable, strict=True)
             ],
         )
-        from reasoning_evals.comparing import least_units
 
         if any(effect is None for row in plan.detectable for effect in row):
-            print(f"none: too few problems change for any verdict, {least_units(plan.alpha)} are the least")
+            print(f"none: too few problems change for any verdict, {comparing.least_units(plan.alpha)} are the least")
         print("\nsamples a problem needed")
         _table_lines(
             "effect",
@@ -271,19 +260,20 @@ class Power:
             varies = "the effect varies too much over so few problems; only more problems help"
             print("never:", varies if assumed.changed else "not one of the measured problems changed between the arms")
 
-    def _print_run(self, assumptions: Assumptions, num_problems: int, k: int) -> None:
-        from reasoning_evals.comparing import least_units, plan_power
+    def _print_run(self, assumptions: comparing.Assumptions, num_problems: int, k: int) -> None:
 
         size = f"a comparison of this run's size ({num_problems} problems x {k})"
-        plan = plan_power(assumptions, [0.05], [k], [num_problems], self.power, self.alpha, self.num_arms)
+        plan = comparing.plan_power(assumptions, [0.05], [k], [num_problems], self.power, self.alpha, self.num_arms)
         found = plan.detectable[0][0]
         if found is None:
-            print(f"\n{size} can show nothing: too few problems change, {least_units(plan.alpha)} are the least")
+            print(
+                f"\n{size} can show nothing: too few problems change, {comparing.least_units(plan.alpha)} are the least"
+            )
         else:
             print(f"\n{size} shows an effect of {100 * found:.1f} points with {self.power:.0%} power")
 
 
-def _table(rows: Sequence[GradeRow], arm: str) -> dict[str, list[bool]]:
+def _table(rows: Sequence[runs.GradeRow], arm: str) -> dict[str, list[bool]]:
     """Verdicts by problem."""
     table: dict[str, list[bool]] = {}
     for row in rows:

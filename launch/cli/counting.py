@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expert_stats import BY
+from expert_stats import BY, MarkerSet, RoutingCounts, count_routed, sum_counts
 from expert_stats.rivals import METHODS
 from launch.core.options import ModelOptions
+from launch.core.served.connection import Connection
 from launch.core.served.server_options import JobServerOptions
+from launch.core.wiring import collect_over_ranks, count_served, counted, read_any_traces, read_routed, references_for
 from launch.jobs.stats import CountingOptions, RivalFiles, ScoringOptions, next_plan, verdict
+from moe_steer.tokens import check_traces
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from expert_stats import RoutingCounts
     from launch.core.ranks import Ranks
 
 
@@ -46,9 +48,7 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
 
     def _collect(self, ranks: Ranks) -> None:
 
-        from expert_stats import MarkerSet, RoutingCounts
         from launch.core.session import load_asked
-        from launch.core.wiring import collect_over_ranks, read_any_traces, references_for
 
         earlier = [RoutingCounts.load(path) for path in self.add_to]
         if self.routed:
@@ -92,11 +92,7 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
 
     def _served(self, earlier: Sequence[RoutingCounts]) -> RoutingCounts:
         """The counts of --traces from the routing that a server records while it reads them."""
-        from expert_stats import MarkerSet
         from launch.core.beforehand import look
-        from launch.core.served.connection import Connection
-        from launch.core.wiring import count_served, read_any_traces, references_for
-        from moe_steer.tokens import check_traces
 
         known = look(self)
         if known.shape is None or not known.shape.moe_layers:
@@ -113,9 +109,7 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
 
     def _recorded(self, earlier: Sequence[RoutingCounts]) -> RoutingCounts:
         """The counts of --routed, from the model's configuration and tokenizer alone."""
-        from expert_stats import MarkerSet, count_routed
         from launch.core.beforehand import look
-        from launch.core.wiring import read_routed, references_for
 
         known = look(self)
         if known.shape is None:
@@ -134,7 +128,6 @@ class Collect(CountingOptions, JobServerOptions, ModelOptions):
         )
 
     def _finish(self, counts: RoutingCounts, earlier: Sequence[RoutingCounts]) -> None:
-        from launch.core.wiring import counted
 
         for other in earlier:
             counts = counts + other
@@ -169,7 +162,6 @@ class Score(RivalFiles, ScoringOptions):
 
     def run(self) -> int:
         """Write the scores and print the best."""
-        from pathlib import Path
 
         readers = {"measures": ("mass", "norm", "influence"), "graded": ("contrast",), "causes": ("causes",)}
         for option, methods in readers.items():
@@ -194,9 +186,6 @@ class Score(RivalFiles, ScoringOptions):
 
 def summed(paths: Sequence[str], option: str = "--counts") -> RoutingCounts:
     """The sum of counts files. ValueError where the same counts are named twice."""
-    from pathlib import Path
-
-    from expert_stats import RoutingCounts, sum_counts
 
     contents = [Path(path).read_bytes() if Path(path).is_file() else path for path in paths]
     if len(set(contents)) < len(contents):

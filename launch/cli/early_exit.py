@@ -11,6 +11,7 @@ import tyro
 from launch.core.option_checks import check_counts
 from launch.core.options import HeldModel
 from launch.core.prompt_options import PromptOptions
+from reasoning_evals import comparing, engines, runs
 
 if TYPE_CHECKING:
     from launch.core.levers.exit_probe import Tried
@@ -59,14 +60,11 @@ class EarlyExit(PromptOptions, HeldModel):
         from moe_steer.console import tracked
         from moe_steer.gates import Probe
         from moe_steer.layers import model_shape
-        from reasoning_evals.comparing import control_risk
-        from reasoning_evals.engines import SamplingConfig
-        from reasoning_evals.runs import read_run
 
         refuse_several_ranks("moe-steer early-exit", "one process")
-        config = read_run(Path(self.run_folder))["config"]
+        config = runs.read_run(Path(self.run_folder))["config"]
         arm = self._arm(config["arm_order"])
-        sampling = SamplingConfig.from_dict(
+        sampling = engines.SamplingConfig.from_dict(
             config["sampling"] | {"max_new_tokens": self.answer_tokens, "batch_size": self.batch_size}
         )
         given = Probe.load(self.probe) if self.probe else None
@@ -91,7 +89,7 @@ class EarlyExit(PromptOptions, HeldModel):
             probe.probability(hidden_TD).tolist() if item.points else []
             for item, hidden_TD in zip(held_out, hidden_at(model, held_out, probe.layer), strict=True)
         ]
-        control = control_risk(by_problem(held_out, scores), self.rate)
+        control = comparing.control_risk(by_problem(held_out, scores), self.rate)
         kept = {key: config["sampling"][key] for key in ("temperature", "top_p", "top_k", "greedy")}
         ExitProbe(probe=probe, every=self.every, control=control, sampling=kept).save(self.out)
         print(self._said(tried, training, held_out, scores, control))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
-from launch.core.option_checks import check_counts
+from expert_stats import causes
+from launch.core.option_checks import check_counts, layer_and_number
 from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
-
-if TYPE_CHECKING:
-    from expert_stats.causes import Falsified
+from moe_steer.files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,9 @@ class Falsify(TraceOptions, PromptOptions, HeldModel):
                 self._say(found, matched)
         return 0
 
-    def _try(self, shows: bool) -> tuple[list[Falsified], list[str]]:
+    def _try(self, shows: bool) -> tuple[list[causes.Falsified], list[str]]:
 
         from expert_stats import MarkerSet
-        from expert_stats.causes import falsify, probes_of
-        from launch.core.option_checks import layer_and_number
         from launch.core.session import load_asked
         from launch.core.wiring import read_any_traces, text_lines
 
@@ -78,9 +77,9 @@ class Falsify(TraceOptions, PromptOptions, HeldModel):
         traces = read_any_traces(self.traces, tokenizer, self.arm)
         texts = [tokenizer(line)["input_ids"] for name in self.texts for line in text_lines(name)]
         markers = MarkerSet.from_tokenizer(tokenizer, (self.marker,), split_tags=True)
-        probes, matched = probes_of(traces, texts, markers, seed=self.seed)
+        probes, matched = causes.probes_of(traces, texts, markers, seed=self.seed)
         device = model.get_input_embeddings().weight.device
-        found = falsify(
+        found = causes.falsify(
             model,
             probes,
             list(dict.fromkeys(experts)),
@@ -108,15 +107,10 @@ class Falsify(TraceOptions, PromptOptions, HeldModel):
                 return sae
         raise ValueError(f"there is no SAE of layer {layer} among {', '.join(self.sae)}: give one with --sae")
 
-    def _say(self, found: list[Falsified], matched: list[str]) -> None:
-        import dataclasses
-        import json
-
-        from expert_stats.causes import table_of
-        from moe_steer.files import write_whole
+    def _say(self, found: list[causes.Falsified], matched: list[str]) -> None:
 
         print(f"share of places where it fires, mean over problems or texts +- standard error; marker {self.marker!r}")
-        print(table_of(found))
+        print(causes.table_of(found))
         print(f"matched tokens: {' '.join(map(repr, matched))}")
         if self.out:
             rows = [dataclasses.asdict(row) for row in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from launch.core.option_checks import DRAWING, ENDPOINT, HERE, check_counts
 from launch.core.options import HeldModel, Room, config_of
-from launch.core.prompt_options import PromptOptions, TaskDrawing, ask_prompts, chat_of
+from launch.core.prompt_options import PromptOptions, TaskDrawing, ask_prompts, chat_of, own_wording, task_line
 from launch.core.served.server_options import ServerOptions
 from moe_steer.lab import OWN_PROBLEMS, is_made_up
+from reasoning_evals import engines, runs
 
 if TYPE_CHECKING:
     from moe_steer import SteeringPlan
     from reasoning_evals import Problem
-    from reasoning_evals.runs import Arm
 
 _MOST_SAMPLES = 4
 """Samples of which is said what gates did."""
@@ -83,13 +84,10 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
 
     def run(self) -> int:
         """Sample, grade, and say how it went."""
-        from launch.core.prompt_options import own_wording, task_line
         from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
         from reasoning_evals import load_task, run_arms
         from reasoning_evals.comparing import unanswered_notes
-        from reasoning_evals.engines import SamplingConfig
-        from reasoning_evals.runs import OPTIONS, RUN_FILE, add_to_run, grade_run, read_run
 
         refuse_several_ranks("moe-steer generate", "deepspeed launch/evaluate.py")
         self._check_options()
@@ -111,19 +109,19 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
             asked, arm = asked_together(self), self._endpoint_arm(plan)
         else:
             asked, arm = self._settled(problems, plan)
-        config = SamplingConfig(
+        config = engines.SamplingConfig(
             temperature=asked.heat,
             top_p=asked.nucleus,
             max_new_tokens=asked.token_limit,
             greedy=asked.takes_most_likely,
             batch_size=asked.rows,
         )
-        self._keep_plan(plan, begun=Path(self.out, RUN_FILE).exists())
+        self._keep_plan(plan, begun=Path(self.out, runs.RUN_FILE).exists())
         summary = run_arms([arm], problems, self.out, self.num_samples, config, self.seed, task=self.task)
         self._keep_plan(plan)
-        if OPTIONS not in read_run(Path(self.out)):  # of a run that goes on, those of its first start to end
-            add_to_run(Path(self.out), options=config_of(self))
-        rows = grade_run(self.out, problems)
+        if runs.OPTIONS not in runs.read_run(Path(self.out)):  # of a run that goes on, those of its first start to end
+            runs.add_to_run(Path(self.out), options=config_of(self))
+        rows = runs.grade_run(self.out, problems)
         speed = f", {summary.num_new_tokens / summary.seconds:.0f} tokens/s" if summary.num_new else ""
         print(f"{len(rows)} samples of {len(problems)} problems, {summary.num_new} of them new{speed}")
         correct = sum(row.correct for row in rows)
@@ -155,11 +153,10 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
 
     def _check_options(self) -> None:
         """ValueError for options that would not be followed."""
-        from reasoning_evals.engines import SamplingConfig
 
         check_counts(self, ("num", "samples", "max_new_tokens", "batch_size", "concurrency"))
         self.check_samples()
-        SamplingConfig(temperature=self.heat, top_p=self.nucleus)  # refuses what no token can be drawn by
+        engines.SamplingConfig(temperature=self.heat, top_p=self.nucleus)  # refuses what no token can be drawn by
         if self.plan and self.plain_endpoint:
             raise ValueError(
                 "--plan is named in a field beyond OpenAI's own, and --plain-endpoint sends none: leave one out"
@@ -184,7 +181,7 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
         """Where the run is written."""
         return self.out
 
-    def _settled(self, problems: Sequence[Problem], plan: SteeringPlan | None) -> tuple[Generate, Arm]:
+    def _settled(self, problems: Sequence[Problem], plan: SteeringPlan | None) -> tuple[Generate, runs.Arm]:
         """These options with what they leave to model and machine, and the model as an arm."""
         from launch.core.arms import check_fits
         from launch.core.beforehand import look, settle
@@ -198,20 +195,19 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
         asked, room = settle(self, known, known.longest_prompt([p.prompt for p in problems], added), Ranks())
         return asked, asked._model_arm(plan, room)
 
-    def _model_arm(self, plan: SteeringPlan | None, room: Room) -> Arm:
+    def _model_arm(self, plan: SteeringPlan | None, room: Room) -> runs.Arm:
         from launch.core.levers.arm_building import build_arm
         from launch.core.options import BASELINE
         from launch.core.session import load_room, take_room
-        from reasoning_evals.engines import InProcessSampler
 
         model, tokenizer = load_room(self, room)
         arm = build_arm(self.rule or BASELINE, model, tokenizer, plan).arm
-        assert isinstance(arm.sampler, InProcessSampler)
+        assert isinstance(arm.sampler, engines.InProcessSampler)
         take_room(arm.sampler, room, sets_aside=True)
         usual = "steered" if plan and not self.rule else arm.name
         return dataclasses.replace(arm, name=self.arm_name or usual)
 
-    def _endpoint_arm(self, plan: SteeringPlan | None) -> Arm:
+    def _endpoint_arm(self, plan: SteeringPlan | None) -> runs.Arm:
         from launch.core.served.connection import Connection, plans_of_any
 
         server, name = self.server_of(), self.arm_name or ("steered" if plan else "baseline")
@@ -241,24 +237,21 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
         return tokenizer
 
     def _report_endpoint(self, arm: str) -> None:
-        from reasoning_evals.engines import http_line
-        from reasoning_evals.runs import read_audit
 
-        print(http_line(read_audit(self.out).rows[arm]))
+        print(engines.http_line(runs.read_audit(self.out).rows[arm]))
 
     def _report_firing(self, plan: object) -> None:
         from launch.core.findings import nothing_fired
         from moe_steer import SteeringPlan
         from moe_steer.entries.audit_rows import row_lines
-        from reasoning_evals.runs import gates_text, read_audit
 
         assert isinstance(plan, SteeringPlan)
-        told = read_audit(self.out)
+        told = runs.read_audit(self.out)
         rows = [row for arm in told.rows.values() for row in arm if row["kind"] not in ("endpoint", "retry")]
         for line in row_lines(rows):
             print(line)
         for (_, problem_id, sample_idx), acts in list(told.gates.items())[:_MOST_SAMPLES]:
-            print(f"{problem_id} sample {sample_idx}: {gates_text(acts)}")
+            print(f"{problem_id} sample {sample_idx}: {runs.gates_text(acts)}")
         if len(told.gates) > _MOST_SAMPLES:
             print(f"the same of {len(told.gates) - _MOST_SAMPLES} more samples: {self.out}/audit.jsonl")
         problem = nothing_fired(plan, rows)
@@ -269,6 +262,4 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
         if problem and self.strict:
             raise RuntimeError(problem)
         if problem:
-            import sys
-
             print(f"WARNING: {problem}", file=sys.stderr)

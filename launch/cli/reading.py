@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from launch.cli.comparing import sampling_notes
-from launch.core.option_checks import check_folder, check_out
-
-if TYPE_CHECKING:
-    from reasoning_evals.thoughts import AttemptJudge, TracedSample
+from launch.core.option_checks import check_counts, check_folder, check_out
+from moe_steer.files import write_whole
+from reasoning_evals import exports, report, runs, thoughts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +33,15 @@ class Report:
     def run(self) -> int:
         """Write the pages."""
         from launch.jobs import rebuild
-        from reasoning_evals.report import Rereading, build_report, write_pages
-        from reasoning_evals.runs import grade_run
 
         folder = Path(self.folder)
-        asked = Rereading(self.caps, self.by_part)
+        asked = report.Rereading(self.caps, self.by_part)
         summary = rebuild(folder, asked)
         if summary is not None:
             print(summary.lstrip())
             return 0
-        grade_run(folder)
-        write_pages(asked.added_to(build_report(folder, title=self.title), folder), folder)
+        runs.grade_run(folder)
+        report.write_pages(asked.added_to(report.build_report(folder, title=self.title), folder), folder)
         print(f"report: {folder / 'report.html'}")
         return 0
 
@@ -73,20 +71,18 @@ class Inspect:
 
     def run(self) -> int:
         """Print the table, and say where the page is."""
-        from launch.core.option_checks import check_counts
         from launch.core.trace_views import inspect_run
-        from reasoning_evals.report import TRACES_PAGE, VIEWS_FILE, TraceViews
 
         check_counts(self, ("num",))
         folder = Path(self.folder)
         asked = self.again or self.experts or self.model is not None
-        if asked or not (folder / VIEWS_FILE).is_file():
+        if asked or not (folder / report.VIEWS_FILE).is_file():
             views = inspect_run(folder, self.num, self.experts, self.model, self.backend)
             views.save(folder)
         else:
-            views = TraceViews.load(folder)
+            views = report.TraceViews.load(folder)
         print(views.table(self.each))
-        print(f"page: {folder / TRACES_PAGE}")
+        print(f"page: {folder / report.TRACES_PAGE}")
         return 0
 
 
@@ -105,17 +101,16 @@ class Export:
 
     def run(self) -> int:
         """Grade, write, and say what was written."""
-        from reasoning_evals.exports import export_inspect, export_lm_eval, export_parquet
 
         if self.format != "parquet":
             check_folder(self.out)
         if self.format == "parquet":
             check_out(self.out, one_file=True)
-            paths = [export_parquet(self.folder, self.out, private=self.private)]
+            paths = [exports.export_parquet(self.folder, self.out, private=self.private)]
         elif self.format == "lm-eval":
-            paths = export_lm_eval(self.folder, self.out, private=self.private)
+            paths = exports.export_lm_eval(self.folder, self.out, private=self.private)
         else:
-            paths = export_inspect(self.folder, self.out, private=self.private)
+            paths = exports.export_inspect(self.folder, self.out, private=self.private)
         for path in paths:
             print(f"wrote {path}")
         return 0
@@ -147,33 +142,22 @@ class Thinking:
 
     def run(self) -> int:
         """Grade, trace every thought, print one table and what it does not say."""
-        import json
-
-        from moe_steer.files import write_whole
-        from reasoning_evals.runs import read_run
-        from reasoning_evals.thoughts import (
-            SWITCH_MARKERS,
-            AttemptJudge,
-            summarise_thinking,
-            thinking_lines,
-            thinking_notes,
-        )
 
         folders = [_run_folder(Path(given)) for given in (self.folder, *self.arm_folder)]
-        configs = [read_run(folder)["config"] for folder in folders]
+        configs = [runs.read_run(folder)["config"] for folder in folders]
         names = _arm_names(folders, configs)
         print("".join(f"{note}\n" for note in sampling_notes(folders)), end="")
         baseline = self.baseline_arm or names[0]
         if baseline not in names:
             raise ValueError(f"--baseline-arm {baseline} is not an arm of {folders[0]}: it has {', '.join(names)}")
-        markers = self.switch_words or SWITCH_MARKERS
-        judge = AttemptJudge()
-        samples: list[TracedSample] = []
+        markers = self.switch_words or thoughts.SWITCH_MARKERS
+        judge = thoughts.AttemptJudge()
+        samples: list[thoughts.TracedSample] = []
         for folder, config in zip(folders, configs, strict=True):
             samples += _traced(folder, self._counter(config), judge, markers)
-        summary = summarise_thinking(samples, baseline)
-        notes = thinking_notes(samples, summary)
-        print("\n".join([*thinking_lines(summary), *notes]))
+        summary = thoughts.summarise_thinking(samples, baseline)
+        notes = thoughts.thinking_notes(samples, summary)
+        print("\n".join([*thoughts.thinking_lines(summary), *notes]))
         if self.out:
             values = {"version": 1, **summary.to_dict(), "switch_words": list(markers), "notes": notes}
             Path(self.out).parent.mkdir(parents=True, exist_ok=True)
@@ -233,13 +217,12 @@ def _arm_names(folders: Sequence[Path], configs: Sequence[dict[str, Any]]) -> li
 
 
 def _traced(
-    folder: Path, count_tokens: Callable[[str], int], judge: AttemptJudge, markers: Sequence[str]
-) -> list[TracedSample]:
+    folder: Path, count_tokens: Callable[[str], int], judge: thoughts.AttemptJudge, markers: Sequence[str]
+) -> list[thoughts.TracedSample]:
     """The samples of a folder in the order of its grades, with a progress line while it takes."""
     from moe_steer.console import tracked
-    from reasoning_evals.thoughts import graded_rows, trace_run
 
-    rows = graded_rows(folder)
+    rows = thoughts.graded_rows(folder)
     place = {(row.arm, row.problem_id, row.sample_idx): index for index, row in enumerate(rows)}
-    samples = tracked(trace_run(folder, rows, count_tokens, judge, markers), "thoughts", total=len(rows))
+    samples = tracked(thoughts.trace_run(folder, rows, count_tokens, judge, markers), "thoughts", total=len(rows))
     return sorted(samples, key=lambda one: place[one.row.arm, one.row.problem_id, one.row.sample_idx])

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 
 from expert_stats import ExpertScores, heat_map
-from expert_stats.rivals import METHODS, Rankings, agreement_matrix, compare_rankings, lacking, one_against_another
+from expert_stats.rivals import (
+    METHODS,
+    Rankings,
+    agreement_matrix,
+    compare_rankings,
+    lacking,
+    measure_experts,
+    one_against_another,
+)
 from launch.cli.counting import summed
 from launch.core.option_checks import check_counts, check_folder, check_names
 from launch.core.options import HeldModel, TraceOptions
+from launch.core.outcomes import dealt_out, watch_on_terminal
 from launch.core.prompt_options import PromptOptions
+from launch.core.ranks import Ranks, ranks_of_this_run
+from launch.core.wiring import read_any_traces
 from launch.jobs.stats import RivalFiles, ScoringOptions
 from moe_steer.console import aligned
 from reasoning_evals.report import PlainPage, Table, minus, write_plain_page
-
-if TYPE_CHECKING:
-    from launch.core.ranks import Ranks
 
 _EACH = 3
 """Of each method, experts in the table."""
@@ -47,17 +56,13 @@ class Measure(TraceOptions, PromptOptions, HeldModel):
         check_counts(self, ("tokens_per_batch",))
         if not self.of or len(set(self.of)) < len(self.of):
             raise ValueError("--of names what is measured: give at least one, and each once")
-        from launch.core.ranks import ranks_of_this_run
 
         with ranks_of_this_run() as ranks:
             self._measure(ranks)
         return 0
 
     def _measure(self, ranks: Ranks) -> None:
-        from expert_stats.rivals import measure_experts
-        from launch.core.outcomes import dealt_out, watch_on_terminal
         from launch.core.session import load_asked
-        from launch.core.wiring import read_any_traces
 
         model, tokenizer = load_asked(self, batch=1, context=None)
         measures = measure_experts(
@@ -94,7 +99,6 @@ class Rivals(RivalFiles):
 
     def run(self) -> int:
         """Write the pages and print the correlations."""
-        from pathlib import Path
 
         check_counts(self, ("top",))
         check_folder(self.out)

@@ -6,12 +6,17 @@ What the SAE commands run through a model: the token ids of traces and of plain 
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from launch.core.option_checks import check_folder, check_numbers
 from launch.core.options import HeldModel, TraceOptions
-from moe_steer.layers import token_limits
+from moe_steer import saes
+from moe_steer.layers import model_shape, token_limits, unwrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,37 +104,21 @@ class TrainSAE(ReadOptions):
     def run(self) -> int:
         """Train, measure the SAE on texts it was not trained on, and say how it fits."""
         import json
-        from pathlib import Path
 
-        from launch.core.option_checks import check_folder, check_numbers
         from launch.core.session import load_asked
-        from moe_steer.layers import model_shape
-        from moe_steer.saes import (
-            WEIGHTS,
-            ActivationBatches,
-            SAEAbout,
-            TrainingProgress,
-            TrainRecipe,
-            check_layer,
-            measure_fit,
-            remember_data,
-            residual_of,
-            save_sae,
-            train_sae,
-        )
 
         whole = ("tokens", "save_every", "batch_size", "buffer_tokens", "tokens_per_forward", "width", "k")
         check_numbers(self, dict.fromkeys(whole, 1) | {"skip_first": 0})
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise ValueError(f"--learning-rate is {self.learning_rate:g}: give a number above 0, at most 1")
         check_folder(self.out)
-        if (Path(self.out) / WEIGHTS).exists() and not (Path(self.out) / "training").is_dir():
+        if (Path(self.out) / saes.WEIGHTS).exists() and not (Path(self.out) / "training").is_dir():
             raise ValueError(f"--out {self.out} holds an SAE without the state of its training: name another folder")
         model, tokenizer = load_asked(self)
         shape = model_shape(model)
-        check_layer(shape, self.layer)
+        saes.check_layer(shape, self.layer)
         kept, held_out = hold_out(self.token_sequences(model, tokenizer))
-        batches = ActivationBatches(
+        batches = saes.ActivationBatches(
             model=model,
             sequences=kept,
             layer=self.layer,
@@ -138,7 +127,7 @@ class TrainSAE(ReadOptions):
             seed=self.seed,
             **self.how_read,
         )
-        recipe = TrainRecipe(
+        recipe = saes.TrainRecipe(
             width=self.width,
             k=self.k,
             steps=-(-self.tokens // self.batch_size),
@@ -146,16 +135,16 @@ class TrainSAE(ReadOptions):
             seed=self.seed,
         )
         work = Path(self.out) / "training"
-        remember_data(work, {"model": shape.to_dict(), "activations": batches.digest()})
-        about = SAEAbout(
+        saes.remember_data(work, {"model": shape.to_dict(), "activations": batches.digest()})
+        about = saes.SAEAbout(
             format="trained", source=self.out, sha256="", model_name=shape.name, layer=self.layer, site="residual"
         )
-        with TrainingProgress(recipe.steps) as shown:
-            sae = train_sae(
+        with saes.TrainingProgress(recipe.steps) as shown:
+            sae = saes.train_sae(
                 batches, shape.hidden_size, recipe, work, about=about, save_every=self.save_every, progress=shown
             )
-        fit = measure_fit(sae, residual_of(model, held_out, self.layer, **self.how_read))
-        save_sae(sae, self.out)
+        fit = saes.measure_fit(sae, saes.residual_of(model, held_out, self.layer, **self.how_read))
+        saes.save_sae(sae, self.out)
         (Path(self.out) / "fit.json").write_text(json.dumps(fit.to_dict(), indent=2) + "\n", encoding="utf-8")
         print(f"{self.width} atoms on layer {self.layer}, held-out texts: {fit}")
         print(
@@ -185,18 +174,12 @@ class FitSAE(ReadOptions):
 
     def run(self) -> int:
         """Read, check, measure, say."""
-        import dataclasses
         import json
-        import sys
-        from pathlib import Path
 
-        from launch.core.option_checks import check_numbers
         from launch.core.session import load_asked
-        from moe_steer.layers import unwrap
-        from moe_steer.saes import check_fits, check_sequences, load_sae, measure_fit, residual_of
 
         check_numbers(self, {"max_tokens": 1, "tokens_per_forward": 1, "skip_first": 0})
-        sae = load_sae(self.sae, format=self.format, layer=self.layer, site=self.site, k=self.k)
+        sae = saes.load_sae(self.sae, format=self.format, layer=self.layer, site=self.site, k=self.k)
         layer = sae.about.layer
         if layer is None:
             raise ValueError(f"the layer of {self.sae} is not known: give it with --layer")
@@ -204,14 +187,14 @@ class FitSAE(ReadOptions):
             raise ValueError(f"--k is {self.k}, and this {sae.kind} SAE does not take it: leave --k out")
         model, tokenizer = load_asked(self)
         try:
-            check_fits(sae, model, layer)
+            saes.check_fits(sae, model, layer)
         except ValueError as error:
             made_for = f"; the SAE is of {sae.about.model_name}" if sae.about.model_name else ""
             raise ValueError(f"{error}; --model is {self.model}{made_for}") from error
         sequences = at_most(self.token_sequences(model, tokenizer), self.max_tokens)
-        check_sequences(model, sequences)
+        saes.check_sequences(model, sequences)
         sae = sae.to(device=unwrap(model).get_input_embeddings().weight.device)
-        fit = measure_fit(sae, residual_of(model, sequences, layer, **self.how_read))
+        fit = saes.measure_fit(sae, saes.residual_of(model, sequences, layer, **self.how_read))
         about = sae.about
         print(
             f"{about.format} SAE, {sae.kind}, {sae.width} atoms, layer {about.layer}, of {about.model_name or 'unknown model'}"

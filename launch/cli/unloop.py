@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +13,7 @@ import tyro
 from launch.core.option_checks import check_counts, check_folder
 from launch.core.options import HeldModel
 from launch.core.prompt_options import PromptOptions
+from moe_steer.files import write_whole
 from moe_steer.lab import is_made_up
 
 if TYPE_CHECKING:
@@ -195,10 +198,6 @@ class Unloop(PromptOptions, HeldModel):
         return {"loops": said, "change_of_loops": loops, "change_of_accuracy": accuracy}
 
     def _write(self, plan: SteeringPlan, name: str, results: dict[str, Any]) -> None:
-        import dataclasses
-        import json
-
-        from moe_steer.files import write_whole
 
         about = {"unloop": {"silenced": name, **results["checks"]["held out"]}}
         path = Path(self.out, PLAN)

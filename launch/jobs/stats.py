@@ -15,19 +15,30 @@ from expert_stats import (
     MISSING_MARKER,
     ZERO_JOINT,
     ExpertScores,
+    MarkerSet,
     RoutingCounts,
     Trace,
     Unproven,
+    evidence_sentence,
+    family_lines,
+    fresh_lines,
+    interval_lines,
     scores_and_estimate,
     select_experts,
+    sum_counts,
 )
+from expert_stats.causes import Causes
 from expert_stats.evidence import Estimate
 from expert_stats.rivals import Measures, Sources, rival_of
 from launch.core.option_checks import check_counts
 from launch.core.options import ELSEWHERE, MIN_SUPPORT, ModelOptions, TraceOptions, config_of
+from launch.core.outcomes import graded_answers
 from launch.core.ranks import Ranks
-from launch.core.wiring import counted, parse_coefficients
-from moe_steer.tokens import POSITIONS, RICE_COEFFICIENTS
+from launch.core.wiring import collect_over_ranks, counted, parse_coefficients, read_any_traces, references_for
+from moe_steer.files import write_whole
+from moe_steer.layers import model_shape
+from moe_steer.tokens import POSITIONS, RICE_COEFFICIENTS, check_traces
+from reasoning_evals.runs import digest, open_run
 
 COUNTS, SCORES = "counts.safetensors", "scores.json"
 _PARTS = "parts"
@@ -132,8 +143,6 @@ class RivalFiles:
 
     def sources(self) -> Sources:
         """What is in them."""
-        from expert_stats.causes import Causes
-        from launch.core.outcomes import graded_answers
 
         return Sources(
             measures=Measures.load(self.measures) if self.measures else None,
@@ -165,7 +174,6 @@ class CollectOptions(ScoringOptions, CountingOptions, ModelOptions):
 
     def config(self, traces: Sequence[Trace]) -> dict[str, Any]:
         """What the counts depend on."""
-        from reasoning_evals.runs import digest
 
         content = digest([[trace.trace_id, trace.token_ids, trace.prompt_length] for trace in traces])
         return {
@@ -181,12 +189,7 @@ def _check_choice(options: object, name: str, allowed: Sequence[str]) -> None:
 
 def run(options: CollectOptions, ranks: Ranks) -> None:
     """Count what is not counted yet, add up, score, draw."""
-    from expert_stats import MarkerSet
     from launch.core.session import load_asked
-    from launch.core.wiring import read_any_traces
-    from moe_steer.layers import model_shape
-    from moe_steer.tokens import check_traces
-    from reasoning_evals.runs import open_run
 
     model, tokenizer = load_asked(options, batch=1, context=None)
     if not model_shape(model).moe_layers:
@@ -210,8 +213,6 @@ def _count(
     options: CollectOptions, ranks: Ranks, model: Any, tokenizer: Any, markers: Any, traces: Sequence[Trace]
 ) -> None:
     """counts.safetensors, by way of the counts of every part."""
-    from expert_stats import sum_counts
-    from launch.core.wiring import collect_over_ranks, references_for
 
     references = references_for(tokenizer, traces, markers)  # of all traces: parts with others would not add up
     parts = Path(options.out, _PARTS)
@@ -256,7 +257,6 @@ def _publish(options: CollectOptions, folder: Path) -> str:
 
 def verdict(scores: ExpertScores) -> str:
     """What the evidence says of the best two, in a sentence; then intervals from problems that did not choose, what others rest on where that is little, and how far families of problems agree."""
-    from expert_stats import evidence_sentence, family_lines, fresh_lines, interval_lines
 
     best = [(row.layer, row.expert) for row in scores.ranking()[:2]]
     first = evidence_sentence(scores, best, MAX_Q) if best else "UNPROVEN: no expert has support at a marker"
@@ -278,7 +278,6 @@ def next_plan(scores: ExpertScores, path: str | Path) -> str:
 def _draw(scores: ExpertScores, folder: Path) -> list[str]:
     """The names of the pictures."""
     from expert_stats import family_matrix, heat_map, rank_stability
-    from moe_steer.files import write_whole
 
     pictures = {"heatmap.svg": heat_map(scores)}
     if scores.ranking():

@@ -11,6 +11,7 @@ from expert_stats import ExpertScores, RoutingCounts
 from launch.cli.main import main as command_line
 from launch.collect_stats import main
 from launch.core import wiring
+from launch.jobs import stats
 from rank_processes import ROOT, run_ranks
 
 
@@ -65,7 +66,7 @@ def test_interrupted_it_goes_on_with_the_missing_parts(
         counted.append(len(some))
         return real(model, some, *rest, **named)
 
-    monkeypatch.setattr(wiring, "collect_over_ranks", until_the_third)
+    monkeypatch.setattr(stats, "collect_over_ranks", until_the_third)
     assert main(command) == 1
     assert "the power went" in capsys.readouterr().err
     assert not (out / "counts.safetensors").exists()
@@ -81,7 +82,7 @@ def test_interrupted_it_goes_on_with_the_missing_parts(
 def test_finished_it_counts_nothing_twice_and_may_score_anew(
     traces: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(wiring, "collect_over_ranks", lambda *_, **__: pytest.fail("nothing is left to count"))
+    monkeypatch.setattr(stats, "collect_over_ranks", lambda *_, **__: pytest.fail("nothing is left to count"))
     command = ["--traces", str(traces), "--out", str(whole)]
     assert main([*command, "--coefficients", "<think>=1", "</think>=0", "Alternatively=0"]) == 0
     assert ExpertScores.load(whole / "scores.json").coefficients == (1.0, 0.0, 0.0, 0.0)

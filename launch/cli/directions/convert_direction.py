@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from launch.core.option_checks import check_folder
 
 if TYPE_CHECKING:
     from moe_steer import Direction
@@ -26,10 +31,7 @@ class ConvertDirection:
 
     def run(self) -> int:
         """Write, and say what was written."""
-        from pathlib import Path
-        from tempfile import TemporaryDirectory
 
-        from launch.core.option_checks import check_folder
         from moe_steer.directions import export_easyedit, export_gguf
 
         if not self.files:
@@ -69,8 +71,6 @@ class ConvertDirection:
         return 0
 
     def _read(self, name: str) -> list[Direction]:
-        import re
-        from pathlib import Path
 
         from moe_steer import Direction
         from moe_steer.directions import import_easyedit, import_gguf

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from launch.cli.directions.direction_options import NEED_SAE, DirectionOptions, check
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _REMEDIES = {
     "decisions": "give more traces, other --switch-words or another --after, or traces that this model's tokenizer wrote",
@@ -35,7 +33,6 @@ class MakeDirection(DirectionOptions):
         return 0
 
     def _make_all(self) -> None:
-        from pathlib import Path
 
         from expert_stats import collect_contrast
         from launch.core.session import load_asked
@@ -140,7 +137,6 @@ class MakeDirection(DirectionOptions):
                 )
 
     def _file(self, method: str, layer: int) -> Path:
-        from pathlib import Path
 
         return Path(self.out, f"{method}-L{layer}.safetensors")
 

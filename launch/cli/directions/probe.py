@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -14,6 +15,8 @@ from typing import Any, ClassVar
 from launch.core.option_checks import check_counts, check_folder
 from launch.core.options import HeldModel, TraceOptions
 from launch.core.prompt_options import PromptOptions
+from moe_steer import contrasts, gates, tokens
+from moe_steer.files import write_whole
 
 BUILT_IN = {
     "check": "ends of steps of the thought: does a check (--switch-words) follow",
@@ -57,12 +60,8 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
 
         from expert_stats.plots import reliability
         from launch.core.session import load_asked
-        from moe_steer.contrasts import data_digest, marked_states
         from moe_steer.contrasts.sequences import check_sequences
-        from moe_steer.files import write_whole
-        from moe_steer.gates import Probe, fit_probe
         from moe_steer.layers import model_shape
-        from moe_steer.tokens import text_notes
 
         model, tokenizer = load_asked(self)
         shape = model_shape(model)
@@ -73,7 +72,7 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
         states: dict[int, list[Any]] = {layer: [] for layer in self.layers}
         labels: list[bool] = []
         problems: list[str] = []
-        for batch, found in marked_states(model, sequences, self.layers, self.tokens_per_batch):
+        for batch, found in contrasts.marked_states(model, sequences, self.layers, self.tokens_per_batch):
             for layer, x_TD in found.items():
                 states[layer].append(x_TD.double().cpu().numpy())
             for item in batch:
@@ -82,15 +81,15 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
         about = {
             "labels": self.labels if self.labels in BUILT_IN else Path(self.labels).name,
             "model": shape.to_dict(),
-            "data_sha256_sum": f"{data_digest(sequences):064x}",
+            "data_sha256_sum": f"{contrasts.data_digest(sequences):064x}",
             **({"switch_words": list(self.switch_words)} if self.labels == "check" else {}),
-            **text_notes(tokenizer),
+            **tokens.text_notes(tokenizer),
         }
         if self.labels not in BUILT_IN:
             about["labels_sha256"] = hashlib.sha256(Path(self.labels).read_bytes()).hexdigest()
         Path(self.out).mkdir(parents=True, exist_ok=True)
         for layer in self.layers:
-            fitted = fit_probe(
+            fitted = gates.fit_probe(
                 np.concatenate(states[layer]),
                 np.array(labels),
                 problems,
@@ -101,7 +100,7 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
             )
             import torch
 
-            probe = Probe(
+            probe = gates.Probe(
                 weight_D=torch.from_numpy(fitted.weight_D),
                 bias=fitted.bias,
                 layer=layer,
@@ -114,7 +113,7 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
             write_whole(path.with_suffix(".svg"), reliability(fitted.header["held_out"], title))
             print(self._line(probe, path))
         first = Path(self.out, f"probe-L{self.layers[0]}.safetensors")
-        cut = round(Probe.load(first).threshold, 3)
+        cut = round(gates.Probe.load(first).threshold, 3)
         when = json.dumps({"on": "probe", "file": str(first), "above": cut, "until": round(cut / 2, 3)})
         print(f"next: moe-steer plan ... --when '{when}' --out plan.json")
         return 0
@@ -141,16 +140,14 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
         """The traces with their positions: positive where the label is 1."""
         from launch.core.outcomes import graded_answers, is_run
         from launch.core.wiring import read_any_traces
-        from moe_steer.contrasts import MarkedSequence, decision_sites
-        from moe_steer.tokens import scoped_positions
 
         traces = read_any_traces(self.traces, tokenizer, self.arm)
-        ends = functools.partial(scoped_positions, "step_end", tokenizer)
+        ends = functools.partial(tokens.scoped_positions, "step_end", tokenizer)
         marked: dict[str, tuple[set[int], set[int]]] = {}
         if self.labels == "check":
             before = {
                 item.name: item.negative
-                for item in decision_sites(traces, tokenizer, self.switch_words, closed_only=False)
+                for item in contrasts.decision_sites(traces, tokenizer, self.switch_words, closed_only=False)
             }
             for trace in traces:
                 checks = set(before.get(trace.trace_id, ()))
@@ -178,7 +175,9 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
                 sides[0 if label else 1].add(position)
         ids = {trace.trace_id: trace.token_ids for trace in traces}
         found = [
-            MarkedSequence(name, ids[name], tuple(yes), tuple(no)) for name, (yes, no) in marked.items() if yes or no
+            contrasts.MarkedSequence(name, ids[name], tuple(yes), tuple(no))
+            for name, (yes, no) in marked.items()
+            if yes or no
         ]
         if not found:
             raise ValueError(f"the labels {self.labels} mark no position of these traces: give other traces or labels")
@@ -186,7 +185,6 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
 
     def _drawn(self, sequences: list[Any]) -> list[Any]:
         """At most ``max_positions`` of all positions."""
-        import dataclasses
 
         places = [
             (at, side, place)
