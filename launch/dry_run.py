@@ -58,48 +58,26 @@ def fit(
     ``prompt``: tokens of the longest prompt; ``rows``: samples decoded together where there are fewer than ``options.rows``.
     ValueError says what does not fit.
     """
-    from moe_steer.backends import Unplanned, check_name, choose_backend, gib, plan_memory, refusal, skeleton
+    from moe_steer.backends import Unplanned, check_name, choose_backend, gib, refusal, skeleton
     from moe_steer.layers import model_shape
 
     check_name(options.backend)
     shape = model_shape(skeleton(config, "bfloat16"))
     if plan is not None:
         plan.check(shape)
+    rows, context = rows or options.rows, prompt + options.token_limit
     backend, reason = options.backend, "asked for"
     if backend == "auto":
-        backend, reason = (
-            choose_backend(
-                config,
-                machine.gpus,
-                options.dtype,
-                options.offload,
-                machine.limit,
-                machine.on_gpu,
-                batch=rows or options.rows,
-                context=prompt + options.token_limit,
-                prompt=prompt,
-                max_memory=options.max_memory,
-                gpus=machine.in_one_process,
-            )[0],
-            "the fastest that fits",
-        )
+        held = (options.dtype, options.offload, machine.limit, machine.on_gpu)
+        asked: dict[str, Any] = {"max_memory": options.max_memory, "gpus": machine.in_one_process}
+        backend, _ = choose_backend(config, machine.gpus, *held, batch=rows, context=context, prompt=prompt, **asked)
+        reason = "the fastest that fits"
     if why_not := refusal(backend, config, machine.gpus):
         raise ValueError(f"backend {backend!r} cannot run this model: {why_not}")
     experts = {"layers_with_experts": len(shape.moe_layers), "experts_a_layer": shape.num_experts}
     try:
-        found = plan_memory(
-            config,
-            machine.gpus,
-            machine.limit,
-            dtype=options.dtype,
-            context=prompt + options.token_limit,
-            batch=rows or options.rows,
-            prompt=prompt,
-            offload=options.offload or ("cpu" if (options.backend, backend) == ("auto", "device_map") else ""),
-            on_gpu=machine.on_gpu,
-            max_memory=options.max_memory,
-            gpus=machine.in_one_process,
-        )
+        offload = options.offload or ("cpu" if (options.backend, backend) == ("auto", "device_map") else "")
+        found = machine.plan(options, config, rows, context, prompt=prompt, offload=offload)
     except Unplanned as error:  # says nothing against the start
         return Fit(backend=backend, reason=str(error), total=0, loading=0, limit=machine.limit, **experts)
     footprint = next(item for item in found.footprints if item.backend == backend)
@@ -107,7 +85,7 @@ def fit(
         raise ValueError(f"backend {backend!r} cannot run this job: {footprint.why_not}")
     if not footprint.fits:
         others = [item.backend for item in found.footprints if item.fits]
-        change = f"use --backend {others[0]}" if others else in_own_words(found.advice, rows or options.rows)
+        change = f"use --backend {others[0]}" if others else in_own_words(found.advice, rows)
         raise ValueError(
             f"backend {backend!r} does not fit on {machine.what}: {gib(footprint.total)} of {gib(machine.limit)} GiB a rank; {change}"
         )

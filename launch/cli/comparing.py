@@ -56,12 +56,9 @@ class Compare:
         if capped:
             print("\n".join(["", "The same samples, cut at each limit", *comparing.cap_lines(capped)]))
         if self.out:
-            target = Path(self.out)
-            target.parent.mkdir(parents=True, exist_ok=True)
             values = comparison.to_dict() | ({"caps": [one.to_dict() for one in capped]} if capped else {})
-            write_whole(
-                target, json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-            )
+            text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            write_whole(self.out, text + "\n")
             print(f"wrote {self.out}")
         return 0
 
@@ -159,9 +156,7 @@ class Power:
         if size:
             self._print_run(assumptions, *size)
         if self.out:
-            target = Path(self.out)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, json.dumps(plan.to_dict(), indent=1) + "\n")
+            write_whole(self.out, json.dumps(plan.to_dict(), indent=1) + "\n")
             print(f"wrote {self.out}")
         return 0
 

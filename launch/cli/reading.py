@@ -160,8 +160,7 @@ class Thinking:
         print("\n".join([*thoughts.thinking_lines(summary), *notes]))
         if self.out:
             values = {"version": 1, **summary.to_dict(), "switch_words": list(markers), "notes": notes}
-            Path(self.out).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(Path(self.out), json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            write_whole(self.out, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
             print(f"wrote {self.out}")
         return 0
 

@@ -15,6 +15,7 @@ from launch.core.prompt_options import ask_prompts, task_line
 from launch.core.ranks import Ranks
 from moe_steer.backends import (
     FITS,
+    MemoryPlan,
     Unplanned,
     available_bytes,
     check_name,
@@ -95,6 +96,16 @@ class Machine:
         if options.gpus and options.gpu_gib:
             return cls.of_gpus(options.gpus, options.gpu_gib)
         return cls.of_ranks(world_size)
+
+    def plan(self, options: HeldModel, config: Any, rows: int, context: int, **more: Any) -> MemoryPlan:
+        """What a model needs here under every backend, for so many ``rows`` of ``context`` tokens. ``more``: of ``plan_memory``."""
+        asked: dict[str, Any] = {
+            "dtype": options.dtype,
+            "offload": options.offload,
+            "max_memory": options.max_memory,
+        } | more
+        here: dict[str, Any] = {"on_gpu": self.on_gpu, "gpus": self.in_one_process}
+        return plan_memory(config, self.gpus, self.limit, context=context, batch=rows, **asked, **here)
 
     @property
     def in_one_process(self) -> tuple[int, ...] | None:
@@ -257,18 +268,7 @@ def _fits(options: HeldModel, config: Any, machine: Machine, context: int) -> Ca
 
     def asked(rows: int, _: bool) -> _Held:
         try:
-            plan = plan_memory(
-                config,
-                machine.gpus,
-                machine.limit,
-                dtype=options.dtype,
-                context=context,
-                batch=rows,
-                offload=options.offload,
-                on_gpu=machine.on_gpu,
-                max_memory=options.max_memory,
-                gpus=machine.in_one_process,
-            )
+            plan = machine.plan(options, config, rows, context)
         except Unplanned as error:
             if rows > _UNPLANNED:
                 raise

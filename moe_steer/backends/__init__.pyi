@@ -16,6 +16,7 @@ from moe_steer.backends.layout import gpus_here as gpus_here
 from moe_steer.backends.layout import layout_of as layout_of
 from moe_steer.backends.layout import lockstep as lockstep
 from moe_steer.backends.layout import remember_layout as remember_layout
+from moe_steer.backends.memory import MemoryPlan as MemoryPlan
 from moe_steer.backends.memory import choose_backend as choose_backend
 from moe_steer.backends.memory import place_here as place_here
 from moe_steer.backends.memory import plan_memory as plan_memory
