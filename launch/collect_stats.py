@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from launch.core.ranks import leave
-from launch.core.start import start
+from launch.core.ranks import leave, start
 from launch.jobs.stats import CollectOptions, run
 
 main = partial(start, CollectOptions, run, program="collect_stats.py", description=__doc__)

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from launch.core.ranks import leave
-from launch.core.start import start
+from launch.core.ranks import leave, start
 from launch.jobs.evaluation import EvaluateOptions, run
 
 main = partial(start, EvaluateOptions, run, program="evaluate.py", description=__doc__)

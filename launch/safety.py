@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from launch.core.ranks import Ranks, leave
-from launch.core.start import start
+from launch.core.ranks import Ranks, leave, start
 from launch.jobs.safety_options import SafetyOptions
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from launch.core.option_checks import named_files
-from launch.core.served.own_server import OWNER, steers
+from launch.core.served.server_options import OWNER, steers
 from launch.latent import LATENT, ROTARY, cpu_options, lacks_kernel, with_latent_sizes
 from moe_steer import SteeringPlan
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from expert_stats import BY, MarkerSet, RoutingCounts, count_routed, sum_counts
 from expert_stats.rivals import METHODS
 from launch.core.options import ModelOptions
+from launch.core.served.checking import count_served
 from launch.core.served.connection import Connection
 from launch.core.served.server_options import JobServerOptions
-from launch.core.wiring import collect_over_ranks, count_served, counted, read_any_traces, read_routed, references_for
+from launch.core.wiring import collect_over_ranks, counted, read_any_traces, read_routed, references_for
 from launch.jobs.stats import CountingOptions, RivalFiles, ScoringOptions, next_plan, verdict
 from moe_steer.tokens import check_traces
 

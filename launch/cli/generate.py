@@ -183,9 +183,9 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
 
     def _settled(self, problems: Sequence[Problem], plan: SteeringPlan | None) -> tuple[Generate, runs.Arm]:
         """These options with what they leave to model and machine, and the model as an arm."""
-        from launch.core.arms import check_fits
         from launch.core.beforehand import look, settle
         from launch.core.ranks import Ranks
+        from launch.core.wiring import check_fits
         from reasoning_evals.prompts import FINISHED, THINKING_PROMPT
 
         known = look(self)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.core.arms import arm_here
 from launch.core.failure import in_own_words
 from launch.core.findings import Findings, publish
 from launch.core.options import HeldModel, Room, RunOptions
 from launch.core.prompt_options import PromptOptions, ask_prompts
 from launch.core.ranks import Ranks, speaks
-from launch.core.served.connection import Connection
-from launch.core.served.own_server import OwnServer
+from launch.core.served.connection import Connection, OwnServer
 from launch.core.served.server_options import EngineOptions
-from moe_steer import SteeringPlan, load_model
+from moe_steer import SteeringPlan, load_model, steer
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.layers import ModelShape, model_shape
 from reasoning_evals import Problem, run_arms
@@ -212,6 +210,20 @@ def load_room(options: HeldModel, room: Room) -> tuple[Any, Any]:
         return load_asked(options, quiet=True, batch=room.rows, context=room.context)
     except ValueError as error:
         raise ValueError(in_own_words(str(error), room.rows)) from error
+
+
+def steering(model: Any, tokenizer: Any, plan: SteeringPlan) -> Callable[[], Any]:
+    """The context in which the model is steered; the run keeps its audit."""
+    return lambda: steer(model, plan, tokenizer=tokenizer, quiet=True)
+
+
+def arm_here(name: str, model: Any, tokenizer: Any, plan: SteeringPlan | None) -> Arm:
+    """A loaded model under a plan, or as it is; ValueError for a plan that does not fit."""
+    sampler = InProcessSampler(model, tokenizer)
+    if plan is None:
+        return Arm(name, sampler, details={"plan": None})
+    plan.check(model)
+    return Arm(name, sampler, context=steering(model, tokenizer, plan), details={"plan": plan.digest()})
 
 
 def take_room(sampler: InProcessSampler, room: Room, *, sets_aside: bool) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from expert_stats import (
     MarkerSet,
     RoutedTrace,
@@ -19,8 +17,6 @@ from expert_stats import (
     Trace,
     batches,
     collect_counts,
-    count_routed,
-    decode_array,
     read_rollouts,
     read_traces,
     reduce_counts,
@@ -30,7 +26,6 @@ from expert_stats import (
 )
 from launch.core.prompt_options import read_words
 from launch.core.ranks import Ranks, speaks
-from launch.core.served.connection import Connection
 from moe_steer import SteeringPlan
 from moe_steer.backends import layout_of, lockstep
 from moe_steer.layers import ModelShape
@@ -40,7 +35,7 @@ from reasoning_evals.runs import RUN_FILE, read_completions, read_generations, r
 
 # They live as long as the process, like the plans that read from them.
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
-_ANOTHER = "they were made with another tokenizer; give that model, or sample again with this one"
+ANOTHER = "they were made with another tokenizer; give that model, or sample again with this one"
 
 
 def traces_of(completions: Iterable[Completion], tokenizer: Any) -> list[Trace]:
@@ -115,46 +110,11 @@ def read_routed(paths: Sequence[str], tokenizer: Any, shape: ModelShape) -> Iter
         try:
             trace = trace_from_ids(name, rollout.prompt_ids, rollout.response_ids, tags)
             if max(trace.token_ids) >= len(tokenizer):
-                raise ValueError(f"token {max(trace.token_ids)} is none of this model's {len(tokenizer)}: {_ANOTHER}")
+                raise ValueError(f"token {max(trace.token_ids)} is none of this model's {len(tokenizer)}: {ANOTHER}")
             item = routed_trace(trace, rollout.topk_ids, shape, first=rollout.first, topk_weights=rollout.topk_weights)
         except ValueError as error:
             raise ValueError(f"{rollout.where}: {error}") from error
         yield item
-
-
-def count_served(
-    connection: Connection, traces: Sequence[Trace], shape: ModelShape, markers: MarkerSet, **options: Any
-) -> RoutingCounts:
-    """The counts that ``collect_over_ranks`` takes of these traces, from the routing that a server records while it reads them.
-
-    ValueError for a server that records none.
-    """
-    return count_routed(
-        served_routing(connection, traces, shape), shape, markers, engine="endpoint", coming=traces, **options
-    )
-
-
-def served_routing(connection: Connection, traces: Sequence[Trace], shape: ModelShape) -> Iterator[RoutedTrace]:
-    """The routing of every token of each trace: a server reads all of them as a prompt, unsteered, and makes one token more."""
-    off = connection.asked(None)
-    fixed = {"model": connection.name, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
-    bodies = [fixed | {"prompt": list(trace.token_ids)} | (off.fields if off else {}) for trace in traces]
-    longest = max((len(trace.token_ids) for trace in traces), default=0)
-    most = (1 << 22) + longest * (shape.num_layers * (shape.top_k + 2) * 4 * 2 + 64)
-    for trace, reply in zip(traces, connection.server.complete(bodies, most), strict=True):
-        (choice,) = reply["choices"] if len(reply["choices"]) == 1 else ({},)
-        if choice.get("routed_experts") is None:
-            raise ValueError(
-                f"the server at {connection.server.base_url} sends no routed_experts: start vLLM with --enable-return-routed-experts, "
-                "or count with the model loaded ('moe-steer collect') and give the file (steer_r1.py --counts)"
-            )
-        read = choice.get("prompt_token_ids", reply.get("prompt_token_ids"))
-        if read is not None and read != list(trace.token_ids):
-            raise ValueError(f"the server reads trace {trace.trace_id!r} as other tokens than it was sent: {_ANOTHER}")
-        recorded = decode_array(
-            choice["routed_experts"], f"routed_experts of trace {trace.trace_id!r}", np.dtype("<i4")
-        )
-        yield routed_trace(trace, recorded, shape)
 
 
 def _of_arm(file: Path, completions: list[Completion], arm: str | None) -> list[Completion]:
@@ -174,7 +134,7 @@ def _check_traces(file: Path, traces: Iterable[Trace], tokenizer: Any) -> None:
         if tags and end is not None and end < len(trace.token_ids) and not tags.at(trace.token_ids, end):
             raise ValueError(
                 f"{file}: the thought of trace {trace.trace_id!r} ends in token {trace.token_ids[end]}, and this model's "
-                f"ends in {list(tags.close)}: {_ANOTHER}"
+                f"ends in {list(tags.close)}: {ANOTHER}"
             )
 
 
@@ -192,11 +152,11 @@ def _check_completions(file: Path, completions: Iterable[Completion], tokenizer:
         if tags and ids and shown and not any(tags.at(ids, p) for p in range(len(ids))):
             raise ValueError(
                 f"{file}: the answer to {item.problem_id!r} holds {shown[0]}, and its tokens do not hold this model's "
-                f"({list(tags.close)}): {_ANOTHER}"
+                f"({list(tags.close)}): {ANOTHER}"
             )
         if ids and not item.is_of(tokenizer):
             raise ValueError(
-                f"{file}: the tokens of the answer to {item.problem_id!r} are another text here: {_ANOTHER}"
+                f"{file}: the tokens of the answer to {item.problem_id!r} are another text here: {ANOTHER}"
             )
 
 
@@ -230,6 +190,24 @@ def counted(counts: RoutingCounts) -> str:
     seen = zip(counts.marker_names, counts.occurrences_M, strict=True)
     markers = ", ".join(f"{name} {int(number)}" for name, number in seen)
     return f"{counts.num_traces} traces, {counts.num_tokens} tokens counted; markers: {markers}"
+
+
+def load_plan(path: str) -> SteeringPlan:
+    """The plan of a file; ValueError as ``SteeringPlan.load``, and for a neutral plan."""
+    plan = SteeringPlan.load(path)
+    if plan.is_neutral:
+        raise ValueError(f"the plan {path!r} is neutral (all gains 1, all strengths 0): there is nothing to compare")
+    return plan
+
+
+def check_fits(plan: SteeringPlan, shape: ModelShape | None, source: str) -> None:
+    """ValueError, which begins with where the plan is from, for one that does not fit the model (None: not known yet)."""
+    if shape is None:
+        return
+    try:
+        plan.check(shape)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def broadcast_plan(plan: SteeringPlan | None, ranks: Ranks) -> SteeringPlan:

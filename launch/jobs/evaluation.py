@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from launch.core.arms import check_fits
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
 from launch.core.levers.arm_words import HINT, REMINDER, TRIAL, Words, arm_name, check_arms, parse_arm
@@ -87,6 +86,7 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     """Sample every arm, grade, compare, report, in the folder of the options. What loads models is imported only now: --help is quick."""
     from launch.core.levers.arm_building import arm_of, load_plans
     from launch.core.session import Session
+    from launch.core.wiring import check_fits
 
     plans = load_plans(options.arms)
     problems = _problems(options)

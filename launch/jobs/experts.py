@@ -16,12 +16,12 @@ from launch.core.options import options_from
 from launch.core.outcomes import closing_tag, decision_causes
 from launch.core.problem_sets import ProblemSets, problem_sets
 from launch.core.ranks import Ranks
+from launch.core.served.checking import count_served
 from launch.core.session import Session
 from launch.core.trace_views import keep_traces
 from launch.core.wiring import (
     broadcast_plan,
     collect_over_ranks,
-    count_served,
     markers_for,
     parse_coefficients,
     references_for,

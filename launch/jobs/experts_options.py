@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from expert_stats import RoutingCounts
-from launch.core.arms import load_plan
 from launch.core.option_checks import ReadBy, check_counts
 from launch.core.options import SplitOptions
 from launch.core.served.server_options import EngineOptions
+from launch.core.wiring import load_plan
 from moe_steer import PAPER_GAIN, SteeringPlan, preset_plan
 from moe_steer.layers import ModelShape
 from moe_steer.tokens import parse_scope

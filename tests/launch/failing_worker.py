@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from launch.core.ranks import Ranks, leave
-from launch.core.start import start
+from launch.core.ranks import Ranks, leave, start
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,7 @@ import torch.distributed as dist
 
 from launch.core import failure
 from launch.core.failure import error_to_report
-from launch.core.ranks import Ranks, ranks_of_this_run, take_gpu
-from launch.core.start import start
+from launch.core.ranks import Ranks, ranks_of_this_run, start, take_gpu
 from launch.jobs.evaluation import EvaluateOptions
 from launch.steer_r1 import main
 
@@ -149,7 +148,7 @@ def test_wrong_usage_is_said_by_the_first_rank_alone(
 ) -> None:
     slept: list[float] = []
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr("launch.core.start.time.sleep", slept.append)
+    monkeypatch.setattr("launch.core.ranks.time.sleep", slept.append)
     with pytest.raises(SystemExit) as stopped:
         main(["--modle", "lab"])
     assert stopped.value.code == 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch.core.served.own_server import OWNER, _cause, _with_gpus
+from launch.core.served.connection import OWNER, _cause, _with_gpus
 from launch.evaluate import main as evaluate
 from launch.steer_r1 import main as steer_r1
 from moe_steer import ExpertGain, SteeringPlan, load_model

@@ -9,20 +9,18 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from launch.core.arms import load_plan, steering
 from launch.core.levers.arm_rules import ArmParts, add_rule, held_by_prompt
 from launch.core.levers.arm_words import USUAL_WORDS, Rule, Words, arm_name, parse_arm
 from launch.core.levers.exit_probe import reading_of
+from launch.core.session import Session, steering
+from launch.core.wiring import load_plan
 from moe_steer import SteeringPlan, preset_plan
 from reasoning_evals.decoding import ProbeExit
 from reasoning_evals.engines import InProcessSampler
 from reasoning_evals.runs import Arm
 from reasoning_evals.thoughts import HELD
-
-if TYPE_CHECKING:
-    from launch.core.session import Session
 
 
 class BuiltArm(NamedTuple):

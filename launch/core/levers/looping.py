@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from expert_stats.causes import Causes, find_causes, loop_odds
-from launch.core.arms import arm_here
+from launch.core.session import arm_here
 from moe_steer import ExpertGain, SteeringPlan, steer
 from moe_steer.tokens import Trace
 from reasoning_evals import Problem, loop_at_end, run_arms

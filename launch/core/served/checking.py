@@ -1,17 +1,24 @@
-"""Does a server serve what it should? Its greedy tokens and their log-probabilities, scored again in this process, steered and plain."""
+"""Does a server serve what it should? Its greedy tokens and their log-probabilities, scored again in this process, steered and plain.
+
+And the counts of traces from the routing that a server records while it reads them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from expert_stats import MarkerSet, RoutedTrace, RoutingCounts, Trace, count_routed, decode_array, routed_trace
 from launch.core.served.connection import Connection
+from launch.core.wiring import ANOTHER
 from moe_steer import SteeringPlan, steer
 from moe_steer.json_files import quoted
+from moe_steer.layers import ModelShape
 from reasoning_evals.engines import ServedPlan
 from reasoning_evals.prompts import render_prompt
 
@@ -162,3 +169,38 @@ def _scores(
 
 def _rms(values_T: torch.Tensor) -> float:
     return float(values_T.square().mean().sqrt())
+
+
+def count_served(
+    connection: Connection, traces: Sequence[Trace], shape: ModelShape, markers: MarkerSet, **options: Any
+) -> RoutingCounts:
+    """The counts that ``collect_over_ranks`` takes of these traces, from the routing that a server records while it reads them.
+
+    ValueError for a server that records none.
+    """
+    return count_routed(
+        served_routing(connection, traces, shape), shape, markers, engine="endpoint", coming=traces, **options
+    )
+
+
+def served_routing(connection: Connection, traces: Sequence[Trace], shape: ModelShape) -> Iterator[RoutedTrace]:
+    """The routing of every token of each trace: a server reads all of them as a prompt, unsteered, and makes one token more."""
+    off = connection.asked(None)
+    fixed = {"model": connection.name, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
+    bodies = [fixed | {"prompt": list(trace.token_ids)} | (off.fields if off else {}) for trace in traces]
+    longest = max((len(trace.token_ids) for trace in traces), default=0)
+    most = (1 << 22) + longest * (shape.num_layers * (shape.top_k + 2) * 4 * 2 + 64)
+    for trace, reply in zip(traces, connection.server.complete(bodies, most), strict=True):
+        (choice,) = reply["choices"] if len(reply["choices"]) == 1 else ({},)
+        if choice.get("routed_experts") is None:
+            raise ValueError(
+                f"the server at {connection.server.base_url} sends no routed_experts: start vLLM with --enable-return-routed-experts, "
+                "or count with the model loaded ('moe-steer collect') and give the file (steer_r1.py --counts)"
+            )
+        read = choice.get("prompt_token_ids", reply.get("prompt_token_ids"))
+        if read is not None and read != list(trace.token_ids):
+            raise ValueError(f"the server reads trace {trace.trace_id!r} as other tokens than it was sent: {ANOTHER}")
+        recorded = decode_array(
+            choice["routed_experts"], f"routed_experts of trace {trace.trace_id!r}", np.dtype("<i4")
+        )
+        yield routed_trace(trace, recorded, shape)

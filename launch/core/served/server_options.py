@@ -1,4 +1,4 @@
-"""Options of programs that may ask a server in place of loading the model."""
+"""Options of programs that may ask a server in place of loading the model; and what a server that a job has started shares with it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 CONCURRENCY = 64
 """Requests under way at an endpoint at once."""
+OWNER = "MOE_STEER_OWNER"
+"""Environment: the process that the server is for; it ends when that one is gone, killed or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +79,13 @@ class EngineOptions(JobServerOptions):
         if self.endpoint and self.engine:
             raise ValueError("--endpoint is a server that runs, and --engine starts one: give one of them")
         return "engine" if self.engine else super().held_by
+
+
+def steers(port: int) -> bool:
+    """Whether a server on 127.0.0.1 is up, and knows plans."""
+    import httpx
+
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/v1/steering", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
