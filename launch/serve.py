@@ -138,6 +138,7 @@ def check_plans(model: str, plans: dict[str, SteeringPlan]) -> None:
             plan.refuse_outside("a server")
         except ValueError as error:
             raise ValueError(f"plan {name}: {error}") from error
+    from launch.core.wiring import check_fits
     from moe_steer.backends import Unplanned, read_config, skeleton
     from moe_steer.layers import model_shape
 
@@ -146,10 +147,7 @@ def check_plans(model: str, plans: dict[str, SteeringPlan]) -> None:
     except Unplanned:
         return  # its own code is not run here: the server checks the plans against the model itself
     for name, plan in plans.items():
-        try:
-            plan.check(shape)
-        except ValueError as error:
-            raise ValueError(f"plan {name}: {error}") from error
+        check_fits(plan, shape, f"plan {name}")
 
 
 def _environment(python: str) -> tuple[list[str], bool]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_type_hints
 
@@ -115,6 +116,17 @@ def check_names(field: str, given: Collection[str], known: Collection[str]) -> N
             raise ValueError(f"{field} hold {name!r}: choose among {', '.join(known)}")
     if len(set(given)) != len(given):
         raise ValueError(f"{field} {list(given)} hold a name twice: give each once")
+
+
+def check_different(name: str, values: Collection[float], fits: Callable[[float], bool], wanted: str) -> None:
+    """ValueError for no value, one that is given twice, and one that does not fit; ``wanted``: the values that do, in words."""
+    if not values or len(set(values)) != len(values) or not all(map(fits, values)):
+        raise ValueError(f"{name} are {list(values)}: give different {wanted}")
+
+
+def check_strengths(name: str, values: Collection[float]) -> None:
+    """ValueError unless they are different numbers that do something."""
+    check_different(name, values, lambda value: value != 0 and isfinite(value), "numbers other than 0")
 
 
 def check_numbers(command: Any, least: Mapping[str, int]) -> None:

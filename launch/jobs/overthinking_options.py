@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from math import isfinite
 from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from launch.core.option_checks import ReadBy, check_counts, check_names
+from launch.core.option_checks import ReadBy, check_counts, check_different, check_names, check_strengths
 from launch.core.options import SplitOptions
 from launch.core.served.server_options import EngineOptions
 from moe_steer.lab import OWN_PROBLEMS
@@ -112,19 +111,10 @@ class OverthinkingOptions(EngineOptions, SplitOptions):
         if not 0 < self.kept <= 1:
             raise ValueError(f"keep is {self.keep}: give a share above 0, at most 1")
         for field in ("strengths", "decision_strengths"):
-            values = getattr(self, field)
-            if values is not None and (
-                not values
-                or len(set(values)) != len(values)
-                or any(not value or not isfinite(value) for value in values)
-            ):
-                raise ValueError(f"{field} are {list(values)}: give different numbers other than 0")
-        if self.budgets is not None and (
-            not self.budgets
-            or len(set(self.budgets)) != len(self.budgets)
-            or any(not 0 < share < 1 for share in self.budgets)
-        ):
-            raise ValueError(f"budgets are {list(self.budgets)}: give different quantiles between 0 and 1")
+            if getattr(self, field) is not None:
+                check_strengths(field, getattr(self, field))
+        if self.budgets is not None:
+            check_different("budgets", self.budgets, lambda share: 0 < share < 1, "quantiles between 0 and 1")
         if not self.margin >= 0:
             raise ValueError(f"margin is {self.margin}: give the points that may be lost, 0 or more")
         if self.concise_prompt is not None and not self.concise_prompt.strip():

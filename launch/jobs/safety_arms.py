@@ -121,10 +121,10 @@ def _task(name: str, options: SafetyOptions, chat: bool) -> SafetyTask:
     )
 
 
-def judge(task: SafetyTask, folder: Path, classify: Any) -> list[GradeRow]:
-    """The verdicts on a task's answers. ``classify``: texts -> scores, for attacks."""
+def judge(task: SafetyTask, folder: Path, classifier: Any = None, batch: int = 32) -> list[GradeRow]:
+    """The verdicts on a task's answers. ``classifier``: for attacks; it reads ``batch`` texts together."""
     if task.is_attack:
-        scores: dict[str, TextScore] = classify(answers_of(folder))
+        scores: dict[str, TextScore] = classifier.score(answers_of(folder), batch)
         return grade_run(folder, task.problems, LabelJudge(scores))
     if task.worked_examples:
         return grade_run(folder, task.problems, _grade_own_answer)

@@ -45,7 +45,7 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
     options, room = settle(options, known, longest_prompt(options, tasks, known.tokenizer), ranks)
     session = Session.load(options, ranks, room, known.tokenizer, known.shape)
     sae = read_sae(str(options.sae), session.model, options.layer, "--layer") if options.needs_sae else None
-    classifiers = _Classifiers(options) if ranks.is_main else None
+    classifiers = classifiers_of(options) if ranks.is_main else {}
     inputs = {"pairs_sha256": pairs_digest(pairs), "sae_sha256": sae.about.sha256 if sae else None}
     session.open(NAME, options.config() | inputs)
     ranks.say(f"1/3  directions at layer {options.layer} from {len(pairs)} pairs")
@@ -65,10 +65,12 @@ def run(options: SafetyOptions, ranks: Ranks) -> None:
             sampling=session.sampling(max_new_tokens=task.max_new_tokens),
         )
     findings = None
-    if classifiers is not None:
+    if ranks.is_main:
         ranks.say("3/3  judging")
-        rows = {task.name: judge(task, session.folder / task.name, classifiers.of(task.name)) for task in tasks}
-        findings = _findings(options, session.folder, tasks, arms, made, rows, classifiers.described)
+        batch = options.classifier_batch
+        rows = {task.name: judge(task, session.folder / task.name, classifiers.get(task.name), batch) for task in tasks}
+        described = {task: one.describe() for task, one in classifiers.items()}
+        findings = _findings(options, session.folder, tasks, arms, made, rows, described)
     session.finish(findings)
 
 
@@ -124,31 +126,15 @@ def _stored_task(name: str, told: Mapping[str, Any], folder: Path) -> SafetyTask
 
 
 def _stored_rows(task: SafetyTask, folder: Path) -> list[GradeRow]:
-    return read_grades(folder) if task.is_attack else judge(task, folder, None)
+    return read_grades(folder) if task.is_attack else judge(task, folder)
 
 
-class _Classifiers:
-    """The classifiers, loaded before the long work starts, so that a wrong name fails at once."""
-
-    def __init__(self, options: SafetyOptions) -> None:
-        self._batch = options.classifier_batch
-        self._by_task: dict[str, Any] = {}
-        named = {"safeedit": (options.classifier, options.unsafe_label)}
-        named["real_toxicity"] = (
-            (options.toxicity_classifier, options.toxic_label) if options.toxicity_classifier else named["safeedit"]
-        )
-        loaded: dict[tuple[str, str], Any] = {}
-        for task, key in named.items():
-            if task in options.tasks:
-                loaded[key] = loaded.get(key) or load_classifier(key[0], unsafe=key[1])
-                self._by_task[task] = loaded[key]
-
-    @property
-    def described(self) -> dict[str, dict[str, Any]]:
-        """Task -> what identifies its classifier."""
-        return {task: one.describe() for task, one in self._by_task.items()}
-
-    def of(self, task: str) -> Any:
-        """Texts -> scores, for a task that a classifier judges; None for the others."""
-        one = self._by_task.get(task)
-        return None if one is None else lambda texts: one.score(texts, self._batch)
+def classifiers_of(options: SafetyOptions) -> dict[str, Any]:
+    """Task -> the classifier that judges it, loaded before the long work starts, so that a wrong name fails at once."""
+    usual = (options.classifier, options.unsafe_label)
+    named = {"safeedit": usual, "real_toxicity": usual}
+    if options.toxicity_classifier:
+        named["real_toxicity"] = (options.toxicity_classifier, options.toxic_label)
+    asked = {task: key for task, key in named.items() if task in options.tasks}
+    loaded = {(name, label): load_classifier(name, unsafe=label) for name, label in dict.fromkeys(asked.values())}
+    return {task: loaded[key] for task, key in asked.items()}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from math import isfinite
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from launch.core.option_checks import DRAWING, ReadBy, check_counts, check_names, check_num_problems
+from launch.core.option_checks import DRAWING, ReadBy, check_counts, check_names, check_num_problems, check_strengths
 from launch.core.options import BASELINE, ELSEWHERE, RunOptions, config_of
 from launch.core.prompt_options import own_wording, text_or_file
 from moe_steer.json_files import quoted
@@ -135,12 +134,7 @@ class SafetyOptions(RunOptions):
             raise ValueError("the arms sae and sta read the pairs by an SAE: give --sae, or leave them out of --arms")
         if self.layer < 0:
             raise ValueError(f"layer is {self.layer}: give a decoder layer, counted from 0")
-        if (
-            not self.strengths
-            or len(set(self.strengths)) != len(self.strengths)
-            or not all(strength and isfinite(strength) for strength in self.strengths)
-        ):
-            raise ValueError(f"strengths are {list(self.strengths)}: give different numbers other than 0")
+        check_strengths("strengths", self.strengths)
         if not 0 <= self.keep <= 1:
             raise ValueError(f"keep is {self.keep}: give the share of atoms to keep, 0 to 1")
         for field in ("hand_prompt", "auto_prompt"):
