@@ -130,7 +130,9 @@ def optional() -> list[Finding]:
         Finding("ok", "launcher", launcher)
         if launcher
         else Finding("--", "launcher", f"deepspeed is not on PATH: {activate}"),
-        _program("several nodes", "pdsh", "apt-get install pdsh, or start every node by hand (--no_ssh)"),
+        Finding("ok", "several nodes", pdsh)
+        if (pdsh := shutil.which("pdsh"))
+        else Finding("--", "several nodes", "apt-get install pdsh, or start every node by hand (--no_ssh)"),
         Finding(
             "--",
             "NVMe offload",
@@ -160,11 +162,6 @@ def _package(what: str, extra: str, name: str) -> Finding:
     if not all(map(_satisfied, asked)):
         return Finding("--", what, f"{name} {there} is another version than asked for: pip install '{NAME}[{extra}]'")
     return Finding("ok", what, f"{name} {there}")
-
-
-def _program(what: str, name: str, mend: str) -> Finding:
-    where = shutil.which(name)
-    return Finding("ok", what, where) if where else Finding("--", what, mend)
 
 
 def _any_of(what: str, names: Sequence[str], otherwise: str) -> Finding:

@@ -132,7 +132,7 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
         if plan is not None:
             self._report_firing(plan)
         if self.endpoint:
-            self._report_endpoint(arm.name)
+            print(engines.http_line(runs.read_audit(self.out).rows[arm.name]))
         print(f"wrote {self.out}; next: moe-steer compare --baseline RUN --arm-folder RUN --out comparison.json")
         return 0
 
@@ -235,10 +235,6 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
         if not self.chat_endpoint:
             ask_prompts(tokenizer, self)
         return tokenizer
-
-    def _report_endpoint(self, arm: str) -> None:
-
-        print(engines.http_line(runs.read_audit(self.out).rows[arm]))
 
     def _report_firing(self, plan: object) -> None:
         from launch.core.findings import nothing_fired

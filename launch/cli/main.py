@@ -26,7 +26,7 @@ COMMANDS = {
     "causes": "launch.cli.causes:FindCauses",
     "early-exit": "launch.cli.early_exit:EarlyExit",
     "unloop": "launch.cli.unloop:Unloop",
-    "falsify": "launch.cli.falsify:Falsify",
+    "falsify": "launch.cli.causes:Falsify",
     "measure": "launch.cli.rivals:Measure",
     "rivals": "launch.cli.rivals:Rivals",
     "direction": "launch.cli.directions.direction:MakeDirection",
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = ", ".join((*COMMANDS, *JOBS))
         print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {names}", file=sys.stderr)
         return 2
-    chosen: Any = _command(arguments[0])
+    module, _, attribute = COMMANDS[arguments[0]].partition(":")
+    chosen: Any = getattr(import_module(module), attribute)
     rest: list[list[str]] = []
     if getattr(chosen, "passes_on", False):  # what follows after -- is another program's
         cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -132,11 +133,6 @@ def _first_paragraph(name: str) -> str:
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     (command,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute)
     return " ".join((ast.get_docstring(command) or "").partition("\n\n")[0].split())
-
-
-def _command(name: str) -> Any:
-    module, _, attribute = COMMANDS[name].partition(":")
-    return getattr(import_module(module), attribute)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def page_of(rankings: Rankings, scores: Mapping[str, ExpertScores], missing: Map
     tables = {
         "What is compared": _methods(scores),
         "Rank correlation": spearman_table(rankings),
-        f"Best {rankings.top} in common": _overlaps(rankings),
+        f"Best {rankings.top} in common": _pairs(rankings.methods, rankings.overlap, ".0%"),
         f"The best {_EACH} of each method, and their ranks under all": _best(rankings, scores),
     }
     figures = {"Agreement": agreement_matrix(rankings.methods, rankings.spearman, rankings.overlap, rankings.top)}
@@ -151,10 +151,6 @@ def page_of(rankings: Rankings, scores: Mapping[str, ExpertScores], missing: Map
 def spearman_table(rankings: Rankings) -> Table:
     """Rank correlations with their intervals."""
     return _pairs(rankings.methods, rankings.spearman, "+.2f")
-
-
-def _overlaps(rankings: Rankings) -> Table:
-    return _pairs(rankings.methods, rankings.overlap, ".0%")
 
 
 def _pairs(methods: Sequence[str], cells: Sequence[Sequence[tuple[float, float, float]]], form: str) -> Table:

@@ -75,7 +75,7 @@ class Session:
             options=options, model=options.model, given=tuple(given), folder=Path(options.folder), say=ranks.say
         )
         ranks.at_end.callback(own.stop)
-        return Connection.with_own(own)
+        return Connection(server=own.reached, name=own.model, own=own)
 
     def require(self, plans: Mapping[str, SteeringPlan | None]) -> None:
         """ValueError, with the command that starts the right server, for one that lacks some of these plans, given by the names of

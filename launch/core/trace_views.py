@@ -83,7 +83,8 @@ def inspect_run(folder: Path, num: int, named: Sequence[str], model_name: str | 
         raise ValueError(f"{folder} names no experts: give some as --experts LAYER:EXPERT")
     run = read_run(folder)
     config = run["config"] | run.get(OPTIONS, {})
-    if model := model_name or config.get("model") or _model_of(arms):
+    sampled = next((arm["sampler"].get("model") for arm in arms.values()), None)  # by the sampler of the first arm
+    if model := model_name or config.get("model") or sampled:
         config["model"] = model
     asked = _model_options(config, backend)
     model, tokenizer = load_asked(asked, batch=1, context=None)
@@ -109,11 +110,6 @@ def _plans_of(folder: Path, arms: Mapping[str, Any]) -> dict[str, SteeringPlan |
     if left:
         print(f"left out, as their plans are not in {folder}: {left}")
     return found
-
-
-def _model_of(arms: Mapping[str, Any]) -> str | None:
-    """The model that the sampler of the first arm names."""
-    return next((arm["sampler"].get("model") for arm in arms.values()), None)
 
 
 def _model_options(config: Mapping[str, Any], backend: str) -> ModelOptions:
@@ -154,7 +150,8 @@ def views_of(
     ``plans``: arm -> its plan, None for the model as it is. ``experts``: which to record, with what each is. ``graded``: a run
     folder with the outcomes. Every rank of a model that stretches over ranks calls this with the same arguments.
     """
-    outcomes = _outcomes(graded) if graded else {}
+    grades = read_grades(graded) if graded else []
+    outcomes = {(row.arm, row.problem_id, row.sample_idx): row.outcome for row in grades}
     views = []
     for item, trace in zip(completions, traces_of(completions, tokenizer), strict=True):
         plan = plans[item.arm]
@@ -234,10 +231,6 @@ def _steered(tokenizer: Any, trace: Trace, plan: SteeringPlan, fired: TraceFirin
     for scope in scopes:
         acted.update(scoped(scope))
     return sorted(acted)
-
-
-def _outcomes(folder: Path) -> dict[tuple[str, str, int], str]:
-    return {(row.arm, row.problem_id, row.sample_idx): row.outcome for row in read_grades(folder)}
 
 
 def _name(expert: Expert) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from launch.core.beforehand import look, settle
 from launch.core.findings import Findings, arm_lines, read_results, silent_arms
@@ -22,9 +22,6 @@ from reasoning_evals.decoding import NOWAIT_WORDS
 from reasoning_evals.prompts import FINISHED, THINKING_PROMPT
 from reasoning_evals.runs import OPTIONS, GradeRow, grade_run, read_run
 from reasoning_evals.thoughts import cut_line, cut_table, cut_thoughts
-
-if TYPE_CHECKING:
-    from launch.core.levers.arm_building import BuiltArm
 
 NAME = "evaluate"
 LAB_PROBLEMS = 240
@@ -102,7 +99,8 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     session.require({arm_name(parse_arm(word)): plan for word, plan in plans.items()})
     built = [arm_of(session, word, plans.get(word), words) for word in options.arms]
     ranks.assert_same("the arms", {one.arm.name: one.plan.digest() if one.plan else None for one in built})
-    arms = [_with_revision(one, options.revision) for one in built]
+    revision = {"revision": options.revision}
+    arms = [dataclasses.replace(one.arm, details={**one.arm.details, **revision}) for one in built]
     names = ", ".join(arm.name for arm in arms)
     ranks.say(f"{len(problems)} problems x {options.num_samples} samples in {len(arms)} arms: {names}")
     session.sample("", arms, problems, options.num_samples)
@@ -187,7 +185,3 @@ def _findings(options: EvaluateOptions, rows: Sequence[GradeRow], silent: Sequen
             "moe-steer export {folder} --format parquet --out samples.parquet    every answer and grade, one row each"
         ],
     )
-
-
-def _with_revision(built: BuiltArm, revision: str | None) -> Any:
-    return dataclasses.replace(built.arm, details={**built.arm.details, "revision": revision})

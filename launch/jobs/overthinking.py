@@ -73,8 +73,12 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     if set(methods) <= {*UNTUNED, *(RESIDUAL_METHODS if options.directions else ())}:
         ranks.say("1/4  no unsteered answers are needed: nothing is learned or tuned")
     else:
-        ranks.say(f"1/4  {len(sets.identification)} problems x {options.samples_identification}: unsteered answers")
-        unsteered = _sample_identification(session, sets.identification, options.samples_identification)
+        problems, k = sets.identification, options.samples_identification
+        ranks.say(f"1/4  {len(problems)} problems x {k}: unsteered answers")
+        # Sampled even where the comparison is greedy: pairs need answers that differ.
+        drawn = session.sampling(greedy=False)
+        session.sample("identification", [session.arm(BASELINE)], problems, k, sampling=drawn)
+        unsteered = session.grade("identification", problems)
     files: dict[str, list[tuple[int, str]]] = {}
     learned = [method for method in methods if method in RESIDUAL_METHODS]
     if learned and options.directions:
@@ -155,13 +159,6 @@ def given_directions(options: OverthinkingOptions, methods: Sequence[str]) -> di
     learned = [method for method in methods if method in RESIDUAL_METHODS]
     home = Path(options.directions)
     return {"given_directions": digest_of(home, given_files(home, learned))}
-
-
-def _sample_identification(session: Session, problems: Sequence[Problem], k: int) -> list[GradeRow]:
-    """Always sampled, even where the comparison is greedy: pairs need answers that differ."""
-    sampling = session.sampling(greedy=False)
-    session.sample("identification", [session.arm(BASELINE)], problems, k, sampling=sampling)
-    return session.grade("identification", problems)
 
 
 def _tune(

@@ -151,7 +151,8 @@ class Outcome:
         for task in self.attacks:
             per_arm = self._fluency_of(task)
             names = sorted(per_arm[self.reference])
-            clusters = self._clusters(task, names)
+            ids = {row.problem_id: row.cluster_id for row in self.rows[task]}
+            clusters = cluster_names({name: ids[name] for name in names})
             base = [per_arm[self.reference][name] for name in names]
             result[task] = {}
             for arm in self.names:
@@ -198,7 +199,10 @@ class Outcome:
         return rounded(
             {
                 "reference": self.reference,
-                "arms": {arm.name: {"prefix": arm.prefix, "plan": _digest(arm)} for arm in self.arms},
+                "arms": {
+                    arm.name: {"prefix": arm.prefix, "plan": arm.plan.digest() if arm.plan else None}
+                    for arm in self.arms
+                },
                 "mean_defence": {arm: dataclasses.asdict(one) for arm, one in self.mean_defence.items()},
                 "mean_capability": {arm: dataclasses.asdict(one) for arm, one in self.mean_capability.items()},
                 "changes": [dataclasses.asdict(change) | {"verdict": change.verdict} for change in self.changes],
@@ -236,10 +240,6 @@ class Outcome:
             arm: {name: sum(mine) / len(mine) for name, mine in problems.items()} for arm, problems in values.items()
         }
 
-    def _clusters(self, task: str, names: Sequence[str]) -> list[str] | None:
-        ids = {row.problem_id: row.cluster_id for row in self.rows[task]}
-        return cluster_names({name: ids[name] for name in names})
-
     @cached_property
     def silent(self) -> list[str]:
         """One sentence for every arm that changed nothing on any task."""
@@ -249,7 +249,3 @@ class Outcome:
 
 def _listed(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{arm} {share:.2f}" for arm, share in shares.items())
-
-
-def _digest(arm: SafetyArm) -> str | None:
-    return arm.plan.digest() if arm.plan else None

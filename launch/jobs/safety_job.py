@@ -84,7 +84,10 @@ def read(folder: Path) -> Findings:
     told = read_results(folder, NAME)["tasks"]
     made = read_made(folder / FOLDER)
     tasks = [_stored_task(name, told[name], folder) for name in options.tasks]
-    rows = {task.name: _stored_rows(task, folder / task.name) for task in tasks}
+    rows = {
+        task.name: read_grades(folder / task.name) if task.is_attack else judge(task, folder / task.name)
+        for task in tasks
+    }
     classifiers = {task.name: told[task.name]["classifier"] for task in tasks if task.is_attack}
     arms = safety_arms(options, folder, made.files)
     return _findings(options, folder, tasks, arms, made, rows, classifiers)
@@ -123,10 +126,6 @@ def _stored_task(name: str, told: Mapping[str, Any], folder: Path) -> SafetyTask
         chat=told["asked"] == "chat template",
         asked_with=told["asked_with"],
     )
-
-
-def _stored_rows(task: SafetyTask, folder: Path) -> list[GradeRow]:
-    return read_grades(folder) if task.is_attack else judge(task, folder)
 
 
 def classifiers_of(options: SafetyOptions) -> dict[str, Any]:

@@ -29,7 +29,13 @@ def page_of(found: Sequence[Mapping[str, Any]], folder: Path) -> PlainPage:
                 f"{one['name']}: the smallest effect is planned from the baseline alone, as the pair has no spread: both arms drawn anew, an effect "
                 "that varies by 10 points between problems."
             )
-    figures = {f"{one['name']}: every expert by {one['by']}": _picture(folder / one["name"]) for one in found}
+    figures = {
+        f"{one['name']}: every expert by {one['by']}": heat_map(
+            ExpertScores.load(folder / one["name"] / "scores.json"),
+            SteeringPlan.load(folder / one["name"] / "plan.json"),
+        )
+        for one in found
+    }
     tables = {
         "What was found": _found_table(found),
         "The planted experts, by causes and by nPMI": _planted_table(found),
@@ -37,11 +43,6 @@ def page_of(found: Sequence[Mapping[str, Any]], folder: Path) -> PlainPage:
     return PlainPage(
         title="Does the main job find what is there, and nothing else?", notes=notes, tables=tables, figures=figures
     )
-
-
-def _picture(run: Path) -> str:
-    """All scores that the run chose by, with the expert that it chose."""
-    return heat_map(ExpertScores.load(run / "scores.json"), SteeringPlan.load(run / "plan.json"))
 
 
 def _found_table(found: Sequence[Mapping[str, Any]]) -> Table:

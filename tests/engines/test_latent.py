@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from launch.latent import lacks_kernel, with_latent_sizes
+from launch.serve import lacks_kernel, with_latent_sizes
 from moe_steer.lab import LAB_DENSE, LAB_MODEL, LAB_SERVED
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli.main import main
-from launch.latent import cpu_options
-from launch.serve import named_plans
+from launch.serve import cpu_options, named_plans
 from moe_steer import ExpertGain, SteeringPlan
 from moe_steer.lab import LAB_MODEL, LAB_SERVED
 

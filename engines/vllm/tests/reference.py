@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launch.latent import with_latent_sizes
+from launch.serve import with_latent_sizes
 from moe_steer import ExpertGain, ResidualVector, SteeringPlan, bake, load_model, steer
 from moe_steer.lab import LAB_DENSE, LAB_MODEL, LAB_SEARCH, LAB_SERVED, OWN_PROBLEMS, problems_of
 from reasoning_evals import load_task

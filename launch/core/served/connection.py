@@ -59,11 +59,6 @@ class Connection:
             raise ValueError(f"{options.endpoint} serves {', '.join(names[:8])}: name one with --served-name")
         return cls(server=server, name=name, known=server.served())
 
-    @classmethod
-    def with_own(cls, own: OwnServer) -> Connection:
-        """The connection to a server that this start runs."""
-        return cls(server=own.reached, name=own.model, own=own)
-
     @property
     def served(self) -> Served | None:
         """The plans that it knows; None where it knows of none."""
