@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from launch.core.option_checks import DRAWING, ENDPOINT, HERE, check_counts
 from launch.core.options import HeldModel, Room, config_of
-from launch.core.prompt_options import PromptOptions, TaskDrawing, ask_prompts, chat_of, own_wording, task_line
+from launch.core.prompt_options import PromptOptions, TaskDrawing, ask_prompts, task_line, template_arguments
 from launch.core.served.server_options import ServerOptions
-from moe_steer.lab import OWN_PROBLEMS, is_made_up
+from moe_steer.lab import OWN_PROBLEMS
 from reasoning_evals import engines, runs
 
 if TYPE_CHECKING:
@@ -86,21 +86,13 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
         """Sample, grade, and say how it went."""
         from launch.core.ranks import refuse_several_ranks
         from moe_steer import SteeringPlan
-        from reasoning_evals import load_task, run_arms
+        from reasoning_evals import run_arms
         from reasoning_evals.comparing import unanswered_notes
 
         refuse_several_ranks("moe-steer generate", "deepspeed launch/evaluate.py")
         self._check_options()
         plan = SteeringPlan.load(self.plan) if self.plan else None
-        lab = is_made_up(self.problems)
-        problems = load_task(
-            self.problems,
-            data_dir=self.data_dir,
-            split=self.split or ("test" if lab else None),
-            num=self.num or (100 if lab else None),
-            seed=self.seed,
-            **own_wording(self.problems, self.wording),
-        )
+        problems = self.load_problems(self.split)
         if self.endpoint:
             from launch.core.beforehand import asked_together
 
@@ -259,3 +251,21 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
             raise RuntimeError(problem)
         if problem:
             print(f"WARNING: {problem}", file=sys.stderr)
+
+
+def chat_of(options: PromptOptions) -> engines.Chat:
+    """How these options ask a chat endpoint. ValueError in one line for what such a request cannot say."""
+    from moe_steer.thinking import FORMATS, named
+
+    if options.no_thinking or options.chat_template is not None:
+        name = "--no-thinking" if options.no_thinking else "--chat-template"
+        raise ValueError(
+            f"{name} is for prompts that are rendered here, and a chat endpoint renders its own: say it to its template, "
+            "as --template-arg enable_thinking=false or --effort none"
+        )
+    return engines.Chat(
+        fmt=FORMATS["think"] if options.thinking is None else named(options.thinking),
+        system=options.system,
+        effort=options.effort,
+        template_arguments=template_arguments(options.template_arg),
+    )

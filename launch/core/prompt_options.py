@@ -14,10 +14,10 @@ import tyro
 
 from launch.core.option_checks import PROMPTS, refuse_greedy_samples
 from moe_steer.json_files import not_utf8, quoted
-from moe_steer.lab import EMBEDDED, problems_of
+from moe_steer.lab import EMBEDDED, is_made_up, problems_of
 
 if TYPE_CHECKING:
-    from reasoning_evals.engines import Chat
+    from reasoning_evals import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,25 +68,6 @@ def ask_prompts(tokenizer: Any, options: PromptOptions, *, quiet: bool = False) 
     fmt = thinking_format(tokenizer)
     if not quiet and (fmt.thinks or asked != PromptSettings()):
         print(fmt.describe(), flush=True)
-
-
-def chat_of(options: PromptOptions) -> Chat:
-    """How these options ask a chat endpoint. ValueError in one line for what such a request cannot say."""
-    from moe_steer.thinking import FORMATS, named
-    from reasoning_evals.engines import Chat
-
-    if options.no_thinking or options.chat_template is not None:
-        name = "--no-thinking" if options.no_thinking else "--chat-template"
-        raise ValueError(
-            f"{name} is for prompts that are rendered here, and a chat endpoint renders its own: say it to its template, "
-            "as --template-arg enable_thinking=false or --effort none"
-        )
-    return Chat(
-        fmt=FORMATS["think"] if options.thinking is None else named(options.thinking),
-        system=options.system,
-        effort=options.effort,
-        template_arguments=template_arguments(options.template_arg),
-    )
 
 
 def template_arguments(items: Iterable[str]) -> dict[str, Any]:
@@ -208,6 +189,10 @@ class TaskDrawing(Drawing):
     problems: str
     model: str
     max_new_tokens: int | None
+    data_dir: str | None
+    wording: str | None
+    num: int | None
+    seed: int
     samples_without_task: ClassVar[int] = Usual().samples
     """Samples of problems that do not say how many they want."""
 
@@ -218,6 +203,20 @@ class TaskDrawing(Drawing):
     def usual(self) -> Usual:
         """The task's own, where it has one."""
         return usual_of(self.problems, self.model, self.samples_without_task)
+
+    def load_problems(self, split: str | None = None) -> list[Problem]:
+        """``num`` of them, of the lab's test split 100 where no number or split is given. For commands; a job has its own numbers."""
+        from reasoning_evals import load_task
+
+        lab = is_made_up(self.problems)
+        return load_task(
+            self.problems,
+            data_dir=self.data_dir,
+            split=split or ("test" if lab else None),
+            num=self.num or (100 if lab else None),
+            seed=self.seed,
+            **own_wording(self.problems, self.wording),
+        )
 
     @property
     def task(self) -> str:

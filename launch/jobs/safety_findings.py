@@ -28,13 +28,7 @@ from reasoning_evals.comparing import (
 )
 from reasoning_evals.engines import letter_mass
 from reasoning_evals.runs import GradeRow, read_generations, read_run, run_thoughts
-from reasoning_evals.safety import (
-    Defence,
-    compare_defence,
-    defence_of,
-    mean_of_tasks,
-    text_fluency,
-)
+from reasoning_evals.safety import Defence, compare_defence, defence_of, mean_of_tasks, text_fluency
 
 LOW_LETTER_MASS = 0.5
 MANY_AT_LIMIT = 0.1

@@ -26,6 +26,9 @@ from moe_steer.lab.problems import FAMILIES, SEARCH_FAMILIES, LabProblem, genera
 
 ROUTER_KEYS = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 """Keys of DeepSeek's config.json that transformers 5 drops on saving; without them other engines route by softmax."""
+TOKENIZER_KEYS = {"tokenizer_class": "LlamaTokenizerFast"}
+"""Let AutoTokenizer take tokenizer.json as it is: beside a Qwen2 model transformers 5 puts Qwen2's own splitting of words in its place,
+whatever class is named, except for the class that DeepSeek-R1-Distill-Qwen names."""
 
 
 def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -34,26 +37,17 @@ def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if model.config.model_type == "deepseek_v3":
-        restore_router_keys(folder / "config.json")
+        add_keys(folder / "config.json", ROUTER_KEYS)
     if model.config.model_type == "qwen2":
-        name_tokenizer_class(folder / "tokenizer_config.json")
+        add_keys(folder / "tokenizer_config.json", TOKENIZER_KEYS)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors files are written for their owner alone, which a package must not keep
 
 
-def name_tokenizer_class(config_path: Path) -> None:
-    """Let AutoTokenizer take tokenizer.json as it is: beside a Qwen2 model transformers 5 puts Qwen2's own splitting of words in its
-    place, whatever class is named, except for the class that DeepSeek-R1-Distill-Qwen names."""
-    config = json.loads(config_path.read_text())
-    config["tokenizer_class"] = "LlamaTokenizerFast"
-    config_path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def restore_router_keys(config_path: Path) -> None:
-    """Write the dropped keys back into a saved config.json."""
-    config = json.loads(config_path.read_text())
-    config.update(ROUTER_KEYS)
-    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+def add_keys(path: Path, keys: Mapping[str, str]) -> None:
+    """Write keys into a saved file of settings."""
+    settings = json.loads(path.read_text()) | keys
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 CHECK_WORDS = re.compile(r"Wait|Alternatively|Hmm")

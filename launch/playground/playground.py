@@ -16,7 +16,7 @@ import tyro
 
 from launch.core.option_checks import HERE, TASK, check_counts, check_folder, named_files
 from launch.core.options import HeldModel
-from launch.core.prompt_options import PromptOptions, TaskDrawing, own_wording
+from launch.core.prompt_options import PromptOptions, TaskDrawing
 from launch.core.served.server_options import JobServerOptions
 from moe_steer.lab import OWN_PROBLEMS, is_made_up
 
@@ -24,12 +24,9 @@ if TYPE_CHECKING:
     from launch.playground.asked import Offer
     from launch.playground.boards import Boards
     from launch.playground.running import Here, There
-    from reasoning_evals import Problem
 
 PATIENCE = 10
 """Seconds that the end waits for a token that is being made."""
-PROBLEMS = 100
-"""Problems of the lab to choose from."""
 
 
 class Opened(NamedTuple):
@@ -141,15 +138,6 @@ class Playground(TaskDrawing, JobServerOptions, PromptOptions, HeldModel):
             raise ValueError("--token-variable names no environment variable that is set: put the page's token there")
         return token
 
-    def _problems(self) -> list[Problem]:
-        from reasoning_evals import load_task
-
-        lab = is_made_up(self.problems)
-        return load_task(
-            self.problems, data_dir=self.data_dir, split="test" if lab else None, num=self.num or (PROBLEMS if lab else None),
-            seed=self.seed, **own_wording(self.problems, self.wording),
-        )  # fmt: skip
-
     def _here(self) -> tuple[Offer, Here, str]:
         """The model in this process, and what the page may choose from."""
         from launch.core.beforehand import USUAL_PROMPT, look, settle
@@ -166,7 +154,7 @@ class Playground(TaskDrawing, JobServerOptions, PromptOptions, HeldModel):
         directions = {
             name: VectorFile.read(Path(file)) for name, file in named_files(self.direction, "direction").items()
         }
-        problems = self._problems()
+        problems = self.load_problems()
         known = look(self)
         longest = known.longest_prompt([problem.prompt for problem in problems])
         whole = dataclasses.replace(self, dry_run=False)  # a dry run of this page loads: it ends before it serves
@@ -205,7 +193,9 @@ class Playground(TaskDrawing, JobServerOptions, PromptOptions, HeldModel):
         connection = Connection.to(self)
         tokenizer = read_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
         ask_prompts(tokenizer, self)
-        offer = Offer(problems=self._problems(), task=self.task, token_limit=self.token_limit, served=connection.served)
+        offer = Offer(
+            problems=self.load_problems(), task=self.task, token_limit=self.token_limit, served=connection.served
+        )
         return offer, There(connection=connection, tokenizer=tokenizer), connection.line
 
 

@@ -19,7 +19,6 @@ from moe_steer.tokens.steps import ANY_STOP, LINE, SENTENCE, token_class
 from reasoning_evals.decoding import (
     Ban,
     Continuation,
-    ProbeExit,
     Reminder,
     SoftBudget,
     SwitchPenalty,
@@ -93,10 +92,6 @@ def _soft_budget(rule: Rule, tokenizer: Any, words: Words) -> SoftBudget:
     )
 
 
-def _budget(rule: Rule, tokenizer: Any, words: Words) -> ThinkingBudget:
-    return ThinkingBudget(num_tokens=int(rule.numbers[0]), tags=_tags(rule, tokenizer))
-
-
 def _continuation(rule: Rule, tokenizer: Any, words: Words) -> Continuation:
     form = tuple(tokenizer.encode(words.go_on_word, add_special_tokens=False))
     return Continuation(num_tokens=int(rule.numbers[0]), word=form, tags=_tags(rule, tokenizer))
@@ -124,20 +119,18 @@ def _trial_exit(rule: Rule, tokenizer: Any, words: Words) -> TrialExit:
     )
 
 
-def _probe_exit(rule: Rule, tokenizer: Any, words: Words) -> ProbeExit:
-    return ProbeReading(ExitProbe.load(rule.text)).rule(_tags(rule, tokenizer), step_ends(tokenizer))
-
-
 _DECODING: dict[str, Callable[[Rule, Any, Words], Any]] = {
     "tip": _penalty,
     "tip-close": _penalty,
     "nowait": _ban,
-    "budget": _budget,
+    "budget": lambda rule, tokenizer, _: ThinkingBudget(num_tokens=int(rule.numbers[0]), tags=_tags(rule, tokenizer)),
     "soft": _soft_budget,
     "continue": _continuation,
     "remind": _reminder,
     "deer": _trial_exit,
-    "exit": _probe_exit,
+    "exit": lambda rule, tokenizer, _: ProbeReading(ExitProbe.load(rule.text)).rule(
+        _tags(rule, tokenizer), step_ends(tokenizer)
+    ),
 }
 
 
