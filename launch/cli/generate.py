@@ -228,12 +228,10 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
             ask_prompts(tokenizer, self)
         return tokenizer
 
-    def _report_firing(self, plan: object) -> None:
+    def _report_firing(self, plan: SteeringPlan) -> None:
         from launch.core.findings import nothing_fired
-        from moe_steer import SteeringPlan
         from moe_steer.entries.audit_rows import row_lines
 
-        assert isinstance(plan, SteeringPlan)
         told = runs.read_audit(self.out)
         rows = [row for arm in told.rows.values() for row in arm if row["kind"] not in ("endpoint", "retry")]
         for line in row_lines(rows):

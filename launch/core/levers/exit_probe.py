@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_steer.gates import Probe
-from moe_steer.json_files import check_types
+from moe_steer.json_files import check_types, record_of
 from moe_steer.layers import model_shape
 from moe_steer.observe import observe_residual
 from moe_steer.thinking import TokenTags, thinking_format, token_tags
@@ -54,10 +54,10 @@ class ExitProbe:
             raise ValueError(
                 f"{path} is a probe without a stated mis-exit rate: calibrate it with 'moe-steer early-exit RUN --probe {path} --out FILE'"
             )
-        kinds = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(RiskControl)}
-        about = dict(check_types(about, f"{path}, {_KEY}", {**kinds, "every": int, "sampling": dict}))
+        where = f"{path}, {_KEY}"
+        about = dict(check_types(about, where, {"every": int, "sampling": dict}))
         every, sampling = about.pop("every"), about.pop("sampling")
-        return cls(probe=probe, every=every, control=RiskControl(**about), sampling=sampling)
+        return cls(probe=probe, every=every, control=record_of(RiskControl, about, where), sampling=sampling)
 
     def about(self) -> dict[str, Any]:
         """What identifies it in run.json."""
@@ -66,9 +66,6 @@ class ExitProbe:
             "layer": self.probe.layer,
             "calibration": {**dataclasses.asdict(self.control), "sampling": dict(self.sampling)},
         }
-
-
-_KINDS: Mapping[str, type] = {"float": float, "int": int}
 
 
 class ProbeReading:
