@@ -278,6 +278,8 @@ def real_set(answer: Answer) -> Cuts:
         answer = interval_of(answer) or answer
     if answer.kind == "sequence" and len(answer.parts) == 2 and answer.text in ("()", "[]", "(]", "[)"):
         left, right = (end_at(part.text) for part in answer.parts)
+        if left > right or (left == right and answer.text != "[]"):
+            raise Unreadable("not an interval: it does not go from left to right")
         return joined([((left, int(answer.text[0] == "(")), (right, int(answer.text[1] == "]")))])
     if answer.kind == "value":
         return [point_at(answer.text)]

@@ -135,8 +135,15 @@ def same_answer(target: Answer, answer: Answer) -> bool:
         return same_answer(tuple_of, target if answer.kind == "set" else answer)
     if kinds == {"set"} and (ours := named_tuple(target)) and (theirs := named_tuple(answer, target)):
         return same_answer(ours, theirs)
+    points = kinds == {"set", "sequence"} and any(
+        part.kind == "sequence" for one in (target, answer) if one.kind == "set" for part in one.parts
+    )
     related = kinds == {"set"} and all(part.kind == "relation" for one in (target, answer) for part in one.parts)
-    if kinds <= _REAL and (related or kinds not in ({"set"}, {"sequence"}, {"relation"}, {"sequence", "relation"})):
+    if (
+        kinds <= _REAL
+        and not points
+        and (related or kinds not in ({"set"}, {"sequence"}, {"relation"}, {"sequence", "relation"}))
+    ):
         try:
             return real_set(target) == real_set(answer)
         except Unreadable:  # intervals with symbols
