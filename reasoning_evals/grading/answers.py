@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from reasoning_evals.grading.records import BOX, closing_braces, last_box, without_mentions
+from reasoning_evals.grading.characters import GIVEN, NUMBER_IN_WORDS, SAID_OF, SENTENCE_STOP, main_number
+from reasoning_evals.grading.records import BOX, boxes, closing_braces, last_box, without_mentions
 
 MAX_TEXT = 200_000
 """Only so many characters at the end of the answer part are searched."""
@@ -24,6 +25,15 @@ _PHRASE = re.compile(
     r"[*_ \t]*(?:\b(?:is|are|(?:would|must|should|has to) be|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?)[*_\s]*(?:(?:\$\$|\\\[)\s*\n\s*)?(?=([^\n]+))"
 )
 _SUPPOSED = re.compile(r"(?i)\b(?:if|whether|suppos\w+|assum\w+|unless|when)\s[^.,;:\n]{0,30}$")
+_ASSUMED = re.compile(r"(?i)\b(?:let|suppos\w+|assum\w+|consider\w*|using|given\s+that)\b[^.,;:\n\d]{0,30}$")
+_ALL_BUT = re.compile(
+    r"(?i)(?:\b(?:all|any|every|each)(?:one|thing)?\b[^.,;:\n]{0,40}?\b(?:but|save)|(?<!no )(?<!none )(?<!nothing )(?<!no option )(?<!no choice )\b(?:except|besides|apart from|other than|excluding))"
+    r"(?:\s+(?:for|the|option|choice|letter|answer))*[\s(*$]*$"
+)
+_LEFT_OUT = re.compile(
+    r"(?i)[^.;\n]{0,60}?\b(?:not|wrong|incorrect|false|impossible|excluded|eliminated|ruled|fail\w*|violat\w+|contradict\w*)\b|[^.;\n]{0,60}?n't\b"
+)
+"""All options but this one are wrong: that one is right."""
 _SENTENCE = re.compile(
     r"(?!.*(?<!\\)\b(?i:not|multiple|divisor|factor|power|root|square|at\s+least|at\s+most|between|either|or|plus|minus|times|twice|half|less|more|than)\b)(?:[A-Z][a-z]*|there|we|it|s?he|they),?(?:\s+[^\W\d_]+,?)+\b"
 )
@@ -34,25 +44,27 @@ _SENTENCE_END = re.compile(
     r"|[\s,(]+(?:because|since|check|i\.\s?e\.|as opposed to|compared (?:to|with)|with (?=\d+\s?\\?% (?:conf|cert))|(?:(?:and|but)\s+)?(?:not|rather\s+than|instead\s+of)\s+(?=\S*\d|[^\s\w]))|(?<=\*\*)\s+\(|\s\((?:\d+\s[a-z]{3}|(?:we|as|to|see|using|after|rounded|the)\s)"
 )
 _NUMBER = re.compile(
-    r"(?<![^\W\u3040-\u9fff\uac00-\ud7a3])(?<![.^_{/])(?<![\^_{][-+\u2212])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d)|\d{1,3}(?:(?:[^\S\n]|\\,)\d{3})+(?!\d)|\d+(?:(?:\.|,|\{,\})\d+)?|\.\d+)"
+    r"(?<![^\W\u3040-\u9fff\uac00-\ud7a3])(?<![.^_{/])(?<![\^_{][-+\u2212])[-+\u2212]?\$?(?:\d{1,3}(?:(?:,|\u066c|\{,\})\d{3})+(?:[.\u066b]\d+)?(?!\d)|\d{1,3}(?:(?:[^\S\n]|\\,)\d{3})+(?!\d)|\d+(?:(?:[.,\u066b]|\{,\})\d+)?|\.\d+)"
     r"(?:\s?(?:\\times|\\cdot|\u00d7|\*|[xX])\s?10\s?(?:(?:\^|\*\*)\s?[({]?\s?[-+\u2212]?\d+\s?[)}]?|[\u207b\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+)"
     r"|[eE][-+]?\d+)?(?:\s?/\s?\d+(?!\d|\.\d))?(?:\^(?:\{[^{}\\]{1,20}\}|[-+]?\d+)|[\u207b\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+)?(?:\s?\\?%|\s?(?:(?:[万萬億亿百만억천]|千(?![克米瓦卡]))|(?:dozen|hundred|thousand|million|billion|trillion)\b(?!-)))?"
 )
 _WITHIN = re.compile(r"\\(?:[dt]?frac|sqrt|[dt]?binom)(?![a-zA-Z])")  # the numbers in it are no answers
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
 _LETTER = re.compile(
-    r"(?<![\w\\'])(?<!\d )(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|((?<=[a-z] )A|[AI](?=[.):,]|\s*$)))(?![\w'])"
-    r"(?:(?<=but [A-J])|(?<=except [A-J])|(?!(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)*\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b))"
+    r"(?<![\w\\'°^])(?<!\d )(?<![A-Za-z] [<>=] )(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|((?<=[a-z] )A|[AI](?=[.):,]|\s*$)))(?![\w'])"
+    r"(?:(?<=but [A-J])|(?<=except [A-J])|(?!(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)*\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b|\s+(?:no|não|non|nie|не)\s+\w|\s*[<>=]\s*[\w\\]))"
 )
 _LINKED_LETTER = re.compile(r"(?<![\w'])([A-J])[)*\s]*(?:[,/&、和或与]|(?:,\s*)?(?:and|or)\b)?[\s(*]*$")
 """Before a letter, another one that is named with it: either B or C."""
 _STATED_LETTER = re.compile(
-    r"(?:\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)|选[择项]*[ :：]*)[\s:*_(]*(?:\\text\s*\{\s*\(?)?"
+    r"(?:\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)|选[择项]*是?[ :：]*)[\s:*_(]*(?:\\text\s*\{\s*\(?)?"
     r"([A-HJ])(?![a-zA-Z0-9_']|\s*是?(?:[错不非误]|被?排除))"
-    r"|(?<![a-zA-Z0-9_\\'])([A-HJ])[)}*_$]*(?:\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b|(?:选?项)?是?正确)"
+    r"|(?<![a-zA-Z0-9_\\'])([A-HJ])[)}*_$]*(?:\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b|(?:选?项)?是?正确|が正)"
 )
 _DENIED = re.compile(
-    r"(?i)(?:(?:\b|can)not(?:\s+(?:be|choose|pick|select|even))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*|nicht|pas)|n't|(?:n't|not)\s+(?:think|believe)\s[\w\s]{0,30}|不[是能会应该可以要选]*|非|排除|除了)"
+    r"(?i)(?:(?:(?:\b|can)not|n't)(?:\s+(?:be|choose|pick|select|even))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*"
+    r"|nicht|niet|pas|não(?:\s+é)?|non(?:\s+è)?|no\s+es|y\s+no|не|nie|inte|ikke|ليس|không\s+phải(?:\s+là)?)"
+    r"|(?:(?:n't|not)\s+(?:think|believe)|doubt)\s[\w\s]{0,30}|不[是能会应该可以要选]*|非|排除|除了)"
     r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$"
 )
 """Before a letter or number, what says that it is not the answer."""
@@ -63,28 +75,28 @@ _GIVING_UP = (
 )
 _GIVES_UP = re.compile(_GIVING_UP, re.IGNORECASE)
 _GAVE_UP = re.compile(
-    rf"(?i){_GIVING_UP}(?:\s+(?:whether|if|that)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$"
+    rf"(?i)(?:不知道|不确定|无法)[^。！？\n]*$|{_GIVING_UP}(?:\s+(?:whether|if|that|from|with|by)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$"
 )
 """Before a number: in its clause, or as the whole sentence before it."""
 _BOUND = re.compile(
-    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|exceeds?|[大小少]于|超过)[\s($*]*$"
+    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|exceeds?|(?<=[\w)}] )[<>≤≥]|(?<=\w)[<≤≥]|\\(?:leq?|geq?|[lg]t)(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
 )
 _NOT_IT = re.compile(
-    r"[)*$}\s]*\s(?:(?:is|was|are)\s*(?:not|n't|wrong|incorrect|false|impossible|excluded)|would\s+be\s+too|may|might|could)\b|\?|\s*(?:s\.\s?f|sig(?:nificant)?\b|d\.\s?p|decimal)"
+    r"[)*$}\s]*\s(?:(?:is|was|are)\s*(?:not|n't|wrong|incorrect|false|impossible|excluded|too|an?\s+(?:upper|lower)\s+bound)|would\s+be\s+too|may|might|could|fails?"
+    r"|(?:does|would|will)(?:\s+not|n't)|değil|नहीं)\b|\?|\s*(?:s\.\s?f|sig(?:nificant)?\b|d\.\s?p|decimal)|\s*(?:では|じゃ)(?:な|あり)|\s*[이가]?\s*아[니닙닌]"
 )
 """Behind a letter or number that is not the answer."""
 _AS_ANSWER = re.compile(r"(?i)[)*$}\s]*\s(?:is|as)\s+(?:the|my|our)\s+(?:final\s+|correct\s+)?answer\b")
-_RESULT = re.compile(r"[\d)]\s*(?:[a-z]+\s+)?=[\s$]*\Z")
-_NEW_CLAUSE = re.compile(r"[,;:.=\n]|\b(?:is|are|was|were|be|so|gives?|makes?|gets?|leaves?|has|have)\b")
 _RETRACTED = re.compile(
-    r"(?i)\W*?(?:\b(?:wait|no|hmm+|oops|actually|sorry|rather|or|alternatively|maybe|perhaps|but (?:it )?(?:may|might|could))\b\W*?){1,6}(?:\b(?:or|it|is|be|it's|maybe|perhaps|possibly|should|may|might|could)\b\W*?){0,6}"
+    r"(?i)\W*?(?:\b(?:wait|hold on|no|hmm+|oops|actually|sorry|rather|or|alternatively|maybe|perhaps|let me re\w+|(?:i|we) (?:forgot|missed|made|miscounted)\b[^.!?\n]{0,50}?|but (?:it )?(?:may|might|could))\b\W*?){1,6}(?:\b(?:or|so|it|is|be|it's|maybe|perhaps|possibly|should|may|might|could)\b\W*?){0,6}"
     r"(?<![\w.])([-\u2212$]*\d(?:[\d.,/]*\d)?|\(?[A-J]\b)[)$*}]*\s*(?:[.?!]|\n|$)"
 )
 """Behind an answer, another in its place: 7. No, 8. That makes two of it, which no grader takes for one."""
 _WRONG_BOX = re.compile(r"(?i)\}[^\w}]*(?:wait|correction|no(?=[,.:])|actually|hmm+|that(?:'s| is) (?:wrong|incor))")
+_EITHER_BOX = re.compile(r"\}[$\s)*\\]*,?\s*\bor\s+[$*(]*$")
 _TRUTH = re.compile(
     r"(?i)\b(?:statement|claim|assertion|proposition|conjecture|it|this|that)\s+is\s+((?:not\s+)?(?:true|false|correct|incorrect))\b"
-    r"|^\W*(yes|no|true|false)\s*[.,!:;*]"
+    r"|^\W*(?:(?:therefore|thus|so|hence),?\s+)?(yes|no|true|false)\s*[.,!:;*]"
 )
 _TAG = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL)
 _FIELD = re.compile(
@@ -92,10 +104,13 @@ _FIELD = re.compile(
 )
 """The answer in JSON, beside other fields."""
 _MARKUP = re.compile(
-    r"</?(?:b|strong|em|i|u|p|div|span|code|pre|center|font|h[1-6])>|\\(?:underline|textbf|mathbf|textit|emph|text|mathrm)\s*\{((?:[^{}a-zA-Z\\]|\{,\})*\d(?:[^{}a-zA-Z\\]|\{,\})*)\}"
+    r"</?(?:b|strong|em|i|u|span|code|pre|center|font|mark)\b[^<>]{0,80}>|\\(?:underline|textbf|mathbf|textit|emph|text|mathrm)\s*\{((?:[^{}a-zA-Z\\]|\{,\})*\d(?:[^{}a-zA-Z\\]|\{,\})*)\}"
 )
 """Marks of pages, and of LaTeX around a numeral."""
-_NUMBERED = re.compile(r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|example|chapter)\.?[\s(#]*$")
+_BLOCK = re.compile(r"</?(?:p|div|h[1-6]|li|ul|ol|td|th|tr|table|tbody|br|hr)\b[^<>]{0,80}>|&nbsp;")
+_NUMBERED = re.compile(
+    r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|example|chapter|page|table|theorem|lemma|exercise|version|reference|ref)\.?[\s(#]*$|\\?p?mod(?:ulo)?[\s{]*$"
+)
 _WIDE = {ord(char): ord(char) - 0xFEE0 for char in "ＡＢＣＤＥＦＧＨＩＪ"}
 _FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\(((?:(?!\\\)).){1,400})\\\)|\\\[((?:(?!\\\]).){1,400})\\\]", re.DOTALL
@@ -104,15 +119,15 @@ _STOP_TOKEN = re.compile(
     r"<[|\uff5c][\w\u2581]{2,30}[|\uff5c]>|</s>|<eos>|<end_of_turn>|\[EOS\]|</?(?i:response|solution|conclusion|final_answer)>|\[(?:BEGIN|END) FINAL RESPONSE\]"
 )
 """What is no text: stop tokens that an engine left in, and marks around a whole answer (Granite, Apriel)."""
-_STOP = re.compile(r"[.!?;](?=\s|$)|\n|[。；]")
-"""The end of a sentence."""
 _OF_FORM = re.compile(
     r"(?i)(?:\b(?:templates?|formats?|form|syntax|commands?|notation|latex|macro|example|placeholder|instructions?)\b[^.!?\n]*"
     r"|\b(?:in|inside|within|with|using|use|like)\s*[`'\"$]*)$"
 )
 """Before a box of which the text only speaks."""
 _WORD = re.compile(r"(?i)(?<![\\a-z])(?:[a-z]{3,}|(?:is|it|so|we|of|to|in|be|an|no|if|as|at|by|on|or|do|he)(?![a-z]))")
-_BARE_CHOICE = re.compile(r"[*(\s]*(?:[A-Ja-j](?:[).:*]|\s*$)|(?:true|false|yes|no)\b[.*\s]*$)", re.I)
+_BARE_CHOICE = re.compile(
+    r"[*(\s]*(?:[A-Ja-j](?:[).:*]|\s*$|,\s+(?:because|since|as)\b)|(?:true|false|yes|no)\b[.*\s]*$)", re.I
+)
 _BARE_NUMBER = re.compile(
     r"(?:\\?[a-zA-Z][\w{}\\']{0,15}\s*(?:=|\\approx|≈)\s*)?[-+\u2212~≈$.(\s]*(?:\d|\.\d|\\(?!text|mathrm)|π)"
 )
@@ -144,11 +159,14 @@ def extract_answer(answer: str, answer_type: str, boxed: bool = True) -> Extract
         better = _WRONG_BOX.search(behind) and _phrase(behind)
         if better and re.search(r"[\d\\$]|^\W*[A-J]\b", better):  # not "the number of edges"
             return Extraction(better, "phrase")
+        if _EITHER_BOX.search(answer, max(0, answer.rfind("\\boxed") - 20), answer.rfind("\\boxed")):
+            box = " or ".join(boxes(answer)[-2:])
         return Extraction(box, "box")
     if boxed and BOX.search(answer):
         return None  # cut off inside a box: the content may be half a number
     tags = _TAG.findall(answer[-TAIL:])
-    tail = _MARKUP.sub(r"\1", tags[-1] if tags else answer[-TAIL:]).strip().translate(_WIDE)
+    tail = _BLOCK.sub("\n", tags[-1] if tags else answer[-TAIL:])
+    tail = _MARKUP.sub(r"\1", tail).strip().translate(_WIDE)
     if fields := _FIELD.findall(tail):
         return Extraction((fields[-1][0].replace("\\\\", "\\") or fields[-1][1]).strip(), "phrase")
     if hashes := _HASHES.findall(tail):
@@ -168,7 +186,7 @@ def _is_cut(text: str) -> bool:
     match = BOX.match(text, last) if last >= 0 else None
     if not match or not text.startswith("{", match.end()) or match.end() in closing_braces(text, last):
         return False
-    return not _STOP.search(text, match.end()) and not _OF_FORM.search(text, max(0, last - TAIL // 40), last)
+    return not SENTENCE_STOP.search(text, match.end()) and not _OF_FORM.search(text, max(0, last - TAIL // 40), last)
 
 
 def _phrase(tail: str) -> str | None:
@@ -194,6 +212,8 @@ def _is_bare(tail: str, answer_type: str) -> bool:
         return bool(_BARE_CHOICE.match(tail))
     words = [word for word in _WORD.findall(tail) if not _MATH_WORD.fullmatch(word)]
     if answer_type in _NUMERIC:
+        if re.search(r"\banswer\b", tail) or re.search(rf"\d\D*{SAID_OF.pattern}\D*\d", tail):
+            return False  # a sentence: 60 pencils in 5 boxes
         return len(words) <= 3 and bool(_BARE_NUMBER.match(tail)) and not tail.endswith("?")
     return not words and not ("$" in tail and re.search(r"[a-zA-Z]{2}", _FORMULA.sub("", tail)))
 
@@ -202,10 +222,17 @@ def _is_stated(text: str, match: re.Match[str]) -> bool:
     return not _DENIED.search(text[max(0, match.start() - 60) : match.start()])
 
 
+def _is_chosen(text: str, match: re.Match[str]) -> bool:
+    """Whether a letter is neither denied, nor supposed ("if the answer is C"), nor what all the others are without ("all but C")."""
+    before = text[max(0, match.start() - 60) : match.start()]
+    left_out = _ALL_BUT.search(before) and not _LEFT_OUT.match(text, match.end())
+    return _is_stated(text, match) and not left_out and not _SUPPOSED.search(before)
+
+
 def _is_doubted(text: str, match: re.Match[str]) -> bool:
     """Whether the text gives up around a number ("I cannot say whether it is 5"), or states only a bound."""
     before, behind = text[max(0, match.start() - TAIL // 40) : match.start()], text[match.end() :]
-    sentence = behind[: end.start()] if (end := _STOP.search(behind)) else behind
+    sentence = behind[: end.start()] if (end := SENTENCE_STOP.search(behind)) else behind
     return bool(_BOUND.search(before) or _GAVE_UP.search(before) or _GIVES_UP.search(sentence))
 
 
@@ -213,9 +240,9 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
     if answer_type in _NUMERIC:
         return _last_number(tail, answer_type)
     if answer_type == "choice":
-        if stated := [match for match in _STATED_LETTER.finditer(tail) if _is_stated(tail, match)]:
+        if stated := [match for match in _STATED_LETTER.finditer(tail) if _is_chosen(tail, match)]:
             return Extraction(stated[-1][1] or stated[-1][2], "stated letter")
-        if letters := [match for match in _LETTER.finditer(tail) if _is_stated(tail, match)]:
+        if letters := [match for match in _LETTER.finditer(tail) if _is_chosen(tail, match)]:
             letter, start = next(filter(None, letters[-1].groups())), letters[-1].start()
             other = _LINKED_LETTER.search(tail, max(0, start - 20), start)
             unsure = tail[letters[-1].end() :][:1] == "?" or (other and other[1] != letter and _is_stated(tail, other))
@@ -230,19 +257,24 @@ def _last_number(tail: str, answer_type: str) -> Extraction | None:
         match
         for match in _NUMBER.finditer(tail)
         if _is_stated(tail, match)
+        and not _ASSUMED.search(tail, max(0, match.start() - 45), match.start())
         and not _NOT_IT.match(tail, match.end())
         and not _NUMBERED.search(tail, max(0, match.start() - 20), match.start())
     ]
     if _WITHIN.search(tail, numbers[-1].end() if numbers else 0):
         formula = None if _GIVES_UP.search(tail) else _last_formula(tail, answer_type)
         return formula if formula and _WITHIN.search(formula.text) else None
+    if not re.search(r"\d", tail):
+        numbers = [
+            match
+            for match in NUMBER_IN_WORDS.finditer(tail)
+            if not GIVEN.search(tail, max(0, match.start() - 30), match.start())
+        ]
+        numbers = [match for match in numbers if _is_stated(tail, match)] if len(numbers) == 1 else []
     named = [match for match in numbers if _AS_ANSWER.match(tail, match.end())]
-    if not numbers or _is_doubted(tail, (named or numbers)[-1]):
+    last = named[-1] if named else main_number(tail, numbers) if numbers else None
+    if last is None or _is_doubted(tail, last):
         return None
-    last = (named or numbers)[-1]
-    for match in numbers[:-1] if not named else ():  # 60/4 = 15 hours for 45 rooms: the result, not what is said of it
-        if _RESULT.search(tail, 0, match.start()) and not _NEW_CLAUSE.search(tail, match.end(), numbers[-1].start()):
-            last = match
     text = last.group()
     if answer_type == "quantity":
         unit = _UNIT_AFTER.match(tail, last.end())

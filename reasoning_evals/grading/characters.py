@@ -1,5 +1,5 @@
 """Characters beyond ASCII as LaTeX: by what Unicode says of each, and by a table where LaTeX has a word of its own; how TeX writes what
-separates digits, and the modulus behind a residue."""
+separates digits, and the modulus behind a residue; numbers in words, and which number of a sentence is its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORDS = {
     "≠": r"\neq ", "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "º": r"^\circ ",
     "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∖": r"\setminus ", "∈": r"\in ", "⇒": r"\Rightarrow ",
     "∴": r"\Rightarrow ", "′": "'", "’": "'", "‘": "'", "″": "''", "”": "''", "⟨": r"\langle ", "⟩": r"\rangle ",
-    "ℏ": r"\hbar ", "ħ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ", "。": ". ", "、": ", ", "✓": "", "✔": "", "✅": "", "∎": "", "■": "", "\ufe0f": "",
+    "ℏ": r"\hbar ", "ħ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ", "。": ". ", "、": ", ", "٫": ".", "٬": ",", "✓": "", "✔": "", "✅": "", "∎": "", "■": "", "\ufe0f": "",
 }  # fmt: skip
 _GREEK = (
     "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi phi chi psi omega "
@@ -71,7 +71,7 @@ def _one(char: str) -> str:
 def separators(text: str) -> str:
     r"""1{,}000 is 1000, and 3{,}14 is 3.14: TeX needs the braces in neither list nor tuple. A tie behind something is a blank."""
     text = re.sub(r"(?<=[\w)}\].])~|(?<=\d)\{ \}(?=\d)", " ", text)
-    text = re.sub(r"(?<![\d.])0\{,\}(?=\d)", "0.", re.sub(r"\{\s*([-+:])\s*\}", r"\1", text))
+    text = re.sub(r"(?<![\d.])0\{,\}(?=\d)", "0.", re.sub(r"\{\s*([-+:.])\s*\}", r"\1", text))
     text = re.sub(r"(?<=\d)\{,\}(?=\d{3}(?!\d)|\d\d\{,\})", "", text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text).replace("{,}", ",")
     if "dot" in text or ".." in text:
@@ -106,6 +106,12 @@ _PARTS = {"half": 2, "halve": 2, "quarter": 4} | {
 }
 _PART = re.compile(rf"(?:(.+) and )?(?:(?:an?|(\w+))[ -])?(?:(?<![a-z])(?=hal)|(?<=[ -]))({'|'.join(_PARTS)})s?")
 _GROUPS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+
+_NUMBER_WORD = "|".join([word for word, value in _VALUES.items() if value > 1] + ["hundred", *_GROUPS])
+NUMBER_IN_WORDS = re.compile(
+    rf"(?i)\b(?:(?:one |a )(?=hundred|thousand|million))?(?:{_NUMBER_WORD})(?:[ -](?:one\b(?! of)|{_NUMBER_WORD}|and(?= (?:{_NUMBER_WORD})\b)))*\b(?![ -](?:of|and|half|halves|thirds?|quarters?|[a-z]+ths?)\b)"
+)
 
 
 def number_in_words(text: str) -> str:
@@ -145,7 +151,7 @@ def _worded(text: str) -> Fraction | int | None:
 
 
 _RESIDUE = re.compile(
-    r"(?<=[\d}])\s*(?:\\p?mod(?![a-zA-Z])\s*(?:\{\s*\d+\s*\}|\d+)|\(?\s*\\text\s*\{\s*\(?\s*mod\s*\}\s*\d+\s*\)?|\(\s*\\?mod\s*\d+\s*\))$"
+    r"(?<=[\d}])\s*(?:\\[pb]?mod(?![a-zA-Z])\s*(?:\{\s*\d+\s*\}|\d+)|\(?\s*\\text\s*\{\s*\(?\s*mod\s*\}\s*\d+\s*\)?|\(\s*\\?mod\s*\d+\s*\))$"
 )
 """Behind a number, of what it is the residue (or to be reduced by: 12 mod 7)."""
 
@@ -157,3 +163,52 @@ def without_modulus(text: str) -> str:
     *_, number = "", *(digits.lstrip("0") for digits in re.findall(r"\d+", text[: found.start()]))
     *_, modulus = (digits.lstrip("0") for digits in re.findall(r"\d+", found[0]))
     return text[: found.start()] if (len(number), number) < (len(modulus), modulus) else text
+
+
+SENTENCE_STOP = re.compile(r"[.!?;](?=\s|$)|\n|[。；]")
+"""The end of a sentence."""
+_RESULT = re.compile(r"[\d)]\s*(?:[a-z]+\s+)?=[\s$]*\Z")
+_NEW_CLAUSE = re.compile(
+    r"[,;:.=\n]|\b(?:is|are|was|were|(?<!to )be|so|then|gives?|ma(?:kes?|king)|gets?|leav(?:es?|ing)|has|have|totals?|equals?|means)\b"
+)
+_SIDE_CLAUSE = re.compile(
+    r"[,;]?\s*(?:\b(?:because|since|where|when|if|unless|while|whereas|given|although|(?:down|up)\s+from|instead\s+of|rather\s+than|compared)|(?<=,\s)as)\b"
+    r"(?!.*(?:[,;:.]\s|\b(?:so|then|which|leaving|making|giving)\b|[=-]>|→))|\s\([^()]*$"
+)
+"""Behind a number, a clause that only says more of it: 14 buses, since 13 are too few."""
+SAID_OF = re.compile(
+    r"\b(?:after|before|below|under|above|within|per|among|for|out\s+of|(?<=[a-z]\s)of|of(?=\s+[a-z])"
+    r"|(?<!results )(?<!result )in(?!\s+(?:total|all)\b)|to\s+(?!(?:get|give|make|obtain|find|yield|become|have|reach|total|about|only)\b)[a-z]{3,})\b"
+    r"(?!.*\ban?\s+(?:\w+\s+){1,2}of[\s$]*$)"
+)
+"""Between two numbers, what makes the second a circumstance of the first: 15 hours to clean 45 rooms, 27 years old in 5 years."""
+GIVEN = re.compile(
+    r"(?i)\b(?:the|these|those|all|both|his|her|their|its|our|each|every|other|next|first|last|than|by|with|for|in|after|from|per"
+    r"|add\w*|subtract\w*|multipl\w+|divid\w+|plus|minus|times)\s+\$?$"
+)
+"""Before a number that the sentence does not state as its result."""
+_TOTAL = re.compile(
+    r"(?:\s+\w+){0,2}?\s+(?:in\s+(?:total|all)|altogether|together|left|remain\w*|each(?!\s+[a-z])|apiece|dollars|cents|euros)\b|\s*\)"
+)
+"""Behind a number that is a result of its own."""
+
+
+def main_number(text: str, numbers: list[re.Match[str]]) -> re.Match[str]:
+    """The last number, or the one before it of which it is only said: the result in 60/4 = 15 hours for 45 rooms."""
+    last = numbers[-1]
+    for match in numbers[-2:-12:-1]:
+        between = text[match.end() : numbers[-1].start()]
+        if len(between) > 400 or SENTENCE_STOP.search(between):
+            break
+        side = _SIDE_CLAUSE.search(between)
+        if _NEW_CLAUSE.search(between, 0, side.start() if side else len(between)):
+            continue
+        result = _RESULT.search(text, 0, match.start()) is not None
+        said = side or SAID_OF.search(text, match.end(), last.start())
+        if result or (
+            said
+            and not _TOTAL.match(text, numbers[-1].end())
+            and not GIVEN.search(text, max(0, match.start() - 30), match.start())
+        ):
+            last = match
+    return last

@@ -12,7 +12,9 @@ from reasoning_evals.grading.values import GRADERS, read_choice
 from reasoning_evals.problems import LABEL, Problem
 from reasoning_evals.thinking import Thought, split_thought
 
-_OR = re.compile(r"[\s,(]+(?:\\text\s*\{\s*)?or(?![a-zA-Z])[\s}]*")
+_OR = re.compile(
+    r"[\s,(]+(?:\\text\s*\{\s*)?or(?![a-zA-Z])[\s}]*|\s+\((?=\s*(?:\\approx|=)?\s*-?[\d.])(?=[^()]*\)?[\s.]*$)"
+)
 
 
 def grade(problem: Problem, text: str | None, opened: bool = False) -> Grade:
@@ -56,7 +58,12 @@ def grade_thought(problem: Problem, thought: Thought) -> Grade:
         found = _list_of_boxes(problem, thought.answer, found)
     elif problem.answer_type == "choice" and found and found.method == "box":
         found = _letter_beside_box(thought.answer, found)
-    if found is None and len(thought.answer) < 200 and grade_answer(problem, thought.answer).outcome == "correct":
+    if (
+        found is None
+        and not re.match(r"A\s+[a-z]", thought.answer)
+        and len(thought.answer) < 200
+        and grade_answer(problem, thought.answer).outcome == "correct"
+    ):
         # June 20, no solution, one half: words that only the target makes an answer.
         found = Extraction(thought.answer, "whole")
     if found is None:

@@ -23,9 +23,9 @@ _SPACES = re.compile(
 _NOTHING = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|displaystyle|textstyle|scriptstyle"
     r"|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge|hfill|noindent|nonumber|mathstrut|checkmark|qed"
-    r"|blacksquare|pounds|euro|texteuro|textdollar|textsterling)(?![a-zA-Z])|\\!"
+    r"|blacksquare|pounds|euro|texteuro|textdollar|mathdollar|textsterling)(?![a-zA-Z])|\\!"
     r"|\\(?:hspace\*?|label|tag|(?:text|page)?color|colorbox|[hv]?phantom)\s*\{[^{}]*\}"
-    r"|\\underline\s*(?=\{[^{}]*\d)"
+    r"|\\underline\s*(?=\{(?:\\underline\s*\{)?[^{}]*\d)"
 )
 _ROWS = re.compile(
     r"\s*\\begin\s*\{(aligned|align\*?|gathered|equation\*?|split)\}((?:(?!\\begin).)*)\\end\s*\{\1\}\s*", re.DOTALL
@@ -38,6 +38,7 @@ _NEW_NAMES = {
     "tg": r"\tan", "ctg": r"\cot", "degree": r"^\circ", "textdegree": r"^\circ", "angstrom": r"\AA", "textohm": r"\Omega",
     "ohm": r"\Omega", "micro": r"\mu", "textmu": r"\mu", "prime": "'", "div": "/", "overline": r"\bar", "widehat": r"\hat", "widetilde": r"\tilde",
     "imath": "i", "jmath": "j", "R": r"\mathbb{R}", "colon": ":", "mid": "|", "dots": r"\ldots",
+    "gt": ">", "lt": "<", "surd": r"\sqrt", "cr": r"\\",
 }  # fmt: skip
 _RENAMED = re.compile(rf"(?:(?<!\\)|(?<=\\\\))\\({'|'.join(_NEW_NAMES)})(?![a-zA-Z])")
 _STYLE_NAMES = (
@@ -270,9 +271,11 @@ class Commands(Scanner, ABC):
         braces = self.take("\\{")
         if not braces and not self.take("("):
             raise Unreadable("a command lacks its argument")
+        self.of_values += 1  # (84,126) are two numbers
         tree = self.sum()
         while self.take(","):
             tree = ("of", name, tree, self.sum())
+        self.of_values -= 1
         if not self.take("\\}" if braces else ")"):
             raise self.unreadable()
         return tree

@@ -26,6 +26,7 @@ OF_SEVERAL = {"max", "min", "gcd", "lcm"}
 _WORDS = tuple(sorted(FUNCTIONS | set(ALIASES) | {"sqrt"}, key=len, reverse=True))
 
 _NUMERAL = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?![\d.])|\d+)(?:\.\d*)?|\.\d+")
+_WITHOUT_COMMAS = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _EXPONENT = re.compile(r"[eE][+-]?\d+(?![\d.])")
 _REPEATING = re.compile(r"\\bar\s*\{(\d+)\}")
 _MIXED = re.compile(r"\s*(?:\\frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)\s*(\d))|(?<=\s)(\d+)/(\d+)(?![\d.]))")
@@ -48,6 +49,7 @@ class Scanner:
         self.nesting = 0
         self.in_bars = 0
         self.in_function = 0
+        self.of_values = 0
         self.decimals = self.percent = self.slash = self.bare_log = self.bars = False
 
     def blanks(self) -> None:
@@ -129,7 +131,7 @@ class Scanner:
 
     def numeral(self) -> Fraction:
         """The value of the numeral at this position."""
-        match = _NUMERAL.match(self.text, self.position)
+        match = (_WITHOUT_COMMAS if self.of_values else _NUMERAL).match(self.text, self.position)
         if not match:
             raise self.unreadable()
         digits = match.group().replace(",", "").replace(" ", "")

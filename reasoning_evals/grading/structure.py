@@ -48,7 +48,7 @@ _HOUR = re.compile(
 DENIAL = re.compile(
     r"(?<![a-zA-Z\\])(?:not|never|neither|nor|or|but|unless|except|instead|oder|yes|wrong|incorrect|false|impossible|no(?!\s*\.|\s+unit))"
     r"(?![a-zA-Z])|^\\text\s*\{\s*(?:for|if|when)(?![a-zA-Z])|(?<![a-zA-Z])(?:if|when|where|with|at|for)(?![a-zA-Z])[\s}]*\\?\w*\s*(?:=|$)"
-    r"|[a-z]n't(?![a-zA-Z])|(?<![a-zA-Z])cannot(?![a-zA-Z])|[不非未或]|没有",
+    r"|[a-z]n't(?![a-zA-Z])|(?<![a-zA-Z])(?:cannot|too\s+\w+|değil)(?![a-zA-Z])|[不非未或]|没有|(?:では|じゃ)(?:な|あり)|아[니닙닌]|नहीं",
     re.IGNORECASE,
 )
 """Words that take an answer back, state another one, or make it a condition ("for q = 0")."""
@@ -157,6 +157,7 @@ def split_words(text: str) -> str:
 def letters(text: str) -> str:
     r"""Only letters and digits, in lower case: \\text{June 20} is June 20."""
     words = re.sub(r"\\text|[{}]", " ", text).strip()
+    words = re.sub(r"(?<=\d)\s*\^?\s*(?:st|nd|rd|th)\b", "", words)
     return re.sub(r"[^a-zA-Z0-9]", "", _ARTICLE.sub("", words)).lower()
 
 

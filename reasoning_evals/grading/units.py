@@ -32,7 +32,7 @@ _NAMES = {
     "mho": "siemens", "centigrade": "degC", "celsius": "degC", "fahrenheit": "degF", "kelvins": "K", "rads": "radian",
     "m_s": "solar_mass", "M_s": "solar_mass", "M_odot": "solar_mass", "R_odot": "solar_radius", "esu": "statC",
     "c": "speed_of_light", "gm": "gram", "gms": "gram", "kgs": "kg", "Angstrom": "angstrom", "Angstroms": "angstrom",
-    "ev": "eV", "mev": "MeV", "Ohm": "ohm", "Ohms": "ohm", "pct": "percent",
+    "kilohm": "kiloohm", "kilohms": "kiloohm", "megohm": "megaohm", "megohms": "megaohm", "ev": "eV", "mev": "MeV", "Ohm": "ohm", "Ohms": "ohm", "pct": "percent",
 }  # fmt: skip
 _COUNTED = {
     "photon", "electron", "proton", "neutron", "atom", "molecule", "ion", "nucleus", "nuclei", "particle", "line", "ruling",

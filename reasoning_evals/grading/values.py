@@ -30,7 +30,7 @@ from reasoning_evals.problems import Problem
 _TRUTH = {"true": "True", "yes": "True", "correct": "True", "false": "False", "no": "False", "incorrect": "False"}
 _MARKS = re.compile(r"\\text\s*|\\mathbf\s*|[{}*$\"`\\]|(?<![a-zA-Z])'|'(?![a-zA-Z])")
 _LEAD = re.compile(
-    r"^(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\b\s*(?:is\b)?[\s:]*|^[^\W\d_a-zA-Z]{1,6}\s*:?\s*(?=[(A-J])",
+    r"^(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\b\s*(?:is\b)?[\s:]*|^(?:la|le|el|die|der)\s+(?=\(?[A-J]\)?[.\s]*$)|^[^\W\d_a-zA-Z]{1,6}\s*:?\s*(?=[(A-J])",
     re.I,
 )
 _LETTER = re.compile(r"^[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,;!]|$|\s+(?=-)|(?=\s*\())|([A-J])(?=\s*=\s*[-+\d]))")
@@ -84,6 +84,8 @@ def read_choice(text: str) -> str | None:
     word = surface.strip(" .!()").lower()
     if (said := word.removeprefix("not ")) in _TRUTH:
         return _TRUTH[said] if said == word else "False" if _TRUTH[said] == "True" else "True"
+    if first := re.match(r"(?i)(yes|no|true|false)\s*[,.;:]\s(?!.*\b(?:yes|no|not|true|false)\b|.*n't)", surface):
+        return _TRUTH[first[1].lower()]
     if _VECTOR.match(text) or _DENIED.match(text):
         return None
     match = _LETTER.match(surface) or _UPPER_WORD.match(surface)
