@@ -11,7 +11,17 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from reasoning_evals.grading.characters import GIVEN, NUMBER_IN_WORDS, SAID_OF, SENTENCE_STOP, main_number
+from reasoning_evals.grading.characters import (
+    BOUND,
+    GIVEN,
+    GIVES_UP,
+    NUMBER_IN_WORDS,
+    SAID_OF,
+    SENTENCE_STOP,
+    is_doubted,
+    is_stated,
+    main_number,
+)
 from reasoning_evals.grading.records import BOX, boxes, closing_braces, last_box, without_mentions
 
 MAX_TEXT = 200_000
@@ -25,7 +35,14 @@ _PHRASE = re.compile(
     r"[*_ \t]*(?:\b(?:is|are|(?:would|must|should|has to) be|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?)[*_\s]*(?:(?:\$\$|\\\[)\s*\n\s*)?(?=([^\n]+))"
 )
 _SUPPOSED = re.compile(r"(?i)\b(?:if|whether|suppos\w+|assum\w+|unless|when)\s[^.,;:\n]{0,30}$")
-_ASSUMED = re.compile(r"(?i)\b(?:let|suppos\w+|assum\w+|consider\w*|using|given\s+that)\b[^.,;:\n\d]{0,30}$")
+_ASSUMED = re.compile(
+    r"(?i)\b(?:let|suppos\w+|assum\w+|consider\w*|using|given\s+that|try(?:ing)?|if|unless|whether)\b[^.,;:\n\d]{0,30}$"
+)
+_NOUN_BEFORE = re.compile(
+    r"(?i)\b(?:the\s+(?!(?:option|choice|answer|letter|statement|alternative|only|best|right|correct|one)\b)[a-z]+|let|point|angle|triangle|line|plan|grade|section|part|class|type|group|vitamin"
+    r"|matrix|set|event|vertex|constant|figure|table|appendix|(?:programming|written)\s+in)\s+$"
+)
+"""Before a letter that names something else than an option."""
 _ALL_BUT = re.compile(
     r"(?i)(?:\b(?:all|any|every|each)(?:one|thing)?\b[^.,;:\n]{0,40}?\b(?:but|save)|(?<!no )(?<!none )(?<!nothing )(?<!no option )(?<!no choice )\b(?:except|besides|apart from|other than|excluding))"
     r"(?:\s+(?:for|the|option|choice|letter|answer))*[\s(*$]*$"
@@ -52,7 +69,7 @@ _WITHIN = re.compile(r"\\(?:[dt]?frac|sqrt|[dt]?binom)(?![a-zA-Z])")  # the numb
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
 _LETTER = re.compile(
     r"(?<![\w\\'°^])(?<!\d )(?<![A-Za-z] [<>=] )(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|((?<=[a-z] )A|[AI](?=[.):,]|\s*$)))(?![\w'])"
-    r"(?:(?<=but [A-J])|(?<=except [A-J])|(?!(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)*\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b|\s+(?:no|não|non|nie|не)\s+\w|\s*[<>=]\s*[\w\\]))"
+    r"(?:(?<=but [A-J])|(?<=except [A-J])|(?!(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)*\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b|\s+(?:no|não|non|nie|не)\s+\w|\s*[<>=]\s*[\w\\]|\s+is\s+(?:the|an?)\s+\w+\s+of\b))"
 )
 _LINKED_LETTER = re.compile(r"(?<![\w'])([A-J])[)*\s]*(?:[,/&、和或与]|(?:,\s*)?(?:and|or)\b)?[\s(*]*$")
 """Before a letter, another one that is named with it: either B or C."""
@@ -61,31 +78,12 @@ _STATED_LETTER = re.compile(
     r"([A-HJ])(?![a-zA-Z0-9_']|\s*是?(?:[错不非误]|被?排除))"
     r"|(?<![a-zA-Z0-9_\\'])([A-HJ])[)}*_$]*(?:\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b|(?:选?项)?是?正确|が正)"
 )
-_DENIED = re.compile(
-    r"(?i)(?:(?:(?:\b|can)not|n't)(?:\s+(?:be|choose|pick|select|even))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*"
-    r"|nicht|niet|pas|não(?:\s+é)?|non(?:\s+è)?|no\s+es|y\s+no|не|nie|inte|ikke|ليس|không\s+phải(?:\s+là)?)"
-    r"|(?:(?:n't|not)\s+(?:think|believe)|doubt)\s[\w\s]{0,30}|不[是能会应该可以要选]*|非|排除|除了)"
-    r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$"
-)
-"""Before a letter or number, what says that it is not the answer."""
-_GIVING_UP = (
-    r"(?:\b(?:I|we|it|one|this|(?:answer|value|result|number)s?)\s+(?:can(?:not|\s+not|'t)|do(?:es)?(?:\s+not|n't)"
-    r"|(?:am|are|is)\s+(?:unable|impossible)\s+to)|\bimpossible\s+to)\s+(?:be\s+)?(?:\w+\s+)?"
-    r"(?:determined?|say|answer(?:ed)?|solved?|tell|know|decided?|concluded?)\b"
-)
-_GIVES_UP = re.compile(_GIVING_UP, re.IGNORECASE)
-_GAVE_UP = re.compile(
-    rf"(?i)(?:不知道|不确定|无法)[^。！？\n]*$|{_GIVING_UP}(?:\s+(?:whether|if|that|from|with|by)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$"
-)
-"""Before a number: in its clause, or as the whole sentence before it."""
-_BOUND = re.compile(
-    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|exceeds?|(?<=[\w)}] )[<>≤≥]|(?<=\w)[<≤≥]|\\(?:leq?|geq?|[lg]t)(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
-)
-_NOT_IT = re.compile(
-    r"[)*$}\s]*\s(?:(?:is|was|are)\s*(?:not|n't|wrong|incorrect|false|impossible|excluded|too|an?\s+(?:upper|lower)\s+bound)|would\s+be\s+too|may|might|could|fails?"
-    r"|(?:does|would|will)(?:\s+not|n't)|değil|नहीं)\b|\?|\s*(?:s\.\s?f|sig(?:nificant)?\b|d\.\s?p|decimal)|\s*(?:では|じゃ)(?:な|あり)|\s*[이가]?\s*아[니닙닌]"
+_REFUTED = re.compile(
+    r"[)*$}\s]*\s(?:\w+n't|(?:(?:is|was|are|were|does|do|did|will|would|can|could|should|must|has|have)\s+)?(?:not|cannot)|(?:is|was|are|has\s+been|can|must|should|would)\s+(?:be\s+)?(?:wrong|incorrect|false|impossible|excluded|ruled|eliminated|rejected|too|an?\s+(?:upper|lower)\s+bound)"
+    r"|may|might|could|fail(?:s|ed)?|(?:would\s+)?(?:violate|contradict)s?|has\s+the\s+wrong|değil|नहीं)\b|\s*(?:では|じゃ)(?:な|あり)|\s*[이가]?\s*아[니닙닌]"
 )
 """Behind a letter or number that is not the answer."""
+_NOT_IT = re.compile(rf"{_REFUTED.pattern}|\?|\s*(?:s\.\s?f|sig(?:nificant)?\b|d\.\s?p|decimal)")
 _AS_ANSWER = re.compile(r"(?i)[)*$}\s]*\s(?:is|as)\s+(?:the|my|our)\s+(?:final\s+|correct\s+)?answer\b")
 _RETRACTED = re.compile(
     r"(?i)\W*?(?:\b(?:wait|hold on|no|hmm+|oops|actually|sorry|rather|or|alternatively|maybe|perhaps|let me re\w+|(?:i|we) (?:forgot|missed|made|miscounted)\b[^.!?\n]{0,50}?|but (?:it )?(?:may|might|could))\b\W*?){1,6}(?:\b(?:or|so|it|is|be|it's|maybe|perhaps|possibly|should|may|might|could)\b\W*?){0,6}"
@@ -131,9 +129,14 @@ _BARE_CHOICE = re.compile(
 _BARE_NUMBER = re.compile(
     r"(?:\\?[a-zA-Z][\w{}\\']{0,15}\s*(?:=|\\approx|≈)\s*)?[-+\u2212~≈$.(\s]*(?:\d|\.\d|\\(?!text|mathrm)|π)"
 )
-_OR, _LINK = re.compile(r"\s*,?\s*\bor\s+"), re.compile(r"\s*(?:,\s*)?(?:\b(?:or|and)\s+|,\s+)")
+_SENTENCE_WITH = re.compile(
+    rf"\banswer\b|\d\D*{SAID_OF.pattern}\D*\d|\d.*\b(?:is|are|gives?|costs?|makes?|equals?)\b.*\d|^\W*(?i:let|suppose|assume|consider|if|unless|does|is|trying)\b"
+)
+"""A short text that is a sentence: 60 pencils in 5 boxes."""
+_OR = re.compile(r"\s*,?\s*\bor\s+")
+_LINK = re.compile(r"\s*(?:,\s*)?(?:\b(?:or|and|und|oder|et|ou|y)\s+|,\s+|[或和、]\s*)")
 _NAMED_LIST = re.compile(
-    r"\b(?:solutions|roots|zeros|values|numbers)\b[^.\n:]{0,40}?\bare:?\s+([^\n]{1,200}?)(?:\.(?=\s|$)|\n|$)"
+    r"(?i)\b(?:solutions|roots|zeros|values|numbers)\b[^.\n:]{0,40}?(?:\bare:?|:)\s+([^\n]{1,200}?)(?:\.(?=\s|$)|\n|$)"
 )
 _NUMERIC = ("integer", "number", "quantity")
 _MATH_WORD = re.compile(r"(?i)(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|exp|sqrt|frac|ln|pi|and|or")
@@ -167,7 +170,7 @@ def extract_answer(answer: str, answer_type: str, boxed: bool = True) -> Extract
     tags = _TAG.findall(answer[-TAIL:])
     tail = _BLOCK.sub("\n", tags[-1] if tags else answer[-TAIL:])
     tail = _MARKUP.sub(r"\1", tail).strip().translate(_WIDE)
-    if fields := _FIELD.findall(tail):
+    if fields := _FIELD.findall(re.sub(r"(?<=[{,:\s])'([^'\n]{0,200})'(?=\s*[:,}])", r'"\1"', tail)):
         return Extraction((fields[-1][0].replace("\\\\", "\\") or fields[-1][1]).strip(), "phrase")
     if hashes := _HASHES.findall(tail):
         return Extraction(hashes[-1].strip(), "hashes")
@@ -212,28 +215,19 @@ def _is_bare(tail: str, answer_type: str) -> bool:
         return bool(_BARE_CHOICE.match(tail))
     words = [word for word in _WORD.findall(tail) if not _MATH_WORD.fullmatch(word)]
     if answer_type in _NUMERIC:
-        if re.search(r"\banswer\b", tail) or re.search(rf"\d\D*{SAID_OF.pattern}\D*\d", tail):
-            return False  # a sentence: 60 pencils in 5 boxes
+        if _SENTENCE_WITH.search(tail):
+            return False
         return len(words) <= 3 and bool(_BARE_NUMBER.match(tail)) and not tail.endswith("?")
-    return not words and not ("$" in tail and re.search(r"[a-zA-Z]{2}", _FORMULA.sub("", tail)))
-
-
-def _is_stated(text: str, match: re.Match[str]) -> bool:
-    return not _DENIED.search(text[max(0, match.start() - 60) : match.start()])
+    return not words and not ("$" in tail and re.search(r"[^\W\d_]{2}", _FORMULA.sub("", tail)))
 
 
 def _is_chosen(text: str, match: re.Match[str]) -> bool:
     """Whether a letter is neither denied, nor supposed ("if the answer is C"), nor what all the others are without ("all but C")."""
     before = text[max(0, match.start() - 60) : match.start()]
-    left_out = _ALL_BUT.search(before) and not _LEFT_OUT.match(text, match.end())
-    return _is_stated(text, match) and not left_out and not _SUPPOSED.search(before)
-
-
-def _is_doubted(text: str, match: re.Match[str]) -> bool:
-    """Whether the text gives up around a number ("I cannot say whether it is 5"), or states only a bound."""
-    before, behind = text[max(0, match.start() - TAIL // 40) : match.start()], text[match.end() :]
-    sentence = behind[: end.start()] if (end := SENTENCE_STOP.search(behind)) else behind
-    return bool(_BOUND.search(before) or _GAVE_UP.search(before) or _GIVES_UP.search(sentence))
+    if _ALL_BUT.search(before):
+        return _LEFT_OUT.match(text, match.end()) is not None
+    other = _SUPPOSED.search(before) or _NOUN_BEFORE.search(before) or _REFUTED.match(text, match.end())
+    return is_stated(text, match) and not other
 
 
 def _last_resort(tail: str, answer_type: str) -> Extraction | None:
@@ -245,7 +239,8 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
         if letters := [match for match in _LETTER.finditer(tail) if _is_chosen(tail, match)]:
             letter, start = next(filter(None, letters[-1].groups())), letters[-1].start()
             other = _LINKED_LETTER.search(tail, max(0, start - 20), start)
-            unsure = tail[letters[-1].end() :][:1] == "?" or (other and other[1] != letter and _is_stated(tail, other))
+            end = SENTENCE_STOP.search(tail, letters[-1].end())
+            unsure = (end and end[0] == "?") or (other and other[1] != letter and is_stated(tail, other))
             return None if unsure else Extraction(letter, "last letter")
         words = {(said or first).lower() for said, first in _TRUTH.findall(tail)}
         return Extraction(words.pop(), "stated word") if len(words) == 1 else None
@@ -256,13 +251,14 @@ def _last_number(tail: str, answer_type: str) -> Extraction | None:
     numbers = [
         match
         for match in _NUMBER.finditer(tail)
-        if _is_stated(tail, match)
+        if is_stated(tail, match)
         and not _ASSUMED.search(tail, max(0, match.start() - 45), match.start())
+        and not _ALL_BUT.search(tail, max(0, match.start() - 60), match.start())
         and not _NOT_IT.match(tail, match.end())
         and not _NUMBERED.search(tail, max(0, match.start() - 20), match.start())
     ]
     if _WITHIN.search(tail, numbers[-1].end() if numbers else 0):
-        formula = None if _GIVES_UP.search(tail) else _last_formula(tail, answer_type)
+        formula = None if GIVES_UP.search(tail) else _last_formula(tail, answer_type)
         return formula if formula and _WITHIN.search(formula.text) else None
     if not re.search(r"\d", tail):
         numbers = [
@@ -270,16 +266,16 @@ def _last_number(tail: str, answer_type: str) -> Extraction | None:
             for match in NUMBER_IN_WORDS.finditer(tail)
             if not GIVEN.search(tail, max(0, match.start() - 30), match.start())
         ]
-        numbers = [match for match in numbers if _is_stated(tail, match)] if len(numbers) == 1 else []
+        numbers = [match for match in numbers if is_stated(tail, match)] if len(numbers) == 1 else []
     named = [match for match in numbers if _AS_ANSWER.match(tail, match.end())]
     last = named[-1] if named else main_number(tail, numbers) if numbers else None
-    if last is None or _is_doubted(tail, last):
+    if last is None or is_doubted(tail, last):
         return None
     text = last.group()
     if answer_type == "quantity":
         unit = _UNIT_AFTER.match(tail, last.end())
         rest = unit.group() if unit else ""
-        end = _SENTENCE_END.search(rest)
+        end = _SENTENCE_END.search(rest) or (last is not numbers[-1] and SAID_OF.search(rest))
         text += rest[: end.start()] if end else rest
     return Extraction(text.strip(), "last number")
 
@@ -291,8 +287,8 @@ def _last_formula(tail: str, answer_type: str) -> Extraction | None:
         text = next(filter(None, match.groups()))
         link = tail[found[-1][1] : match.start()] if found else ""
         if found and (_LINK if answer_type == "list" else _OR).fullmatch(link):
-            found[-1] = (f"{found[-1][0]}{link}{text}", match.end())
-        elif _is_stated(tail, match) and not _BOUND.search(tail, max(0, match.start() - 40), match.start()):
+            found[-1] = (f"{found[-1][0]}{', ' if answer_type == 'list' else link}{text}", match.end())
+        elif is_stated(tail, match) and not BOUND.search(tail, max(0, match.start() - 40), match.start()):
             found.append((text, match.end()))
     if answer_type == "list" and not found and (named := _NAMED_LIST.findall(tail)):
         return Extraction(named[-1], "phrase")

@@ -1,5 +1,5 @@
 """Characters beyond ASCII as LaTeX: by what Unicode says of each, and by a table where LaTeX has a word of its own; how TeX writes what
-separates digits, and the modulus behind a residue; numbers in words, and which number of a sentence is its result."""
+separates digits, and the modulus behind a residue; numbers in words, and what a sentence says of its numbers: which one is its result, and whether it is in doubt."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ _GROUPS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10
 
 _NUMBER_WORD = "|".join([word for word, value in _VALUES.items() if value > 1] + ["hundred", *_GROUPS])
 NUMBER_IN_WORDS = re.compile(
-    rf"(?i)\b(?:(?:one |a )(?=hundred|thousand|million))?(?:{_NUMBER_WORD})(?:[ -](?:one\b(?! of)|{_NUMBER_WORD}|and(?= (?:{_NUMBER_WORD})\b)))*\b(?![ -](?:of|and|half|halves|thirds?|quarters?|[a-z]+ths?)\b)"
+    rf"(?i)\b(?:(?:one |a )(?=hundred|thousand|million))?(?:{_NUMBER_WORD})(?:[ -](?:one\b(?! of)|{_NUMBER_WORD}|and(?= (?:{_NUMBER_WORD})\b)))*+\b(?![ -](?:and|half|halves|thirds?|quarters?|[a-z]+ths?)\b)"
 )
 
 
@@ -169,15 +169,18 @@ SENTENCE_STOP = re.compile(r"[.!?;](?=\s|$)|\n|[。；]")
 """The end of a sentence."""
 _RESULT = re.compile(r"[\d)]\s*(?:[a-z]+\s+)?=[\s$]*\Z")
 _NEW_CLAUSE = re.compile(
-    r"[,;:.=\n]|\b(?:is|are|was|were|(?<!to )be|so|then|gives?|ma(?:kes?|king)|gets?|leav(?:es?|ing)|has|have|totals?|equals?|means)\b"
+    r"[,;:.=\n]|\b(?:is|are|was|were|can|could|(?<!to )be|so|then|gives?|ma(?:kes?|king)|gets?|leav(?:es?|ing)|has|have|totals?|equals?|means)\b"
 )
 _SIDE_CLAUSE = re.compile(
-    r"[,;]?\s*(?:\b(?:because|since|where|when|if|unless|while|whereas|given|although|(?:down|up)\s+from|instead\s+of|rather\s+than|compared)|(?<=,\s)as)\b"
-    r"(?!.*(?:[,;:.]\s|\b(?:so|then|which|leaving|making|giving)\b|[=-]>|→))|\s\([^()]*$"
+    r"[,;]?\s*(?:\b(?:because|since|where|when|if|unless|while|whereas|given|although|(?:down|up)\s+from|instead\s+of|rather\s+than|compared|as\s+opposed)"
+    r"|(?<=,\s)(?:as|with|saving|using|including|attained|reached)(?!.*=))\b(?!.*(?:[,;:.]\s|\b(?:so|then|which|leaving|making|giving)\b|[=-]>|→))"
+    r"|\s\((?:[^()]*[^()\s$-])?[\s$-]*$|\b(?:out\s+of|of\s+(?:the|all|those|his|her|their|its))\s+\$?$"
+    r"|\b(?:for|at|with)\s+\$?\\?[a-zA-Z](?:_\{?\w+\}?|\d)?\s*=\s*$"
 )
 """Behind a number, a clause that only says more of it: 14 buses, since 13 are too few."""
 SAID_OF = re.compile(
-    r"\b(?:after|before|below|under|above|within|per|among|for|out\s+of|(?<=[a-z]\s)of|of(?=\s+[a-z])"
+    r"\b(?:after|before|below|under|above|within|over|during|across|per|among|for|between|from\s+\S+\s+(?:to|through)|up\s+to|(?<=[a-z]\s)(?:less|fewer|smaller|greater|larger)\s+than"
+    r"|(?<=[a-z]\s)of|of(?=\s+[a-z])"
     r"|(?<!results )(?<!result )in(?!\s+(?:total|all)\b)|to\s+(?!(?:get|give|make|obtain|find|yield|become|have|reach|total|about|only)\b)[a-z]{3,})\b"
     r"(?!.*\ban?\s+(?:\w+\s+){1,2}of[\s$]*$)"
 )
@@ -188,27 +191,64 @@ GIVEN = re.compile(
 )
 """Before a number that the sentence does not state as its result."""
 _TOTAL = re.compile(
-    r"(?:\s+\w+){0,2}?\s+(?:in\s+(?:total|all)|altogether|together|left|remain\w*|each(?!\s+[a-z])|apiece|dollars|cents|euros)\b|\s*\)"
+    r"(?:\s+\w+){0,2}?\s+(?:in\s+(?:total|all)|altogether|together|left|remain\w*|each(?!\s+[a-z])|apiece|dollars|cents|euros|ways)\b|\s*\)"
 )
 """Behind a number that is a result of its own."""
 
 
 def main_number(text: str, numbers: list[re.Match[str]]) -> re.Match[str]:
     """The last number, or the one before it of which it is only said: the result in 60/4 = 15 hours for 45 rooms."""
-    last = numbers[-1]
+    last = final = numbers[-1]
+    own = _TOTAL.match(text, final.end())
     for match in numbers[-2:-12:-1]:
-        between = text[match.end() : numbers[-1].start()]
+        between = text[match.end() : final.start()]
         if len(between) > 400 or SENTENCE_STOP.search(between):
             break
         side = _SIDE_CLAUSE.search(between)
         if _NEW_CLAUSE.search(between, 0, side.start() if side else len(between)):
             continue
-        result = _RESULT.search(text, 0, match.start()) is not None
-        said = side or SAID_OF.search(text, match.end(), last.start())
-        if result or (
-            said
-            and not _TOTAL.match(text, numbers[-1].end())
-            and not GIVEN.search(text, max(0, match.start() - 30), match.start())
-        ):
+        paid = own or (final[0][:1] == "$" != match[0][:1] and between.endswith("for "))  # 5 tickets for $75
+        said = (side and not (paid and between.endswith("("))) or (
+            not paid and SAID_OF.search(text, match.end(), last.start())
+        )
+        given = GIVEN.search(text, max(0, match.start() - 30), match.start())
+        if _RESULT.search(text, 0, match.start()) or (said and not given):
             last = match
     return last
+
+
+_GIVING_UP = (
+    r"(?:\b(?:I|we|it|one|this|(?:answer|value|result|number)s?)\s+(?:can(?:not|\s+not|'t)|do(?:es)?(?:\s+not|n't)"
+    r"|(?:am|are|is)\s+(?:unable|impossible)\s+to)|\bimpossible\s+to)\s+(?:be\s+)?(?:\w+\s+)?"
+    r"(?:determined?|say|answer(?:ed)?|solved?|tell|know|decided?|concluded?)\b"
+)
+GIVES_UP = re.compile(_GIVING_UP, re.IGNORECASE)
+_GAVE_UP = re.compile(
+    rf"(?i)(?:不知道|不确定|无法)[^。！？\n]*$|{_GIVING_UP}(?:\s+(?:whether|if|that|from|with|by|the)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$"
+)
+"""Before a number: in its clause, or as the whole sentence before it."""
+BOUND = re.compile(
+    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|(?:is|are|be|was)\s+(?:below|above|under|over)|exceeds?|\d[$%\s]*(?:,\s*)?\bor|(?<=[\w)}] )[<>≤≥]|(?<=\w)[<≤≥]|(?<![\w<]\w)(?<=\w)>|[≠]|!=|\\(?:leq?|geq?|[lg]t|neq?|not\s*=)(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
+)
+
+
+def is_doubted(text: str, match: re.Match[str]) -> bool:
+    """Whether the text gives up around a number ("I cannot say whether it is 5"), or states only a bound."""
+    before, behind = text[max(0, match.start() - 100) : match.start()], text[match.end() :]
+    sentence = behind[: end.start()] if (end := SENTENCE_STOP.search(behind)) else behind
+    asked = end and end[0] == "?"
+    return bool(asked or BOUND.search(before) or _GAVE_UP.search(before) or GIVES_UP.search(sentence))
+
+
+_DENIED = re.compile(
+    r"(?i)(?:(?:(?:\b|can)not|n't)(?:\s+(?:be|choose|pick|select|even))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*"
+    r"|nicht|niet|pas|não(?:\s+é)?|non(?:\s+è)?|no\s+es|y\s+no|не|nie|inte|ikke|would\s+have\s+been|ليس|không\s+phải(?:\s+là)?)"
+    r"|(?:(?:n't|not)\s+(?:think|believe)|doubt)\s[\w\s]{0,30}|不[是能会应该可以要选]*|非|排除|除了)"
+    r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$"
+)
+"""Before a letter or number, what says that it is not the answer."""
+
+
+def is_stated(text: str, match: re.Match[str]) -> bool:
+    """Whether a letter or number is not denied in front: neither B, I rule out 5."""
+    return not _DENIED.search(text[max(0, match.start() - 60) : match.start()])

@@ -60,7 +60,7 @@ def grade_thought(problem: Problem, thought: Thought) -> Grade:
         found = _letter_beside_box(thought.answer, found)
     if (
         found is None
-        and not re.match(r"A\s+[a-z]", thought.answer)
+        and (not re.search(r"\d|\b[A-J]\b", thought.answer) or problem.answer_type in ("expression", "list"))
         and len(thought.answer) < 200
         and grade_answer(problem, thought.answer).outcome == "correct"
     ):

@@ -21,7 +21,7 @@ from reasoning_evals.grading.latex import unwrap
 from reasoning_evals.grading.records import Unreadable, check_size, top_level
 
 _OR = re.compile(
-    r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or|[或且和])\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[或且和]|\\(?:lor|land|vee|wedge)(?![a-zA-Z])|\\&)\s*"
+    r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or|und|oder|et|ou|y|[或且和])\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[或且和]|\\(?:lor|land|vee|wedge)(?![a-zA-Z])|\\&)\s*"
 )
 _EITHER = re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])|\\(?:lor|vee)(?![a-zA-Z])|或")
 _BOTH = re.compile(r"(?<![a-zA-Z\\])and(?![a-zA-Z])|\\(?:land|wedge)(?![a-zA-Z])|[且和]")
@@ -46,7 +46,7 @@ _HOUR = re.compile(
     r"^(\d{1,2})\s*(?:\\text\s*\{)?\s*([AaPp])(?:M|\.\s*[mM]\.?)\s*\}?$"
 )  # 3 PM, but 3 pm may be picometres
 DENIAL = re.compile(
-    r"(?<![a-zA-Z\\])(?:not|never|neither|nor|or|but|unless|except|instead|oder|yes|wrong|incorrect|false|impossible|no(?!\s*\.|\s+unit))"
+    r"(?<![a-zA-Z\\])(?:not|never|neither|nor|or|but|unless|except|instead|oder|yes|wrong|incorrect|false|impossible|(?:upper|lower)\s+bound|fail(?:s|ed)?|excluded|eliminated|rejected|no(?!\s*\.|\s+unit))"
     r"(?![a-zA-Z])|^\\text\s*\{\s*(?:for|if|when)(?![a-zA-Z])|(?<![a-zA-Z])(?:if|when|where|with|at|for)(?![a-zA-Z])[\s}]*\\?\w*\s*(?:=|$)"
     r"|[a-z]n't(?![a-zA-Z])|(?<![a-zA-Z])(?:cannot|too\s+\w+|değil)(?![a-zA-Z])|[不非未或]|没有|(?:では|じゃ)(?:な|あり)|아[니닙닌]|नहीं",
     re.IGNORECASE,

@@ -28,12 +28,12 @@ from reasoning_evals.grading.units import Unit, parse_unit, unit_surface
 from reasoning_evals.problems import Problem
 
 _TRUTH = {"true": "True", "yes": "True", "correct": "True", "false": "False", "no": "False", "incorrect": "False"}
-_MARKS = re.compile(r"\\text\s*|\\mathbf\s*|[{}*$\"`\\]|(?<![a-zA-Z])'|'(?![a-zA-Z])")
+_MARKS = re.compile(r"\\text\s*|\\mathbf\s*|\\underline\s*|[{}*$\"`\\]|(?<![a-zA-Z])'|'(?![a-zA-Z])")
 _LEAD = re.compile(
-    r"^(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\b\s*(?:is\b)?[\s:]*|^(?:la|le|el|die|der)\s+(?=\(?[A-J]\)?[.\s]*$)|^[^\W\d_a-zA-Z]{1,6}\s*:?\s*(?=[(A-J])",
+    r"^(?:the\s+)?(?:correct\s+)?(?:option|opt(?=\.)|choice|answer)\b\.?\s*(?:is\b)?[\s:]*|^(?:la|le|el|die|der)\s+(?=\(?[A-J]\)?[.\s]*$)|^[^\W\d_a-zA-Z]{1,6}\s*:?\s*(?=[(A-J])",
     re.I,
 )
-_LETTER = re.compile(r"^[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,;!]|$|\s+(?=-)|(?=\s*\())|([A-J])(?=\s*=\s*[-+\d]))")
+_LETTER = re.compile(r"^[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,;!]|$|\s+(?=-)|(?<=\s)(?=\())|([A-J])(?=\s*=\s*[-+\d]))")
 _DENIED = re.compile(
     r"\W*(?:\\text\W*)?(?:not|never|neither|nor)\b|\W*(?:не(?!\w)|[^\W\d_a-zA-Z]{0,6}?(?:[不非错否]|排除|除了))", re.I
 )
