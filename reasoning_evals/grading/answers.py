@@ -12,15 +12,18 @@ import re
 from typing import NamedTuple
 
 from reasoning_evals.grading.characters import (
+    ALL_BUT,
     BOUND,
     GIVEN,
     GIVES_UP,
     NUMBER_IN_WORDS,
+    REFUTED,
     SAID_OF,
     SENTENCE_STOP,
     is_doubted,
     is_stated,
     main_number,
+    stated_numbers,
 )
 from reasoning_evals.grading.records import BOX, boxes, closing_braces, last_box, without_mentions
 
@@ -35,17 +38,13 @@ _PHRASE = re.compile(
     r"[*_ \t]*(?:\b(?:is|are|(?:would|must|should|has to) be|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?)[*_\s]*(?:(?:\$\$|\\\[)\s*\n\s*)?(?=([^\n]+))"
 )
 _SUPPOSED = re.compile(r"(?i)\b(?:if|whether|suppos\w+|assum\w+|unless|when)\s[^.,;:\n]{0,30}$")
-_ASSUMED = re.compile(
-    r"(?i)\b(?:let|suppos\w+|assum\w+|consider\w*|using|given\s+that|try(?:ing)?|if|unless|whether)\b[^.,;:\n\d]{0,30}$"
-)
 _NOUN_BEFORE = re.compile(
     r"(?i)\b(?:the\s+(?!(?:option|choice|answer|letter|statement|alternative|only|best|right|correct|one)\b)[a-z]+|let|point|angle|triangle|line|plan|grade|section|part|class|type|group|vitamin"
-    r"|matrix|set|event|vertex|constant|figure|table|appendix|(?:programming|written)\s+in)\s+$"
+    r"|matrix|set|event|vertex|constant|figure|table|appendix|units?\s+of|(?:programming|written)\s+in)\s+$|(?:^|[^A-Za-z])[A-Za-z]{1,2}\s*[<>=]\s*$"
 )
 """Before a letter that names something else than an option."""
-_ALL_BUT = re.compile(
-    r"(?i)(?:\b(?:all|any|every|each)(?:one|thing)?\b[^.,;:\n]{0,40}?\b(?:but|save)|(?<!no )(?<!none )(?<!nothing )(?<!no option )(?<!no choice )\b(?:except|besides|apart from|other than|excluding))"
-    r"(?:\s+(?:for|the|option|choice|letter|answer))*[\s(*$]*$"
+_ON_CONDITION = re.compile(
+    r"[)*]*\s+(?:(?:would\s+be\s+\w+\s+)?(?:only\s+)?(?:if|unless)\b|would\s+have\s+been\b|[^.;\n]{0,40}?,\s+(?:which|and\s+th(?:is|at))\s+is\s+(?:wrong|incorrect|impossible|too)\b)"
 )
 _LEFT_OUT = re.compile(
     r"(?i)[^.;\n]{0,60}?\b(?:not|wrong|incorrect|false|impossible|excluded|eliminated|ruled|fail\w*|violat\w+|contradict\w*)\b|[^.;\n]{0,60}?n't\b"
@@ -68,22 +67,18 @@ _NUMBER = re.compile(
 _WITHIN = re.compile(r"\\(?:[dt]?frac|sqrt|[dt]?binom)(?![a-zA-Z])")  # the numbers in it are no answers
 _UNIT_AFTER = re.compile(r"[ \t~]*(?:[A-Za-z\u00b0\u00b5\u03bc\u03a9\u00c5%\\][^\n,;()$]{0,40})?")
 _LETTER = re.compile(
-    r"(?<![\w\\'°^])(?<!\d )(?<![A-Za-z] [<>=] )(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|((?<=[a-z] )A|[AI](?=[.):,]|\s*$)))(?![\w'])"
+    r"(?<![\w\\'°^])(?<!\d )(?<!circ )(?:\(([A-J])\)|\*\*([A-J])\*\*|([B-HJ])|((?<=[a-z] )A|[AI](?=[.):,]|\s*$)))(?![\w'])"
     r"(?:(?<=but [A-J])|(?<=except [A-J])|(?!(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)*\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b|\s+(?:no|não|non|nie|не)\s+\w|\s*[<>=]\s*[\w\\]|\s+is\s+(?:the|an?)\s+\w+\s+of\b))"
 )
-_LINKED_LETTER = re.compile(r"(?<![\w'])([A-J])[)*\s]*(?:[,/&、和或与]|(?:,\s*)?(?:and|or)\b)?[\s(*]*$")
+_LINKED_LETTER = re.compile(
+    r"(?<![\w'])(?<!\d )([A-Z])[)*\s\x22']*(?:[,/&、和或与–→-]|(?:,\s*)?(?:and|or|to|as\s+well\s+as)\b)?[\s(*\x22']*$"
+)
 """Before a letter, another one that is named with it: either B or C."""
 _STATED_LETTER = re.compile(
     r"(?:\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+(?:is|would be|must be)|\s*:)|选[择项]*是?[ :：]*)[\s:*_(]*(?:\\text\s*\{\s*\(?)?"
     r"([A-HJ])(?![a-zA-Z0-9_']|\s*是?(?:[错不非误]|被?排除))"
     r"|(?<![a-zA-Z0-9_\\'])([A-HJ])[)}*_$]*(?:\s+(?:is|must be|would be)\s+(?:the\s+)?(?:correct|right|best|true|answer|only)\b|(?:选?项)?是?正确|が正)"
 )
-_REFUTED = re.compile(
-    r"[)*$}\s]*\s(?:\w+n't|(?:(?:is|was|are|were|does|do|did|will|would|can|could|should|must|has|have)\s+)?(?:not|cannot)|(?:is|was|are|has\s+been|can|must|should|would)\s+(?:be\s+)?(?:wrong|incorrect|false|impossible|excluded|ruled|eliminated|rejected|too|an?\s+(?:upper|lower)\s+bound)"
-    r"|may|might|could|fail(?:s|ed)?|(?:would\s+)?(?:violate|contradict)s?|has\s+the\s+wrong|değil|नहीं)\b|\s*(?:では|じゃ)(?:な|あり)|\s*[이가]?\s*아[니닙닌]"
-)
-"""Behind a letter or number that is not the answer."""
-_NOT_IT = re.compile(rf"{_REFUTED.pattern}|\?|\s*(?:s\.\s?f|sig(?:nificant)?\b|d\.\s?p|decimal)")
 _AS_ANSWER = re.compile(r"(?i)[)*$}\s]*\s(?:is|as)\s+(?:the|my|our)\s+(?:final\s+|correct\s+)?answer\b")
 _RETRACTED = re.compile(
     r"(?i)\W*?(?:\b(?:wait|hold on|no|hmm+|oops|actually|sorry|rather|or|alternatively|maybe|perhaps|let me re\w+|(?:i|we) (?:forgot|missed|made|miscounted)\b[^.!?\n]{0,50}?|but (?:it )?(?:may|might|could))\b\W*?){1,6}(?:\b(?:or|so|it|is|be|it's|maybe|perhaps|possibly|should|may|might|could)\b\W*?){0,6}"
@@ -106,9 +101,6 @@ _MARKUP = re.compile(
 )
 """Marks of pages, and of LaTeX around a numeral."""
 _BLOCK = re.compile(r"</?(?:p|div|h[1-6]|li|ul|ol|td|th|tr|table|tbody|br|hr)\b[^<>]{0,80}>|&nbsp;")
-_NUMBERED = re.compile(
-    r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|example|chapter|page|table|theorem|lemma|exercise|version|reference|ref)\.?[\s(#]*$|\\?p?mod(?:ulo)?[\s{]*$"
-)
 _WIDE = {ord(char): ord(char) - 0xFEE0 for char in "ＡＢＣＤＥＦＧＨＩＪ"}
 _FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\(((?:(?!\\\)).){1,400})\\\)|\\\[((?:(?!\\\]).){1,400})\\\]", re.DOTALL
@@ -130,7 +122,7 @@ _BARE_NUMBER = re.compile(
     r"(?:\\?[a-zA-Z][\w{}\\']{0,15}\s*(?:=|\\approx|≈)\s*)?[-+\u2212~≈$.(\s]*(?:\d|\.\d|\\(?!text|mathrm)|π)"
 )
 _SENTENCE_WITH = re.compile(
-    rf"\banswer\b|\d\D*{SAID_OF.pattern}\D*\d|\d.*\b(?:is|are|gives?|costs?|makes?|equals?)\b.*\d|^\W*(?i:let|suppose|assume|consider|if|unless|does|is|trying)\b"
+    rf"\banswer\b|\d\D*{SAID_OF.pattern}\D*\d|\d.*\b(?:is|are|gives?|costs?|makes?|equals?|but|hence)\b.*\d|^\W*(?i:let|suppose|assume|consider|if|unless|does|is|trying)\b"
 )
 """A short text that is a sentence: 60 pencils in 5 boxes."""
 _OR = re.compile(r"\s*,?\s*\bor\s+")
@@ -179,7 +171,9 @@ def extract_answer(answer: str, answer_type: str, boxed: bool = True) -> Extract
         return told or Extraction(phrase, "phrase")
     if _is_bare(tail, answer_type):
         end = _SENTENCE_END.search(tail) if answer_type in _NUMERIC else None
-        return Extraction(tail[: end.start()] if end else tail, "whole")
+        return Extraction(
+            tail[: end.start()] if end and not re.match(r";\s*[-$]?\d", end[0] + tail[end.end() :]) else tail, "whole"
+        )
     return _last_resort(tail, answer_type) or (Extraction(tail, "whole") if tags and tail else None)
 
 
@@ -224,9 +218,13 @@ def _is_bare(tail: str, answer_type: str) -> bool:
 def _is_chosen(text: str, match: re.Match[str]) -> bool:
     """Whether a letter is neither denied, nor supposed ("if the answer is C"), nor what all the others are without ("all but C")."""
     before = text[max(0, match.start() - 60) : match.start()]
-    if _ALL_BUT.search(before):
+    if ALL_BUT.search(before):
         return _LEFT_OUT.match(text, match.end()) is not None
-    other = _SUPPOSED.search(before) or _NOUN_BEFORE.search(before) or _REFUTED.match(text, match.end())
+    end = SENTENCE_STOP.search(text, match.end())
+    other = any(pattern.search(before) for pattern in (_SUPPOSED, _NOUN_BEFORE)) or (
+        end and end[0] == "?" and match.re is _STATED_LETTER
+    )
+    other = other or any(pattern.match(text, match.end()) for pattern in (REFUTED, _ON_CONDITION))
     return is_stated(text, match) and not other
 
 
@@ -248,25 +246,14 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
 
 
 def _last_number(tail: str, answer_type: str) -> Extraction | None:
-    numbers = [
-        match
-        for match in _NUMBER.finditer(tail)
-        if is_stated(tail, match)
-        and not _ASSUMED.search(tail, max(0, match.start() - 45), match.start())
-        and not _ALL_BUT.search(tail, max(0, match.start() - 60), match.start())
-        and not _NOT_IT.match(tail, match.end())
-        and not _NUMBERED.search(tail, max(0, match.start() - 20), match.start())
-    ]
+    numbers = stated_numbers(tail, _NUMBER.finditer(tail))
     if _WITHIN.search(tail, numbers[-1].end() if numbers else 0):
         formula = None if GIVES_UP.search(tail) else _last_formula(tail, answer_type)
         return formula if formula and _WITHIN.search(formula.text) else None
     if not re.search(r"\d", tail):
-        numbers = [
-            match
-            for match in NUMBER_IN_WORDS.finditer(tail)
-            if not GIVEN.search(tail, max(0, match.start() - 30), match.start())
-        ]
-        numbers = [match for match in numbers if is_stated(tail, match)] if len(numbers) == 1 else []
+        words = stated_numbers(tail, NUMBER_IN_WORDS.finditer(tail))
+        words = [word for word in words if not GIVEN.search(tail, max(0, word.start() - 30), word.start())]
+        numbers = words if len(words) == 1 else []
     named = [match for match in numbers if _AS_ANSWER.match(tail, match.end())]
     last = named[-1] if named else main_number(tail, numbers) if numbers else None
     if last is None or is_doubted(tail, last):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import groupby
 
@@ -134,6 +135,7 @@ def _worded(text: str) -> Fraction | int | None:
         return None if whole is None or above is None else whole + Fraction(above, _PARTS[part[3]])
     if below_zero := re.match(r"(?:minus|negative) ", text):
         return -size if (size := _worded(text[below_zero.end() :]) or 0) > 0 else None
+    text = re.sub(r"^a (?=hundred|thousand|million)", "one ", text)
     total, group, room, below = 0, 0, 100, 10**15
     words = re.split(r"[\s-]+", re.sub(r"(?<=hundred) and |(?<=thousand) and ", " ", text))
     for word in words:
@@ -173,13 +175,13 @@ _NEW_CLAUSE = re.compile(
 )
 _SIDE_CLAUSE = re.compile(
     r"[,;]?\s*(?:\b(?:because|since|where|when|if|unless|while|whereas|given|although|(?:down|up)\s+from|instead\s+of|rather\s+than|compared|as\s+opposed)"
-    r"|(?<=,\s)(?:as|with|saving|using|including|attained|reached)(?!.*=))\b(?!.*(?:[,;:.]\s|\b(?:so|then|which|leaving|making|giving)\b|[=-]>|→))"
+    r"|(?<=,\s)(?:as|with|saving|using|including|having|attained|reached)(?!.*=)|(?:is|was)\s+(?:attained|reached|achieved|obtained))\b(?!.*(?:[,;:.]\s|\b(?:so|then|which|leaving|making|giving)\b|[=-]>|→))"
     r"|\s\((?:[^()]*[^()\s$-])?[\s$-]*$|\b(?:out\s+of|of\s+(?:the|all|those|his|her|their|its))\s+\$?$"
     r"|\b(?:for|at|with)\s+\$?\\?[a-zA-Z](?:_\{?\w+\}?|\d)?\s*=\s*$"
 )
 """Behind a number, a clause that only says more of it: 14 buses, since 13 are too few."""
 SAID_OF = re.compile(
-    r"\b(?:after|before|below|under|above|within|over|during|across|per|among|for|between|from\s+\S+\s+(?:to|through)|up\s+to|(?<=[a-z]\s)(?:less|fewer|smaller|greater|larger)\s+than"
+    r"\b(?:after|before|below|under|above|within|over|during|across|(?<!up )(?<!ends )(?<!ended )(?<!left )(?<!left him )(?<!left her )(?<!left them )with|per|among|for|between|from\s+\S+\s+(?:to|through)|up\s+to|(?<=[a-z]\s)(?:less|fewer|smaller|greater|larger)\s+than"
     r"|(?<=[a-z]\s)of|of(?=\s+[a-z])"
     r"|(?<!results )(?<!result )in(?!\s+(?:total|all)\b)|to\s+(?!(?:get|give|make|obtain|find|yield|become|have|reach|total|about|only)\b)[a-z]{3,})\b"
     r"(?!.*\ban?\s+(?:\w+\s+){1,2}of[\s$]*$)"
@@ -228,7 +230,7 @@ _GAVE_UP = re.compile(
 )
 """Before a number: in its clause, or as the whole sentence before it."""
 BOUND = re.compile(
-    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|(?:is|are|be|was)\s+(?:below|above|under|over)|exceeds?|\d[$%\s]*(?:,\s*)?\bor|(?<=[\w)}] )[<>≤≥]|(?<=\w)[<≤≥]|(?<![\w<]\w)(?<=\w)>|[≠]|!=|\\(?:leq?|geq?|[lg]t|neq?|not\s*=)(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
+    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|(?:is|are|be|was)\s+(?:below|above|under|over)|exceeds?|\d[$%\s]*(?:,\s*)?\bor(?:\s+else)?(?:[\s$]*[a-z]\s*=)?|\b(?:values|solutions|roots|answers)\s+are\s[^.\n]{0,40}\band|(?<=[\w)}] )[<>≤≥]|(?<=\w)[<≤≥]|(?<![\w<]\w)(?<=\w)>|[≠]|!=|\\(?:leq?|geq?|[lg]t|neq?|not\s*=)(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
 )
 
 
@@ -241,7 +243,7 @@ def is_doubted(text: str, match: re.Match[str]) -> bool:
 
 
 _DENIED = re.compile(
-    r"(?i)(?:(?:(?:\b|can)not|n't)(?:\s+(?:be|choose|pick|select|even))?|\b(?:nor|neither|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*"
+    r"(?i)(?:(?:(?:\b|can)not|n't)(?:\s+(?:be|choose|pick|select|even))?|\b(?:nor|neither|(?:never|hardly|nobody|no\s+one)(?:\s+(?:would|could|can|should))?(?:\s+(?:be|choose|pick|select))?|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*"
     r"|nicht|niet|pas|não(?:\s+é)?|non(?:\s+è)?|no\s+es|y\s+no|не|nie|inte|ikke|would\s+have\s+been|ليس|không\s+phải(?:\s+là)?)"
     r"|(?:(?:n't|not)\s+(?:think|believe)|doubt)\s[\w\s]{0,30}|不[是能会应该可以要选]*|非|排除|除了)"
     r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$"
@@ -252,3 +254,36 @@ _DENIED = re.compile(
 def is_stated(text: str, match: re.Match[str]) -> bool:
     """Whether a letter or number is not denied in front: neither B, I rule out 5."""
     return not _DENIED.search(text[max(0, match.start() - 60) : match.start()])
+
+
+_ASSUMED = re.compile(
+    r"(?i)\b(?:let|suppos\w+|assum\w+|consider\w*|using|given\s+that|try(?:ing)?|if|unless|whether)\b[^.,;:\n\d]{0,30}$"
+)
+ALL_BUT = re.compile(
+    r"(?i)(?:\b(?:all|any|every|each)(?:one|thing)?\b[^.,;:\n]{0,40}?\b(?:but|save)|(?<!no )(?<!none )(?<!nothing )(?<!no option )(?<!no choice )\b(?:except|besides|apart from|other than|excluding))"
+    r"(?:\s+(?:for|the|option|choice|letter|answer))*[\s(*$]*$"
+)
+REFUTED = re.compile(
+    r"[)*$}\s]*\s(?:\w+n't|(?:(?:is|was|are|were|does|do|did|will|would|can|could|should|must|has|have)\s+)?(?:not|cannot)|(?:is|was|are|seems|looks|has\s+been|has\s+to|can|must|should|would)\s+(?:be\s+)?(?:wrong|incorrect|false|impossible|implausible|unlikely|excluded|ruled|eliminated|rejected|dismissed|discarded|out|too|an?\s+(?:upper|lower)\s+bound)"
+    r"|may|might|could|fail(?:s|ed)?|(?:would\s+)?(?:violate|contradict)s?|has\s+the\s+wrong|değil|नहीं)\b|\s*(?:では|じゃ)(?:な|あり)|\s*[이가]?\s*아[니닙닌]"
+)
+"""Behind a letter or number that is not the answer."""
+_NOT_IT = re.compile(
+    rf"{REFUTED.pattern}|\?|(?:(?<=the \d)|(?<=the \d\d)|(?<=the \d\d\d))(?:st|nd|rd|th)\b|\s*(?:s\.\s?f|sig(?:nificant)?\b|d\.\s?p|decimal)"
+)
+_NUMBERED = re.compile(
+    r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|example|chapter|page|table|theorem|lemma|exercise|version|reference|ref)\.?[\s(#]*$|\\?p?mod(?:ulo)?[\s{]*$"
+)
+
+
+def stated_numbers(text: str, found: Iterable[re.Match[str]]) -> list[re.Match[str]]:
+    """Those of the numbers found in a text that it neither denies, supposes nor counts its parts by: not "if n = 5", not "step 5"."""
+    return [
+        match
+        for match in found
+        if is_stated(text, match)
+        and not _NOT_IT.match(text, match.end())
+        and not any(
+            before.search(text, max(0, match.start() - 60), match.start()) for before in (_ASSUMED, ALL_BUT, _NUMBERED)
+        )
+    ]

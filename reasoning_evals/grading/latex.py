@@ -136,7 +136,7 @@ def _clean_commands(text: str) -> str:
     text = _NOTHING.sub("", _SI_UNIT.sub(_si_unit, text))
     text = _RENAMED.sub(lambda match: _NEW_NAMES[match.group(1)] + " ", text)
     text = _RINGED_A.sub(r"\\AA ", text)
-    text = _SPACES.sub(" ", text)
+    text = re.sub(r"\\operatorname\*?\s*\{\s*(gcd|lcm|max|min)\s*\}", r"\\\1 ", _SPACES.sub(" ", text))
     text = _ROMAN_SWITCH.sub(r"\\text{\1}", text)
     text = _ROMAN.sub(r"\\text{", _ROMAN_LETTER.sub(r"\\text{\1}", text))
     text = _STYLE.sub(" ", _STYLED_SYMBOL.sub(r" \1 ", text))

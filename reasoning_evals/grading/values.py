@@ -30,7 +30,7 @@ from reasoning_evals.problems import Problem
 _TRUTH = {"true": "True", "yes": "True", "correct": "True", "false": "False", "no": "False", "incorrect": "False"}
 _MARKS = re.compile(r"\\text\s*|\\mathbf\s*|\\underline\s*|[{}*$\"`\\]|(?<![a-zA-Z])'|'(?![a-zA-Z])")
 _LEAD = re.compile(
-    r"^(?:the\s+)?(?:correct\s+)?(?:option|opt(?=\.)|choice|answer)\b\.?\s*(?:is\b)?[\s:]*|^(?:la|le|el|die|der)\s+(?=\(?[A-J]\)?[.\s]*$)|^[^\W\d_a-zA-Z]{1,6}\s*:?\s*(?=[(A-J])",
+    r"^(?:the\s+)?(?:correct\s+)?(?:option|opt(?=\.)|choice|letter|answer)\b\.?\s*(?:is\b)?[\s:]*|^(?:la|le|el|die|der)\s+(?=\(?[A-J]\)?[.\s]*$)|^[^\W\d_a-zA-Z]{1,6}\s*:?\s*(?=[(A-J])",
     re.I,
 )
 _LETTER = re.compile(r"^[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,;!]|$|\s+(?=-)|(?<=\s)(?=\())|([A-J])(?=\s*=\s*[-+\d]))")
