@@ -230,7 +230,7 @@ _GAVE_UP = re.compile(
 )
 """Before a number: in its clause, or as the whole sentence before it."""
 BOUND = re.compile(
-    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|(?:is|are|be|was)\s+(?:below|above|under|over)|exceeds?|\d[$%\s]*(?:,\s*)?\bor(?:\s+else)?(?:[\s$]*[a-z]\s*=)?|\b(?:values|solutions|roots|answers)\s+are\s[^.\n]{0,40}\band|(?<=[\w)}] )[<>≤≥]|(?<=\w)[<≤≥]|(?<![\w<]\w)(?<=\w)>|[≠]|!=|\\(?:leq?|geq?|[lg]t|neq?|not\s*=)(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
+    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|(?:is|are|be|was)\s+(?:below|above|under|over)|exceeds?|\d[$%\s]*(?:,\s*)?\bor(?:\s+else)?(?:[\s$]*[a-z]\s*=)?|\b(?:values|solutions|roots|answers)\s+are\s[^.\n]{0,40}\band|(?<=[\w)}] )[<>]|(?<=\w)<|[≤≥]|(?<![\w<]\w)(?<=\w)>|[≠]|!=|\\(?:leq?|geq?|[lg]t|neq?|not\s*=)(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
 )
 
 

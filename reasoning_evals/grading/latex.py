@@ -82,6 +82,7 @@ _TEXT_WORDS = re.compile(
     r"(?<![\\a-zA-Z])(?:(?:and|or)(?![a-zA-Z])|[A-Za-z]{2,}(?:[ ,.'/-]+(?!(?:and|or)(?![a-zA-Z]))[A-Za-z]+)*)"
 )
 
+_ANGLE = re.compile(rf"\s*(?:\\(?:{'|'.join(GREEK)})(?![a-zA-Z])|(?!e\s*_)[a-zA-Z])")  # e_r is a unit vector
 _INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")}
 _BARE = FUNCTIONS | GREEK | {"sqrt"}
 _TEXT = re.compile(r"\\text\s*\{\s*([a-zA-Z]+)\s*\}")
@@ -287,7 +288,7 @@ class Commands(Scanner, ABC):
         sign = self.sign()
         factors = [(1, self.power())]
         while self.command() == "pi" or (
-            self.symbols and (self.command() in GREEK or (self.peek().isalpha() and self.plain_word() not in FUNCTIONS))
+            self.symbols and _ANGLE.match(self.text, self.position) and self.plain_word() not in FUNCTIONS
         ):
             factors.append((1, self.power()))
         return signed(sign, factors[0][1] if len(factors) == 1 else ("prod", tuple(factors)))

@@ -77,7 +77,7 @@ _FORMULA_WORDS = re.compile(r"\b(?:sin|cos|tan|ln|log|exp|sqrt|pi|frac)\b")
 _NUMERIC = re.compile(r"(?:[\d\s.,+*/^(){}!-]|\\(?:frac|sqrt|cdot|times|pi)(?![a-zA-Z]))+")
 _INEQUALITY = re.compile(r"<|>|\\(?:leq|geq|neq|ll|gg)(?![a-zA-Z])")
 _CONDITION = re.compile(
-    r"(?<=[\s}\w)])\s+\(\s*[^()=]{1,20}(?:<|>|\\leq|\\geq)[^()=]{1,20}\)$|\s*\\text\s*\{\s*\(?(?:for|at|when|if|where|in|as|outside|inside)\b(?!.*\\text\s*\{[^{}]*\b(?:if|when|for|otherwise|else)\b).*$"
+    r"(?<=[\s}\w)])\s+\(\s*[^()=]{1,20}(?:<|>|\\leq|\\geq)[^()=]{1,20}\)$|\s*(?<![_^{])(?<![_^{] )\\text\s*\{\s*\(?(?:for|at|when|if|where|in|as|outside|inside)\b(?!.*\\text\s*\{[^{}]*\b(?:if|when|for|otherwise|else)\b).*$"
 )
 
 
