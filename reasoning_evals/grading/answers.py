@@ -35,12 +35,12 @@ TAIL = 4_000
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
     r"(?i)(?:(?m:^[#>*_ ]*(?:(?:final|correct) )?answer[*_ \t]*$)|(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え|正解|정답|답)(?:[ \t]+to[^.\n\x22]{0,80}?(?:\x22[^\x22\n]{0,200}\x22)?)?[ \t]*(?:\([^()\n]{0,40}\))?"
-    r"[*_ \t]*(?:\b(?:is|are|(?:would|must|should|has to) be|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?)[*_\s]*(?:(?:\$\$|\\\[)\s*\n\s*)?(?=([^\n]+))"
+    r"[*_ \t]*(?:\b(?:is|are|(?:would|must|should|has to) be|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?)[*_\s]*(?:(?<=\n)(?:[-•>]\s+|=+\s*\n))?(?:(?:\$\$|\\\[)\s*\n\s*)?(?=([^\n]+))"
 )
 _SUPPOSED = re.compile(r"(?i)\b(?:if|whether|suppos\w+|assum\w+|unless|when)\s[^.,;:\n]{0,30}$")
 _NOUN_BEFORE = re.compile(
     r"(?i)\b(?:the\s+(?!(?:option|choice|answer|letter|statement|alternative|only|best|right|correct|one)\b)[a-z]+|let|point|angle|triangle|line|plan|grade|section|part|class|type|group|vitamin"
-    r"|matrix|set|event|vertex|constant|figure|table|appendix|units?\s+of|(?:programming|written)\s+in)\s+$|(?:^|[^A-Za-z])[A-Za-z]{1,2}\s*[<>=]\s*$"
+    r"|matrix|set|event|vertex|constant|figure|table|appendix|units?\s+of|cross(?:ed)?\s+out|remov\w+|skip|ignore|forget|avoid|drop|(?:programming|written)\s+in)\s+$|(?:^|[^A-Za-z])[A-Za-z]{1,2}\s*[<>=]\s*$"
 )
 """Before a letter that names something else than an option."""
 _ON_CONDITION = re.compile(
@@ -71,7 +71,7 @@ _LETTER = re.compile(
     r"(?:(?<=but [A-J])|(?<=except [A-J])|(?!(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)*\s+(?:is|was|are|were)\s*(?:not|n't|wrong|incorrect|false|excluded|eliminated|ruled|impossible)\b|\s+(?:no|não|non|nie|не)\s+\w|\s*[<>=]\s*[\w\\]|\s+is\s+(?:the|an?)\s+\w+\s+of\b))"
 )
 _LINKED_LETTER = re.compile(
-    r"(?<![\w'])(?<!\d )([A-Z])[)*\s\x22']*(?:[,/&、和或与–→-]|(?:,\s*)?(?:and|or|to|as\s+well\s+as)\b)?[\s(*\x22']*$"
+    r"(?<![\w'])(?<!\d )([A-Z])[)*\s\x22']*(?:[,/&、和或与–→-]|(?:[,;]\s*)?(?:and|or|to|as\s+well\s+as|maybe|perhaps|possibly|vs\.?|versus)\b)?[\s(*\x22']*$"
 )
 """Before a letter, another one that is named with it: either B or C."""
 _STATED_LETTER = re.compile(
@@ -109,6 +109,7 @@ _STOP_TOKEN = re.compile(
     r"<[|\uff5c][\w\u2581]{2,30}[|\uff5c]>|</s>|<eos>|<end_of_turn>|\[EOS\]|</?(?i:response|solution|conclusion|final_answer)>|\[(?:BEGIN|END) FINAL RESPONSE\]"
 )
 """What is no text: stop tokens that an engine left in, and marks around a whole answer (Granite, Apriel)."""
+_TURN_END = re.compile(r"<\|(?:im_end|eot_id|endoftext|eot)\|>|<end_of_turn>")
 _OF_FORM = re.compile(
     r"(?i)(?:\b(?:templates?|formats?|form|syntax|commands?|notation|latex|macro|example|placeholder|instructions?)\b[^.!?\n]*"
     r"|\b(?:in|inside|within|with|using|use|like)\s*[`'\"$]*)$"
@@ -175,6 +176,11 @@ def extract_answer(answer: str, answer_type: str, boxed: bool = True) -> Extract
             tail[: end.start()] if end and not re.match(r";\s*[-$]?\d", end[0] + tail[end.end() :]) else tail, "whole"
         )
     return _last_resort(tail, answer_type) or (Extraction(tail, "whole") if tags and tail else None)
+
+
+def first_turn(answer: str) -> str:
+    """An answer without what follows its stop token: an engine that did not stop let the model write the next question, and its answer."""
+    return next(filter(str.strip, _TURN_END.split(answer)), "")
 
 
 def _is_cut(text: str) -> bool:

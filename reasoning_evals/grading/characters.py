@@ -15,7 +15,7 @@ _WORDS = {
     "≠": r"\neq ", "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "º": r"^\circ ",
     "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∖": r"\setminus ", "∈": r"\in ", "⇒": r"\Rightarrow ",
     "∴": r"\Rightarrow ", "′": "'", "’": "'", "‘": "'", "″": "''", "”": "''", "⟨": r"\langle ", "⟩": r"\rangle ",
-    "ℏ": r"\hbar ", "ħ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ", "。": ". ", "、": ", ", "٫": ".", "٬": ",", "✓": "", "✔": "", "✅": "", "∎": "", "■": "", "\ufe0f": "",
+    "ℏ": r"\hbar ", "ħ": r"\hbar ", "µ": r"\mu ", "Å": r"\AA ", "。": ". ", "、": ", ", "٫": ".", "٬": ",", "✓": "", "✔": "", "✅": "", "∎": "", "■": "", "□": "", "\ufe0f": "",
 }  # fmt: skip
 _GREEK = (
     "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi phi chi psi omega "
@@ -175,15 +175,15 @@ _NEW_CLAUSE = re.compile(
 )
 _SIDE_CLAUSE = re.compile(
     r"[,;]?\s*(?:\b(?:because|since|where|when|if|unless|while|whereas|given|although|(?:down|up)\s+from|instead\s+of|rather\s+than|compared|as\s+opposed)"
-    r"|(?<=,\s)(?:as|with|saving|using|including|having|attained|reached)(?!.*=)|(?:is|was)\s+(?:attained|reached|achieved|obtained))\b(?!.*(?:[,;:.]\s|\b(?:so|then|which|leaving|making|giving)\b|[=-]>|→))"
+    r"|(?<=,\s)(?:as|with|saving|using|including|having|attained|reached|of\s+which)(?!.*=)|(?:is|was)\s+(?:attained|reached|achieved|obtained))\b(?!.*(?:[,;:.]\s|\b(?:so|then|which|leaving|making|giving)\b|[=-]>|→))"
     r"|\s\((?:[^()]*[^()\s$-])?[\s$-]*$|\b(?:out\s+of|of\s+(?:the|all|those|his|her|their|its))\s+\$?$"
-    r"|\b(?:for|at|with)\s+\$?\\?[a-zA-Z](?:_\{?\w+\}?|\d)?\s*=\s*$"
+    r"|\b(?:for|at|with|from)\s+\$?\\?[a-zA-Z](?:_\{?\w+\}?|\d)?\s*=\s*$"
 )
 """Behind a number, a clause that only says more of it: 14 buses, since 13 are too few."""
 SAID_OF = re.compile(
-    r"\b(?:after|before|below|under|above|within|over|during|across|(?<!up )(?<!ends )(?<!ended )(?<!left )(?<!left him )(?<!left her )(?<!left them )with|per|among|for|between|from\s+\S+\s+(?:to|through)|up\s+to|(?<=[a-z]\s)(?:less|fewer|smaller|greater|larger)\s+than"
+    r"\b(?:(?:after|before)(?!\s+and\b)|(?:in|ex)cluding|below|under|above|within|over|during|across|(?<!up )(?<!ends )(?<!ended )(?<!left )(?<!left him )(?<!left her )(?<!left them )with|per|among|for|between|from\s+\S+\s+(?:to|through)|up\s+to|(?<=[a-z]\s)(?:less|fewer|smaller|greater|larger)\s+than"
     r"|(?<=[a-z]\s)of|of(?=\s+[a-z])"
-    r"|(?<!results )(?<!result )in(?!\s+(?:total|all)\b)|to\s+(?!(?:get|give|make|obtain|find|yield|become|have|reach|total|about|only)\b)[a-z]{3,})\b"
+    r"|(?<!results )(?<!result )in(?!\s+(?:total|all)\b)|to\s+(?!(?:get|give|make|obtain|find|yield|become|have|total|about|only)\b)[a-z]{3,})\b"
     r"(?!.*\ban?\s+(?:\w+\s+){1,2}of[\s$]*$)"
 )
 """Between two numbers, what makes the second a circumstance of the first: 15 hours to clean 45 rooms, 27 years old in 5 years."""
@@ -264,12 +264,12 @@ ALL_BUT = re.compile(
     r"(?:\s+(?:for|the|option|choice|letter|answer))*[\s(*$]*$"
 )
 REFUTED = re.compile(
-    r"[)*$}\s]*\s(?:\w+n't|(?:(?:is|was|are|were|does|do|did|will|would|can|could|should|must|has|have)\s+)?(?:not|cannot)|(?:is|was|are|seems|looks|has\s+been|has\s+to|can|must|should|would)\s+(?:be\s+)?(?:wrong|incorrect|false|impossible|implausible|unlikely|excluded|ruled|eliminated|rejected|dismissed|discarded|out|too|an?\s+(?:upper|lower)\s+bound)"
+    r"[)*$}\s]*\s(?:\w+n't|(?:(?:does|do|did|will|could)\s+)?(?:not|cannot)|(?:is|was|are|were|seems?|looks?|appears?|turns\s+out|has|have|can|must|should|would)\s+(?:(?:to|be|been|also|just|far|\w+ly)\s+)*(?:not|wrong|incorrect|false|impossible|implausible|unlikely|excluded|ruled|eliminated|rejected|dismissed|discarded|out|too|an?\s+(?:upper|lower)\s+bound)"
     r"|may|might|could|fail(?:s|ed)?|(?:would\s+)?(?:violate|contradict)s?|has\s+the\s+wrong|değil|नहीं)\b|\s*(?:では|じゃ)(?:な|あり)|\s*[이가]?\s*아[니닙닌]"
 )
 """Behind a letter or number that is not the answer."""
 _NOT_IT = re.compile(
-    rf"{REFUTED.pattern}|\?|(?:(?<=the \d)|(?<=the \d\d)|(?<=the \d\d\d))(?:st|nd|rd|th)\b|\s*(?:s\.\s?f|sig(?:nificant)?\b|d\.\s?p|decimal)"
+    rf"{REFUTED.pattern}|\?|\s+of\s+which\b|(?:(?<=the \d)|(?<=the \d\d)|(?<=the \d\d\d))(?:st|nd|rd|th)\b|\s*(?:s\.\s?f|sig(?:nificant)?\b|d\.\s?p|decimal)"
 )
 _NUMBERED = re.compile(
     r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|example|chapter|page|table|theorem|lemma|exercise|version|reference|ref)\.?[\s(#]*$|\\?p?mod(?:ulo)?[\s{]*$"

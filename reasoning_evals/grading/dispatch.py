@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from reasoning_evals.grading.answers import Extraction, extract_answer
+from reasoning_evals.grading.answers import Extraction, extract_answer, first_turn
 from reasoning_evals.grading.expressions import grade_expression, grade_list, part_verdicts, read_list
 from reasoning_evals.grading.latex import clean
 from reasoning_evals.grading.records import Grade, Verdict, boxes, wrong
@@ -53,6 +53,7 @@ def grade_thought(problem: Problem, thought: Thought) -> Grade:
         )
     if thought.state == "truncated":
         return Grade("truncated", None, "the thought never closes")
+    thought = thought._replace(answer=first_turn(thought.answer))
     found = extract_answer(thought.answer, problem.answer_type)
     if problem.answer_type == "list":
         found = _list_of_boxes(problem, thought.answer, found)

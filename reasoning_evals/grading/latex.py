@@ -23,7 +23,7 @@ _SPACES = re.compile(
 _NOTHING = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|displaystyle|textstyle|scriptstyle"
     r"|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge|hfill|noindent|nonumber|mathstrut|checkmark|qed"
-    r"|blacksquare|pounds|euro|texteuro|textdollar|mathdollar|textsterling)(?![a-zA-Z])|\\!"
+    r"|(?:black)?square|Box|pounds|euro|texteuro|textdollar|mathdollar|textsterling)(?![a-zA-Z])|\\!"
     r"|\\(?:hspace\*?|label|tag|(?:text|page)?color|colorbox|[hv]?phantom)\s*\{[^{}]*\}"
     r"|\\underline\s*(?=\{(?:\\underline\s*\{)?[^{}]*\d)"
 )
