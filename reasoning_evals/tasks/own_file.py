@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from moe_steer.json_files import csv_rows, decode, parse_json, read_json_lines, read_plain_or_gzipped, short
+from moe_steer.json_files import csv_rows, decode, parse_json, quoted, read_json_lines, read_plain_or_gzipped, short
 from reasoning_evals.problems import Problem, read_problems
 from reasoning_evals.tasks.spec import ask
 
@@ -132,6 +133,11 @@ def _from_cells(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _some(problems: list[Problem], path: str) -> list[Problem]:
     if not problems:
         raise ValueError(f"{path} holds no problems: give a file with at least one")
+    for problem in problems:
+        if problem.answer_type == "choice" and re.fullmatch(r"\W*[K-Zk-z]\W*", problem.target):
+            raise ValueError(
+                f"{path}: target of {quoted(problem.problem_id)} is {quoted(problem.target)}: options are graded from A to J, so give at most ten"
+            )
     return problems
 
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoning_evals.problems import ANSWER_TYPES, Problem, check_unique, read_problems, write_problems
+from reasoning_evals.tasks.own_file import load_own_file
 
 LINE = {"problem_id": "a", "prompt": "2+2?", "target": "4", "answer_type": "integer"}
 
@@ -128,3 +129,11 @@ def test_an_id_may_occur_once(tmp_path):
 def test_a_line_that_is_no_object_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"p\.jsonl:1: expected a JSON object, got list"):
         read_problems(write_lines(tmp_path / "p.jsonl", [1]))
+
+
+def test_an_option_beyond_j_is_refused_before_anything_is_sampled(tmp_path):
+    row = {"problem_id": "eleven", "prompt": "?", "target": "(K)", "answer_type": "choice"}
+    path = write_lines(tmp_path / "mine.jsonl", row)
+    with pytest.raises(ValueError, match=r"mine\.jsonl: target of 'eleven' is '\(K\)': options are graded from A to J"):
+        load_own_file(str(path))
+    assert load_own_file(str(write_lines(path, {**row, "target": "(J)"})))[0].target == "(J)"
