@@ -37,7 +37,9 @@ _PHRASE = re.compile(
     r"(?i)(?:(?m:^[#>*_ ]*(?:(?:final|correct) )?answer[*_ \t]*$)|(?:\b(?:answers?|réponse|antwort|respuesta|resposta|risposta|ответ)\b|答案|答え|正解|정답|답)(?:[ \t]+to[^.\n\x22]{0,80}?(?:\x22[^\x22\n]{0,200}\x22)?)?[ \t]*(?:\([^()\n]{0,40}\))?"
     r"[*_ \t]*(?:\b(?:is|are|(?:would|must|should|has to) be|equals|est|ist|es|é|è)\b|=>|[:：=是为は은])[ \t]*[:：]?)[*_\s]*(?:(?<=\n)(?:[-•>]\s+|=+\s*\n))?(?:(?:\$\$|\\\[)\s*\n\s*)?(?=([^\n]+))"
 )
-_SUPPOSED = re.compile(r"(?i)\b(?:if|whether|suppos\w+|assum\w+|unless|when)\s[^.,;:\n]{0,30}$")
+_SUPPOSED = re.compile(
+    r"(?i)\b(?:if|whether|suppos\w+|assum\w+|unless|when)\s[^.,;:\n]{0,30}$|(?:不知道|不能?确定|无法)[^。！？\n]{0,20}$"
+)
 _NOUN_BEFORE = re.compile(
     r"(?i)\b(?:the\s+(?!(?:option|choice|answer|letter|statement|alternative|only|best|right|correct|one)\b)[a-z]+|let|point|angle|triangle|line|plan|grade|section|part|class|type|group|vitamin"
     r"|matrix|set|event|vertex|constant|figure|table|appendix|units?\s+of|cross(?:ed)?\s+out|remov\w+|skip|ignore|forget|avoid|drop|(?:programming|written)\s+in)\s+$|(?:^|[^A-Za-z])[A-Za-z]{1,2}\s*[<>=]\s*$"
@@ -56,7 +58,7 @@ _SENTENCE = re.compile(
 """The beginning of a whole sentence behind "Answer:", which has its number later on."""
 _LEAD_WORDS = re.compile(r"(?i)(?:(?:therefore|thus|simply|then|that|about|approx\w*|option|choice|ca)\b\.?[\s,:]*)+")
 _SENTENCE_END = re.compile(
-    r"[。；]|です|입니다|이다|(?<!\bresp)(?<!\bapprox)(?<!\bca)(?<!\bvs)\.(?=\s|$)|;\s|,\s+(?=(?:so|which|as|porque|ya que|car|da|denn|weil|perché|pois|puisque|так как|and\s+(?:so|we|the))\b)|[(（,，]\s*(?:因为|因為|而?不是|而非)|!(?=\s+[A-Z\u2600-\U0001ffff])|\s+[—–]\s+(?=[a-z])"
+    r"[。；]|です|입니다|이다|(?<!\bresp)(?<!\bapprox)(?<!\bca)(?<!\bvs)\.(?=\s|$)|;\s|,\s+(?=(?:so|which|as|where|for\s+(?:all|any|every)|porque|ya que|car|da|denn|weil|perché|pois|puisque|так как|and\s+(?:so|we|the))\b)|[(（,，]\s*(?:因为|因為|而?不是|而非)|!(?=\s+[A-Z\u2600-\U0001ffff])|\s+[—–]\s+(?=[a-z])"
     r"|[\s,(]+(?:because|since|check|i\.\s?e\.|as opposed to|compared (?:to|with)|with (?=\d+\s?\\?% (?:conf|cert))|(?:(?:and|but)\s+)?(?:not|rather\s+than|instead\s+of)\s+(?=\S*\d|[^\s\w]))|(?<=\*\*)\s+\(|\s\((?:\d+\s[a-z]{3}|(?:we|as|to|see|using|after|rounded|the)\s)"
 )
 _NUMBER = re.compile(
@@ -128,6 +130,10 @@ _SENTENCE_WITH = re.compile(
 """A short text that is a sentence: 60 pencils in 5 boxes."""
 _OR = re.compile(r"\s*,?\s*\bor\s+")
 _LINK = re.compile(r"\s*(?:,\s*)?(?:\b(?:or|and|und|oder|et|ou|y)\s+|,\s+|[或和、]\s*)")
+_OF_SYMBOL = re.compile(
+    r"\b(?:for\s+(?:all|any|every|each)|where|in\s+terms\s+of|with\s+respect\s+to)\b[^.$]{0,25}[$\s(\\]*$"
+)
+"""Before a formula that only says for what the one before it holds."""
 _NAMED_LIST = re.compile(
     r"(?i)\b(?:solutions|roots|zeros|values|numbers)\b[^.\n:]{0,40}?(?:\bare:?|:)\s+([^\n]{1,200}?)(?:\.(?=\s|$)|\n|$)"
 )
@@ -281,6 +287,8 @@ def _last_formula(tail: str, answer_type: str) -> Extraction | None:
         link = tail[found[-1][1] : match.start()] if found else ""
         if found and (_LINK if answer_type == "list" else _OR).fullmatch(link):
             found[-1] = (f"{found[-1][0]}{', ' if answer_type == 'list' else link}{text}", match.end())
+        elif found and _OF_SYMBOL.search(tail, max(0, match.start() - 40), match.start()):
+            continue
         elif is_stated(tail, match) and not BOUND.search(tail, max(0, match.start() - 40), match.start()):
             found.append((text, match.end()))
     if answer_type == "list" and not found and (named := _NAMED_LIST.findall(tail)):

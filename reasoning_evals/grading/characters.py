@@ -226,11 +226,11 @@ _GIVING_UP = (
 )
 GIVES_UP = re.compile(_GIVING_UP, re.IGNORECASE)
 _GAVE_UP = re.compile(
-    rf"(?i)(?:不知道|不确定|无法)[^。！？\n]*$|{_GIVING_UP}(?:\s+(?:whether|if|that|from|with|by|the)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$"
+    rf"(?i)(?:不知道|不能?确定|无法)[^。！？\n]*$|{_GIVING_UP}(?:\s+(?:whether|if|that|from|with|by|the)\b[^.!?;:,\n]*|(?:\s+(?:it|this|that|the\s+\w+))?[.!]\s[^.!?\n]*)$"
 )
 """Before a number: in its clause, or as the whole sentence before it."""
 BOUND = re.compile(
-    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|(?:is|are|be|was)\s+(?:below|above|under|over)|exceeds?|\d[$%\s]*(?:,\s*)?\bor(?:\s+else)?(?:[\s$]*[a-z]\s*=)?|\b(?:values|solutions|roots|answers)\s+are\s[^.\n]{0,40}\band|(?<=[\w)}] )[<>]|(?<=\w)<|[≤≥]|(?<![\w<]\w)(?<=\w)>|[≠]|!=|\\(?:leq?|geq?|[lg]t|neq?|not\s*=)(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
+    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|(?:is|are|be|was)\s+(?:below|above|under|over)|exceeds?|(?:mehr|weniger)\s+als|(?:plus|moins|más|menos|mais)\s+de|(?:più|meno)\s+di|больше|меньше|более|менее|\d[$%\s]*(?:,\s*)?\bor(?:\s+else)?(?:[\s$]*[a-z]\s*=)?|\b(?:values|solutions|roots|answers)\s+are\s[^.\n]{0,40}\band|(?<=[\w)}] )[<>]|(?<=\w)<|[≤≥]|(?<![\w<]\w)(?<=\w)>|[≠]|!=|\\(?:leq?|geq?|[lg]t|neq?|not\s*=)(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
 )
 
 
@@ -244,7 +244,7 @@ def is_doubted(text: str, match: re.Match[str]) -> bool:
 
 _DENIED = re.compile(
     r"(?i)(?:(?:(?:\b|can)not|n't)(?:\s+(?:be|choose|pick|select|even))?|\b(?:nor|neither|(?:never|hardly|nobody|no\s+one)(?:\s+(?:would|could|can|should))?(?:\s+(?:be|choose|pick|select))?|rul(?:e|es|ed|ing)\s+out|eliminat\w+|exclud\w+|discard\w*|reject\w*"
-    r"|nicht|niet|pas|não(?:\s+é)?|non(?:\s+è)?|no\s+es|y\s+no|не|nie|inte|ikke|would\s+have\s+been|ليس|không\s+phải(?:\s+là)?)"
+    r"|nicht|niet|pas|não(?:\s+é)?|non(?:\s+è)?|no\s+es|y\s+no|(?:не|nie)(?:\s+(?:равно|равен|равна|jest|wynosi))?|není|inte|ikke|ei\s+ole|nem|nu\s+este|δεν\s+είναι|אינ[הו]|ليست|ไม่ใช่|bukan|would\s+have\s+been|ليس|không\s+phải(?:\s+là)?)"
     r"|(?:(?:n't|not)\s+(?:think|believe)|doubt)\s[\w\s]{0,30}|不[是能会应该可以要选]*|非|排除|除了)"
     r"[\s($*]*(?:(?:and|or|options?|choices?|the|both|[A-J])[\s()*,]+)*$"
 )
@@ -265,14 +265,14 @@ ALL_BUT = re.compile(
 )
 REFUTED = re.compile(
     r"[)*$}\s]*\s(?:\w+n't|(?:(?:does|do|did|will|could)\s+)?(?:not|cannot)|(?:is|was|are|were|seems?|looks?|appears?|turns\s+out|has|have|can|must|should|would)\s+(?:(?:to|be|been|also|just|far|\w+ly)\s+)*(?:not|wrong|incorrect|false|impossible|implausible|unlikely|excluded|ruled|eliminated|rejected|dismissed|discarded|out|too|an?\s+(?:upper|lower)\s+bound)"
-    r"|may|might|could|fail(?:s|ed)?|(?:would\s+)?(?:violate|contradict)s?|has\s+the\s+wrong|değil|नहीं)\b|\s*(?:では|じゃ)(?:な|あり)|\s*[이가]?\s*아[니닙닌]"
+    r"|may|might|could|fail(?:s|ed)?|(?:would\s+)?(?:violate|contradict)s?|has\s+the\s+wrong|değil\w*)\b|\s*नहीं|\s*(?:では|じゃ)(?:な|あり)|\s*[이가]?\s*아[니닙닌]"
 )
 """Behind a letter or number that is not the answer."""
 _NOT_IT = re.compile(
     rf"{REFUTED.pattern}|\?|\s+of\s+which\b|(?:(?<=the \d)|(?<=the \d\d)|(?<=the \d\d\d))(?:st|nd|rd|th)\b|\s*(?:s\.\s?f|sig(?:nificant)?\b|d\.\s?p|decimal)"
 )
 _NUMBERED = re.compile(
-    r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|example|chapter|page|table|theorem|lemma|exercise|version|reference|ref)\.?[\s(#]*$|\\?p?mod(?:ulo)?[\s{]*$"
+    r"(?i)\b(?:step|question|problem|equation|eq|figure|fig|section|example|chapter|page|table|theorem|lemma|exercise|version|reference|ref|aufgabe|problem[ae]|problème|задач\w|ejercicio|exercice)\.?[\s(#]*$|\\?p?mod(?:ulo)?[\s{]*$"
 )
 
 

@@ -49,7 +49,7 @@ _CHANGE = re.compile(
     r"(?<![a-zA-Z\\])(?:plus|minus|factorial|twice|thrice|doubled|halved|and\s+(?:a|one|two|three)\s+(?:hal(?:f|ves)|thirds?|quarters?))(?![a-zA-Z])"
     r"|^(?:\\text\s*\{\s*)?(?:and\s+)?(?:squared|cubed|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|(?:thir|four|fif|six|seven|eigh|nine)teen"
     r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?)(?![a-zA-Z])"
-    r"|^\s*[만억천]|以[上下]|(?<![a-zA-Z])(?:mil(?:le|li?ard\w*|lion\w{2,}|lones)|tausend|тысяч\w*|миллион\w*)(?![a-zA-Z])"
+    r"|^\s*(?:[만억천]|이[상하]|미만)|以[上下]|(?<![a-zA-Z])(?:mil(?:le|li?ard\w*|lion\w{2,}|lones)|tausend|тысяч\w*|миллион\w*)(?![a-zA-Z])"
     r"|千(?![克米瓦卡])|[万萬億亿百十兆半倍零一二三四五六七八九两几]|\?|^\s*[-*/+]\s*$",
     re.IGNORECASE,
 )

@@ -48,7 +48,7 @@ _HOUR = re.compile(
 DENIAL = re.compile(
     r"(?<![a-zA-Z\\])(?:not|never|neither|nor|or|but|unless|except|instead|oder|yes|wrong|incorrect|false|impossible|(?:upper|lower)\s+bound|fail(?:s|ed)?|excluded|eliminated|rejected|no(?!\s*\.|\s+unit))"
     r"(?![a-zA-Z])|^\\text\s*\{\s*(?:for|if|when)(?![a-zA-Z])|(?<![a-zA-Z])(?:if|when|where|with|at|for)(?![a-zA-Z])[\s}]*\\?\w*\s*(?:=|$)"
-    r"|[a-z]n't(?![a-zA-Z])|(?<![a-zA-Z])(?:cannot|too\s+\w+|değil)(?![a-zA-Z])|[不非未或]|没有|(?:では|じゃ)(?:な|あり)|아[니닙닌]|नहीं",
+    r"|[a-z]n't(?![a-zA-Z])|(?<![a-zA-Z])(?:cannot|too\s+\w+|değil)(?![a-zA-Z])|[不非未或]|没有|(?<!没)错|間違|틀[렸린]|невер|неправ|(?<![a-zA-Z])(?:falsch|faux|sbagliat)|(?:では|じゃ)(?:な|あり)|아[니닙닌]|नहीं",
     re.IGNORECASE,
 )
 """Words that take an answer back, state another one, or make it a condition ("for q = 0")."""
