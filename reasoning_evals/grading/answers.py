@@ -42,7 +42,7 @@ _SUPPOSED = re.compile(
 )
 _NOUN_BEFORE = re.compile(
     r"(?i)\b(?:the\s+(?!(?:option|choice|answer|letter|statement|alternative|only|best|right|correct|one)\b)[a-z]+|let|point|angle|triangle|line|plan|grade|section|part|class|type|group|vitamin"
-    r"|matrix|set|event|vertex|constant|figure|table|appendix|units?\s+of|cross(?:ed)?\s+out|remov\w+|skip|ignore|forget|avoid|drop|(?:programming|written)\s+in)\s+$|(?:^|[^A-Za-z])[A-Za-z]{1,2}\s*[<>=]\s*$"
+    r"|matrix|set|event|vertex|constant|figure|table|appendix|units?\s+of|cross(?:ed)?\s+out|remov\w+|skip|ignore|forget|avoid|drop|(?<!other )than|instead\s+of|over|beats?|beware\s+of|unlike|although|though|(?:programming|written)\s+in)\s+$|(?:^|[^A-Za-z])[A-Za-z]{1,2}\s*[<>=]\s*$"
 )
 """Before a letter that names something else than an option."""
 _ON_CONDITION = re.compile(
@@ -125,7 +125,7 @@ _BARE_NUMBER = re.compile(
     r"(?:\\?[a-zA-Z][\w{}\\']{0,15}\s*(?:=|\\approx|≈)\s*)?[-+\u2212~≈$.(\s]*(?:\d|\.\d|\\(?!text|mathrm)|π)"
 )
 _SENTENCE_WITH = re.compile(
-    rf"\banswer\b|\d\D*{SAID_OF.pattern}\D*\d|\d.*\b(?:is|are|gives?|costs?|makes?|equals?|but|hence)\b.*\d|^\W*(?i:let|suppose|assume|consider|if|unless|does|is|trying)\b"
+    rf"\banswer\b|\d\D*{SAID_OF.pattern}\D*\d|\d.*\b(?:is|are|gives?|costs?|makes?|equals?|but|hence)\b.*\d|\d\s+[a-z]{{3,}}\s+(?!and\b|or\b)[a-z]{{3,}}\s+\$?\d|^\W*(?i:let|suppose|assume|consider|if|unless|does|is|trying)\b"
 )
 """A short text that is a sentence: 60 pencils in 5 boxes."""
 _OR = re.compile(r"\s*,?\s*\bor\s+")
@@ -230,8 +230,9 @@ def _is_bare(tail: str, answer_type: str) -> bool:
 def _is_chosen(text: str, match: re.Match[str]) -> bool:
     """Whether a letter is neither denied, nor supposed ("if the answer is C"), nor what all the others are without ("all but C")."""
     before = text[max(0, match.start() - 60) : match.start()]
-    if ALL_BUT.search(before):
-        return _LEFT_OUT.match(text, match.end()) is not None
+    if all_but := ALL_BUT.search(before):
+        ruled_out = re.search(r"rul\w+\s+out|eliminat|exclud|reject", before[: all_but.start()])
+        return bool(ruled_out or _LEFT_OUT.match(text, match.end()))
     end = SENTENCE_STOP.search(text, match.end())
     other = any(pattern.search(before) for pattern in (_SUPPOSED, _NOUN_BEFORE)) or (
         end and end[0] == "?" and match.re is _STATED_LETTER

@@ -175,13 +175,13 @@ _NEW_CLAUSE = re.compile(
 )
 _SIDE_CLAUSE = re.compile(
     r"[,;]?\s*(?:\b(?:because|since|where|when|if|unless|while|whereas|given|although|(?:down|up)\s+from|instead\s+of|rather\s+than|compared|as\s+opposed)"
-    r"|(?<=,\s)(?:as|with|saving|using|including|having|attained|reached|of\s+which)(?!.*=)|(?:is|was)\s+(?:attained|reached|achieved|obtained))\b(?!.*(?:[,;:.]\s|\b(?:so|then|which|leaving|making|giving)\b|[=-]>|→))"
+    r"|(?<=,\s)(?:as|with|saving|using|including|having|attained|reached|of\s+which|who(?:se|m)?|in(?!\s+(?:total|all)\b)|on|after|for(?!\s+a\b))(?!.*=)|(?:is|was)\s+(?:attained|reached|achieved|obtained))\b(?!.*(?:[,;:.]\s|\b(?:so|then|which|leaving|making|giving)\b|[=-]>|→))"
     r"|\s\((?:[^()]*[^()\s$-])?[\s$-]*$|\b(?:out\s+of|of\s+(?:the|all|those|his|her|their|its))\s+\$?$"
     r"|\b(?:for|at|with|from)\s+\$?\\?[a-zA-Z](?:_\{?\w+\}?|\d)?\s*=\s*$"
 )
 """Behind a number, a clause that only says more of it: 14 buses, since 13 are too few."""
 SAID_OF = re.compile(
-    r"\b(?:(?:after|before)(?!\s+and\b)|(?:in|ex)cluding|below|under|above|within|over|during|across|(?<!up )(?<!ends )(?<!ended )(?<!left )(?<!left him )(?<!left her )(?<!left them )with|per|among|for|between|from\s+\S+\s+(?:to|through)|up\s+to|(?<=[a-z]\s)(?:less|fewer|smaller|greater|larger)\s+than"
+    r"\b(?:(?:after|before)(?!\s+and\b)|(?:in|ex)cluding|below|under|above|within|over|during|across|on|by(?=\s+[a-z])|from(?=\s+(?:the|his|her|their|these|those)\b)|(?<!up )(?<!ends )(?<!ended )(?<!left )(?<!left him )(?<!left her )(?<!left them )with|per|among|for|between|from\s+\S+\s+(?:to|through)|up\s+to|(?<=[a-z]\s)(?:less|fewer|smaller|greater|larger)\s+than"
     r"|(?<=[a-z]\s)of|of(?=\s+[a-z])"
     r"|(?<!results )(?<!result )in(?!\s+(?:total|all)\b)|to\s+(?!(?:get|give|make|obtain|find|yield|become|have|total|about|only)\b)[a-z]{3,})\b"
     r"(?!.*\ban?\s+(?:\w+\s+){1,2}of[\s$]*$)"
@@ -196,6 +196,7 @@ _TOTAL = re.compile(
     r"(?:\s+\w+){0,2}?\s+(?:in\s+(?:total|all)|altogether|together|left|remain\w*|each(?!\s+[a-z])|apiece|dollars|cents|euros|ways)\b|\s*\)"
 )
 """Behind a number that is a result of its own."""
+_MORE_THAN = re.compile(r"\s*(?:[a-z]+\s+)?(?:more|\w+er)\s+than\b")
 
 
 def main_number(text: str, numbers: list[re.Match[str]]) -> re.Match[str]:
@@ -207,14 +208,15 @@ def main_number(text: str, numbers: list[re.Match[str]]) -> re.Match[str]:
         if len(between) > 400 or SENTENCE_STOP.search(between):
             break
         side = _SIDE_CLAUSE.search(between)
-        if _NEW_CLAUSE.search(between, 0, side.start() if side else len(between)):
+        more = _MORE_THAN.match(text, final.end()) and re.fullmatch(r"[^,]{0,20},\s+(?:which\s+is\s+)?", between)
+        if not more and _NEW_CLAUSE.search(between, 0, side.start() if side else len(between)):
             continue
         paid = own or (final[0][:1] == "$" != match[0][:1] and between.endswith("for "))  # 5 tickets for $75
         said = (side and not (paid and between.endswith("("))) or (
             not paid and SAID_OF.search(text, match.end(), last.start())
         )
         given = GIVEN.search(text, max(0, match.start() - 30), match.start())
-        if _RESULT.search(text, 0, match.start()) or (said and not given):
+        if _RESULT.search(text, 0, match.start()) or ((said or more) and not given):
             last = match
     return last
 
@@ -264,7 +266,7 @@ ALL_BUT = re.compile(
     r"(?:\s+(?:for|the|option|choice|letter|answer))*[\s(*$]*$"
 )
 REFUTED = re.compile(
-    r"[)*$}\s]*\s(?:\w+n't|(?:(?:does|do|did|will|could)\s+)?(?:not|cannot)|(?:is|was|are|were|seems?|looks?|appears?|turns\s+out|has|have|can|must|should|would)\s+(?:(?:to|be|been|also|just|far|\w+ly)\s+)*(?:not|wrong|incorrect|false|impossible|implausible|unlikely|excluded|ruled|eliminated|rejected|dismissed|discarded|out|too|an?\s+(?:upper|lower)\s+bound)"
+    r"[)*$}\s]*\s(?:\w+n't|(?:(?:does|do|did|will|could)\s+)?(?:not|cannot)|(?:is|was|are|were|seems?|looks?|appears?|turns\s+out|has|have|can|must|should|would)\s+(?:(?:to|be|been|also|just|far|\w+ly)\s+)*(?:not|wrong|incorrect|false|impossible|implausible|unlikely|excluded|ruled|eliminated|rejected|dismissed|discarded|out|off|worse|less\s+\w+|too|(?:an?|the)\s+(?:distractor|trap)|an?\s+(?:upper|lower)\s+bound)"
     r"|may|might|could|fail(?:s|ed)?|(?:would\s+)?(?:violate|contradict)s?|has\s+the\s+wrong|değil\w*)\b|\s*नहीं|\s*(?:では|じゃ)(?:な|あり)|\s*[이가]?\s*아[니닙닌]"
 )
 """Behind a letter or number that is not the answer."""
