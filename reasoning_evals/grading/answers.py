@@ -42,11 +42,11 @@ _SUPPOSED = re.compile(
 )
 _NOUN_BEFORE = re.compile(
     r"(?i)\b(?:the\s+(?!(?:option|choice|answer|letter|statement|alternative|only|best|right|correct|one)\b)[a-z]+|let|point|angle|triangle|line|plan|grade|section|part|class|type|group|vitamin"
-    r"|matrix|set|event|vertex|constant|figure|table|appendix|units?\s+of|cross(?:ed)?\s+out|remov\w+|skip|ignore|forget|avoid|drop|(?<!other )than|instead\s+of|over|beats?|beware\s+of|unlike|although|though|(?:programming|written)\s+in)\s+$|(?:^|[^A-Za-z])[A-Za-z]{1,2}\s*[<>=]\s*$"
+    r"|matrix|set|event|vertex|constant|figure|table|appendix|units?\s+of|cross(?:ed)?\s+out|remov\w+|skip|ignore|forget|avoid|drop|tempt\w+\s+to\s+\w+|(?<!other )than|instead\s+of|over|beats?|beware\s+of|unlike|although|though|(?:programming|written)\s+in)\s+$|(?:^|[^A-Za-z])[A-Za-z]{1,2}\s*[<>=]\s*$"
 )
 """Before a letter that names something else than an option."""
 _ON_CONDITION = re.compile(
-    r"[)*]*\s+(?:(?:would\s+be\s+\w+\s+)?(?:only\s+)?(?:if|unless)\b|would\s+have\s+been\b|[^.;\n]{0,40}?,\s+(?:which|and\s+th(?:is|at))\s+is\s+(?:wrong|incorrect|impossible|too)\b)"
+    r"[)*]*\s+(?:(?!(?:as|was|has|does|this|thus|always|fits|matches|works|holds|remains|agrees|satisfies|gives|wins|beats|seems|looks|appears|turns|shows|states|says|describes|represents|explains|corresponds|follows|stands)\b)[a-z]{2,}s\b|(?:would\s+be\s+\w+\s+)?(?:only\s+)?(?:if|unless)\b|would\s+have\s+been\b|[^.;\n]{0,40}?,\s+(?:which|and\s+th(?:is|at))\s+is\s+(?:wrong|incorrect|impossible|too)\b)"
 )
 _LEFT_OUT = re.compile(
     r"(?i)[^.;\n]{0,60}?\b(?:not|wrong|incorrect|false|impossible|excluded|eliminated|ruled|fail\w*|violat\w+|contradict\w*)\b|[^.;\n]{0,60}?n't\b"
@@ -259,6 +259,7 @@ def _last_resort(tail: str, answer_type: str) -> Extraction | None:
 
 
 def _last_number(tail: str, answer_type: str) -> Extraction | None:
+    tail = re.sub(r"(\\(?:equiv|approx|simeq|to|Rightarrow|implies))(?=-?\d)", r"\1 ", tail)
     numbers = stated_numbers(tail, _NUMBER.finditer(tail))
     if _WITHIN.search(tail, numbers[-1].end() if numbers else 0):
         formula = None if GIVES_UP.search(tail) else _last_formula(tail, answer_type)

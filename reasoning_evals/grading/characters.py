@@ -181,7 +181,7 @@ _SIDE_CLAUSE = re.compile(
 )
 """Behind a number, a clause that only says more of it: 14 buses, since 13 are too few."""
 SAID_OF = re.compile(
-    r"\b(?:(?:after|before)(?!\s+and\b)|(?:in|ex)cluding|below|under|above|within|over|during|across|on|by(?=\s+[a-z])|from(?=\s+(?:the|his|her|their|these|those)\b)|(?<!up )(?<!ends )(?<!ended )(?<!left )(?<!left him )(?<!left her )(?<!left them )with|per|among|for|between|from\s+\S+\s+(?:to|through)|up\s+to|(?<=[a-z]\s)(?:less|fewer|smaller|greater|larger)\s+than"
+    r"\b(?:(?:after|before)(?!\s+and\b)|(?:in|ex)cluding|below|under|above|within|over|during|across|into|on|at(?=\s+[a-z]{3})|by(?=\s+[a-z])|from(?=\s+(?:the|his|her|their|these|those)\b)|(?<!up )(?<!ends )(?<!ended )(?<!left )(?<!left him )(?<!left her )(?<!left them )with|per|among|for|between|from\s+\S+\s+(?:to|through)|up\s+to|(?<=[a-z]\s)(?:less|fewer|smaller|greater|larger)\s+than"
     r"|(?<=[a-z]\s)of|of(?=\s+[a-z])"
     r"|(?<!results )(?<!result )in(?!\s+(?:total|all)\b)|to\s+(?!(?:get|give|make|obtain|find|yield|become|have|total|about|only)\b)[a-z]{3,})\b"
     r"(?!.*\ban?\s+(?:\w+\s+){1,2}of[\s$]*$)"
@@ -232,7 +232,7 @@ _GAVE_UP = re.compile(
 )
 """Before a number: in its clause, or as the whole sentence before it."""
 BOUND = re.compile(
-    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|(?:is|are|be|was)\s+(?:below|above|under|over)|exceeds?|(?:mehr|weniger)\s+als|(?:plus|moins|más|menos|mais)\s+de|(?:più|meno)\s+di|больше|меньше|более|менее|\d[$%\s]*(?:,\s*)?\bor(?:\s+else)?(?:[\s$]*[a-z]\s*=)?|\b(?:values|solutions|roots|answers)\s+are\s[^.\n]{0,40}\band|(?<=[\w)}] )[<>]|(?<=\w)<|[≤≥]|(?<![\w<]\w)(?<=\w)>|[≠]|!=|\\(?:leq?|geq?|[lg]t|neq?|not\s*=)(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
+    r"(?i)(?<!no )(?<!not )(?:\b(?:(?:more|less|\w+er)\s+than|twice|double|triple|between\s+\S+\s+and|half(?:\s+of)?(?:\s+the)?|(?:square|cube|root|third|quarter)\s+of)|(?:is|are|be|was)\s+(?:below|above|under|over)|exceeds?|(?:mehr|weniger)\s+als|(?:plus|moins|más|menos|mais)\s+de|(?:più|meno)\s+di|больше|меньше|более|менее|\d[$%\s]*(?:,\s*)?\bor(?:\s+else)?(?:[\s$]*[a-z]\s*=)?|\b(?:values|solutions|roots|answers)\s+are\s[^.\n]{0,40}\band|(?<=[\w)}] )[<>]|(?<=\w)<|[≤≥]|(?<![\w<]\w)(?<=\w)>|[≠]|!=|\\(?:leq?|geq?|[lg]t|neq?|not\s*(?:=|\\[a-z]+))(?![a-zA-Z])|[大小少]于|超过)[\s($*]*$"
 )
 
 
@@ -266,7 +266,7 @@ ALL_BUT = re.compile(
     r"(?:\s+(?:for|the|option|choice|letter|answer))*[\s(*$]*$"
 )
 REFUTED = re.compile(
-    r"[)*$}\s]*\s(?:\w+n't|(?:(?:does|do|did|will|could)\s+)?(?:not|cannot)|(?:is|was|are|were|seems?|looks?|appears?|turns\s+out|has|have|can|must|should|would)\s+(?:(?:to|be|been|also|just|far|\w+ly)\s+)*(?:not|wrong|incorrect|false|impossible|implausible|unlikely|excluded|ruled|eliminated|rejected|dismissed|discarded|out|off|worse|less\s+\w+|too|(?:an?|the)\s+(?:distractor|trap)|an?\s+(?:upper|lower)\s+bound)"
+    r"[)*$}\s]*\s(?:\w+n't|(?:(?:does|do|did|will|could)\s+)?(?:not|cannot)|(?:is|was|are|were|seems?|looks?|appears?|turns\s+out|has|have|can|must|should|would)\s+(?:(?:to|be|been|also|just|far|\w+ly)\s+)*(?:not|wrong|incorrect|false|impossible|absurd|nonsense|implausible|unlikely|excluded|ruled|eliminated|rejected|dismissed|discarded|out|off|worse|less\s+\w+|too|(?:an?|the)\s+(?:distractor|trap)|an?\s+(?:upper|lower)\s+bound)"
     r"|may|might|could|fail(?:s|ed)?|(?:would\s+)?(?:violate|contradict)s?|has\s+the\s+wrong|değil\w*)\b|\s*नहीं|\s*(?:では|じゃ)(?:な|あり)|\s*[이가]?\s*아[니닙닌]"
 )
 """Behind a letter or number that is not the answer."""
