@@ -83,7 +83,7 @@ _STATED_LETTER = re.compile(
 )
 _AS_ANSWER = re.compile(r"(?i)[)*$}\s]*\s(?:is|as)\s+(?:the|my|our)\s+(?:final\s+|correct\s+)?answer\b")
 _RETRACTED = re.compile(
-    r"(?i)\W*?(?:\b(?:wait|hold on|no|hmm+|oops|actually|sorry|rather|or|alternatively|maybe|perhaps|let me re\w+|(?:i|we) (?:forgot|missed|made|miscounted)\b[^.!?\n]{0,50}?|but (?:it )?(?:may|might|could))\b\W*?){1,6}(?:\b(?:or|so|it|is|be|it's|maybe|perhaps|possibly|should|may|might|could)\b\W*?){0,6}"
+    r"(?i)\W*?(?:\b(?:wait|hold on|no|hmm+|oops|actually|sorry|rather|or|alternatively|maybe|perhaps|let me re\w+|(?:which|that) (?:makes?|gives?|totals|comes to|adds up to)|(?:i|we) (?:forgot|missed|made|miscounted)\b[^.!?\n]{0,50}?|but (?:it )?(?:may|might|could))\b\W*?){1,6}(?:\b(?:or|so|it|is|be|it's|maybe|perhaps|possibly|should|may|might|could)\b\W*?){0,6}"
     r"(?<![\w.])([-\u2212$]*\d(?:[\d.,/]*\d)?|\(?[A-J]\b)[)$*}]*\s*(?:[.?!]|\n|$)"
 )
 """Behind an answer, another in its place: 7. No, 8. That makes two of it, which no grader takes for one."""
