@@ -36,8 +36,8 @@ def interval_lines(scores: ExpertScores) -> list[str]:
     if num >= LEAST_PROBLEMS or scores.cannot_answer:
         return []
     return [
-        f"NOTE: the intervals of experts named beforehand rest on {num} problems: with fewer than {LEAST_PROBLEMS}, one of 95% can "
-        "cover as little as 90% where problems differ in kind"
+        f"NOTE: {num} problems are few ({LEAST_PROBLEMS} are enough): where problems differ in kind, the 95% interval of an expert that was "
+        "named beforehand can be right only 90% of the time"
     ]
 
 

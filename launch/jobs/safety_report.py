@@ -16,6 +16,7 @@ from reasoning_evals.comparing import (
     detectable_text,
     difference_test,
     interval_text,
+    p_cell,
     p_text,
     points,
     t_text,
@@ -178,8 +179,8 @@ def changes_table(outcome: Outcome) -> Table:
         "95%": lambda one: points_interval(one.difference),
         "bootstrap 95%": lambda one: bootstrap_points_interval(one.difference),
         "p (t)": lambda one: t_text(one.difference),
-        "p (sign flip)": lambda one: p_text(one.difference.sign_flip_p).removeprefix("p = "),
-        "p (Holm)": lambda one: p_text(one.holm_p).removeprefix("p = "),
+        "p (sign flip)": lambda one: p_cell(one.difference.sign_flip_p),
+        "p (Holm)": lambda one: p_cell(one.holm_p),
         "detectable, points": lambda one: detectable_text(one.difference),
         "verdict": lambda one: one.verdict,
     }

@@ -44,6 +44,7 @@ from reasoning_evals.comparing.verdicts import NO_INTERVAL as NO_INTERVAL
 from reasoning_evals.comparing.verdicts import detectable_text as detectable_text
 from reasoning_evals.comparing.verdicts import difference_test as difference_test
 from reasoning_evals.comparing.verdicts import interval_text as interval_text
+from reasoning_evals.comparing.verdicts import p_cell as p_cell
 from reasoning_evals.comparing.verdicts import p_text as p_text
 from reasoning_evals.comparing.verdicts import points as points
 from reasoning_evals.comparing.verdicts import t_text as t_text

@@ -53,7 +53,7 @@ def compare_arms(
     first = next(iter(tables.values()))
     clusters = clusters_of(first)
     k = len(next(iter(first.rows.values())))
-    family = Family.of(wanted)
+    family = Family.of(wanted, clusters is not None)
     level = ALPHA / max(1, len(wanted), num_judged)
     compared = [Paired.of(tables[a], tables[b], k, clusters, level) for a, b in wanted]
     return Comparison(

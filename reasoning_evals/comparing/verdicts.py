@@ -50,11 +50,13 @@ class Family:
     num_pairs: int
     one_baseline: bool
     """Whether all arms are compared with the same one."""
+    unit: str
+    """What counts once: "problem", or "cluster" where problems belong together."""
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[str, str]]) -> Family:
+    def of(cls, pairs: Sequence[tuple[str, str]], clustered: bool) -> Family:
         """From (a, b), b against a."""
-        return cls(len(pairs), len({a for a, _ in pairs}) < 2)
+        return cls(len(pairs), len({a for a, _ in pairs}) < 2, "cluster" if clustered else "problem")
 
     @property
     def words(self) -> str:
@@ -160,8 +162,8 @@ def _what_could_be_shown(accuracy: Difference, family: Family) -> str:
         return "Every problem was solved equally often in both arms, so the run cannot say how small an effect it could show."
     if accuracy.detectable is None:
         return (
-            f"Nothing can be shown: {changed} changed, and {_NUMBERS.get(least, str(least))} units that changed are the least that can "
-            f"show anything{after}."
+            f"Nothing can be shown: {changed} {family.unit}{'' if changed == 1 else 's'} changed, and at least "
+            f"{_NUMBERS.get(least, str(least))} must change to show anything{after}."
         )
     return (
         f"The smallest effect that this run could have shown (80% power{after}) is {detectable_text(accuracy)} points."
@@ -213,8 +215,8 @@ def notes_on(family: Family, clustered: bool, tuned: Tuning | None) -> tuple[str
     notes = []
     if family.num_pairs > 1:
         notes.append(
-            f"{family.num_pairs} pairs of arms are compared. Verdicts follow {family.words}, so that a false one among them all "
-            "stays below 5%; lengths likewise among themselves. Nominal is what a pair would show alone."
+            f"{family.num_pairs} pairs of arms are compared. Verdicts follow {family.words}, which keeps the chance of any false one "
+            'below 5%; so do the verdicts on length, among themselves. "Alone" and "nominally" leave this correction out.'
         )
     if clustered:
         notes.append("Some problems share a cluster: standard errors and bootstrap are over clusters.")
@@ -251,7 +253,16 @@ def detectable_text(difference: Difference) -> str:
 
 def t_text(difference: Difference) -> str:
     """The p-value of the t test in a table; left out where all problems changed alike."""
-    return p_text(difference.p_value).removeprefix("p = ") if difference.se > 0 else "–"
+    return p_cell(difference.p_value) if difference.se > 0 else "–"
+
+
+def p_cell(p_value: float) -> str:
+    """As ``p_text``, under a heading that says p.
+
+    >>> p_cell(0.0004), p_cell(0.042), p_cell(math.nan)
+    ('< .001', '.042', 'undefined')
+    """
+    return p_text(p_value).removeprefix("p ").removeprefix("= ")
 
 
 def points(difference: float) -> str:

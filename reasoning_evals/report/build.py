@@ -44,6 +44,8 @@ class Side:
     reason: str
     total_tokens: int
     thought: str
+    thought_length: int
+    """Characters of the whole thought, of which ``thought`` may be the beginning."""
     answer: str
     gates: str
     """What the gated entries of its plan did in it; "" without any."""
@@ -248,6 +250,7 @@ def _side(row: GradeRow, completion: Completion, arm: Mapping[str, Any], acts: S
         reason=row.reason,
         total_tokens=row.total_tokens,
         thought=_cut(thought.thought),
+        thought_length=len(thought.thought),
         answer=_cut(thought.answer),
         gates=gates_text(acts),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from reasoning_evals.report.build import Report
@@ -44,19 +45,21 @@ def accuracy_against_tokens(report: Report) -> str | None:
         ]
     # Labels are drawn last, next to their marks.
     ordered = sorted(measured, key=lambda pair: -pair[0].accuracy.mean)
-    names = [_short(arm.name, 24) for arm, _ in ordered]
+    names = _short([arm.name for arm, _ in ordered], 24)
     marks = [(x(tokens.mean), y(100 * arm.accuracy.mean)) for arm, tokens in ordered]
     for (arm, _), name, place in zip(ordered, names, _beside(marks, names, (left, right)), strict=True):
-        parts.append(text(place[0], place[1], name, f"name {arm_class(report, arm.name)}", place[2]))
+        if place:
+            parts.append(text(place[0], place[1], name, f"name {arm_class(report, arm.name)}", place[2]))
     return drawing(HALF, height, "Accuracy against thinking tokens by arm, with 95% intervals", parts)
 
 
 def _beside(
     marks: Sequence[tuple[float, float]], names: Sequence[str], frame: tuple[float, float]
-) -> list[tuple[float, float, str]]:
-    """(x, y, anchor) of a label for each mark: near it, inside the frame, and if possible not over other marks and labels."""
+) -> list[tuple[float, float, str] | None]:
+    """(x, y, anchor) of a label for each mark: near it, inside the frame, and not over other marks and labels; None where there is
+    no such place."""
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in marks]
-    places = []
+    places: list[tuple[float, float, str] | None] = []
     for (x, y), name in zip(marks, names, strict=True):
         width = 8.5 * len(name)
         choices = [(side, y + shift) for shift in (-11, 21, -27, 37, -43, 53) for side in (1, -1)]
@@ -66,7 +69,10 @@ def _beside(
             return start, choice[1] - 13, start + width, choice[1] + 4
 
         inside = [choice for choice in choices if frame[0] <= box(choice)[0] and box(choice)[2] <= frame[1]] or choices
-        free = [choice for choice in inside if not any(_overlap(box(choice), other) for other in taken)] or inside
+        free = [choice for choice in inside if not any(_overlap(box(choice), other) for other in taken)]
+        if not free:
+            places.append(None)
+            continue
         side, label_y = free[0]
         taken.append(box(free[0]))
         places.append((x + 10 * side, label_y, "start" if side > 0 else "end"))
@@ -88,12 +94,13 @@ def difference_forest(report: Report) -> str | None:
     x = Scale(*padded(min(ends), max(ends), 0.08, 1.0), left, right)
     parts = bottom_axis(x, top, bottom, "Difference in accuracy, points", "{:+g}")
     parts.append(line(x(0), top - 6, x(0), bottom, "zero"))
-    for index, pair in enumerate(pairs):
+    names = zip(_short([pair.b for pair in pairs], 15), _short([pair.a for pair in pairs], 15), strict=True)
+    for index, (pair, (b, a)) in enumerate(zip(pairs, names, strict=True)):
         y = top + step * (index + 0.5)
         found = pair.accuracy
         colour = {"helped": "good", "hurt": "bad"}.get(pair.verdict, "plain")
         parts += [
-            text(left - 14, y + 4, f"{_short(pair.b, 15)} − {_short(pair.a, 15)}", "row-name", "end"),
+            text(left - 14, y + 4, f"{b} − {a}", "row-name", "end"),
             line(x(100 * found.low), y, x(100 * found.high), y, f"whisker {colour}"),
             dot(x(100 * found.mean), y, 6, f"mark {colour}", pair.sentence),
             text(right + 14, y + 4, signed_points(found.mean), "value", "start"),
@@ -148,11 +155,12 @@ def dumbbells(report: Report) -> tuple[str, int] | None:
     bottom = top + step * len(shown)
     x = Scale(0, 100, left, right)
     parts = bottom_axis(x, top, bottom, "Accuracy, %")
+    names = _short([a.problem_id for a, _ in shown], 25)
     for index, (a, b) in enumerate(shown):
         y = top + step * (index + 0.5)
         kind = "good" if b.accuracy > a.accuracy else "bad"
         parts += [
-            text(left - 14, y + 4, _short(a.problem_id, 25), "row-name", "end"),
+            text(left - 14, y + 4, names[index], "row-name", "end"),
             line(x(100 * a.accuracy), y, x(100 * b.accuracy), y, f"bridge {kind}"),
             dot(x(100 * a.accuracy), y, 4.5, f"mark {arm_class(report, pair[0])}", f"{pair[0]}: {percent(a.accuracy)}"),
             dot(x(100 * b.accuracy), y, 4.5, f"mark {arm_class(report, pair[1])}", f"{pair[1]}: {percent(b.accuracy)}"),
@@ -170,29 +178,30 @@ def length_distributions(report: Report) -> str | None:
     bottom = top + step * len(arms)
     # The longest 0.5% would compress the rest: they are counted in the last bin.
     limit = max(1, everything[min(len(everything) - 1, int(0.995 * len(everything)))])
-    x = Scale(0, limit * 1.02, left, right)
-    num_bins = 40
+    width = math.ceil(
+        (limit + 1) / 40
+    )  # whole tokens: else some bins would hold more numbers than others, and some none
+    num_bins = limit // width + 1
+    x = Scale(0, num_bins * width, left, right)
     kind = "Thinking tokens" if report.lengths_are_thoughts else "Tokens"
     parts = bottom_axis(x, top, bottom, f"{kind} per answer", "{:,g}")
-    for index, (name, values) in enumerate(arms):
+    names = _short([name for name, _ in arms], 16)
+    for index, ((name, values), short) in enumerate(zip(arms, names, strict=True)):
         base = top + step * (index + 1) - 4
         counts = [0] * num_bins
         for value in values:
-            counts[min(num_bins - 1, int(value / (limit * 1.02) * num_bins))] += 1
+            counts[min(num_bins - 1, value // width)] += 1
         colour = arm_class(report, name)
         tall = Scale(0, max(counts), base, base - step + 16)
         points: list[tuple[float, float]] = [(x.start, base)]
         for b, number in enumerate(counts):
-            points += [
-                (x(b * limit * 1.02 / num_bins), tall(number)),
-                (x((b + 1) * limit * 1.02 / num_bins), tall(number)),
-            ]
+            points += [(x(b * width), tall(number)), (x((b + 1) * width), tall(number))]
         points.append((x.end, base))
         median = sorted(values)[len(values) // 2]
         parts += [
             path(points, f"area {colour}"),
-            line(x(min(median, limit)), base, x(min(median, limit)), base - step + 14, f"median {colour}"),
-            text(left - 14, base - 24, _short(name, 16), "row-name", "end"),
+            line(x(min(median, limit) + 0.5), base, x(min(median, limit) + 0.5), base - step + 14, f"median {colour}"),
+            text(left - 14, base - 24, short, "row-name", "end"),
             text(left - 14, base - 8, f"median {count(median).removesuffix('.0')}", "label", "end"),
         ]
     return drawing(HALF, bottom + 46, "Distribution of thinking length by arm", parts)
@@ -203,13 +212,24 @@ def _first_pair(report: Report) -> tuple[str, str] | None:
     return (pairs[0].a, pairs[0].b) if pairs else None
 
 
-def _short(name: str, length: int) -> str:
-    name = visible(name)
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+def _short(names: Sequence[str], length: int) -> list[str]:
+    """Names of at most so many characters: long ones lose as late a part as leaves different names different.
+
+    >>> _short(["baseline", "plans/layer-1-gain-2", "plans/layer-1-gain-4"], 12)
+    ['baseline', 'plans/laye…2', 'plans/laye…4']
+    """
+    shown = [visible(name) for name in names]
+    found = shown
+    for kept in range(length - 1, -1, -1):  # characters of the beginning; the others are of the end
+        rest = length - 1 - kept
+        found = [one if len(one) <= length else f"{one[:kept]}…{one[len(one) - rest :]}" for one in shown]
+        if len(set(found)) == len(set(shown)):
+            return found
+    return [one if len(one) <= length else f"{one[: length - 1]}…" for one in shown]
 
 
 def interval_bar(low: float, mean: float, high: float, scale_ends: Sequence[float], colour: str) -> str:
-    """A tiny interval for a table cell, on a common scale."""
+    """A tiny interval for a table cell that says it in numbers, too, on a common scale."""
     width, height = 120, 16
     x = Scale(scale_ends[0], scale_ends[1], 4, width - 4)
     parts = [
@@ -217,4 +237,4 @@ def interval_bar(low: float, mean: float, high: float, scale_ends: Sequence[floa
         line(x(low), 8, x(high), 8, f"whisker {colour}"),
         dot(x(mean), 8, 4, f"mark {colour}"),
     ]
-    return drawing(width, height, "interval", parts)
+    return drawing(width, height, "", parts)

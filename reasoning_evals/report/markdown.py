@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from reasoning_evals.comparing import Difference, detectable_text, p_text, t_text
+from reasoning_evals.comparing import Difference, detectable_text, p_cell, t_text
 from reasoning_evals.report import text as form
 from reasoning_evals.report.build import Example, Report, Side
 
@@ -115,8 +115,8 @@ def _pairs(report: Report) -> str:
                 form.points_interval(found),
                 form.bootstrap_points_interval(found),
                 t_text(found),
-                p_text(found.sign_flip_p).removeprefix("p = "),
-                p_text(pair.holm_p).removeprefix("p = "),
+                p_cell(found.sign_flip_p),
+                p_cell(pair.holm_p),
                 f"{pair.wins} / {pair.losses} / {pair.ties}",
                 form.length_change(pair.length),
                 _difference(pair.tokens_both_solved),
@@ -165,7 +165,7 @@ def _side(side: Side) -> str:
             f"**{inline(side.arm)}**, sample {side.sample_idx}, {side.total_tokens} tokens: {outcome}; read: {got}; "
             f"{inline(side.reason)}",
             *([inline(side.gates)] if side.gates else []),
-            "<details><summary>thought</summary>",
+            f"<details><summary>thought ({side.thought_length:,} characters)</summary>",
             _fence(side.thought),
             "</details>",
             _fence(side.answer),

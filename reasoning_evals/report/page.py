@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from moe_steer.files import write_whole
-from reasoning_evals.comparing import detectable_text, p_text, t_text
+from reasoning_evals.comparing import detectable_text, p_cell, t_text
 from reasoning_evals.report import charts
 from reasoning_evals.report import text as form
 from reasoning_evals.report.build import TRACES_PAGE, Report, Table
@@ -122,9 +122,10 @@ def template(name: str) -> Any:
         signed_interval=form.signed_interval,
         detectable_text=detectable_text,
         length_change=form.length_change,
-        p_text=p_text,
+        p_cell=p_cell,
         t_text=t_text,
         visible=form.visible,
+        thousands="{:,}".format,
         outcome=lambda name: form.OUTCOMES.get(name, name),
     )
     return environment.from_string(template_text(name))

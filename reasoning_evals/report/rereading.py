@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from reasoning_evals.comparing import at_caps, cap_lines, p_text, part_credits, verdict_p
+from reasoning_evals.comparing import at_caps, cap_lines, p_cell, p_text, part_credits, verdict_p
 from reasoning_evals.report.build import Report, Table
 from reasoning_evals.report.text import percent, points_interval, signed_points
 from reasoning_evals.runs import read_grades, run_problems
@@ -48,7 +48,7 @@ class Rereading(NamedTuple):
                         f"{signed_points(part.mean)} ({points_interval(part)})"
                         for part in (one.accuracy, one.by_finishing, one.by_being_right)
                     ),
-                    p_text(one.holm_p).removeprefix("p = "),
+                    p_cell(one.holm_p),
                     one.verdict + (f": {one.where}" if one.where else ""),
                 )
                 for one in found
@@ -67,7 +67,7 @@ class Rereading(NamedTuple):
                     percent(one.credit_b.mean),
                     percent(one.credit_a.mean),
                     f"{signed_points(one.difference.mean)} ({points_interval(one.difference)})",
-                    p_text(verdict_p(one.difference, None)).removeprefix("p = "),
+                    p_cell(verdict_p(one.difference, None)),
                 )
                 for one in found
             ],

@@ -47,11 +47,9 @@ def padded(low: float, high: float, share: float = 0.08, least: float = 1e-9) ->
 
 
 def drawing(width: float, height: float, label: str, parts: Sequence[str]) -> str:
-    """The whole <svg>; ``label`` is for screen readers."""
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{_shown(label)}" '
-        f'style="max-width:{width:g}px">{"".join(parts)}</svg>'
-    )
+    """The whole <svg>; ``label`` is for screen readers, "" for a drawing that repeats what stands beside it."""
+    spoken = f'role="img" aria-label="{_shown(label)}"' if label else 'aria-hidden="true"'
+    return f'<svg viewBox="0 0 {width:g} {height:g}" {spoken} style="max-width:{width:g}px">{"".join(parts)}</svg>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:

@@ -67,7 +67,7 @@ def test_a_marker_in_a_fixed_place_is_judged_among_tokens() -> None:
 
 def test_few_problems_are_said_to_give_unsure_intervals() -> None:
     (line,) = interval_lines(score_experts(random_counts(2, num_problems=49), missing_marker="skip"))
-    assert line.startswith("NOTE: the intervals of experts named beforehand rest on 49 problems: with fewer than 50")
+    assert line.startswith("NOTE: 49 problems are few (50 are enough): where problems differ in kind")
     assert interval_lines(score_experts(random_counts(2, num_problems=50), missing_marker="skip")) == []
 
 

@@ -1,16 +1,19 @@
-"""Headlines, tables and the frontier that a caller adds to a report."""
+"""Headlines, tables and the frontier that a caller adds to a report; many arms, long names and colours that can be read."""
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
+from html import escape
 
 import pytest
 
 from graded_rows import table
 from reasoning_evals.comparing.compare import compare_arms
-from reasoning_evals.report import Report, render_html, render_markdown
+from reasoning_evals.report import Report, charts, render_html, render_markdown
 from reasoning_evals.report.build import ProblemOutcome, Table
 from reasoning_evals.report.figures import ArmPoint, frontier
+from reasoning_evals.report.page import template_text
 
 BASE = ArmPoint("baseline", 100.0, 95.0, 105.0, 0.8, 0.75, 0.85)
 
@@ -51,3 +54,85 @@ def test_headline_and_tables_stand_on_both_pages_and_stay_inert() -> None:
     assert "**x: shorter, accuracy held.**" in text
     row = next(line for line in text.splitlines() if "alert" in line and line.startswith("|"))
     assert row.replace("\\|", "").count("|") == 3, "a bar in a cell opens no column"
+
+
+def many_arms(num: int, names: str = "plan:folder/of/plans/layer-{:02d}-gain-4.json") -> Report:
+    """Arms with long names that differ near their ends; the last one helps."""
+    patterns = {names.format(i): ["0"] * 30 for i in range(num - 1)} | {names.format(num - 1): ["1"] * 20 + ["0"] * 10}
+    patterns = {"baseline": ["0"] * 30, **patterns}
+    return Report(
+        title="t",
+        comparison=compare_arms(table(patterns)),
+        problems={
+            name: tuple(
+                ProblemOutcome(problem_id=f"p{i}", accuracy=float(x), total_tokens=40) for i, x in enumerate(row)
+            )
+            for name, row in patterns.items()
+        },
+        lengths={name: list(range(1, 32)) for name in patterns},
+        lengths_are_thoughts=True,
+    )
+
+
+@pytest.mark.parametrize("num", [2, 6, 39])
+def test_with_many_arms_the_first_line_speaks_of_all_and_the_rest_is_folded(num: int) -> None:
+    """The first pair alone, "No effect shown" in large letters, would be read as the result of all."""
+    report = many_arms(num)
+    page = render_html(report)
+    assert f'<p class="word">Of {num} arms 1 helped, none hurt</p>' in page
+    assert ("comparisons in words" in page) == (num > 8)
+    for pair in report.comparison.pairs:
+        assert page.split("<section>")[0].count(escape(pair.sentence)) == 1
+
+
+def test_long_names_stay_different_and_names_do_not_lie_on_each_other() -> None:
+    report = many_arms(39)
+    forest = charts.difference_forest(report) or ""
+    rows = [text.text for text in ElementTree.fromstring(forest).iter("text") if text.get("class") == "row-name"]
+    assert len(set(rows)) == len(rows) == 39
+    lengths = charts.length_distributions(report) or ""
+    rows = [text.text for text in ElementTree.fromstring(lengths).iter("text") if text.get("class") == "row-name"]
+    assert len(set(rows)) == len(rows) == 40
+    scatter = ElementTree.fromstring(charts.accuracy_against_tokens(report) or "")
+    names = [text for text in scatter.iter("text") if (text.get("class") or "").startswith("name")]
+    assert 2 <= len(names) < 40, "most marks lie on one another: not all can have a name"
+    assert len({(text.get("x"), text.get("y")) for text in names}) == len(names)
+    assert "some have no name" in render_html(report)
+
+
+def test_a_histogram_shows_no_gaps_that_lengths_have_not() -> None:
+    """As many lengths of 1, 2, ... 31 tokens: one flat area. Bins narrower than a token would be empty here and there."""
+    drawn = charts.length_distributions(many_arms(2)) or ""
+    area = next(path for path in ElementTree.fromstring(drawn).iter("path") if "area" in (path.get("class") or ""))
+    heights = {point.split(",")[1] for point in re.findall(r"[\d.]+,[\d.]+", (area.get("d") or "").replace(" ", ","))}
+    assert len(heights) == 2, "the ground, where no thought has 0 tokens, and one height"
+
+
+def test_letters_keep_their_contrast_in_every_colour_of_the_page() -> None:
+    """4.5 to 1 (WCAG AA): names of arms, verdicts and soft text on card and page; and paper is light."""
+    style = template_text("style.css")
+    light, dark = re.findall(r":root \{(.*?)\n ?\s*\}", style, re.DOTALL)[:2]
+    for scheme in (light, dark):
+        colour = dict(re.findall(r"--([\w-]+): (#\w+);", scheme))
+        inks = [*(f"arm{i}" for i in range(6)), "good", "bad", "ink", "soft"]
+        assert {
+            name: contrast(colour[name], colour["card"])
+            for name in inks
+            if contrast(colour[name], colour["card"]) < 4.5
+        } == {}
+        for ink, ground in (("good", "good-wash"), ("bad", "bad-wash"), ("plain", "plain-wash"), ("soft", "page")):
+            assert contrast(colour[ink], colour[ground]) >= 4.5, (ink, ground)
+    for name in ("style.css", "traces.css"):
+        assert "@media screen and (prefers-color-scheme: dark)" in template_text(name), "pale letters are lost on paper"
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's ratio of two colours #rrggbb."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)

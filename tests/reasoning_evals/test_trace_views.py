@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 import json
 import random
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from reasoning_evals.report import TRACES_PAGE, VIEWS_FILE, TraceView, TraceViews
+from reasoning_evals.report.page import template_text
 from reasoning_evals.report.trace_views import render_views
+from test_report_tables import contrast
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "\u202e\u0007", "&amp;", "\u2028'\"`"]
@@ -42,6 +45,26 @@ def views(*traces: TraceView) -> TraceViews:
         experts={"layer 1 expert 2": "plan", "layer 3 expert 0": "rank 1"},
         traces=list(traces) or [trace(), trace("p1, sample 1", "steered", fired={})],
     )
+
+
+def test_tokens_can_be_read_on_the_strongest_colour_of_every_expert() -> None:
+    """4.5 to 1, by day and by night, also in the prompt, whose letters are soft only where nothing is coloured."""
+    style, script = template_text("traces.css"), template_text("traces.js")
+    assert "#text span.prompt:not(.fires) { color: var(--soft); }" in style
+    hues = json.loads(re.search(r"HUES = (\[.*?\])", script)[1])  # type: ignore[index]
+    least, more = map(float, re.search(r"\(([\d.]+) \+ ([\d.]+) \* share\)", script).groups())  # type: ignore[union-attr]
+    schemes = re.findall(r":root \{(.*?)\}", style)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        ink, soft, paper = (re.search(rf"--{name}: (#\w+)", scheme)[1] for name in ("ink", "soft", "paper"))  # type: ignore[index]
+        paper = "#ffffff" if paper == "#fff" else paper
+        assert contrast(soft, paper) >= 4.5
+        for hue in hues:
+            lightness = float(re.search(r"--band: (\d+)%", scheme)[1]) / 100  # type: ignore[index]
+            colour = colorsys.hls_to_rgb(hue / 360, lightness, 0.8)
+            under = [int(paper[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+            mixed = [(least + more) * a + (1 - least - more) * b for a, b in zip(colour, under, strict=True)]
+            assert contrast("#" + "".join(f"{round(255 * part):02x}" for part in mixed), ink) >= 4.5, hue
 
 
 def test_the_file_gives_the_views_back(tmp_path: Path) -> None:

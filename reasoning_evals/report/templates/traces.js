@@ -8,6 +8,8 @@ const shownMarks = new Set(["step end", "steered"]);
 let traceNumber = 0, cursor = -1, spans = [], byToken = [], marksAt = [];
 const element = (id) => document.getElementById(id);
 const hue = (name) => HUES[names.indexOf(name) % HUES.length];
+// So strong at most that the letters on it keep the contrast that readers need.
+const band = (name, share) => `hsl(${hue(name)} 80% var(--band) / ${(0.12 + 0.5 * share).toFixed(3)})`;
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -31,7 +33,7 @@ function box(parent, label, on, colour, change) {
   wrap.append(input);
   if (colour !== null) {
     const dot = make("span", "dot");
-    dot.style.background = `hsl(${colour} 80% 50%)`;
+    dot.style.background = `hsl(${colour} 80% var(--band))`;
     wrap.append(dot);
   }
   wrap.append(make("span", "", label));
@@ -86,9 +88,9 @@ function paint() {
   spans.forEach((span, at) => {
     const bands = byToken[at].filter(([name]) => chosen.has(name));
     span.style.background = bands.length === 0 ? "" : bands.length === 1
-      ? `hsl(${hue(bands[0][0])} 80% 50% / ${0.15 + 0.65 * bands[0][2]})`
+      ? band(bands[0][0], bands[0][2])
       : "linear-gradient(" + bands.map(([name, , share], i) =>
-        `hsl(${hue(name)} 80% 50% / ${0.15 + 0.65 * share}) ${100 * i / bands.length}% ${100 * (i + 1) / bands.length}%`).join(", ") + ")";
+        `${band(name, share)} ${100 * i / bands.length}% ${100 * (i + 1) / bands.length}%`).join(", ") + ")";
     span.classList.toggle("fires", bands.length > 0);
     span.classList.toggle("mark", marksAt[at].some((name) => shownMarks.has(name) && name !== "steered"));
     span.classList.toggle("steered", shownMarks.has("steered") && marksAt[at].includes("steered"));
