@@ -56,7 +56,7 @@ def command_page(name: str, text: str) -> str:
     parts = [f"# {name}", _plain(about), f"```text\n{usage}\n```"]
     for title, group in zip(groups[::2], groups[1::2], strict=True):
         rows = [f"| <code>{_cell(escape(option))}</code> | {_plain(_cell(said))} |" for option, said in _options(group)]
-        parts += [f"## {title.capitalize()}", "\n".join(["| option | |", "|---|---|", *rows])]
+        parts += [f"## {title.capitalize()}", "\n".join(["| option | meaning |", "|---|---|", *rows])]
     return "\n\n".join(parts) + "\n"
 
 

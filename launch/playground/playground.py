@@ -86,11 +86,11 @@ class Playground(TaskDrawing, JobServerOptions, PromptOptions, HeldModel):
     def run(self) -> int:
         """Serve until Ctrl-C."""
         opened = self.open()
-        print(f"playground of {self.model}: open {opened.address} in a browser; Ctrl-C ends it", flush=True)
         with opened.listening:
             if self.dry_run:
-                print("dry run: the page was opened and is not served")
+                print(f"dry run: the page could be served at {opened.address}; nothing is served now")
                 return 0
+            print(f"playground of {self.model}: open {opened.address} in a browser; Ctrl-C ends it", flush=True)
             with suppress(KeyboardInterrupt):
                 serve(opened)
         return 0

@@ -367,8 +367,8 @@ def test_the_command_says_where_and_ends(
 ) -> None:
     usual = ["playground", "--dry-run", "--port", "0", "--num", "2", "--out", str(tmp_path / "out")]
     assert main(usual) == 0
-    assert "playground of lab: open http://127.0.0.1:" in (said := capsys.readouterr().out)
-    assert "token" not in said.partition("playground of")[2]
+    assert "dry run: the page could be served at http://127.0.0.1:" in (said := capsys.readouterr().out)
+    assert "token" not in said.partition("dry run")[2]
     assert main([*usual, "--host", "0.0.0.0"]) == 0
     assert "/?token=" in capsys.readouterr().out
     monkeypatch.setenv("PAGE_TOKEN", "s3cret-in-the-environment")

@@ -27,6 +27,9 @@ function say(text, wrong = false) {
   element("said").classList.toggle("wrong", wrong);
 }
 
+// What a field says; null where it is empty or no number: the server refuses that in a sentence, and nothing is rounded on the way.
+const numberIn = (field) => (field.value.trim() === "" ? null : Number(field.value));
+
 const attempt = (work) => async (...given) => { try { await work(...given); } catch (error) { say(error.message, true); } };
 
 // Settings: kept a moment after the last change, and at once before a run.
@@ -125,11 +128,7 @@ function wirePrompt() {
   const fields = {seed: "seed", temperature: "temperature", "top-p": "top_p", most: "max_new_tokens"};
   for (const [id, key] of Object.entries(fields)) {
     element(id).value = settings.sampling[key];
-    element(id).onchange = () => {
-      const whole = key === "seed" || key === "max_new_tokens", value = Number(element(id).value);
-      settings.sampling[key] = whole ? Math.round(value) : value;
-      changed();
-    };
+    element(id).onchange = () => { settings.sampling[key] = numberIn(element(id)); changed(); };
   }
   element("greedy").checked = settings.sampling.greedy;
   element("greedy").onchange = () => { settings.sampling.greedy = element("greedy").checked; changed(); };
@@ -195,9 +194,9 @@ function showPlan() {
     const more = Object.entries(entry).filter(([key]) => !["layer", "expert", "gain"].includes(key));
     part("also").textContent = visible(more.map(([key, value]) => `${key} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", "));
     part("layer").onchange = () => { entry.layer = Number(part("layer").value); changed(); };
-    part("number").onchange = () => { entry.expert = Math.round(Number(part("number").value)); changed(); };
+    part("number").onchange = () => { entry.expert = numberIn(part("number")); changed(); };
     part("slider").oninput = () => { entry.gain = toGain(Number(part("slider").value)); part("gain").value = entry.gain; part("slider").setAttribute("aria-valuetext", `gain ${entry.gain}`); changed(); };
-    part("gain").onchange = () => { entry.gain = Number(part("gain").value); part("slider").value = toSlider(entry.gain); changed(); };
+    part("gain").onchange = () => { entry.gain = numberIn(part("gain")); part("slider").value = toSlider(entry.gain); changed(); };
     part("remove").onclick = () => { settings.plan.experts.splice(at, 1); showPlan(); changed(); element("add-expert").focus(); };
     home.append(row);
   });
@@ -244,7 +243,7 @@ function wirePlan() {
   };
   element("gate-border").onchange = () => {
     const gate = planGate();
-    setGate({...gate, [border(gate)]: Number(element("gate-border").value)});
+    setGate({...gate, [border(gate)]: numberIn(element("gate-border"))});
   };
   element("renormalize").onchange = () => { settings.plan.renormalize = element("renormalize").checked; changed(); };
 }
@@ -310,7 +309,7 @@ function dose(home, column, key) {
   [slider.min, slider.max] = key === "dose" ? [0, 4] : column.unit === "vector" ? [-8, 8] : [-1, 1];
   slider.value = number.value = column[key];
   slider.oninput = () => { column[key] = Number(slider.value); number.value = slider.value; changed(); };
-  number.onchange = () => { column[key] = Number(number.value); slider.value = number.value; changed(); };
+  number.onchange = () => { column[key] = numberIn(number); slider.value = number.value; changed(); };
 }
 
 async function save(at, node) {
@@ -388,7 +387,7 @@ function measured() {
 }
 
 function keys(event) {
-  if ((event.ctrlKey || event.metaKey) && event.key === "Enter") { event.preventDefault(); run(); return; }
+  if ((event.ctrlKey || event.metaKey) && event.key === "Enter") { event.preventDefault(); element("run").click(); return; }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "Escape" && pointed && element("inspector").contains(document.activeElement)) { pointed.answer.focus(pointed.at); return; }
   if (!document.activeElement.dataset.at || !pointed) return;
@@ -416,6 +415,7 @@ function listen() {
   const here = new EventSource(`${api}/events?colour=${encodeURIComponent(settings.colour)}`);
   source = here;
   running(true);
+  element("ended").textContent = "";
   let painting = 0;
   const place = places();
   here.onmessage = (event) => {
@@ -424,10 +424,16 @@ function listen() {
     answers[place[news.column]].take(news);
     painting = painting || requestAnimationFrame(() => { painting = 0; paint(); });
   };
-  here.addEventListener("end", () => { here.close(); running(false); paint(); });
-  here.onerror = attempt(async () => {
+  const ended = () => {
     here.close();
     running(false);
+    paint();
+    answers.forEach((answer, at) => answer.close(["plan", "direction"].includes(ran.columns[place.indexOf(at)]?.kind) && !offer.remote, answers[0]));
+    element("ended").textContent = "All columns have ended.";
+  };
+  here.addEventListener("end", ended);
+  here.onerror = attempt(async () => {
+    ended();
     await ask(`${api}/events?colour=${encodeURIComponent(settings.colour)}`);  // for the sentence
   });
 }
@@ -441,7 +447,7 @@ function running(on) {
 async function begin() {
   offer = await ask("/api/offer");
   const kept = await ask(api);
-  settings = kept.settings || usual();
+  settings = {...usual(), ...kept.settings};
   element("about").textContent = visible(`${offer.model} · ${offer.line}`);
   element("task-name").textContent = visible(`Problem of ${offer.task}`);
   element("of").textContent = `of ${offer.problems.length}`;
@@ -469,4 +475,10 @@ async function begin() {
   listen();
 }
 
-attempt(begin)();
+attempt(async () => {
+  try { await begin(); } catch (error) {
+    element("about").textContent = "not loaded";
+    for (const button of document.querySelectorAll("#playground button")) button.disabled = true;
+    throw error;
+  }
+})();

@@ -13,6 +13,7 @@ export function visible(text) {
     (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
 }
 
+const counted = (number) => `${number} token${number === 1 ? "" : "s"}`;
 const TITLES = {thought: "Thought", answer: "Answer", other: "Other"};
 // Colours of playground.css, for values above and below 0.
 const COLOURS = {steered: ["steered"], entropy: ["entropy"], expert: ["expert"], projection: ["along", "against"]};
@@ -39,7 +40,7 @@ export class Answer {
     news.tokens.forEach((token, i) => this.put(news.from + i, token));
     for (const block of this.blocks) {
       const number = block.spans.filter((span) => !span.classList.contains("edge")).length;
-      block.title.textContent = `${TITLES[block.part]} · ${number} token${number === 1 ? "" : "s"}`;
+      block.title.textContent = `${TITLES[block.part]} · ${counted(number)}`;
     }
     this.tell(news);
   }
@@ -83,6 +84,23 @@ export class Answer {
     return block;
   }
 
+  // At the end: where the plan acted (``acts``: one was asked for), and whether the tokens are those of the first column. A column that the
+  // server left in the middle says so.
+  close(acts, first) {
+    if (this.section.classList.contains("running")) {
+      this.section.classList.remove("running");
+      this.section.querySelector(".state").textContent = "broken off";
+    }
+    const words = [], number = this.tokens.filter((token) => token.steered).length;
+    if (acts && this.state === "done") words.push(number ? `acted at ${counted(number)}` : "acted at none of these tokens");
+    if (first !== this && this.state === "done" && first.state === "done") {
+      const same = (at) => this.tokens[at]?.id === first.tokens[at]?.id && this.tokens[at]?.text === first.tokens[at]?.text;
+      const length = Math.max(this.tokens.length, first.tokens.length), other = Array.from({length}, (_, at) => at).find((at) => !same(at));
+      words.push(other === undefined ? "the same text as column 1" : this.tokens[0].id === null ? "another text than column 1" : `differs from column 1 from token ${other + 1} on`);
+    }
+    this.section.querySelector(".effect").textContent = words.join(" · ");
+  }
+
   // The line above the tokens: how it ended, how long it is, how it was graded.
   tell(news) {
     const state = this.section.querySelector(".state"), numbers = this.section.querySelector(".numbers"), error = this.section.querySelector(".error");
@@ -93,9 +111,11 @@ export class Answer {
     state.className = "state tag" + (news.grade ? (news.grade.outcome === "correct" ? " good" : " bad") : "");
     state.title = news.grade ? news.grade.reason : "";
     const counts = news.counts;
+    this.state = news.state;
     const words = [visible(news.title)];
     if (news.grade && news.grade.extracted !== null && news.grade.outcome !== "correct") words.push(`answered ${visible(news.grade.extracted).slice(0, 40)}`);
-    words.push(`${counts ? counts.total : news.length} tokens`);
+    if (news.grade && (news.grade.outcome === "grader_error" || news.grade.extracted === null)) words.push(visible(news.grade.reason).slice(0, 160));
+    words.push(counted(counts ? counts.total : news.length));
     if (news.seconds) words.push(`${news.seconds} s`);
     numbers.textContent = words.join(" · ");
     error.hidden = !news.error;
