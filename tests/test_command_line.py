@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli.main import COMMANDS, main
+from launch.cli.main import COMMANDS, JOBS, main
 from moe_steer import SteeringPlan
 
 SHORT = ["--num", "24", "--max-new-tokens", "120"]
@@ -62,16 +62,17 @@ def test_counts_of_two_shards_add_up(runs: Path, tmp_path: Path, capsys: pytest.
 def test_overview_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in COMMANDS)
     said = [line for line in shown.splitlines() if line.startswith("  ")]
-    assert len(said) >= len(COMMANDS)
+    assert sorted(line.split()[0] for line in said) == sorted([*COMMANDS, *JOBS]), "each in one group"
     assert all(line[-1] in ".?" for line in said), "whole sentences, however long"
     assert main([]) == 2
     assert main(["steer"]) == 2
     assert (
-        "there is no command 'steer': choose one of demo, doctor, playground, collect, score, plan"
+        "there is no command 'steer': choose one of demo, doctor, playground, collect, collect-stats, score"
         in capsys.readouterr().err
     )
+    assert main(["genrate"]) == 2
+    assert "there is no command 'genrate': did you mean generate?" in capsys.readouterr().err
     for name in COMMANDS:
         with pytest.raises(SystemExit) as stopped:
             main([name, "--help"])

@@ -6,6 +6,7 @@ import ast
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +59,15 @@ JOBS = {
     ),
 }
 """Scripts of launch/ that also go by a name here: module, and what they do."""
+_GROUPS = {
+    "Start here": "demo doctor playground",
+    "Find experts": "collect collect-stats score causes measure rivals falsify unloop",
+    "Find directions, train probes and SAEs": "direction convert-direction probe early-exit train-sae sae-fit",
+    "Make a plan, answer under it, serve it": "plan generate serve",
+    "Compare, and read what came out": "evaluate compare power thinking report inspect export",
+    "Fit a model into memory, write a plan into it": "memory bake verify unbake",
+}
+"""What a newcomer looks for -> the commands for it, in the order in which they are used."""
 _ONE_FILE = ("causes", "collect", "compare", "early-exit", "falsify", "measure", "power", "score", "thinking")
 """Commands whose --out is a file; plan says so itself."""
 
@@ -73,8 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in JOBS:
         return int(import_module(JOBS[arguments[0]][0]).main(arguments[1:], program=f"moe-steer {arguments[0]}"))
     if arguments[0] not in COMMANDS:
-        names = ", ".join((*COMMANDS, *JOBS))
-        print(f"moe-steer: there is no command {arguments[0]!r}: choose one of {names}", file=sys.stderr)
+        names = [name for group in _GROUPS.values() for name in group.split()]
+        near = get_close_matches(arguments[0], names, 1, 0.75)
+        meant = (
+            f"did you mean {near[0]}? All commands: moe-steer --help" if near else f"choose one of {', '.join(names)}"
+        )
+        print(f"moe-steer: there is no command {arguments[0]!r}: {meant}", file=sys.stderr)
         return 2
     module, _, attribute = COMMANDS[arguments[0]].partition(":")
     chosen: Any = getattr(import_module(module), attribute)
@@ -112,14 +126,18 @@ def _overview() -> str:
     width = max(map(len, (*COMMANDS, *JOBS)))
     does = {name: _first_paragraph(name) for name in COMMANDS}
     does |= {name: line for name, (_, line) in JOBS.items()}
-    lines = [f"  {name:{width}}  {line}" for name, line in does.items()]
+    lines = []
+    for title, names in _GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:{width}}  {does[name]}" for name in names.split())]
     return "\n".join(
         [
             "usage: moe-steer COMMAND [OPTIONS]        moe-steer COMMAND --help shows the options of one command",
             "",
             "Find the experts of a mixture-of-experts model that think, turn them up, and see whether it helped.",
-            "",
             *lines,
+            "",
+            "The whole jobs are scripts of a checkout, for a CPU or many GPUs: deepspeed launch/steer_r1.py (experts), launch/reduce_overthinking.py",
+            "(shorter thoughts), launch/safety.py (refusals); --help shows the options of each.",
         ]
     )
 

@@ -30,7 +30,7 @@ class PromptOptions:
     """An argument for the chat template, as NAME=VALUE; may be given several times."""
     effort: Annotated[str | None, PROMPTS] = None
     """How hard to think, in the template's own words (low, medium, high)."""
-    no_thinking: Annotated[bool, PROMPTS] = False
+    no_thinking: Annotated[bool, PROMPTS, tyro.conf.FlagCreatePairsOff] = False
     """Switch thinking off, where the template can."""
     chat_template: str | None = None
     """File of a chat template, in place of the tokenizer's own."""

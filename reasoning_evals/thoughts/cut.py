@@ -159,7 +159,7 @@ def cut_line(one: CutThoughts) -> str:
         return said + "; no leak can be measured: no such sample has an answer in both arms"
     interval = "" if one.leak_low is None else f" ({one.leak_low:+.1f} to {one.leak_high:+.1f})"
     return said + (
-        f"; behind the cut {one.leak:+.1f} tokens{interval} leak, by the baseline's answers to the same {one.paired} samples"
+        f"; after the cut {one.leak:+.1f} tokens{interval} leak into the answer, against the baseline's answers to the same {one.paired} samples"
     )
 
 
