@@ -14,6 +14,7 @@ from launch.core.options import RunOptions
 from launch.core.ranks import Ranks
 from launch.jobs.experts_options import Options
 from moe_steer import SteeringPlan
+from moe_steer.console import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +133,11 @@ def report(options: Options, ranks: Ranks) -> str:
     started = (folder / RUN_FILE).exists()
     if started:
         open_run(folder, options.config() | inputs_of(options, plan))
-    counted = f", {len(plan.top_k)} top_k" if plan and plan.top_k else ""
+    numbers = f", {len(plan.top_k)} top_k" if plan and plan.top_k else ""
     experts = (
-        f"{len(plan.experts)} experts, {len(plan.residual)} vectors{counted}, fits the model" if plan else "to be found"
+        f"{counted(len(plan.experts), 'expert')}, {counted(len(plan.residual), 'vector')}{numbers}, fits the model"
+        if plan
+        else "to be found"
     )
     return "\n".join(
         [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from moe_steer.console import aligned
+from moe_steer.console import aligned, counted
 from moe_steer.files import write_whole
 from reasoning_evals import comparing, runs
 
@@ -42,7 +42,7 @@ class Compare:
         rows = rows_of_folders((self.baseline, *self.arm_folder))
         comparison = compare_arms(rows, baseline=self.baseline_arm)
         capped = comparing.at_caps(rows, self.caps, self.baseline_arm)
-        print(f"{comparison.num_problems} problems x {comparison.num_samples} samples")
+        print(f"{counted(comparison.num_problems, 'problem')} x {counted(comparison.num_samples, 'sample')}")
         for one in comparison.arms:
             tokens = f", {one.thinking_tokens.mean:.1f} thinking tokens" if one.thinking_tokens else ""
             interval = f"{100 * one.accuracy.low:.1f} to {100 * one.accuracy.high:.1f}"
@@ -192,7 +192,7 @@ class Power:
         table = _table(rows, self.baseline_arm)
         size = (len(table), len(next(iter(table.values()))))
         rate = sum(sum(values) for values in table.values()) / (size[0] * size[1])
-        print(f"{self.baseline_arm}: {size[0]} problems x {size[1]} samples, {100 * rate:.1f}% correct")
+        print(f"{self.baseline_arm}: {counted(size[0], 'problem')} x {counted(size[1], 'sample')}, {100 * rate:.1f}% correct")
         if shared := comparing.cluster_names({row.problem_id: row.cluster_id for row in rows}):
             print(
                 f"NOTE: the {size[0]} problems lie in {len(set(shared))} clusters, and those that share one count for less than these "

@@ -13,6 +13,7 @@ from typing import Any
 from launch.cli.plan_words import gate_words, with_choice, with_gate
 from launch.core.options import MIN_SUPPORT
 from moe_steer import PRESETS, ExpertGain, ResidualVector, SteeringPlan, preset_plan
+from moe_steer.console import counted
 from moe_steer.entries.residual_entry import read_vector
 from moe_steer.plan import UNITS
 
@@ -90,7 +91,7 @@ class MakePlan:
         vectors = f", {len(plan.residual)} vector{'s' * (len(plan.residual) > 1)}" if plan.residual else ""
         numbers = f", {len(plan.top_k)} top_k" if plan.top_k else ""
         gains = f", scope {plan.scope}, renormalize {str(plan.renormalize).lower()}" if plan.experts else ""
-        print(f"wrote {self.out}: {len(plan.experts)} experts{vectors}{numbers}{gains}")
+        print(f"wrote {self.out}: {counted(len(plan.experts), 'expert')}{vectors}{numbers}{gains}")
         if (self.scores or self.by) and plan.provenance.get("evidence") == "unproven":
             claim = plan.provenance.get("claim") or "that these experts answer to the thought"
             print(f"NOTE: unproven: nothing shows {claim}", file=sys.stderr)

@@ -16,6 +16,7 @@ from launch.core.options import BASELINE, ProblemOptions, options_from
 from launch.core.prompt_options import own_wording
 from launch.core.ranks import Ranks
 from launch.core.served.server_options import EngineOptions
+from moe_steer.console import counted
 from moe_steer.lab import is_made_up
 from reasoning_evals import Problem, compare_arms, load_task
 from reasoning_evals.decoding import NOWAIT_WORDS
@@ -102,7 +103,9 @@ def run(options: EvaluateOptions, ranks: Ranks) -> None:
     revision = {"revision": options.revision}
     arms = [dataclasses.replace(one.arm, details={**one.arm.details, **revision}) for one in built]
     names = ", ".join(arm.name for arm in arms)
-    ranks.say(f"{len(problems)} problems x {options.num_samples} samples in {len(arms)} arms: {names}")
+    ranks.say(
+        f"{counted(len(problems), 'problem')} x {counted(options.num_samples, 'sample')} in {counted(len(arms), 'arm')}: {names}"
+    )
     session.sample("", arms, problems, options.num_samples)
     session.record(NAME, **{OPTIONS: options.config()})
     rows = session.grade("", problems)

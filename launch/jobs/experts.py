@@ -40,6 +40,7 @@ from launch.jobs.experts_findings import (
 )
 from launch.jobs.experts_options import Options, check_kind, given_plan, inputs_of
 from moe_steer import SteeringPlan
+from moe_steer.console import counted
 from reasoning_evals import Problem
 from reasoning_evals.runs import GradeRow, grade_run, read_generations, read_run
 
@@ -92,7 +93,9 @@ def run(options: Options, ranks: Ranks) -> None:
     placebo = select_placebo(scores, plan, options.seed) if scores and plan.experts else None
     arms = {"baseline": None, "steered": plan, **({"placebo": placebo} if placebo else {})}
     session.require(arms)
-    ranks.say(f"{last}  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {', '.join(arms)}")
+    ranks.say(
+        f"{last}  {counted(len(sets.test), 'test problem')} x {counted(k, 'sample')} in {counted(len(arms), 'arm')}: {', '.join(arms)}"
+    )
     test = sample(session, "test", arms, sets.test, k)
     if scores and not options.given and options.by == "npmi":
         scores = measure_afresh(session, options, scores)

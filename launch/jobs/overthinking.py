@@ -40,7 +40,7 @@ from launch.jobs.overthinking_options import (
 )
 from launch.jobs.overthinking_settings import BASELINE, UNTUNED, Setting, all_settings, build, choices_of
 from moe_steer import Direction
-from moe_steer.console import follow
+from moe_steer.console import counted, follow
 from moe_steer.contrasts import MarkedSequence, collect_contrast
 from moe_steer.directions import caa
 from moe_steer.lab import LAB_SAE
@@ -98,7 +98,9 @@ def run(options: OverthinkingOptions, ranks: Ranks) -> None:
     arms = [session.arm(BASELINE), *(build(one.setting, name, session, options) for name, one in choices.items())]
     k = options.num_samples
     names = ", ".join(arm.name for arm in arms)
-    ranks.say(f"4/4  {len(sets.test)} test problems x {k} samples in {len(arms)} arms: {names}")
+    ranks.say(
+        f"4/4  {counted(len(sets.test), 'test problem')} x {counted(k, 'sample')} in {counted(len(arms), 'arm')}: {names}"
+    )
     session.sample("test", arms, sets.test, k)
     test = session.grade("test", sets.test)
     findings = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from moe_steer.console import counted
 from reasoning_evals.comparing.comparison import Difference
 from reasoning_evals.comparing.detection import least_units
 from reasoning_evals.comparing.statistics import paired_difference
@@ -119,7 +120,7 @@ def verdict_on(
         p += f" alone, {p_text(holm_p)} after {family.words}" if shown else " alone"
     size = (
         f"{points(accuracy.mean)} {unit} ({interval_text(accuracy)}, "
-        f"{p}, {_deciding_test(accuracy, mcnemar_p)}; {num_problems} problems x {k} {'sample' if k == 1 else 'samples'})"
+        f"{p}, {_deciding_test(accuracy, mcnemar_p)}; {counted(num_problems, 'problem')} x {counted(k, 'sample')})"
     )
     sentences = [f"{b} against {a}: {verdict}, {size}."]
     if shown:
@@ -162,7 +163,7 @@ def _what_could_be_shown(accuracy: Difference, family: Family) -> str:
         return "Every problem was solved equally often in both arms, so the run cannot say how small an effect it could show."
     if accuracy.detectable is None:
         return (
-            f"Nothing can be shown: {changed} {family.unit}{'' if changed == 1 else 's'} changed, and at least "
+            f"Nothing can be shown: {counted(changed, family.unit)} changed, and at least "
             f"{_NUMBERS.get(least, str(least))} must change to show anything{after}."
         )
     return (

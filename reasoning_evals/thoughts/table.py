@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from moe_steer.console import aligned
+from moe_steer.console import aligned, counted
 from reasoning_evals.report import count, minus, percent, signed_count, signed_points
 from reasoning_evals.thoughts.summary import ArmThinking, ThinkingChange, ThinkingSummary, ThinkingValue
 from reasoning_evals.thoughts.traced import MEASURES, TracedSample
@@ -38,7 +38,7 @@ def thinking_lines(summary: ThinkingSummary) -> list[str]:
     """Two lines an arm: its means, and below them the 95% interval (baseline) or the change with its interval (other arms)."""
     k = summary.num_samples
     over = f", in {summary.num_clusters} clusters" if summary.num_clusters else ""
-    title = f"{summary.num_problems} problems x {k} {'sample' if k == 1 else 'samples'}{over}; 95% intervals over "
+    title = f"{counted(summary.num_problems, 'problem')} x {counted(k, 'sample')}{over}; 95% intervals over "
     title += "clusters" if over else "problems"
     if len(summary.arms) > 1:
         title += f"; changes against {summary.baseline}, paired"

@@ -43,7 +43,7 @@ def test_a_given_plan_is_checked_and_its_samples_counted(tmp_path: Path, capsys:
     SteeringPlan(experts=[ExpertGain(2, 3, 4.0)]).save(tmp_path / "plan.json")
     assert main([*LAB, "--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run")]) == 0
     text = capsys.readouterr().out
-    assert "1 experts, 0 vectors, fits the model" in text
+    assert "1 expert, 0 vectors, fits the model" in text
     assert "32 calibration, 192 test" in text
 
 

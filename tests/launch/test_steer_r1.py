@@ -245,7 +245,7 @@ def test_a_plan_of_directions_alone_says_what_it_is_and_that_it_has_no_placebo(
     options = ["--num-test", "4", "--samples", "1", "--max-new-tokens", "48", "--strict", "--out", str(run)]
     assert main(["--model", "lab-dense", "--plan", str(tmp_path / "shorter.json"), *options]) == 0
     said = capsys.readouterr().out
-    assert "\n1/1  4 test problems x 1 samples in 2 arms: baseline, steered\n" in said
+    assert "\n1/1  4 test problems x 1 sample in 2 arms: baseline, steered\n" in said
     assert "placebo must match" not in said
     assert "counting routing" not in said
     assert said.count(f"WARNING: {NO_PLACEBO}") == 1
