@@ -4,8 +4,7 @@
     deepspeed launch/evaluate.py --arms baseline plan:plan.json tip nowait budget:64 prompt-before prompt-after
     deepspeed --num_accelerators 2 launch/evaluate.py --model PATH_OR_HUB_ID --problems aime2024 --samples 16
 
-An arm is baseline, plan:FILE, preset:NAME, prompt-before, prompt-after, tip[:ALPHA,BETA], tip-close[:ALPHA,BETA], nowait, budget:N,
-or several of them joined by +. All arms are compared with the baseline (without one: with the first arm).
+An arm is one of the words that --arms lists below, or several of them joined by +. All arms are compared with the baseline (without one: with the first arm).
 
 Exit code 0: done; 1: the work failed, one line says why; 2: wrong usage.
 """

@@ -192,7 +192,9 @@ class Power:
         table = _table(rows, self.baseline_arm)
         size = (len(table), len(next(iter(table.values()))))
         rate = sum(sum(values) for values in table.values()) / (size[0] * size[1])
-        print(f"{self.baseline_arm}: {counted(size[0], 'problem')} x {counted(size[1], 'sample')}, {100 * rate:.1f}% correct")
+        print(
+            f"{self.baseline_arm}: {counted(size[0], 'problem')} x {counted(size[1], 'sample')}, {100 * rate:.1f}% correct"
+        )
         if shared := comparing.cluster_names({row.problem_id: row.cluster_id for row in rows}):
             print(
                 f"NOTE: the {size[0]} problems lie in {len(set(shared))} clusters, and those that share one count for less than these "

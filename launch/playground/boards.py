@@ -26,6 +26,7 @@ from moe_steer.json_files import quoted, read_json
 from moe_steer.thinking import ANSWER, THOUGHT
 from reasoning_evals.engines.http_client import Address
 from reasoning_evals.problems import write_problems
+from reasoning_evals.report.text import OUTCOMES
 from reasoning_evals.thinking import token_phases
 
 SETTINGS = "settings.json"
@@ -185,7 +186,12 @@ class Telling:
             "counts": {"thought": grade.thinking_tokens, "answer": grade.answer_tokens, "total": grade.total_tokens}
             if grade
             else None,
-            "grade": {"outcome": grade.outcome, "extracted": grade.extracted, "reason": grade.reason}
+            "grade": {
+                "outcome": grade.outcome,
+                "word": OUTCOMES.get(grade.outcome, grade.outcome),
+                "extracted": grade.extracted,
+                "reason": grade.reason,
+            }
             if grade and self.run.asked.graded
             else None,
         }

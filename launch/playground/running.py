@@ -76,11 +76,13 @@ class Run:
         return all(answer.ended for answer in self.answers)
 
     def stop(self) -> None:
-        """End all columns at their next token."""
+        """End all columns: those of this process at their next token, those of a server at once, for its next word may be long in coming."""
         self.stopping = True
         for answer in self.answers:
             if answer.readings is not None:
                 answer.readings.stop = True
+            elif not answer.ended:
+                answer.state = "stopped"
 
     def wait(self, seconds: float | None = None) -> None:
         """Until all columns have ended; for each at most so long."""
@@ -164,8 +166,8 @@ class There:
         return _begin(run, [self._work(run, answer) for answer in run.answers])
 
     def sampler(self, column: Column) -> HttpSampler:
-        """What asks the server for a column."""
-        return self.connection.sampler(self.tokenizer, column.served)
+        """What asks the server for a column: twice at most, for who looks at a page soon wants to know why nothing comes."""
+        return self.connection.sampler(self.tokenizer, column.served, max_retries=1)
 
     def _work(self, run: Run, answer: Answer) -> Callable[[], Sample]:
         sampler = self.sampler(answer.column)
@@ -216,13 +218,15 @@ def _finish(run: Run, answer: Answer, work: Callable[[], Sample]) -> None:
     begun = time.monotonic()
     try:
         sample = work()
+        if answer.ended:  # stopped meanwhile
+            return
         answer.seconds = time.monotonic() - begun
         answer.grade = _graded(run.asked, answer, sample)
         answer.token_ids, answer.state = sample.token_ids, "done"
     except Stopped:
         answer.state = "stopped"
     except Exception as error:  # a column that fails must not take the page with it
-        answer.error, answer.state = one_line(error), "failed"
+        answer.error, answer.state = ("", "stopped") if run.stopping else (one_line(error), "failed")
 
 
 def _graded(asked: Asked, answer: Answer, sample: Sample) -> GradeRow:

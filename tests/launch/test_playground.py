@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import families
 from launch.cli.main import main
 from launch.playground import running
-from launch.playground.asked import Offer
+from launch.playground.asked import Column, Offer
 from launch.playground.boards import Boards
 from launch.playground.page_app import Guard
 from launch.playground.playground import Playground
@@ -360,6 +361,27 @@ def test_a_server_that_holds_the_model(tmp_path: Path, four: list[dict[str, Any]
             words = shlex.split(saved["command"])
             assert words[:2] == ["curl", f"{endpoint}/completions"]
             assert '"vllm_xargs": {"moe_steer": "mine*2"}' in words[-1]
+
+
+@pytest.mark.parametrize("comes", ["an answer", "a failure"])
+def test_a_server_that_keeps_silent_is_stopped_at_once(comes: str) -> None:
+    """What comes afterwards changes nothing: it was retried for half a minute, and ended as failed."""
+    hear = threading.Event()
+
+    def work() -> Any:
+        hear.wait(10)
+        if comes == "a failure":
+            raise RuntimeError("answers 500")
+        return object()
+
+    run = running.Run(None, [running.Answer(Column(title="plain"))])  # type: ignore[arg-type]
+    running._begin(run, [work])
+    assert not run.ended
+    run.stop()
+    assert run.ended
+    hear.set()
+    run.wait()
+    assert (run.answers[0].state, run.answers[0].error) == ("stopped", "")
 
 
 def test_the_command_says_where_and_ends(

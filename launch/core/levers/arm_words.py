@@ -154,7 +154,10 @@ def check_arms(words: Sequence[str]) -> None:
 def _rule(part: str, word: str) -> Rule:
     kind, colon, value = part.partition(":")
     if kind not in RULES:
-        raise ValueError(f"the arm {word!r} has the unknown rule {kind!r}: choose among {'; '.join(RULES.values())}")
+        forms = ", ".join(text.replace(",", " ").split()[0] for text in RULES.values())
+        raise ValueError(
+            f"the arm {word!r} has the unknown rule {kind!r}: choose one of {forms} (docs/how-to/levers.md says what each does)"
+        )
     if kind in _NAMED:
         if not value:
             raise ValueError(f"the arm {word!r} names no {kind}: write {RULES[kind]}")

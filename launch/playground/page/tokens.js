@@ -106,7 +106,7 @@ export class Answer {
     const state = this.section.querySelector(".state"), numbers = this.section.querySelector(".numbers"), error = this.section.querySelector(".error");
     const going = news.state === "running" || news.state === "waiting";
     this.section.classList.toggle("running", going);
-    const outcome = news.grade ? news.grade.outcome.replace("_", " ") : news.state === "done" ? "" : news.state;
+    const outcome = news.grade ? news.grade.word : news.state === "done" ? "" : news.state;
     state.textContent = going ? news.state : outcome;
     state.className = "state tag" + (news.grade ? (news.grade.outcome === "correct" ? " good" : " bad") : "");
     state.title = news.grade ? news.grade.reason : "";
