@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,7 +68,8 @@ def heat_map(scores: ExpertScores, plan: SteeringPlan | None = None, placebo: St
     num_layers, num_experts = scores.score_LE.shape
     across, down = min(0.34, max(0.036, 9.5 / num_experts)), min(0.34, max(0.085, 5.5 / num_layers))  # inches per cell
     width, height = max(across * num_experts, 4.6), down * num_layers
-    left, below, full_width, full_height = 0.55, 0.62, width + 1.35, height + 0.95
+    title = textwrap.wrap(_formula(scores), int(13 * (width + 0.6)))  # about 13 letters to an inch
+    left, below, full_width, full_height = 0.55, 0.62, width + 1.35, height + 0.95 + 0.17 * (len(title) - 1)
     finite = scores.score_LE[np.isfinite(scores.score_LE)]
     reach = max(0.1, float(np.abs(finite).max())) if finite.size else 1.0
     scale = ScalarMappable(Normalize(-reach, reach), mpl.colormaps["RdBu_r"])
@@ -88,7 +90,7 @@ def heat_map(scores: ExpertScores, plan: SteeringPlan | None = None, placebo: St
         _ticks(axes, scores.layers, num_experts)
         axes.set_xlabel("expert", loc="left")
         axes.set_ylabel("layer")
-        axes.set_title(_formula(scores), loc="left", pad=6)
+        axes.set_title("\n".join(title), loc="left", pad=6)
         _legend(figure, plan, placebo, proven, at=((left + width) / full_width, 0.05 / full_height))
         bar_box = ((left + width + 0.16) / full_width, box[1], 0.13 / full_width, box[3])
         bar = figure.colorbar(scale, cax=figure.add_axes(bar_box), ticks=MaxNLocator(5, symmetric=True))

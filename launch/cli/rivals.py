@@ -159,7 +159,7 @@ def _pairs(methods: Sequence[str], cells: Sequence[Sequence[tuple[float, float, 
         [name, *("1" if other == name else _reach(cell, form) for other, cell in zip(methods, line, strict=True))]
         for name, line in zip(methods, cells, strict=True)
     ]
-    return Table(head=["", *methods], rows=rows)
+    return Table(head=["method", *methods], rows=rows)
 
 
 def _reach(cell: tuple[float, float, float], form: str) -> str:

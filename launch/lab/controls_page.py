@@ -48,7 +48,7 @@ def page_of(found: Sequence[Mapping[str, Any]], folder: Path) -> PlainPage:
 def _found_table(found: Sequence[Mapping[str, Any]]) -> Table:
     columns = {
         "control": lambda one: one["name"],
-        "": lambda one: "passed" if one["passed"] else "FAILED",
+        "control says": lambda one: "passed" if one["passed"] else "FAILED",
         "verdict": lambda one: one["verdict"],
         "expert chosen": lambda one: ":".join(map(str, one["expert"])),
         "gain chosen": lambda one: f"{one['gain']:g}",

@@ -50,6 +50,20 @@ def test_the_heat_map_names_formula_layers_and_marks() -> None:
     assert bare != svg
 
 
+def test_a_long_title_breaks_into_lines_inside_the_picture() -> None:
+    """It ran out of the picture: "log-odds that w"."""
+    words = "d outcome / d log gain, above 0 where more gain makes it higher: log-odds that a thought goes on where it may end"
+    scores = scores_of()
+    long = dataclasses.replace(
+        scores, method={**scores.method, "words": words}, options={**scores.options, "by": "causes"}
+    )
+    lines = [part.split("-->")[0].strip() for part in heat_map(long).split("<!--")[1:]]
+    first = lines.index("causes: d outcome / d log gain, above 0 where more gain makes it")
+    assert lines[first + 1] == "higher: log-odds that a thought goes on where it may end"
+    heights = [ElementTree.fromstring(heat_map(one)).get("height", "").removesuffix("pt") for one in (long, scores)]
+    assert float(heights[0]) > float(heights[1]) + 10, "room for a line more"
+
+
 def test_experts_with_evidence_are_outlined_and_filled() -> None:
     scores = scores_of()
     best = scores.ranking()[0]
