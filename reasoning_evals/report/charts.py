@@ -100,7 +100,9 @@ def difference_forest(report: Report) -> str | None:
         found = pair.accuracy
         colour = {"helped": "good", "hurt": "bad"}.get(pair.verdict, "plain")
         parts += [
-            text(left - 14, y + 4, f"{b} − {a}", "row-name", "end"),
+            text(left - 14, y + 4, f"{b} − {a}", "row-name", "end").replace(
+                " − ", "&#8206; − &#8206;"
+            ),  # also where both read leftwards
             line(x(100 * found.low), y, x(100 * found.high), y, f"whisker {colour}"),
             dot(x(100 * found.mean), y, 6, f"mark {colour}", pair.sentence),
             text(right + 14, y + 4, signed_points(found.mean), "value", "start"),

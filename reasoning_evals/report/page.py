@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from moe_steer.files import write_whole
 from reasoning_evals.comparing import detectable_text, p_cell, t_text
@@ -102,6 +103,14 @@ def _image(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(form.visible(svg).encode()).decode()
 
 
+_LEFTWARDS = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+(?:\s+[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+)*")
+
+
+def _apart(text: object) -> Markup:
+    """A sentence in which words that are read from right to left, as an arm's name may be, leave numbers beside them in their place."""
+    return Markup(_LEFTWARDS.sub(r"<bdi>\g<0></bdi>", str(escape(form.visible(text)))))
+
+
 def template_text(name: str) -> str:
     """A file of the folder ``templates``."""
     return resources.files("reasoning_evals.report").joinpath("templates", name).read_text(encoding="utf-8")
@@ -125,6 +134,7 @@ def template(name: str) -> Any:
         p_cell=p_cell,
         t_text=t_text,
         visible=form.visible,
+        apart=_apart,
         thousands="{:,}".format,
         outcome=lambda name: form.OUTCOMES.get(name, name),
     )

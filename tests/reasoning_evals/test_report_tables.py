@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
 from html import escape
@@ -136,3 +137,21 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((light(one), light(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_names_that_read_leftwards_leave_numbers_and_signs_in_their_place() -> None:
+    """Without it "8.9% of one, 14.4% of the other" shows 14.4 before the first name, and b - a is drawn as a - b."""
+    patterns = {"أساس": ["0"] * 9, "توجيه": ["1"] * 9}
+    report = dataclasses.replace(
+        many_arms(2),
+        comparison=compare_arms(table(patterns), baseline="أساس"),
+        problems={
+            name: [ProblemOutcome(problem_id=f"p{i}", accuracy=1, total_tokens=40) for i in range(9)]
+            for name in patterns
+        },
+        lengths={},
+    )
+    page = render_html(dataclasses.replace(report, headline=["توجيه: cut 8.9%, 14.4% of أساس الف<b>"]))
+    assert "<p><bdi>توجيه</bdi>: cut 8.9%, 14.4% of <bdi>أساس الف</bdi>&lt;b&gt;</p>" in page
+    assert "<td><bdi>توجيه</bdi> − <bdi>أساس</bdi></td>" in page
+    assert "توجيه&#8206; − &#8206;أساس" in (charts.difference_forest(report) or "")
