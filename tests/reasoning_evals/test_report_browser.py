@@ -181,3 +181,22 @@ def test_the_probe_sees_what_is_wrong(tmp_path: Path, usual: Seen) -> None:
     assert page["requests"] == ["missing.png"]
     assert page["overlaps"] == ["one over two"]
     assert any("broken" in line for line in seen.console)
+
+
+def test_on_paper_tables_fit_and_letters_are_dark_at_night_too(usual: Seen, tmp_path: Path) -> None:
+    """A4 with margins of 12 mm: 703 pixels. Pale letters of the dark scheme were lost on it, and the verdicts cut off."""
+    api = pytest.importorskip("playwright.sync_api", reason="no driver of browsers is installed")
+    page_file = tmp_path / "report.html"
+    page_file.write_text(render_html(usual.report), encoding="utf-8")
+    with api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 703, "height": 1000}, color_scheme="dark")
+        page.goto(page_file.as_uri())
+        page.emulate_media(media="print", color_scheme="dark")
+        wide = page.evaluate(
+            "[...document.querySelectorAll('table')].filter((one) => one.getBoundingClientRect().right > innerWidth).map((one) => one.ariaLabel)"
+        )
+        ink = page.evaluate("getComputedStyle(document.body).color")
+        browser.close()
+    assert set(wide) <= {"Accuracy by domain"}, "five arms with their intervals"
+    assert ink == "rgb(28, 31, 35)"
