@@ -105,8 +105,12 @@ def test_a_histogram_shows_no_gaps_that_lengths_have_not() -> None:
     """As many lengths of 1, 2, ... 31 tokens: one flat area. Bins narrower than a token would be empty here and there."""
     drawn = charts.length_distributions(many_arms(2)) or ""
     area = next(path for path in ElementTree.fromstring(drawn).iter("path") if "area" in (path.get("class") or ""))
-    heights = {point.split(",")[1] for point in re.findall(r"[\d.]+,[\d.]+", (area.get("d") or "").replace(" ", ","))}
-    assert len(heights) == 2, "the ground, where no thought has 0 tokens, and one height"
+    heights = [point.split(",")[1] for point in re.findall(r"[\d.]+,[\d.]+", (area.get("d") or "").replace(" ", ","))]
+    ground = heights[0]
+    assert heights[-1] == ground
+    assert heights[:3] == [ground] * 3, "no thought has 0 tokens"
+    assert len(set(heights[3:-1]) | {ground}) == 2
+    assert ground not in heights[3:-1]
 
 
 def test_letters_keep_their_contrast_in_every_colour_of_the_page() -> None:
