@@ -83,7 +83,7 @@ def test_a_server_that_ends_in_a_run_leaves_no_column_running(
     write_one = readings.Readings.__call__
 
     def slow(self: Any, *given: Any) -> Any:
-        time.sleep(0.2)
+        time.sleep(1.5)  # longer than the last look at the columns takes
         return write_one(self, *given)
 
     monkeypatch.setattr(readings.Readings, "__call__", slow)
