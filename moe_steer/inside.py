@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import update_wrapper
 from types import MethodType
@@ -91,26 +91,36 @@ def replaced_output(module: nn.Module, output: Any) -> Iterator[None]:
         yield
 
 
+_HIDES_THE_PROMPT: Mapping[str, tuple[str, Callable[..., bool]]] = {
+    "_prefill": ("prefill_chunk_size", lambda _, config, *__, **___: config.prefill_chunk_size is not None),
+    # The first draft is read together with the prompt.
+    "_get_candidate_generator": ("assisted decoding (an assistant, prompt lookup)", lambda *_, **__: True),
+}
+"""Method of ``generate`` -> what hides the end of the prompt there, in words, and whether a call of it does."""
+
+
 @contextmanager
 def prompts_in_one_part(model: nn.Module) -> Iterator[None]:
-    """Inside the block ``model.generate`` refuses to read a prompt in parts: behind the first, nothing in a forward tells the rest of the
-    prompt from what is generated. A copy of the model that is made inside runs itself, and after the block refuses nothing."""
-    prefill = getattr(type(model), "_prefill", None)
-    if prefill is None:  # not a model of the library, or its decoder alone
-        yield
-        return
-
+    """Inside the block ``model.generate`` refuses to read a prompt in parts, or a draft with it: nothing in such a forward tells the prompt from
+    what is generated. A copy of the model that is made inside runs itself, and after the block refuses nothing."""
     open_ = [True]
 
-    def whole(self: Any, ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        if open_ and generation_config.prefill_chunk_size is not None:
-            raise ValueError(
-                "prefill_chunk_size hides where the prompt ends from a plan with a scope: leave it out, pass prompt_lengths to steer, or "
-                "use scope all"
-            )
-        return prefill(self, ids, generation_config, *args, **kwargs)
+    def guarded(method: Callable[..., Any], words: str, hides: Callable[..., bool]) -> Callable[..., Any]:
+        def whole(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if open_ and hides(*args, **kwargs):
+                raise ValueError(
+                    f"{words} hides where the prompt ends from a plan with a scope: leave it out, pass prompt_lengths to steer, or "
+                    "use scope all"
+                )
+            return method(self, *args, **kwargs)
 
-    with _replaced(model, "_prefill", MethodType(update_wrapper(whole, prefill), model)):
+        return update_wrapper(whole, method)
+
+    with ExitStack() as stack:
+        for name, told in _HIDES_THE_PROMPT.items():
+            method = getattr(type(model), name, None)
+            if method is not None:  # a model of the library, and not its decoder alone
+                stack.enter_context(_replaced(model, name, MethodType(guarded(method, *told), model)))
         try:
             yield
         finally:

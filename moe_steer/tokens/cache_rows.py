@@ -50,6 +50,8 @@ class Rows:
     """[B, N]: the last tokens, as many as a thinking tag may have before its last one; -1 where there was none."""
     forwards: int = 0
     """Number of forwards so far."""
+    columns: int = 0
+    """Of the cache, padding included, at most: more of them hold tokens that nobody followed."""
     follows_tags: bool = False
     """Whether phase and line were tracked from the first token on."""
     gates: Mapping[str, Tensor] = field(default_factory=dict)
@@ -81,7 +83,8 @@ class Rows:
         gates = {name: torch.cat([part.gates[name] for part in parts]) for name in known}
         names = tuple(name for part in parts for name in part.names) if all(part.names for part in parts) else ()
         follows_tags = all(part.follows_tags for part in parts)
-        return dataclasses.replace(self, **joined, gates=gates, names=names, follows_tags=follows_tags)
+        columns = max(part.columns for part in parts)
+        return dataclasses.replace(self, **joined, gates=gates, names=names, follows_tags=follows_tags, columns=columns)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for item in dataclasses.fields(self):

@@ -91,6 +91,7 @@ class PositionTracker:
                     raise ValueError(
                         f"scope {text!r}: no token of this tokenizer ends a {' or '.join(sorted(scope.classes))}, use another class or scope"
                     )
+        self._counts_on = self._follows_tags or follower is not None or "after" in kinds
         self._prompt_lengths = prompt_lengths
         self._cache_by_default = cache_by_default
         self._follower = follower
@@ -162,7 +163,7 @@ class PositionTracker:
         gates = {} if self._follower is None else self._follower.end()
         cache = cache_of(call, output)
         if cache is not None:
-            leave_rows(cache, Rows(**known, gates=gates))
+            leave_rows(cache, Rows(**known, gates=gates, columns=cache.get_seq_length()))
 
     def mask(self, scope: str) -> Tensor | None:
         """bool [T], T = B*S row by row: which tokens are real and in scope. None means every token."""
@@ -184,6 +185,11 @@ class PositionTracker:
             if rows is None or (self._follows_tags and not rows.follows_tags):
                 raise ValueError(
                     "the cache was filled before steer() was entered: run the prompt inside the with-block"
+                )
+            if past > rows.columns and self._counts_on:
+                raise ValueError(
+                    "the cache was filled outside of steer() since the last steered forward, so a scope or gate that counts tokens has lost "
+                    "its place: run all forwards of a text inside a with-block, or use scope all or generated"
                 )
             if len(rows.seen_B) != num_rows:
                 raise ValueError(f"the cache has {len(rows.seen_B)} rows and the input {num_rows}: feed the same rows")

@@ -51,8 +51,8 @@ def feed(track: PositionTracker, cache: Any, ids_BS: torch.Tensor, mask: torch.T
     found = {scope: track.mask(scope) for scope in SCOPES}
     every = torch.ones(ids_BS.shape, dtype=torch.bool)  # None stands for every token
     masks = {scope: every if mask_T is None else mask_T.reshape(ids_BS.shape) for scope, mask_T in found.items()}
-    track.after(call, None)
     cache.length += ids_BS.shape[1]
+    track.after(call, None)
     return masks
 
 
@@ -142,6 +142,9 @@ def test_refusals() -> None:
     feed(track, cache, torch.tensor([[1, 2]]), torch.ones(1, 2))
     with pytest.raises(ValueError, match="turn assisted decoding off"):
         cache.crop(1)
+    cache.length += 1
+    with pytest.raises(ValueError, match="has lost its place: run all forwards of a text"):
+        feed(track, cache, torch.tensor([[1]]), torch.ones(1, 4))
 
 
 def test_padding_opens_no_thought_whatever_its_id() -> None:

@@ -185,6 +185,45 @@ def test_a_prompt_that_generate_reads_in_parts_is_told_from_the_answer_or_refuse
     assert "_prefill" not in vars(model)
 
 
+@pytest.mark.parametrize("scope", ["generated", "prompt", "after:2", "thought"])
+def test_drafts_are_never_taken_for_the_prompt(scope: str, ids: torch.Tensor, tmp_path: Path) -> None:
+    """The library reads the first draft of assisted decoding together with the prompt; where all of it is accepted no cache is cropped."""
+    model = tiny.qwen2()
+    vectors(tmp_path, model.config.hidden_size, 1)
+    plan = SteeringPlan(residual=[ResidualVector(1, "0.safetensors", 4.0, scope)], base_dir=str(tmp_path))
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    drafted = {"assistant_model": model, "num_assistant_tokens": 3, "assistant_confidence_threshold": 0.0}
+    with steer(model, plan, tokenizer=tiny.TinyTokenizer(), quiet=True):
+        whole = model.generate(ids[:1], **options)
+        if scope == "thought":  # needs no end of the prompt
+            assert torch.equal(model.generate(ids[:1], **options, **drafted), whole)
+            return
+        for kind in (drafted, {"prompt_lookup_num_tokens": 3}):
+            with pytest.raises(ValueError, match="assisted decoding .* hides where the prompt ends"):
+                model.generate(ids[:1], **options, **kind)
+        assert torch.equal(model.generate(ids[:1], **options), whole), "the refusal leaves nothing behind"
+    assert "_get_candidate_generator" not in vars(model)
+
+
+def test_tokens_between_two_blocks_are_not_forgotten(ids: torch.Tensor, tmp_path: Path) -> None:
+    """A scope that counts would count on from where the first block ended."""
+    model = tiny.qwen2()
+    vectors(tmp_path, model.config.hidden_size, 1)
+
+    def last(scope: str) -> torch.Tensor:
+        plan = SteeringPlan(residual=[ResidualVector(1, "0.safetensors", 4.0, scope)], base_dir=str(tmp_path))
+        with steer(model, plan, quiet=True):
+            cache = model(ids, use_cache=True).past_key_values
+        for token in (5, 6):
+            model(torch.full((3, 1), token), past_key_values=cache)
+        with steer(model, plan, quiet=True):
+            return model(torch.full((3, 1), 7), past_key_values=cache).logits
+
+    assert torch.isfinite(last("generated")).all()
+    with pytest.raises(ValueError, match="has lost its place"):
+        last("after:3")
+
+
 def test_what_runs_a_layer_again_is_named(ids: torch.Tensor, tmp_path: Path) -> None:
     model = copy.deepcopy(tiny.qwen2()).train().requires_grad_(True)
     vectors(tmp_path, model.config.hidden_size, 1)
