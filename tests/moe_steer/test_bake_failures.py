@@ -119,6 +119,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda s: (s / "model.safetensors").write_bytes(b""),
         "holds several checkpoints .*: leave one, so that all engines load the same",
     ),
+    "an adapter beside the weights": (
+        lambda s: (s / "adapter_config.json").write_text("{}"),
+        "holds an adapter, .*: merge it into its model first",
+    ),
     "no safetensors": (lambda s: (s / INDEX).unlink(), "holds neither model.safetensors nor .*: convert the weights"),
 }
 

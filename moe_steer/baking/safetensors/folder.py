@@ -80,6 +80,11 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         raise ValueError(
             f"there is no model folder {os.fspath(folder)!r}: give a folder with config.json and safetensors"
         )
+    if (path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{os.fspath(folder)!r} holds an adapter, of which no change of the weights beside it takes account: merge it into its model first "
+            "(peft: merge_and_unload, save_pretrained)"
+        )
     missing = f"{path / 'config.json'} is missing: give the folder of a checkpoint in the transformers format"
     types = {"model_type": str | None}
     config = read_json(path / "config.json", "fetch it again", types, missing, endless=True)
