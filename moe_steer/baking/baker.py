@@ -106,7 +106,8 @@ def unbake(
     check_bake(model, record, times_count=False)
     undone = _undone(model, record)
     copied = [name for name in record.files if name in undone or (copy and name.endswith(".safetensors"))]
-    refuse_full_disk(target, sum(data_size(folder / name) for name in copied), folder / "config.json")
+    needed = sum(data_size(folder / name) for name in copied)
+    refuse_full_disk(target, needed, folder / "config.json", "give a folder on another disk")
     with staging(target) as restored:
         for name, file in record.files.items():
             if file.source is None:

@@ -191,7 +191,7 @@ def side_files(folder: Path, shards: tuple[str, ...]) -> tuple[list[str], list[s
     return taken, left
 
 
-def refuse_full_disk(target: Path, needed: int, source: Path) -> None:
+def refuse_full_disk(target: Path, needed: int, source: Path, other_way: str) -> None:
     """ValueError when the target's file system has less room than will be written, and cannot share ``source``'s blocks."""
     parent = target.absolute().parent
     while not parent.exists():
@@ -199,7 +199,7 @@ def refuse_full_disk(target: Path, needed: int, source: Path) -> None:
     free = shutil.disk_usage(parent).free
     if needed > free and not can_clone(source, parent):
         raise ValueError(
-            f"{parent} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB would be written: make room, or bake with --overlay, which asks more of the engine"
+            f"{parent} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB would be written: make room, or {other_way}"
         )
 
 

@@ -89,7 +89,6 @@ def _write(
     record_name = gguf_record_path(target.with_name(names["0"])).name
     shown_last = [*certificate.parts[1:], record_name, certificate.parts[0]]
     with staging(target, lambda folder, to: _publish(folder, to, shown_last)) as folder:
-        target.with_name(record_name).unlink(missing_ok=True)  # left by a killed run: no model of that name exists
         files: dict[str, RecordedFile] = {}
         for part, name in names.items():
             path = folder / name
@@ -130,6 +129,9 @@ def _publish(folder: Path, target: Path, names: Sequence[str]) -> None:
 
     A link fails where another process made a file of that name in the meantime; a rename would replace it.
     """
+    *_, record, first = map(target.with_name, names)
+    if not os.path.lexists(first):  # then it was left by a killed run
+        record.unlink(missing_ok=True)
     with ExitStack() as undo:
         for name in names:
             path = target.with_name(name)

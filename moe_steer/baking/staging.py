@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -65,10 +66,10 @@ def staging(target: Path, publish: Callable[[Path, Path], None] = as_folder) -> 
             _sync_folders(inner)
             publish(inner, target)
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{target} was not written: {error.strerror or error}; nothing is left of it, and the source is as it was",
-            ) from error
+            why = f"{error.strerror or error}; nothing is left of it"
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                why = "another run has made it in the meantime, which stays: look at that one, or give another name"
+            raise OSError(error.errno, f"{target} was not written: {why}, and the source is as it was") from error
         if target.is_dir():
             sync_folder(target)
         sync_folder(target.parent)

@@ -246,6 +246,11 @@ def test_too_little_room_is_seen_beforehand(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ValueError, match="GB free and .* would be written: make room, or bake with --overlay"):
         bake(source, PLAN, tmp_path / "baked")
     assert_nothing_happened(tmp_path, source, before)
+    monkeypatch.undo()
+    bake(source, PLAN, tmp_path / "baked")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(ValueError, match="would be written: make room, or give a folder on another disk"):
+        unbake(tmp_path / "baked", tmp_path / "again")
 
 
 @pytest.mark.parametrize("how", ["rewrite", "overlay", "copy", "unbake"])
@@ -374,6 +379,24 @@ def test_interrupted_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KeyboardInterrupt):
         bake(source, PLAN, tmp_path / "baked")
     assert_nothing_happened(tmp_path, source, before)
+
+
+def test_of_two_bakes_into_one_folder_the_later_says_what_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = qwen(tmp_path / "source")
+    rename, target = os.rename, tmp_path / "baked"
+
+    def late(old: Path, new: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        bake(source, PLAN, target)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(OSError, match="baked was not written: another run has made it in the meantime, which stays"):
+        bake(source, PLAN, target)
+    verify_bake(target, source)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["baked", "source"]
 
 
 def test_the_target_appears_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from gguf_files import WIDTH, write_gguf
-from moe_steer.baking import bake, staging, unbake, verify_bake
+from moe_steer.baking import bake, gguf_writing, staging, unbake, verify_bake
 from moe_steer.plan import ExpertGain, SteeringPlan
 
 pytestmark = pytest.mark.slow
@@ -198,6 +198,23 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     assert {path.name: digest(path) for path in tmp_path.iterdir()} == before
 
 
+def test_a_writer_that_was_done_first_keeps_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever step of the later one it is done in: without its record the model would not be known as baked."""
+    model, target = write_gguf(tmp_path / "m.gguf", "Q8_0"), tmp_path / "out.gguf"
+    plan_gains = gguf_writing.plan_gains
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        bake(model, PLAN, target)
+        return plan_gains(*arguments)
+
+    monkeypatch.setattr(gguf_writing, "plan_gains", overtaken)
+    with pytest.raises(OSError, match="another run has made it in the meantime"):
+        bake(model, PLAN, target)
+    verify_bake(target, model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "out.gguf", "out.gguf.steering.json"]
+
+
 def test_two_writers_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of another process that was done first is left as it is."""
     model, target = write_gguf(tmp_path / "m.gguf", "Q8_0"), tmp_path / "out.gguf"
@@ -206,7 +223,7 @@ def test_two_writers_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         target.write_bytes(b"of another process")
 
     monkeypatch.setattr(staging, "_sync_folders", overtaken)
-    with pytest.raises(OSError, match="out.gguf was not written: File exists"):
+    with pytest.raises(OSError, match="out.gguf was not written: another run has made it in the meantime"):
         bake(model, PLAN, target)
     monkeypatch.undo()
     assert target.read_bytes() == b"of another process"

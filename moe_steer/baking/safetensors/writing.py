@@ -69,7 +69,8 @@ def bake_checkpoint(
     changes = work.changes(source)
     layout = target_layout(source, changes, created, loader is not None)
     taken, left_out = side_files(source.folder, source.shards)
-    refuse_full_disk(target, _needed(source, layout, copy), source.path(source.shards[0]))
+    other_way = "bake with --overlay, which asks more of the engine"
+    refuse_full_disk(target, _needed(source, layout, copy), source.path(source.shards[0]), other_way)
     work.notes += notes(source, shape, work.entries, loader if layout.extra_changes else None, left_out)
     family: Family = "verified" if shape.is_verified else "by structure"
     certificate = replace(work.certificate(shape.model_type, family, created), loader=loader)
