@@ -91,25 +91,36 @@ def replaced_output(module: nn.Module, output: Any) -> Iterator[None]:
         yield
 
 
-_HIDES_THE_PROMPT: Mapping[str, tuple[str, Callable[..., bool]]] = {
-    "_prefill": ("prefill_chunk_size", lambda _, config, *__, **___: config.prefill_chunk_size is not None),
+def _in_parts(ids_BS: Tensor, config: Any, options: Mapping[str, Any], *_: Any, **__: Any) -> str:
+    """What of a call of ``_prefill`` reads a prompt in parts; empty where nothing does."""
+    if config.prefill_chunk_size is not None:
+        return "prefill_chunk_size"
+    cache, mask = options.get("past_key_values"), options.get("attention_mask")
+    past = cache.get_seq_length() if cache is not None else 0
+    length = (ids_BS if mask is None else mask).shape[1]
+    # One token more than the cache holds is the newest of a text that goes on.
+    return "a cache that holds the beginning of the prompt (past_key_values)" if past and length > past + 1 else ""
+
+
+_HIDES_THE_PROMPT: Mapping[str, Callable[..., str]] = {
+    "_prefill": _in_parts,
     # The first draft is read together with the prompt.
-    "_get_candidate_generator": ("assisted decoding (an assistant, prompt lookup)", lambda *_, **__: True),
+    "_get_candidate_generator": lambda *_, **__: "assisted decoding (an assistant, prompt lookup)",
 }
-"""Method of ``generate`` -> what hides the end of the prompt there, in words, and whether a call of it does."""
+"""Method of ``generate`` -> what in a call of it hides the end of the prompt, in words; empty where nothing does."""
 
 
 @contextmanager
 def prompts_in_one_part(model: nn.Module) -> Iterator[None]:
-    """Inside the block ``model.generate`` refuses to read a prompt in parts, or a draft with it: nothing in such a forward tells the prompt from
+    """Inside the block ``model.generate`` refuses to read a prompt in parts, or drafts with it: nothing in such a forward tells the prompt from
     what is generated. A copy of the model that is made inside runs itself, and after the block refuses nothing."""
     open_ = [True]
 
-    def guarded(method: Callable[..., Any], words: str, hides: Callable[..., bool]) -> Callable[..., Any]:
+    def guarded(method: Callable[..., Any], hiding: Callable[..., str]) -> Callable[..., Any]:
         def whole(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if open_ and hides(*args, **kwargs):
+            if open_ and (found := hiding(*args, **kwargs)):
                 raise ValueError(
-                    f"{words} hides where the prompt ends from a plan with a scope: leave it out, pass prompt_lengths to steer, or "
+                    f"{found} hides where the prompt ends from a plan with a scope: leave it out, pass prompt_lengths to steer, or "
                     "use scope all"
                 )
             return method(self, *args, **kwargs)
@@ -117,10 +128,10 @@ def prompts_in_one_part(model: nn.Module) -> Iterator[None]:
         return update_wrapper(whole, method)
 
     with ExitStack() as stack:
-        for name, told in _HIDES_THE_PROMPT.items():
+        for name, hiding in _HIDES_THE_PROMPT.items():
             method = getattr(type(model), name, None)
             if method is not None:  # a model of the library, and not its decoder alone
-                stack.enter_context(_replaced(model, name, MethodType(guarded(method, *told), model)))
+                stack.enter_context(_replaced(model, name, MethodType(guarded(method, hiding), model)))
         try:
             yield
         finally:

@@ -205,6 +205,26 @@ def test_drafts_are_never_taken_for_the_prompt(scope: str, ids: torch.Tensor, tm
     assert "_get_candidate_generator" not in vars(model)
 
 
+@pytest.mark.parametrize("scope", ["generated", "prompt", "after:2"])
+def test_a_prompt_that_goes_on_behind_a_cache_is_no_answer(scope: str, ids: torch.Tensor, tmp_path: Path) -> None:
+    """Of a shared beginning that was read before, or of an earlier turn; the newest token of a text that goes on is no prompt."""
+    model = tiny.qwen2()
+    vectors(tmp_path, model.config.hidden_size, 1)
+    plan = SteeringPlan(residual=[ResidualVector(1, "0.safetensors", 4.0, scope)], base_dir=str(tmp_path))
+    options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "return_dict_in_generate": True}
+    with steer(model, plan):
+        whole = model.generate(ids, max_new_tokens=6, **options).sequences
+        begun = model.generate(ids, max_new_tokens=2, **options)
+        go_on = model.generate(begun.sequences, past_key_values=begun.past_key_values, max_new_tokens=4, **options)
+        assert torch.equal(go_on.sequences, whole)
+        shared = model(ids[:, :5], use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="a cache that holds the beginning of the prompt .* pass prompt_lengths"):
+            model.generate(ids, past_key_values=shared, max_new_tokens=6, **options)
+    with steer(model, plan, prompt_lengths=[14] * 3):
+        shared = model(ids[:, :5], use_cache=True).past_key_values
+        assert torch.equal(model.generate(ids, past_key_values=shared, max_new_tokens=6, **options).sequences, whole)
+
+
 def test_tokens_between_two_blocks_are_not_forgotten(ids: torch.Tensor, tmp_path: Path) -> None:
     """A scope that counts would count on from where the first block ended."""
     model = tiny.qwen2()
