@@ -23,7 +23,7 @@ Definitions, one row at a time, padding never counted:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,14 +79,13 @@ class PositionTracker:
         self._needs_prompt = bool(kinds & PROMPT_SCOPES) or follower is not None
         self._special = special
         if special is not None:
+            self._needs_prompt = self._needs_prompt or (special.tags is None and "step_end" in kinds)
             for text, scope in self._scopes.items():
                 if scope.kind in ("thought", "answer") and special.tags is None:
                     raise ValueError(
                         f"scope {text!r}: this model does not think, so no token is of a thought: use scope generated, "
                         "or name its tags with --thinking"
                     )
-            self._needs_prompt = self._needs_prompt or (special.tags is None and "step_end" in kinds)
-            for text, scope in self._scopes.items():
                 if scope.classes and not special.can_end(scope.classes):
                     raise ValueError(
                         f"scope {text!r}: no token of this tokenizer ends a {' or '.join(sorted(scope.classes))}, use another class or scope"
@@ -126,6 +125,10 @@ class PositionTracker:
                 "a plan with a scope needs a 2-D attention mask [batch, tokens] (or none): pass that (a static cache and continuous "
                 "batching make another: leave them out), or use scope all"
             )
+        if _holds_several_texts(call, ids):
+            raise ValueError(
+                "a plan with a scope cannot follow texts that are packed into one row (position_ids that start again, cu_seq_lens_q): give each text a row of its own, or use scope all"
+            )
         rows = self._rows_of(call, num_rows, real_BS, ids)
         has_prompt = length > 1 or rows.forwards == 0 or self._prompt_lengths is not None
         tokens = Tokens((num_rows, length), ids_BS, real_BS, rows, self.mask, has_prompt)
@@ -151,6 +154,7 @@ class PositionTracker:
             "forwards": rows.forwards + 1,
             "follows_tags": self._follows_tags,
             "names": rows.names,
+            "columns": _columns(call) + length,
         }
         if self._follower is not None:
             self._follower.begin(tokens, rows)
@@ -163,7 +167,7 @@ class PositionTracker:
         gates = {} if self._follower is None else self._follower.end()
         cache = cache_of(call, output)
         if cache is not None:
-            leave_rows(cache, Rows(**known, gates=gates, columns=cache.get_seq_length()))
+            leave_rows(cache, Rows(**known, gates=gates))
 
     def mask(self, scope: str) -> Tensor | None:
         """bool [T], T = B*S row by row: which tokens are real and in scope. None means every token."""
@@ -177,8 +181,7 @@ class PositionTracker:
         return self._masks[scope]
 
     def _rows_of(self, call: dict[str, Any], num_rows: int, real_BS: Tensor | None, ids_BS: Tensor) -> Rows:
-        cache = cache_of(call)
-        past = cache.get_seq_length() if cache is not None else 0
+        cache, past = cache_of(call), _columns(call)
         device = ids_BS.device
         if past:
             rows = rows_on(cache)
@@ -188,8 +191,7 @@ class PositionTracker:
                 )
             if past > rows.columns and self._counts_on:
                 raise ValueError(
-                    "the cache was filled outside of steer() since the last steered forward, so a scope or gate that counts tokens has lost "
-                    "its place: run all forwards of a text inside a with-block, or use scope all or generated"
+                    "the cache was filled outside of steer() since the last steered forward, so a scope or gate that counts tokens has lost its place: run all forwards of a text inside a with-block, or use scope all or generated"
                 )
             if len(rows.seen_B) != num_rows:
                 raise ValueError(f"the cache has {len(rows.seen_B)} rows and the input {num_rows}: feed the same rows")
@@ -273,6 +275,22 @@ def carried(before_B: Tensor, value_BS: Tensor, counts_BS: Tensor) -> Tensor:
     numbers_S = torch.arange(1, value_BS.shape[1] + 1, device=value_BS.device)
     place_BS = torch.where(counts_BS, numbers_S, 0).cummax(1).values
     return torch.cat([columns[:, :1], columns.gather(1, place_BS)], 1)
+
+
+def _holds_several_texts(call: Mapping[str, Any], ids: Tensor) -> bool:
+    """Whether attention may keep parts of a row apart, by what the library reads that off; it batches continuously in this way too."""
+    if call.get("cu_seq_lens_q") is not None:
+        return True
+    places = call.get("position_ids")
+    if call.get("attention_mask") is not None or not isinstance(places, Tensor) or places.ndim != 2:
+        return False
+    return ids.shape[1] > 1 and bool((places.diff(dim=1) != 1).any())
+
+
+def _columns(call: dict[str, Any]) -> int:
+    """Of the cache that a call is given."""
+    cache = cache_of(call)
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def cache_of(call: dict[str, Any], output: Any = None) -> Any:

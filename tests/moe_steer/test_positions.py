@@ -137,6 +137,11 @@ def test_refusals() -> None:
         tracker().before({"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.ones(1, 1, 2, 2)})
     with pytest.raises(ValueError, match="needs token ids"):
         tracker().before({"inputs_embeds": torch.ones(1, 2, 8), "use_cache": True})
+    packed = {"input_ids": torch.tensor([[1, 2, 3]]), "use_cache": True}
+    for where in ({"position_ids": torch.tensor([[0, 1, 0]])}, {"cu_seq_lens_q": torch.tensor([0, 2, 3])}):
+        with pytest.raises(ValueError, match="packed into one row"):
+            tracker().before({**packed, **where})
+    tracker().before({**packed, "position_ids": torch.tensor([[4, 5, 6]])})
     cache = FakeCache()
     track = tracker()
     feed(track, cache, torch.tensor([[1, 2]]), torch.ones(1, 2))
