@@ -227,8 +227,13 @@ class Memory:
 
     def run(self) -> int:
         """Print the table and the verdict; 1 when nothing fits."""
+        from launch.core.option_checks import check_numbers
         from moe_steer.backends import FEWER, GPU_SHARE, check_name, gib, plan_memory, read_config
 
+        check_numbers(self, dict.fromkeys(("gpus", "context", "batch", "prompt"), 1))
+        for name, value in (("gpu-gib", self.gpu_gib), ("host-gib", self.host_gib)):
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} is {value:g}: give a number above 0")
         dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(self.dtype, self.dtype)
         check_name(self.backend)
         limit = int(self.gpu_gib * GPU_SHARE * 2**30)

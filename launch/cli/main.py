@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from launch.core.option_checks import check_out, refuse_idle, refuse_misread
+from launch.core.option_checks import check_finite, check_out, refuse_idle, refuse_misread
 from moe_steer.errors import begin_program, exit_code, readers_may_leave, safe_console_for
 
 COMMANDS = {
@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     def work() -> int:
+        check_finite(command)
         if isinstance(out := getattr(command, "out", None), str):
             check_out(out, one_file=arguments[0] in _ONE_FILE)
         if hasattr(command, "readers"):

@@ -136,6 +136,15 @@ def check_numbers(command: Any, least: Mapping[str, int]) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(command, name)}: give a whole number >= {lowest}")
 
 
+def check_finite(command: Any) -> None:
+    """ValueError for NaN or an infinity among the values of a command's options."""
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, float) and not isfinite(one):
+                raise ValueError(f"--{field.name.replace('_', '-')} is {one:g}: give a finite number")
+
+
 def check_folder(out: str) -> None:
     """ValueError when a folder to write to is a file."""
     if (place := Path(out)).exists() and not place.is_dir():

@@ -18,6 +18,8 @@ from moe_steer.files import read_headed, write_whole, written_aside
 from moe_steer.json_files import check_types, quoted, read_json
 from moe_steer.saes.training_step import Weights
 
+MAX_SEED = 1 << 40
+"""Generators are seeded with multiples of it, in 64 bits."""
 _KEY = "training"
 """Where the file's metadata keeps the header."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -54,6 +56,8 @@ class TrainRecipe:
                 raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
         if self.k > self.width:
             raise ValueError(f"k is {self.k} and width {self.width}: no more atoms can be active than there are")
+        if abs(self.seed) > MAX_SEED:
+            raise ValueError(f"seed is {quoted(self.seed)}: give a whole number of at most {MAX_SEED}")
         rate = 0.5 if self.learning_rate is None else self.learning_rate
         if not (0 < rate < 1 and 0 <= self.decay_share <= 1 and self.aux_weight >= 0):
             raise ValueError(

@@ -150,6 +150,27 @@ def test_the_command_prints_the_table_and_the_verdict(capsys: pytest.CaptureFixt
     assert "there is no model folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("gpu-gib", "inf", "is inf: give a finite number"),
+        ("gpu-gib", "nan", "is nan: give a finite number"),
+        ("gpu-gib", "-3", "is -3: give a number above 0"),
+        ("host-gib", "inf", "is inf: give a finite number"),
+        ("host-gib", "-1", "is -1: give a number above 0"),
+        ("gpus", "0", "is 0: give a whole number >= 1"),
+        ("prompt", "0", "is 0: give a whole number >= 1"),
+    ],
+)
+def test_numbers_of_no_machine_are_named(
+    option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"gpus": "1", "gpu-gib": "80", option: value}
+    asked = [word for name, one in given.items() for word in (f"--{name}", one)]
+    assert main(["memory", "--model", "lab", *asked]) == 1
+    assert capsys.readouterr().err == f"moe-steer: --{option} {said}\n"
+
+
 def test_a_decode_step_repeats_keys_and_values_for_the_heads_that_share_them() -> None:
     """Rows of unequal prompts bring a mask, and under a mask the library has no kernel for shared keys."""
     values = {**MID, **EXPERTS, "head_dim": 64, "num_key_value_heads": 2, "dtype": "bfloat16"}

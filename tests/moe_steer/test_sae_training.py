@@ -184,6 +184,7 @@ def test_scale_and_shift_of_the_activations_do_not_matter(tmp_path: Path) -> Non
     [
         ({"width": 0}, "width is 0: give a whole number of at least 1"),
         ({"k": 41}, "k is 41 and width 40"),
+        ({"seed": 1 << 70}, "seed is 1180591620717411303424: give a whole number of at most 1099511627776"),
         ({"learning_rate": 2.0}, "learning_rate 2.0"),
         ({"decay_share": -1.0}, "decay_share -1.0"),
     ],
