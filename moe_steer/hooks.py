@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from threading import RLock, get_ident
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -125,25 +126,37 @@ def call_hooks(
     before: Callable[[dict[str, Any]], None] | None,
     after: Callable[[dict[str, Any], Any], None],
     first: bool = False,
+    turns: RLock | None = None,
 ) -> Iterator[None]:
     """Call ``before`` (None: nothing) with the arguments (by name) of every call of ``module``, and ``after`` with the arguments and
-    the output. ``first``: before hooks that already exist, such as an engine's."""
+    the output. ``first``: before hooks that already exist, such as an engine's. ``turns``: a thread holds it until its call has ended."""
     names = list(inspect.signature(module.forward).parameters)
 
     def named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**dict(zip(names, args, strict=False)), **kwargs}
 
+    inside: set[int] = set()  # a thread that was interrupted is still inside
+
     def pre(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert before is not None
-        before(named(args, kwargs))
+        if turns is not None and get_ident() not in inside:
+            turns.acquire()
+            inside.add(get_ident())
+        if before is not None:
+            before(named(args, kwargs))
 
     def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         after(named(args, kwargs), output)
 
+    def leave(*_: Any) -> None:
+        if turns is not None and get_ident() in inside:
+            inside.remove(get_ident())
+            turns.release()
+
     with uncompiled([module]), ExitStack() as stack:
-        if before is not None:
-            _hook(stack, module.register_forward_pre_hook, pre, with_kwargs=True, prepend=first)
+        _hook(stack, module.register_forward_pre_hook, pre, with_kwargs=True, prepend=first)
         _hook(stack, module.register_forward_hook, post, with_kwargs=True)
+        if turns is not None:
+            _hook(stack, module.register_forward_hook, leave, always_call=True)
         yield
 
 

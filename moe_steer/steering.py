@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
@@ -93,6 +94,7 @@ def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, gates: Gates
     """Let the tracker see every call of the decoder, and gates the logits. A model with images and text gives its decoder
     embeddings: the token ids are those of the call of the whole model."""
     whole, body = unwrap(model), decoder(model)
+    turns = RLock()  # tracker, gates and audit keep what belongs to one forward
     ids_BS: list[Tensor | None] = [None]
 
     def enter_whole(call: dict[str, Any]) -> None:
@@ -116,8 +118,8 @@ def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, gates: Gates
     if tracker.finds_prompts:
         stack.enter_context(prompts_in_one_part(whole))
     if (needs_ids or reads_logits) and whole is not body:
-        stack.enter_context(call_hooks(whole, enter_whole if needs_ids else None, leave_whole))
-    stack.enter_context(call_hooks(body, enter_body, tracker.after))
+        stack.enter_context(call_hooks(whole, enter_whole if needs_ids else None, leave_whole, turns=turns))
+    stack.enter_context(call_hooks(body, enter_body, tracker.after, turns=turns))
 
 
 def _special(model: Any, tokenizer: Any, scopes: set[str]) -> SpecialTokens | None:

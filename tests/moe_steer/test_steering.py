@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,36 @@ def test_tokens_between_two_blocks_are_not_forgotten(ids: torch.Tensor, tmp_path
     assert torch.isfinite(last("generated")).all()
     with pytest.raises(ValueError, match="has lost its place"):
         last("after:3")
+
+
+def test_threads_take_turns(ids: torch.Tensor, tmp_path: Path) -> None:
+    """What is known of a forward belongs to one; also behind a forward that failed."""
+    model = tiny.qwen2()
+    vectors(tmp_path, model.config.hidden_size, 1)
+    plan = SteeringPlan(residual=[ResidualVector(1, "0.safetensors", 4.0, "thought")], base_dir=str(tmp_path))
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    rows = [torch.tensor([[tiny.THINK, *range(2, 3 + 2 * number)]]) for number in range(4)]
+    found: list[bool] = []
+    switching = sys.getswitchinterval()
+    with steer(model, plan, tokenizer=tiny.TinyTokenizer()):
+        alone = [model.generate(row, **options) for row in rows]
+        with pytest.raises(ValueError, match="needs token ids"):
+            model(inputs_embeds=torch.zeros(1, 2, model.config.hidden_size))
+
+        def work(number: int) -> None:
+            for _ in range(3):
+                found.append(torch.equal(model.generate(rows[number], **options), alone[number]))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        sys.setswitchinterval(1e-5)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(switching)
+    assert found == [True] * 12
 
 
 def test_what_runs_a_layer_again_is_named(ids: torch.Tensor, tmp_path: Path) -> None:
