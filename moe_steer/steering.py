@@ -6,8 +6,9 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text
 from moe_steer.plan import SteeringPlan
 from moe_steer.tokens import MarkerSet, PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
 from moe_steer.tokens.positions import cache_of
+
+_OPEN: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
+"""Model -> the threads of the blocks that it is in."""
 
 
 @contextmanager
@@ -46,6 +50,7 @@ def steer(
 
     ``tokenizer``: needed by the scopes thought, answer and step_end, unless the model came from ``load_model``.
     ``prompt_lengths``: real tokens of each row's prompt, for forwards over whole texts (see ``moe_steer.tokens.positions``).
+    Threads that run the model inside one block take turns; a block of another thread is refused while one is open.
     On leaving, a plan that changed nothing is a ``SteeringWarning``; with ``strict`` it is ``NothingFired``; with ``quiet``
     the caller looks at ``audit.problems()`` itself. ValueError if the plan does not fit the model, before anything is hooked.
     """
@@ -71,6 +76,7 @@ def steer(
     cache_by_default = bool(getattr(text_config(model), "use_cache", True))
     tracker = PositionTracker(scopes, special, prompt_lengths, cache_by_default, gates)
     with ExitStack() as stack:
+        stack.enter_context(_of_one_thread(unwrap(model)))
         _follow(stack, model, tracker, gates, needs_ids=special is not None or (gates is not None and gates.reads_ids))
         if gates is not None:
             _, modules = decoder_layers(model)
@@ -88,6 +94,22 @@ def steer(
         raise NothingFired("; ".join(problems))
     if problems and not quiet:
         warnings.warn("; ".join(problems), SteeringWarning, stacklevel=3)
+
+
+@contextmanager
+def _of_one_thread(model: Any) -> Iterator[None]:
+    """ValueError while a block of another thread is open: both plans would act on the texts of both threads."""
+    threads, mine = _OPEN.setdefault(model, []), get_ident()
+    if any(other != mine for other in threads):
+        raise ValueError(
+            "the model is in a with-block of steer() in another thread, and a plan acts on every forward of a model: enter one block around all "
+            "threads, let them take turns, or give each a copy.deepcopy of the model (its weights may be shared)"
+        )
+    threads.append(mine)
+    try:
+        yield
+    finally:
+        threads.remove(mine)
 
 
 def _follow(stack: ExitStack, model: Any, tracker: PositionTracker, gates: Gates | None, needs_ids: bool) -> None:

@@ -120,7 +120,7 @@ def test_hooks_are_gone_after_exit_and_after_errors(ids: torch.Tensor) -> None:
     plain = model(ids).logits
     with pytest.raises(KeyError):
         with steer(model, plan):
-            assert tiny.hook_count(model) == 3
+            assert tiny.hook_count(model) == 4
             raise KeyError("inside")
     assert tiny.hook_count(model) == 0
     with pytest.raises(ZeroDivisionError):
@@ -274,6 +274,38 @@ def test_threads_take_turns(ids: torch.Tensor, tmp_path: Path) -> None:
         finally:
             sys.setswitchinterval(switching)
     assert found == [True] * 12
+
+
+def test_two_plans_of_two_threads_never_meet(ids: torch.Tensor, tmp_path: Path) -> None:
+    model = tiny.qwen2()
+    vectors(tmp_path, model.config.hidden_size, 2)
+    one, two = (
+        SteeringPlan(residual=[ResidualVector(1, f"{number}.safetensors", 4.0)], base_dir=str(tmp_path))
+        for number in range(2)
+    )
+    with steer(model, two):
+        expected = model(ids).logits
+    said: list[str] = []
+
+    def other() -> None:
+        try:
+            with steer(model, two):
+                model(ids)
+        except ValueError as error:
+            said.append(str(error))
+        with steer(twin, two):
+            said.append(str(torch.equal(twin(ids).logits, expected)))
+
+    twin = copy.deepcopy(model)
+    with steer(model, one), steer(model, one):  # of one thread, both act
+        model(ids)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert said[0].startswith("the model is in a with-block of steer() in another thread")
+    assert said[1:] == ["True"]
+    with steer(model, two):
+        assert torch.equal(model(ids).logits, expected)
 
 
 def test_what_runs_a_layer_again_is_named(ids: torch.Tensor, tmp_path: Path) -> None:
