@@ -11,7 +11,7 @@ from typing import Any
 from moe_steer.baking.edits import Edit, StoredTensor, measure
 from moe_steer.baking.gguf_model import BLOCK_FORMATS, NAMES, GgufModel, block_format
 from moe_steer.baking.numbers import Rounding, is_power_of_two, shown
-from moe_steer.baking.planning import STEER_INSTEAD, EntryCertificate, Work, held_gain
+from moe_steer.baking.planning import STEER_INSTEAD, EntryCertificate, Work, held_gain, off_by
 from moe_steer.gguf import architectures_of, gguf_package, letters
 from moe_steer.plan import ExpertGain, SteeringPlan
 
@@ -59,7 +59,7 @@ def certify(
 
     Exact: dequantised values after = dequantised values before times the gain asked for, bit for bit (for 0: all zero).
     """
-    shift = abs(applied / gain - 1) if gain else 0.0
+    shift = off_by(gain, applied)
     exact = [is_exact(gain, applied, lost) for _, _, lost in found]
     bounds = [
         0.0 if sure else shift + max(BLOCK_FORMATS[dtype].roundoff if lost.inexact else 0.0, lost.worst)
@@ -72,7 +72,7 @@ def certify(
         applied=applied,
         verdict="exact" if all(exact) else "rounded",
         bound=max(bounds),
-        worst=max(lost.worst for _, _, lost in found),
+        worst=shift + max(lost.worst for _, _, lost in found),
         rms=None,
         format=", ".join(dict.fromkeys(dtype for _, dtype, _ in found)),
         tensors=tuple(name for name, _, _ in found),

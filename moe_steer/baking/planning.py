@@ -41,7 +41,7 @@ class EntryCertificate:
     """One entry of the plan (``expert`` None: a residual vector).
 
     exact: the baked model computes bit for bit what the steered model does, while nothing overflows. rounded: no stored number
-    is off by more than ``bound`` (relative); ``worst`` and ``rms`` are what was measured. ``applied`` is the gain that was
+    is off by more than ``bound`` (relative to what the asked gain makes of it); ``worst`` and ``rms`` are what was measured. ``applied`` is the gain that was
     baked: the asked one, or the nearest power of two. ``reversible``: the original can be computed from the baked numbers.
     ``rms`` is None for GGUF files.
     """
@@ -57,6 +57,11 @@ class EntryCertificate:
     format: str
     tensors: tuple[str, ...]
     reversible: bool
+
+    @property
+    def rounding(self) -> float:
+        """The bound for numbers times ``applied``: what is left of it without the difference of that gain from the asked one."""
+        return max(0.0, self.bound - off_by(self.gain, self.applied))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +188,11 @@ def refuse_plan(plan: SteeringPlan) -> None:
         raise ValueError(
             f"a plan with scope {scope!r} cannot be baked: weights act at every token; use scope 'all', or {STEER_INSTEAD}"
         )
+
+
+def off_by(gain: float, applied: float) -> float:
+    """The relative difference of the gain that is baked from the one that was asked for."""
+    return abs(applied / gain - 1) if gain else 0.0
 
 
 def held_gain(gain: float, powers_only: bool, zero_too: bool, stored: str, round_gains: bool) -> float:

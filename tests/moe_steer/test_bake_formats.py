@@ -214,7 +214,10 @@ def test_bare_exponents_take_powers_of_two_or_a_rounded_gain(name: str, tmp_path
     with pytest.raises(ValueError, match="out of the range of"):
         bake(source, gains((1, 2, 2.0**-200)), tmp_path / "baked")
     certificate = bake(source, gains((1, 2, 10.0)), tmp_path / "baked", round_gains=True)
-    assert (certificate.verdict, certificate.entries[0].gain, certificate.entries[0].applied) == ("exact", 10.0, 8.0)
+    (entry,) = certificate.entries
+    assert (certificate.verdict, entry.gain, entry.applied) == ("rounded", 10.0, 8.0), "of what was asked for"
+    assert (entry.rounding, entry.reversible) == (0.0, True)
+    assert certificate.bound == entry.bound == entry.worst == pytest.approx(0.2)
     assert any("gain 10 was baked as 8" in note for note in certificate.notes)
     assert torch.equal(it.weight(read_parts(tmp_path / "baked")), it.weight(it.parts) * 8)
 

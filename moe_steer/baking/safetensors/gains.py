@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from moe_steer.baking.edits import Edit, StoredTensor, measure
 from moe_steer.baking.numbers import ROUNDOFF, Rounding, is_power_of_two
-from moe_steer.baking.planning import LOADERS, STEER_INSTEAD, EntryCertificate, Work, held_gain
+from moe_steer.baking.planning import LOADERS, STEER_INSTEAD, EntryCertificate, Work, held_gain, off_by
 from moe_steer.baking.safetensors.biases import plan_choice
 from moe_steer.baking.safetensors.folder import (
     Checkpoint,
@@ -86,19 +87,20 @@ class _Candidate:
         return sum((lost for _, _, lost in self.edits), Rounding())
 
     def certify(self, entry: ExpertGain) -> EntryCertificate:
-        """The verdict: exact only for powers of two (and 0), which change no digit of any product."""
+        """The verdict: exact only for powers of two (and 0) that were asked for, which change no digit of any product."""
         lost = self.lost
         exact = (is_power_of_two(self.applied) or self.applied == 0) and not lost.inexact
         bounds = (max(ROUNDOFF.get(tensor.dtype, 0.0), one.worst) for tensor, _, one in self.edits)
+        shift = off_by(entry.gain, self.applied)
         return EntryCertificate(
             layer=entry.layer,
             expert=entry.expert,
             gain=entry.gain,
             applied=self.applied,
-            verdict="exact" if exact else "rounded",
-            bound=0.0 if exact else max(bounds),
-            worst=lost.worst,
-            rms=lost.rms,
+            verdict="exact" if exact and not shift else "rounded",
+            bound=shift + (0.0 if exact else max(bounds)),
+            worst=shift + lost.worst,
+            rms=math.hypot(shift, lost.rms),
             format=self.format,
             tensors=tuple(tensor.name for tensor, _, _ in self.edits),
             reversible=exact and self.applied != 0,
@@ -194,7 +196,7 @@ def notes(
             found.append(
                 f"layer {entry.layer} expert {entry.expert}: gain {entry.gain:g} was baked as {entry.applied:g}, the nearest power of two"
             )
-    if any(entry.format == "FP8 with block scales" and entry.verdict == "rounded" for entry in entries):
+    if any(entry.format == "FP8 with block scales" and entry.rounding for entry in entries):
         found.append(
             "vLLM with DeepGEMM may requantise to power-of-two scales (VLLM_USE_DEEP_GEMM_E8M0); gains that are powers of two stay exact there, others move by some percent"
         )
