@@ -13,9 +13,10 @@ from moe_steer.thinking import FORMATS, OUTSIDE, ThinkingFormat
 from reasoning_evals.engines.http_reply import EndpointError, Reply, whole_text
 from reasoning_evals.prompts import RenderedPrompt
 
-_THOUGHTS = ("reasoning_content", "reasoning")
-"""Where servers put a thought that they have separated from the answer; those that send both send it twice."""
-_PARTS = ("thinking", "text")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Where servers put a thought that they have separated from the answer; those that send several send it several times."""
+_PARTS = {"thinking": 0, "reasoning": 0, "text": 1, "output_text": 1, "summary_text": 1}
+"""Kinds of parts of a content: 0 of the thought, 1 of the answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,14 +118,11 @@ class ChatReply(Reply):
                 f"it answers a choice without a message ({self._quoted(dict(choice))}): give the address of "
                 "/v1/chat/completions, or ask it for completions (without --chat-endpoint)"
             )
-        moved = self._keep(
-            next((message[name] for name in _THOUGHTS if message.get(name)), None) or _in_details(message),
-            self._thoughts,
-            "reasoning",
-        )
+        named = next((message[name] for name in _THOUGHTS if message.get(name)), None)
         thought, content = _in_parts(message.get("content"))
+        moved = False
         for piece, pieces, name in (
-            (thought, self._thoughts, "thinking"),
+            (named or _in_details(message) or thought, self._thoughts, "reasoning"),
             (content, self._pieces, "content"),
             (message.get("refusal"), self._pieces, "refusal"),
         ):
@@ -133,25 +131,29 @@ class ChatReply(Reply):
 
 
 def _in_details(message: Mapping[str, Any]) -> str | None:
-    """The thought in ``reasoning_details`` (MiniMax, and OpenRouter beside its other field); encrypted ones have no text."""
-    details = message.get("reasoning_details")
+    """The thought in ``reasoning_details`` (MiniMax, and OpenRouter beside its other field) or ``thinking_blocks`` (Anthropic's, by
+    way of LiteLLM); encrypted ones have no text."""
+    details = message.get("reasoning_details") or message.get("thinking_blocks")
     if not isinstance(details, list):
         return None
-    texts = [item.get("text") or item.get("summary") for item in details if isinstance(item, dict)]
+    texts = [
+        item.get("text") or item.get("summary") or item.get("thinking") for item in details if isinstance(item, dict)
+    ]
     return "".join(text for text in texts if isinstance(text, str))
 
 
 def _in_parts(content: Any) -> tuple[Any, Any]:
-    """Thought and answer of a content in parts, as Mistral sends it; any other content is the answer, as it is."""
-    if not isinstance(content, list) or not all(
-        isinstance(part, dict) and part.get("type") in _PARTS for part in content
-    ):
+    """Thought and answer of a content in parts, as Mistral and Databricks send it; any other content is the answer, as it is."""
+    if not isinstance(content, list):
         return None, content
-    found: dict[str, str] = {"thinking": "", "text": ""}
+    found = ["", ""]
     for part in content:
-        inner = part.get(part["type"])
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in _PARTS:
+            return None, content
+        inner = next((part[name] for name in (kind, "text", "summary") if part.get(name)), "")
         inner = _in_parts(inner)[1] if isinstance(inner, list) else inner
         if not isinstance(inner, str):
             return None, content
-        found[part["type"]] += inner
-    return found["thinking"], found["text"]
+        found[_PARTS[kind]] += inner
+    return found[0], found[1]

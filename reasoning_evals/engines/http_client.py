@@ -21,12 +21,13 @@ from typing import Any, NoReturn
 
 import httpx
 
-from reasoning_evals.engines.http_reply import PASSING, EndpointError, PassingFailure, Reply, events, short
+from reasoning_evals.engines.http_reply import PASSING, EndpointError, PassingFailure, Reply, short
 
 _LONG = 8
 """A secret of so many characters is no word that a text might hold by chance."""
 _MOST_OF_A_REFUSAL = 1 << 16
-_STREAMS = re.compile(r"text/html|xml|image/|video/|audio/|application/(?:pdf|octet-stream)")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_STREAMS = re.compile(r"text/html|xml|image/|video/|audio/|application/pdf")
 
 
 class Address:
@@ -36,13 +37,14 @@ class Address:
     """
 
     def __init__(self, base_url: str, path: str, api_key: str | None) -> None:
+        base_url = base_url.strip()
         shown = _without_secrets(base_url)
-        if not base_url.startswith(("http://", "https://")):
+        if not base_url.lower().startswith(("http://", "https://")):
             raise ValueError(
                 f"base_url must start with http:// or https://, got {shown!r}: such as http://HOST:8000/v1"
             )
         try:
-            url = httpx.URL(base_url.strip())
+            url = httpx.URL(base_url)
         except (httpx.InvalidURL, UnicodeError):
             url = httpx.URL()
         if not url.host or (url.port or 0) > 65535:
@@ -134,11 +136,7 @@ async def ask(
                 raise EndpointError(
                     f"it answers with {found[0]} in place of a completion ({said}): a login page, or another server's address?"
                 )
-            parts = _bounded(response.aiter_bytes(), most)
-            if "json" in kind and "stream" not in kind and "ndjson" not in kind:  # a server that cannot stream
-                reply.add(b"".join([part async for part in parts]))
-                return
-            async for event in events(parts):
+            async for event in events(_bounded(response.aiter_bytes(), most)):
                 if reply.add(event):
                     clock.reschedule(loop.time() + patience)
     except (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError) as error:
@@ -158,6 +156,61 @@ async def fetch(
             return response.status_code, response.reason_phrase, said
     except httpx.TransportError as error:
         raise PassingFailure("connection", short(str(error)) or type(error).__name__) from error
+
+
+async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The payloads of a server-sent event stream, up to ``[DONE]``; of a body that is no such stream, all of it.
+
+    An event ends at a blank line; where a server leaves that out, at the next one, unless its JSON goes on there. What a closed
+    connection has left of one is ignored.
+    """
+    strays: list[bytes] = []
+    data: list[bytes] = []
+    seen = False
+    async for line in _lines(chunks):
+        name, colon, value = line.removeprefix(b"\xef\xbb\xbf").partition(b":")
+        value = value.strip()
+        is_done = name == b"data" and value == b"[DONE]"
+        speaks = name in (b"data", b"error") and value
+        if data and (not line or is_done or (speaks and len(data) == 1 and not _goes_on(data[0]))):
+            yield b"\n".join(data)
+            data = []
+        if is_done:
+            return
+        if speaks:
+            seen = True
+            data.append(value if name == b"data" else b'{"error": ' + value + b"}")
+        elif name.strip() not in (b"", b"data", b"event", b"id", b"retry") or (name.strip() and not colon):
+            strays.append(line)
+    rest = b"\n".join(data if seen else strays)
+    if rest and not (seen and _goes_on(rest)):
+        yield rest
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Lines, in time that grows with their length only. They end at CR, LF or both, and nowhere else: JSON may contain U+2028
+    and the like, where ``str.splitlines`` would split too."""
+    parts: list[bytes] = []
+    held = b""
+    async for chunk in chunks:
+        whole = held + chunk
+        held = b"\r" if whole.endswith(b"\r") else b""  # an LF may follow
+        first, *more = _LINE_END.split(whole.removesuffix(held))
+        parts.append(first)
+        for piece in more:
+            yield b"".join(parts)
+            parts = [piece]
+    if rest := b"".join(parts):
+        yield rest
+
+
+def _goes_on(data: bytes) -> bool:
+    """Whether it is the beginning of a JSON value."""
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return data.startswith((b"{", b"["))
+    return False
 
 
 async def _bounded(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
@@ -211,7 +264,7 @@ def wait_of(headers: Mapping[str, str]) -> float:
 def raise_status(status: int, phrase: str, said: str, wait: float = 0.0, hide: Callable[[str], str] = str) -> NoReturn:
     """A status other than 200: some, and all from 500 on, are temporary."""
     message = f"answers {status} {short(hide(phrase), 60)}" + (f": {short(hide(said))}" if said else "")
-    if status in PASSING or status >= 500:
+    if (status in PASSING or status >= 500) and "insufficient_quota" not in said:  # OpenAI's word for no money left
         raise PassingFailure(str(status), message, wait)
     hint = {
         401: "give the right api_key",

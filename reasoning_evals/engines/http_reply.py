@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -28,7 +28,6 @@ _SERVER_TROUBLE = re.compile(
     r"internal|server.?error|overload|unavailable|rate.?limit|too many requests|time.?out|timed out|engine|try again|retry",
     re.IGNORECASE,
 )
-_STRAY = 1 << 20
 _LONGEST_ID = 256
 
 
@@ -85,7 +84,7 @@ class Reply:
             values = values[0]
         choices = values.get("choices") if isinstance(values, dict) else None
         if isinstance(values, dict) and (
-            values.get("error") or (choices is None and {"message", "detail"} & {*values})
+            values.get("error") or (choices is None and ("detail" in values or isinstance(values.get("message"), str)))
         ):
             raise_reported(values.get("error") or values, self._began, self.hide)
         if choices is None and _says_nothing(values):
@@ -161,7 +160,7 @@ class Reply:
         """The server's counts. xAI and Gemini leave the thought out of ``completion_tokens``, and the total holds it."""
         details = usage.get("completion_tokens_details")
         thinking = self._count((details if isinstance(details, dict) else usage).get("reasoning_tokens"))
-        if (whole := self._count(usage.get("completion_tokens"))) is not None:
+        if (whole := self._count(usage.get("completion_tokens", usage.get("output_tokens")))) is not None:
             beside = thinking if thinking and thinking > whole else 0
             prompt, total = usage.get("prompt_tokens"), usage.get("total_tokens")  # nothing else asks for these
             rest = total - prompt if isinstance(prompt, int) and isinstance(total, int) and prompt > 0 else 0
@@ -170,8 +169,10 @@ class Reply:
         self.num_thinking = self.num_thinking if thinking is None else thinking
 
     def _count(self, value: Any) -> int | None:
-        if value is None or (type(value) is int and 0 <= value < 1 << 31):
-            return value
+        if value is None:
+            return None
+        if type(value) in (int, float) and 0 <= value < 1 << 31 and value == int(value):
+            return int(value)
         raise EndpointError(f"it counts {self._quoted(value)} tokens: a whole number is expected")
 
     def _ids(self, place: Mapping[str, Any], name: str) -> list[int] | None:
@@ -220,7 +221,7 @@ def sample_of(reply: Reply, request: Request, tokenizer: Any, *, counts: bool) -
     if reply.token_ids:
         ids = tuple(reply.token_ids)
         return Sample(request.key, ids, text, finish_reason, num_thinking=reply.num_thinking), ""
-    counted = 0 if not text and reply.num_tokens is None else reply.num_tokens
+    counted = reply.num_tokens or (None if text else 0)  # 0 tokens of a text: it does not count
     if counted is not None and counts:
         return Sample(request.key, (), text, finish_reason, counted, reply.num_thinking), "counted"
     if tokenizer is None:
@@ -240,45 +241,6 @@ def whole_text(pieces: list[str]) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The payloads of a server-sent event stream, up to ``[DONE]``; of a body that is no such stream, its beginning.
-
-    Lines end at the byte newline only: JSON may contain U+2028 and the like, where ``str.splitlines`` would split too.
-    """
-    strays, seen = b"", False
-    async for line in _lines(chunks):
-        name, colon, value = line.removeprefix(b"\xef\xbb\xbf").partition(b":")
-        value = value.strip()
-        if name == b"data" and value == b"[DONE]":
-            return
-        if name in (b"data", b"error") and value:
-            seen = True
-            yield value if name == b"data" else b'{"error": ' + value + b"}"
-        elif name.strip() not in (b"", b"data", b"event", b"id", b"retry") or (name.strip() and not colon):
-            strays += line[: _STRAY - len(strays)]
-    if strays and not seen:
-        yield strays
-
-
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Whole lines, in time that grows with their length only; a last one without a newline if it holds whole JSON."""
-    parts: list[bytes] = []
-    async for chunk in chunks:
-        first, *more = chunk.split(b"\n")
-        parts.append(first)
-        for piece in more:
-            yield b"".join(parts)
-            parts = [piece]
-    rest = b"".join(parts)
-    if rest.startswith(b"data:") and rest[5:].strip() != b"[DONE]":
-        # The server closed the connection inside an event, or omitted the last newline: half an event is ignored.
-        try:
-            json.loads(rest[5:])
-        except (ValueError, RecursionError):
-            return
-    yield rest
 
 
 def raise_reported(error: Any, began: bool, hide: Callable[[str], str] = str) -> NoReturn:

@@ -23,6 +23,13 @@ from reasoning_evals.engines.sampling import Request, Sample, SamplingConfig, th
 from reasoning_evals.prompts import RenderedPrompt, render_prompt
 
 __all__ = ["EndpointError", "HttpSampler"]
+_EXTENSIONS = {
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "skip_special_tokens": False,
+    "spaces_between_special_tokens": False,
+    "return_token_ids": True,
+}
 _NEW_LIMIT = "max_completion_tokens"
 _LONGEST_WAIT = 600.0
 """Seconds that a server may ask for before a retry; one that wants more is asked again by the user."""
@@ -171,13 +178,9 @@ class HttpSampler:
                 raise ValueError(f"top_k is {config.top_k}, which plain OpenAI endpoints do not know: set it to 0")
             return body
         return body | {
+            **_EXTENSIONS,
             "top_k": -1 if config.greedy or not config.top_k else config.top_k,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
             **({"add_special_tokens": False} if self._chat is None else {}),
-            "skip_special_tokens": False,
-            "spaces_between_special_tokens": False,
-            "return_token_ids": True,
         }
 
     async def _sample_one(
@@ -234,6 +237,11 @@ class HttpSampler:
         try:
             await ask(client, self._address, body, reply, self._patience, most)
         except EndpointError as error:
+            refused = [name for name in (*_EXTENSIONS, "top_k", "add_special_tokens") if name in str(error)]
+            if refused and self._extensions:
+                raise EndpointError(
+                    f"{error}: it does not take {refused[0]}, ask it without fields beyond OpenAI's own (--plain-endpoint)"
+                ) from None
             if self._chat is None or _NEW_LIMIT in body or _NEW_LIMIT not in str(error):
                 raise
             body[_NEW_LIMIT] = body.pop("max_tokens")  # OpenAI's newer models take the limit under this name only

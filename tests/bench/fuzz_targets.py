@@ -182,7 +182,8 @@ def _pairs(home: Path) -> list[Target]:
 
 def _replies(home: Path) -> list[Target]:
     from reasoning_evals.engines.http_chat import Chat, ChatReply
-    from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, events
+    from reasoning_evals.engines.http_client import events
+    from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply
 
     def parsed(make: Callable[[], Reply]) -> Callable[[Path], Any]:
         async def all_of(content: bytes) -> Reply:

@@ -57,6 +57,10 @@ DELTAS: dict[str, tuple[list[dict[str, Any]], str, str, str]] = {
     "all in parts": ([{"content": [{"type": "thinking", "thinking": "so"}, {"type": "text", "text": "4"}]}], "closed", "so", "4"),
     "in details, MiniMax": ([{"reasoning_details": [{"type": "reasoning.text", "text": "so"}]}, {"content": "4"}], "closed", "so", "4"),
     "in details as well": ([{"reasoning": "so", "reasoning_details": [{"text": "so"}]}, {"content": "4"}], "closed", "so", "4"),
+    "in blocks, Anthropic": ([{"thinking_blocks": [{"type": "thinking", "thinking": "so"}]}, {"content": "4"}], "closed", "so", "4"),
+    "a part with a summary, Databricks": ([{"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "so"}]}]}, {"content": [{"type": "text", "text": "4"}]}], "closed", "so", "4"),
+    "other names": ([{"thinking": "so"}, {"content": [{"type": "output_text", "text": "4"}]}], "closed", "so", "4"),
+    "parts beside the thought": ([{"reasoning": "so", "content": [{"type": "thinking", "thinking": "so"}]}, {"content": "4"}], "closed", "so", "4"),
     "encrypted details": ([{"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]}, {"content": "4"}], "none", "", "4"),
     "nulls": ([{"content": None, "reasoning_content": "so"}, {"content": "4", "reasoning": None}], "closed", "so", "4"),
     "no thought": ([ROLE, {"content": "4"}, {"content": "2"}], "none", "", "42"),
@@ -173,6 +177,8 @@ def test_without_ids_and_counts_a_tokenizer_is_needed() -> None:
 
     with pytest.raises(EndpointError, match="it sends no token ids: give the model's tokenizer"):
         one(say)
+    with pytest.raises(EndpointError, match="it sends no token ids"):  # 0 tokens of a text is no count
+        one(lambda handler, _: write(handler, {"content": "4"}, usage={"completion_tokens": 0}))
     tokenizer = tiny_tokenizer()
     assert one(say, tokenizer=tokenizer)[0].token_ids[-1] == tokenizer.eos_token_id
 
