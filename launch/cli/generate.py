@@ -223,7 +223,11 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
         if self.chat_endpoint and self.tokenizer is None:
             return None
         name = self.tokenizer or self.model
-        tokenizer = read_tokenizer(name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        try:
+            tokenizer = read_tokenizer(name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        except ValueError as error:
+            more = "" if self.tokenizer else ": give the model's folder or hub id as --tokenizer, or --chat-endpoint"
+            raise ValueError(f"{error}{more}") from error
         if not self.chat_endpoint:
             ask_prompts(tokenizer, self)
         return tokenizer

@@ -84,14 +84,16 @@ def read_any_traces(paths: Sequence[str], tokenizer: Any, arm: str | None = None
     return found
 
 
+def _config_of(folder: Path) -> dict[str, Any]:
+    return dict(read_run(folder)["config"]) if (folder / RUN_FILE).is_file() else {}
+
+
 def _say_unfinished(source: Path, completions: Sequence[Completion]) -> None:
-    config = read_run(source)["config"] if (source / RUN_FILE).is_file() else {}
+    config = _config_of(source)
     if "arm_order" in config and speaks():
         asked = len(config["arm_order"]) * config["num_problems"] * config["k"]
-        if len(completions) < asked:
-            print(
-                f"NOTE: {source} is not finished, {len(completions)} of its {asked} answers are read", file=sys.stderr
-            )
+        if (number := len(completions)) < asked:
+            print(f"NOTE: {source} is not finished, {number} of its {asked} answers are read", file=sys.stderr)
 
 
 def text_lines(name: str) -> list[str]:
@@ -152,12 +154,19 @@ def _check_completions(file: Path, completions: Iterable[Completion], tokenizer:
         if tags and ids and shown and not any(tags.at(ids, p) for p in range(len(ids))):
             raise ValueError(
                 f"{file}: the answer to {item.problem_id!r} holds {shown[0]}, and its tokens do not hold this model's "
-                f"({list(tags.close)}): {ANOTHER}"
+                f"({list(tags.close)}): {_another(file, item.arm)}"
             )
         if ids and not item.is_of(tokenizer):
             raise ValueError(
-                f"{file}: the tokens of the answer to {item.problem_id!r} are another text here: {ANOTHER}"
+                f"{file}: the tokens of the answer to {item.problem_id!r} are another text here: {_another(file, item.arm)}"
             )
+
+
+def _another(source: Path, arm: str) -> str:
+    """``ANOTHER``, with the model's name where the run says it."""
+    arms = _config_of(source if source.is_dir() else source.parent).get("arms", {})
+    name = arms.get(arm, {}).get("sampler", {}).get("model")
+    return ANOTHER.replace("that model", f"that model, {name}" if name else "that model")
 
 
 def markers_for(tokenizer: Any, names: Sequence[str], coefficients: Mapping[str, float]) -> MarkerSet:
@@ -263,8 +272,7 @@ def collect_over_ranks(
     if layout.same_tokens or ranks.world_size == 1:
         return collect_counts(model, traces, markers, **options)
     index, number = layout.share
-    dealt = list(batches(traces, tokens_per_batch))[index::number]
-    own = [trace for batch in dealt for trace in batch]
+    own = [trace for batch in list(batches(traces, tokens_per_batch))[index::number] for trace in batch]
     with lockstep(model):
         counts = collect_counts(model, own, markers, allow_empty=True, **options)
     return reduce_counts(counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -21,6 +22,7 @@ from moe_steer.thinking import FORMATS, ThinkingFormat, Thought, TokenTags, open
 from reasoning_evals.thinking import TokenCounts, count_tokens
 
 FINISH_REASONS = ("stop", "length", "content_filter")
+_DIGEST = "digest"
 _OPTIONAL = ("num_tokens", "num_thinking")
 _LINE_ENDS = (("\x85", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
 
@@ -91,15 +93,31 @@ class Completion:
         """All generated tokens, including tags and stop token."""
         return len(self.token_ids) if self.num_tokens is None else self.num_tokens
 
-    def to_json(self) -> str:
-        """One line without its newline; equal completions give equal lines."""
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits, equal for equal completions."""
+        return hashlib.sha256(json_line(self._row).encode()).hexdigest()[:16]
+
+    @property
+    def _row(self) -> dict[str, Any]:
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # asdict copies every token
-        return json_line({name: row[name] for name in row if name not in _OPTIONAL or row[name] is not None})
+        return {name: row[name] for name in row if name not in _OPTIONAL or row[name] is not None}
+
+    def to_json(self) -> str:
+        """One line without its newline; equal completions give equal lines. It ends with its own digest, by which it is noticed
+        when somebody has changed it."""
+        return json_line({**self._row, _DIGEST: self.digest})
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Completion:
-        """ValueError when a key is missing or unknown, or a value has another type."""
+        """ValueError when a key is missing or unknown, a value has another type, or another digest stands there than its own."""
         names = {field.name for field in dataclasses.fields(cls)}
+        if _DIGEST in row:  # lines of earlier versions have none
+            row = dict(row)
+            said = row.pop(_DIGEST)
+            if (found := cls.from_dict(row)).digest != said:
+                raise ValueError("it was changed since it was sampled, its digest is another")
+            return found
         if not names.difference(_OPTIONAL) <= set(row) <= names:
             raise ValueError(f"a completion has the keys {sorted(names)}, got {quoted(sorted(row))}")
         check_types(row, "", _TYPES)
@@ -109,7 +127,7 @@ class Completion:
 
 
 _TYPES = {**get_type_hints(Completion), "token_ids": list[int]}
-_REMEDY = "restore the line or delete the file, it will be sampled again"
+_REMEDY = "restore the line, or delete it and it is sampled again"
 
 
 def json_line(row: Mapping[str, Any]) -> str:

@@ -49,7 +49,6 @@ from reasoning_evals.runs.grading_pass import GradeRow, grade_run, read_grades
 from reasoning_evals.runs.run_folder import (
     PROBLEMS_FILE,
     config_hash,
-    content_digest,
     digest,
     generation_file,
     open_run,
@@ -134,7 +133,7 @@ def run_arms(
     if rank == 0 and not (folder / PROBLEMS_FILE).exists():
         write_problems(folder / PROBLEMS_FILE, problems)
 
-    stored = {completion.key: content_digest(completion) for completion in read_generations(folder)}
+    stored = {completion.key: completion.digest for completion in read_generations(folder)}
     expected = {request.key for one in work for chunk in one.chunks for request in chunk.requests}
     if foreign := next((key for key in stored if key not in expected), None):
         raise ValueError(f"{folder} holds a sample that is not of this run ({tuple(foreign)}): take another folder")
@@ -200,7 +199,7 @@ class _Book:
 
     def __init__(
         self,
-        stored: Mapping[CompletionKey, bytes],
+        stored: Mapping[CompletionKey, str],
         store: Callable[[Completion], None],
         audit_writer: AuditWriter,
         bar: Progress,
@@ -232,7 +231,7 @@ class _Book:
         completion = _completion(sample, request.prompt, request.seed)
         self._bar.made(0 if counted else completion.total_tokens)
         if sample.key in self._stored:
-            if self._check_repeats and self._stored[sample.key] != content_digest(completion):
+            if self._check_repeats and self._stored[sample.key] != completion.digest:
                 raise RuntimeError(
                     f"sampling is not deterministic here: sample {sample.key.sample_idx} of problem "
                     f"{sample.key.problem_id!r}, arm {sample.key.arm!r}, came out differently the second time"

@@ -219,7 +219,7 @@ def read_generations(folder: Path) -> Iterator[Completion]:
     """
     config = read_run(folder)["config"] if (folder / RUN_FILE).is_file() else {}
     arms = config["arms"] if "arm_order" in config else None
-    seen: dict[tuple[Any, ...], bytes] = {}
+    seen: dict[tuple[Any, ...], str] = {}
     for path in sorted(folder.glob("generations*.jsonl")):
         for completion in read_completions(path):
             if arms is not None and completion.arm not in arms:
@@ -236,7 +236,7 @@ def read_generations(folder: Path) -> Iterator[Completion]:
                     f"{path} holds a sample that is not of this run (sample {completion.sample_idx} of problem {completion.problem_id!r}, arm "
                     f"{completion.arm!r}, where samples count from 0 to {config['k'] - 1}): take it out, or take another folder"
                 )
-            content = content_digest(completion)
+            content = completion.digest
             if completion.key not in seen:
                 seen[completion.key] = content
                 yield completion
@@ -245,11 +245,6 @@ def read_generations(folder: Path) -> Iterator[Completion]:
                     f"{path}: sample {completion.sample_idx} of problem {completion.problem_id!r}, arm {completion.arm!r}, "
                     "is there twice with different content: the folder mixes runs, sample again in a new one"
                 )
-
-
-def content_digest(completion: Completion) -> bytes:
-    """Equal for equal completions."""
-    return hashlib.sha256(completion.to_json().encode()).digest()[:16]
 
 
 def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[tuple[str, str]]:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,16 @@ def test_tokens_that_are_another_text_are_of_another_tokenizer(tmp_path: Path, t
     else:
         with pytest.raises(ValueError, match="the answer to 'p' are another text here: they were made with another to"):
             read_any_traces([str(tmp_path)], TagTokenizer())
+
+
+def test_the_refusal_names_the_model_of_the_run(tmp_path: Path) -> None:
+    item = dataclasses.replace(completion((*map(ord, "no, 4"), 2, ord("5"))), text="of other tokens")
+    (tmp_path / "generations.jsonl").write_text(item.to_json() + "\n")
+    arms = {item.arm: {"sampler": {"model": "some/model"}}}
+    (tmp_path / "run.json").write_text(json.dumps({"version": 1, "config": {"arms": arms}}))
+    for given in (tmp_path, tmp_path / "generations.jsonl"):
+        with pytest.raises(ValueError, match="with another tokenizer; give that model, some/model, or sample again"):
+            read_any_traces([str(given)], TagTokenizer())
 
 
 def test_no_traces(tmp_path) -> None:

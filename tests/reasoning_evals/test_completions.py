@@ -93,6 +93,24 @@ def test_a_bad_line_inside_names_file_and_line(tmp_path: Path, line: str) -> Non
     assert "\n" not in str(info.value)
 
 
+def test_a_line_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "generations.jsonl"
+    row = json.loads(make().to_json())
+    for changed in (
+        {"text": "5"},
+        {"finish_reason": "length"},
+        {"token_ids": [1]},
+        {"num_tokens": 3},
+        {"digest": None},
+    ):
+        path.write_text(json.dumps(row | changed) + "\n")
+        with pytest.raises(ValueError, match=r"generations.jsonl:1: .*it was changed since it was sampled"):
+            list(read_completions(path))
+    older = {name: value for name, value in row.items() if name != "digest"}  # of a version that wrote none
+    path.write_text(json.dumps(row, indent=None, sort_keys=True) + "\n" + json.dumps(older) + "\n")
+    assert list(read_completions(path)) == [make(), make()]
+
+
 def test_duplicates_count_once_and_differing_ones_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "generations.rank0.jsonl", make(), make(sample_idx=1))
     write(tmp_path / "generations.rank1.jsonl", make())

@@ -127,6 +127,10 @@ def test_plain_servers_and_ids(tmp_path: Path) -> None:
             ["--endpoint", "http://127.0.0.1:9/v1", "--api-key-variable", "NOT_SET_X"],
             "the environment variable NOT_SET_X is empty",
         ),
+        (
+            ["--endpoint", "http://127.0.0.1:9/v1", "--model", "./served"],
+            "folder or hub id as --tokenizer, or --chat-endpoint",
+        ),
         (["--endpoint", "http://127.0.0.1:9/v1", "--tokenizer", "./nowhere"], "there is no model folder './nowhere'"),
     ],
 )
