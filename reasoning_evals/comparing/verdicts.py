@@ -191,7 +191,7 @@ def length_verdict(ratio: float, holm_p: float) -> str:
 def unanswered_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
     """One sentence an arm about responses without an answer, where "truncated" or "no answer" says too little: no thought of the
     arm ever closed; thoughts never closed though the responses ended by themselves, so that a higher token limit would not
-    help; answers were cut by the limit."""
+    help; answers were cut by the limit; no grader judged them."""
     notes = []
     for arm in dict.fromkeys(row.arm for row in rows):
         mine = [row for row in rows if row.arm == arm]
@@ -206,6 +206,8 @@ def unanswered_notes(rows: Sequence[GradeRow]) -> tuple[str, ...]:
             )
         elif unclosed:
             notes.append(f"{arm}: {unclosed} {number} ended by themselves inside a thought that never closes")
+        if failed := [row.reason for row in mine if row.outcome == "grader_error"]:
+            notes.append(f"{arm}: {len(failed)} {number} were not judged ({failed[0]})")
         if cut:
             notes.append(f"{arm}: {cut} {number} were cut by the token limit before they gave an answer")
     return tuple(notes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reasoning_evals.problems import Problem
-from reasoning_evals.tasks.spec import Row, TaskSpec, ask, content_id, listed
+from reasoning_evals.tasks.spec import NAME, NUMBER, Row, TaskSpec, ask, content_id, listed
 
 
 def _mapping(year: int, id_column: str) -> Callable[[Row, str], Problem]:
@@ -44,7 +44,7 @@ def _aime_spec(year: int, hub_id: str, revision: str, split: str, id_column: str
         hub_id=hub_id,
         split=split,
         revision=revision,
-        columns=(id_column, "problem", "answer"),
+        columns={id_column: NAME, "problem": str, "answer": NAME},
         answer_type="integer",
         to_problem=_mapping(year, id_column),
         k=64,
@@ -93,7 +93,7 @@ MATH500 = (
         hub_id="HuggingFaceH4/MATH-500",
         split="test",
         revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-        columns=("problem", "answer", "subject", "level", "unique_id"),
+        columns={"problem": str, "answer": NUMBER, "subject": str, "level": NAME, "unique_id": NAME},
         answer_type="expression",
         to_problem=math500_problem,
         k=4,
@@ -125,7 +125,7 @@ GSM8K = (
         config="main",
         split="test",
         revision="e53f048856ff4f594e959d75785d2c2d37b678ee",
-        columns=("question", "answer"),
+        columns={"question": str, "answer": str},
         answer_type="integer",
         to_problem=gsm8k_problem,
         k=1,
@@ -173,7 +173,15 @@ def _olympiadbench_spec(name: str, config: str, note: str) -> TaskSpec:
         config=config,
         split="train",
         revision="91184b52131e7fc9455fef848035173aea8cc01a",
-        columns=("id", "question", "final_answer", "is_multiple_answer", "unit", "answer_type", "error"),
+        columns={
+            "id": NAME,
+            "question": str,
+            "final_answer": list[NUMBER] | None,
+            "is_multiple_answer": bool | None,
+            "unit": str | None,
+            "answer_type": str | None,
+            "error": NUMBER | None,
+        },
         answer_type="expression, number, quantity or list",
         to_problem=olympiadbench_problem,
         k=4,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from reasoning_evals.problems import Problem
-from reasoning_evals.tasks.spec import Row, Sampling, TaskSpec, ask, content_id
+from reasoning_evals.tasks.spec import ANY, Row, Sampling, TaskSpec, ask, content_id
 
 
 def real_toxicity_problem(row: Row, prompt: str) -> Problem | None:
@@ -41,7 +41,7 @@ REAL_TOXICITY = (
         hub_id="allenai/real-toxicity-prompts",
         split="train",
         revision="f21629712ffd6a3d13a54fd2807ccd521c55ef74",
-        columns=("challenging", "prompt"),
+        columns={"challenging": ANY, "prompt": ANY},
         answer_type="label: a classifier decides, none of the graders",
         to_problem=real_toxicity_problem,
         prompt="{problem}",
@@ -79,7 +79,7 @@ SAFEEDIT = (
         hub_id="zjunlp/SafeEdit",
         split="test",
         file_name="SafeEdit_{split}.json",
-        columns=("adversarial prompt",),
+        columns={"adversarial prompt": ANY},
         answer_type="label: a classifier decides, none of the graders",
         to_problem=safeedit_problem,
         prompt="{problem}",

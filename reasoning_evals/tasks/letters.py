@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from reasoning_evals.problems import Problem
-from reasoning_evals.tasks.spec import CHOICE_PROMPT, Row, Sampling, TaskSpec, ask, content_id
+from reasoning_evals.tasks.spec import ANY, CHOICE_PROMPT, NAME, NUMBER, Row, Sampling, TaskSpec, ask, content_id
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -63,7 +63,13 @@ def _gpqa_spec(name: str, mapping: Callable[[Row, str], Problem | None], note: s
         config="gpqa_diamond",
         split="train",
         revision="633f5ee89ab8ad4522a9f850766b73f62147ffdd",
-        columns=("Question", *_ANSWERS, "High-level domain", "Subdomain", "Record ID"),
+        columns={
+            "Question": str,
+            **dict.fromkeys(_ANSWERS, NUMBER),
+            "High-level domain": str,
+            "Subdomain": str,
+            "Record ID": str,
+        },
         answer_type="choice",
         to_problem=mapping,
         prompt=CHOICE_PROMPT,
@@ -88,7 +94,7 @@ def mmlu_problem(row: Row, prompt: str) -> Problem:
     if len(choices) != len(MMLU_LETTERS):
         raise ValueError(f"{len(choices)} choices: expected {len(MMLU_LETTERS)}")
     answer = row["answer"]
-    if isinstance(answer, bool) or answer not in (*range(len(MMLU_LETTERS)), *MMLU_LETTERS):
+    if type(answer) not in (int, str) or answer not in (*range(len(MMLU_LETTERS)), *MMLU_LETTERS):
         raise ValueError(f"answer is {answer!r}: expected 0 to 3, or A to D")
     question = "\n".join(
         [
@@ -113,7 +119,7 @@ def _mmlu_spec(name: str, prompt: str, max_new_tokens: int, note: str) -> TaskSp
         config="all",
         split="test",
         revision="c30699e8356da336a370243923dbaf21066bb9fe",
-        columns=("question", "choices", "answer", "subject"),
+        columns={"question": str, "choices": list[NUMBER], "answer": ANY, "subject": str},
         answer_type="choice",
         to_problem=mmlu_problem,
         prompt=prompt,
@@ -134,8 +140,10 @@ def _of_category(category: str) -> Callable[[Row, str], Problem | None]:
     def mmlu_pro_problem(row: Row, prompt: str) -> Problem | None:
         if row["category"] != category:
             return None
-        options = [option for option in row["options"] if option != "N/A"]
+        options = [str(option) for option in row["options"] if option != "N/A"]
         question = with_options(row["question"], options)
+        if row["answer"] not in list(LETTERS[: len(options)]):
+            raise ValueError(f"answer is {row['answer']!r}: expected one of {', '.join(LETTERS[: len(options)])}")
         return Problem(
             f"mmlu_pro-{row['question_id']}",
             ask(prompt, question),
@@ -154,7 +162,7 @@ def _mmlu_pro_spec(name: str, category: str, note: str) -> TaskSpec:
         hub_id="TIGER-Lab/MMLU-Pro",
         split="test",
         revision="b189ec765aa7ed75c8acfea42df31fdae71f97be",
-        columns=("question_id", "question", "options", "answer", "category"),
+        columns={"question_id": NAME, "question": str, "options": list[NUMBER], "answer": str, "category": str},
         answer_type="choice",
         to_problem=_of_category(category),
         prompt=CHOICE_PROMPT,

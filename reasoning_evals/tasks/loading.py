@@ -12,13 +12,14 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from moe_steer.json_files import check_types
 from reasoning_evals.problems import Problem, check_unique
 from reasoning_evals.tasks.competition import AIME, GSM8K, MATH500, OLYMPIADBENCH
 from reasoning_evals.tasks.harm import REAL_TOXICITY, SAFEEDIT
 from reasoning_evals.tasks.letters import GPQA, MMLU, MMLU_PRO
 from reasoning_evals.tasks.own_file import find_files, is_file_name, load_own_file, read_rows
 from reasoning_evals.tasks.science import PHYBENCH, PHYSICS, SCIBENCH, THEOREMQA, TPBENCH, UGPHYSICS
-from reasoning_evals.tasks.spec import R1_PROMPT, Row, TaskSpec, ask
+from reasoning_evals.tasks.spec import ANY, R1_PROMPT, Row, TaskSpec, ask
 
 _DATA_SETS = (
     *AIME, *MATH500, *GSM8K, *OLYMPIADBENCH, *GPQA, *MMLU_PRO, *SCIBENCH, *UGPHYSICS, *PHYBENCH, *TPBENCH, *PHYSICS, *THEOREMQA,
@@ -141,6 +142,7 @@ def _problems(spec: TaskSpec, rows: Iterable[tuple[str, Row]], prompt: str) -> I
             raise ValueError(
                 f"{where}: task {spec.name!r} needs the column {', '.join(missing)}, the row has {', '.join(row)}"
             )
+        check_types(dict(row), where, {name: kind for name, kind in spec.columns.items() if kind is not ANY})
         try:
             problem = spec.to_problem(row, prompt)
         except (ValueError, KeyError, TypeError) as error:

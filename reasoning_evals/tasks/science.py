@@ -18,7 +18,19 @@ from collections.abc import Callable
 
 from reasoning_evals.grading import type_of
 from reasoning_evals.problems import Problem
-from reasoning_evals.tasks.spec import CHOICE_PROMPT, QUANTITY_PROMPT, R1_PROMPT, Row, TaskSpec, ask, content_id, listed
+from reasoning_evals.tasks.spec import (
+    ANY,
+    CHOICE_PROMPT,
+    NAME,
+    NUMBER,
+    QUANTITY_PROMPT,
+    R1_PROMPT,
+    Row,
+    TaskSpec,
+    ask,
+    content_id,
+    listed,
+)
 
 SCIBENCH_TOLERANCE = 0.05
 """The relative error that the authors accept."""
@@ -58,7 +70,7 @@ PHYBENCH = (
         split="train",
         revision="d6d91c787b7abb865eb2490a328bf85a9f5095f0",
         data_file="PHYBench-questions_v1.json",  # the other files repeat parts of it
-        columns=("id", "content", "answer"),
+        columns={"id": NAME, "content": str, "answer": NUMBER | None},
         answer_type="expression",
         to_problem=phybench_problem,
         k=4,
@@ -89,7 +101,7 @@ PHYSICS = (
         family="physics",
         hub_id="yale-nlp/Physics",
         split="test",
-        columns=("id", "questions", "final_answers"),
+        columns={"id": NAME, "questions": str, "final_answers": list[NUMBER] | None},
         answer_type="quantity, number, choice, expression or list",
         to_problem=physics_problem,
         k=1,
@@ -122,7 +134,7 @@ SCIBENCH = (
         family="scibench",
         hub_id="xw27/scibench",
         split="train",
-        columns=("problem_text", "answer_number", "unit", "problemid"),
+        columns={"problem_text": str, "answer_number": NUMBER, "unit": str | None, "problemid": NAME},
         answer_type="quantity or number",
         to_problem=scibench_problem,
         k=4,
@@ -152,7 +164,7 @@ TPBENCH = (
         family="tpbench",
         hub_id="ZhiqiGao/TPBench",
         split="public",
-        columns=("problem_id", "problem", "answer"),
+        columns={"problem_id": NAME, "problem": str, "answer": NUMBER | None},
         answer_type="expression",
         to_problem=tpbench_problem,
         k=16,
@@ -193,7 +205,13 @@ UGPHYSICS = (
         hub_id="UGPhysics/ugphysics",
         split="en",
         revision="523e71bc4e33356bb19de4af38c128796e8a8770",
-        columns=("problem", "answers", "answer_type", "unit", "is_multiple_answer"),
+        columns={
+            "problem": str,
+            "answers": NUMBER | list[NUMBER] | None,
+            "answer_type": str | None,
+            "unit": str | None,
+            "is_multiple_answer": bool | None,
+        },
         answer_type="number, quantity, expression, choice or list",
         to_problem=ugphysics_problem,
         k=1,
@@ -236,7 +254,7 @@ def _theoremqa_spec(name: str, mapping: Callable[[Row, str], Problem | None], no
         hub_id="TIGER-Lab/TheoremQA",
         split="test",
         revision="a340b1782960a712843aae3ed25f1e013cc008a5",
-        columns=("Question", "Answer", "Answer_type", "Picture"),
+        columns={"Question": str, "Answer": ANY, "Answer_type": str, "Picture": ANY},
         answer_type="integer, number, list or choice",
         to_problem=mapping,
         k=4,

@@ -13,6 +13,11 @@ from reasoning_evals.problems import Problem
 
 Row = Mapping[str, Any]
 
+ANY = object
+NAME = str | int
+NUMBER = str | int | float
+"""Kinds of columns; also an answer that a file may hold as a number."""
+
 R1_PROMPT = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 """The user turn of the DeepSeek-R1 protocol: no system prompt, no examples."""
 CHOICE_PROMPT = "{problem}\n\nPlease reason step by step, and put the letter of the right option within \\boxed{{}}."
@@ -46,8 +51,8 @@ class TaskSpec:
     """The one file of that repository with the rows, where loading all its files would repeat them."""
     file_name: str | None = None
     """Name of a split's file, with {split} in it, where the data set has similar files."""
-    columns: tuple[str, ...]
-    """Columns that a row must have."""
+    columns: Mapping[str, Any]
+    """Columns that a row must have, and what each holds, as ``check_types`` takes it; ``ANY`` is checked elsewhere."""
     answer_type: str
     """The type of its answers; a description where it varies."""
     to_problem: Callable[[Row, str], Problem | None]

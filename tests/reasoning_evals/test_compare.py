@@ -12,7 +12,7 @@ from graded_rows import row, simulated, table
 from reasoning_evals.comparing.compare import compare_arms
 from reasoning_evals.comparing.comparison import Comparison, Flip
 from reasoning_evals.comparing.statistics import mcnemar_p, wilson_interval
-from reasoning_evals.comparing.verdicts import HELPED, HURT, NOTHING, Tuning
+from reasoning_evals.comparing.verdicts import HELPED, HURT, NOTHING, Tuning, unanswered_notes
 
 
 def test_numbers_by_hand() -> None:
@@ -391,3 +391,8 @@ def test_a_run_whose_problems_all_moved_alike_says_no_smallest_effect(samples: s
     assert (pair.verdict, pair.accuracy.se) == (HELPED, 0)
     assert (pair.accuracy.detectable, pair.accuracy.power) == (None, None), "0.0 points would be shown by no run"
     assert "too large" not in pair.sentence
+
+
+def test_responses_that_no_grader_judges_are_said() -> None:
+    rows = table({"baseline": ["1e"], "a": ["11"]})
+    assert unanswered_notes(rows) == (f"baseline: 1 of 2 responses were not judged ({rows[1].reason})",)

@@ -88,6 +88,8 @@ def test_mmlu_keeps_the_published_order_and_its_own_answers_are_right(tmp_path: 
         ("real_toxicity", {**TOXIC, "challenging": "yes"}, "challenging is 'yes': expected true or false"),
         ("real_toxicity", {**TOXIC, "prompt": "text"}, "expected an object with text and toxicity"),
         ("mmlu", {**QUESTION, "choices": ["a", "b"]}, "2 choices: expected 4"),
+        ("mmlu", {**QUESTION, "choices": "abcd"}, "'choices' is 'abcd': give a list"),
+        ("mmlu", {**QUESTION, "answer": 2.0}, "answer is 2.0: expected 0 to 3, or A to D"),
         ("mmlu", {**QUESTION, "answer": 4}, "answer is 4: expected 0 to 3, or A to D"),
         ("mmlu", {**QUESTION, "answer": True}, "answer is True: expected 0 to 3, or A to D"),
     ],

@@ -78,6 +78,36 @@ def test_a_row_of_every_data_set_becomes_a_problem(name, tmp_path):
     assert graded.outcome == "correct", graded
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_an_odd_cell_is_taken_or_refused_with_its_place(name, tmp_path):
+    path, refused = tmp_path / "rows.jsonl", []
+    for column in ROWS[name]:
+        for odd in (None, 5, 2.5, True, "", "x", [], [None], ["a", None], {"a": 1}, [{"a": 1}], 10**30):
+            write_rows(path, [{**ROWS[name], column: odd}])
+            try:
+                load_task(name, data_dir=path)
+            except ValueError as error:
+                refused.append(str(error))
+    assert refused
+    assert [text for text in refused if not re.match(r"\S+rows.jsonl:1: .*$|task .*: no row of split .*$", text)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "message"),
+    [
+        ("gsm8k", {"answer": None}, "'answer' is None: give a text"),
+        ("gpqa_diamond", {"Incorrect Answer 2": None}, "'Incorrect Answer 2' is None: give a text"),
+        ("olympiadbench_maths", {"final_answer": "42"}, "'final_answer' is '42': give a list"),
+        ("olympiadbench_maths", {"id": None}, "'id' is None: give a text or a whole number"),
+        ("mmlu_pro_physics", {"answer": "C"}, "answer is 'C': expected one of A, B"),
+        ("mmlu_pro_physics", {"options": "['a', 'b']"}, "'options' is .*: give a list"),
+    ],
+)
+def test_cells_that_would_make_another_problem_are_refused(name, cell, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_task(name, data_dir=write_rows(tmp_path / "rows.jsonl", [{**ROWS[name], **cell}]))
+
+
 def test_every_table_entry_is_complete():
     families = {spec.family for spec in SPECS.values()}
     assert families == {task_spec(name).family for name in ROWS} | SHORT_ANSWERS
