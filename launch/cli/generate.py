@@ -124,7 +124,7 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
         if plan is not None:
             self._report_firing(plan)
         if self.endpoint:
-            print(engines.http_line(runs.read_audit(self.out).rows[arm.name]))
+            print(engines.http_line(runs.read_audit(self.out).rows.get(arm.name, [])))
         print(f"wrote {self.out}; next: moe-steer compare --baseline RUN --arm-folder RUN --out comparison.json")
         return 0
 

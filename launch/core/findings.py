@@ -125,9 +125,13 @@ def read_results(folder: Path, job: str) -> dict[str, Any]:
 
 
 def nothing_fired(plan: SteeringPlan, rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why a run under ``plan`` was not steered, or None. ``rows``: its audit. A neutral plan is not meant to fire."""
+    """Why a run under ``plan`` was not steered as far as is known, or None. ``rows``: its audit. A neutral plan is not meant to fire."""
     if plan.is_neutral or any(row.get("tokens") for row in rows):
         return None
+    if not rows:
+        return (
+            "whether the plan fired is not known, the run has lost its audit (audit.jsonl): restore it, or sample again"
+        )
     scopes = ({plan.scope} if plan.active_experts else set()) | {entry.scope for entry in plan.active_residual}
     scopes |= {entry.scope for entry in plan.top_k}
     counted = f" and {len(plan.top_k)} top_k entries" if plan.top_k else ""

@@ -77,6 +77,8 @@ class HttpAudit:
 
 def http_line(rows: list[dict[str, Any]]) -> str:
     """The rows of one arm in words."""
+    if not rows:
+        return "endpoint: what it did is not known, the run has lost its audit (audit.jsonl)"
     (counts,) = (row for row in rows if row["kind"] == "endpoint")
     causes = {row["cause"]: row["retries"] for row in rows if row["kind"] == "retry"}
     said = f"endpoint: {counts['samples']} samples, {sum(causes.values())} retries"

@@ -52,7 +52,10 @@ def edit_sample(folder: Path, change: Change, *, added: bool = False) -> None:
     path = folder / "generations.jsonl"
     lines = path.read_text().splitlines()
     row = json.loads(lines[0])
+    digest = row.pop("digest")  # without it a line is read as older versions wrote it
     change(row)
+    if row.pop("keeps_digest", False):
+        row["digest"] = digest
     path.write_text("\n".join([*(lines if added else lines[1:]), json.dumps(row)]) + "\n")
 
 
@@ -73,6 +76,7 @@ def of_sample(change: Change, *, added: bool = False) -> Callable[[Path], None]:
         (of_run(lambda run: run["config"]["sampling"].pop("top_p")), "run.json does not say the top_p of its sampling", "all"),
         (of_sample(lambda row: row.update(config_hash="0" * 16)), "generations.jsonl holds a sample that is not of this run", "all"),
         (of_sample(lambda row: row.update(arm="other")), "holds a sample of arm 'other', which is not of this run", "all"),
+        (of_sample(lambda row: row.update(text="4", keeps_digest=True)), "generations.jsonl:6: not a completion (it was changed since", "all"),
         (of_sample(lambda row: row.update(token_ids=[5, -1])), "generations.jsonl:6: not a completion (token_ids hold -1", "all"),
         (of_sample(lambda row: row.update(sample_idx=7), added=True), "arm 'steered', where samples count from 0 to 1): take it out", "all"),
         (of_run(lambda run: run.update(history="x")), "run.json: 'history' is 'x': give a list, each item an object", "all"),

@@ -153,6 +153,7 @@ def test_a_run_in_which_nothing_fired_says_so() -> None:
     assert "nothing of the plan fired in the whole run" in (nothing_fired(plan, [row]) or "")
     assert nothing_fired(plan, [row | {"tokens": 3}]) is None
     assert nothing_fired(SteeringPlan(), []) is None
+    assert "is not known, the run has lost its audit" in (nothing_fired(plan, []) or "")
     assert row_lines([row]) == ["layer 1 expert 2 x4: selected by 0 tokens, weight added 0"]
 
 
