@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
-from moe_steer.json_files import check_types, parse_json, quoted
+from moe_steer.json_files import NotJSON, check_types, parse_json, quoted
 from reasoning_evals.engines.http_client import Address, fetch, open_client, raise_status
 from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, short
 
 T = TypeVar("T")
+_STEERING = "/steering"
 _MOST = 1 << 24
 """Bytes of what a server says of itself."""
 _AGAIN = "this is no server of this protocol, or another version of its plug-in"
@@ -66,29 +67,32 @@ class Server:
     def names(self) -> list[str]:
         """What the models are called in requests, once the server is up. EndpointError when it does not come."""
         (said,) = self._ask_all("/models", [None], self.wait, _MOST)
-        values = self._values(said, "/models", {"data": list})
-        found = [
-            item["id"] for item in values.get("data", []) if isinstance(item, dict) and isinstance(item.get("id"), str)
-        ]
+        values = self._read(said, "/models")
+        named = {"data": values} if isinstance(values, list) else values  # Together leaves the object out
+        rows = self._checked(named, "/models", {"data": list}).get("data", [])
+        found = [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
         if not found:
             raise EndpointError(f"{self._shown('/models')}: it names no model: {_AGAIN}")
-        return found
+        return list(dict.fromkeys(found))
 
     def served(self) -> Served | None:
         """The plans it knows; None where it does not know the field, as any server without the plug-in."""
         try:
-            (said,) = self._ask_all("/steering", [None], self.wait, _MOST)
-        except _Missing:
+            (said,) = self._ask_all(_STEERING, [None], self.wait, _MOST)
+            values = self._read(said, _STEERING)
+        except (_Missing, _NoJSON):
+            return None
+        if isinstance(values, dict) and not {"version", "plans"} & {*values}:  # LM Studio answers 200 to anything
             return None
         kinds = {"version": int, "server": dict, "plans": dict}
-        values = self._values(said, "/steering", kinds)
+        values = self._checked(values, _STEERING, kinds)
         if values.get("version") != 1 or not kinds.keys() <= values.keys():
             raise EndpointError(
                 f"{self._shown('/steering')}: version {quoted(values.get('version'))} of the answer: {_AGAIN}"
             )
         plans = {}
         for name, plan in values["plans"].items():
-            about = self._checked(plan, "/steering", {"digest": str, "entries": list[dict]})
+            about = self._checked(plan, _STEERING, {"digest": str, "entries": list[dict]})
             if not {"digest", "entries"} <= about.keys():
                 raise EndpointError(
                     f"{self._shown('/steering')}: it does not say what its plan {quoted(name)} is: {_AGAIN}"
@@ -101,7 +105,7 @@ class Server:
         line for the first that fails for good."""
         for start in range(0, len(bodies), self.concurrency):  # so many replies are held at once
             for said in self._ask_all("/completions", bodies[start : start + self.concurrency], self.wait, most):
-                yield self._values(said, "/completions", {"choices": list[dict]})
+                yield self._checked(self._read(said, "/completions"), "/completions", {"choices": list[dict]})
 
     def _ask_all(self, path: str, bodies: Sequence[Mapping[str, Any] | None], wait: float, most: int) -> list[bytes]:
         address = Address(self.base_url, path, self.api_key)
@@ -109,7 +113,13 @@ class Server:
         async def one(client: httpx.AsyncClient, body: Mapping[str, Any] | None) -> bytes:
             async def once() -> bytes:
                 status, phrase, said = await fetch(client, address.url, most, body)
-                if status in (404, 405, 501) and body is None:  # no such place, or none to look at
+                nowhere = (
+                    404,
+                    405,
+                    501,
+                    *((400, 403) if path == _STEERING else ()),
+                )  # gateways say so of what they do not know
+                if status in nowhere and body is None:  # no such place, or none to look at
                     raise _Missing(f"{address.shown} answers {status}: give an address up to /v1")
                 if status != 200:
                     raise_status(status, phrase, said.decode(errors="replace"), hide=address.hide)
@@ -129,11 +139,12 @@ class Server:
         with ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own in this thread
             return pool.submit(asyncio.run, everything()).result()
 
-    def _values(self, said: bytes, path: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    def _read(self, said: bytes, path: str) -> Any:
         try:
-            return self._checked(parse_json(said, self._shown(path), _AGAIN, surrogates=True), path, kinds)
+            return parse_json(said, self._shown(path), _AGAIN, surrogates=True)
         except ValueError as error:
-            raise EndpointError(short(str(error), 600)) from None
+            kind = _NoJSON if isinstance(error, NotJSON) else EndpointError
+            raise kind(short(str(error), 600)) from None
 
     def _checked(self, values: Any, path: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(values, dict):
@@ -149,6 +160,10 @@ class Server:
 
 class _Missing(EndpointError):
     """There is nothing at this address."""
+
+
+class _NoJSON(EndpointError):
+    """It answers something else: a page, or nothing."""
 
 
 async def until(once: Callable[[], Any], wait: float) -> Any:

@@ -95,7 +95,7 @@ def test_a_server_that_lacks_the_plan_or_the_field_is_refused_with_the_command_t
         str(tmp_path / "run"),
     ]
     lacks = {
-        "takes no steering plans (GET /v1/steering answers 404), and would ignore them without a word": None,
+        "takes no steering plans (GET /v1/steering names none), and would ignore them without a word": None,
         "does not have the plan of plan:loud": {"loud": SteeringPlan(experts=[ExpertGain(2, 5, 2.0)])},
     }
     for words, plans in lacks.items():

@@ -33,6 +33,10 @@ class Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.under_way -= 1
 
+    def do_GET(self) -> None:
+        self.start(*self.server.said_of.get(self.path, (404, "text/plain"))[:2])
+        self.write(self.server.said_of.get(self.path, (404, "", b""))[2])
+
     def start(self, status: int = 200, kind: str = "text/event-stream", **headers: str) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -63,6 +67,8 @@ class Server(ThreadingHTTPServer):
         self.headers_seen: list[dict[str, str]] = []
         self.under_way = self.most_under_way = 0
         self.released = threading.Event()
+        self.said_of: dict[str, tuple[int, str, bytes]] = {}
+        """What it says of itself, by path: status, type, content."""
 
     @property
     def url(self) -> str:

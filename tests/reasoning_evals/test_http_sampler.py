@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from local_endpoint import Handler, Say, Server, serving
+from reasoning_evals.engines import Served
+from reasoning_evals.engines import Server as Asked
 from reasoning_evals.engines.http_audit import Tally
 from reasoning_evals.engines.http_reply import Reply, short
 from reasoning_evals.engines.http_sampler import EndpointError, HttpSampler
@@ -369,3 +371,38 @@ def test_wrong_settings() -> None:
     with pytest.raises(ValueError, match="has no prompt: render its prompt first"):
         next(HttpSampler("http://x/v1", "m").sample([Request((1,), 1, "k")], CONFIG))
     assert short("a\n" * 400).endswith("...")
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (404, b"Not Found"),
+        (400, b"unknown route"),
+        (403, b""),
+        (200, b"<html>every address is this page</html>"),
+        (200, b""),
+        (200, b'{"error": "Unexpected endpoint or method. (GET /v1/steering)"}'),
+        (200, b'{"version": 1, "server": {"engine": "x"}, "plans": {}}'),
+    ],
+)
+def test_a_server_without_the_plug_in_knows_no_plans(
+    serve: Callable[[Say], Server], status: int, content: bytes
+) -> None:
+    server = serve(echo)
+    server.said_of["/v1/steering"] = (status, "text/plain", content)
+    assert Asked(base_url=server.url).served() == (Served({"engine": "x"}, {}) if b"plans" in content else None)
+
+
+@pytest.mark.parametrize("content", [b'{"version": 2, "plans": {}}', b'{"version": 1}', b"[]"])
+def test_another_plug_in_is_refused(serve: Callable[[Say], Server], content: bytes) -> None:
+    server = serve(echo)
+    server.said_of["/v1/steering"] = (200, "application/json", content)
+    with pytest.raises(EndpointError, match="another version of its plug-in"):
+        Asked(base_url=server.url).served()
+
+
+@pytest.mark.parametrize("content", [b'{"data": [{"id": "a"}, {"id": "a"}, {"id": 5}]}', b'[{"id": "a"}]'])
+def test_what_a_server_calls_its_models(serve: Callable[[Say], Server], content: bytes) -> None:
+    server = serve(echo)
+    server.said_of["/v1/models"] = (200, "application/json", content)
+    assert Asked(base_url=server.url).names() == ["a"]

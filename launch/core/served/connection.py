@@ -130,7 +130,7 @@ class Connection:
         if not missing:
             return
         lacks = (
-            "takes no steering plans (GET /v1/steering answers 404), and would ignore them without a word"
+            "takes no steering plans (GET /v1/steering names none), and would ignore them without a word"
             if self.served is None
             else f"does not have the plan of {', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
         )
