@@ -118,6 +118,8 @@ class ChatReply(Reply):
                 f"it answers a choice without a message ({self._quoted(dict(choice))}): give the address of "
                 "/v1/chat/completions, or ask it for completions (without --chat-endpoint)"
             )
+        if choice.get("delta") is None and self._pieces and message.get("content") == whole_text(self._pieces):
+            return False  # MiniMax says all of it once more at the end
         named = next((message[name] for name in _THOUGHTS if message.get(name)), None)
         thought, content = _in_parts(message.get("content"))
         moved = False

@@ -183,7 +183,7 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         elif name.strip() not in (b"", b"data", b"event", b"id", b"retry") or (name.strip() and not colon):
             strays.append(line)
     rest = b"\n".join(data if seen else strays)
-    if rest and not (seen and _goes_on(rest)):
+    if rest and not _goes_on(rest):
         yield rest
 
 
@@ -208,8 +208,8 @@ def _goes_on(data: bytes) -> bool:
     """Whether it is the beginning of a JSON value."""
     try:
         json.loads(data)
-    except (ValueError, RecursionError):
-        return data.startswith((b"{", b"["))
+    except (ValueError, RecursionError) as error:
+        return data.startswith((b"{", b"[")) and "Extra data" not in str(error)
     return False
 
 

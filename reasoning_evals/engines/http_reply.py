@@ -87,6 +87,9 @@ class Reply:
             values.get("error") or (choices is None and ("detail" in values or isinstance(values.get("message"), str)))
         ):
             raise_reported(values.get("error") or values, self._began, self.hide)
+        base = values.get("base_resp") if isinstance(values, dict) else None
+        if isinstance(base, dict) and base.get("status_code"):  # MiniMax's errors
+            raise_reported({"message": base.get("status_msg")}, self._began, self.hide)
         if choices is None and _says_nothing(values):
             choices = []
         if not isinstance(choices, list):

@@ -166,6 +166,12 @@ def test_counts_in_the_choice_or_beside_it(place: str) -> None:
     assert (sample.text, sample.num_tokens, sample.num_thinking) == ("4", 9, 6)
 
 
+def test_a_message_that_is_said_again_at_the_end_counts_once() -> None:
+    whole = {"delta": None, "message": {"content": "42"}}
+    sample, _ = one(lambda handler, _: write(handler, {"content": "4"}, {"content": "2"}, usage=USAGE, **whole))
+    assert sample.text == "42"
+
+
 def test_token_ids_are_taken_where_they_are_sent() -> None:
     sample, _ = one(lambda handler, _: write(handler, {"content": "4"}, token_ids=[5, 6], usage=USAGE))
     assert (sample.token_ids, sample.num_tokens, sample.num_thinking) == ((5, 6), None, 6)

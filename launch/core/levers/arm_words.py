@@ -29,7 +29,7 @@ RULES = {
     "tip": "tip or tip:ALPHA,BETA, the penalty on switch words",
     "tip-close": "tip-close or tip-close:ALPHA,BETA, the same penalty on the closing tag",
     "nowait": "nowait, the ban of NoWait's words",
-    "budget": "budget:N, the closing tag after N tokens of thought",
+    "budget": "budget:N, the closing tag after N tokens of thought (those that the prompt writes, a line break, counted)",
     "soft": "soft:N or soft:N,RAMP,GRACE,PEAK, a budget with a ramp on the closing tag before it and a grace behind it",
     "remind": "remind:N, a reminder in the thought after N of its tokens",
     "continue": "continue:N, a word in place of the closing tag before N tokens of thought",
