@@ -9,23 +9,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import datetime
-import email.utils
 import json
-import math
 import re
-import time
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NoReturn
 
 import httpx
 
-from reasoning_evals.engines.http_reply import PASSING, EndpointError, PassingFailure, Reply, short
+from reasoning_evals.engines.http_reply import PASSING, EndpointError, PassingFailure, Reply, short, wait_of
 
 _LONG = 8
 """A secret of so many characters is no word that a text might hold by chance."""
 _MOST_OF_A_REFUSAL = 1 << 16
+_NO_TLS = {
+    "CERTIFICATE_VERIFY_FAILED": "name the file of the certificate to trust in the environment, as SSL_CERT_FILE",
+    "WRONG_VERSION_NUMBER": "it speaks no TLS, give an address that starts with http://",
+}
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _STREAMS = re.compile(r"text/html|xml|image/|video/|audio/|application/pdf")
 
@@ -140,7 +140,7 @@ async def ask(
                 if reply.add(event):
                     clock.reschedule(loop.time() + patience)
     except (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError) as error:
-        raise PassingFailure("connection", short(address.hide(str(error))) or type(error).__name__) from error
+        raise_broken(error, address.hide)
 
 
 async def fetch(
@@ -155,7 +155,7 @@ async def fetch(
             said = b"".join([part async for part in _bounded(response.aiter_bytes(), most)])
             return response.status_code, response.reason_phrase, said
     except httpx.TransportError as error:
-        raise PassingFailure("connection", short(str(error)) or type(error).__name__) from error
+        raise_broken(error)
 
 
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -244,21 +244,13 @@ async def give_up(client: httpx.AsyncClient) -> None:
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 
-def wait_of(headers: Mapping[str, str]) -> float:
-    """The pause in seconds that an answer asks for: Retry-After as seconds or as a date, or retry-after-ms; 0 for none."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) / unit
-        except ValueError:
-            continue
-        return max(0.0, seconds) if math.isfinite(seconds) else 0.0
-    try:
-        until = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-        if until.tzinfo is None:
-            until = until.replace(tzinfo=datetime.timezone.utc)
-        return max(0.0, until.timestamp() - time.time())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return 0.0
+def raise_broken(error: httpx.TransportError, hide: Callable[[str], str] = str) -> NoReturn:
+    """What a failed connection means: PassingFailure, and EndpointError for what no retry helps against."""
+    said = short(hide(str(error))) or type(error).__name__
+    remedy = next((remedy for sign, remedy in _NO_TLS.items() if sign in said), None)
+    if remedy is not None:
+        raise EndpointError(f"{said}: {remedy}") from error
+    raise PassingFailure("connection", said) from error
 
 
 def raise_status(status: int, phrase: str, said: str, wait: float = 0.0, hide: Callable[[str], str] = str) -> NoReturn:
@@ -267,7 +259,7 @@ def raise_status(status: int, phrase: str, said: str, wait: float = 0.0, hide: C
     if (status in PASSING or status >= 500) and "insufficient_quota" not in said:  # OpenAI's word for no money left
         raise PassingFailure(str(status), message, wait)
     hint = {
-        401: "give the right api_key",
+        401: "give the right api_key (--api-key-variable)",
         403: "give an api_key that may use the model",
         404: "give a base_url up to /v1, and a model that it serves",
     }

@@ -5,8 +5,12 @@ Nothing in it is trusted: types, sizes and token ids are checked, and what is qu
 
 from __future__ import annotations
 
+import datetime
+import email.utils
 import json
+import math
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -244,6 +248,23 @@ def whole_text(pieces: list[str]) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def wait_of(headers: Mapping[str, str]) -> float:
+    """The pause in seconds that an answer asks for: Retry-After as seconds or as a date, or retry-after-ms; 0 for none."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / unit
+        except ValueError:
+            continue
+        return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+    try:
+        until = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+        if until.tzinfo is None:
+            until = until.replace(tzinfo=datetime.timezone.utc)
+        return max(0.0, until.timestamp() - time.time())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
 
 
 def raise_reported(error: Any, began: bool, hide: Callable[[str], str] = str) -> NoReturn:

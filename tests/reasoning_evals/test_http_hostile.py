@@ -15,8 +15,8 @@ import pytest
 
 from local_endpoint import Handler, serving
 from reasoning_evals.engines.http_audit import Tally
-from reasoning_evals.engines.http_client import Address, events, wait_of
-from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, whole_text
+from reasoning_evals.engines.http_client import Address, events
+from reasoning_evals.engines.http_reply import EndpointError, PassingFailure, Reply, wait_of, whole_text
 from reasoning_evals.engines.http_sampler import HttpSampler
 from reasoning_evals.engines.sampling import Request, SamplingConfig
 from tiny_reasoners import tiny_tokenizer
@@ -494,6 +494,15 @@ def test_an_environment_that_no_client_can_use_is_one_line(
     with pytest.raises(ValueError, match=message):
         next(HttpSampler("http://h/v1", "m").sample([Request((1,), 5, "k", "why?")], CONFIG))
     assert attempts(GOOD) == ("42", 1)  # a server on this machine needs none of it
+
+
+def test_a_server_that_speaks_no_tls_is_not_asked_again() -> None:
+    with serving(lambda handler, body: handler.start(400)) as server:
+        http = HttpSampler(server.url.replace("http", "https", 1), "m", max_retries=2, backoff=0.001)
+        with pytest.raises(
+            EndpointError, match="WRONG_VERSION_NUMBER.*: it speaks no TLS, give an address that starts w"
+        ):
+            next(http.sample([Request((1,), 5, "k", "why?")], CONFIG))
 
 
 def test_a_server_on_this_machine_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
