@@ -224,7 +224,9 @@ async def _bounded(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[byt
 
 
 async def _beginning(response: httpx.Response) -> str:
-    """The first part of a refusal, of whatever length it is."""
+    """The first part of a refusal, of whatever length it is; of a redirection, where it leads."""
+    if response.has_redirect_location:
+        return _without_secrets(response.headers["location"])
     data = b""
     with contextlib.suppress(httpx.HTTPError):
         async for chunk in response.aiter_bytes():

@@ -40,6 +40,8 @@ def with_options(question: str, options: Sequence[str]) -> str:
 def gpqa_problem(row: Row, prompt: str) -> Problem:
     """The four answers in an order drawn from the record's id."""
     options = [str(row[name]) for name in _ANSWERS]
+    if not all(option.strip() for option in options):
+        raise ValueError(f"an answer of question {row['Record ID']!r} is empty: give all four")
     order = shuffled(row["Record ID"], options)
     question = with_options(row["Question"], [options[index] for index in order])
     return Problem(

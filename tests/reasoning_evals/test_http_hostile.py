@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     "a page that calls itself a stream": ((200, STREAM, ["<html>Login</html>"]), "not JSON: <html>Login</html>"),
     "a page without a type": ((200, "text/plain", ["Please log in:", "here"]), "not JSON: Please log in:"),
     "lines of JSON": ((200, "application/x-ndjson", ['{"response": "4"}', '{"response": "2"}']), "not JSON"),
-    "redirected": ((302, "text/html", [], {"Location": "https://login.example"}), "sends requests elsewhere"),
+    "redirected": ((302, "text/html", [], {"Location": "https://u:p@login.example/v1?k=1"}), "Found: https://***@login.example/v1: it sends requests elsewhere"),
     "too long": ((400, "application/json", ['{"object":"error","message":"maximum context length is 4096"}']), "4096"),
     "forbidden": ((403, "text/plain", []), "an api_key that may use the model"),
     "unprocessable": ((422, "application/json", ['{"detail": "no seed"}']), "no seed"),

@@ -97,6 +97,7 @@ def test_an_odd_cell_is_taken_or_refused_with_its_place(name, tmp_path):
     [
         ("gsm8k", {"answer": None}, "'answer' is None: give a text"),
         ("gpqa_diamond", {"Incorrect Answer 2": None}, "'Incorrect Answer 2' is None: give a text"),
+        ("gpqa_diamond", {"Incorrect Answer 2": " "}, "an answer of question 'rec1' is empty"),
         ("olympiadbench_maths", {"final_answer": "42"}, "'final_answer' is '42': give a list"),
         ("olympiadbench_maths", {"id": None}, "'id' is None: give a text or a whole number"),
         ("mmlu_pro_physics", {"answer": "C"}, "answer is 'C': expected one of A, B"),
