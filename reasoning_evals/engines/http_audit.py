@@ -18,7 +18,7 @@ class Tally:
         self.counts: Counter[str] = Counter()
         """samples; retried, those of them that were asked for again; retokenized, whose ids the server did not send, so that the text was
         tokenized here; counted, whose tokens the server counted; filtered, that a content filter ended; unaudited, of which the server no
-        longer knew what the plan did."""
+        longer knew what the plan did; unseeded, whose seed it refused to take."""
         self.hits: Counter[int] = Counter()
         """Tokens at which each entry of the plan acted."""
 
@@ -65,7 +65,7 @@ class HttpAudit:
                 "samples": counts["samples"],
                 "retried_samples": counts["retried"],
                 "retokenized": counts["retokenized"],
-                **{name: counts[name] for name in ("counted", "filtered", "unaudited") if counts[name]},
+                **{name: counts[name] for name in ("counted", "filtered", "unaudited", "unseeded") if counts[name]},
             },
             *(
                 {"kind": "retry", "cause": name, "retries": number}
@@ -88,6 +88,8 @@ def http_line(rows: list[dict[str, Any]]) -> str:
         said += f", {counts['filtered']} ended by a content filter"
     if counts.get("counted"):
         said += f", {counts['counted']} without token ids, which the server counted"
+    if counts.get("unseeded"):
+        said += f", {counts['unseeded']} without their seed, which the server refuses: sampled again they come out otherwise"
     if counts.get("unaudited"):
         said += f", {counts['unaudited']} of which the server no longer knew what the plan did"
     if counts["retokenized"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -31,6 +32,12 @@ _EXTENSIONS = {
     "return_token_ids": True,
 }
 _NEW_LIMIT = "max_completion_tokens"
+_SPARE = {
+    "stream_options": "stream_options",
+    "n": r"""["'`]n\\?["'`]""",
+    "seed": r"(?<![\w-])seed(?!\w)",
+}
+"""Fields without which a request asks for the same, but for the seed: what signs that a refusal names it (Mistral: all three)."""
 _LONGEST_WAIT = 600.0
 """Seconds that a server may ask for before a retry; one that wants more is asked again by the user."""
 _BYTES_A_TOKEN = 4096
@@ -99,6 +106,7 @@ class HttpSampler:
         self._patience = chunk_timeout
         self._vocabulary = _size_of(tokenizer)
         self._limit_name = "max_tokens"
+        self._left_out: set[str] = set()
         self._max_retries = max_retries
         self._backoff = backoff
         self._extensions = extensions
@@ -234,19 +242,15 @@ class HttpSampler:
         )
         reply.heard = self.on_reply
         most = (1 << 20) + 64 * len(request.prompt) + _BYTES_A_TOKEN * most_tokens
-        try:
-            await ask(client, self._address, body, reply, self._patience, most)
-        except EndpointError as error:
-            refused = [name for name in (*_EXTENSIONS, "top_k", "add_special_tokens") if name in str(error)]
-            if refused and self._extensions:
-                raise EndpointError(
-                    f"{error}: it does not take {refused[0]}, ask it without fields beyond OpenAI's own (--plain-endpoint)"
-                ) from None
-            if self._chat is None or _NEW_LIMIT in body or _NEW_LIMIT not in str(error):
-                raise
-            body[_NEW_LIMIT] = body.pop("max_tokens")  # OpenAI's newer models take the limit under this name only
-            self._limit_name = _NEW_LIMIT
-            await ask(client, self._address, body, reply, self._patience, most)
+        for name in self._left_out:
+            body.pop(name, None)
+        while True:
+            try:
+                await ask(client, self._address, body, reply, self._patience, most)
+                break
+            except EndpointError as error:
+                if not self._asks_otherwise(body, str(error)):
+                    raise
         sample, how = sample_of(reply, request, self.tokenizer, counts=self._chat is not None or self.tokenizer is None)
         if self._address.repeated_in(reply.text):
             raise EndpointError("its completion holds the key or password that was sent: it is not stored")
@@ -254,10 +258,31 @@ class HttpSampler:
         if self._plan is not None and self._plan.entries:
             hits = await fired(client, self._address, self._plan, reply.request_id)
         tally.counts["unaudited"] += hits is None
+        tally.counts["unseeded"] += "seed" not in body
         tally.hits.update(dict(enumerate(hits or ())))
         if how:
             tally.counts[how] += 1
         return sample
+
+    def _asks_otherwise(self, body: dict[str, Any], refusal: str) -> bool:
+        """Whether a refusal names a field that the server takes under another name, or that may be left out: the body, and those
+        to come, are then without it. EndpointError, which says so, for one that only the user can leave out."""
+        refused = [name for name in (*_EXTENSIONS, "top_k", "add_special_tokens") if name in refusal]
+        if refused and self._extensions:
+            raise EndpointError(
+                f"{refusal}: it does not take {refused[0]}, ask it without fields beyond OpenAI's own (--plain-endpoint)"
+            )
+        if self._chat is not None and _NEW_LIMIT not in body and _NEW_LIMIT in refusal:
+            body[_NEW_LIMIT] = body.pop("max_tokens")  # OpenAI's newer models take the limit under this name only
+            self._limit_name = _NEW_LIMIT
+            return True
+        if re.match("answers 4(00|22) ", refusal):
+            for name, pattern in _SPARE.items():
+                if name in body and re.search(pattern, refusal):
+                    self._left_out.add(name)
+                    del body[name]
+                    return True
+        return False
 
 
 def _size_of(tokenizer: Any) -> int | None:

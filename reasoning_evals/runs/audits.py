@@ -18,7 +18,7 @@ from reasoning_evals.runs.run_folder import digest
 SUMS = (
     *("tokens", "weight_added", "scoped", "selected_before", "selected_after"),
     *("norm_added", "rows", "opened_rows", "reopened_rows", "openings"),
-    *("samples", "retried_samples", "retokenized", "counted", "filtered", "unaudited", "retries"),
+    *("samples", "retried_samples", "retokenized", "counted", "filtered", "unaudited", "unseeded", "retries"),
     *("trials", "trial_tokens", "readings", "exits"),
 )
 """The fields of an audit row that are added up; all others identify the row."""

@@ -12,6 +12,7 @@ from launch.cli.main import main
 from local_endpoint import Handler, Say, Server, serving
 from moe_steer.thinking import FORMATS, OUTSIDE
 from reasoning_evals.engines import Chat, HttpSampler, Request, Sample, SamplingConfig
+from reasoning_evals.engines.http_audit import Tally
 from reasoning_evals.engines.http_reply import EndpointError
 from reasoning_evals.runs import read_audit, read_generations, read_grades, read_run
 from tiny_reasoners import tiny_tokenizer
@@ -213,6 +214,44 @@ def test_what_is_sent() -> None:
         one(say, prompt_as_ids=True)
     with pytest.raises(ValueError, match="the thinking format harmony is not for chat endpoints"):
         Chat(fmt=FORMATS["harmony"])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{{"detail": [{{"type": "extra_forbidden", "loc": ["body", "{}"], "msg": "Extra inputs are not permitted"}}]}}',
+        'Invalid JSON payload received. Unknown name "{}": Cannot find field.',
+        "Unsupported parameter: '{}'",
+        '{{"error": {{"message": "Unknown name \\"{}\\""}}}}',
+    ],
+)
+def test_fields_that_a_server_refuses_are_left_out_and_a_lost_seed_is_said(said: str, tally: Tally) -> None:
+    def say(handler: Handler, body: dict[str, Any]) -> None:
+        refused = [name for name in ("stream_options", "n", "seed") if name in body]
+        if refused:
+            handler.start(422, "application/json")
+            handler.write(said.format(refused[0]).encode())
+        else:
+            write(handler, {"content": "4"}, usage=USAGE)
+
+    with serving(say) as server:
+        http = HttpSampler(server.url, "m", chat=Chat(), extensions=False, backoff=0.001)
+        for key in ("a", "b"):
+            assert next(http.sample([Request((), 7, key, Chat().render("why?").text)], CONFIG)).text == "4"
+        assert len(server.bodies) == 3 + 1 + 1, "the second request is sent without them"
+    assert tally.counts["unseeded"] == 2
+
+
+def test_a_refusal_of_something_else_leaves_nothing_out() -> None:
+    def say(handler: Handler, body: dict[str, Any]) -> None:
+        handler.start(400, "application/json")
+        handler.write(b'{"error": {"message": "temperature must be 1; seeds and name are fine, so is n"}}')
+
+    with serving(say) as server:
+        http = HttpSampler(server.url, "m", chat=Chat(), extensions=False)
+        with pytest.raises(EndpointError, match="temperature must be 1"):
+            next(http.sample([Request((), 7, "a", Chat().render("why?").text)], CONFIG))
+        assert len(server.bodies) == 1
 
 
 def test_models_that_take_the_limit_under_another_name() -> None:
