@@ -233,7 +233,7 @@ class Repeater:
 
     def save(self, folder: Path, asked: Asked, number: object) -> Saved:
         """Write the files of column ``number`` (from 0) into a folder of its own, named by what is in them."""
-        if not isinstance(number, int) or not 0 <= number < len(asked.columns):
+        if type(number) is not int or not 0 <= number < len(asked.columns):
             raise ValueError(f"column {number!r:.20} does not exist: the page shows {len(asked.columns)}")
         column = asked.columns[number]
         if isinstance(self.bench, There):

@@ -92,6 +92,12 @@ def test_each_column_is_what_its_command_makes(client: httpx.Client, four: list[
     assert len({tuple(ids(column)) for column in four}) > 1, "the columns differ, so that equality says something"
 
 
+@pytest.mark.parametrize("number", [True, 9, -1, "1", None])
+def test_a_column_that_is_none_is_not_written(client: httpx.Client, number: Any) -> None:
+    said = client.post("/api/pages/no-column/plan", json={"settings": settings(), "column": number})
+    assert (said.status_code, f"column {number!r} does not exist: the page shows 2" in said.text) == (400, True)
+
+
 def test_readings_are_those_of_one_forward_over_the_text(
     client: httpx.Client, folder: Path, four: list[dict[str, Any]]
 ) -> None:
