@@ -37,7 +37,11 @@ _SPARE = {
     "n": r"""["'`]n\\?["'`]""",
     "seed": r"(?<![\w-])seed(?!\w)",
 }
-"""Fields without which a request asks for the same, but for the seed: what signs that a refusal names it (Mistral: all three)."""
+"""Fields without which a request asks for the same, but for the seed: how a refusal names it."""
+_UNKNOWN = re.compile(
+    r"extra|un(?:known|supported|recogni[sz]ed|expected)|not (?:permitted|supported|allowed)", re.IGNORECASE
+)
+"""How a refusal of a field reads, not of its value."""
 _LONGEST_WAIT = 600.0
 """Seconds that a server may ask for before a retry; one that wants more is asked again by the user."""
 _BYTES_A_TOKEN = 4096
@@ -276,7 +280,7 @@ class HttpSampler:
             body[_NEW_LIMIT] = body.pop("max_tokens")  # OpenAI's newer models take the limit under this name only
             self._limit_name = _NEW_LIMIT
             return True
-        if re.match("answers 4(00|22) ", refusal):
+        if re.match("answers 4(00|22) ", refusal) and _UNKNOWN.search(refusal):
             for name, pattern in _SPARE.items():
                 if name in body and re.search(pattern, refusal):
                     self._left_out.add(name)
