@@ -37,7 +37,8 @@ class EarlyExit(PromptOptions, HeldModel):
     every: int = 1
     """Every so many step ends of a thought are exit points."""
     probe: str | None = None
-    """A probe that is trained already, on other problems: all of these then calibrate it, and its rate is wrong where they trained it."""
+    """A probe that is trained already, on other problems: all of these then calibrate it. One that says that some of them trained it is
+    refused; where it does not say, its rate is wrong if they did."""
     arm: str | None = None
     """Of a run of several arms, the unsteered one."""
     answer_tokens: int = 256
@@ -71,9 +72,16 @@ class EarlyExit(PromptOptions, HeldModel):
         model, tokenizer = load_asked(self, batch=self.batch_size, context=None)
         if given is not None:
             given.check(model_shape(model))
+        traces = read_any_traces([self.run_folder], tokenizer, arm)
+        asked = {trace.prompt_digest for trace in traces}
+        if given is not None and (known := asked & (given.trained_on or set())):
+            raise ValueError(
+                f"{len(known)} of the {len(asked)} problems of {self.run_folder} trained {self.probe}, which is too sure of them: the rate would "
+                "not hold; give a run of other problems"
+            )
         tried = try_exits(
             self.run_folder,
-            read_any_traces([self.run_folder], tokenizer, arm),
+            traces,
             model,
             tokenizer,
             sampling,
@@ -92,7 +100,7 @@ class EarlyExit(PromptOptions, HeldModel):
         control = comparing.control_risk(by_problem(held_out, scores), self.rate)
         kept = {key: config["sampling"][key] for key in ("temperature", "top_p", "top_k", "greedy")}
         ExitProbe(probe=probe, every=self.every, control=control, sampling=kept).save(self.out)
-        print(self._said(tried, training, held_out, scores, control))
+        print(self._said(tried, training, probe.trained_on is not None, held_out, scores, control))
         return 0
 
     def _arm(self, arms: list[str]) -> str:
@@ -118,8 +126,9 @@ class EarlyExit(PromptOptions, HeldModel):
         states_TD = torch.cat(list(hidden_at(model, some, layer))).double().numpy()
         harmless_T = np.array([not harm for item in some for harm in item.harms])
         names = [item.problem_id for item in some for _ in item.points]
+        prompts = [item.trace.prompt_digest for item in some for _ in item.points]
         try:
-            fitted = fit_probe(states_TD, harmless_T, names)
+            fitted = fit_probe(states_TD, harmless_T, names, prompts=prompts)
         except ValueError as error:
             raise ValueError(
                 f"{len(set(names))} problems with exit points are too few to train a probe on and to judge it: sample more tuning problems, or "
@@ -137,7 +146,7 @@ class EarlyExit(PromptOptions, HeldModel):
             header={"model": shape.to_dict(), "what": "an exit here loses nothing", **fitted.header},
         )
 
-    def _said(self, tried: Any, training: set[str], held_out: Any, scores: Any, control: Any) -> str:
+    def _said(self, tried: Any, training: set[str], told: bool, held_out: Any, scores: Any, control: Any) -> str:
         points = sum(len(item.points) for item in tried)
         harm = sum(sum(item.harms) for item in tried)
         saved = [
@@ -150,7 +159,7 @@ class EarlyExit(PromptOptions, HeldModel):
         trained = (
             f"{len(training)} problems trained the probe"
             if training
-            else "the probe was given (its rate holds if none of these problems trained it)"
+            else f"the probe was given ({'none of these problems' if told else 'its rate holds if none of these problems'} trained it)"
         )
         return (
             f"{points} exit points of {len(tried)} thoughts tried: {harm} ({harm / points:.1%}) would lose a right answer\n"

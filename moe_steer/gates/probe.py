@@ -100,6 +100,13 @@ class Probe:
             )
 
     @property
+    def trained_on(self) -> frozenset[str] | None:
+        """Digests of the prompts that it was fitted on; None where its file does not say."""
+        trained = self.header.get("trained")
+        prompts = trained.get("prompts") if isinstance(trained, dict) else None
+        return frozenset(map(str, prompts)) if isinstance(prompts, list) else None
+
+    @property
     def head(self) -> dict[str, Any]:
         """The header as its file holds it."""
         place = {"version": VERSION, "layer": self.layer, "site": self.site}

@@ -1,6 +1,7 @@
 """Fit a linear probe: logistic regression with a ridge, chosen and judged on problems that the fit has not seen.
 
-Header of the probe: ``ridge``; ``trained`` and ``held_out`` say on how many problems, positions and positive ones; ``held_out`` also has
+Header of the probe: ``ridge``; ``trained`` and ``held_out`` say on how many problems, positions and positive ones; ``trained`` also has
+the digests of its ``prompts``; ``held_out`` also has
 ``auc`` with its 95% interval ``low`` and ``high`` (over problems), ``log_loss``, ``brier``, ``calibration_error``
 (mean distance of predicted and observed share over the bins, weighted by their size) and the ``bins`` of the reliability plot: equally many
 positions each, with the mean ``predicted`` probability, the ``observed`` share and the ``number``.
@@ -51,8 +52,10 @@ def fit_probe(
     ridge: float | None = None,
     threshold: float | None = None,
     seed: int = 0,
+    prompts: Sequence[str] = (),
 ) -> FittedProbe:
-    """A probe for ``y_N`` from states ``x_ND``. ``problems``: of each position; a problem is on one side of the split.
+    """A probe for ``y_N`` from states ``x_ND``. ``problems``: of each position; a problem is on one side of the split. ``prompts``: their
+    digests, kept for those of the fit, so that a later run of the same problems is known.
 
     Without a ``ridge`` that of the least log loss in cross-validation over the problems of the fit is taken; without a ``threshold`` the
     probability with the best mean of sensitivity and specificity there. ValueError where a side has no problem, or only one label.
@@ -79,7 +82,9 @@ def fit_probe(
     weight_D = weight_D / scale_D
     bias -= float(weight_D @ mean_D)
     p_N = expit(x_ND[judged_N] @ weight_D + bias)
-    said = {"problems": len(set(groups)), "positions": len(y), "positive": int(y.sum())}
+    said: dict[str, Any] = {"problems": len(set(groups)), "positions": len(y), "positive": int(y.sum())}
+    if prompts:
+        said["prompts"] = sorted({prompt for prompt, judged in zip(prompts, judged_N, strict=True) if not judged})
     header = {
         "ridge": best,
         "split": {"by": "problem", "share": held_out, "seed": seed},

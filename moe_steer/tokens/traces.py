@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import operator
 import os
@@ -39,6 +40,11 @@ class Trace:
     thought_end: int | None = None
     family: str | None = None
     """The domain of the problem (a task, a subject), where agreement between domains is asked for."""
+
+    @property
+    def prompt_digest(self) -> str:
+        """Of the prompt's tokens: the same for the same problem, asked in the same words, in any run."""
+        return hashlib.sha256(repr(self.token_ids[: self.prompt_length]).encode()).hexdigest()[:12]
 
     def __post_init__(self) -> None:
         if not isinstance(self.trace_id, str) or not self.trace_id:

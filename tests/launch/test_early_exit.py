@@ -46,9 +46,19 @@ def test_the_file_states_its_rate_and_what_it_was_calibrated_on(
     assert found.sampling["temperature"] == 0.6
     again = ["early-exit", str(calibrated / "tuning"), "--out", str(calibrated / "again.safetensors"), "--rate"]
     given = ["--probe", str(calibrated / "exit.safetensors"), "--answer-tokens", "12"]
-    assert command_line([*again, "0.2", *given]) == 0
-    said = capsys.readouterr().out
-    assert "the probe was given (its rate holds if none of these problems trained it), 30 calibrated it" in said
+    assert command_line([*again, "0.2", *given]) == 1, "the problems that trained a probe cannot calibrate it"
+    error = capsys.readouterr().err
+    assert f"{len(found.probe.trained_on or ())} of the 30 problems of" in error
+    assert "the rate would not hold; give a run of other problems" in error
+    for header, words in (
+        (found.probe.header | {"trained": {"prompts": ["0" * 12]}}, "none of these problems trained it"),
+        ({**found.probe.header, "trained": {}}, "its rate holds if none of these problems trained it"),
+    ):
+        dataclasses.replace(found.probe, header=header).save(calibrated / "other.safetensors")
+        given[1] = str(calibrated / "other.safetensors")
+        assert command_line([*again, "0.2", *given]) == 0
+        said = capsys.readouterr().out
+        assert f"the probe was given ({words}), 30 calibrated it" in said
     assert "stated mis-exit rate: at most 0.2 of the samples of a new problem of this kind" in said
     assert command_line([*again, "0.01", *given]) == 1
     assert "30 problems can state no rate below 0.0323" in capsys.readouterr().err

@@ -209,6 +209,7 @@ def test_labels_of_a_file_give_the_probe_that_they_describe(home: Path, monkeypa
     assert judged["low"] <= judged["auc"] <= judged["high"]
     assert judged["auc"] > 0.8
     assert judged["positions"] + probe.header["trained"]["positions"] == 200
+    assert len(probe.trained_on or ()) == probe.header["trained"]["problems"], "so that early-exit knows them"
     assert sum(one["number"] for one in judged["bins"]) == judged["positions"]
     assert "labels_sha256" in probe.header
     assert Path("odd/probe-L0.svg").read_text().startswith("<svg")

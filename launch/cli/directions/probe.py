@@ -67,17 +67,21 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
         shape = model_shape(model)
         if unknown := sorted(layer for layer in self.layers if not 0 <= layer < shape.num_layers):
             raise ValueError(f"layer {unknown[0]} does not exist: this model has layers 0-{shape.num_layers - 1}")
-        sequences = self._drawn(self._sequences(tokenizer))
+        sequences, prompt_of = self._sequences(tokenizer)
+        sequences = self._drawn(sequences)
         check_sequences(model, sequences)
         states: dict[int, list[Any]] = {layer: [] for layer in self.layers}
         labels: list[bool] = []
         problems: list[str] = []
+        prompts: list[str] = []
         for batch, found in contrasts.marked_states(model, sequences, self.layers, self.tokens_per_batch):
             for layer, x_TD in found.items():
                 states[layer].append(x_TD.double().cpu().numpy())
             for item in batch:
                 labels += [True] * len(item.positive) + [False] * len(item.negative)
-                problems += [item.name.rpartition("#")[0] or item.name] * (len(item.positive) + len(item.negative))
+                number = len(item.positive) + len(item.negative)
+                problems += [item.name.rpartition("#")[0] or item.name] * number
+                prompts += [prompt_of[item.name]] * number
         about = {
             "labels": self.labels if self.labels in BUILT_IN else Path(self.labels).name,
             "model": shape.to_dict(),
@@ -97,6 +101,7 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
                 ridge=self.ridge,
                 threshold=self.threshold,
                 seed=self.seed,
+                prompts=prompts,
             )
             import torch
 
@@ -136,8 +141,8 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
                 f"--labels {self.labels} is no file: give one, or one of {', '.join(f'{k} ({v})' for k, v in BUILT_IN.items())}"
             )
 
-    def _sequences(self, tokenizer: Any) -> list[Any]:
-        """The traces with their positions: positive where the label is 1."""
+    def _sequences(self, tokenizer: Any) -> tuple[list[Any], dict[str, str]]:
+        """The traces with their positions, positive where the label is 1; and the digests of their prompts, by name."""
         from launch.core.outcomes import graded_answers, is_run
         from launch.core.wiring import read_any_traces
 
@@ -181,7 +186,7 @@ class TrainProbe(TraceOptions, PromptOptions, HeldModel):
         ]
         if not found:
             raise ValueError(f"the labels {self.labels} mark no position of these traces: give other traces or labels")
-        return found
+        return found, {trace.trace_id: trace.prompt_digest for trace in traces}
 
     def _drawn(self, sequences: list[Any]) -> list[Any]:
         """At most ``max_positions`` of all positions."""
