@@ -65,7 +65,7 @@ def load_task(
     ``num`` problems are drawn without repetition, decided by ``seed`` and each problem's id alone; generators receive both.
     Options: ``revision``, ``config``, ``prompt`` (template with ``{problem}``) for data sets; ``columns``, ``answer_type``,
     ``unit``, ``tolerance``, ``prompt`` for a file; ``overrides`` (problem_id -> right target, for errors in the published
-    ones) for both; those of the generator for a generated task. ValueError for names,
+    ones) for both; those of the generator for a generated task. Problems with the same text share a cluster. ValueError for names,
     options and files that do not fit; never fewer problems than asked.
     """
     if num is not None and num < 1:
@@ -195,7 +195,19 @@ def _checked(name: str, problems: list[Problem], num: int | None) -> list[Proble
     check_unique(problems, f"task {name!r}")
     if num is not None and len(problems) < num:
         raise ValueError(f"task {name!r} gave {len(problems)} problems, {num} were asked for")
-    return problems
+    return _asked_once(problems)
+
+
+def _asked_once(problems: list[Problem]) -> list[Problem]:
+    """Problems with one text share a cluster: one question under two ids is no second problem, and no part of a run may hold both."""
+    by_text: dict[str, list[Problem]] = {}
+    for problem in problems:
+        by_text.setdefault(" ".join(problem.prompt.split()), []).append(problem)
+    cluster_of: dict[str, str | None] = {problem.problem_id: problem.cluster_id for problem in problems}
+    for same in (some for some in by_text.values() if len(some) > 1):
+        shared = next((one.cluster_id for one in same if one.cluster_id), same[0].problem_id)
+        cluster_of |= {one.problem_id: one.cluster_id or shared for one in same}
+    return [dataclasses.replace(problem, cluster_id=cluster_of[problem.problem_id]) for problem in problems]
 
 
 def _refuse_unknown(name: str, options: dict[str, Any], allowed: set[str]) -> None:

@@ -355,3 +355,16 @@ def test_reasoning_gym_says_what_it_needs():
         assert problems == load_task("reasoning_gym", dataset=dataset, num=20, seed=2)
         for problem in problems:
             assert grade_answer(problem, problem.target).outcome == "correct", problem
+
+
+def test_one_question_under_two_ids_is_no_second_problem(tmp_path):
+    rows = [
+        {"problem_id": name, "prompt": text, "target": "1", "answer_type": "integer", "cluster_id": cluster}
+        for name, text, cluster in (
+            ("a", "What is 1?", None), ("b", "What is 2?", None), ("c", "What  is 1?\n", None),
+            ("d", "What is 3?", None), ("e", "What is 3?", "paper"), ("f", "What is 4?", "paper"),
+        )
+    ]  # fmt: skip
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {problem.problem_id: problem.cluster_id for problem in load_task(str(tmp_path / "twice.jsonl"))}
+    assert found == {"a": "a", "b": None, "c": "a", "d": "paper", "e": "paper", "f": "paper"}
