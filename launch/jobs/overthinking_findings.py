@@ -222,7 +222,7 @@ def length_table(outcome: Outcome) -> Table:
         "change (95%)": lambda arm: change(arm.name) if arm.name in against else "–",
         "accuracy": lambda arm: percent(arm.accuracy.mean),
         "closed": lambda arm: percent(thoughts[arm.name].closed),
-        "truncated": lambda arm: percent(thoughts[arm.name].truncated),
+        "never closed": lambda arm: percent(thoughts[arm.name].truncated),
         "loops": lambda arm: percent(thoughts[arm.name].loops),
         "repeated": lambda arm: percent(thoughts[arm.name].repetition),
         "verdict": lambda arm: against[arm.name].verdict if arm.name in against else "reference",

@@ -72,7 +72,7 @@ def _arms(report: Report) -> str:
         f"maj@{comparison.num_samples}",
         "thinking tokens",
     ]
-    head += ["95%", "total tokens", "wrong", "no answer", "truncated", "grader failed"]
+    head += ["95%", "total tokens", "wrong", "no answer", "never closed", "grader failed"]
     rows = [
         [
             inline(arm.name),

@@ -20,7 +20,7 @@ OUTCOMES = {
     "no_answer": "no answer",
     "cut": "answer cut",
     "unclosed": "thought never closed",
-    "truncated": "truncated",
+    "truncated": "thought cut",
     "grader_error": "grader error",
 }
 
