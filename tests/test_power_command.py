@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from scipy import stats
 
 from launch.cli.main import COMMANDS, main
+from reasoning_evals.comparing.detection import planned_decision
 from reasoning_evals.comparing.power import (
     Assumptions,
     Planned,
@@ -25,6 +27,7 @@ from reasoning_evals.comparing.statistics import paired_difference
 from reasoning_evals.engines.sampling import SamplingConfig
 from reasoning_evals.runs.run import run_arms
 from scripted_sampler import arms, problems
+from verdict_worlds import found, own_p
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +50,9 @@ def test_published_sizes_from_given_numbers(capsys: pytest.CaptureFixture[str], 
     assert "noise, variance of a difference of two samples: 0.200 (as given)" in shown
     found = json.loads(out.read_text())
     by_samples = dict(zip(found["samples"], found["needed"], strict=True))
-    # The normal approximation says 660, 110, 71, 42; the exact McNemar test needs more, t and sign flip hardly.
+    # The normal approximation says 660, 110, 71, 42; the exact McNemar test needs more, t and sign flip with few samples a little.
     assert 680 <= by_samples[1][0] <= 700
-    assert [by_samples[k][0] for k in (8, 16, 64)] == pytest.approx([111, 73, 44], abs=3)
+    assert [by_samples[k][0] for k in (8, 16, 64)] == pytest.approx([115, 74, 45], abs=3)
     assert found["problems"] == [30, 60, 198, 500]
     assert found["samples_needed"][0][0] is None, "30 problems are too few at any number of samples"
     assert "never" in shown
@@ -63,8 +66,25 @@ def test_power_is_that_of_the_table_for_aime(tmp_path: Path) -> None:
     chances = json.loads(out.read_text())["power"][0]
     table = [[0.30, 0.53, 0.96], [0.44, 0.72, 1.00], [0.57, 0.85, 1.00], [0.66, 0.92, 1.00]]
     for ours, normal in zip(chances, table, strict=True):
-        assert ours == pytest.approx(normal, abs=0.05)
-        assert ours[0] < normal[0], "30 problems: the verdict needs more than a normal test"
+        gap = np.subtract(normal, ours)
+        assert gap[0] > 0, "30 problems: the verdict needs more than a normal test"
+        assert (gap > -0.03).all()
+        assert (gap < 0.06).all()
+
+
+@pytest.mark.parametrize(("n", "k"), [(30, 4), (30, 8)])
+def test_a_plan_says_how_often_such_runs_show_the_effect(n: int, k: int) -> None:
+    """Sums of few samples take few values, and the sign-flip test counts the one that was seen: without that a plan promises too much."""
+    random, runs, effect = np.random.default_rng(0), 3000, 0.05
+    before = random.choice([0.25, 0.75], (runs, n))
+    after = before + effect + random.choice([-0.1, 0.1], (runs, n))
+    noise = float((before * (1 - before)).mean() + (after * (1 - after)).mean())
+    given = Assumptions(noise=noise, effect_variance=0.01, noise_source="", effect_source="")
+    a, b = random.binomial(k, before) / k, random.binomial(k, after) / k
+    shown = sum(own_p(found(x, y, k), x, y, k) < 0.05 and y.mean() > x.mean() for x, y in zip(a, b, strict=True)) / runs
+    without = planned_decision(n, 1.0, 0.05, given.variance(k), math.inf)(effect).power
+    assert Planned(given, k, 0.05, 0.8).power(effect, n) == pytest.approx(shown, abs=0.02)
+    assert without > shown + 0.02
 
 
 def test_from_a_baseline_run(run_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

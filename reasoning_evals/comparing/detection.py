@@ -4,11 +4,10 @@ A verdict needs more than its t test. With one sample a problem it is the exact 
 test, each at the first threshold of Holm's procedure, alpha / number of comparisons. The power here is that of this decision: exact
 for McNemar, simulated for the other two, with the noise of the run at hand.
 
-What is assumed of a true effect: with several samples, that it sits in the units (problems, or clusters of them) that change, as many
-as in the run and a share of the effect's size more; and that it moves the rates of problems, so that the noise of sampling them changes
-with it (`Sampling`). With one sample, that gains take the place of failures
-(`changed_more`). Rates are spread as a Beta distribution with the accuracy of the run and its noise, and an effect adds the same to
-every rate, with several samples as far as 0 and 1 allow (`moved`). In both, where the effect is larger than that share, all units that change have gained.
+What is assumed of a true effect: that it adds the same to the rate of every problem, as far as 0 and 1 allow (`moved`), the rates being
+spread as a Beta distribution with the accuracy of the run and its noise. So the noise of sampling changes with it (`Sampling`), and with
+one sample the share that changes (`changed_more`). With several it sits in the units (problems, or clusters of them) that change, as many as in the run and
+a share of its size more. Where the effect is larger than that share, all units that change have gained.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 ENUMERATED = 12
 """Units that changed up to which the sign-flip test goes through every pattern of signs."""
 _LARGEST = 6
+_STEPS_S = np.linspace(-1, 1, 401)
 LARGE = 60
 """Units that changed above which the t and the sign-flip test are one: the t test's power is taken, nothing is simulated."""
 
@@ -60,10 +60,9 @@ def single_samples(num_units: int, changed: ArrayLike, accuracy: float | None = 
     known, the share stays. Exact.
     """
     shares = np.atleast_1d(np.asarray(changed, dtype=np.float64)).tolist()
-    slopes = [0.0 if accuracy is None else changed_more(accuracy, share) for share in shares]
 
     def decide(effect: float) -> Decision:
-        after = [share + effect * slope for share, slope in zip(shares, slopes, strict=True)]
+        after = [share + (0.0 if accuracy is None else changed_more(accuracy, share)(effect)) for share in shares]
         each = [_mcnemar(num_units, min(1.0, max(share, effect)), effect, alpha) for share in after]
         power, mean = (float(column.mean()) for column in np.array(each).T)
         return Decision(power, mean / power / effect if power > 1e-9 else 1.0)
@@ -88,17 +87,17 @@ def spread(accuracy: float, noise: float) -> Array:
 
 def moved(rates: Array, effect: float) -> Array:
     """The rates with the same added to each, as far as 0 and 1 allow, so that their mean moves by ``effect``."""
-    steps_S = np.linspace(-1, 1, 401)
-    means_S = np.clip(rates + steps_S[:, None], 0, 1).mean(1) - rates.mean()
-    return np.clip(rates + float(np.interp(effect, means_S, steps_S)), 0, 1)
+    means_S = np.clip(rates + _STEPS_S[:, None], 0, 1).mean(1) - rates.mean()
+    return np.clip(rates + float(np.interp(effect, means_S, _STEPS_S)), 0, 1)
 
 
-def changed_more(accuracy: float, changed: float) -> float:
-    """By how much an effect raises the share that changes, per effect: 1 - 2 m, m the mean rate of problems, each counted by
-    rate (1 - rate), under a Beta(a, b) of this accuracy in which two samples differ in a share ``changed``: (a + 1) / (a + b + 2)."""
-    most = 2 * accuracy * (1 - accuracy)
-    size = changed / (most - changed) if changed < most else math.inf
-    return 1 - 2 * (accuracy if math.isinf(size) else (accuracy * size + 1) / (size + 2))
+@lru_cache(maxsize=256)
+def changed_more(accuracy: float, changed: float) -> Callable[[float], float]:
+    """By how much an effect raises the share of problems that change, with one sample each."""
+    rates = spread(accuracy, changed / 2)
+    moved_SP = np.clip(rates + _STEPS_S[:, None], 0, 1) - rates
+    means_S, more_S = moved_SP.mean(1), (moved_SP * (1 - 2 * rates)).mean(1)
+    return lambda effect: float(np.interp(effect, means_S, more_S))
 
 
 def _mcnemar(num_units: int, share: float, effect: float, alpha: float) -> tuple[float, float]:
@@ -149,19 +148,20 @@ def many_samples(
     most: float = 1.0,
     sampling: Sampling | None = None,
     sign: int = 1,
+    half: float = 0.0,
 ) -> Decide:
     """Several samples a problem, or clusters: t test and sign-flip test over ``num_units`` units.
 
     ``values``: the differences of units that changed (any scale and centre, the spread is drawn from them), ``changed``: their share,
     ``se``: the standard error of the mean difference. ``most``: the largest difference of one unit: an effect makes a
     share effect / most of the units change beside those that do without it. ``sampling``: what the effect makes of the noise; without
-    it nothing. ``sign``: of the effect, for that alone.
+    it nothing. ``sign``: of the effect, for that. ``half``: half a step of sums with flipped signs. The sign-flip test counts the sum seen,
+    and the sums here are drawn without steps.
     """
     noise = sampling or Sampling(0.0, np.full(1, 0.5))
     if num_units * changed > LARGE:
-        return _normal(num_units, changed, se, alpha, noise, sign)
-    runs = max(1000, min(2000, 200_000 // num_units))
-    random = np.random.default_rng(0)
+        return _normal(num_units, changed, se, alpha, noise, sign, half)
+    runs, random = max(1000, min(2000, 200_000 // num_units)), np.random.default_rng(0)
     place_RU = random.random((runs, num_units))
     shape = np.sort(np.asarray(values, dtype=np.float64))  # sorted: the order of problems changes nothing
     drawn_RU = random.choice(shape - shape.mean(), (runs, num_units)) * (place_RU < changed)
@@ -176,17 +176,17 @@ def many_samples(
         mean_R = values_RU.mean(1)
         square_R = np.einsum("ru,ru->r", values_RU, values_RU) / num_units - mean_R**2
         shown_R = mean_R * math.sqrt(num_units - 1) > border * np.sqrt(np.maximum(square_R, 0))
-        sums_R = mean_R * num_units
+        sums_R = np.maximum(mean_R * num_units - half, 0)
         # Hoeffding: p <= 2 exp(-sum^2 / 2 sum of squares); runs where this is below alpha need no closer look.
         unsure_R = shown_R & (sums_R**2 <= 2 * math.log(2 / alpha) * (square_R + mean_R**2) * num_units)
-        shown_R[unsure_R] = flip_p(values_RU[unsure_R]) < alpha
+        shown_R[unsure_R] = flip_p(values_RU[unsure_R], half) < alpha
         power = float(shown_R.mean())
         return Decision(power, float(mean_R[shown_R].mean()) / effect if power else 1.0)
 
     return decide
 
 
-def _normal(num_units: int, changed: float, se: float, alpha: float, noise: Sampling, sign: int) -> Decide:
+def _normal(num_units: int, changed: float, se: float, alpha: float, noise: Sampling, sign: int, half: float) -> Decide:
     """The t test with many units, effects up to 1. One that sits in a share of the units adds to their spread."""
     border = float(scipy.stats.t.ppf(1 - alpha / 2, num_units - 1))
 
@@ -195,7 +195,7 @@ def _normal(num_units: int, changed: float, se: float, alpha: float, noise: Samp
         own = math.sqrt((se * noise.factor(sign * effect)) ** 2 + effect**2 * (1 / share - 1) / num_units)
         if own == 0:
             return Decision(1.0, 1.0)
-        z = border - effect / own
+        z = border - (effect - half / num_units) / own
         power = float(scipy.stats.norm.sf(z))
         return Decision(power, 1 + own * float(scipy.stats.norm.pdf(z)) / max(power, 1e-12) / effect)
 
@@ -217,27 +217,26 @@ def smallest_effect(decide: Decide, target_power: float = 0.8, start: float = 0.
 
 
 @lru_cache(maxsize=1024)
-def standard_effect(num_units: int, changed: float, alpha: float, target_power: float) -> float:
-    """``smallest_effect`` of normal differences with a standard deviation of 1, in units of that deviation: for plans, where no run
-    is at hand. Infinite below ``least_units``."""
-    if round(num_units * changed) < least_units(alpha):
+def planned_effect(num: int, changed: float, alpha: float, target_power: float, variance: float, k: float) -> float:
+    """``smallest_effect`` for plans, where no run is at hand; infinite below ``least_units``."""
+    if round(num * changed) < least_units(alpha):
         return math.inf
-    start = 3 / math.sqrt(num_units)
-    return smallest_effect(standard_decision(num_units, changed, alpha), target_power, start, most=math.inf)
+    decide = planned_decision(num, changed, alpha, variance, k)
+    return smallest_effect(decide, target_power, 3 * math.sqrt(variance / num), most=math.inf)
 
 
 @lru_cache(maxsize=64)
-def standard_decision(num_units: int, changed: float, alpha: float) -> Decide:
-    """The decision for normal differences with a standard deviation of 1."""
+def planned_decision(num: int, changed: float, alpha: float, variance: float, k: float) -> Decide:
+    """The decision for ``num`` normal differences with this variance, of shares of ``k`` samples."""
     shape = scipy.stats.norm.ppf((np.arange(200) + 0.5) / 200)
-    return many_samples(num_units, shape, changed, 1 / math.sqrt(num_units), alpha, most=math.inf)
+    return many_samples(num, shape, changed, math.sqrt(variance / num), alpha, most=math.inf, half=1 / k)
 
 
-def flip_p(values_RU: Array) -> Array:
+def flip_p(values_RU: Array, half: float = 0.0) -> Array:
     """Two-sided p of the sign-flip test of every row: over all patterns of signs where few units changed, else over those of the
     largest units, the sum of all others taken as normal (within .003 where the values are not a few whole numbers)."""
     sizes_RU = -np.sort(-np.abs(values_RU), axis=1)
-    seen_R = np.abs(values_RU.sum(1)) * (1 - 1e-12) - 1e-12
+    seen_R = np.abs(values_RU.sum(1)) * (1 - 1e-12) - 1e-12 - half
     few_R = np.count_nonzero(values_RU, axis=1) <= ENUMERATED
     p_R = np.ones(len(values_RU))
     if few_R.any():
@@ -257,8 +256,7 @@ def _signed_sums(sizes_RU: Array) -> Array:
     """Over all patterns of signs X with a plus at the last unit: the others are their mirror images."""
     units = sizes_RU.shape[1]
     patterns_XU = 1.0 - 2.0 * ((np.arange(2 ** (units - 1))[:, None] >> np.arange(units)) & 1)
-    sums: Array = sizes_RU @ patterns_XU.T
-    return sums
+    return np.asarray(sizes_RU @ patterns_XU.T)
 
 
 class Detection(NamedTuple):
@@ -277,6 +275,7 @@ def detection(
     alpha: float,
     single_accuracy: float | None = None,
     sampling: Sampling | None = None,
+    half: float = 0.0,
 ) -> Detection:
     """For the differences of the units: problems, or sums over clusters. ``single_accuracy``: of the first arm, given where there is one
     sample a problem and no clusters; ``sampling``: where there are several. The smallest effect is a gain, unless the run points to a
@@ -287,11 +286,11 @@ def detection(
         return Detection(None, None)
     changed = len(moved) / num
     if single_accuracy is None:
-        found = many_samples(num, moved, changed, se, alpha, sampling=sampling, sign=1 if mean >= 0 else -1)
-        expected = found if mean >= 0 or mean < -se else many_samples(num, moved, changed, se, alpha, sampling=sampling)
+        gain, loss = (many_samples(num, moved, changed, se, alpha, 1.0, sampling, sign, half) for sign in (1, -1))
+        found, expected = gain if mean >= 0 else loss, loss if mean < -se else gain
     else:
         rate = single_accuracy if mean >= 0 else 1 - single_accuracy
-        without = min(1.0, max(0.0, changed - abs(mean) * changed_more(rate, changed)))
+        without = min(1.0, max(0.0, changed - changed_more(rate, changed)(abs(mean))))
         # The run knows this share from its own problems alone: its posterior, at equally likely places (Jeffreys' prior).
         shares = scipy.stats.beta.ppf((np.arange(5) + 0.5) / 5, num * without + 0.5, num * (1 - without) + 0.5)
         found = single_samples(num, shares, rate, alpha)

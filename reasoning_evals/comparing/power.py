@@ -21,10 +21,10 @@ from reasoning_evals.comparing.detection import (
     LARGE,
     Decide,
     least_units,
+    planned_decision,
+    planned_effect,
     single_samples,
     smallest_effect,
-    standard_decision,
-    standard_effect,
 )
 from reasoning_evals.comparing.tables import refuse_degenerate
 
@@ -136,34 +136,31 @@ class Planned(NamedTuple):
         >>> round(Planned(given, 4, 0.05, 0.8).power(0.05, 198), 1)
         0.8
         """
-        variance = self.assumptions.variance(self.k)
+        given = self.assumptions
         if self.k == 1:
             return self._single(num_problems)(abs(effect)).power
-        changed = self.assumptions.changed
-        if round(num_problems * changed) < least_units(self.alpha):
+        if round(num_problems * given.changed) < least_units(self.alpha):
             return 0.0
-        if variance == 0:
-            return 1.0
-        return standard_decision(num_problems, changed, self.alpha)(abs(effect) / math.sqrt(variance)).power
+        decide = planned_decision(num_problems, given.changed, self.alpha, given.variance(self.k), self.k)
+        return decide(abs(effect)).power
 
     def detectable(self, num_problems: int) -> float | None:
         """Smallest effect with the target power; None where nothing can be shown, or nothing is known of the spread."""
-        variance = self.assumptions.variance(self.k)
+        share, variance = self.assumptions.changed, self.assumptions.variance(self.k)
         if self.k == 1:
             found = smallest_effect(self._single(num_problems), self.target_power)
         else:
-            units = standard_effect(num_problems, self.assumptions.changed, self.alpha, self.target_power)
-            found = units * math.sqrt(variance)
+            found = variance and planned_effect(num_problems, share, self.alpha, self.target_power, variance, self.k)
         return found if 0 < found <= 1 else None
 
     def problems_needed(self, effect: float) -> int | None:
         """Least number of problems with the target power; None where no problem of the pair that was measured changed."""
         if self.k > 1 and self.assumptions.changed == 0:
             return None
-        quantiles = scipy.stats.norm.ppf([1 - self.alpha / 2, self.target_power])
-        about = (
-            float(quantiles.sum()) ** 2 * self.assumptions.variance(self.k) / effect**2
-        )  # where both tests were normal ones
+        quantile = float(scipy.stats.norm.ppf([1 - self.alpha / 2, self.target_power]).sum())
+        # Where both tests were normal ones: n effect = quantile sqrt(n variance) + 1 / k.
+        spread = quantile * math.sqrt(self.assumptions.variance(self.k))
+        about = ((spread + math.sqrt(spread**2 + 4 * abs(effect) / self.k)) / 2 / effect) ** 2
         if self.k > 1 and about > LARGE:
             return math.ceil(about)
         low, high = least_units(self.alpha) - 1, math.ceil(2 * about) + 60
@@ -181,17 +178,20 @@ class Planned(NamedTuple):
     def _suffices(self, effect: float, num_problems: int) -> bool:
         if self.k == 1 or self.assumptions.variance(self.k) == 0:
             return self.power(effect, num_problems) >= self.target_power
-        found = self.detectable(num_problems)
-        return found is not None and found <= abs(effect)
+        return (self.detectable(num_problems) or math.inf) <= abs(effect)
 
     def samples_needed(self, effect: float, num_problems: int) -> int | None:
-        """Samples a problem for the target power; None when no number suffices because the effect varies too much between so few
-        problems. (``k`` is not read.)"""
+        """Samples a problem for the target power (``k`` is not read); None where the effect varies too much over so few problems."""
         if self._replace(k=1).power(effect, num_problems) >= self.target_power:
             return 1
-        units = standard_effect(num_problems, self.assumptions.changed, self.alpha, self.target_power)
+        units = planned_effect(num_problems, self.assumptions.changed, self.alpha, self.target_power, 1.0, math.inf)
         found = self.assumptions.samples_for((effect / units) ** 2)
-        return None if found is None else max(2, found)
+        found = found and max(2, found)
+        while found and not self._replace(k=found)._suffices(
+            effect, num_problems
+        ):  # sums of few samples take few values
+            found += max(1, found // 50)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -81,11 +81,11 @@ def mean_estimate(values_P: ArrayLike, clusters: Clusters = None) -> Estimate:
     return Estimate(mean, se, mean - half, mean + half, n, groups - 1)
 
 
-def proportion_estimate(values_P: ArrayLike, clusters: Clusters = None) -> Estimate:
+def proportion_estimate(values_P: ArrayLike, clusters: Clusters = None, most: float = math.inf) -> Estimate:
     """As ``mean_estimate`` for values in [0, 1], with Wilson's interval. Of problems where every value is 0 or 1 (one sample a
     problem, or none that varies); else, and with clusters, of as many trials as would have this standard error, with the
     quantile of t: a t interval around a share near 1 covers it in 86% to 90% of runs of 10 to 100 problems, this one in 93% or
-    more, and in 91% where only four problems of 400 vary (Korn and Graubard 1998)."""
+    more, and in 91% where only four problems of 400 vary (Korn and Graubard 1998). ``most``: trials that they count for at most."""
     estimate = mean_estimate(values_P, clusters)
     values = _vector(values_P)
     if clusters is None and bool(np.isin(values, (0.0, 1.0)).all()):
@@ -94,7 +94,7 @@ def proportion_estimate(values_P: ArrayLike, clusters: Clusters = None) -> Estim
         num_clusters = estimate.df + 1
         low, high = wilson_interval(estimate.mean * num_clusters, num_clusters)
     else:
-        trials = estimate.mean * (1 - estimate.mean) / estimate.se**2
+        trials = min(most, estimate.mean * (1 - estimate.mean) / estimate.se**2)
         low, high = wilson_interval(estimate.mean * trials, trials, df=estimate.df)
     return estimate._replace(low=low, high=high)
 
@@ -140,7 +140,8 @@ def paired_difference(
         rate = float(a.mean()) if denominator == 1 and clusters is None else None
         several = clusters is None and denominator is not None and denominator > 1
         sampling = Sampling.of(a, b, denominator) if several and denominator else None
-        found = detection(units, estimate.mean, estimate.se, level, rate, sampling)
+        half = len(units) / len(difference) / denominator if denominator else 0.0
+        found = detection(units, estimate.mean, estimate.se, level, rate, sampling, half)
     return PairedDifference(
         mean=estimate.mean,
         se=estimate.se,

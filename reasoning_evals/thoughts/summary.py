@@ -24,6 +24,10 @@ from reasoning_evals.comparing import (
 )
 from reasoning_evals.thoughts.traced import MEASURES, ThinkingMeasure, TracedSample
 
+MOST = 4
+"""Answers that a problem counts for at most where some have more than others: few problems carry such a mean, a kind that the sample has hardly
+met may move it, and 16 answers to one say nothing of that. Without this it covers in 86% to 93% of simulated runs, with it in 93% or more."""
+
 
 @dataclass(frozen=True, slots=True)
 class ThinkingValue:
@@ -126,7 +130,10 @@ def _value(measure: ThinkingMeasure, samples: Sequence[TracedSample]) -> Thinkin
         estimate = mean_length(values, groups)  # as for lengths in the comparison
     elif measure.kind != "share":
         estimate = mean_estimate(values, groups)
-    elif len(set(groups)) == len(by_problem) and len(set(by_problem.values())) == 1:
+    elif len(set(by_problem.values())) > 1:
+        effective = len(found) ** 2 / sum(number**2 for number in by_problem.values())  # problems: Kish's number
+        estimate = proportion_estimate(values, groups, most=MOST * effective)
+    elif len(set(groups)) == len(by_problem):
         estimate = proportion_estimate([*_by_problem(measure, samples).values()])  # as for accuracies in the comparison
     else:
         estimate = proportion_estimate(values, groups)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
@@ -27,7 +28,7 @@ from reasoning_evals.thoughts.metrics import (
     trace_thought,
     ut_rule,
 )
-from reasoning_evals.thoughts.summary import ThinkingSummary, summarise_thinking
+from reasoning_evals.thoughts.summary import MOST, ThinkingSummary, summarise_thinking
 from reasoning_evals.thoughts.table import thinking_notes
 from reasoning_evals.thoughts.traced import (
     MEASURES,
@@ -180,8 +181,10 @@ def test_many_thoughts_against_a_naive_recount(clusters: int | None, tmp_path: P
             low, high = mean - t * se, mean + t * se
             if (
                 measure.kind == "share" and se > 0
-            ):  # of as many trials as have this standard error: where |x - mean| = t se(x)
-                part = t * t * se * se / (mean * (1 - mean))
+            ):  # of as many trials as have this standard error: where |x - mean| = t se(x); 4 a problem at most where numbers differ
+                number = Counter(name for name, v in told[arm.name] if measure.name in v).values()
+                most = MOST * len(found) ** 2 / sum(n * n for n in number) if len(set(number)) > 1 else math.inf
+                part = t * t / min(most, mean * (1 - mean) / se**2)
                 low, high = sorted(np.roots([1 + part, -(2 * mean + part), mean * mean]))
             if measure.kind == "tokens":  # on the logarithm, each group left out in turn
                 groups = sorted({name for name, _ in found})

@@ -24,8 +24,8 @@ def se(share: float, runs: int) -> float:
     return math.sqrt(max(share * (1 - share), 0.01) / runs)
 
 
-MIXED, SETTLED = (2.0, 1.5), (0.7, 0.3)
-"""Beta distributions of the rates of problems: accuracy 57% and all rates; accuracy 70%, most problems nearly always right or wrong."""
+MIXED, SETTLED, HARD = (2.0, 1.5), (0.7, 0.3), (0.9, 2.1)
+"""Beta distributions of the rates of problems: accuracy 57% and all rates; accuracy 70%, most problems nearly always right or wrong; accuracy 30%."""
 
 
 def difficulties(random: np.random.Generator, num: int, shape: tuple[float, float] = MIXED) -> Array:
@@ -108,8 +108,9 @@ def power_at_the_named_effect(
         rates = difficulties(random, num_problems, shape)
         own = random.normal(0, spread, num_problems)
         a, b = sampled(random, rates, k), sampled(random, shifted(rates, own, 0.0), k)
-        effect = named(found(a, b, k, ALPHA / num_arms))
-        if effect is None or effect > 1 - rates.mean():
+        seen = found(a, b, k, ALPHA / num_arms)
+        effect = named(seen)
+        if effect is None or effect > 1 - rates.mean() or seen.mean < -seen.se:  # the last names a loss
             continue
         tried += 1
         a, b = sampled(random, rates, k), sampled(random, shifted(rates, own, effect), k)
