@@ -92,7 +92,10 @@ class EarlyExit(PromptOptions, HeldModel):
         problems = sorted({item.problem_id for item in tried})
         training = set() if given else set(problems[::2])
         probe = given or self._trained(model, [item for item in tried if item.problem_id in training])
-        held_out = [item for item in tried if item.problem_id not in training]
+        fitted = {item.trace.prompt_digest for item in tried if item.problem_id in training}
+        held_out = [
+            item for item in tried if item.trace.prompt_digest not in fitted
+        ]  # nor the same question by another id
         scores = [
             probe.probability(hidden_TD).tolist() if item.points else []
             for item, hidden_TD in zip(held_out, hidden_at(model, held_out, probe.layer), strict=True)

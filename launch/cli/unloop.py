@@ -117,6 +117,10 @@ class Unloop(PromptOptions, HeldModel):
         found = load_task(name, **lab)[: self.num]
         if len(found) < 8:
             raise ValueError(f"{name!r} holds {len(found)} problems: give at least 8")
+        if len({problem.cluster_id or problem.problem_id for problem in found[1::2]}) < 2:
+            raise ValueError(
+                f"the held out problems of {name!r} lie in one cluster, which says nothing of others: give more"
+            )
         return found
 
     def _search(self, making: Making, problems: list[Any]) -> tuple[str, SteeringPlan, dict[str, Any]]:

@@ -109,7 +109,7 @@ def at_caps(rows: Sequence[GradeRow], caps: Sequence[int], baseline: str = "base
             raise ValueError(f"no arm is named {baseline!r}: the arms are {sorted(tables)}; name the baseline")
         found += [(cap, tables[a], tables[b]) for a, b in default_pairs(list(tables), baseline)]
     parts = [_parts(a, b) for _, a, b in found]
-    adjusted = holm([p for _, _, _, p in parts])
+    adjusted = holm([p for *_, p in parts])
     return [_judge(cap, a, b, part, p, len(found)) for (cap, a, b), part, p in zip(found, parts, adjusted, strict=True)]
 
 
@@ -118,11 +118,11 @@ def finished(row: GradeRow) -> bool:
     return row.correct or (row.outcome not in _UNFINISHED and row.finish_reason != "length")
 
 
-_Parts = tuple[Difference, Difference, Difference, float]
+_Parts = tuple[Difference, Difference, Difference, Difference, float]
 
 
 def _parts(a: Table, b: Table) -> _Parts:
-    """Accuracy, its two parts, and the verdict's p."""
+    """Accuracy, its two parts, the share of samples that finished, and the verdict's p."""
     clusters = clusters_of(a)
     k = len(next(iter(a.rows.values())))
     finishing, right, rates = [], [], ([], [])  # type: ignore[var-annotated]
@@ -133,21 +133,22 @@ def _parts(a: Table, b: Table) -> _Parts:
         rates[0].append(sum(x.correct for x, _ in pairs) / k)
         rates[1].append(sum(y.correct for _, y in pairs) / k)
     zero = [0.0] * len(right)
-    total, *both = (
+    ended = a.means(finished), b.means(finished)
+    total, *rest = (
         Difference.of(paired_difference(before, after, clusters, denominator=k, limit=1.0))
-        for before, after in (rates, (zero, finishing), (zero, right))
+        for before, after in (rates, (zero, finishing), (zero, right), ended)
     )
     exact = None
     if k == 1 and clusters is None:
         moved = [after - before for before, after in zip(*rates, strict=True)]
         exact = mcnemar_p(moved.count(1), moved.count(-1))
-    return total, both[0], both[1], verdict_p(total, exact)
+    return total, rest[0], rest[1], rest[2], verdict_p(total, exact)
 
 
 def _judge(cap: int, a: Table, b: Table, parts: _Parts, holm_p: float, num: int) -> AtCap:
-    total, finishing, right, p_value = parts
+    total, finishing, right, ended, p_value = parts
     verdict = NOTHING if holm_p >= ALPHA else HELPED if total.mean > 0 else HURT
-    where = _where(total, finishing, right) if verdict != NOTHING else ""
+    where = _where(total, finishing, right, ended) if verdict != NOTHING else ""
     kind = "gain" if total.mean > 0 else "loss"
     after = f" alone, {p_text(holm_p)} after Holm over {num} pairs and caps" if num > 1 else ""
     word = f"a {kind} in {where}" if where != _OPEN else f"a {kind}, {_OPEN}"
@@ -178,9 +179,11 @@ _FINISHING, _RIGHT, _BOTH = "finishing", "right answers among those finished", "
 _OPEN = "in which of the two is not settled"
 
 
-def _where(total: Difference, finishing: Difference, right: Difference) -> str:
-    """Which part of a shown difference is shown: Holm over the two, each in the direction of the whole."""
-    by_p = holm([verdict_p(finishing, None), verdict_p(right, None)])
+def _where(total: Difference, finishing: Difference, right: Difference, ended: Difference) -> str:
+    """Which part of a shown difference is shown: Holm over the two, each in the direction of the whole. Finishing is one only where the
+    share that finished differs too: where as many finish, an arm that is right more often also is among those that only it finished."""
+    both = max(verdict_p(finishing, None), verdict_p(ended, None) if ended.mean * total.mean > 0 else 1.0)
+    by_p = holm([both, verdict_p(right, None)])
     first, second = (p < ALPHA and part.mean * total.mean > 0 for p, part in zip(by_p, (finishing, right), strict=True))
     return {(True, True): _BOTH, (True, False): _FINISHING, (False, True): _RIGHT, (False, False): _OPEN}[first, second]
 

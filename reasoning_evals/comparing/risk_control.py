@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reasoning_evals.comparing.statistics import Estimate, proportion_estimate
+from reasoning_evals.comparing.tables import cluster_names
 from reasoning_evals.runs import GradeRow
 
 
@@ -102,4 +103,5 @@ def lost_answers(rows: Iterable[GradeRow], baseline: str, arm: str) -> Estimate:
         if row.arm == baseline:
             lost = row.correct and not theirs[row.problem_id, row.sample_idx]
             found.setdefault(row.problem_id, []).append(lost)
-    return proportion_estimate([float(np.mean(group)) for group in found.values()])
+    clusters = cluster_names({row.problem_id: row.cluster_id for row in rows if row.arm == baseline})
+    return proportion_estimate([float(np.mean(group)) for group in found.values()], clusters)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_steer.thinking import ANSWER, THOUGHT, TokenTags
-from reasoning_evals.comparing import mean_estimate
+from reasoning_evals.comparing import cluster_names, mean_estimate
 from reasoning_evals.report import Table
 from reasoning_evals.runs import Completion, GradeRow, read_generations, read_run, run_thoughts
 from reasoning_evals.thoughts.segments import segment_thought
@@ -124,7 +124,9 @@ def _of_arm(
         if len(lengths) == 2:
             leaks.setdefault(key[1], []).append(again + lengths[0] - lengths[1])
     per_problem = [sum(values) / len(values) for values in leaks.values()]
-    estimate = mean_estimate(per_problem) if len(per_problem) > 1 else None
+    cluster_of = {key[1]: graded[key].cluster_id for key in mine}
+    clusters = cluster_names({problem: cluster_of[problem] for problem in leaks})
+    estimate = mean_estimate(per_problem, clusters) if len(set(clusters or leaks)) > 1 else None
     return CutThoughts(
         arm=name,
         budget=budget,

@@ -1,11 +1,13 @@
 """Loops found, the expert that carries them found and silenced, and what that costs: on a lab with a planted loop."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from graded_rows import row
 from launch.cli.main import main
 from launch.core.levers.looping import Answers, LoopText, choose_plan, fewer_loops, is_loop, silencing, weakest_odds
 from moe_steer import load_model, steer
@@ -67,6 +69,21 @@ def test_an_end_of_loops_is_shown_also_where_every_problem_ends_its_loop(num: in
     loops = {("greedy", "baseline", str(n), 0): True for n in range(num)}
     loops |= {("greedy", "unlooped", str(n), 0): n >= ended for n in range(num)}
     assert fewer_loops(Answers(folder=Path(), loops=loops, rows={}).difference("loops")) is shown
+
+
+def test_loops_of_one_cluster_are_no_independent_ones() -> None:
+    """Of 12 problems those of 3 clusters end their loops: as problems they are enough for a verdict, as clusters they are not."""
+    names = [(str(n), f"c{n % 3}" if n < 9 else f"own {n}") for n in range(12)]
+    loops = {
+        ("greedy", arm, name, 0): arm == "baseline" or int(name) >= 9
+        for name, _ in names
+        for arm in ("baseline", "unlooped")
+    }
+    rows = [dataclasses.replace(row("baseline", name, 0, True), cluster_id=cluster) for name, cluster in names]
+    alone, together = (Answers(folder=Path(), loops=loops, rows={"greedy": some}) for some in ([], rows))
+    assert fewer_loops(alone.difference("loops"))
+    assert not fewer_loops(together.difference("loops"))
+    assert together.share("unlooped", "greedy").high > alone.share("unlooped", "greedy").high
 
 
 def test_fewest_loops_then_fewest_experts() -> None:

@@ -63,6 +63,13 @@ def test_a_cap_above_a_sample_that_was_cut_is_refused() -> None:
         cut_rows([cut], 0)
 
 
+@pytest.mark.parametrize("seed", [1, 6, 8])
+def test_a_better_arm_that_finishes_as_often_gains_nothing_in_finishing(seed: int) -> None:
+    """It is also right more often among the samples that it alone finished: that is no gain in finishing."""
+    (found,) = at_caps(made(1.0, 0.25, seed), [600])
+    assert (found.verdict, "finishing" in found.where) == ("helped", False)
+
+
 def made(shorter: float, better: float, seed: int = 0) -> list[GradeRow]:
     """80 problems x 4: arm b takes a share ``shorter`` of the baseline's tokens, and is right so much more often."""
     dice = np.random.default_rng(seed)

@@ -1,5 +1,7 @@
 """A stated mis-exit rate: held in a simulation where it must hold, broken where its assumption is."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -107,6 +109,13 @@ def test_lost_answers_are_counted_sample_by_sample() -> None:
     found = lost_answers(rows, "a", "b")
     assert (found.mean, found.num_problems) == (0.25, 2)
     assert 0 <= found.low < found.mean < found.high <= 1
+    shared = [
+        dataclasses.replace(one, problem_id=one.problem_id + str(n), cluster_id=one.problem_id)
+        for one in rows
+        for n in range(9)
+    ]
+    alone = [dataclasses.replace(one, cluster_id=None) for one in shared]
+    assert lost_answers(shared, "a", "b").high > lost_answers(alone, "a", "b").high + 0.1, "18 problems of two clusters"
 
 
 def test_the_interval_of_lost_answers_covers_a_few_in_a_hundred() -> None:

@@ -17,7 +17,15 @@ from launch.core.session import arm_here
 from moe_steer import ExpertGain, SteeringPlan, steer
 from moe_steer.tokens import Trace
 from reasoning_evals import Problem, loop_at_end, run_arms
-from reasoning_evals.comparing import paired_difference, proportion_estimate, wilson_interval
+from reasoning_evals.comparing import (
+    ALPHA,
+    Difference,
+    cluster_names,
+    paired_difference,
+    proportion_estimate,
+    verdict_p,
+    wilson_interval,
+)
 from reasoning_evals.engines import SamplingConfig
 from reasoning_evals.runs import GradeRow, grade_run, read_generations
 
@@ -82,10 +90,15 @@ class Answers:
             if (way, name) == (mode, arm):
                 found.setdefault(problem, []).append(loops)
         number, of = (sum(map(count, found.values())) for count in (sum, len))
-        if len(found) < 2:
+        clusters = self._clusters(found)
+        if len(set(clusters or found)) < 2:
             return Share(number, of, *(wilson_interval(number, of) if of == 1 else (0.0, 1.0)))
-        one = proportion_estimate([fmean(own) for own in found.values()])
+        one = proportion_estimate([fmean(own) for own in found.values()], clusters)
         return Share(number, of, one.low, one.high)
+
+    def _clusters(self, problems: Iterable[str]) -> list[str] | None:
+        cluster_of = {row.problem_id: row.cluster_id for rows in self.rows.values() for row in rows}
+        return cluster_names({problem: cluster_of.get(problem) for problem in problems})
 
     def looping(self, arm: str) -> set[str]:
         """The problems with an answer that loops."""
@@ -103,15 +116,16 @@ class Answers:
                 found[row.arm].setdefault(row.problem_id, []).append(row.correct)
         problems = sorted(found[BASELINE])
         before, after = ([sum(found[arm][p]) / len(found[arm][p]) for p in problems] for arm in (BASELINE, UNLOOPED))
-        one = paired_difference(before, after, limit=1.0)
-        numbers = {key: getattr(one, key) for key in ("mean", "low", "high", "p_value", "loss_bound", "num_problems")}
+        one = paired_difference(before, after, self._clusters(problems), limit=1.0)
+        numbers = {key: getattr(one, key) for key in ("mean", "low", "high", "loss_bound", "num_problems")}
+        numbers["p_value"] = verdict_p(Difference.of(one), None)
         # All moved alike: a width of 0 is no certainty.
         return numbers if one.se > 0 else numbers | {"low": None, "high": None}
 
 
 def fewer_loops(change: dict[str, Any]) -> bool:
-    """Whether an end of loops is shown: by the interval, or, where all problems moved alike, by the test of their signs."""
-    return change["high"] < 0 if change["high"] is not None else change["mean"] < 0 and change["p_value"] < 0.05
+    """Whether an end of loops is shown: by the interval, where there is one, and as every verdict by the larger p of t and sign-flip test."""
+    return change["mean"] < 0 and change["p_value"] < ALPHA and (change["high"] is None or change["high"] < 0)
 
 
 def is_loop(token_ids: Sequence[int], finish_reason: str) -> bool:
