@@ -164,9 +164,10 @@ def summary_of(causes: Causes, scores: Any = None) -> str:
         f"it (q <= .05), {shown['inert']} are inert, {shown['not shown']} show nothing",
     ]
     for word, row in (("raises it most surely", rows[0]), ("lowers it most surely", rows[-1])):
+        low, high = causes.of_the_best(row)
         lines.append(
-            f"{word}: layer {row.layer} expert {row.expert}, d/d log gain {row.gradient:+.4f} ({row.low:+.4f} to {row.high:+.4f}), "
-            f"q {row.q:.1e}, selected by {row.selected} tokens"
+            f"{word}: layer {row.layer} expert {row.expert}, d/d log gain {row.gradient:+.4f} ({low:+.4f} to {high:+.4f} as the best of "
+            f"{len(rows)}), q {row.q:.1e}, selected by {row.selected} tokens"
         )
     if causes.effects:
         halves = (

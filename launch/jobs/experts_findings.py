@@ -92,7 +92,7 @@ def findings_of(outcome: Outcome) -> Findings:
         warnings=[*silent, *([] if plan.experts else [NO_PLACEBO])],
         silent=silent,
         above=evidence,
-        tables={"The experts by causes and by nPMI": _chosen_table(chosen)} if chosen else {},
+        tables={"The experts, by the problems that chose them": _chosen_table(chosen)} if chosen else {},
         figures=_figures(outcome, sweep),
         then=[
             *(_THEN if outcome.scores else _THEN[1:]),

@@ -52,6 +52,19 @@ def test_tables_are_those_of_a_t_test_cell_by_cell() -> None:
     np.testing.assert_allclose(tables["q_LE"][defined], stats.false_discovery_control(tables["p_LE"][defined]))
 
 
+def test_the_interval_of_the_best_of_many_covers_it() -> None:
+    """Nothing raises or lowers anything: the best is where luck is greatest, and its own interval lies above 0 in most runs."""
+    ours, own, runs = 0, 0, 60
+    for seed in range(runs):
+        found = causes(num=15, effect=0.0, seed=seed)
+        best = found.ranking()[0]
+        low, high = found.of_the_best(best)
+        ours += low <= 0 <= high
+        own += best.low <= 0 <= best.high
+    assert ours >= 0.95 * runs - 2 * np.sqrt(0.05 * 0.95 * runs)
+    assert own < 0.8 * runs
+
+
 def test_verdicts_and_ranking() -> None:
     rows = causes().ranking()
     assert len(rows) == 23

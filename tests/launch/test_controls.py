@@ -62,7 +62,7 @@ def test_the_planted_cause_is_found_and_the_negatives_show_nothing(folder: Path)
     assert html.count("<img ") == 3
     assert "<script" not in html
     page = (folder / "causal" / "report.md").read_text()
-    assert "## The experts by causes and by nPMI" in page
+    assert "## The experts, by the problems that chose them" in page
     assert "| 3:5 | " in page
 
 
