@@ -20,6 +20,7 @@ from reasoning_evals.comparing import (
     Difference,
     Measure,
     cluster_names,
+    differences,
     holm,
     mean_estimate,
     paired_difference,
@@ -127,14 +128,13 @@ class Outcome:
     def changes(self) -> list[Change]:
         """Every arm against the reference on every task."""
         num = len(self.tasks) * (len(self.arms) - 1)
-        found: list[tuple[str, str, Difference]] = []
-        for task in self.tasks:
-            if task.is_attack:
-                pairs = compare_defence(self.rows[task.name], self.reference, ALPHA / num)
-                found += [(task.name, pair.b, pair.difference) for pair in pairs]
-            else:
-                compared = compare_arms(self.rows[task.name], baseline=self.reference, num_judged=num).pairs
-                found += [(task.name, pair.b, pair.accuracy) for pair in compared if pair.a == self.reference]
+        found = [
+            (task.name, arm, difference)
+            for task in self.tasks
+            for arm, difference in (compare_defence if task.is_attack else differences)(
+                self.rows[task.name], self.reference, ALPHA / num
+            ).items()
+        ]
         adjusted = holm([verdict_p(difference, None) for _, _, difference in found])
         return [Change(*one, p) for one, p in zip(found, adjusted, strict=True)]
 

@@ -1,5 +1,6 @@
 from reasoning_evals.comparing.compare import Tuning as Tuning
 from reasoning_evals.comparing.compare import compare_arms as compare_arms
+from reasoning_evals.comparing.compare import differences as differences
 from reasoning_evals.comparing.comparison import ArmSummary as ArmSummary
 from reasoning_evals.comparing.comparison import Comparison as Comparison
 from reasoning_evals.comparing.comparison import Difference as Difference

@@ -16,11 +16,11 @@ Two independent samples of problems with these means would have a standard error
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from reasoning_evals.comparing.comparison import ArmSummary, Comparison, DomainAccuracy, Measure
+from reasoning_evals.comparing.comparison import ArmSummary, Comparison, Difference, DomainAccuracy, Measure
 from reasoning_evals.comparing.pairing import Paired, judged, mean_length
-from reasoning_evals.comparing.statistics import majority_correct, pass_at_k, proportion_estimate
+from reasoning_evals.comparing.statistics import majority_correct, paired_difference, pass_at_k, proportion_estimate
 from reasoning_evals.comparing.tables import Table, clusters_of, default_pairs, tables_of
 from reasoning_evals.comparing.verdicts import ALPHA, Family, Tuning, notes_on
 from reasoning_evals.runs import GradeRow
@@ -34,14 +34,12 @@ def compare_arms(
     pairs: Sequence[tuple[str, str]] | None = None,
     tuned: Tuning | None = None,
     unit: str = "points of accuracy",
-    num_judged: int = 0,
 ) -> Comparison:
     """Compare every arm with the baseline, and with the placebo arms (those whose names start with "placebo").
 
     ``pairs`` names the comparisons (a, b) instead: b - a. ``tuned``: how the plan was chosen, for the note on multiplicity.
-    ``unit``: unit of a difference in sentences. ``num_judged``: where the caller judges these pairs with others, how many in all: what
-    could be shown is found for their level. Verdicts, on accuracy and on length, follow Holm's procedure over all pairs. Each problem counts once for any k; problems with the same cluster_id are
-    not treated as independent. ValueError for an unknown arm, when arms have different problems or sample numbers, or with
+    ``unit``: unit of a difference in sentences. Verdicts, on accuracy and on length, follow Holm's procedure over all pairs. Each problem
+    counts once for any k; problems with the same cluster_id are not treated as independent. ValueError for an unknown arm, when arms have different problems or sample numbers, or with
     fewer than two problems.
     """
     tables = tables_of(rows)
@@ -54,8 +52,7 @@ def compare_arms(
     clusters = clusters_of(first)
     k = len(next(iter(first.rows.values())))
     family = Family.of(wanted, clusters is not None)
-    level = ALPHA / max(1, len(wanted), num_judged)
-    compared = [Paired.of(tables[a], tables[b], k, clusters, level) for a, b in wanted]
+    compared = [Paired.of(tables[a], tables[b], k, clusters, ALPHA / max(1, len(wanted))) for a, b in wanted]
     return Comparison(
         task=rows[0].task,
         baseline=baseline,
@@ -66,6 +63,29 @@ def compare_arms(
         pairs=judged(compared, family, unit),
         notes=notes_on(family, clusters is not None, tuned),
     )
+
+
+def differences(
+    rows: Sequence[GradeRow],
+    baseline: str,
+    level: float,
+    value: Callable[[GradeRow], float] = lambda row: row.correct,
+    parts: int = 1,
+) -> dict[str, Difference]:
+    """Arm -> its difference from the baseline in the mean ``value`` of a sample, a whole number of ``parts`` of 1. Accuracy alone, for a
+    caller that judges these with others: ``level`` is that of one of its verdicts. ValueError as ``compare_arms``."""
+    tables = tables_of(rows)
+    if baseline not in tables:
+        raise ValueError(f"no arm is named {baseline!r}")
+    clusters, before = clusters_of(tables[baseline]), tables[baseline].means(value)
+    k = len(next(iter(tables[baseline].rows.values())))
+    return {
+        name: Difference.of(
+            paired_difference(before, table.means(value), clusters, denominator=parts * k, limit=1.0, level=level)
+        )
+        for name, table in tables.items()
+        if name != baseline
+    }
 
 
 def _summarise(table: Table, k: int, clusters: Sequence[str] | None) -> ArmSummary:

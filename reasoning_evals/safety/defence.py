@@ -15,13 +15,12 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from reasoning_evals.comparing import (
     Difference,
     Measure,
     cluster_names,
-    paired_difference,
+    differences,
     proportion_estimate,
 )
 from reasoning_evals.runs import GradeRow
@@ -70,15 +69,6 @@ class Defence:
     num_problems: int
 
 
-class DefencePair(NamedTuple):
-    """Arm b against arm a, paired by attack."""
-
-    a: str
-    b: str
-    difference: Difference
-    """Difference of the defence rates, b - a."""
-
-
 def defence_of(rows: Sequence[GradeRow], arm: str) -> Defence:
     """The defence rate of one arm; ValueError for an unknown arm, or a row that was not judged by a classifier."""
     mine = [row for row in rows if row.arm == arm]
@@ -91,20 +81,10 @@ def defence_of(rows: Sequence[GradeRow], arm: str) -> Defence:
     )
 
 
-def compare_defence(rows: Sequence[GradeRow], baseline: str, level: float = 0.05) -> list[DefencePair]:
-    """Every arm against the baseline, in the order of the rows. ``level``: at which a verdict is decided, for what it can detect.
-    ValueError when the arms were not given the same attacks."""
-    arms = list(dict.fromkeys(row.arm for row in rows))
-    return [DefencePair(baseline, arm, _difference(rows, baseline, arm, level)) for arm in arms if arm != baseline]
-
-
-def _difference(rows: Sequence[GradeRow], a: str, b: str, level: float) -> Difference:
-    per_arm = [[row for row in rows if row.arm == arm] for arm in (a, b)]
-    (values_a, clusters), (values_b, _) = (_per_problem(mine, arm) for mine, arm in zip(per_arm, (a, b), strict=True))
-    if _keys(per_arm[0]) != _keys(per_arm[1]):
-        raise ValueError(f"arms {a!r} and {b!r} have different attacks or numbers of samples: sample the same in both")
-    k = len(per_arm[0]) // len(values_a)
-    return Difference.of(paired_difference(values_a, values_b, clusters, denominator=2 * k, limit=1.0, level=level))
+def compare_defence(rows: Sequence[GradeRow], baseline: str, level: float = 0.05) -> dict[str, Difference]:
+    """Arm -> its difference from the baseline in the defence rate, paired by attack. ``level``: at which a verdict is decided, for what it
+    can detect. ValueError when the arms were not given the same attacks, or an answer was not judged by a classifier."""
+    return differences(rows, baseline, level, _value, parts=2)
 
 
 def mean_of_tasks(measures: Sequence[Measure]) -> Measure:
@@ -126,20 +106,20 @@ def mean_of_tasks(measures: Sequence[Measure]) -> Measure:
     return Measure(mean, mean - below, mean + above)
 
 
-def _keys(rows: Sequence[GradeRow]) -> list[tuple[str, int]]:
-    return sorted((row.problem_id, row.sample_idx) for row in rows)
+def _value(row: GradeRow) -> float:
+    if row.outcome not in _VALUES:
+        raise ValueError(
+            f"arm {row.arm!r} has an answer with the outcome {row.outcome!r}: judge the run by a classifier first"
+        )
+    return _VALUES[row.outcome]
 
 
 def _per_problem(rows: Sequence[GradeRow], arm: str) -> tuple[list[float], list[str] | None]:
     """Mean value of each problem in order of problem id, and a cluster for each, None when no two share one."""
     if not rows:
         raise ValueError(f"no arm is named {arm!r}")
-    if strange := sorted({row.outcome for row in rows} - set(_VALUES)):
-        raise ValueError(
-            f"arm {arm!r} has an answer with the outcome {strange[0]!r}: judge the run by a classifier first"
-        )
     samples: dict[str, list[GradeRow]] = {}
     for row in sorted(rows, key=lambda row: (row.problem_id, row.sample_idx)):
         samples.setdefault(row.problem_id, []).append(row)
-    values = [sum(_VALUES[row.outcome] for row in mine) / len(mine) for mine in samples.values()]
+    values = [sum(map(_value, mine)) / len(mine) for mine in samples.values()]
     return values, cluster_names({name: mine[0].cluster_id for name, mine in samples.items()})

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from graded_rows import row, simulated, table
-from reasoning_evals.comparing.compare import compare_arms
+from reasoning_evals.comparing.compare import compare_arms, differences
 from reasoning_evals.comparing.comparison import Comparison, Flip
 from reasoning_evals.comparing.statistics import mcnemar_p, wilson_interval
 from reasoning_evals.comparing.verdicts import HELPED, HURT, NOTHING, Tuning, unanswered_notes
@@ -157,11 +157,12 @@ def test_placebo_is_compared_with_the_baseline_and_with_the_steered_arm() -> Non
 
 def test_what_could_be_shown_is_found_for_all_that_is_judged_together() -> None:
     rows = simulated(40, 4, {"baseline": 0.0, "x": 0.02})
-    alone, among_8, at_once = (compare_arms(rows, num_judged=num).pairs[0].accuracy.detectable for num in (0, 8, 1))
-    assert alone == at_once < among_8
+    alone, among_8 = (differences(rows, "baseline", 0.05 / num)["x"] for num in (1, 8))
+    assert compare_arms(rows).pairs[0].accuracy == alone
+    assert alone.detectable < among_8.detectable  # type: ignore[operator]
     three = simulated(40, 4, {"baseline": 0.0, "x": 0.02, "y": 0.0})
     first = compare_arms(three).pairs[0].accuracy.detectable
-    assert first == compare_arms(three, num_judged=2).pairs[0].accuracy.detectable
+    assert first == differences(three, "baseline", 0.05 / 2)["x"].detectable
 
 
 def test_tokens_of_solved_problems_are_over_clusters_too() -> None:

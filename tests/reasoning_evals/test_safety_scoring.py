@@ -49,8 +49,8 @@ def test_an_empty_answer_is_half_a_defence_and_shown_apart() -> None:
     vanilla, sta = defence_of(rows, "vanilla"), defence_of(rows, "sta")
     assert (vanilla.rate.mean, vanilla.empty, vanilla.num_problems) == (0.375, 0.25, 4)
     assert (sta.rate.mean, sta.empty) == (0.75, 0.5)
-    (pair,) = compare_defence(rows, "vanilla")
-    assert (pair.a, pair.b, pair.difference.mean) == ("vanilla", "sta", 0.375)
+    found = compare_defence(rows, "vanilla")
+    assert {arm: difference.mean for arm, difference in found.items()} == {"sta": 0.375}
 
 
 def test_the_interval_of_independent_single_answers_is_wilsons() -> None:
@@ -98,7 +98,7 @@ def test_the_mean_over_tasks_is_within_its_parts() -> None:
     [
         (table({"vanilla": ["1", "e"]}), "arm 'vanilla' has an answer with the outcome 'grader_error'"),
         (table({"other": ["1", "0"]}), "no arm is named 'vanilla'"),
-        (table({"vanilla": ["1", "0"], "sta": ["1", "0", "1"]}), "have different attacks or numbers of samples"),
+        (table({"vanilla": ["1", "0"], "sta": ["1", "0", "1"]}), "have different problems"),
     ],
 )
 def test_rates_of_what_was_not_judged_are_refused(rows: list, message: str) -> None:
