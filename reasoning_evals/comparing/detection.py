@@ -225,7 +225,7 @@ def planned_effect(num: int, changed: float, alpha: float, target_power: float, 
     return smallest_effect(decide, target_power, 3 * math.sqrt(variance / num), most=math.inf)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def planned_decision(num: int, changed: float, alpha: float, variance: float, k: float) -> Decide:
     """The decision for ``num`` normal differences with this variance, of shares of ``k`` samples."""
     shape = scipy.stats.norm.ppf((np.arange(200) + 0.5) / 200)
