@@ -1,6 +1,6 @@
 """Are verdicts, bounds, intervals and named effects what they claim to be? The worlds of tests/reasoning_evals/verdict_worlds.py, long.
 
-    OMP_NUM_THREADS=1 python tests/bench/verdicts.py [--runs 1000] [--only error pair named held length]
+    OMP_NUM_THREADS=1 python tests/bench/verdicts.py [--runs 1000] [--only error pair named shown held length]
 
 Prints one table: the claim, the world, what was measured with its standard error, what is allowed, and the rule that it replaced in
 the same world. Exit code 1 where a claim fails by more than two standard errors.
@@ -25,6 +25,7 @@ from verdict_worlds import (
     family_wise_error,
     one_pair,
     power_at_the_named_effect,
+    power_of_a_shown_effect,
     se,
 )
 
@@ -56,6 +57,13 @@ def named(runs: int) -> Iterator[Row]:
     yield "power at the named effect", "60 x 4, mixed rates, one of 8 arms", ours, 0.77, 0.86, "", runs
 
 
+def shown(runs: int) -> Iterator[Row]:
+    for num, k, effect in ((50, 1, 0.15), (50, 4, 0.05), (100, 4, 0.05), (50, 16, 0.03)):
+        said, again = power_of_a_shown_effect(num, k, effect, max(1, runs // 2), seed=6)
+        world = f"{num} x {k}, true effect {100 * effect:g} points: {said:.2f} is said"
+        yield "power of a shown effect", world, again, said - 0.06, said + 0.04, "", max(1, runs // 2)
+
+
 def held(runs: int) -> Iterator[Row]:
     for num, k, losers, loss in (
         (30, 4, 0.03, 1.0), (60, 4, 0.03, 1.0), (100, 4, 0.03, 1.0), (200, 3, 0.03, 1.0), (400, 4, 0.03, 1.0),
@@ -79,7 +87,7 @@ def length(runs: int) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
-    "error": error, "pair": pair, "named": named, "held": held, "length": length,
+    "error": error, "pair": pair, "named": named, "shown": shown, "held": held, "length": length,
 }  # fmt: skip
 
 

@@ -118,6 +118,27 @@ def power_at_the_named_effect(
     return shown / runs
 
 
+def power_of_a_shown_effect(
+    num_problems: int, k: int, effect: float, runs: int, seed: int, shape: tuple[float, float] = MIXED
+) -> tuple[float, float]:
+    """Runs with a true effect that show it say with what power they would, if it were as large as it looks: (what they say on average,
+    how often a further run with an effect of that size shows it)."""
+    random = np.random.default_rng(seed)
+    said: list[float] = []
+    again = 0
+    while len(said) < runs:
+        rates = difficulties(random, num_problems, shape)
+        own = random.normal(0, 0.05, num_problems)
+        a, b = sampled(random, rates, k), sampled(random, shifted(rates, own, effect), k)
+        seen = found(a, b, k)
+        if own_p(seen, a, b, k) >= ALPHA or not 0 < seen.mean < 1 - rates.mean():
+            continue
+        said.append(found(a, b, k, ALPHA).power or 0.0)
+        a, b = sampled(random, rates, k), sampled(random, shifted(rates, own, seen.mean), k)
+        again += own_p(found(a, b, k), a, b, k) < ALPHA
+    return float(np.mean(said)), again / runs
+
+
 def called_held(
     num_problems: int,
     k: int,
