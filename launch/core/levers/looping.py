@@ -17,15 +17,7 @@ from launch.core.session import arm_here
 from moe_steer import ExpertGain, SteeringPlan, steer
 from moe_steer.tokens import Trace
 from reasoning_evals import Problem, loop_at_end, run_arms
-from reasoning_evals.comparing import (
-    ALPHA,
-    Difference,
-    cluster_names,
-    paired_difference,
-    proportion_estimate,
-    verdict_p,
-    wilson_interval,
-)
+from reasoning_evals.comparing import cluster_names, paired_difference, proportion_estimate, wilson_interval
 from reasoning_evals.engines import SamplingConfig
 from reasoning_evals.runs import GradeRow, grade_run, read_generations
 
@@ -117,15 +109,15 @@ class Answers:
         problems = sorted(found[BASELINE])
         before, after = ([sum(found[arm][p]) / len(found[arm][p]) for p in problems] for arm in (BASELINE, UNLOOPED))
         one = paired_difference(before, after, self._clusters(problems), limit=1.0)
-        numbers = {key: getattr(one, key) for key in ("mean", "low", "high", "loss_bound", "num_problems")}
-        numbers["p_value"] = verdict_p(Difference.of(one), None)
+        numbers = {key: getattr(one, key) for key in ("mean", "low", "high", "p_value", "loss_bound", "num_problems")}
         # All moved alike: a width of 0 is no certainty.
         return numbers if one.se > 0 else numbers | {"low": None, "high": None}
 
 
 def fewer_loops(change: dict[str, Any]) -> bool:
-    """Whether an end of loops is shown: by the interval, where there is one, and as every verdict by the larger p of t and sign-flip test."""
-    return change["mean"] < 0 and change["p_value"] < ALPHA and (change["high"] is None or change["high"] < 0)
+    """Whether an end of loops is shown: by the interval, or, where all problems moved alike, by the test of their signs. A plan that does
+    nothing passes in 0% to 3% of simulated runs of 4 to 60 problems."""
+    return change["high"] < 0 if change["high"] is not None else change["mean"] < 0 and change["p_value"] < 0.05
 
 
 def is_loop(token_ids: Sequence[int], finish_reason: str) -> bool:
