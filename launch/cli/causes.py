@@ -170,11 +170,8 @@ def summary_of(causes: Causes, scores: Any = None) -> str:
             f"{len(rows)}), q {row.q:.1e}, selected by {row.selected} tokens"
         )
     if causes.effects:
-        halves = (
-            "the other half of the problems"
-            if set(causes.tested_on) != set(causes.problems)
-            else "the same problems, which also chose them"
-        )
+        same = set(causes.tested_on) == set(causes.problems)
+        halves = "the same problems, which also chose them" if same else "the other half of the problems"
         lines.append(
             f"exact effects of the best {len({one.experts for one in causes.effects})}, on {len(causes.tested_on)} problems ({halves}):"
         )
