@@ -239,7 +239,8 @@ def _layer(index: int, name: str, block: nn.Module, experts: nn.Module, model: n
     router = next(
         (getattr(block, key) for key in _ROUTER_NAMES if isinstance(getattr(block, key, None), nn.Module)), None
     )
-    if "routing_data" in parameters:
+    # Since transformers 5.23 they take ids and weights, and the block calls another function of theirs, past every hook.
+    if "routing_data" in parameters or hasattr(experts, "forward_routed"):
         raise ValueError(
             f"the experts of {text_config(model).model_type} are held in MXFP4 by a kernel that takes no ids and weights, so they "
             "cannot be observed or steered: load them expanded, with dtype bfloat16"

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from moe_steer.backends.allocations import Allocations, Bounded
 from moe_steer.layers import decoder_layers
+from moe_steer.tokens.positions import CACHE_NAMES, cache_of
 
 _SHORT = 4
 """Tokens with which a cache is made before it is stretched to its full length."""
@@ -99,8 +100,10 @@ def _stretch(cache: Any, tokens: int) -> bool:
 def _pass(model: Any, batch: int, tokens: int, cache: Any, on_gpu: bool, **more: Any) -> tuple[Rehearsed, Any]:
     """What a forward takes, and the cache after it: the given one, or the one that the model makes for itself."""
     ids_BS = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+    takes = inspect.signature(model.forward).parameters
+    if "logits_to_keep" in takes:
         more["logits_to_keep"] = 1
+    more[next((name for name in CACHE_NAMES if name in takes), CACHE_NAMES[1])] = cache
     if "attention_mask" in more:
         first = more["attention_mask"].shape[1] - tokens
         more["position_ids"] = torch.arange(first, first + tokens, device="meta").expand(batch, tokens)
@@ -108,14 +111,13 @@ def _pass(model: Any, batch: int, tokens: int, cache: Any, on_gpu: bool, **more:
         with torch.no_grad(), _WithoutData(on_gpu), Allocations() as allocations:
             with _stand_ins(model, allocations, every_layer) as skipped:
                 try:
-                    output = model(input_ids=ids_BS, past_key_values=cache, use_cache=True, **more)
+                    output = model(input_ids=ids_BS, use_cache=True, **more)
                     break
                 except _NoStandIns:
                     continue
-    kept = _bytes_of([output.past_key_values, *output.past_key_values.layers]) + sum(
-        stand_in.bytes for stand_in in skipped
-    )
-    return Rehearsed(kept, max(0, allocations.peak - kept)), output.past_key_values
+    cache = cache_of({}, output)
+    kept = _bytes_of([cache, *cache.layers]) + sum(stand_in.bytes for stand_in in skipped)
+    return Rehearsed(kept, max(0, allocations.peak - kept)), cache
 
 
 class _Watched(torch.nn.Module):
@@ -131,7 +133,7 @@ class _Watched(torch.nn.Module):
         return getattr(object.__getattribute__(self, "layer"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if len(getattr(kwargs.get("past_key_values"), "layers", ())) != self._num_layers:
+        if len(getattr(cache_of(kwargs), "layers", ())) != self._num_layers:
             raise _NoStandIns
         output = self.layer(*args, **kwargs)
         self.rest = output[1:] if isinstance(output, tuple) else None
@@ -146,7 +148,7 @@ class _StandIn(_Watched):
         self._like, self._allocations, self.bytes = [like], allocations, 0  # in a list: no submodule
 
     def forward(self, hidden_BSD: Any, *args: Any, **kwargs: Any) -> Any:
-        layers, like = kwargs["past_key_values"].layers, self._like[0]
+        layers, like = cache_of(kwargs).layers, self._like[0]
         layers[self.index] = copy(layers[like.index])
         self.bytes = _bytes_of([layers[like.index]])
         self._allocations.add(self.bytes)

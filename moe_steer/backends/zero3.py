@@ -13,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -111,7 +113,8 @@ def start(model: Any, config: dict[str, Any]) -> Any:
     """Hand the model to DeepSpeed; returns the engine, whose ``module`` is the model, ready for inference."""
     import deepspeed
 
-    engine = deepspeed.initialize(model=model, config=config)[0]
+    with _recorders_by_name():
+        engine = deepspeed.initialize(model=model, config=config)[0]
     engine.eval()
     inner = engine.module
     generate = inner.generate
@@ -124,6 +127,24 @@ def start(model: Any, config: dict[str, Any]) -> Any:
 
     inner.generate = in_lockstep
     return engine
+
+
+@contextmanager
+def _recorders_by_name() -> Iterator[None]:
+    """Inside the block the library's table of what models can record is asked by the name of a class too, and with a default: so
+    DeepSpeed 0.19 asks it, for AutoEP, and since 5.23 transformers takes a model alone."""
+    from transformers.utils import output_capturing
+
+    class ByName(dict[str, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            return super().get(key if isinstance(key, str) else str(type(key)), {} if default is None else default)
+
+    own = output_capturing._CAN_RECORD_REGISTRY
+    output_capturing._CAN_RECORD_REGISTRY = ByName(own)  # DeepSpeed takes its own entries out again
+    try:
+        yield
+    finally:
+        output_capturing._CAN_RECORD_REGISTRY = own
 
 
 def load_autoep(request: LoadRequest, layout: Layout) -> tuple[Any, Layout]:

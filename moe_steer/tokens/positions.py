@@ -51,6 +51,8 @@ __all__ = [
     "tag_scopes",
     "tokenizer_of",
 ]
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What an argument that holds a cache is called: before transformers 5.24, and in code that comes with checkpoints, not the first."""
 TAG_SCOPES = frozenset({"thought", "answer", "step_end"})
 """Kinds of scope that need token ids and the thinking tags."""
 PROMPT_SCOPES = frozenset({"prompt", "generated", "after"})
@@ -295,6 +297,6 @@ def _columns(call: dict[str, Any]) -> int:
 
 def cache_of(call: dict[str, Any], output: Any = None) -> Any:
     """The cache of a call, or the one that its output hands back."""
-    cache = call.get("past_key_values")
-    cache = call.get("cache_params") if cache is None else cache
-    return getattr(output, "past_key_values", None) if cache is None else cache
+    given = next((call[name] for name in CACHE_NAMES if call.get(name) is not None), None)
+    own = "cache" if hasattr(output, "cache") else "past_key_values"
+    return getattr(output, own, None) if given is None else given

@@ -167,12 +167,12 @@ class Batch:
             input_ids=self._tokens_BT[rows, : self._width],
             attention_mask=mask_BT,
             position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._decoder.cache_name: self._cache},
         )
         if self._cache is None:
-            self._cache = output.past_key_values
+            self._cache = getattr(output, self._decoder.cache_name)
         if self._cache is None:
             raise ValueError(
                 f"{type(self._decoder.model).__name__} hands back no key-value cache: serve the model and use --endpoint"

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, cache_utils
 from transformers.cache_utils import (
     DynamicIndexedLayer,
     DynamicLayer,
@@ -42,6 +42,9 @@ _JOINED = frozenset(
         LinearAttentionAndFullAttentionLayer,
         LinearAttentionAndSlidingWindowAttentionLayer,
         LinearAttentionLayer,
+        getattr(
+            cache_utils, "DummyLayer", DynamicLayer
+        ),  # before transformers 5.24 a layer that keeps nothing is not told apart
     }
 )
 """Exact classes: a subclass may keep more than these do."""
@@ -50,6 +53,11 @@ _JOINED = frozenset(
 def can_join(cache: Any) -> bool:
     """Whether rows of unequal lengths can share this cache, and others can be joined to it; asked before its first use."""
     return type(cache) is DynamicCache and all(type(layer) in _JOINED for layer in cache.layers)
+
+
+def keeps_states_alone(cache: Any) -> bool:
+    """Whether no layer keeps keys and values, as in Mamba."""
+    return all(type(layer) is LinearAttentionLayer for layer in cache.layers)
 
 
 def reads_padding(model: Any, cache: Any) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from reasoning_evals.engines.cache_rows import can_join, fork_rows, reads_padding
+from reasoning_evals.engines.cache_rows import can_join, fork_rows, keeps_states_alone, reads_padding
 from reasoning_evals.engines.kv_cache import AbsorbedLatents, growing_cache
 from reasoning_evals.engines.sampling import SamplingConfig
 
@@ -32,14 +32,15 @@ class Decoder:
         """Rules that write texts, such as ``reasoning_evals.decoding.TrialExit``."""
         self.absorbed = AbsorbedLatents(model)
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=model.device)
-        if (
-            "cache_params" in (takes := inspect.signature(type(model).forward).parameters)
-            and "past_key_values" not in takes
-        ):
-            raise ValueError(
-                f"{type(model).__name__} keeps its states in cache_params, which the in-process sampler does not fill: serve the model and use --endpoint"
-            )
+        takes = inspect.signature(type(model).forward).parameters
+        self.cache_name = "cache" if "cache" in takes else "past_key_values"
+        """What the model calls its cache: ``past_key_values`` before transformers 5.24, and in code that comes with a checkpoint."""
         probe = self.new_cache(1)
+        if "position_ids" not in takes and (probe is None or keeps_states_alone(probe)):
+            raise ValueError(
+                f"{type(model).__name__} keeps states and no keys, and takes no positions, so the in-process sampler cannot pad its rows: "
+                "serve the model and use --endpoint"
+            )
         self.joins = probe is not None and can_join(probe)
         self.takes_padding = self.joins and not reads_padding(model, probe)
         """Whether prompts of unequal lengths may go through one prefill."""
@@ -58,8 +59,8 @@ class Decoder:
                 input_ids=ids_B1,
                 attention_mask=mask_BT,
                 position_ids=position_B1,
-                past_key_values=cache,
                 use_cache=True,
+                **{self.cache_name: cache},
             )
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV

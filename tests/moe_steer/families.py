@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 
 from family_configs import BASE, TEXT_CONFIGS, VOCAB_SIZE
+from family_configs_later import LATER_TEXT, LATER_WRAPPED
 from family_configs_wrapped import WRAPPED_CONFIGS
 
 SEED = 7
@@ -60,14 +61,14 @@ class Family:
 
 def _table() -> dict[str, Family]:
     families = {}
-    for name, (model_type, moe_layers, overrides) in TEXT_CONFIGS.items():
+    for name, (model_type, moe_layers, overrides) in {**TEXT_CONFIGS, **LATER_TEXT}.items():
         config = {key: value for key, value in {**BASE, **overrides}.items() if value is not None or key not in BASE}
         # Mistral-4 is not registered for AutoModelForCausalLM.
         model_class = "Mistral4ForCausalLM" if model_type == "mistral4" else None
         families[name] = Family(
             name=name, model_type=model_type, model_class=model_class, config=config, moe_layers=moe_layers
         )
-    for name, (model_type, model_class, config) in WRAPPED_CONFIGS.items():
+    for name, (model_type, model_class, config) in {**WRAPPED_CONFIGS, **LATER_WRAPPED}.items():
         families[name] = Family(
             name=name, model_type=model_type, model_class=model_class, config=config, moe_layers=(1, 2)
         )

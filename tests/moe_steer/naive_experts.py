@@ -116,6 +116,14 @@ def muse_spark(experts: Any, expert: int, x_D: Tensor) -> Tensor:
     return y_D / torch.sqrt((y_D**2).mean() + experts.post_expert_norm.eps)
 
 
+def inkling2(experts: Any, expert: int, x_D: Tensor) -> Tensor:
+    """The linear factor of the gate and the other half are bounded softly; the sigmoid sees the gate as it is."""
+    gate, up = _halves(experts, expert, x_D)
+    caps = experts.act_fn.gate_softcap.softcap, experts.act_fn.up_softcap.softcap
+    soft, bounded = (cap * torch.tanh(half / cap) for half, cap in zip((gate, up), caps, strict=True))
+    return _down(experts, expert, soft * torch.sigmoid(gate) * bounded)
+
+
 EXPERT_FUNCTIONS: dict[str, ExpertFn] = {
     "aria": transposed_swiglu,
     "dbrx": dbrx,
@@ -124,6 +132,8 @@ EXPERT_FUNCTIONS: dict[str, ExpertFn] = {
     "glm5_next": clamped_swiglu,
     "gpt_oss": gpt_oss,
     "hy_v4": clamped_swiglu,
+    "hy_v4_vl": clamped_swiglu,
+    "inkling2": inkling2,
     "longcat_flash": longcat,
     "minimax_m3_vl_text": minimax_m3,
     "muse_spark": muse_spark,

@@ -104,6 +104,13 @@ ORACLES: dict[str, Oracle] = {
     "solar_open": _grouped,
     "step3p7": functools.partial(biased_scores, normalise=True, eps=0.0, scale=1.0),
     "unlimited_ocr": deepseek_v2,
+    # transformers 5.23 and 5.24
+    "dots3_note": _grouped,
+    "hy_v4_vl": _grouped,
+    "inkling2": functools.partial(biased_scores, normalise=True, scale="config.route_scale"),
+    "lara_mini": functools.partial(softmax_over_all, normalise="config.norm_topk_prob"),
+    "sarvam_mla": _grouped,
+    "sarvam_moe": _grouped,
 }
 
 # These families' routers ask torch.topk for no order (sorted=False): ids and weights agree as sets.
@@ -143,5 +150,10 @@ UNORDERED = frozenset(
         "solar_open",
         "step3p7",
         "unlimited_ocr",
+        "dots3_note",
+        "hy_v4_vl",
+        "inkling2",
+        "sarvam_mla",
+        "sarvam_moe",
     ]
 )

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from families import FAMILIES, build_from_config, config_of
+from families import FAMILIES, available, build_from_config, config_of
 from family_cases import Case, busiest, case, collect_routing, logits
 from moe_steer import ExpertGain, SteeringPlan, TopK, bake, steer, unbake, verify_bake
 from moe_steer.baking.safetensors.biases import _GROUPED
@@ -32,6 +32,7 @@ BIASED = [
     *("gpt_oss", "hy_v3", "hy_v4", "inkling", "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "longcat_flash"),
     *("mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "nemotron_h", "solar_open", "glm4v_moe", "glm5_next"),
     *("kimi_k25", "step3p7"),
+    *(name for name in ("dots3_note", "hy_v4_vl", "inkling2", "sarvam_mla", "sarvam_moe") if name in available()),
 ]
 """Families whose checkpoints have a bias that decides the choice."""
 GROUPED = {name for name in BIASED if max(number_of_groups(name)) > 1}

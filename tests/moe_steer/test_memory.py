@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
+from transformers.integrations import sdpa_attention
 
 from launch.cli.main import main
 from moe_steer.backends import checkpoint, memory, shards
@@ -177,7 +178,10 @@ def test_a_decode_step_repeats_keys_and_values_for_the_heads_that_share_them() -
     model = skeleton(CONFIG_MAPPING["qwen3_moe"](**values), "bfloat16")
     found = rehearse_step(model, 4, 500)
     repeated = 2 * 4 * values["num_attention_heads"] * 500 * 64 * 2
-    assert repeated <= found.activations < 2 * repeated
+    if hasattr(sdpa_attention, "pack_gqa"):  # since transformers 5.24 the heads of one query stand in for its tokens
+        assert found.activations < repeated / 2
+    else:
+        assert repeated <= found.activations < 2 * repeated
     assert found.cache == rehearse(model, 4, 500).cache
     alone = rehearse_step(
         skeleton(CONFIG_MAPPING["qwen3_moe"](**{**values, "num_key_value_heads": 8}), "bfloat16"), 4, 500

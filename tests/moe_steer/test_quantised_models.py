@@ -173,18 +173,28 @@ class PackedExperts(nn.Module):
         return hidden
 
 
-def test_experts_that_take_no_ids_are_refused_by_name() -> None:
+class LaterPackedExperts(nn.Module):
+    """As those of transformers 5.23: the block calls ``forward_routed``, and ``forward`` only where ranks share the experts."""
+
+    def forward(self, hidden: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+        return hidden
+
+    forward_routed = PackedExperts.forward
+
+
+@pytest.mark.parametrize("packed", [PackedExperts, LaterPackedExperts])
+def test_experts_that_take_no_ids_are_refused_by_name(packed: type[nn.Module]) -> None:
     from transformers.integrations.mxfp4 import Mxfp4GptOssExperts
 
     model = tiny_gpt_oss()
     for module in model.modules():
         if isinstance(getattr(module, "experts", None), nn.Module):
-            module.experts = PackedExperts()
+            module.experts = packed()
     with pytest.raises(
         ValueError, match="experts of gpt_oss are held in MXFP4 .* load them expanded, with dtype bfloat16"
     ):
         moe_layers(model)
-    names = Mxfp4GptOssExperts.forward.__code__.co_varnames[1:5]
+    names = getattr(Mxfp4GptOssExperts, "forward_routed", Mxfp4GptOssExperts.forward).__code__.co_varnames[1:5]
     assert names[1:] == PackedExperts.forward.__code__.co_varnames[2:5]
 
 

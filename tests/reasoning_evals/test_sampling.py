@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from moe_steer.tokens.positions import cache_of
 from reasoning_evals.engines import batch
 from reasoning_evals.engines.in_process import InProcessSampler, stop_ids
 from reasoning_evals.engines.sampling import Request, SamplingConfig
@@ -118,7 +119,7 @@ def test_rows_leave_through_the_cache_with_a_full_mask(monkeypatch: pytest.Monke
     )
 
     def watch(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
-        past = kwargs["past_key_values"].get_seq_length()
+        past = cache_of(kwargs).get_seq_length()
         tokens, mask = kwargs["input_ids"], kwargs["attention_mask"]
         assert mask.shape == (tokens.shape[0], past + tokens.shape[1])
         assert (kwargs["position_ids"][:, -1] == mask.sum(-1) - 1).all()

@@ -92,7 +92,11 @@ def test_whether_a_model_masks_what_its_recurrent_layers_read(monkeypatch: pytes
     assert not cache_rows.reads_padding(model, growing_cache(narrow("qwen3_moe").config))
 
 
-@pytest.mark.parametrize("name", ["minimax", "deepseek_v4"])
+LEFT_BEHIND = ["minimax"] if transformers.__version__ >= "5.23" else ["minimax", "deepseek_v4"]
+"""transformers 5.23 has mended the second."""
+
+
+@pytest.mark.parametrize("name", LEFT_BEHIND)
 def test_the_comparison_notices_state_that_the_librarys_own_method_leaves_behind(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,5 +118,5 @@ def test_a_model_that_cannot_be_sampled_is_refused_in_one_line() -> None:
     config = transformers.MambaConfig(vocab_size=96, hidden_size=16, num_hidden_layers=2, state_size=4)
     model = transformers.MambaForCausalLM(config)
     sampler = InProcessSampler(model, Words())
-    with pytest.raises(ValueError, match="MambaForCausalLM keeps its states in cache_params.*use --endpoint"):
+    with pytest.raises(ValueError, match="MambaForCausalLM keeps states and no keys.*use --endpoint"):
         list(sampler.sample([Request((5, 6), 0, 0)], SamplingConfig()))

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer, DynamicS
 import tiny
 from moe_steer import ExpertGain, SteeringPlan, steer
 from moe_steer.thinking import TokenTags
+from moe_steer.tokens.positions import cache_of
 from reasoning_evals.decoding import ThinkingBudget
 from reasoning_evals.engines import batch as batches
 from reasoning_evals.engines import cache_rows
@@ -60,7 +61,7 @@ def test_places_are_taken_before_the_last_row_has_left(monkeypatch: pytest.Monke
         if kwargs["input_ids"].shape[1] == 1:
             rows.append(len(mask_BT))
             widths.append(int(mask_BT.any(0).long().argmax()))
-            past = kwargs["past_key_values"]
+            past = cache_of(kwargs)
             assert {layer.get_seq_length() for layer in past.layers} == {mask_BT.shape[1] - 1}
 
     handle = sampler.model.register_forward_pre_hook(watch, with_kwargs=True)

@@ -27,6 +27,8 @@ from moe_steer.baking.safetensors.folder import Checkpoint, CheckpointShape, tex
 from moe_steer.plan import ExpertGain, ResidualVector, SteeringPlan
 
 _FOR_CHOICE = r"(?:[\w.]+\.)?(?:e_score_correction_bias|expert_bias|router_bias)|ffn\.gate\.bias"
+_ALSO_FOR_CHOICE = {"inkling2_text": r"|mlp\.gate\.bias", "inkling2_loop_text": r"|mlp\.gate\.bias"}
+"""Names that say nothing by themselves: elsewhere a gate's bias may be on the logits."""
 _ON_LOGITS = {"gpt_oss": r"mlp\.router\.bias"}
 _GROUPED = frozenset(
     [
@@ -37,6 +39,7 @@ _GROUPED = frozenset(
         "deepseek_v3",
         "deepseek_v32",
         "dots1",
+        "dots3_note_text",
         "exaone_moe",
         "glm4_moe",
         "glm4_moe_lite",
@@ -44,10 +47,13 @@ _GROUPED = frozenset(
         "glm5_next_text",
         "glm_moe_dsa",
         "hy_v4",
+        "hy_v4_vl_text",
         "kimi_k2",
         "kimi_linear",
         "mimo_v2_flash",
         "nemotron_h",
+        "sarvam_mla",
+        "sarvam_moe",
         "solar_open",
     ]
 )
@@ -83,8 +89,8 @@ def plan_choice(source: Checkpoint, shape: CheckpointShape, plan: SteeringPlan, 
 
 def _bias_of(source: Checkpoint, shape: CheckpointShape, entry: ExpertGain) -> tuple[StoredTensor, bool]:
     """The layer's bias, and whether it is on the logits."""
-    logits = _ON_LOGITS.get(shape.text_type)
-    pattern = re.compile(rf"(?:[A-Za-z_]\w*\.)*?(?:layers|blocks)\.{entry.layer}\.(?:{logits or _FOR_CHOICE})")
+    logits, also = _ON_LOGITS.get(shape.text_type), _ALSO_FOR_CHOICE.get(shape.text_type, "")
+    pattern = re.compile(rf"(?:[A-Za-z_]\w*\.)*?(?:layers|blocks)\.{entry.layer}\.(?:{logits or _FOR_CHOICE + also})")
     found = [
         tensor
         for name, tensor in source.tensors.items()
