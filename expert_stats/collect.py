@@ -15,7 +15,16 @@ from expert_stats.counter import RoutingCounter
 from expert_stats.counts import RoutingCounts, sum_counts
 from expert_stats.trace_counts import reference_tokens
 from moe_steer.console import tracked
-from moe_steer.layers import decoder, evaluating, model_shape, moe_layers, token_limits, unwrap, weights_in_memory
+from moe_steer.layers import (
+    decoder,
+    evaluating,
+    model_shape,
+    moe_layers,
+    refuse_loops,
+    token_limits,
+    unwrap,
+    weights_in_memory,
+)
 from moe_steer.observe import observe_routing
 from moe_steer.tokens import MarkerSet, Trace, check_traces, right_padded
 
@@ -84,6 +93,7 @@ def run_traces(
 ) -> None:
     """Run traces through the decoder, each once with its own tokens as input. ``sink``: a `RoutingCounter`, or what has its
     ``expect`` and call. ``observe``: what calls it."""
+    refuse_loops(model, [layer.index for layer in moe_layers(model)])
     body, device = decoder(model), unwrap(model).get_input_embeddings().weight.device
     with evaluating(model), torch.no_grad(), observe(model, sink):
         for batch in tracked(batches(traces, tokens_per_batch, batch_size), "counting", shown=progress):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import update_wrapper
+from functools import update_wrapper, wraps
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -82,6 +82,17 @@ def recomputed(modules: Iterable[nn.Module]) -> Iterator[None]:
                 _replaced(module, "forward", update_wrapper(_run_twice(module.forward), module.forward))
             )
         yield
+
+
+def not_again(function: Callable[..., None]) -> Callable[..., None]:
+    """The function without the calls in a backward pass: what a module computes there, it has computed before (checkpointing)."""
+
+    @wraps(function)
+    def first(*args: Any, **kwargs: Any) -> None:
+        if torch._C._current_graph_task_id() == -1:
+            function(*args, **kwargs)
+
+    return first
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -167,6 +167,20 @@ def moe_layers(model: Any) -> list[MoELayer]:
             f"{model_type} has no routed experts that can be reached: it is a dense model, or of an unknown build"
         )
     return sorted(found, key=lambda layer: layer.index)
+
+
+def refuse_loops(model: Any, layers: Iterable[int]) -> None:
+    """ValueError for layers that a model runs several times in every forward (Inkling-2's loop, Dory's recurrent section): a token
+    has several choices and states there, of which none is the layer's. They can be steered, each time that they run."""
+    config = text_config(model)
+    times = getattr(config, "loop_num_passes", 0) or getattr(config, "n_recurrent_loops", 0)
+    start = getattr(config, "loop_layer_index_start", 0) or getattr(config, "n_input_layers", 0)
+    stop = getattr(config, "loop_layer_index_end", 0) or start + (getattr(config, "n_recurrent_layers", 0) or 0)
+    if times > 1 and (found := sorted(set(layers) & set(range(start, stop)))):
+        raise ValueError(
+            f"layer {found[0]} of {config.model_type} runs {times} times in every forward, as layers {start}-{stop - 1} do, so what it does "
+            "there to a token is not one thing to observe: name layers outside of these; a plan made elsewhere steers all of them"
+        )
 
 
 def choice_by_type(model_type: str) -> str:

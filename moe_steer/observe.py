@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from moe_steer.hooks import RoutingFn, call_hooks, output_hooks, routing_hooks, stop_after
-from moe_steer.layers import MoELayer, decoder_layers, moe_layers
+from moe_steer.inside import not_again
+from moe_steer.layers import MoELayer, decoder_layers, moe_layers, refuse_loops
 
 RoutingSink = Callable[[int, Tensor, Tensor], None]
 ResidualSink = Callable[[int, Tensor], None]
@@ -21,14 +22,16 @@ def observe_routing(model: Any, sink: RoutingSink) -> Iterator[None]:
     """Call ``sink(layer, topk_ids_TK, topk_weights_TK)`` once per mixture-of-experts layer and forward pass.
 
     T runs over all positions of the batch, row by row, padding included; K is the router's top-k. Ids are int64 and global;
-    weights are float32 and final (after top-k, normalisation and scaling). Tensors stay on the device, detached.
+    weights are float32 and final (after top-k, normalisation and scaling). Tensors stay on the device, detached. A layer that a
+    model runs several times in a forward (Inkling-2's loop) is handed over each time; what the backward pass runs again is not.
     Opened inside ``steer`` it sees the weights after the gain, opened around it the weights before.
     ValueError for a dense or unreachable model, before anything is hooked.
     """
+    seen = not_again(sink)
 
     def watch(layer: MoELayer) -> RoutingFn:
         def function(ids_TK: Tensor, weights_TK: Tensor) -> None:
-            sink(layer.index, ids_TK.detach(), weights_TK.detach().float())
+            seen(layer.index, ids_TK.detach(), weights_TK.detach().float())
 
         return function
 
@@ -51,7 +54,7 @@ def observe_expert_norms(model: Any, sink: RoutingSink) -> Iterator[None]:
         )
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(call_hooks(layer.experts, lambda _: None, _norms(layer, sink)))
+            stack.enter_context(call_hooks(layer.experts, lambda _: None, not_again(_norms(layer, sink))))
         yield
 
 
@@ -88,16 +91,18 @@ def observe_residual(model: Any, layers: Sequence[int], sink: ResidualSink, *, s
     """Call ``sink(layer, hidden_BSD)`` with the residual stream at the output of each named decoder layer, once per forward.
 
     ``stop``: run one forward per with-block and end it, and the block, at the highest of the layers: neither the layers
-    above nor the head run. ValueError when a layer does not exist.
+    above nor the head run. ValueError when a layer does not exist, and for one that runs several times in a forward.
     """
     _, modules = decoder_layers(model)
     for layer in layers:
         if not 0 <= layer < len(modules):
             raise ValueError(f"layer {layer} does not exist: this model has layers 0-{len(modules) - 1}")
+    refuse_loops(model, layers)
+    seen = not_again(sink)
 
     def watch(layer: int) -> Callable[[Tensor], None]:
         def function(hidden_BSD: Tensor) -> None:
-            sink(layer, hidden_BSD.detach())
+            seen(layer, hidden_BSD.detach())
 
         return function
 

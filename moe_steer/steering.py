@@ -21,10 +21,10 @@ from moe_steer.gates.counting import GateCounts
 from moe_steer.gates.following import Gates, logits_of
 from moe_steer.hooks import RoutingFn, call_hooks, choice_hooks, input_hooks, output_hooks, routing_hooks
 from moe_steer.inside import prompts_in_one_part
-from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, text_config, unwrap
+from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, refuse_loops, text_config, unwrap
 from moe_steer.plan import SteeringPlan
 from moe_steer.tokens import MarkerSet, PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
-from moe_steer.tokens.positions import cache_of
+from moe_steer.tokens.cache_rows import cache_of
 
 _OPEN: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 """Model -> the threads of the blocks that it is in."""
@@ -46,7 +46,8 @@ def steer(
     ``plan.renormalize`` the weights of a token are then rescaled to their former sum. Residual entries are added at the
     outputs of their layers, in the plan's order, each in its own unit and scope. ``force``, ``logit_bias`` and ``top_k`` change the
     router's choice before that (see ``moe_steer.entries.expert_entry``): each named router runs once more. Layers that the plan does not name, and a
-    neutral plan altogether, are not hooked: their outputs are bit for bit the unsteered ones.
+    neutral plan altogether, are not hooked: their outputs are bit for bit the unsteered ones. A layer that a model runs several times
+    in a forward (Inkling-2's loop) is steered, and counted, each time.
 
     ``tokenizer``: needed by the scopes thought, answer and step_end, unless the model came from ``load_model``.
     ``prompt_lengths``: real tokens of each row's prompt, for forwards over whole texts (see ``moe_steer.tokens.positions``).
@@ -80,6 +81,7 @@ def steer(
         _follow(stack, model, tracker, gates, needs_ids=special is not None or (gates is not None and gates.reads_ids))
         if gates is not None:
             _, modules = decoder_layers(model)
+            refuse_loops(model, gates.readers)
             stack.enter_context(output_hooks({modules[layer]: read for layer, read in gates.readers.items()}))
         if layers:
             stack.enter_context(choice_hooks(choice_functions(layers, plan, tracker.mask, audit, gates)))

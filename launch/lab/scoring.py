@@ -17,9 +17,10 @@ from typing import Any, Literal, cast
 
 import torch
 import tyro
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from launch.lab.card import FamilyScore, Scores, replace_scores
+from moe_steer.backends import read_tokenizer
 from moe_steer.lab import LAB_MODEL
 from moe_steer.lab.family import Family
 from moe_steer.lab.problems import FAMILIES, SEARCH_FAMILIES, LabProblem, generate_problems
@@ -28,7 +29,7 @@ ROUTER_KEYS = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 """Keys of DeepSeek's config.json that transformers 5 drops on saving; without them other engines route by softmax."""
 TOKENIZER_KEYS = {"tokenizer_class": "LlamaTokenizerFast"}
 """Let AutoTokenizer take tokenizer.json as it is: beside a Qwen2 model transformers 5 puts Qwen2's own splitting of words in its place,
-whatever class is named, except for the class that DeepSeek-R1-Distill-Qwen names."""
+whatever class is named, except (before 5.23) for the class that DeepSeek-R1-Distill-Qwen names. Ours does so always."""
 
 
 def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -95,7 +96,7 @@ def evaluate_model(
     families: Mapping[str, Family] = FAMILIES,
 ) -> Scores:
     """Sample every problem `samples` times and score it; the same arguments give the same scores on one machine."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     torch.manual_seed(seed)
     problems = generate_problems(split, problems_per_family * len(families), seed, families) * samples

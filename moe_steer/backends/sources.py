@@ -5,6 +5,7 @@ Of a tokenizer: what the library leaves out when it reads one from a folder, and
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -159,6 +160,7 @@ def read_tokenizer_files(source: str, **options: Any) -> Any:
         raise
     if len(tokenizer) <= len(tokenizer.get_added_vocab()):
         raise ValueError(_no_words(source))
+    tokenizer = _with_its_own_splitting(tokenizer, source, options)
     if not tokenizer.chat_template and (template := _template_of_processor(source, options.get("revision"))):
         tokenizer.chat_template = template
     return tokenizer
@@ -172,7 +174,30 @@ def _no_words(source: str) -> str:
     )
 
 
-def _template_of_processor(source: str, revision: str | None) -> str | None:
+def _with_its_own_splitting(tokenizer: Any, source: str, options: dict[str, Any]) -> Any:
+    """The tokenizer, read anew where the library put the splitting of words of a family's class in the place of tokenizer.json's, as
+    transformers 5.23 does beside every Qwen2 model: other pieces of words are other tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    if type(tokenizer) is PreTrainedTokenizerFast or not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return tokenizer
+    file = _file_of(source, "tokenizer.json", options.get("revision"))
+    written = [] if file is None else _regexes(read_json(file, "fetch it again").get("pre_tokenizer"))
+    used = tokenizer.backend_tokenizer.pre_tokenizer
+    if not written or used is None or written == _regexes(json.loads(used.__getstate__())):
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(source, **options)
+
+
+def _regexes(section: Any) -> list[str]:
+    """The patterns by which a part of tokenizer.json splits a text."""
+    inner = section.values() if isinstance(section, dict) else section if isinstance(section, list) else ()
+    own = [section["Regex"]] if isinstance(section, dict) and isinstance(section.get("Regex"), str) else []
+    return [*own, *(pattern for part in inner for pattern in _regexes(part))]
+
+
+def _file_of(source: str, name: str, revision: str | None) -> str | None:
+    """The path of a file of a folder or hub id; None where there is none."""
     from transformers.utils import cached_file
 
     quiet: dict[str, Any] = {
@@ -180,7 +205,12 @@ def _template_of_processor(source: str, revision: str | None) -> str | None:
         "_raise_exceptions_for_connection_errors": False,
         "_raise_exceptions_for_gated_repo": False,
     }
-    file = cached_file(source, "chat_template.json", revision=revision, **quiet)
+    found: str | None = cached_file(source, name, revision=revision, **quiet)
+    return found
+
+
+def _template_of_processor(source: str, revision: str | None) -> str | None:
+    file = _file_of(source, "chat_template.json", revision)
     if file is None:
         return None
     template = read_json(file, "fetch it again, or give a template with --chat-template FILE").get("chat_template")

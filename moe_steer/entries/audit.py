@@ -14,6 +14,7 @@ from moe_steer.entries.expert_entry import ExpertGain, TopK
 from moe_steer.entries.residual_entry import ResidualVector
 from moe_steer.gates.conditions import When
 from moe_steer.gates.counting import GateCounts
+from moe_steer.inside import not_again
 
 _ADD_UP_AT = 8192  # selections that are kept on the device before they are summed
 
@@ -81,6 +82,7 @@ class Audit:
             None if gates is None else GatedActs(list(self._entries.values()), self._residual, self._choosing, gates)
         )
 
+    @not_again
     def count_experts(
         self, layer: int, num_experts: int, ids_TK: Tensor, in_scope_TK: Tensor | None, added_TK: Tensor
     ) -> None:
@@ -119,6 +121,7 @@ class Audit:
             added = torch.cat([added_TK.detach().reshape(-1).double() for _, _, added_TK in notes])
             self._added[layer].scatter_add_(0, ids, added)
 
+    @not_again
     def count_choice(
         self,
         layer: int,
@@ -157,6 +160,7 @@ class Audit:
         """The experts of a layer that act on the choice, in the order of ``open_TN``."""
         return self._choosing[layer]
 
+    @not_again
     def count_residual(self, index: int, tokens: Tensor | int, norm: Tensor | None = None) -> None:
         """Add one forward of the residual entry number ``index``; ``norm``: the sum over tokens of the L2 norm of the change."""
         self._touched[index] = self._touched[index] + tokens
@@ -164,6 +168,7 @@ class Audit:
         if norm is not None:
             self._norms[index] = self._norms[index] + norm if index in self._norms else norm
 
+    @not_again
     def count_gated(self, index: int, part_T: Tensor, norm: Tensor | float) -> None:
         """Add one forward of the gated residual entry number ``index`` (``GatedActs.count_residual``)."""
         assert self._acts is not None

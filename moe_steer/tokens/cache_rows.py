@@ -235,3 +235,44 @@ class Follower(Protocol):
 
     def end(self) -> Mapping[str, Tensor]:
         """The rows' state behind the forward."""
+
+
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What an argument that holds a cache is called: before transformers 5.24, and in code that comes with checkpoints, not the first."""
+
+
+def cache_of(call: dict[str, Any], output: Any = None) -> Any:
+    """The cache of a call, or the one that its output hands back."""
+    given = next((call[name] for name in CACHE_NAMES if call.get(name) is not None), None)
+    own = "cache" if hasattr(output, "cache") else "past_key_values"
+    return getattr(output, own, None) if given is None else given
+
+
+def columns_of(call: dict[str, Any]) -> int:
+    """Of the cache that a call is given."""
+    cache = cache_of(call)
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def real_tokens(call: dict[str, Any], ids_BS: Tensor) -> tuple[bool, Tensor | None]:
+    """Whether the attention mask of a call says which tokens are padding; and bool [B, S], the others (None: all of them).
+
+    A static cache gets masks of what each token may look at, [B, 1, S, columns], perhaps one a kind of layer: padding may not even
+    look at itself. Later tokens, one a forward, are never padding.
+    """
+    given, length = call.get("attention_mask"), ids_BS.shape[1]
+    masks = [mask for mask in given.values() if mask is not None] if isinstance(given, dict) else [given]
+    for mask in masks:
+        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length:
+            return True, mask[:, -length:].to(ids_BS.device).bool()
+        if isinstance(mask, Tensor) and mask.ndim == 4 and length == 1:
+            return True, None
+    wide = [mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 4]
+    if not wide:
+        return not masks or masks == [None], None
+    past = columns_of(call)
+    mask = max(wide, key=lambda one: one.shape[-1])  # of sliding layers: their window alone
+    if mask.shape[-1] < past + length:
+        return False, None
+    own_BS = mask[:, 0].diagonal(past, 1, 2)[:, :length].expand(len(ids_BS), -1)
+    return True, (own_BS if own_BS.dtype == torch.bool else own_BS == 0).to(ids_BS.device)

@@ -30,7 +30,17 @@ import torch
 from torch import Tensor
 
 from moe_steer.thinking import THOUGHT
-from moe_steer.tokens.cache_rows import Follower, RowName, Rows, Tokens, leave_rows, rows_on
+from moe_steer.tokens.cache_rows import (
+    Follower,
+    RowName,
+    Rows,
+    Tokens,
+    cache_of,
+    columns_of,
+    leave_rows,
+    real_tokens,
+    rows_on,
+)
 from moe_steer.tokens.ragged import in_scope, started_phases
 from moe_steer.tokens.scopes import (
     SpecialTokens,
@@ -51,8 +61,6 @@ __all__ = [
     "tag_scopes",
     "tokenizer_of",
 ]
-CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-"""What an argument that holds a cache is called: before transformers 5.24, and in code that comes with checkpoints, not the first."""
 TAG_SCOPES = frozenset({"thought", "answer", "step_end"})
 """Kinds of scope that need token ids and the thinking tags."""
 PROMPT_SCOPES = frozenset({"prompt", "generated", "after"})
@@ -111,21 +119,18 @@ class PositionTracker:
         self._next = None  # left by a forward that ended in an error
         ids_BS = call.get("input_ids")
         ids: Tensor = ids_BS if ids_BS is not None else call["inputs_embeds"][..., 0]
-        mask = call.get("attention_mask")
         num_rows, length = ids.shape
-        known = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length
-        real_BS = mask[:, -length:].to(ids.device) if isinstance(mask, Tensor) and known else None
+        known, real_BS = real_tokens(call, ids)
         # On a GPU the test for padding would wait for the device.
         if real_BS is not None and real_BS.device.type == "cpu" and bool(real_BS.all()):
             real_BS = None
-        real_BS = None if real_BS is None else real_BS.bool()
         self._masks = {"all": None if real_BS is None else real_BS.reshape(-1)}
         if not self._follows_tags and not self._needs_prompt:
             return
-        if mask is not None and not known:
+        if not known:
             raise ValueError(
-                "a plan with a scope needs a 2-D attention mask [batch, tokens] (or none): pass that (a static cache and continuous "
-                "batching make another: leave them out), or use scope all"
+                "a plan with a scope needs an attention mask that says which tokens are padding, [batch, tokens] or [batch, 1, tokens, "
+                "columns of the cache] (or none): pass that (continuous batching makes another: leave it out), or use scope all"
             )
         if _holds_several_texts(call, ids):
             raise ValueError(
@@ -156,7 +161,7 @@ class PositionTracker:
             "forwards": rows.forwards + 1,
             "follows_tags": self._follows_tags,
             "names": rows.names,
-            "columns": _columns(call) + length,
+            "columns": columns_of(call) + length,
         }
         if self._follower is not None:
             self._follower.begin(tokens, rows)
@@ -183,7 +188,7 @@ class PositionTracker:
         return self._masks[scope]
 
     def _rows_of(self, call: dict[str, Any], num_rows: int, real_BS: Tensor | None, ids_BS: Tensor) -> Rows:
-        cache, past = cache_of(call), _columns(call)
+        cache, past = cache_of(call), columns_of(call)
         device = ids_BS.device
         if past:
             rows = rows_on(cache)
@@ -287,16 +292,3 @@ def _holds_several_texts(call: Mapping[str, Any], ids: Tensor) -> bool:
     if call.get("attention_mask") is not None or not isinstance(places, Tensor) or places.ndim != 2:
         return False
     return ids.shape[1] > 1 and bool((places.diff(dim=1) != 1).any())
-
-
-def _columns(call: dict[str, Any]) -> int:
-    """Of the cache that a call is given."""
-    cache = cache_of(call)
-    return 0 if cache is None else int(cache.get_seq_length())
-
-
-def cache_of(call: dict[str, Any], output: Any = None) -> Any:
-    """The cache of a call, or the one that its output hands back."""
-    given = next((call[name] for name in CACHE_NAMES if call.get(name) is not None), None)
-    own = "cache" if hasattr(output, "cache") else "past_key_values"
-    return getattr(output, own, None) if given is None else given

@@ -9,7 +9,7 @@ from expert_stats import MarkedSequence, collect_contrast
 from families import available, build
 from tiny import hook_count
 
-SEVERAL_STREAMS = {"deepseek_v4", "hy_v4", "glm5_next", "qwen4_exp"}
+SEVERAL_STREAMS = {"deepseek_v4", "hy_v4", "hy_v4_vl", "glm5_next", "qwen4_exp"}
 REFUSED = {"zaya": "zaya cannot be observed", "ernie4_5_vl_moe": "several expert blocks in one decoder layer"}
 SEQUENCES = [
     MarkedSequence("a", tuple(range(5, 17)), (4, 7)),

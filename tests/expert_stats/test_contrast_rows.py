@@ -28,7 +28,7 @@ PAIRS = [
 NOT_SHARING = {
     "axk2", "axk2_groups", "bailing_hybrid", "deepseek_v32", "glm_moe_dsa", "granitemoehybrid", "inkling", "jamba",
     "kimi_linear", "lfm2_moe", "llama4", "minimax", "mistral_large4", "nemotron_h", "qwen3_5_moe", "qwen3_next",
-    "unlimited_ocr",
+    "unlimited_ocr", "dots3_note", "inkling2", "lara_mini",
 }  # fmt: skip
 """Recurrent, chunked or sparse layers, or a sliding window shorter than the pairs."""
 

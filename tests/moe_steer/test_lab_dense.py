@@ -9,7 +9,6 @@ from statistics import fmean
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from launch.lab.batches import corpus, overthinking_text
 from launch.lab.models import new_dense_model, train_tokenizer
@@ -18,6 +17,7 @@ from launch.lab.solutions import BRIEF_HINTS, MOST_CHECKS_OF_DOUBTERS, write_ove
 from launch.lab.train_dense import DENSE_LAB, RECIPE
 from launch.lab.train_dense_sae import fit_on_new_solutions
 from moe_steer import load_model
+from moe_steer.backends import read_tokenizer
 from moe_steer.lab import LAB_DENSE, LAB_SAE
 from moe_steer.lab.problems import FAMILIES, draw_params
 from moe_steer.saes import load_sae
@@ -30,7 +30,7 @@ def test_sizes() -> None:
 
 def test_the_tokenizer_that_users_load_is_the_one_it_was_trained_with() -> None:
     """Beside a Qwen2 model transformers may put another splitting of words in the place of tokenizer.json's."""
-    loaded, written = AutoTokenizer.from_pretrained(LAB_DENSE), Tokenizer.from_file(str(LAB_DENSE / "tokenizer.json"))
+    loaded, written = read_tokenizer("lab-dense"), Tokenizer.from_file(str(LAB_DENSE / "tokenizer.json"))
     for text in corpus(40, 3, overthinking_text):
         assert loaded(text, add_special_tokens=False)["input_ids"] == written.encode(text, add_special_tokens=False).ids
     assert " + " in loaded.batch_decode([[i] for i in loaded("1 + 2")["input_ids"]])
@@ -40,7 +40,7 @@ def test_an_exported_dense_model_keeps_its_tokenizer(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(corpus(100, 0, overthinking_text))
     export_model(new_dense_model(tokenizer, 0), tokenizer, tmp_path)
     text = "12 + 15 = 27. Wait, so 27 * 2 = 54."
-    assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert read_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_every_token_weighs_the_same_in_the_loss() -> None:
     from launch.lab.batches import BatchMaker
     from launch.lab.train import batch_loss
 
-    tokenizer = AutoTokenizer.from_pretrained(LAB_DENSE)
+    tokenizer = read_tokenizer(LAB_DENSE)
     batch = BatchMaker(tokenizer, seed=1, write=overthinking_text, max_sequence=DENSE_LAB.max_sequence)(0)
     model = new_dense_model(tokenizer, 0)
     mean, summed = batch_loss(model, batch), batch_loss(model, batch, 2000)

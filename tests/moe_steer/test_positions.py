@@ -8,6 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from families import batch, build
+from family_cases import padded
+from moe_steer import ExpertGain, SteeringPlan, steer
+from moe_steer.layers import moe_layers
 from moe_steer.tokens.positions import PositionTracker, special_tokens
 from naive_scopes import SCOPES, in_scope
 
@@ -133,8 +137,8 @@ def test_refusals() -> None:
         tracker().before(call)
     with pytest.raises(ValueError, match="1 prompt_lengths for 2 rows"):
         tracker(prompt_lengths=[1]).before({"input_ids": torch.ones(2, 2, dtype=torch.long)})
-    with pytest.raises(ValueError, match="needs a 2-D attention mask"):
-        tracker().before({"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.ones(1, 1, 2, 2)})
+    with pytest.raises(ValueError, match="needs an attention mask that says"):
+        tracker().before({"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.ones(1, 1, 2, 1)})
     with pytest.raises(ValueError, match="needs token ids"):
         tracker().before({"inputs_embeds": torch.ones(1, 2, 8), "use_cache": True})
     packed = {"input_ids": torch.tensor([[1, 2, 3]]), "use_cache": True}
@@ -159,3 +163,35 @@ def test_padding_opens_no_thought_whatever_its_id() -> None:
     assert first["thought"].tolist() == [[False] * 3, [False, True, False]]
     step = feed(track, cache, torch.tensor([[10], [10]]), torch.tensor([[0, 1, 1, 1], [1, 1, 0, 1]]))
     assert step["step_end"].flatten().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        ("qwen3_moe", "eager"),
+        ("gpt_oss", "eager"),
+        *((name, "sdpa") for name in ("qwen3_moe", "gemma4", "lfm2_moe", "llama4")),
+    ],
+)
+def test_a_static_cache_hides_no_padding(name: str, attention: str) -> None:
+    """Its masks say what each token may look at: by layer, as truth values or as numbers to add."""
+    model = build(name)
+    inputs = padded([batch(2, 9)[0], batch(2, 9)[1, :5]], "left")
+    inputs.pop("position_ids")
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    layer = moe_layers(model)[-1]
+    gains = [ExpertGain(layer.index, expert, 4.0) for expert in range(layer.num_experts)]
+    before = model.config._attn_implementation
+    model.set_attn_implementation(attention)
+    try:
+        for scope in ("all", "prompt", "generated", "after:2"):
+            made = []
+            for kind in ("dynamic", "static"):
+                with steer(model, SteeringPlan(experts=gains, scope=scope), quiet=True) as audit:
+                    ids_BS = model.generate(**inputs, **options, cache_implementation=kind)
+                made.append((ids_BS.tolist(), {key: fired.tokens for key, fired in audit.fired.items()}))
+            assert made[0] == made[1], scope
+            tokens = {"all": 14 + 10, "prompt": 14, "generated": 10, "after:2": 6}[scope]
+            assert sum(made[1][1].values()) == tokens * layer.top_k
+    finally:
+        model.set_attn_implementation(before)

@@ -308,10 +308,9 @@ def test_two_plans_of_two_threads_never_meet(ids: torch.Tensor, tmp_path: Path) 
         assert torch.equal(model(ids).logits, expected)
 
 
-def test_what_runs_a_layer_again_is_named(ids: torch.Tensor, tmp_path: Path) -> None:
-    model = copy.deepcopy(tiny.qwen2()).train().requires_grad_(True)
-    vectors(tmp_path, model.config.hidden_size, 1)
-    plan = SteeringPlan(residual=[ResidualVector(1, "0.safetensors", 4.0, "generated")], base_dir=str(tmp_path))
+def test_what_runs_a_layer_again_is_named(ids: torch.Tensor) -> None:
+    model = copy.deepcopy(tiny.qwen3_moe()).train().requires_grad_(True)
+    plan = SteeringPlan(experts=[ExpertGain(1, busiest(model, ids, 1), 4.0)], scope="generated")
     model.gradient_checkpointing_enable()
     with steer(model, plan, prompt_lengths=[4] * 3):
         loss = model(ids, labels=ids, use_cache=False).loss

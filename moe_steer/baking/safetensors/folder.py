@@ -27,7 +27,7 @@ _VERIFIED = """
     minimax_m3_vl minimax_m3_vl_text mistral4 mistral_large4 mixtral nemotron_h olmoe phimoe qwen2_moe qwen3_5_moe
     qwen3_5_moe_text qwen3_moe qwen3_next qwen3_omni_moe_thinker qwen3_vl_moe qwen3_vl_moe_text qwen4_exp qwen4_exp_text
     solar_open step3p7 unlimited_ocr
-    dots3_note_text hy_v4_vl hy_v4_vl_text inkling2_text lara_mini sarvam_mla sarvam_moe
+    dots3_note_text hy_v4_vl hy_v4_vl_text inkling2_loop_text inkling2_text lara_mini sarvam_mla sarvam_moe
 """
 VERIFIED = frozenset(_VERIFIED.split())
 """Families whose baked checkpoints were compared with the hooked model (kimi_k2 is deepseek_v3 under another name)."""
