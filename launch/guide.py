@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes.util import find_library
 from dataclasses import dataclass
 from importlib import metadata
@@ -158,10 +158,22 @@ def _package(what: str, extra: str, name: str) -> Finding:
     there = _version(name)
     if there is None:
         return Finding("--", what, f"pip install '{NAME}[{extra}]'")
-    asked = [text for text in metadata.requires(NAME) or () if f'extra == "{extra}"' in text and _bare(text) == name]
+    asked = [text for text in _asked_of(NAME, extra) if _bare(text) == name]
     if not all(map(_satisfied, asked)):
         return Finding("--", what, f"{name} {there} is another version than asked for: pip install '{NAME}[{extra}]'")
     return Finding("ok", what, f"{name} {there}")
+
+
+def _asked_of(distribution: str, extra: str) -> Iterator[str]:
+    """What an extra asks for, also through the extras of other packages."""
+    from packaging.requirements import Requirement
+
+    for text in metadata.requires(distribution) or ():
+        if f'extra == "{extra}"' in text:
+            yield text
+            one = Requirement(text)
+            for inner in one.extras:
+                yield from _asked_of(one.name, inner)
 
 
 def _any_of(what: str, names: Sequence[str], otherwise: str) -> Finding:
@@ -181,7 +193,7 @@ def _version(name: str) -> str | None:
 
 
 def _bare(requirement: str) -> str:
-    """The name of a requirement such as ``transformers>=5.21,<5.23``."""
+    """The name of a requirement such as ``transformers>=5.21,<5.25``."""
     from packaging.requirements import Requirement
 
     return Requirement(requirement).name

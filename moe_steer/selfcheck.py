@@ -1,6 +1,6 @@
 """A check before a sharded model is used: steer a few tokens and compare with the formula, on the same backend.
 
-One expert's contribution to its block is linear in its gain: out(g) = out(0) + g * (out(1) - out(0)). So three runs with
+One expert's contribution to its layer's experts is linear in its gain: out(g) = out(0) + g * (out(1) - out(0)). So three runs with
 gains 0, 1 and g give the contribution without access to the expert's weights, and a fourth run with that contribution added
 explicitly must give the logits of the steered one. Caught: a hook that does not bite, ids that are not global (transformers
 <= 5.17 under expert parallelism), ranks that compute different things.
@@ -41,7 +41,13 @@ def check_backend(model: Any) -> None:
     layout = layout_of(model)
     # A rank that finds an error stops; under lockstep it still joins the forwards of the others.
     with torch.no_grad(), lockstep(model):
-        problems = _problems(model)
+        try:
+            problems = _problems(model)
+        except (torch.cuda.OutOfMemoryError, ValueError):
+            raise
+        except Exception as error:  # of the library, in the first forward of a family that it cannot cut
+            said = (str(error).strip().splitlines() or [""])[0][:160]
+            problems = (f"a forward pass ended in {type(error).__name__}{f' ({said})' if said else ''}", "")
     if layout.world_size > 1 and dist.is_initialized():
         gathered: list[Any] = [None] * layout.world_size
         dist.all_gather_object(gathered, problems)
@@ -111,7 +117,7 @@ def _check_layer(inner: Any, layer: MoELayer, ids: Tensor, routed_TK: Tensor, pl
     if error > tolerance:
         return f"steering {where} with gain {_GAIN:g} is off the formula by {error:.3g} (allowed {tolerance:.3g})"
     shift = ((_GAIN - 1) * (out_1 - out_0)).to(inner.dtype)
-    with output_hooks({layer.block: lambda hidden: hidden + shift.reshape(hidden.shape)}):
+    with output_hooks({_sum_of(layer): lambda hidden: hidden + shift.reshape(hidden.shape)}):
         by_hand = _logits(inner, ids)
     effect, left = float((logits - plain).norm()), float((logits - by_hand).norm())
     allowed = _ROUNDINGS * eps * float(plain.norm()) + (0.05 if eps < 1e-4 else 0.5) * effect
@@ -120,11 +126,16 @@ def _check_layer(inner: Any, layer: MoELayer, ids: Tensor, routed_TK: Tensor, pl
     return ""
 
 
+def _sum_of(layer: MoELayer) -> torch.nn.Module:
+    """What returns the sum of the experts' contributions: a block may norm it (A.X K1, Gemma-4)."""
+    return layer.block if layer.input_scaled or layer.weights_first else layer.experts
+
+
 def _run(inner: Any, layer: MoELayer, ids: Tensor, expert: int, gain: float) -> tuple[Tensor, Tensor]:
     """(logits, output [T, D] of the block) under one gain."""
     seen: list[Tensor] = []
     plan = SteeringPlan(experts=[ExpertGain(layer=layer.index, expert=expert, gain=gain)])
-    with output_hooks({layer.block: lambda hidden: seen.append(hidden.detach().float().clone())}):
+    with output_hooks({_sum_of(layer): lambda hidden: seen.append(hidden.detach().float().clone())}):
         with steer(inner, plan, quiet=True):
             logits = _logits(inner, ids)
     return logits, seen[0].reshape(-1, seen[0].shape[-1])

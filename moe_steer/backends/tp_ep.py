@@ -56,7 +56,8 @@ def parallel_rules(model: Any, world_size: int) -> tuple[dict[str, str], dict[st
     """(dense rules, expert rules) by wildcard name for a model on so many ranks; ``replicate`` marks layers that stay whole.
 
     Starts from the family's own plans. A group of layers (an attention, an MLP) whose heads or FP8 blocks the ranks cannot
-    share evenly stays whole on every rank: if it were cut, the forward pass would fail or use wrong scales.
+    share evenly stays whole on every rank: if it were cut, the forward pass would fail or use wrong scales. So does one that the
+    library cuts out of larger tensors while it reads.
     """
     ep_plan = dict(model.ep_plan)
     inside = tuple(f"{name}." for name in ep_plan)
@@ -68,7 +69,7 @@ def parallel_rules(model: Any, world_size: int) -> tuple[dict[str, str], dict[st
         if _heads_divide(model, tp_plan, world_size)
         else {g for g in map(_group, tp_plan) if g.endswith(_ATTENTION)}
     )
-    whole |= _groups_of_torn_blocks(model, tp_plan, world_size)
+    whole |= _groups_of_torn_blocks(model, tp_plan, world_size) | _groups_cut_out_while_reading(model, tp_plan)
     return {name: "replicate" if _group(name) in whole else style for name, style in tp_plan.items()}, ep_plan
 
 
@@ -99,6 +100,19 @@ def _groups_of_torn_blocks(model: Any, tp_plan: dict[str, str], world_size: int)
         if style.startswith(("rowwise", "colwise")) and part * world_size != shapes[f"{layer}.weight"][dimension]:
             torn.add(_group(rule))
     return torn
+
+
+def _groups_cut_out_while_reading(model: Any, tp_plan: dict[str, str]) -> set[str]:
+    """Groups whose tensors the library cuts out of one of the checkpoint's, by their full sizes, which a rank's slice does not have."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    targets = [
+        target
+        for entry in get_model_conversion_mapping(model)
+        if any(type(operation).__name__ == "Split" for operation in getattr(entry, "operations", []))
+        for target in entry.target_patterns
+    ]
+    return {_group(name) for name in tp_plan if any(re.search(target, name) for target in targets)}
 
 
 def refusal(config: Any, world_size: int) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 
 import tiny
+from families import available, build
 from moe_steer import load_model
 from moe_steer.backends.blueprint import skeleton
 from moe_steer.backends.checkpoint import cached_folder
@@ -256,3 +257,12 @@ def test_a_torn_shard_in_the_hubs_cache_is_named(tmp_path: Path, monkeypatch: py
         ValueError, match=r"the weight file model.safetensors in .*snapshots/abc' is damaged .*fetch it again"
     ):
         load_model("someone/model", backend="plain")
+
+
+def test_attention_that_is_cut_out_of_a_larger_tensor_while_reading_stays_whole() -> None:
+    """Sarvam's checkpoints fuse queries, keys and values: the library splits them by their full sizes, which a slice does not have."""
+    if "sarvam_moe" not in available():
+        pytest.skip("came with transformers 5.24")
+    rules, _ = parallel_rules(build("sarvam_moe"), 2)
+    assert {style for name, style in rules.items() if ".self_attn." in name} == {"replicate"}
+    assert rules["model.layers.*.mlp.shared_experts.gate_proj"] == "colwise"

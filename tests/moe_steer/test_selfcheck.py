@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import tiny
+from families import REFUSED, available, build
 from moe_steer import selfcheck
 from moe_steer.hooks import routing_hooks
 from moe_steer.selfcheck import BackendCheckFailed, check_backend
@@ -22,6 +23,21 @@ def test_a_model_that_is_steered_right_passes(name: str) -> None:
     before = tiny.hook_count(model)
     check_backend(model)
     assert tiny.hook_count(model) == before
+
+
+@pytest.mark.parametrize("name", [name for name in available() if name not in REFUSED])
+def test_every_family_passes(name: str) -> None:
+    """A.X K1 and Gemma-4 put a norm behind the experts' sum: there the block is not linear in a gain."""
+    check_backend(build(name))
+
+
+def test_a_forward_that_fails_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(selfcheck, "_logits", fail)
+    with pytest.raises(BackendCheckFailed, match="a forward pass ended in AssertionError; use another backend"):
+        check_backend(tiny.deepseek_v3())
 
 
 def test_a_model_in_bfloat16_passes() -> None:
