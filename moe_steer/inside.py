@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from moe_steer.layers import decoder_layers, text_config, unwrap
 
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
-_NO_MLP = ("attn", "attention", "norm", "mamba", "conv", "mixer", "hc", "hyper_connection")
+_NO_MLP = ("attn", "attention", "norm", "mamba", "conv", "mixer", "hc", "hyper_connection", "input")
 
 
 class Place(NamedTuple):
@@ -44,7 +44,8 @@ def place_of(model: Any, layer: int, site: str) -> Place:
     found = [
         name
         for name in parts
-        if ("attn" in name or "attention" in name) and not set(name.split("_")) & {"norm", "hc", "hyper", "sconv"}
+        if ("attn" in name or "attention" in name)
+        and not set(name.split("_")) & {"norm", "hc", "hyper", "sconv", "convolution", "input"}
     ]
     if len(found) != 1 or isinstance(parts[found[0]], nn.ModuleList):
         raise ValueError(f"{here} has no one attention module (it holds {', '.join(parts)}): use the site 'output'")
@@ -55,7 +56,7 @@ def place_of(model: Any, layer: int, site: str) -> Place:
     heads = getattr(text_config(model), "num_attention_heads", 0)
     if len(own) != 1 or "linear" in found[0] or not isinstance(heads, int) or heads < 1:
         raise ValueError(f"{here} has no output projection that takes its heads side by side: use the site 'attention'")
-    return Place(own[0], heads)
+    return Place(getattr(own[0], "linear", own[0]), heads)  # behind the gate that Inkling-2's projection holds
 
 
 def head_of(hidden: Tensor, heads: int, width: int, number: int) -> slice:
