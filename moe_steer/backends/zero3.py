@@ -117,6 +117,9 @@ def start(model: Any, config: dict[str, Any]) -> Any:
         engine = deepspeed.initialize(model=model, config=config)[0]
     engine.eval()
     inner = engine.module
+    for block in inner.modules():
+        if getattr(block, "_is_autoep_layer", False):
+            _in_its_own_precision(block.router.gate)
     generate = inner.generate
 
     @functools.wraps(generate)
@@ -127,6 +130,12 @@ def start(model: Any, config: dict[str, Any]) -> Any:
 
     inner.generate = in_lockstep
     return engine
+
+
+def _in_its_own_precision(gate: Any) -> None:
+    """transformers 5.24 keeps the weights of routers in float32, and DeepSpeed gives them the tokens as they are."""
+    forward = gate.forward
+    gate.forward = lambda hidden: forward(hidden.to(gate.weight.dtype))
 
 
 @contextmanager
