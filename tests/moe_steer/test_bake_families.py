@@ -176,5 +176,6 @@ def test_the_table_names_only_families_that_are_compared_here() -> None:
     types |= {config.get_text_config().model_type for config in configs} | {config.model_type for config in configs}
     # Wrappers and text parts that are the same decoder under another name.
     same = {"aria", "gemma4", "kimi_k2", "qwen3_5_moe", "qwen4_exp", "minimax_m3_vl", "qwen3_vl_moe_text"}
+    same |= {"inkling2_loop_text"}  # test_layers_run_again compares it
     later = {FAMILIES[name].model_type for name in FAMILIES.keys() - set(available())}  # than the installed library
     assert VERIFIED - types <= same | later | {f"{name}_text" for name in later}
