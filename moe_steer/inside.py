@@ -107,7 +107,8 @@ def _in_parts(ids_BS: Tensor, config: Any, options: Mapping[str, Any], *_: Any, 
     """What of a call of ``_prefill`` reads a prompt in parts; empty where nothing does."""
     if config.prefill_chunk_size is not None:
         return "prefill_chunk_size"
-    cache, mask = options.get("past_key_values"), options.get("attention_mask")
+    cache = options.get("cache", options.get("past_key_values"))  # the first since transformers 5.24
+    mask = options.get("attention_mask")
     past = cache.get_seq_length() if cache is not None else 0
     length = (ids_BS if mask is None else mask).shape[1]
     # One token more than the cache holds is the newest of a text that goes on.
