@@ -49,7 +49,8 @@ def ends_sentence(texts: Sequence[str]) -> bool:
         """Of a full stop after this text; None: no sentence ends there."""
         last = before[-1] if before else ""
         line = "".join(before).rpartition("\n")[2]
-        if last == "approx" or (last == "4" and line.strip().isdigit() and bool(line) and has_line(before)):
+        opens_list = last in ("4", "x") and has_line(before) and set(line[:-1]) <= {"4", " "}
+        if last == "approx" or opens_list:
             return None
         return last[-1:].isdigit() or last == "x"
 
