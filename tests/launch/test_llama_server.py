@@ -83,4 +83,4 @@ def test_steering_plans_are_refused_on_it_by_the_command_that_serves_them(
     asked = ["--arms", "baseline", f"plan:{files / 'loud.json'}", "--num-problems", "2", "--samples", "1", "--greedy"]
     with llama_server(files / "lab.gguf") as url:
         assert evaluate([*asked, "--out", str(tmp_path / "run"), "--endpoint", url]) == 1
-    assert "takes no steering plans (GET /v1/steering answers 404)" in capsys.readouterr().err
+    assert "takes no steering plans (GET /v1/steering names none)" in capsys.readouterr().err
