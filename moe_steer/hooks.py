@@ -135,17 +135,16 @@ def call_hooks(
     def named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**dict(zip(names, args, strict=False)), **kwargs}
 
-    inside: set[int] = set()  # a thread that was interrupted is still inside
+    inside: set[int] = set()  # a thread that was interrupted is still inside; 0: the block has ended
 
     def pre(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if turns is not None and get_ident() not in inside:
-            turns.acquire()
+            while not turns.acquire(timeout=0.5):
+                if 0 in inside:  # with its hooks: nobody who was in a call, or interrupted there, lets go
+                    return
             inside.add(get_ident())
         if before is not None:
             before(named(args, kwargs))
-
-    def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        after(named(args, kwargs), output)
 
     def leave(*_: Any) -> None:
         if turns is not None and get_ident() in inside:
@@ -153,8 +152,9 @@ def call_hooks(
             turns.release()
 
     with uncompiled([module]), ExitStack() as stack:
+        stack.callback(inside.add, 0)
         _hook(stack, module.register_forward_pre_hook, pre, with_kwargs=True, prepend=first)
-        _hook(stack, module.register_forward_hook, post, with_kwargs=True)
+        _hook(stack, module.register_forward_hook, lambda _, a, kw, out: after(named(a, kw), out), with_kwargs=True)
         if turns is not None:
             _hook(stack, module.register_forward_hook, leave, always_call=True)
         yield
@@ -291,10 +291,9 @@ def _weights_first_hook(function: RoutingFn) -> Callable[..., Any]:
 
 def _hidden_states_hook(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        new = function(hidden)
-        if new is None:
-            return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        if not isinstance(output, tuple):
+            return function(output)
+        new = function(output[0])
+        return None if new is None else (new, *output[1:])
 
     return hook

@@ -276,6 +276,43 @@ def test_threads_take_turns(ids: torch.Tensor, tmp_path: Path) -> None:
     assert found == [True] * 12
 
 
+@pytest.mark.parametrize("how", ["interrupted", "left"])
+def test_nobody_waits_for_a_thread_whose_block_has_ended(how: str, ids: torch.Tensor, tmp_path: Path) -> None:
+    """Ctrl-C in a forward, or a block that is left in the middle of another thread's: whoever waited for its turn waited for ever."""
+    model = tiny.qwen2()
+    vectors(tmp_path, model.config.hidden_size, 1)
+    plan = SteeringPlan(residual=[ResidualVector(1, "0.safetensors", 4.0, "generated")], base_dir=str(tmp_path))
+    inside, go_on, done = threading.Event(), threading.Event(), []
+
+    def stop(*_: Any) -> None:
+        if how == "interrupted":
+            raise KeyboardInterrupt
+        inside.set()
+        go_on.wait(10)
+
+    def work() -> None:
+        model(ids)
+        done.append(True)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+    stopped = model.model.layers[0].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt), steer(model, plan, quiet=True):
+        if how == "interrupted":
+            with pytest.raises(KeyboardInterrupt):
+                model(ids)
+            stopped.remove()
+        threads[0].start()
+        inside.wait(0.5)
+        for thread in threads[1:]:
+            thread.start()
+        raise KeyboardInterrupt
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    stopped.remove()
+    assert done == [True] * 3
+
+
 def test_two_plans_of_two_threads_never_meet(ids: torch.Tensor, tmp_path: Path) -> None:
     model = tiny.qwen2()
     vectors(tmp_path, model.config.hidden_size, 2)
