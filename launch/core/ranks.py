@@ -30,7 +30,7 @@ from launch.core.failure import (
     failure_is_reported,
     in_words,
 )
-from launch.core.option_checks import refuse_idle, refuse_misread
+from launch.core.option_checks import check_finite, refuse_idle, refuse_misread
 from moe_steer.backends import without_compiled_shared_memory
 from moe_steer.errors import begin_program, exit_code, one_line, readers_may_leave, safe_console_for
 
@@ -231,6 +231,7 @@ def start(
         refuse_misread(program, options_type, arguments)
         options = tyro.cli(options_type, args=arguments, prog=program, description=description)
         try:
+            check_finite(options)
             refuse_idle(options)
         except ValueError as error:
             print(f"{program}: {one_line(error)}", file=sys.stderr)

@@ -142,6 +142,14 @@ def test_the_gpu_is_taken_before_the_ranks_meet(monkeypatch: pytest.MonkeyPatch)
     assert order == ["gpu 1", "nccl"]
 
 
+def test_an_infinite_machine_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """It ended in a traceback."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["--gpus", "1", "--gpu-gib", "inf", "--dry-run"])
+    assert stopped.value.code == 2
+    assert "--gpu-gib is inf: give a finite number" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
 def test_wrong_usage_is_said_by_the_first_rank_alone(
     rank: str, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
