@@ -49,6 +49,15 @@ def test_two_arms_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -
     assert (runs / "steered" / "report.html").is_file()
 
 
+def test_a_plan_beside_a_rule_that_counts_says_what_the_plan_did(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rule's own row of the audit was taken for one of the plan's."""
+    words = ["--plan", str(runs / "plan.json"), "--rule", "deer", "--num", "2", "--max-new-tokens", "30"]
+    assert main(["generate", *words, "--out", str(tmp_path / "deer")]) == 0
+    assert capsys.readouterr().out.count("selected by") == 2
+
+
 def test_counts_of_two_shards_add_up(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["generate", "--num", "6", "--max-new-tokens", "60", "--seed", "5", "--out", str(tmp_path / "more")]
     assert main(more) == 0

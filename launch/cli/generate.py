@@ -237,7 +237,7 @@ class Generate(TaskDrawing, ServerOptions, PromptOptions, HeldModel):
         from moe_steer.entries.audit_rows import row_lines
 
         told = runs.read_audit(self.out)
-        rows = [row for arm in told.rows.values() for row in arm if row["kind"] not in ("endpoint", "retry")]
+        rows = [row for arm in told.rows.values() for row in arm if row["kind"] not in ("endpoint", "retry", "exit")]
         for line in row_lines(rows):
             print(line)
         for (_, problem_id, sample_idx), acts in list(told.gates.items())[:_MOST_SAMPLES]:
