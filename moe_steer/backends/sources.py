@@ -177,20 +177,25 @@ def _no_words(source: str) -> str:
 def _with_its_own_splitting(tokenizer: Any, source: str, options: dict[str, Any]) -> Any:
     """The tokenizer, read anew where the library put the splitting of words of a family's class in the place of tokenizer.json's, as
     transformers 5.23 does beside every Qwen2 model: other pieces of words are other tokens."""
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     if type(tokenizer) is PreTrainedTokenizerFast or not isinstance(tokenizer, PreTrainedTokenizerFast):
         return tokenizer
     file = _file_of(source, "tokenizer.json", options.get("revision"))
-    written = [] if file is None else _regexes(read_json(file, "fetch it again").get("pre_tokenizer"))
-    used = tokenizer.backend_tokenizer.pre_tokenizer
-    if not written or used is None or written == _regexes(json.loads(used.__getstate__())):
+    written = [] if file is None else _splitting(Tokenizer.from_file(file))
+    used = tokenizer.backend_tokenizer
+    if not written or used.pre_tokenizer is None or written == _splitting(used):
         return tokenizer
     return PreTrainedTokenizerFast.from_pretrained(source, **options)
 
 
+def _splitting(backend: Any) -> list[str]:
+    """The patterns by which a tokenizer splits a text."""
+    return [] if backend.pre_tokenizer is None else _regexes(json.loads(backend.pre_tokenizer.__getstate__()))
+
+
 def _regexes(section: Any) -> list[str]:
-    """The patterns by which a part of tokenizer.json splits a text."""
     inner = section.values() if isinstance(section, dict) else section if isinstance(section, list) else ()
     own = [section["Regex"]] if isinstance(section, dict) and isinstance(section.get("Regex"), str) else []
     return [*own, *(pattern for part in inner for pattern in _regexes(part))]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
+import shutil
 from pathlib import Path
 from statistics import fmean
 
@@ -34,6 +37,20 @@ def test_the_tokenizer_that_users_load_is_the_one_it_was_trained_with() -> None:
     for text in corpus(40, 3, overthinking_text):
         assert loaded(text, add_special_tokens=False)["input_ids"] == written.encode(text, add_special_tokens=False).ids
     assert " + " in loaded.batch_decode([[i] for i in loaded("1 + 2")["input_ids"]])
+
+
+def test_a_class_that_splits_words_its_own_way_gives_way_to_the_file(tmp_path: Path) -> None:
+    """The file is read by the library's own reader: one with an entry twice, which the library takes, was refused."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(LAB_DENSE / name, tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "Qwen2Tokenizer"}))
+    content = (tmp_path / "tokenizer.json").read_text()
+    entry = re.search(r'"vocab":\s*\{\s*("[^"]+":\s*\d+,)', content)
+    assert entry
+    (tmp_path / "tokenizer.json").write_text(content.replace(entry[1], entry[1] * 2, 1))
+    text, written = "12 + 15 = 27. Wait, so 27 * 2 = 54.", Tokenizer.from_file(str(LAB_DENSE / "tokenizer.json"))
+    assert read_tokenizer(tmp_path)(text)["input_ids"] == written.encode(text, add_special_tokens=False).ids
 
 
 def test_an_exported_dense_model_keeps_its_tokenizer(tmp_path: Path) -> None:
