@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,3 +152,15 @@ def _integer_text(target: str, problem_id: str) -> str:
 
 def _is_tolerance(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def asked_once(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems with one text share a cluster: one question under two ids is no second problem, and no part of a run may hold both."""
+    by_text: dict[str, list[Problem]] = {}
+    for problem in problems:
+        by_text.setdefault(" ".join(problem.prompt.split()), []).append(problem)
+    cluster_of: dict[str, str | None] = {problem.problem_id: problem.cluster_id for problem in problems}
+    for same in (some for some in by_text.values() if len(some) > 1):
+        shared = next((one.cluster_id for one in same if one.cluster_id), same[0].problem_id)
+        cluster_of |= {one.problem_id: one.cluster_id or shared for one in same}
+    return [dataclasses.replace(problem, cluster_id=cluster_of[problem.problem_id]) for problem in problems]

@@ -33,14 +33,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_steer.console import Progress
 from reasoning_evals.engines import Request, Sample, Sampler, SamplingConfig
-from reasoning_evals.problems import Problem, check_unique, write_problems
+from reasoning_evals.problems import Problem, asked_once, check_unique, read_problems, write_problems
 from reasoning_evals.prompts import RenderedPrompt
 from reasoning_evals.runs.audits import AuditWriter, audit_file
 from reasoning_evals.runs.chunks import Chunk, Event, Work, plan_chunks, sample_chunks
@@ -118,6 +118,7 @@ def run_arms(
         raise ValueError(f"every arm needs its own name, got {[arm.name for arm in arms]}")
     check_unique(problems)
     folder = Path(out_dir)
+    problems = _as_begun(folder / PROBLEMS_FILE, problems)
     work = [_work_of(arm, problems, k, config, seed, task, render) for arm in arms]
     run_config = {
         "task": task,
@@ -176,6 +177,14 @@ class _ArmWork(NamedTuple):
     identity: dict[str, Any]
     config_hash: str
     chunks: tuple[Chunk, ...]
+
+
+def _as_begun(file: Path, problems: Sequence[Problem]) -> Sequence[Problem]:
+    """The problems of a run that goes on, as it holds them where an earlier version gave no cluster to a question that is asked twice."""
+    begun: Sequence[Problem] = ()
+    with suppress(ValueError):
+        begun = read_problems(file) if file.is_file() else ()
+    return begun if asked_once(begun) == list(problems) else problems
 
 
 def _work_of(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_steer.json_files import check_types
-from reasoning_evals.problems import Problem, check_unique
+from reasoning_evals.problems import Problem, asked_once, check_unique
 from reasoning_evals.tasks.competition import AIME, GSM8K, MATH500, OLYMPIADBENCH
 from reasoning_evals.tasks.harm import REAL_TOXICITY, SAFEEDIT
 from reasoning_evals.tasks.letters import GPQA, MMLU, MMLU_PRO
@@ -195,19 +195,7 @@ def _checked(name: str, problems: list[Problem], num: int | None) -> list[Proble
     check_unique(problems, f"task {name!r}")
     if num is not None and len(problems) < num:
         raise ValueError(f"task {name!r} gave {len(problems)} problems, {num} were asked for")
-    return _asked_once(problems)
-
-
-def _asked_once(problems: list[Problem]) -> list[Problem]:
-    """Problems with one text share a cluster: one question under two ids is no second problem, and no part of a run may hold both."""
-    by_text: dict[str, list[Problem]] = {}
-    for problem in problems:
-        by_text.setdefault(" ".join(problem.prompt.split()), []).append(problem)
-    cluster_of: dict[str, str | None] = {problem.problem_id: problem.cluster_id for problem in problems}
-    for same in (some for some in by_text.values() if len(some) > 1):
-        shared = next((one.cluster_id for one in same if one.cluster_id), same[0].problem_id)
-        cluster_of |= {one.problem_id: one.cluster_id or shared for one in same}
-    return [dataclasses.replace(problem, cluster_id=cluster_of[problem.problem_id]) for problem in problems]
+    return asked_once(problems)
 
 
 def _refuse_unknown(name: str, options: dict[str, Any], allowed: set[str]) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import re
@@ -7,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from reasoning_evals import Problem, grade, load_task
+from reasoning_evals.engines import SamplingConfig
 from reasoning_evals.grading import grade_answer
-from reasoning_evals.problems import write_problems
+from reasoning_evals.problems import asked_once, write_problems
+from reasoning_evals.runs.run import run_arms
 from reasoning_evals.tasks import loading, task_names, task_spec
 from reasoning_evals.tasks.letters import LETTERS, shuffled
 from reasoning_evals.tasks.loading import SPECS
+from scripted_sampler import arms
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "gsm8k").is_dir(), reason=f"the published data are not at {DATA}")
@@ -368,3 +372,15 @@ def test_one_question_under_two_ids_is_no_second_problem(tmp_path):
     (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {problem.problem_id: problem.cluster_id for problem in load_task(str(tmp_path / "twice.jsonl"))}
     assert found == {"a": "a", "b": None, "c": "a", "d": "paper", "e": "paper", "f": "paper"}
+
+
+def test_a_run_of_a_version_that_gave_these_no_cluster_goes_on(tmp_path):
+    alone = [Problem(name, "what is 1?", "1", "integer") for name in "ab"] + [
+        Problem("c", "what is 2?", "2", "integer")
+    ]
+    sampling = SamplingConfig(max_new_tokens=40)
+    assert run_arms(arms()[:1], alone, tmp_path, 2, sampling, 0, task="t").num_new == 6
+    assert run_arms(arms()[:1], asked_once(alone), tmp_path, 2, sampling, 0, task="t").num_new == 0
+    other = [dataclasses.replace(alone[0], cluster_id="mine"), *alone[1:]]
+    with pytest.raises(ValueError, match="another config .problems"):
+        run_arms(arms()[:1], other, tmp_path, 2, sampling, 0, task="t")
