@@ -136,7 +136,7 @@ def _some(problems: list[Problem], path: str) -> list[Problem]:
     for problem in problems:
         if problem.answer_type == "choice" and re.fullmatch(r"\W*[K-Zk-z]\W*", problem.target):
             raise ValueError(
-                f"{path}: target of {quoted(problem.problem_id)} is {quoted(problem.target)}: options are graded from A to J, so give at most ten"
+                f"{path}: target of {quoted(problem.problem_id)} is {quoted(problem.target)}: options are graded from A to J, so give at most ten, or True or False in full"
             )
     return problems
 

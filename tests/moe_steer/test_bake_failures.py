@@ -121,7 +121,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an adapter beside the weights": (
         lambda s: (s / "adapter_config.json").write_text("{}"),
-        "holds an adapter, .*: merge it into its model first",
+        "holds an adapter, .*: merge it into its model first .* remove adapter_config.json",
     ),
     "no safetensors": (lambda s: (s / INDEX).unlink(), "holds neither model.safetensors nor .*: convert the weights"),
 }

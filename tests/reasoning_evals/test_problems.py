@@ -134,6 +134,9 @@ def test_a_line_that_is_no_object_is_refused(tmp_path):
 def test_an_option_beyond_j_is_refused_before_anything_is_sampled(tmp_path):
     row = {"problem_id": "eleven", "prompt": "?", "target": "(K)", "answer_type": "choice"}
     path = write_lines(tmp_path / "mine.jsonl", row)
-    with pytest.raises(ValueError, match=r"mine\.jsonl: target of 'eleven' is '\(K\)': options are graded from A to J"):
+    with pytest.raises(
+        ValueError,
+        match=r"mine\.jsonl: target of 'eleven' is '\(K\)': options are graded from A to J, .* or True or False in full",
+    ):
         load_own_file(str(path))
     assert load_own_file(str(write_lines(path, {**row, "target": "(J)"})))[0].target == "(J)"

@@ -84,7 +84,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     if (path / "adapter_config.json").is_file():
         raise ValueError(
             f"{os.fspath(folder)!r} holds an adapter, of which no change of the weights beside it takes account: merge it into its model first "
-            "(peft: merge_and_unload, save_pretrained)"
+            "(peft: merge_and_unload, save_pretrained), or, where these weights have it, remove adapter_config.json"
         )
     missing = f"{path / 'config.json'} is missing: give the folder of a checkpoint in the transformers format"
     types = {"model_type": str | None}
