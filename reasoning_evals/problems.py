@@ -161,6 +161,9 @@ def asked_once(problems: Sequence[Problem]) -> list[Problem]:
         by_text.setdefault(" ".join(problem.prompt.split()), []).append(problem)
     cluster_of: dict[str, str | None] = {problem.problem_id: problem.cluster_id for problem in problems}
     for same in (some for some in by_text.values() if len(some) > 1):
-        shared = next((one.cluster_id for one in same if one.cluster_id), same[0].problem_id)
-        cluster_of |= {one.problem_id: one.cluster_id or shared for one in same}
+        held = [cluster for one in same if (cluster := cluster_of[one.problem_id])]
+        shared = held[0] if held else same[0].problem_id
+        cluster_of |= {one.problem_id: shared for one in same}
+        if len(set(held)) > 1:  # their clusters are one
+            cluster_of = {name: shared if cluster in held else cluster for name, cluster in cluster_of.items()}
     return [dataclasses.replace(problem, cluster_id=cluster_of[problem.problem_id]) for problem in problems]

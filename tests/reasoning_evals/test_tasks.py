@@ -367,11 +367,12 @@ def test_one_question_under_two_ids_is_no_second_problem(tmp_path):
         for name, text, cluster in (
             ("a", "What is 1?", None), ("b", "What is 2?", None), ("c", "What  is 1?\n", None),
             ("d", "What is 3?", None), ("e", "What is 3?", "paper"), ("f", "What is 4?", "paper"),
+            ("g", "What is 5?", "x"), ("h", "What is 5?", "y"), ("i", "What is 6?", "y"),
         )
     ]  # fmt: skip
     (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {problem.problem_id: problem.cluster_id for problem in load_task(str(tmp_path / "twice.jsonl"))}
-    assert found == {"a": "a", "b": None, "c": "a", "d": "paper", "e": "paper", "f": "paper"}
+    assert found == {"a": "a", "b": None, "c": "a", **dict.fromkeys("def", "paper"), **dict.fromkeys("ghi", "x")}
 
 
 def test_a_run_of_a_version_that_gave_these_no_cluster_goes_on(tmp_path):
