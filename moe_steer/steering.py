@@ -102,13 +102,13 @@ def steer(
 def _of_one_thread(model: Any) -> Iterator[None]:
     """ValueError while a block of another thread is open: both plans would act on the texts of both threads."""
     threads, mine = _OPEN.setdefault(model, []), get_ident()
-    if any(other != mine for other in threads):
-        raise ValueError(
-            "the model is in a with-block of steer() in another thread, and a plan acts on every forward of a model: enter one block around all "
-            "threads, let them take turns, or give each a copy.deepcopy of the model (its weights may be shared)"
-        )
-    threads.append(mine)
+    threads.append(mine)  # before the look at the others: of two that enter in the same instant none passes unseen
     try:
+        if any(other != mine for other in threads):
+            raise ValueError(
+                "the model is in a with-block of steer() in another thread, and a plan acts on every forward of a model: enter one block around all "
+                "threads, let them take turns, or give each a copy.deepcopy of the model (its weights may be shared)"
+            )
         yield
     finally:
         threads.remove(mine)
