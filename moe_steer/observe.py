@@ -77,7 +77,7 @@ def _norms(layer: MoELayer, sink: RoutingSink) -> Callable[[dict[str, Any], Any]
         try:
             with torch.no_grad(), routing_hooks({layer: only_one}):
                 while not ids or len(columns) < ids[0].shape[1]:
-                    output = layer.experts(**arguments)
+                    output = layer.experts(*arguments.values())  # kernels name them otherwise than the class
                     columns.append(output.detach().float().reshape(len(ids[0]), -1).norm(dim=-1))
         finally:
             own_calls.clear()

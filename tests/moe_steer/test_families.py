@@ -15,7 +15,9 @@ from torch import Tensor
 from families import FAMILIES, NOT_IN_TABLE, REFUSED, available
 from family_cases import case, collect_routing, logits, padded, traces_left
 from moe_steer import ExpertGain, SteeringPlan, observe_routing, steer
+from moe_steer.hooks import output_hooks
 from moe_steer.layers import model_shape, moe_layers
+from moe_steer.observe import observe_expert_norms
 from naive_experts import Gains, naive_steering
 from oracles import ORACLES, UNORDERED
 from routing_rules import biased_scores
@@ -265,3 +267,27 @@ def test_padding_changes_neither_routing_nor_logits_nor_audit(name: str, side: s
             torch.testing.assert_close(
                 weights_TK.gather(1, order), expected_weights_TK.gather(1, expected_order), rtol=1e-3, atol=1e-4
             )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in STEERABLE if name != "llama4"]
+)  # there weights act inside the experts
+def test_the_norm_of_an_expert_is_the_length_of_what_its_gain_adds(name: str) -> None:
+    prepared = case(name)
+    layer = moe_layers(prepared.model)[-1]
+    ids_TK = prepared.routing[layer.index][0][0]
+    expert = int(ids_TK[0, 0])
+    norms: dict[int, tuple[Tensor, Tensor]] = {}
+    outputs: list[Tensor] = []
+    with observe_expert_norms(prepared.model, lambda index, *seen: norms.update({index: seen})):
+        logits(prepared.model, prepared.ids_BS)
+    for gain in (1.0, 2.0):
+        with (
+            steer(prepared.model, SteeringPlan(experts=[ExpertGain(layer.index, expert, gain)])),
+            output_hooks({layer.experts: lambda output: outputs.append(output.reshape(len(ids_TK), -1).clone())}),
+        ):
+            logits(prepared.model, prepared.ids_BS)
+    found_TK, norms_TK = norms[layer.index]
+    assert torch.equal(found_TK, ids_TK)
+    added_T = torch.where(ids_TK == expert, norms_TK, 0).sum(1)
+    torch.testing.assert_close((outputs[1] - outputs[0]).norm(dim=-1), added_T, rtol=1e-3, atol=1e-4)
