@@ -134,10 +134,12 @@ def nothing_fired(plan: SteeringPlan, rows: Sequence[Mapping[str, Any]]) -> str 
         )
     scopes = ({plan.scope} if plan.active_experts else set()) | {entry.scope for entry in plan.active_residual}
     scopes |= {entry.scope for entry in plan.top_k}
+    whens = [*(one.when for one in plan.active_experts), *(one.when for one in plan.active_residual)]
+    opened = " while its gate was open" if any(whens) else ""
     counted = f" and {len(plan.top_k)} top_k entries" if plan.top_k else ""
     return (
         f"nothing of the plan fired in the whole run: none of its {len(plan.active_experts)} experts and "
-        f"{len(plan.active_residual)} vectors{counted} met a token in scope {', '.join(sorted(scopes))}; the arm equals the baseline"
+        f"{len(plan.active_residual)} vectors{counted} met a token in scope {', '.join(sorted(scopes))}{opened}; the arm equals the baseline"
     )
 
 

@@ -242,15 +242,17 @@ class Audit:
                 )
         acted = self.acted
         others = [*self.residual.values(), *(number.scoped for number in self.top_k.values())]
+        entries: list[ExpertGain | ResidualVector] = [*self._entries.values(), *self._residual.values()]
+        opened = " while its gate was open" if any(entry.when is not None for entry in entries) else ""
         if not found and self._entries and not any(acted.values()) and not any(others):
             what = "met a token in scope to act on" if self._choosing else "was selected by any token in scope"
-            found.append(f"none of the {len(self._entries)} experts of the plan {what}: nothing was steered")
+            found.append(f"none of the {len(self._entries)} experts of the plan {what}{opened}: nothing was steered")
         if not found and any(self._entries[key].force == "in" and not number for key, number in acted.items()):
-            found.append("no token was in scope of the experts that the plan forces in: nothing was forced")
+            found.append(f"no token was in scope of the experts that the plan forces in{opened}: nothing was forced")
         if not found and self._top_k and not self._entries and not any(others):
             found.append("no token was in scope of any top_k entry: nothing was steered")
         if not found and self._residual and not self._entries and not any(others):
-            found.append("no token was in scope of any residual vector: nothing was steered")
+            found.append(f"no token was in scope of any residual vector{opened}: nothing was steered")
         return found
 
     def to_rows(self) -> list[dict[str, Any]]:

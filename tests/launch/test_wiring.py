@@ -151,6 +151,9 @@ def test_a_run_in_which_nothing_fired_says_so() -> None:
     plan = SteeringPlan(experts=[ExpertGain(1, 2, 4.0)])
     row = {"kind": "expert", "layer": 1, "expert": 2, "gain": 4.0, "tokens": 0, "weight_added": 0.0}
     assert "nothing of the plan fired in the whole run" in (nothing_fired(plan, [row]) or "")
+    assert "met a token in scope all; the arm" in (nothing_fired(plan, [row]) or "")
+    gated = SteeringPlan(experts=[ExpertGain(1, 2, 4.0, when={"on": "spent", "above": 5000})])
+    assert "met a token in scope all while its gate was open; the arm" in (nothing_fired(gated, [row]) or "")
     assert nothing_fired(plan, [row | {"tokens": 3}]) is None
     assert nothing_fired(SteeringPlan(), []) is None
     assert "is not known, the run has lost its audit" in (nothing_fired(plan, []) or "")

@@ -171,8 +171,10 @@ def test_a_gate_that_stays_closed_changes_no_bit(folder: Path) -> None:
     for use_cache in (True, False):
         with torch.no_grad():
             plain = model(ids, use_cache=use_cache).logits
-            with steer(model, plan, prompt_lengths=None if use_cache else [2], quiet=True):
+            with steer(model, plan, prompt_lengths=None if use_cache else [2], quiet=True) as audit:
                 assert torch.equal(model(ids, use_cache=use_cache).logits, plain)
+            assert all("while its gate was open" in one for one in audit.problems())  # there were tokens in scope
+    assert audit.problems()
     with torch.no_grad(), pytest.raises(AssertionError):  # the guard can fail
         wide = SteeringPlan(residual=[shift(2, {**PROBED, "above": 0.0, "until": 0.0})], base_dir=str(folder))
         with steer(model, wide):
