@@ -34,6 +34,12 @@ def problem_sets(options: SplitOptions) -> ProblemSets:
             options.problems, data_dir=options.data_dir, **own_wording(options.problems, options.wording)
         )
         made = {"test": everything} if options.test_only else cut(everything, options.seed)
+        for part, problems in made.items():
+            asked = getattr(options, f"num_{part}")
+            if asked is not None and asked > len(problems):
+                raise ValueError(
+                    f"{options.problems!r} leaves {len(problems)} {part} problems, {asked} were asked for: give more problems, or lower --num-{part}"
+                )
         made = {part: problems[: options.size(part)] for part, problems in made.items()}
     sets = ProblemSets(*(made.get(part, []) for part in PARTS))
     for part in PARTS if not options.test_only else ("test",):

@@ -48,6 +48,19 @@ def test_a_file_is_cut_and_with_a_plan_it_is_all_test(tmp_path) -> None:
     assert [len(part) for part in sets] == [0, 0, 7]
 
 
+@pytest.mark.parametrize(("part", "held"), [("identification", 5), ("tuning", 5), ("test", 10)])
+def test_no_set_is_smaller_than_it_was_asked_for(tmp_path, part: str, held: int) -> None:
+    write_problems(tmp_path / "p.jsonl", [problem(f"p{i}") for i in range(20)])
+    for asked in (2, held):
+        sets = problem_sets(Options(problems=str(tmp_path / "p.jsonl"), **{f"num_{part}": asked}))
+        assert len(getattr(sets, part)) == asked
+    with pytest.raises(ValueError, match=rf"leaves {held} {part} problems, {held + 1} were asked for.*--num-{part}$"):
+        problem_sets(Options(problems=str(tmp_path / "p.jsonl"), **{f"num_{part}": held + 1}))
+    assert (
+        len(problem_sets(Options(problems=str(tmp_path / "p.jsonl"), quick=True)).test) == 10
+    )  # no number was asked for
+
+
 def test_too_few_problems(tmp_path) -> None:
     write_problems(tmp_path / "p.jsonl", [problem("only")])
     with pytest.raises(ValueError, match="leaves no identification problems: give more problems$"):
