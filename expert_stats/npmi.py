@@ -52,7 +52,7 @@ def scores_and_estimate(
     by: str = "npmi",
     zero_joint: str | None = None,
     min_support: int | None = None,
-    missing_marker: str = "error",
+    missing_marker: str | None = "error",
     rival: Callable[[ProblemSums, Array], Rival] | None = None,
     measured_on: RoutingCounts | None = None,
 ) -> tuple[ExpertScores, Estimate]:
@@ -67,7 +67,7 @@ def scores_and_estimate(
     table of nPMI shows Eq. 5 in every case. ``min_support``: joint selections that an expert needs, at a marker of positive
     coefficient with which it is associated (nPMI > 0), to be supported; default a tenth of the marker's occurrences, at least
     3, at most all of them. ``missing_marker``: a marker with a coefficient but without occurrences is an "error", or is left
-    out ("skip"). The only positive marker cannot be left out.
+    out ("skip"). The only positive marker cannot be left out, unless None asks for no marker: then no score is defined.
 
     The evidence of a cell at a marker of positive coefficient is ``q``. Where the marker stands inside thoughts: the false
     discovery rate of the problem-robust test within the trace's own position bins, over the cells of those markers. Where it
@@ -82,7 +82,7 @@ def scores_and_estimate(
 
     Cells that are undefined are NaN and unsupported. ValueError says what is missing.
     """
-    if by not in BY or zero_joint not in (None, *ZERO_JOINT) or missing_marker not in MISSING_MARKER:
+    if by not in BY or zero_joint not in (None, *ZERO_JOINT) or missing_marker not in (None, *MISSING_MARKER):
         raise ValueError(
             f"by is {by!r}, zero_joint {zero_joint!r} and missing_marker {missing_marker!r}: "
             f"choose among {BY}, {ZERO_JOINT} and {MISSING_MARKER}"

@@ -114,7 +114,7 @@ def scored(folder: Path, options: Options, by: str, measured_on: RoutingCounts |
         counts,
         parse_coefficients(options.coefficients) or None,
         min_support=options.min_support,
-        missing_marker="skip",
+        missing_marker=None if options.given else "skip",  # a given plan is tested on models without thoughts too
         rival=rival_of(by, counts, Sources(causes=causes)),
         measured_on=measured_on,
     )

@@ -206,6 +206,9 @@ def test_a_marker_that_never_occurs_is_an_error_or_left_out() -> None:
     assert np.isnan(left_out.npmi_MLE[2]).all()
     with pytest.raises(ValueError, match="no marker of positive coefficient occurs .*: count more or longer"):
         score_experts(without(random_counts(1), 0), missing_marker="skip")
+    nothing = score_experts(without(random_counts(1), 0), missing_marker=None)
+    assert np.isnan(nothing.score_LE).all()
+    assert not nothing.supported_LE.any()
 
 
 @pytest.mark.parametrize(

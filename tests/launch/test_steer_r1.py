@@ -227,6 +227,11 @@ def test_a_plan_of_which_nothing_fired_is_loud_and_with_strict_an_error(
     """Two tokens never reach the answer, so a plan for the answer meets nothing."""
     SteeringPlan(experts=[ExpertGain(2, 3, 4.0)], scope="answer").save(tmp_path / "plan.json")
     options = [*GIVEN, "--plan", str(tmp_path / "plan.json"), "--max-new-tokens", "2", "--num-test", "4"]
+    options += [
+        "--coefficients",
+        "<think>=0",
+        "Alternatively=1",
+    ]  # which two tokens do not hold: no marker that counts is met
     assert main([*options, "--out", str(tmp_path / "loud")]) == 0
     assert "WARNING: steered: nothing of the plan fired in the whole run" in capsys.readouterr().out
     assert main([*options, "--out", str(tmp_path / "strict"), "--strict"]) == 1
