@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import platform
 import statistics
@@ -34,7 +35,8 @@ from moe_steer.tokens.markers import Marker, MarkerSet
 from moe_steer.tokens.traces import Trace
 
 VARIANTS = ("plain", "observed", "counted", "steered", "gated", "on entropy")
-"""gated: the steered plan on a probe with hysteresis and a ramp; on entropy: the same on the model's own entropy (in decoding alone)."""
+"""gated: the steered plan on a probe with hysteresis and a ramp; on entropy: the same on the model's own entropy (in decoding alone).
+counted: whole texts alone, as traces are counted."""
 GAIN = 1 + 1e-9
 """Hooked and multiplied like any gain, and 1 in float32: the work of the steered model is the plain one's to the bit. A large gain changes
 what later layers route, and so what the experts cost, which is not the price of steering."""
@@ -84,11 +86,12 @@ def variant(
             markers=(Marker(name="x", forms=((5,),)), Marker(name="y", forms=((6,),))), coefficients=(1.0, -1.0)
         )
         counter = RoutingCounter(model_shape(model), markers)
+        number = itertools.count()  # a trace is counted once: every forward has traces of its own
 
         def prepare(ids: torch.Tensor) -> None:
             rows = ids.tolist()
             counter.expect(
-                [Trace(str(i), tuple(row), min(prompt, len(row) - 1), None, None) for i, row in enumerate(rows)],
+                [Trace(str(next(number)), tuple(row), min(prompt, len(row) - 1), None, None) for row in rows],
                 len(rows[0]),
             )
 
@@ -154,8 +157,8 @@ def measure(label: str, model: Any, repeats: int, decode_only: bool) -> None:
     )
     print(f"{'work':<18}{'variant':<10}{'tokens/s':>10}{'cost':>8}   quartiles of the cost   fastest   repeats")
     for mode in ("decode",) if decode_only else ("teacher", "decode"):
-        names = [name for name in VARIANTS if not (mode == "teacher" and name == "on entropy")]
-        names = [name for name in names if name not in ("observed", "counted")] if decode_only else names
+        names = [name for name in VARIANTS if name != ("on entropy" if mode == "teacher" else "counted")]
+        names = [name for name in names if name != "observed"] if decode_only else names
         for batch in (1, 32):
             length, steps = (128 if batch == 1 else 48, 0) if mode == "teacher" else (32, 16)
             ids = torch.randint(7, 200, (batch, length), generator=torch.Generator().manual_seed(1))
