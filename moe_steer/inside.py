@@ -1,4 +1,5 @@
-"""Inside a decoder layer: the places at which a vector can act, found by structure, and modules whose forward is replaced for a while."""
+"""Inside a decoder layer: the places at which a vector can act, found by structure, modules whose forward is replaced for a while,
+and what a call holds."""
 
 from __future__ import annotations
 
@@ -103,13 +104,28 @@ def replaced_output(module: nn.Module, output: Any) -> Iterator[None]:
         yield
 
 
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What an argument that holds a cache is called: before transformers 5.24, and in code that comes with checkpoints, not the first."""
+
+
+def cache_of(call: Mapping[str, Any], output: Any = None) -> Any:
+    """The cache of a call, or the one that its output hands back."""
+    given = next((call[name] for name in CACHE_NAMES if call.get(name) is not None), None)
+    own = "cache" if hasattr(output, "cache") else "past_key_values"
+    return getattr(output, own, None) if given is None else given
+
+
+def columns_of(call: Mapping[str, Any]) -> int:
+    """Of the cache that a call is given."""
+    cache = cache_of(call)
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 def _in_parts(ids_BS: Tensor, config: Any, options: Mapping[str, Any], *_: Any, **__: Any) -> str:
     """What of a call of ``_prefill`` reads a prompt in parts; empty where nothing does."""
     if config.prefill_chunk_size is not None:
         return "prefill_chunk_size"
-    cache = options.get("cache", options.get("past_key_values"))  # the first since transformers 5.24
-    mask = options.get("attention_mask")
-    past = cache.get_seq_length() if cache is not None else 0
+    mask, past = options.get("attention_mask"), columns_of(options)
     length = (ids_BS if mask is None else mask).shape[1]
     # One token more than the cache holds is the newest of a text that goes on.
     return "a cache that holds the beginning of the prompt (past_key_values)" if past and length > past + 1 else ""

@@ -20,11 +20,10 @@ from moe_steer.entries.residual_entry import ResidualVector
 from moe_steer.gates.counting import GateCounts
 from moe_steer.gates.following import Gates, logits_of
 from moe_steer.hooks import RoutingFn, call_hooks, choice_hooks, input_hooks, output_hooks, routing_hooks
-from moe_steer.inside import prompts_in_one_part
+from moe_steer.inside import cache_of, prompts_in_one_part
 from moe_steer.layers import MoELayer, decoder, decoder_layers, moe_layers, refuse_loops, text_config, unwrap
 from moe_steer.plan import SteeringPlan
 from moe_steer.tokens import MarkerSet, PositionTracker, SpecialTokens, special_tokens, tag_scopes, tokenizer_of
-from moe_steer.tokens.cache_rows import cache_of
 
 _OPEN: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 """Model -> the threads of the blocks that it is in."""

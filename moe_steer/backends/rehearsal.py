@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from moe_steer.backends.allocations import Allocations, Bounded
+from moe_steer.inside import CACHE_NAMES, cache_of
 from moe_steer.layers import decoder_layers
-from moe_steer.tokens.cache_rows import CACHE_NAMES, cache_of
 
 _SHORT = 4
 """Tokens with which a cache is made before it is stretched to its full length."""

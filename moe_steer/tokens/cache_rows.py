@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from moe_steer.inside import columns_of
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RowName:
@@ -235,23 +237,6 @@ class Follower(Protocol):
 
     def end(self) -> Mapping[str, Tensor]:
         """The rows' state behind the forward."""
-
-
-CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-"""What an argument that holds a cache is called: before transformers 5.24, and in code that comes with checkpoints, not the first."""
-
-
-def cache_of(call: dict[str, Any], output: Any = None) -> Any:
-    """The cache of a call, or the one that its output hands back."""
-    given = next((call[name] for name in CACHE_NAMES if call.get(name) is not None), None)
-    own = "cache" if hasattr(output, "cache") else "past_key_values"
-    return getattr(output, own, None) if given is None else given
-
-
-def columns_of(call: dict[str, Any]) -> int:
-    """Of the cache that a call is given."""
-    cache = cache_of(call)
-    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def real_tokens(call: dict[str, Any], ids_BS: Tensor) -> tuple[bool, Tensor | None]:

@@ -29,14 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_steer.inside import cache_of, columns_of
 from moe_steer.thinking import THOUGHT
 from moe_steer.tokens.cache_rows import (
     Follower,
     RowName,
     Rows,
     Tokens,
-    cache_of,
-    columns_of,
     leave_rows,
     real_tokens,
     rows_on,

@@ -96,7 +96,7 @@ class Completion:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits, equal for equal completions."""
-        return hashlib.sha256(json_line(self._row).encode()).hexdigest()[:16]
+        return _digest_of(json_line(self._row))
 
     @property
     def _row(self) -> dict[str, Any]:
@@ -106,7 +106,8 @@ class Completion:
     def to_json(self) -> str:
         """One line without its newline; equal completions give equal lines. It ends with its own digest, by which it is noticed
         when somebody has changed it."""
-        return json_line({**self._row, _DIGEST: self.digest})
+        line = json_line(self._row)  # long: written once
+        return f'{line[:-1]},"{_DIGEST}":"{_digest_of(line)}"}}'
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Completion:
@@ -128,6 +129,10 @@ class Completion:
 
 _TYPES = {**get_type_hints(Completion), "token_ids": list[int]}
 _REMEDY = "restore the line, or delete it and it is sampled again"
+
+
+def _digest_of(line: str) -> str:
+    return hashlib.sha256(line.encode()).hexdigest()[:16]
 
 
 def json_line(row: Mapping[str, Any]) -> str:

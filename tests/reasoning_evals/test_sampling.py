@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from moe_steer.tokens.cache_rows import cache_of
+from moe_steer.inside import cache_of
 from reasoning_evals.engines import batch
 from reasoning_evals.engines.in_process import InProcessSampler, stop_ids
 from reasoning_evals.engines.sampling import Request, SamplingConfig

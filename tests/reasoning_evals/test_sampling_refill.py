@@ -14,8 +14,8 @@ from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer, DynamicS
 
 import tiny
 from moe_steer import ExpertGain, SteeringPlan, steer
+from moe_steer.inside import cache_of
 from moe_steer.thinking import TokenTags
-from moe_steer.tokens.cache_rows import cache_of
 from reasoning_evals.decoding import ThinkingBudget
 from reasoning_evals.engines import batch as batches
 from reasoning_evals.engines import cache_rows
